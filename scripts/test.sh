@@ -1,0 +1,30 @@
+#!/bin/sh
+# Everything that must pass, from a fresh clone: style, types, layers and all tests, slow ones too.
+#
+#   scripts/test.sh [PYTEST ARGUMENTS]       for example: scripts/test.sh -m "not slow" -k audio
+#
+# Makes .venv-test (and .venv-py39 if a Python 3.9 is found) and fetches the test models. PYTHON=...
+# picks the Python of .venv-test.
+set -eu
+
+cd "$(dirname "$0")/.."
+. scripts/venv.sh
+
+make_venv .venv-test "$(any_python)" ".[dev]"
+.venv-test/bin/python scripts/get_model.py tiny.en base
+
+unset WHISPER_OPT_PY39
+if python39=$(find_python 3.9); then
+    make_venv .venv-py39 "$python39" ".[cpu,export]" pytest
+    WHISPER_OPT_PY39=$PWD/.venv-py39/bin/python
+    export WHISPER_OPT_PY39
+    python39_verdict="Python 3.9: tested with $(python_version "$python39")"
+else
+    python39_verdict="Python 3.9: NOT TESTED (not found)"
+fi
+echo "== $python39_verdict"
+
+make --no-print-directory lint type constraints-check PY=.venv-test/bin/python
+echo "== tests"
+.venv-test/bin/python -m pytest "$@"
+echo "== $python39_verdict"

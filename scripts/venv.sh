@@ -1,0 +1,79 @@
+# Sourced by quickstart.sh and test.sh with the repository root as the working directory. POSIX sh.
+
+# The exact release of an interpreter, or failure if it does not run, is too old or cannot make
+# environments. Answers "3.11.7".
+python_version() {
+    "$1" -c 'import sys, venv
+if sys.version_info < (3, 9): sys.exit(1)
+print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null
+}
+
+# find_python X.Y: path of a working interpreter of that minor version (pyenv or PATH), or failure.
+find_python() {
+    for candidate in "${PYENV_ROOT:-$HOME/.pyenv}"/versions/"$1".*/bin/python "python$1"; do
+        case $(python_version "$candidate") in
+            "$1".*) command -v "$candidate"; return 0 ;;
+        esac
+    done
+    return 1
+}
+
+# any_python: $PYTHON, else python3, else the newest supported one; says what is wrong otherwise.
+any_python() {
+    if [ -n "${PYTHON:-}" ]; then
+        if python_version "$PYTHON" >/dev/null; then command -v "$PYTHON"; return 0; fi
+        echo "error: PYTHON=$PYTHON is not a working Python >= 3.9" >&2
+        return 1
+    fi
+    if python_version python3 >/dev/null; then command -v python3; return 0; fi
+    for minor in 3.13 3.12 3.11 3.10 3.9; do
+        find_python "$minor" && return 0
+    done
+    echo "error: no Python >= 3.9 found; install one, or name it: PYTHON=/path/to/python $0" >&2
+    return 1
+}
+
+# make_venv DIR PYTHON REQUIREMENT...: an environment with these requirements, pinned by the
+# constraints of its Python. Does nothing if DIR is already that. An interrupted one is made anew:
+# .whisper-opt-venv says that DIR is ours to delete, .whisper-opt-done that it is whole, and as what.
+# A DIR that was not made here is installed into and never deleted.
+make_venv() {
+    venv=$1 python=$2
+    shift 2
+    if [ -d "$venv" ] && [ ! -e "$venv/.whisper-opt-venv" ] && ! rmdir "$venv" 2>/dev/null; then
+        python=$venv/bin/python
+        if ! python_version "$python" >/dev/null; then
+            echo "error: $venv exists, was not made by this project and holds no working" \
+                "Python >= 3.9: move it away and run this again" >&2
+            return 1
+        fi
+    fi
+    release=$(python_version "$python")
+    constraints=constraints/py$(echo "$release" | cut -d. -f1,2 | tr -d .).txt
+    set -- -e "$@"
+    if [ -f "$constraints" ]; then set -- -c "$constraints" "$@"; fi
+    pins=pyproject.toml
+    if [ -f "$constraints" ]; then pins="$pins $constraints"; fi
+    # shellcheck disable=SC2086 # a list of file names without blanks
+    key="$release $* $(cat $pins | cksum) $PWD"
+    if [ "$(cat "$venv/.whisper-opt-done" 2>/dev/null)" = "$key" ] &&
+        "$venv/bin/python" -c 'import whisper_opt' 2>/dev/null; then
+        return 0
+    fi
+    if [ -e "$venv/.whisper-opt-venv" ]; then
+        case $(cat "$venv/.whisper-opt-done" 2>/dev/null) in
+            "$release "*) ;;       # whole, of this Python: brought up to date in place
+            *) rm -rf "$venv" ;;   # half made, or of another Python
+        esac
+    fi
+    echo "== installing $* into $venv (Python $release)"
+    if [ ! -d "$venv" ]; then
+        mkdir "$venv"
+        : >"$venv/.whisper-opt-venv"
+        "$python" -m venv "$venv"
+    fi
+    rm -f "$venv/.whisper-opt-done"
+    "$venv/bin/python" -m pip --disable-pip-version-check --quiet install "$@"
+    echo "$key" >"$venv/.whisper-opt-done.partial"
+    mv "$venv/.whisper-opt-done.partial" "$venv/.whisper-opt-done"
+}

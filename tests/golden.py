@@ -1,0 +1,228 @@
+"""The speech clips and what openai-whisper makes of them.
+
+Both sides of every comparison hear the same samples: :func:`clip_pcm` returns what
+``scripts/make_golden.py`` gave to the reference, 16-bit values that do not depend on the decoder or
+the resampler installed. Lossy recordings are therefore kept decoded, in ``data/golden/pcm``;
+lossless ones are read and resampled in float64, whose rounding is far below one 16-bit step. The
+digest of every clip is checked, so a difference is an error and never a quiet mismatch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import gzip
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypedDict, cast
+
+import numpy as np
+import soundfile
+import soxr
+
+from whisper_opt.arrays import F32, NDArray
+from whisper_opt.dims import SAMPLE_RATE
+
+__all__ = [
+    "CONFIGS",
+    "GOLDEN",
+    "MODELS",
+    "PCM",
+    "SPEECH",
+    "Clip",
+    "GoldenClip",
+    "Segment",
+    "Window",
+    "clip",
+    "clip_pcm",
+    "clips",
+    "golden",
+    "header",
+    "margin",
+    "pcm_digest",
+    "quantize",
+]
+
+DATA = Path(__file__).parent / "data"
+SPEECH = DATA / "speech"
+GOLDEN = DATA / "golden"
+PCM = GOLDEN / "pcm"
+MODELS = ("tiny.en", "base")
+CONFIGS = ("ts", "nots", "ts-nocond", "nots-nocond")
+"""With and without timestamps; ``-nocond``: every window decoded without the text before it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """One recording of ``data/speech/manifest.jsonl``; ``entry`` is its whole line."""
+
+    id: str
+    path: Path
+    language: str | None
+    duration_s: float
+    text: str
+    kind: str
+    wer: bool
+    entry: dict[str, Any]
+
+
+class Window(TypedDict):
+    """One call of the reference's ``decode``: 30 s from mel frame ``seek`` on.
+
+    ``gaps`` and ``switches`` have one value a sampled token, the end-of-text token included (absent
+    when decoding stopped at its length limit). ``gaps``: best minus second-best logit after the
+    filters, None where only one token was allowed. ``switches``: log-probability of all timestamps
+    together minus that of the best text token, a comparison that forces a timestamp when positive;
+    None where one side was not allowed, or without timestamps.
+    """
+
+    seek: int
+    n_frames: int
+    n_prompt: int
+    tokens: list[int]
+    avg_logprob: float
+    no_speech_prob: float
+    gaps: list[float | None]
+    switches: list[float | None]
+
+
+class Segment(TypedDict):
+    """One segment as the reference returns it, times in seconds."""
+
+    id: int
+    seek: int
+    start: float
+    end: float
+    text: str
+    tokens: list[int]
+    temperature: float
+    avg_logprob: float
+    compression_ratio: float
+    no_speech_prob: float
+
+
+class GoldenClip(TypedDict):
+    """The reference's transcript of one clip.
+
+    ``language_probs`` holds the three most probable languages, None for an English-only model.
+    """
+
+    n_samples: int
+    pcm_sha256: str
+    language: str
+    language_probs: list[tuple[str, float]] | None
+    text: str
+    segments: list[Segment]
+    windows: list[Window]
+
+
+@functools.cache
+def _manifest() -> dict[str, Clip]:
+    found = {}
+    for line in (SPEECH / "manifest.jsonl").read_text(encoding="utf-8").splitlines():
+        entry = json.loads(line)
+        names = ("id", "language", "duration_s", "text", "kind", "wer")
+        path = SPEECH / entry["path"]
+        found[entry["id"]] = Clip(path=path, entry=entry, **{name: entry[name] for name in names})
+    return found
+
+
+def clips(model: str | None = None) -> Iterator[Clip]:
+    """Every clip in manifest order; with ``model``, those it has goldens for."""
+    wanted = None if model is None else golden(model, "ts")
+    return (clip for clip in _manifest().values() if wanted is None or clip.id in wanted)
+
+
+def clip(clip_id: str) -> Clip:
+    """The clip called ``clip_id``; KeyError when there is none."""
+    return _manifest()[clip_id]
+
+
+def quantize(audio: NDArray, rate: int) -> NDArray:
+    """Mono 16 kHz samples, int16 [n_out], of ``audio`` [n, n_channels] float64 at ``rate`` Hz.
+
+    Channels are averaged, then resampled by soxr's one quality that computes in double precision:
+    no sample of these clips lies nearer than 5e-9 steps to a tie between two 16-bit values, and its
+    rounding is 2e-11 steps. (HQ computes in single precision, 0.01 steps.)
+    """
+    mono = audio.mean(axis=1)
+    if rate != SAMPLE_RATE:
+        mono = soxr.resample(mono, rate, SAMPLE_RATE, "VHQ")
+    samples: NDArray = np.clip(np.rint(mono * 32768), -32768, 32767).astype(np.int16)
+    return samples
+
+
+def pcm_digest(samples: NDArray) -> str:
+    """SHA-256 of int16 ``samples`` [n] as little-endian bytes."""
+    return hashlib.sha256(samples.astype("<i2").tobytes()).hexdigest()
+
+
+@functools.cache
+def _pcm_index() -> dict[str, Any]:
+    return cast("dict[str, Any]", json.loads((PCM / "index.json").read_text(encoding="utf-8")))
+
+
+def clip_pcm(clip_id: str) -> F32:
+    """The samples [n] that the reference heard: 16 kHz mono float32, multiples of 1/32768.
+
+    Raises:
+        KeyError: there is no such clip.
+        ValueError: the samples differ from those of the goldens, so nothing can be compared.
+    """
+    index = _pcm_index()[clip_id]
+    if index["file"] is not None:
+        samples, _ = soundfile.read(PCM / index["file"], dtype="int16")
+    else:
+        audio, rate = soundfile.read(clip(clip_id).path, dtype="float64", always_2d=True)
+        samples = quantize(audio, rate)
+    found = pcm_digest(samples)
+    if found != index["sha256"]:
+        raise ValueError(
+            f"samples of clip {clip_id!r} have SHA-256 {found}, those of the goldens"
+            f" {index['sha256']}; restore tests/data, or make PCM and goldens anew with"
+            " scripts/make_golden.py"
+        )
+    pcm: F32 = samples.astype(np.float32) / np.float32(32768)
+    return pcm
+
+
+@functools.cache
+def _load(model: str, config: str) -> dict[str, Any]:
+    with gzip.open(GOLDEN / f"{model}-{config}.json.gz", "rt", encoding="utf-8") as file:
+        return cast("dict[str, Any]", json.load(file))
+
+
+def golden(model: str, config: str) -> dict[str, GoldenClip]:
+    """What openai-whisper made of each clip, by clip id; treat as read-only.
+
+    Args:
+        model: one of ``MODELS``.
+        config: one of ``CONFIGS``. A ``-nocond`` file has only the clips of more than one window:
+            in the others there is no previous text, and the plain configuration holds for them.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    return cast("dict[str, GoldenClip]", _load(model, config)["clips"])
+
+
+def header(model: str, config: str) -> dict[str, Any]:
+    """How the file of :func:`golden` was made: versions, command, weights, clips left out."""
+    return cast("dict[str, Any]", _load(model, config)["header"])
+
+
+def margin(window: Window, i: int) -> float:
+    """How near the choice of sampled token ``i`` was to another one (nats, >= 0).
+
+    The smaller of the gap between the two best tokens and the distance to the point where a
+    timestamp is forced or no longer forced. A wrong token after a margin below the numerical
+    error of the backend is a near-tie; after a larger one it is a bug.
+    """
+    near = [
+        abs(side[i] or 0.0)
+        for side in (window["gaps"], window["switches"])
+        if i < len(side) and side[i] is not None
+    ]
+    return min(near, default=float("inf"))

@@ -1,0 +1,246 @@
+"""conda environments, constraints files and the scripts' virtual environments.
+
+No conda client is needed: what conda reads is parsed with py-rattler, and what it hands to pip is
+handed to pip of the same Python.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import make_constraints
+import pytest
+import yaml
+from make_constraints import EXTRAS, PYTHONS, ROOT, constraints_file
+from rattler import MatchSpec
+
+ENVIRONMENTS: Mapping[str, str] = {"environment.yml": "3.11", "environments/py39.yml": "3.9"}
+
+
+def load(path: str) -> dict[str, Any]:
+    document: dict[str, Any] = yaml.safe_load((ROOT / path).read_text(encoding="utf-8"))
+    return document
+
+
+def conda_specs(path: str) -> list[str]:
+    return [entry for entry in load(path)["dependencies"] if isinstance(entry, str)]
+
+
+def pip_lines(path: str) -> list[str]:
+    (section,) = (entry for entry in load(path)["dependencies"] if not isinstance(entry, str))
+    assert section.keys() == {"pip"}
+    lines: list[str] = section["pip"]
+    return lines
+
+
+environments = pytest.mark.parametrize(("path", "python"), ENVIRONMENTS.items())
+
+
+def test_every_conda_file_is_checked_here() -> None:
+    found = {*ROOT.glob("environment*.y*ml"), *ROOT.glob("environments/*.y*ml")}
+    assert {str(path.relative_to(ROOT)) for path in found} == set(ENVIRONMENTS)
+
+
+@environments
+def test_keys_and_channels(path: str, python: str) -> None:
+    document = load(path)
+    assert document.keys() == {"name", "channels", "dependencies"}
+    assert document["channels"] == ["conda-forge", "nodefaults"]
+
+
+@environments
+def test_conda_specs(path: str, python: str) -> None:
+    specs = {str(spec.name.normalized): spec for spec in map(strict_spec, conda_specs(path))}
+    assert specs.keys() == {"python", "pip", "ffmpeg"}
+    assert str(specs["python"].version) == f"{python}.*"
+    assert specs["pip"].version is None
+    assert specs["ffmpeg"].version is None
+
+
+def strict_spec(text: str) -> Any:
+    return MatchSpec(text, strict=True)
+
+
+@environments
+def test_pip_section_names_what_exists(path: str, python: str) -> None:
+    constraint, editable = pip_lines(path)
+    folder = (ROOT / path).parent
+    option, _, relative = constraint.partition(" ")
+    assert option == "-c"
+    assert (folder / relative).resolve() == constraints_file(python)
+    option, _, target = editable.partition(" ")
+    assert option == "-e"
+    relative, _, extras = target.rstrip("]").partition("[")
+    assert (folder / relative).resolve() == ROOT
+    assert tuple(extras.split(",")) == EXTRAS
+    assert set(EXTRAS) <= make_constraints.read_project()["optional-dependencies"].keys()
+
+
+def copy_of_repository(target: Path) -> Path:
+    """What an install reads, so that nothing is written into the work tree."""
+    target.mkdir()
+    for name in ("pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", "environment.yml"):
+        shutil.copy(ROOT / name, target / name)
+    for name in ("whisper_opt", "constraints", "environments"):
+        shutil.copytree(ROOT / name, target / name)
+    return target
+
+
+@pytest.mark.slow
+@environments
+def test_pip_section_resolves(path: str, python: str, tmp_path: Path) -> None:
+    interpreter = make_constraints.find_python(python)
+    if interpreter is None:
+        pytest.skip(f"not tested: no Python {python} here")
+    folder = (copy_of_repository(tmp_path / "repository") / path).parent
+    # conda writes the section to a requirements file beside the yml and runs pip there
+    (folder / "condaenv.requirements.txt").write_text("\n".join(pip_lines(path)))
+    subprocess.run([str(interpreter), "-m", "venv", str(tmp_path / "venv")], check=True)
+    command = [str(tmp_path / "venv" / "bin" / "python"), "-m", "pip", "--quiet", "install"]
+    command += ["--dry-run", "-r", "condaenv.requirements.txt"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_constraints_are_in_order(python: str) -> None:
+    assert make_constraints.problems(python) == []
+
+
+def test_constraints_say_nothing_about_this_machine() -> None:
+    for python in PYTHONS:
+        text = constraints_file(python).read_text(encoding="utf-8")
+        assert "://" not in text
+        assert "--" not in text
+        assert str(ROOT) not in text
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ("numpy==", "nompy==", "no pin for numpy"),
+        ("soxr==", "soxr>=", "expected name==version, found 'soxr>="),
+        ("tqdm==", "torch==2.0\ntqdm==", "torch must not be pinned"),
+        ("tqdm==", "tqdm==1.0\ntqdm==", "tqdm is pinned twice"),
+        ("anyio==", "zzz==1\nanyio==", "not in alphabetical order"),
+        ("onnx==", "--find-links /somewhere\nonnx==", "expected name==version"),
+    ],
+)
+def test_bad_constraints_are_reported(tmp_path: Path, old: str, new: str, complaint: str) -> None:
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    good = constraints_file("3.9").read_text(encoding="utf-8")
+    assert f"\n{old}" in good
+    bad = constraints_file("3.9", tmp_path)
+    bad.parent.mkdir()
+    bad.write_text(good.replace(f"\n{old}", f"\n{new}", 1), encoding="utf-8")
+    (problem,) = make_constraints.problems("3.9", tmp_path)
+    assert complaint in problem
+
+
+def test_a_missing_constraints_file_is_reported(tmp_path: Path) -> None:
+    (problem,) = make_constraints.problems("3.12", tmp_path)
+    assert problem.endswith("py312.txt is missing")
+
+
+def test_direct_requirements_follow_extras_and_markers() -> None:
+    names = {
+        python: make_constraints.direct_requirements(ROOT / "pyproject.toml", python, ["dev"])
+        for python in ("3.9", "3.11")
+    }
+    assert names["3.9"] - names["3.11"] == {"tomli"}
+    assert {"numpy", "onnxruntime", "av", "onnx", "huggingface-hub", "pytest"} <= names["3.11"]
+
+
+FAKE_PYTHON = """#!/bin/sh
+# Stands in for an interpreter, in and out of an environment.
+echo "$*" >>"$FAKE_LOG"
+case "$*" in
+    *"import sys, venv"*) echo 3.11.7 ;;
+    "-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
+    *" install "*) exit "${FAKE_PIP_EXIT:-0}" ;;
+esac
+"""
+
+
+class Sandbox:
+    """make_venv of scripts/venv.sh in a folder of its own, with a stand-in for Python."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.log = root, root / "log"
+        self.python = root / "fake" / "python"
+        self.python.parent.mkdir()
+        self.python.write_text(FAKE_PYTHON)
+        self.python.chmod(0o755)
+        (root / "constraints").mkdir()
+        (root / "constraints" / "py311.txt").write_text("numpy==2.4.6\n")
+        (root / "pyproject.toml").write_text("[project]\n")
+        self.venv = root / ".venv"
+
+    def make(self, *requirements: str, pip_exit: int = 0) -> tuple[int, list[str]]:
+        """Exit status, and what pip was asked to install."""
+        self.log.write_text("")
+        body = f". '{ROOT}/scripts/venv.sh'; make_venv .venv '{self.python}' \"$@\""
+        done = subprocess.run(
+            ["sh", "-euc", body, "sh", *requirements],
+            cwd=self.root,
+            env={**os.environ, "FAKE_LOG": str(self.log), "FAKE_PIP_EXIT": str(pip_exit)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        lines = self.log.read_text().splitlines()
+        return done.returncode, [
+            line.split(" install ")[1] for line in lines if " install " in line
+        ]
+
+
+@pytest.fixture
+def sandbox(tmp_path: Path) -> Sandbox:
+    return Sandbox(tmp_path)
+
+
+def test_an_environment_is_made_once(sandbox: Sandbox) -> None:
+    assert sandbox.make(".[cpu]") == (0, ["-c constraints/py311.txt -e .[cpu]"])
+    assert sandbox.make(".[cpu]") == (0, [])
+
+
+def test_a_half_made_environment_is_made_anew(sandbox: Sandbox) -> None:
+    status, _ = sandbox.make(".[cpu]", pip_exit=3)
+    assert status == 3
+    (sandbox.venv / "half-installed").touch()
+    status, installed = sandbox.make(".[cpu]")
+    assert status == 0
+    assert len(installed) == 1
+    assert not (sandbox.venv / "half-installed").exists()
+
+
+def test_changed_requirements_are_installed_in_place(sandbox: Sandbox) -> None:
+    sandbox.make(".[cpu]")
+    (sandbox.venv / "added-by-the-user").touch()
+    assert sandbox.make(".[cpu,hf]") == (0, ["-c constraints/py311.txt -e .[cpu,hf]"])
+    (sandbox.root / "pyproject.toml").write_text("[project] # changed\n")
+    _, installed = sandbox.make(".[cpu,hf]")
+    assert len(installed) == 1
+    assert (sandbox.venv / "added-by-the-user").exists()
+
+
+def test_an_environment_of_somebody_else_is_never_deleted(sandbox: Sandbox) -> None:
+    (sandbox.venv / "bin").mkdir(parents=True)
+    shutil.copy(sandbox.python, sandbox.venv / "bin" / "python")
+    for pip_exit in (3, 0, 0):
+        sandbox.make(".[cpu]", pip_exit=pip_exit)
+        assert (sandbox.venv / "bin" / "python").exists()
+        assert not (sandbox.venv / ".whisper-opt-venv").exists()
+    assert sandbox.make(".[cpu]") == (0, [])
+
+
+def test_a_folder_that_is_no_environment_is_refused(sandbox: Sandbox) -> None:
+    sandbox.venv.mkdir()
+    (sandbox.venv / "precious").touch()
+    assert sandbox.make(".[cpu]") == (1, [])
+    assert (sandbox.venv / "precious").exists()

@@ -1,0 +1,1 @@
+"""What computes the model: ONNX Runtime, and a fake for tests."""

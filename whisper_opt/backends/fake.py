@@ -1,0 +1,90 @@
+"""A backend without a model: scores are a fixed pseudo-random function of audio and tokens.
+
+It keeps exactly what a real cache keeps (the tokens of each row), so that the decode loop, the
+searches and the rules can be tested in milliseconds and against reference rules.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from typing import Callable, Sequence
+
+import numpy as np
+
+from whisper_opt.arrays import F32, Int
+from whisper_opt.dims import ModelDims
+from whisper_opt.errors import EngineError
+from whisper_opt.protocol import Encoded
+from whisper_opt.topk import HostLogits
+
+__all__ = ["FakeBackend", "FakeEncoded", "FakeSession"]
+
+Scores = Callable[[int, Sequence[int]], F32]
+
+
+@dataclasses.dataclass(frozen=True)
+class FakeEncoded:
+    """One integer an audio, derived from its mel."""
+
+    seeds: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+
+class FakeBackend:
+    """Implements :class:`whisper_opt.protocol.Backend` in numpy."""
+
+    def __init__(self, dims: ModelDims, scores: Scores | None = None) -> None:
+        """``scores(seed, tokens)`` gives the next-token scores [n_vocab]; default: random."""
+        self.dims = dims
+        self._scores = scores
+
+    def encode(self, mel: F32) -> FakeEncoded:
+        mel = np.ascontiguousarray(mel, np.float32)
+        return FakeEncoded(tuple(zlib.crc32(window.tobytes()) for window in mel))
+
+    def open(self, audio: Encoded) -> FakeSession:
+        if not isinstance(audio, FakeEncoded):
+            raise EngineError(f"audio was encoded by another backend ({type(audio).__name__})")
+        return FakeSession(self, audio)
+
+    def scores(self, seed: int, tokens: Sequence[int]) -> F32:
+        """Next-token scores [n_vocab] after ``tokens`` for the audio ``seed``."""
+        if self._scores is not None:
+            return self._scores(seed, tokens)
+        state = zlib.crc32(np.array(tokens, np.int64).tobytes(), seed)
+        drawn = np.random.default_rng(state).standard_normal(self.dims.n_vocab, np.float32)
+        scaled: F32 = drawn * np.float32(4)
+        return scaled
+
+
+class FakeSession:
+    """Implements :class:`whisper_opt.protocol.Session`: the cache is the tokens themselves."""
+
+    def __init__(self, backend: FakeBackend, audio: FakeEncoded) -> None:
+        """One empty row an audio."""
+        self._backend = backend
+        self._rows: list[tuple[int, list[int]]] = [(seed, []) for seed in audio.seeds]
+
+    def extend(self, tokens: Int, lengths: Int | None = None, at: Int | None = None) -> HostLogits:
+        n_seq, n_new = tokens.shape
+        sizes = [n_new] * n_seq if lengths is None else lengths.tolist()
+        scores = []
+        for i, (seed, held) in enumerate(self._rows):
+            wanted = [*([] if at is None else at[i].tolist()), sizes[i] - 1]
+            new = tokens[i, : sizes[i]].tolist()
+            if len(held) + len(new) > self._backend.dims.n_text_ctx:
+                raise EngineError("a row would outgrow the model's context")
+            scores.append(
+                [self._backend.scores(seed, [*held, *new[: index + 1]]) for index in wanted]
+            )
+            held.extend(new)
+        return HostLogits(np.array(scores, np.float32))
+
+    def gather(self, rows: Int) -> None:
+        self._rows = [(self._rows[row][0], list(self._rows[row][1])) for row in rows.tolist()]
+
+    def close(self) -> None:
+        self._rows = []

@@ -1,0 +1,208 @@
+"""The engine directory: what an export leaves and what the runtime opens.
+
+    manifest.json    format version, dims, precision, dialect, token lists, source, tools, parity,
+                     size and sha256 of every other file
+    tokenizer.json
+    encoder.onnx encoder.data decoder.onnx decoder.data
+
+Reading one checks the manifest and every file's size; ``verify=True`` also checks the hashes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Mapping, Union
+
+from whisper_opt.dims import ModelDims
+from whisper_opt.errors import CheckpointError, EngineError
+
+__all__ = ["FORMAT_VERSION", "MANIFEST", "Engine", "FileEntry", "Manifest", "read_engine", "sha256"]
+
+FORMAT_VERSION = 1
+"""Version of the directory layout; a reader refuses newer ones."""
+MANIFEST = "manifest.json"
+ENGINE_FILES = ("tokenizer.json", "encoder.onnx", "encoder.data", "decoder.onnx", "decoder.data")
+"""Every file an engine has besides its manifest."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FileEntry:
+    """Size in bytes and sha256 (hex) of one engine file."""
+
+    size: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What an engine says about itself.
+
+    Attributes:
+        dims: model dimensions.
+        precision: arithmetic of the graphs (``fp32``).
+        dialect: operator family (``contrib`` or ``standard``).
+        alignment_heads: (decoder layer, head) pairs, or None when the checkpoint did not say.
+        suppress_tokens: ids never sampled, or None when the checkpoint did not say.
+        begin_suppress_tokens: ids not sampled first, or None when the checkpoint did not say.
+        source: format, name, dtype and sha256 of the checkpoint files.
+        tools: versions of what made the engine.
+        parity: what verification measured at export.
+        files: every file by name.
+        format_version: layout version.
+    """
+
+    dims: ModelDims
+    precision: str
+    dialect: str
+    alignment_heads: tuple[tuple[int, int], ...] | None
+    suppress_tokens: tuple[int, ...] | None
+    begin_suppress_tokens: tuple[int, ...] | None
+    source: Mapping[str, Any]
+    tools: Mapping[str, str]
+    parity: Mapping[str, Any]
+    files: Mapping[str, FileEntry]
+    format_version: int = FORMAT_VERSION
+
+    def to_json(self) -> str:
+        """The text of ``manifest.json``; short lists stay on one line."""
+        values = {**dataclasses.asdict(self), "dims": self.dims.to_dict()}
+        order = ["format_version", *(name for name in values if name != "format_version")]
+        lines = []
+        for name in order:
+            flat = isinstance(values[name], (list, tuple))
+            text = json.dumps(values[name], indent=None if flat else 2)
+            lines.append(f"  {json.dumps(name)}: " + text.replace("\n", "\n  "))
+        return "{\n" + ",\n".join(lines) + "\n}\n"
+
+    @classmethod
+    def from_json(cls, text: str, where: str) -> Manifest:
+        """Parse ``manifest.json``; ``where`` names it in messages.
+
+        Raises:
+            EngineError: not JSON, a newer format, or a missing or malformed entry.
+        """
+        try:
+            values = json.loads(text)
+            version = values["format_version"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise EngineError(
+                f"{where} is not an engine manifest ({type(error).__name__}: {error});"
+                " export the engine again"
+            ) from error
+        if not isinstance(version, int) or version < 1:
+            raise EngineError(f"{where} has format version {version!r}; expected {FORMAT_VERSION}")
+        if version > FORMAT_VERSION:
+            raise EngineError(
+                f"{where} has format version {version}; this whisper-opt reads up to"
+                f" {FORMAT_VERSION}: upgrade whisper-opt, or export the engine again with it"
+            )
+        try:
+            return cls._from_values(values)
+        except (CheckpointError, AttributeError, KeyError, TypeError, ValueError) as error:
+            raise EngineError(
+                f"{where} is malformed ({type(error).__name__}: {error}); export the engine again"
+            ) from error
+
+    @classmethod
+    def _from_values(cls, values: Mapping[str, Any]) -> Manifest:
+        heads = values["alignment_heads"]
+        return cls(
+            dims=ModelDims.from_dict(values["dims"]),
+            precision=str(values["precision"]),
+            dialect=str(values["dialect"]),
+            alignment_heads=None if heads is None else tuple((int(a), int(b)) for a, b in heads),
+            suppress_tokens=_ids(values["suppress_tokens"]),
+            begin_suppress_tokens=_ids(values["begin_suppress_tokens"]),
+            source=dict(values["source"]),
+            tools=dict(values["tools"]),
+            parity=dict(values["parity"]),
+            files={
+                name: FileEntry(int(entry["size"]), str(entry["sha256"]))
+                for name, entry in values["files"].items()
+            },
+            format_version=int(values["format_version"]),
+        )
+
+
+def _ids(values: Any) -> tuple[int, ...] | None:
+    return None if values is None else tuple(int(value) for value in values)
+
+
+@dataclasses.dataclass(frozen=True)
+class Engine:
+    """An opened engine directory."""
+
+    path: Path
+    manifest: Manifest
+
+    def file(self, name: str) -> Path:
+        """The path of one of the engine's files."""
+        return self.path / name
+
+    def tokenizer_json(self) -> str:
+        """The text of ``tokenizer.json``."""
+        return self.file("tokenizer.json").read_text(encoding="utf-8")
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file, read in blocks of 1 MiB."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        for block in iter(lambda: stream.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def read_engine(path: Union[str, Path], *, verify: bool = False) -> Engine:
+    """Open an engine directory.
+
+    Args:
+        path: the directory.
+        verify: also compare the sha256 of every file with the manifest (reads them whole).
+
+    Raises:
+        EngineError: no engine there, a newer format, a file that is missing, has another size, or
+            (with ``verify``) another hash.
+    """
+    path = Path(path)
+    manifest_path = path / MANIFEST
+    if not manifest_path.is_file():
+        raise EngineError(_no_engine(path))
+    try:
+        text = manifest_path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise EngineError(f"cannot read {manifest_path}: {error}") from error
+    manifest = Manifest.from_json(text, str(manifest_path))
+    lacking = [name for name in ENGINE_FILES if name not in manifest.files]
+    if lacking:
+        raise EngineError(f"{manifest_path} does not list {lacking[0]}; export the engine again")
+    for name, entry in manifest.files.items():
+        _check_file(path / name, entry, verify=verify)
+    return Engine(path, manifest)
+
+
+def _no_engine(path: Path) -> str:
+    if not path.exists():
+        return f"no engine at {path}; make one with: whisper-opt export SOURCE {path}"
+    if not path.is_dir():
+        return f"{path} is a file; expected an engine directory holding {MANIFEST}"
+    return f"{path} holds no {MANIFEST}, so it is not an engine; see whisper-opt export --help"
+
+
+def _check_file(path: Path, entry: FileEntry, *, verify: bool) -> None:
+    if not path.is_file():
+        raise EngineError(f"engine file {path} is missing; export the engine again")
+    size = path.stat().st_size
+    if size != entry.size:
+        raise EngineError(
+            f"engine file {path} has {size} bytes; its manifest says {entry.size}: it is damaged"
+            " or was copied in part; copy or export it again"
+        )
+    if verify and (found := sha256(path)) != entry.sha256:
+        raise EngineError(
+            f"engine file {path} has sha256 {found[:16]}...; its manifest says"
+            f" {entry.sha256[:16]}...: it was damaged or changed; copy or export it again"
+        )

@@ -1,0 +1,52 @@
+"""The exception tree. Every error a caller can provoke is one of these.
+
+    WhisperOptError
+    ├── AudioError              the recording cannot be read, or is not audio Whisper can hear
+    ├── CheckpointError         the source weights are unreadable, incomplete or of an unsupported kind
+    ├── EngineError             an engine directory is missing, damaged, too new, or failed verification
+    │   └── VerificationError   an engine was exported but does not compute what its checkpoint computes
+    ├── BackendUnavailable      an optional dependency or device that was asked for is not there
+    └── OptionError             an option has a bad value, or cannot be honoured (also a ValueError)
+
+A message says what was found, what was expected and how to fix it.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AudioError",
+    "BackendUnavailable",
+    "CheckpointError",
+    "EngineError",
+    "OptionError",
+    "VerificationError",
+    "WhisperOptError",
+]
+
+
+class WhisperOptError(Exception):
+    """Base of every error this library raises on purpose."""
+
+
+class AudioError(WhisperOptError):
+    """The recording cannot be opened, decoded or used."""
+
+
+class CheckpointError(WhisperOptError):
+    """The source checkpoint cannot be read or does not describe a Whisper model."""
+
+
+class EngineError(WhisperOptError):
+    """The engine directory is missing, damaged, too new or unusable."""
+
+
+class VerificationError(EngineError):
+    """The exported graphs disagree with the reference computation of the checkpoint."""
+
+
+class BackendUnavailable(WhisperOptError):
+    """A package or device needed for what was asked is not installed or not present."""
+
+
+class OptionError(WhisperOptError, ValueError):
+    """An option has an unusable value, or contradicts the model or another option."""

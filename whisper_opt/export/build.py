@@ -1,0 +1,145 @@
+"""The whole export: checkpoint -> graphs -> files -> verification -> engine directory."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import platform
+from pathlib import Path
+from typing import Callable, Mapping, Union
+
+import numpy as np
+import onnx
+
+from whisper_opt.checkpoints import Checkpoint, load_checkpoint
+from whisper_opt.engine import MANIFEST, Engine, FileEntry, Manifest, read_engine
+from whisper_opt.errors import OptionError, WhisperOptError
+from whisper_opt.export.builder import OnnxGraph
+from whisper_opt.export.dialects import make_dialect
+from whisper_opt.export.graph import build_decoder, build_encoder
+from whisper_opt.export.pieces import PiecewiseGraph
+from whisper_opt.export.verify import verify
+from whisper_opt.export.writer import directory, write_graph, write_text
+from whisper_opt.tokens import Vocab
+
+__all__ = ["PRECISIONS", "ExportProgress", "export"]
+
+PRECISIONS = ("fp32",)
+"""Arithmetic an engine can be exported in."""
+
+ExportProgress = Callable[[str, float, float], None]
+"""Called with (stage, done, total); stages are ``write`` (bytes) and ``verify`` (steps)."""
+
+
+def export(
+    source: Union[str, Path, Checkpoint],
+    target: Union[str, Path],
+    *,
+    precision: str = "fp32",
+    dialect: str = "contrib",
+    tokenizer: Union[str, Path, None] = None,
+    revision: str | None = None,
+    overwrite: bool = False,
+    on_progress: ExportProgress | None = None,
+) -> Engine:
+    """Export a checkpoint to a verified engine directory.
+
+    Args:
+        source: a Hugging Face directory or hub id, an OpenAI ``.pt`` file, a CTranslate2 directory,
+            or a loaded :class:`~whisper_opt.checkpoints.Checkpoint`.
+        target: directory to create.
+        precision: arithmetic of the graphs (``fp32``).
+        dialect: ``contrib`` (ONNX Runtime) or ``standard`` (TensorRT, and ONNX Runtime >= 1.24).
+        tokenizer: ``tokenizer.json`` or directory holding one, for sources without.
+        revision: branch, tag or commit of a hub id.
+        overwrite: replace an engine that exists.
+        on_progress: called as the work goes on.
+
+    Returns:
+        The engine, opened.
+
+    Raises:
+        CheckpointError: the source cannot be read.
+        OptionError: unknown precision or dialect.
+        EngineError: the target exists or cannot be written.
+        VerificationError: the graphs do not compute what the checkpoint computes; nothing is left.
+    """
+    if precision not in PRECISIONS:
+        raise OptionError(f"precision is {precision!r}; expected one of {', '.join(PRECISIONS)}")
+    make_dialect(dialect)
+    report = on_progress or (lambda stage, done, total: None)
+    with directory(Path(target), overwrite=overwrite) as folder:
+        checkpoint = (
+            source
+            if isinstance(source, Checkpoint)
+            else load_checkpoint(source, tokenizer=tokenizer, revision=revision)
+        )
+        Vocab(checkpoint.tokenizer_json, checkpoint.dims)  # refuses a tokenizer that does not fit
+        files = {
+            "tokenizer.json": write_text(folder / "tokenizer.json", checkpoint.tokenizer_json)
+        }
+        parts = {
+            "encoder": build_encoder(checkpoint.dims, checkpoint.tensors, make_dialect(dialect)),
+            "decoder": build_decoder(checkpoint.dims, checkpoint.tensors, make_dialect(dialect)),
+        }
+        files.update(_write(parts, folder, report))
+        report("verify", 0, 1)
+        parity = verify(
+            checkpoint,
+            *(PiecewiseGraph(graph, cuts, folder, stem) for stem, (graph, cuts) in parts.items()),
+        )
+        report("verify", 1, 1)
+        manifest = Manifest(
+            dims=checkpoint.dims,
+            precision=precision,
+            dialect=dialect,
+            alignment_heads=checkpoint.alignment_heads,
+            suppress_tokens=checkpoint.suppress_tokens,
+            begin_suppress_tokens=checkpoint.begin_suppress_tokens,
+            source={
+                **dataclasses.asdict(checkpoint.source),
+                "sha256": dict(checkpoint.source.sha256),
+            },
+            tools=_tools(),
+            parity=parity.to_dict(),
+            files=files,
+        )
+        write_text(folder / MANIFEST, manifest.to_json())
+    return read_engine(target)
+
+
+def _write(
+    parts: Mapping[str, tuple[OnnxGraph, list[str]]],
+    folder: Path,
+    report: ExportProgress,
+) -> dict[str, FileEntry]:
+    total = sum(
+        4 * math.prod(weight.shape) for graph, _ in parts.values() for weight in graph.weights
+    )
+    done = 0
+
+    def advance(n: int) -> None:
+        nonlocal done
+        done += n
+        report("write", done, total)
+
+    files: dict[str, FileEntry] = {}
+    for stem, (graph, _) in parts.items():
+        files.update(write_graph(graph, folder, stem, advance))
+    return files
+
+
+def _tools() -> dict[str, str]:
+    try:
+        import onnxruntime
+    except ImportError as error:  # verification has run, so it was there
+        raise WhisperOptError(f"ONNX Runtime vanished during the export: {error}") from error
+    from whisper_opt import __version__
+
+    return {
+        "whisper_opt": __version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "onnx": onnx.__version__,
+        "onnxruntime": onnxruntime.__version__,
+    }

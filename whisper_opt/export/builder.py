@@ -1,0 +1,142 @@
+"""A small graph builder over ``onnx.helper``.
+
+Graphs are written node by node instead of being traced, so the same graph comes out on every Python
+and no torch is needed. Big weights are only *declared* here (:class:`Weight`); the writer streams
+their values to the external-data file one at a time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Callable, Sequence
+
+import numpy as np
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+
+from whisper_opt.arrays import F32, NDArray
+
+__all__ = ["GraphBuilder", "OnnxGraph", "Weight"]
+
+MICROSOFT = "com.microsoft"
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight:
+    """One initializer whose values live in the external-data file.
+
+    Attributes:
+        name: initializer name in the graph.
+        shape: dimensions as stored.
+        read: returns the float32 values, computed from the checkpoint when called.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    read: Callable[[], F32]
+
+
+@dataclasses.dataclass(frozen=True)
+class OnnxGraph:
+    """A finished graph and the weights that its external-data file must hold, in file order."""
+
+    model: ModelProto
+    weights: tuple[Weight, ...]
+
+
+class GraphBuilder:
+    """Collects nodes, inputs, outputs and weights of one graph; values are named by strings."""
+
+    def __init__(self, name: str) -> None:
+        """Start an empty graph called ``name``."""
+        self.name = name
+        self._nodes: list[NodeProto] = []
+        self._inputs: list[ValueInfoProto] = []
+        self._outputs: list[ValueInfoProto] = []
+        self._constants: dict[str, TensorProto] = {}
+        self._weights: dict[str, Weight] = {}
+        self._count = 0
+        self._scope = ""
+
+    def scope(self, name: str) -> None:
+        """Prefix the values created from here on with ``name``, for readable graphs."""
+        self._scope = f"{name}/" if name else ""
+
+    def input(self, name: str, dtype: int, shape: Sequence[int | str]) -> str:
+        """Declare a graph input of ONNX type ``dtype``; string dimensions are symbolic."""
+        self._inputs.append(helper.make_tensor_value_info(name, dtype, list(shape)))
+        return name
+
+    def output(self, value: str, name: str, dtype: int, shape: Sequence[int | str]) -> None:
+        """Expose ``value`` as the graph output ``name``."""
+        if value != name:
+            self._rename(value, name)
+        self._outputs.append(helper.make_tensor_value_info(name, dtype, list(shape)))
+
+    def _rename(self, value: str, name: str) -> None:
+        for node in self._nodes:
+            for i, output in enumerate(node.output):
+                if output == value:
+                    node.output[i] = name
+            for i, used in enumerate(node.input):
+                if used == value:
+                    node.input[i] = name
+
+    def weight(self, name: str, shape: Sequence[int], read: Callable[[], F32]) -> str:
+        """Declare a streamed initializer; the same name may be used by several nodes."""
+        if name not in self._weights:
+            self._weights[name] = Weight(name, tuple(shape), read)
+        return name
+
+    def constant(self, value: NDArray | int | Sequence[int]) -> str:
+        """A small inline initializer (int64 unless ``value`` is an array); equal ones are shared."""
+        array = np.asarray(value) if isinstance(value, np.ndarray) else np.asarray(value, np.int64)
+        key = f"{array.dtype}{list(array.shape)}:{array.tobytes().hex()}"
+        if key not in self._constants:
+            self._constants[key] = numpy_helper.from_array(array, f"const_{len(self._constants)}")
+        return str(self._constants[key].name)
+
+    def nodes(
+        self, op: str, inputs: Sequence[str], n_outputs: int, domain: str = "", **attrs: Any
+    ) -> list[str]:
+        """Add a node and return the names of its outputs."""
+        self._count += 1
+        base = f"{self._scope}{op}_{self._count}"
+        names = [base if n_outputs == 1 else f"{base}.{i}" for i in range(n_outputs)]
+        self._nodes.append(
+            helper.make_node(op, list(inputs), names, name=base, domain=domain, **attrs)
+        )
+        return names
+
+    def node(self, op: str, *inputs: str, domain: str = "", **attrs: Any) -> str:
+        """Add a node with one output and return its name."""
+        return self.nodes(op, inputs, 1, domain, **attrs)[0]
+
+    def reshape(self, value: str, shape: Sequence[int]) -> str:
+        """Reshape; 0 keeps a dimension, -1 is inferred."""
+        return self.node("Reshape", value, self.constant(list(shape)))
+
+    def transpose(self, value: str, perm: Sequence[int]) -> str:
+        """Permute the dimensions."""
+        return self.node("Transpose", value, perm=list(perm))
+
+    def dim(self, value: str, axis: int) -> str:
+        """The size of one dimension as int64 [1]."""
+        return self.node("Shape", value, start=axis, end=axis + 1)
+
+    def finish(self, opset: int, ir_version: int) -> OnnxGraph:
+        """Assemble the model; initializers of weights point nowhere until the writer fills them."""
+        initializers = list(self._constants.values())
+        for weight in self._weights.values():
+            tensor = TensorProto(name=weight.name, data_type=TensorProto.FLOAT)
+            tensor.dims.extend(weight.shape)
+            initializers.append(tensor)
+        graph = helper.make_graph(
+            self._nodes, self.name, self._inputs, self._outputs, initializers
+        )
+        opsets = [helper.make_opsetid("", opset)]
+        if any(node.domain == MICROSOFT for node in self._nodes):
+            opsets.append(helper.make_opsetid(MICROSOFT, 1))
+        model = helper.make_model(
+            graph, opset_imports=opsets, ir_version=ir_version, producer_name="whisper-opt"
+        )
+        return OnnxGraph(model, tuple(self._weights.values()))

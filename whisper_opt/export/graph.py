@@ -1,0 +1,278 @@
+"""The two Whisper graphs, written directly from the weights.
+
+Architecture: Radford et al. 2022 (arXiv:2212.04356) and whisper/model.py of openai-whisper. Signatures
+(A audios, G hypotheses an audio, N = A * G rows, S new tokens, P wanted positions, C cache capacity,
+T encoder positions, H heads of 64):
+
+    encoder   mel f32 [A, n_mels, F] -> cross_k_i, cross_v_i f32 [A, H, T, 64], one pair a decoder layer
+    decoder   tokens i64 [N, S], start i64 [N], at i64 [N, P],
+              self_k_i, self_v_i f32 [N, H, C, 64], cross_k_i, cross_v_i f32 [A, H, T, 64]
+              -> logits f32 [N, P, n_vocab], self_k_i_out, self_v_i_out f32 [N, H, C, 64]
+
+``start`` is the position of each row's first new token; ``at`` lists, a row, the indices among the new
+tokens whose scores are wanted, the last of them being the row's last real token (tokens after it are
+padding). The self cache is written in place when the same buffer is bound as input and output.
+"""
+
+from __future__ import annotations
+
+from typing import Mapping, Protocol
+
+import numpy as np
+from onnx import TensorProto
+
+from whisper_opt.arrays import F32
+from whisper_opt.checkpoints.checkpoint import Tensor
+from whisper_opt.dims import HEAD_DIM, N_FRAMES, ModelDims
+from whisper_opt.export.builder import GraphBuilder, OnnxGraph
+
+__all__ = ["Dialect", "Linear", "Rows", "build_decoder", "build_encoder"]
+
+_FLOAT, _INT64 = TensorProto.FLOAT, TensorProto.INT64
+
+
+class Linear:
+    """The projections of one attention, by name, as [n_in, n_out] weights and [n_out] biases."""
+
+    def __init__(self, builder: GraphBuilder, tensors: Mapping[str, Tensor]) -> None:
+        """Bind a builder and the checkpoint tensors."""
+        self.builder = builder
+        self.tensors = tensors
+
+    def _matrix(self, name: str) -> str:
+        tensor = self.tensors[f"{name}.weight"]
+        n_out, n_in = tensor.shape
+        return self.builder.weight(
+            f"{name}.weight", (n_in, n_out), lambda: np.ascontiguousarray(tensor.read().T)
+        )
+
+    def vector(self, name: str) -> str:
+        """Declare a tensor as it stands in the checkpoint."""
+        tensor = self.tensors[name]
+        return self.builder.weight(name, tensor.shape, tensor.read)
+
+    def __call__(self, value: str, name: str, *, bias: bool = True) -> str:
+        """``value @ weight.T + bias`` of the ``nn.Linear`` called ``name``."""
+        product = self.builder.node("MatMul", value, self._matrix(name))
+        return self.builder.node("Add", product, self.vector(f"{name}.bias")) if bias else product
+
+    def qkv(self, value: str, name: str) -> str:
+        """Query, key and value projections as one product [.., 3 * n_state] (key bias is zero)."""
+        parts = [self.tensors[f"{name}.{part}.weight"] for part in ("query", "key", "value")]
+        biases = [self.tensors[f"{name}.{part}.bias"] for part in ("query", "value")]
+        state = parts[0].shape[0]
+
+        def weight() -> F32:
+            return np.ascontiguousarray(np.concatenate([part.read() for part in parts]).T)
+
+        def bias() -> F32:
+            query, val = (tensor.read() for tensor in biases)
+            return np.concatenate([query, np.zeros(state, np.float32), val])
+
+        product = self.builder.node(
+            "MatMul", value, self.builder.weight(f"{name}.qkv.weight", (state, 3 * state), weight)
+        )
+        return self.builder.node(
+            "Add", product, self.builder.weight(f"{name}.qkv.bias", (3 * state,), bias)
+        )
+
+
+class Rows:
+    """Graph values shared by every decoder layer: where each row's tokens stand."""
+
+    def __init__(self, builder: GraphBuilder, dims: ModelDims) -> None:
+        """Declare the token inputs and derive the positions."""
+        self.tokens = builder.input("tokens", _INT64, ["n_seq", "n_new"])
+        self.start = builder.input("start", _INT64, ["n_seq"])
+        self.at = builder.input("at", _INT64, ["n_seq", "n_at"])
+        self.n_new = builder.dim(self.tokens, 1)
+        zero, one = builder.constant(0), builder.constant(1)
+        steps = builder.node("Range", zero, builder.node("Squeeze", self.n_new), one)
+        first = builder.node("Unsqueeze", self.start, builder.constant([1]))
+        # [n_seq, n_new]; padding after the last real token may run past the table, hence the cap
+        self.positions = builder.node(
+            "Min", builder.node("Add", first, steps), builder.constant(dims.n_text_ctx - 1)
+        )
+
+
+class Dialect(Protocol):
+    """How one family of operators expresses attention over a fixed-capacity cache."""
+
+    name: str
+    opset: int
+    ir_version: int
+
+    def gelu(self, builder: GraphBuilder, value: str) -> str:
+        """Exact (erf) GELU."""
+
+    def encoder_attention(self, builder: GraphBuilder, qkv: str, n_head: int) -> str:
+        """Bidirectional attention of packed [A, T, 3 * n_state] -> [A, T, n_state]."""
+
+    def begin_decoder(self, builder: GraphBuilder, rows: Rows) -> None:
+        """Derive whatever the layers share (lengths or masks)."""
+
+    def self_attention(
+        self, builder: GraphBuilder, qkv: str, cache: tuple[str, str], n_head: int
+    ) -> tuple[str, str, str]:
+        """Append packed [N, S, 3 * n_state] to the cache and attend -> (mix, key', value')."""
+
+    def cross_attention(
+        self, builder: GraphBuilder, query: str, cross: tuple[str, str], n_head: int
+    ) -> str:
+        """Attend from [A, G * S, n_state] to the audio [A, H, T, 64] -> [A, G * S, n_state]."""
+
+
+def _norm(builder: GraphBuilder, linear: Linear, value: str, name: str) -> str:
+    return builder.node(
+        "LayerNormalization",
+        value,
+        linear.vector(f"{name}.weight"),
+        linear.vector(f"{name}.bias"),
+        axis=-1,
+        epsilon=1e-5,
+    )
+
+
+def _mlp(builder: GraphBuilder, linear: Linear, dialect: Dialect, value: str, block: str) -> str:
+    hidden = linear(_norm(builder, linear, value, f"{block}.mlp_ln"), f"{block}.mlp.0")
+    return builder.node(
+        "Add", value, linear(dialect.gelu(builder, hidden), f"{block}.mlp.2")
+    )
+
+
+def build_encoder(
+    dims: ModelDims, tensors: Mapping[str, Tensor], dialect: Dialect
+) -> tuple[OnnxGraph, list[str]]:
+    """The encoder, with the cross-attention keys and values of every decoder layer as outputs.
+
+    Args:
+        dims: model dimensions.
+        tensors: canonical checkpoint tensors (:func:`~whisper_opt.checkpoints.expected_shapes`).
+        dialect: operator family.
+
+    Returns:
+        The graph, and the names of the residual stream between layers: places where the graph can
+        be cut into pieces that compute the same thing.
+    """
+    builder = GraphBuilder("whisper_encoder")
+    linear = Linear(builder, tensors)
+    mel = builder.input("mel", _FLOAT, ["n_audio", dims.n_mels, "n_frames"])
+    value, cuts = mel, []
+    for conv, stride in (("encoder.conv1", 1), ("encoder.conv2", dims.frames_per_position)):
+        builder.scope(conv)
+        weights = (linear.vector(f"{conv}.weight"), linear.vector(f"{conv}.bias"))
+        value = builder.node(
+            "Conv", value, *weights, kernel_shape=[3], pads=[1, 1], strides=[stride]
+        )
+        value = dialect.gelu(builder, value)
+    value = builder.transpose(value, [0, 2, 1])
+    positions = builder.node(
+        "Slice",
+        linear.vector("encoder.positional_embedding"),
+        builder.constant([0]),
+        builder.dim(value, 1),
+        builder.constant([0]),
+    )
+    value = builder.node("Add", value, positions)
+    for i in range(dims.n_audio_layer):
+        block = f"encoder.blocks.{i}"
+        builder.scope(block)
+        cuts.append(value)
+        qkv = linear.qkv(_norm(builder, linear, value, f"{block}.attn_ln"), f"{block}.attn")
+        mixed = dialect.encoder_attention(builder, qkv, dims.n_audio_head)
+        value = builder.node("Add", value, linear(mixed, f"{block}.attn.out"))
+        value = _mlp(builder, linear, dialect, value, block)
+    builder.scope("encoder.ln_post")
+    cuts.append(value)
+    value = _norm(builder, linear, value, "encoder.ln_post")
+    shape = ["n_audio", dims.n_text_head, "n_ctx", HEAD_DIM]
+    for i in range(dims.n_text_layer):
+        builder.scope(f"decoder.blocks.{i}.cross_attn")
+        for kind, part in (("k", "key"), ("v", "value")):
+            name = f"decoder.blocks.{i}.cross_attn.{part}"
+            heads = linear(value, name, bias=part == "value")
+            heads = builder.reshape(heads, [0, 0, dims.n_text_head, HEAD_DIM])
+            heads = builder.transpose(heads, [0, 2, 1, 3])
+            builder.output(heads, f"cross_{kind}_{i}", _FLOAT, shape)
+    return builder.finish(dialect.opset, dialect.ir_version), cuts
+
+
+def _fold(builder: GraphBuilder, value: str, n_audio: str, n_state: int) -> str:
+    """[A * G, S, n_state] -> [A, G * S, n_state]: an audio's hypotheses share its keys and values."""
+    shape = builder.node(
+        "Concat", n_audio, builder.constant([-1]), builder.constant([n_state]), axis=0
+    )
+    return builder.node("Reshape", value, shape)
+
+
+def build_decoder(
+    dims: ModelDims, tensors: Mapping[str, Tensor], dialect: Dialect
+) -> tuple[OnnxGraph, list[str]]:
+    """The decoder over a fixed-capacity cache; one graph for prefill (S > 1) and steps (S = 1).
+
+    Arguments and return value as :func:`build_encoder`.
+    """
+    builder = GraphBuilder("whisper_decoder")
+    linear = Linear(builder, tensors)
+    rows = Rows(builder, dims)
+    dialect.begin_decoder(builder, rows)
+    head = ["n_seq", dims.n_text_head, "capacity", HEAD_DIM]
+    audio = ["n_audio", dims.n_text_head, "n_ctx", HEAD_DIM]
+    layers = range(dims.n_text_layer)
+    caches = [
+        (builder.input(f"self_k_{i}", _FLOAT, head), builder.input(f"self_v_{i}", _FLOAT, head))
+        for i in layers
+    ]
+    crosses = [
+        (builder.input(f"cross_k_{i}", _FLOAT, audio), builder.input(f"cross_v_{i}", _FLOAT, audio))
+        for i in layers
+    ]
+    n_audio = builder.dim("cross_k_0", 0)
+    unfold = builder.node("Shape", rows.tokens)
+    unfold = builder.node("Concat", unfold, builder.constant([dims.n_text_state]), axis=0)
+    embedding = linear.vector("decoder.token_embedding.weight")
+    value = builder.node(
+        "Add",
+        builder.node("Gather", embedding, rows.tokens),
+        builder.node("Gather", linear.vector("decoder.positional_embedding"), rows.positions),
+    )
+    cuts, updated = [], []
+    for i in layers:
+        block = f"decoder.blocks.{i}"
+        builder.scope(block)
+        cuts.append(value)
+        qkv = linear.qkv(_norm(builder, linear, value, f"{block}.attn_ln"), f"{block}.attn")
+        mixed, *cache = dialect.self_attention(builder, qkv, caches[i], dims.n_text_head)
+        updated.append(cache)
+        value = builder.node("Add", value, linear(mixed, f"{block}.attn.out"))
+        normed = _norm(builder, linear, value, f"{block}.cross_attn_ln")
+        query = _fold(
+            builder, linear(normed, f"{block}.cross_attn.query"), n_audio, dims.n_text_state
+        )
+        mixed = dialect.cross_attention(builder, query, crosses[i], dims.n_text_head)
+        mixed = builder.node("Reshape", mixed, unfold)
+        value = builder.node("Add", value, linear(mixed, f"{block}.cross_attn.out"))
+        value = _mlp(builder, linear, dialect, value, block)
+    builder.scope("decoder.ln")
+    cuts.append(value)
+    logits = _head(builder, linear, rows, value, embedding, dims)
+    builder.output(logits, "logits", _FLOAT, ["n_seq", "n_at", dims.n_vocab])
+    for i, (key, val) in enumerate(updated):
+        builder.output(key, f"self_k_{i}_out", _FLOAT, head)
+        builder.output(val, f"self_v_{i}_out", _FLOAT, head)
+    return builder.finish(dialect.opset, dialect.ir_version), cuts
+
+
+def _head(
+    builder: GraphBuilder, linear: Linear, rows: Rows, value: str, embedding: str, dims: ModelDims
+) -> str:
+    """Logits [N, P, n_vocab] at the wanted positions; the head is the token embedding itself."""
+    index = builder.node("Unsqueeze", rows.at, builder.constant([2]))
+    wanted = builder.node("GatherND", value, index, batch_dims=1)
+    wanted = _norm(builder, linear, wanted, "decoder.ln")
+    flat = builder.reshape(wanted, [-1, dims.n_text_state])
+    scores = builder.node("Gemm", flat, embedding, transB=1)
+    shape = builder.node(
+        "Concat", builder.node("Shape", rows.at), builder.constant([dims.n_vocab]), axis=0
+    )
+    return builder.node("Reshape", scores, shape)

@@ -1,0 +1,138 @@
+"""A plain numpy forward pass of Whisper: what exported graphs are verified against.
+
+Written from the paper's architecture (arXiv:2212.04356) and the layer order of openai-whisper's
+whisper/model.py, sharing no code with the graph builder. No cache, no batching tricks, float32
+throughout; weights are read layer by layer and dropped.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import numpy as np
+
+from whisper_opt.arrays import F32, Int
+from whisper_opt.checkpoints.checkpoint import Checkpoint
+from whisper_opt.dims import HEAD_DIM
+
+__all__ = ["Reference", "gelu", "layer_norm"]
+
+
+def _erf(x: F32) -> F32:
+    """Error function after Abramowitz and Stegun 7.1.26 (absolute error below 1.5e-7)."""
+    t = 1 / (1 + np.float32(0.3275911) * np.abs(x))
+    poly = t * np.float32(1.061405429) - np.float32(1.453152027)
+    for coefficient in (1.421413741, -0.284496736, 0.254829592):
+        poly = poly * t + np.float32(coefficient)
+    return cast(F32, np.sign(x) * (1 - poly * t * np.exp(-x * x)))
+
+
+def gelu(x: F32) -> F32:
+    """Exact Gaussian error linear unit."""
+    return cast(F32, x * np.float32(0.5) * (1 + _erf(x * np.float32(0.5**0.5))))
+
+
+def layer_norm(x: F32, weight: F32, bias: F32) -> F32:
+    """Layer normalization over the last axis, epsilon 1e-5."""
+    centered = x - x.mean(axis=-1, keepdims=True)
+    variance = (centered * centered).mean(axis=-1, keepdims=True)
+    return cast(F32, centered / np.sqrt(variance + np.float32(1e-5)) * weight + bias)
+
+
+def _attend(query: F32, key: F32, value: F32, *, causal: bool) -> F32:
+    """Scaled dot-product attention of [n, H, d] arrays -> [n_query, H * d], a head at a time."""
+    n_query, n_head, width = query.shape
+    mixed = np.empty((n_query, n_head * width), np.float32)
+    future = np.triu(np.ones((n_query, len(key)), np.bool_), 1) if causal else None
+    for head in range(n_head):
+        scores = query[:, head] @ key[:, head].T * np.float32(width**-0.5)
+        if future is not None:
+            scores[future] = -np.inf
+        scores -= scores.max(axis=-1, keepdims=True)
+        np.exp(scores, out=scores)
+        scores /= scores.sum(axis=-1, keepdims=True)
+        mixed[:, head * width : (head + 1) * width] = scores @ value[:, head]
+    return mixed
+
+
+class Reference:
+    """The model of one checkpoint, one audio and one token sequence at a time."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        """Nothing is read yet."""
+        self._tensors = checkpoint.tensors
+        self._dims = checkpoint.dims
+
+    def _read(self, name: str) -> F32:
+        return self._tensors[name].read()
+
+    def _linear(self, x: F32, name: str, *, bias: bool = True) -> F32:
+        product: F32 = x @ self._read(f"{name}.weight").T
+        return product + self._read(f"{name}.bias") if bias else product
+
+    def _norm(self, x: F32, name: str) -> F32:
+        return layer_norm(x, self._read(f"{name}.weight"), self._read(f"{name}.bias"))
+
+    def _heads(self, x: F32) -> F32:
+        return x.reshape(len(x), -1, HEAD_DIM)
+
+    def _self_attention(self, x: F32, name: str, *, causal: bool) -> F32:
+        query = self._heads(self._linear(x, f"{name}.query"))
+        key = self._heads(self._linear(x, f"{name}.key", bias=False))
+        value = self._heads(self._linear(x, f"{name}.value"))
+        return self._linear(_attend(query, key, value, causal=causal), f"{name}.out")
+
+    def _mlp(self, x: F32, block: str) -> F32:
+        hidden = gelu(self._linear(self._norm(x, f"{block}.mlp_ln"), f"{block}.mlp.0"))
+        return self._linear(hidden, f"{block}.mlp.2")
+
+    def _conv(self, x: F32, name: str, stride: int) -> F32:
+        """1-D convolution, kernel 3, padding 1: [n_in, n] -> [n_out, n / stride]."""
+        weight = self._read(f"{name}.weight")
+        padded = np.pad(x, ((0, 0), (1, 1)))
+        taps = [padded[:, tap : tap + x.shape[1] : stride] for tap in range(3)]
+        total = sum(weight[:, :, tap] @ values for tap, values in enumerate(taps))
+        return cast(F32, total + self._read(f"{name}.bias")[:, None])
+
+    def encode(self, mel: F32) -> F32:
+        """Encoder output [n_ctx, n_audio_state] of one log-mel window [n_mels, n_frames]."""
+        x = gelu(self._conv(mel, "encoder.conv1", 1))
+        x = gelu(self._conv(x, "encoder.conv2", self._dims.frames_per_position)).T
+        x = x + self._read("encoder.positional_embedding")[: len(x)]
+        for i in range(self._dims.n_audio_layer):
+            block = f"encoder.blocks.{i}"
+            x = x + self._self_attention(
+                self._norm(x, f"{block}.attn_ln"), f"{block}.attn", causal=False
+            )
+            x = x + self._mlp(x, block)
+        return self._norm(x, "encoder.ln_post")
+
+    def cross(self, audio: F32, layer: int) -> tuple[F32, F32]:
+        """Cross-attention keys and values [n_ctx, H, 64] of one decoder layer."""
+        name = f"decoder.blocks.{layer}.cross_attn"
+        key = self._heads(self._linear(audio, f"{name}.key", bias=False))
+        return key, self._heads(self._linear(audio, f"{name}.value"))
+
+    def logits(self, audio: F32, sequences: list[Int]) -> list[F32]:
+        """Teacher-forced next-token scores [len(tokens), n_vocab] of each token sequence.
+
+        Args:
+            audio: what :meth:`encode` returned.
+            sequences: int64 [n] tokens each, from position 0.
+        """
+        embedding = self._read("decoder.token_embedding.weight")
+        positions = self._read("decoder.positional_embedding")
+        states = [embedding[tokens] + positions[: len(tokens)] for tokens in sequences]
+        for i in range(self._dims.n_text_layer):
+            block = f"decoder.blocks.{i}"
+            key, value = self.cross(audio, i)
+            for j, x in enumerate(states):
+                x = x + self._self_attention(
+                    self._norm(x, f"{block}.attn_ln"), f"{block}.attn", causal=True
+                )
+                normed = self._norm(x, f"{block}.cross_attn_ln")
+                query = self._heads(self._linear(normed, f"{block}.cross_attn.query"))
+                mixed = _attend(query, key, value, causal=False)
+                x = x + self._linear(mixed, f"{block}.cross_attn.out")
+                states[j] = x + self._mlp(x, block)
+        return [self._norm(x, "decoder.ln") @ embedding.T for x in states]

@@ -1,0 +1,162 @@
+"""Every export ends here: does the new engine compute what its checkpoint computes?
+
+Encoder outputs and teacher-forced decoder scores are compared with the plain numpy forward pass of
+``reference`` (and, where openai-whisper is installed, with that), on a seeded noise window. The
+decoder is driven as the decode loop drives it: a ragged, right-padded prefill of two hypotheses of
+one audio, then single steps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Sequence
+
+import numpy as np
+
+from whisper_opt.arrays import F32, Int, NDArray
+from whisper_opt.checkpoints.checkpoint import Checkpoint
+from whisper_opt.dims import HEAD_DIM, N_FRAMES, ModelDims
+from whisper_opt.errors import VerificationError
+from whisper_opt.export.oracle import openai_logits
+from whisper_opt.export.pieces import PiecewiseGraph
+from whisper_opt.export.reference import Reference
+
+__all__ = ["TOLERANCE", "Parity", "noise_mel", "verify"]
+
+TOLERANCE = 1e-4
+"""Largest error allowed, as a share of the largest value of what is compared."""
+SEED = 20220921
+_PREFILL = 8
+_STEPS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Parity:
+    """What verification measured.
+
+    Attributes:
+        input: what the model was fed.
+        cross_error: largest absolute error of the cross-attention keys and values.
+        cross_scale: largest absolute value among them.
+        logits_error: largest absolute error of the decoder's scores.
+        logits_scale: largest absolute score.
+        openai_whisper: largest absolute difference from openai-whisper's scores; None where it is
+            not installed.
+    """
+
+    input: str
+    cross_error: float
+    cross_scale: float
+    logits_error: float
+    logits_scale: float
+    openai_whisper: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the manifest."""
+        return {**dataclasses.asdict(self), "tolerance": TOLERANCE, "reference": "numpy fp32"}
+
+
+def noise_mel(dims: ModelDims, seed: int = SEED) -> F32:
+    """A seeded log-mel window [n_mels, 3000] in the range of real ones (about -1 to 1.5)."""
+    drawn = np.random.default_rng(seed).standard_normal((dims.n_mels, N_FRAMES), np.float32)
+    return np.clip(drawn * np.float32(0.4), -1, 1.5).astype(np.float32)
+
+
+def verify(checkpoint: Checkpoint, encoder: PiecewiseGraph, decoder: PiecewiseGraph) -> Parity:
+    """Compare an exported engine with its checkpoint.
+
+    Raises:
+        VerificationError: a value is not finite, or an error exceeds :data:`TOLERANCE`.
+    """
+    dims = checkpoint.dims
+    mel = noise_mel(dims)
+    reference = Reference(checkpoint)
+    audio = reference.encode(mel)
+    cross = encoder.run({"mel": mel[None]})
+    cross_error, cross_scale = _compare_cross(reference, audio, cross, dims)
+    _judge("cross-attention keys and values", cross_error, cross_scale)
+    sequences = _sequences(dims)
+    found = _drive(decoder, cross, sequences, dims)
+    error, scale = _largest(zip(reference.logits(audio, sequences), found))
+    _judge("decoder scores", error, scale)
+    oracle = openai_logits(checkpoint, mel, sequences)
+    oracle_error = None
+    if oracle is not None:
+        oracle_error, oracle_scale = _largest(zip(oracle, found))
+        _judge("scores against openai-whisper", oracle_error, oracle_scale)
+    return Parity(
+        input=f"seeded noise ({SEED})",
+        cross_error=cross_error,
+        cross_scale=cross_scale,
+        logits_error=error,
+        logits_scale=scale,
+        openai_whisper=oracle_error,
+    )
+
+
+def _sequences(dims: ModelDims) -> list[Int]:
+    """Two token sequences whose prefills differ in length and whose steps begin there."""
+    draw = np.random.default_rng(SEED)
+    lengths = (_PREFILL + _STEPS, _PREFILL - 3 + _STEPS)
+    return [draw.integers(0, dims.n_vocab, n).astype(np.int64) for n in lengths]
+
+
+def _compare_cross(
+    reference: Reference, audio: F32, found: dict[str, NDArray], dims: ModelDims
+) -> tuple[float, float]:
+    def pairs() -> Any:
+        for i in range(dims.n_text_layer):
+            for kind, expected in zip(("k", "v"), reference.cross(audio, i)):
+                yield expected.transpose(1, 0, 2), found[f"cross_{kind}_{i}"][0]
+
+    return _largest(pairs())
+
+
+def _drive(
+    decoder: PiecewiseGraph, cross: dict[str, NDArray], sequences: Sequence[Int], dims: ModelDims
+) -> list[F32]:
+    """Scores [len(sequence), n_vocab] after every token, as a session would get them."""
+    n_seq = len(sequences)
+    shape = (n_seq, dims.n_text_head, 64, HEAD_DIM)
+    cache = {
+        f"self_{kind}_{i}": np.zeros(shape, np.float32)
+        for i in range(dims.n_text_layer)
+        for kind in ("k", "v")
+    }
+    prefill = np.array([len(sequence) - _STEPS for sequence in sequences], np.int64)
+    tokens = np.zeros((n_seq, int(prefill.max())), np.int64)
+    for row, sequence, n in zip(tokens, sequences, prefill):
+        row[:n] = sequence[:n]
+    # every position of the prefill is wanted; the last column is each row's last real token
+    at = np.minimum(np.arange(tokens.shape[1])[None], prefill[:, None] - 1)
+    start = np.zeros(n_seq, np.int64)
+    scores: list[list[F32]] = [[] for _ in sequences]
+    for step in range(_STEPS + 1):
+        out = decoder.run({"tokens": tokens, "start": start, "at": at, **cross, **cache})
+        for row, n in enumerate(prefill if step == 0 else [1] * n_seq):
+            scores[row].extend(out["logits"][row, :n])
+        cache = {name: out[f"{name}_out"] for name in cache}
+        start = prefill + step
+        if step < _STEPS:
+            tokens = np.array([[sequences[i][start[i]]] for i in range(n_seq)], np.int64)
+            at = np.zeros((n_seq, 1), np.int64)
+    return [np.stack(rows) for rows in scores]
+
+
+def _largest(pairs: Any) -> tuple[float, float]:
+    error = scale = 0.0
+    for expected, found in pairs:
+        if not np.isfinite(found).all():
+            return float("inf"), float(np.abs(expected).max())
+        error = max(error, float(np.abs(found - expected).max()))
+        scale = max(scale, float(np.abs(expected).max()))
+    return error, scale
+
+
+def _judge(what: str, error: float, scale: float) -> None:
+    if not error <= TOLERANCE * scale:
+        raise VerificationError(
+            f"the exported engine's {what} differ from the checkpoint's by {error:.3g} where"
+            f" values reach {scale:.3g}; at most {TOLERANCE * scale:.3g} is allowed. No engine was"
+            " written. Try another ONNX Runtime version; if it stays, report it"
+        )

@@ -1,0 +1,177 @@
+"""Writes graphs with their weights, and engine directories, without ever leaving half of one."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+from pathlib import Path
+from typing import Callable, Iterator
+
+from onnx import TensorProto
+
+from whisper_opt.engine import FileEntry
+from whisper_opt.errors import EngineError
+from whisper_opt.export.builder import OnnxGraph
+
+__all__ = ["Progress", "directory", "write_graph", "write_text"]
+
+ALIGNMENT = 4096
+"""Byte alignment of a tensor in the data file: a memory page, so that it can be mapped."""
+
+Progress = Callable[[int], None]
+"""Called with the number of bytes just written."""
+
+
+class _HashingFile:
+    """Appends to a file while hashing what is written."""
+
+    def __init__(self, path: Path) -> None:
+        self._stream = path.open("wb")
+        self._digest = hashlib.sha256()
+        self.size = 0
+
+    def write(self, data: bytes | memoryview) -> None:
+        self._stream.write(data)
+        self._digest.update(data)
+        self.size += len(data)
+
+    def close(self) -> FileEntry:
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+        self._stream.close()
+        return FileEntry(self.size, self._digest.hexdigest())
+
+    def abandon(self) -> None:
+        self._stream.close()
+
+
+def write_graph(
+    graph: OnnxGraph, folder: Path, stem: str, progress: Progress
+) -> dict[str, FileEntry]:
+    """Write ``stem.onnx`` and ``stem.data``; weights are read, written and dropped one by one.
+
+    Peak memory is a small multiple of the largest tensor. ``graph.model`` is completed with the
+    locations of its weights.
+
+    Raises:
+        CheckpointError: a weight cannot be read.
+        OSError: the disk is full or not writable.
+    """
+    data = f"{stem}.data"
+    slots = {tensor.name: tensor for tensor in graph.model.graph.initializer}
+    stream = _HashingFile(folder / data)
+    try:
+        for weight in graph.weights:
+            padding = -stream.size % ALIGNMENT
+            if padding:
+                stream.write(bytes(padding))
+            offset = stream.size
+            values = weight.read()
+            if values.shape != weight.shape:
+                raise EngineError(
+                    f"weight {weight.name} has shape {list(values.shape)} where the graph declares"
+                    f" {list(weight.shape)}"
+                )
+            stream.write(memoryview(values.astype("<f4", copy=False)).cast("B"))
+            slot = slots[weight.name]
+            slot.data_location = TensorProto.EXTERNAL
+            for key, value in (
+                ("location", data),
+                ("offset", str(offset)),
+                ("length", str(stream.size - offset)),
+            ):
+                slot.external_data.add(key=key, value=value)
+            progress(stream.size - offset)
+    except BaseException:
+        stream.abandon()
+        raise
+    entries = {data: stream.close()}
+    entries[f"{stem}.onnx"] = write_bytes(folder / f"{stem}.onnx", graph.model.SerializeToString())
+    return entries
+
+
+def write_bytes(path: Path, data: bytes) -> FileEntry:
+    """Write one small file and return its entry."""
+    stream = _HashingFile(path)
+    try:
+        stream.write(data)
+    except BaseException:
+        stream.abandon()
+        raise
+    return stream.close()
+
+
+def write_text(path: Path, text: str) -> FileEntry:
+    """Write one small UTF-8 file and return its entry."""
+    return write_bytes(path, text.encode("utf-8"))
+
+
+@contextlib.contextmanager
+def directory(target: Path, *, overwrite: bool) -> Iterator[Path]:
+    """A temporary sibling of ``target`` that becomes ``target`` when the block ends well.
+
+    Whatever ends the block early (an error, Ctrl-C) removes the sibling; a sibling left by a killed
+    process is removed by the next export to the same target.
+
+    Raises:
+        EngineError: the target exists and ``overwrite`` is false, or cannot be written.
+    """
+    target = Path(os.path.abspath(target))
+    if target.exists() and not overwrite:
+        raise EngineError(f"{target} already exists; pass --overwrite (overwrite=True), or rename it")
+    if target.exists() and not (target / "manifest.json").is_file() and any(target.iterdir()):
+        raise EngineError(f"{target} exists and is not an engine; it will not be overwritten")
+    temporary = target.parent / f".{target.name}.partial-{os.getpid()}"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale(target)
+        temporary.mkdir()
+    except OSError as error:
+        raise _cannot_write(target, error) from error
+    try:
+        yield temporary
+        _replace(temporary, target)
+    except OSError as error:
+        raise _cannot_write(target, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _cannot_write(target: Path, error: OSError) -> EngineError:
+    reason = error.strerror or str(error)
+    return EngineError(
+        f"cannot write the engine {target}: {reason}; nothing was left there."
+        " Choose a writable directory with enough free space"
+    )
+
+
+def _replace(temporary: Path, target: Path) -> None:
+    old = temporary.with_name(temporary.name + ".old")
+    if target.exists():
+        target.rename(old)
+    try:
+        temporary.rename(target)
+    except BaseException:
+        if old.exists():
+            old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove_stale(target: Path) -> None:
+    for sibling in target.parent.glob(f".{target.name}.partial-*"):
+        pid = sibling.name.rsplit("-", 1)[1].split(".")[0]
+        if pid.isdigit() and not _alive(int(pid)):
+            shutil.rmtree(sibling, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True

@@ -1,0 +1,146 @@
+"""The single list of options: the API, the command line and the docs are made from it.
+
+Every option is validated here, once, and honoured everywhere or refused with a reason.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, Sequence, Union
+
+from whisper_opt.errors import OptionError
+
+__all__ = ["TASKS", "TranscribeOptions", "option_help"]
+
+TASKS = ("transcribe", "translate")
+
+
+def _option(default: Any, help: str, **more: Any) -> Any:
+    return dataclasses.field(default=default, metadata={"help": help, **more})
+
+
+@dataclasses.dataclass(frozen=True)
+class TranscribeOptions:
+    """How to transcribe one recording. Names and defaults are openai-whisper's where it has them.
+
+    Raises:
+        OptionError: a value is of the wrong type or out of range.
+    """
+
+    language: Union[str, None] = _option(
+        None, "spoken language, by code or English name; default: detected from the first 30 s"
+    )
+    task: str = _option(
+        "transcribe", "write what is said, or translate it to English", choices=TASKS
+    )
+    without_timestamps: bool = _option(False, "sample text only, no segment times")
+    max_initial_timestamp: Union[float, None] = _option(
+        1.0, "latest start of the first segment of a window, in seconds", metavar="SECONDS"
+    )
+    condition_on_previous_text: bool = _option(
+        True, "give each window the text before it as a prompt"
+    )
+    initial_prompt: Union[str, None] = _option(
+        None, "text that the model takes as said before the first window: names, spelling, style"
+    )
+    carry_initial_prompt: bool = _option(
+        False, "put the initial prompt before every window, not the first only"
+    )
+    prefix: Union[str, None] = _option(None, "text that every window's answer must begin with")
+    suppress_tokens: Union[Sequence[int], None] = _option(
+        (-1,),
+        "token ids never to sample; -1 stands for the model's list of non-speech symbols",
+        metavar="ID",
+    )
+    suppress_blank: bool = _option(True, "do not let a window begin with a blank or end at once")
+    max_new_tokens: Union[int, None] = _option(
+        None, "tokens sampled per window at most; default: half the model's context", metavar="N"
+    )
+    no_speech_threshold: Union[float, None] = _option(
+        0.6,
+        "skip a window whose no-speech probability exceeds this (unless its text is likely)",
+        metavar="P",
+    )
+    logprob_threshold: Union[float, None] = _option(
+        -1.0,
+        "mean log-probability above which a window's text counts as likely",
+        metavar="LOGPROB",
+    )
+    clip_timestamps: Sequence[float] = _option(
+        (),
+        "start,end,start,end,... in seconds: transcribe these parts only; default: all",
+        metavar="SECONDS",
+    )
+
+    def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise OptionError(f"task is {self.task!r}; expected one of {', '.join(TASKS)}")
+        for name in ("language", "initial_prompt", "prefix"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                raise OptionError(f"{name} is {value!r}; expected a string or None")
+        for field in dataclasses.fields(self):
+            if isinstance(field.default, bool) and not isinstance(getattr(self, field.name), bool):
+                raise OptionError(
+                    f"{field.name} is {getattr(self, field.name)!r}; expected True or False"
+                )
+        _number("max_initial_timestamp", self.max_initial_timestamp, 0, 30)
+        _number("no_speech_threshold", self.no_speech_threshold, 0, 1)
+        _number("logprob_threshold", self.logprob_threshold, -math.inf, 0)
+        tokens = self.max_new_tokens
+        if tokens is not None and (
+            isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1
+        ):
+            raise OptionError(f"max_new_tokens is {tokens!r}; expected a positive integer or None")
+        self._check_suppress_tokens()
+        self._check_clips()
+        if self.carry_initial_prompt and self.initial_prompt is None:
+            raise OptionError(
+                "carry_initial_prompt is on without an initial_prompt to carry; give one"
+            )
+
+    def _check_suppress_tokens(self) -> None:
+        value = self.suppress_tokens
+        if value is None:
+            object.__setattr__(self, "suppress_tokens", ())
+            return
+        if isinstance(value, (str, bytes)) or not all(
+            isinstance(token, int) and not isinstance(token, bool) and token >= -1
+            for token in value
+        ):
+            raise OptionError(
+                f"suppress_tokens is {value!r}; expected a sequence of token ids, where -1 stands"
+                " for the non-speech symbols"
+            )
+        object.__setattr__(self, "suppress_tokens", tuple(value))
+
+    def _check_clips(self) -> None:
+        value = self.clip_timestamps
+        if isinstance(value, (str, bytes)) or not all(
+            isinstance(second, (int, float)) and not isinstance(second, bool) for second in value
+        ):
+            raise OptionError(
+                f"clip_timestamps is {value!r}; expected a sequence of seconds: start, end, ..."
+            )
+        seconds = tuple(float(second) for second in value)
+        if any(not math.isfinite(second) or second < 0 for second in seconds) or any(
+            later <= sooner for sooner, later in zip(seconds[::2], seconds[1::2])
+        ):
+            raise OptionError(
+                f"clip_timestamps is {list(seconds)}; expected non-negative seconds, every end"
+                " after its start"
+            )
+        object.__setattr__(self, "clip_timestamps", seconds)
+
+
+def _number(name: str, value: Any, low: float, high: float) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise OptionError(f"{name} is {value!r}; expected a number from {low} to {high}, or None")
+
+
+def option_help() -> dict[str, str]:
+    """Every option's explanation by name."""
+    return {field.name: field.metadata["help"] for field in dataclasses.fields(TranscribeOptions)}

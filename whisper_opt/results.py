@@ -1,0 +1,136 @@
+"""What a transcription returns: words, segments and the transcript that holds them.
+
+Field names and the layout of :meth:`Transcript.to_dict` are those of openai-whisper's result
+dictionary (whisper/transcribe.py), so that tools written for its JSON read ours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any, overload
+
+__all__ = ["Segment", "Transcript", "Word"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Word:
+    """One word and when it was spoken.
+
+    Attributes:
+        start: beginning, in seconds from the start of the recording.
+        end: end, in seconds.
+        word: the text, with its leading space where the language has one.
+        probability: mean probability of the word's tokens, 0 to 1.
+    """
+
+    start: float
+    end: float
+    word: str
+    probability: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """The word under openai-whisper's keys and in their order."""
+        return {
+            "word": self.word,
+            "start": self.start,
+            "end": self.end,
+            "probability": self.probability,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """A stretch of speech between two timestamps.
+
+    Attributes:
+        id: position in the transcript, from 0.
+        start: beginning, in seconds from the start of the recording.
+        end: end, in seconds.
+        text: the text, usually with a leading space.
+        tokens: text and timestamp token ids.
+        avg_logprob: mean log-probability of the tokens of the window this came from.
+        no_speech_prob: probability the model gave to "no speech" in that window, 0 to 1.
+        compression_ratio: bytes of that window's text over its zlib-compressed size.
+        temperature: sampling temperature that produced it (0 is deterministic).
+        seek: first mel frame of that window (10 ms each).
+        words: word times, or None when they were not asked for.
+    """
+
+    id: int
+    start: float
+    end: float
+    text: str
+    tokens: tuple[int, ...]
+    avg_logprob: float
+    no_speech_prob: float
+    compression_ratio: float
+    temperature: float
+    seek: int
+    words: tuple[Word, ...] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The segment under openai-whisper's keys and in their order."""
+        entry: dict[str, Any] = {
+            "id": self.id,
+            "seek": self.seek,
+            "start": self.start,
+            "end": self.end,
+            "text": self.text,
+            "tokens": list(self.tokens),
+            "temperature": self.temperature,
+            "avg_logprob": self.avg_logprob,
+            "compression_ratio": self.compression_ratio,
+            "no_speech_prob": self.no_speech_prob,
+        }
+        if self.words is not None:
+            entry["words"] = [word.to_dict() for word in self.words]
+        return entry
+
+
+@dataclasses.dataclass(frozen=True)
+class Transcript(Sequence[Segment]):
+    """The whole result for one recording: a sequence of its segments.
+
+    A transcript without segments (silence) has length 0 and is therefore false in a condition.
+
+    Attributes:
+        segments: in order of time.
+        language: code of the language spoken, such as ``en``.
+        duration: length of the recording in seconds.
+        text: the text of all segments.
+        language_probability: probability of ``language``, 0 to 1, or None when it was given
+            rather than detected.
+    """
+
+    segments: tuple[Segment, ...]
+    language: str
+    duration: float
+    text: str
+    language_probability: float | None = None
+
+    def __iter__(self) -> Iterator[Segment]:
+        return iter(self.segments)
+
+    def __len__(self) -> int:
+        return len(self.segments)
+
+    @overload
+    def __getitem__(self, index: int) -> Segment: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Segment, ...]: ...
+
+    def __getitem__(self, index: int | slice) -> Segment | tuple[Segment, ...]:
+        return self.segments[index]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result in openai-whisper's schema: ``text``, ``segments``, ``language``.
+
+        ``duration`` and ``language_probability`` have no place in that schema and are left out.
+        """
+        return {
+            "text": self.text,
+            "segments": [segment.to_dict() for segment in self.segments],
+            "language": self.language,
+        }

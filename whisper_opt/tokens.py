@@ -1,0 +1,209 @@
+"""Vocabulary: special ids by name, languages, prompts, text to tokens and back."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from typing import Sequence
+
+from tokenizers import Tokenizer
+
+from whisper_opt.dims import ModelDims
+from whisper_opt.errors import EngineError, OptionError
+from whisper_opt.languages import ALIASES, LANGUAGES
+
+__all__ = ["Vocab", "language_code"]
+
+_NO_SPEECH = ("<|nospeech|>", "<|nocaptions|>")
+"""OpenAI's name, and the one it has in older Hugging Face tokenizers."""
+# The symbols whose tokens openai-whisper never samples (whisper/tokenizer.py, non_speech_tokens).
+_SYMBOLS = (
+    *'"#()*+/:;<=>@[\\]^_`{|}~「」『』',
+    *"<< >> <<< >>> -- --- -( -[ (' (\" (( )) ((( ))) [[ ]] {{ }} ♪♪ ♪♪♪".split(),
+)
+_MUSIC = "♩♪♫♬♭♮♯"
+
+
+def _byte_of_char() -> dict[str, int]:
+    """The byte each character of a byte-level BPE token stands for (GPT-2's printable bytes)."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    table = {chr(byte): byte for byte in printable}
+    table.update({chr(256 + i): byte for i, byte in enumerate(others)})
+    return table
+
+
+def language_code(language: str) -> str:
+    """The code of a language given by code or English name, in any case.
+
+    Raises:
+        OptionError: not a language of Whisper; the message offers near matches.
+    """
+    wanted = language.strip().lower()
+    if wanted in LANGUAGES:
+        return wanted
+    names = {**{name: code for code, name in LANGUAGES.items()}, **ALIASES}
+    if wanted in names:
+        return names[wanted]
+    near = difflib.get_close_matches(wanted, [*names, *LANGUAGES], n=3, cutoff=0.6)
+    hint = f"; did you mean {' or '.join(near)}?" if near else "; see whisper-opt languages"
+    raise OptionError(f"unknown language {language!r}{hint}")
+
+
+class Vocab:
+    """The token ids of one checkpoint, read from its ``tokenizer.json``, and its text codec.
+
+    Attributes:
+        eot, sot, translate, transcribe, sot_lm, sot_prev, no_speech, no_timestamps: special ids.
+        timestamp_begin: id of ``<|0.00|>``; ids from there on are times, 0.02 s apart.
+        languages: id of every language token by code, in the order of their ids.
+    """
+
+    def __init__(self, tokenizer_json: str, dims: ModelDims) -> None:
+        """Parse a ``tokenizer.json``.
+
+        Raises:
+            EngineError: it is not a byte-level BPE tokenizer with Whisper's special tokens, or its
+                ids do not fit ``dims.n_vocab``.
+        """
+        try:
+            values = json.loads(tokenizer_json)
+            specials = {token["content"]: int(token["id"]) for token in values["added_tokens"]}
+            pieces = {str(piece): int(i) for piece, i in values["model"]["vocab"].items()}
+            self._tokenizer = Tokenizer.from_str(tokenizer_json)
+        except Exception as error:  # tokenizers raises bare Exception
+            raise EngineError(
+                f"tokenizer.json is not a tokenizer ({type(error).__name__}: {error});"
+                " export the engine again from a checkpoint with its own tokenizer.json"
+            ) from error
+        self.is_multilingual = dims.is_multilingual
+        self._special = specials
+        self.eot = self._id("<|endoftext|>")
+        self.sot = self._id("<|startoftranscript|>")
+        self.translate = self._id("<|translate|>")
+        self.transcribe = self._id("<|transcribe|>")
+        self.sot_lm = self._id("<|startoflm|>")
+        self.sot_prev = self._id("<|startofprev|>")
+        self.no_speech = self._id(*_NO_SPEECH)
+        self.no_timestamps = self._id("<|notimestamps|>")
+        self.timestamp_begin = specials.get("<|0.00|>", self.no_timestamps + 1)
+        if self.timestamp_begin + dims.n_audio_ctx >= dims.n_vocab:
+            raise EngineError(
+                f"tokenizer.json puts <|0.00|> at {self.timestamp_begin}, which leaves no room for"
+                f" {dims.n_audio_ctx + 1} timestamps in a vocabulary of {dims.n_vocab}; it belongs"
+                " to another model"
+            )
+        found = (
+            (i, match.group(1))
+            for token, i in specials.items()
+            if (match := re.fullmatch(r"<\|([a-z]{2,3})\|>", token))
+            and match.group(1) in LANGUAGES
+        )
+        self.languages = {code: i for i, code in sorted(found)}
+        table = _byte_of_char()
+        self._bytes: dict[int, bytes] = {}
+        for piece, i in pieces.items():
+            if piece not in specials:
+                self._bytes[i] = bytes(table[char] for char in piece if char in table)
+        self._names = {i: token.encode() for token, i in specials.items()}
+
+    def _id(self, *names: str) -> int:
+        for name in names:
+            if name in self._special:
+                return self._special[name]
+        raise EngineError(f"tokenizer.json has no {names[0]} token, so it is not Whisper's")
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of ``text``, without special tokens around it.
+
+        Raises:
+            OptionError: ``text`` contains the spelling of a special token such as ``<|en|>``.
+        """
+        for name in self._special:
+            if name in text:
+                raise OptionError(
+                    f"text contains the special token {name}; remove it: special tokens cannot be"
+                    " given as text"
+                )
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def decode(self, tokens: Sequence[int], *, specials: bool = False) -> str:
+        """Text of ``tokens``; times are left out, invalid UTF-8 becomes U+FFFD.
+
+        With ``specials`` other special tokens appear by name, as in openai-whisper's ``decode``;
+        without, they are left out.
+        """
+        parts = []
+        for token in tokens:
+            if token < self.eot:
+                parts.append(self._bytes.get(token, b""))
+            elif specials and token < self.timestamp_begin:
+                parts.append(self._names.get(token, b""))
+        return b"".join(parts).decode("utf-8", errors="replace")
+
+    def check_language(self, language: str | None, task: str) -> str | None:
+        """The language code to put in the prompt; None asks for detection.
+
+        Raises:
+            OptionError: unknown to Whisper or to this model, or anything but English
+                transcription of an English-only model.
+        """
+        code = None if language is None else language_code(language)
+        if not self.is_multilingual:
+            if code not in (None, "en"):
+                raise OptionError(
+                    f"language is {language!r}, but this model knows English only; use a"
+                    " multilingual model (one whose name does not end in .en)"
+                )
+            if task != "transcribe":
+                raise OptionError(
+                    f"task is {task!r}, but this English-only model can only transcribe; use a"
+                    " multilingual model"
+                )
+            return "en"
+        if code is not None and code not in self.languages:
+            raise OptionError(
+                f"language {language!r} ({code}) is not among the {len(self.languages)} languages"
+                " of this model"
+            )
+        return code
+
+    def start(self, language: str, task: str, *, timestamps: bool) -> list[int]:
+        """The start-of-transcript sequence: sot, language, task and, maybe, notimestamps."""
+        tokens = [self.sot]
+        if self.is_multilingual:
+            tokens.append(self.languages[language])
+            tokens.append(self.transcribe if task == "transcribe" else self.translate)
+        if not timestamps:
+            tokens.append(self.no_timestamps)
+        return tokens
+
+    def never_sampled(self) -> tuple[int, ...]:
+        """Special tokens that only ever stand in a prompt."""
+        return (
+            self.sot,
+            self.translate,
+            self.transcribe,
+            self.sot_lm,
+            self.sot_prev,
+            self.no_speech,
+        )
+
+    def non_speech_tokens(self) -> tuple[int, ...]:
+        """Tokens of symbols that are written but not spoken, by openai-whisper's rule.
+
+        A symbol's token is listed when it is a single one, with or without a space before it; the
+        first token of musical symbols is listed in any case, and so are " -" and " '".
+        """
+        found = {self.encode(" -")[0], self.encode(" '")[0]}
+        for symbol in (*_SYMBOLS, *_MUSIC):
+            for tokens in (self.encode(symbol), self.encode(" " + symbol)):
+                if len(tokens) == 1 or symbol in _MUSIC:
+                    found.add(tokens[0])
+        return tuple(sorted(found))
+
+    def blank_tokens(self) -> tuple[int, ...]:
+        """A lone space and the end of text: what an empty answer would begin with."""
+        return (*self.encode(" "), self.eot)

@@ -1,0 +1,379 @@
+"""Recordings of any length: windows, prompts between them, and segments out of them.
+
+The method is openai-whisper's sequential one (whisper/transcribe.py): decode 30 s, cut the answer
+into segments at its timestamps, continue where the last finished segment ended.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from typing import Callable, Iterator, Sequence
+
+import numpy as np
+
+from whisper_opt.arrays import F32, Int
+from whisper_opt.decode import (
+    Decoded,
+    Greedy,
+    Hypothesis,
+    Rule,
+    Task,
+    decode,
+    next_token_logprobs,
+)
+from whisper_opt.decode.rules import SuppressAtBegin, SuppressTokens, Timestamps
+from whisper_opt.dims import FRAMES_PER_SECOND, HOP_LENGTH, N_FRAMES, SAMPLE_RATE, ModelDims
+from whisper_opt.errors import OptionError
+from whisper_opt.features import LogMel
+from whisper_opt.options import TranscribeOptions
+from whisper_opt.protocol import Backend
+from whisper_opt.results import Segment
+from whisper_opt.tokens import Vocab
+
+__all__ = [
+    "Progress",
+    "Sequential",
+    "Suppression",
+    "Window",
+    "WindowResult",
+    "compression_ratio",
+    "detect_language",
+    "transcribe",
+]
+
+Progress = Callable[[float, float], None]
+"""Called with (seconds done, seconds in all) whenever a window is finished."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Suppression:
+    """Token lists of one checkpoint: ids never sampled for -1, and ids not sampled first."""
+
+    non_speech: tuple[int, ...]
+    begin: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """A stretch of the recording to decode at once.
+
+    Attributes:
+        seek: first mel frame.
+        size: mel frames of sound in it, at most 3,000.
+        prompt: ids fed before the first sampled token.
+        sot_index: index of the start-of-transcript token in ``prompt``.
+    """
+
+    seek: int
+    size: int
+    prompt: tuple[int, ...]
+    sot_index: int
+
+
+@dataclasses.dataclass(frozen=True)
+class WindowResult:
+    """The chosen answer of one window; see :class:`~whisper_opt.results.Segment` for the figures."""
+
+    tokens: tuple[int, ...]
+    avg_logprob: float
+    no_speech_prob: float
+    compression_ratio: float
+    temperature: float
+
+
+def compression_ratio(text: str) -> float:
+    """UTF-8 bytes of ``text`` over their zlib-compressed size: high when text repeats itself."""
+    data = text.encode("utf-8")
+    return len(data) / len(zlib.compress(data))
+
+
+def detect_language(backend: Backend, vocab: Vocab, mel: F32) -> dict[str, float]:
+    """Probability of each language of the model, the likeliest first.
+
+    Args:
+        backend: the model; must be multilingual.
+        vocab: its vocabulary.
+        mel: float32 [n_mels, 3000]; the first 30 s as :meth:`LogMel.head` gives them.
+
+    Raises:
+        OptionError: the model knows English only.
+    """
+    if not vocab.is_multilingual:
+        raise OptionError("this English-only model cannot detect languages; use a multilingual one")
+    logprobs = next_token_logprobs(backend, backend.encode(mel[None]), [vocab.sot])[0]
+    codes = list(vocab.languages)
+    probs = np.exp(logprobs[list(vocab.languages.values())])
+    probs = probs / probs.sum()
+    order = np.argsort(-probs, kind="stable")
+    return {codes[i]: float(probs[i]) for i in order}
+
+
+class Sequential:
+    """The state of one recording between windows: where to look next and what was said.
+
+    ``next_window`` and ``accept`` alternate; nothing here computes the model, so that the windows
+    of several recordings can share a batch.
+    """
+
+    def __init__(
+        self, n_frames: int, vocab: Vocab, dims: ModelDims, options: TranscribeOptions, language: str
+    ) -> None:
+        """Start at the first frame to transcribe.
+
+        Args:
+            n_frames: mel frames of the recording (10 ms each).
+            vocab: vocabulary of the model.
+            dims: its dimensions.
+            options: how to transcribe.
+            language: language code.
+        """
+        self._n_frames = n_frames
+        self._vocab = vocab
+        self._dims = dims
+        self._options = options
+        self._start = tuple(
+            vocab.start(language, options.task, timestamps=not options.without_timestamps)
+        )
+        self._prefix = _text_tokens(vocab, options.prefix)
+        self._initial = _text_tokens(vocab, options.initial_prompt)
+        self._said = list(self._initial)
+        self._forget = 0
+        self._n_segments = 0
+        self._clips = _clips(options.clip_timestamps, n_frames)
+        self._clip = 0
+        self._seek = self._clips[0][0]
+
+    @property
+    def seek(self) -> int:
+        """The mel frame up to which the recording is done."""
+        return min(self._seek, self._n_frames)
+
+    def next_window(self) -> Window | None:
+        """The next window to decode, or None at the end."""
+        while self._clip < len(self._clips):
+            begin, end = self._clips[self._clip]
+            self._seek = max(self._seek, begin)
+            if self._seek < end:
+                size = min(N_FRAMES, self._n_frames - self._seek, end - self._seek)
+                prompt = (*self._previous(), *self._start, *self._prefix)
+                return Window(self._seek, size, prompt, prompt.index(self._vocab.sot))
+            self._clip += 1
+            if self._clip < len(self._clips):
+                self._seek = self._clips[self._clip][0]
+        return None
+
+    def _previous(self) -> list[int]:
+        """What was said before, as the model expects it: newest kept, at most half the context."""
+        room = self._dims.n_text_ctx // 2 - 1
+        if self._options.carry_initial_prompt:
+            begin = max(len(self._initial), self._forget)
+            left = room - len(self._initial)
+            prompt = [*self._initial, *(self._said[begin:][-left:] if left > 0 else [])]
+        else:
+            prompt = self._said[self._forget :]
+        return [self._vocab.sot_prev, *prompt[-room:]] if prompt else []
+
+    def accept(self, window: Window, result: WindowResult) -> list[Segment]:
+        """Take the answer to ``window``; returns its segments and moves on."""
+        options = self._options
+        if self._is_silence(result):
+            self._seek = window.seek + window.size
+            return []
+        segments, advance = self._cut(window, result)
+        self._seek = window.seek + advance
+        for segment in segments:
+            self._said.extend(segment.tokens)
+        self._n_segments += len(segments)
+        if not options.condition_on_previous_text or result.temperature > 0.5:
+            self._forget = len(self._said)
+        return segments
+
+    def _is_silence(self, result: WindowResult) -> bool:
+        options = self._options
+        if options.no_speech_threshold is None:
+            return False
+        if result.no_speech_prob <= options.no_speech_threshold:
+            return False
+        likely = (
+            options.logprob_threshold is not None
+            and result.avg_logprob > options.logprob_threshold
+        )
+        return not likely
+
+    def _cut(self, window: Window, result: WindowResult) -> tuple[list[Segment], int]:
+        """Segments of a window, and how many frames of it they finish."""
+        begin = self._vocab.timestamp_begin
+        tokens = result.tokens
+        times = [token >= begin for token in tokens]
+        ends_with_one = times[-2:] == [False, True]
+        cuts = [i for i in range(1, len(tokens)) if times[i] and times[i - 1]]
+        offset = window.seek * HOP_LENGTH / SAMPLE_RATE
+        precision = self._dims.frames_per_position * HOP_LENGTH / SAMPLE_RATE
+        if not cuts:
+            marks = [token for token in tokens if token >= begin]
+            length = window.size * HOP_LENGTH / SAMPLE_RATE
+            if marks and marks[-1] != begin:
+                length = (marks[-1] - begin) * precision
+            spans = [(offset, offset + length, tokens)]
+            return self._segments(window, result, spans), window.size
+        if ends_with_one:
+            cuts.append(len(tokens))
+        spans = []
+        for first, last in zip([0, *cuts], cuts):
+            piece = tokens[first:last]
+            start, end = (piece[0] - begin) * precision, (piece[-1] - begin) * precision
+            spans.append((offset + start, offset + end, piece))
+        if ends_with_one:  # nothing is said after the last timestamp
+            return self._segments(window, result, spans), window.size
+        done = (tokens[cuts[-1] - 1] - begin) * self._dims.frames_per_position
+        return self._segments(window, result, spans), done
+
+    def _segments(
+        self,
+        window: Window,
+        result: WindowResult,
+        spans: list[tuple[float, float, tuple[int, ...]]],
+    ) -> list[Segment]:
+        segments = []
+        for i, (start, end, tokens) in enumerate(spans, self._n_segments):
+            text = self._vocab.decode(tokens)
+            if start == end or not text.strip():  # instantaneous or empty: says nothing
+                text, tokens = "", ()
+            segments.append(
+                Segment(
+                    id=i,
+                    start=start,
+                    end=end,
+                    text=text,
+                    tokens=tokens,
+                    avg_logprob=result.avg_logprob,
+                    no_speech_prob=result.no_speech_prob,
+                    compression_ratio=result.compression_ratio,
+                    temperature=result.temperature,
+                    seek=window.seek,
+                )
+            )
+        return segments
+
+
+def _text_tokens(vocab: Vocab, text: str | None) -> tuple[int, ...]:
+    return () if text is None else tuple(vocab.encode(" " + text.strip()))
+
+
+def _clips(seconds: Sequence[float], n_frames: int) -> list[tuple[int, int]]:
+    points = [round(second * FRAMES_PER_SECOND) for second in seconds]
+    if not points:
+        points.append(0)
+    if len(points) % 2:
+        points.append(n_frames)
+    return [(begin, min(end, n_frames)) for begin, end in zip(points[::2], points[1::2])]
+
+
+class _Decoder:
+    """Turns windows into decode tasks and their candidates into answers."""
+
+    def __init__(
+        self, backend: Backend, vocab: Vocab, options: TranscribeOptions, suppression: Suppression
+    ) -> None:
+        self._backend = backend
+        self._vocab = vocab
+        self._limit = options.max_new_tokens or backend.dims.n_text_ctx // 2
+        self._begin = None if options.without_timestamps else vocab.timestamp_begin
+        self._rules = _rules(vocab, backend.dims, options, suppression)
+
+    def __call__(self, window: Window, mel: F32) -> WindowResult:
+        n_text_ctx = self._backend.dims.n_text_ctx
+        if len(window.prompt) > n_text_ctx:
+            raise OptionError(
+                f"the prompt of a window has {len(window.prompt)} tokens; the model holds"
+                f" {n_text_ctx}: shorten prefix or initial_prompt"
+            )
+        task = Task(
+            prompt=window.prompt,
+            probe=window.sot_index,
+            probe_token=self._vocab.no_speech,
+            rules=self._rules,
+            timestamp_begin=self._begin,
+            max_new_tokens=min(self._limit, n_text_ctx + 1 - len(window.prompt)),
+            search=lambda: Greedy(self._vocab.eot),
+        )
+        encoded = self._backend.encode(mel[None])
+        return self._result(decode(self._backend, encoded, [task])[0])
+
+    def _result(self, decoded: Decoded) -> WindowResult:
+        best = max(decoded.hypotheses, key=_mean_logprob)
+        text = self._vocab.decode(best.tokens, specials=True).strip()
+        return WindowResult(
+            tokens=best.tokens,
+            avg_logprob=best.sum_logprob / (len(best.tokens) + 1),
+            no_speech_prob=decoded.probe_prob,
+            compression_ratio=compression_ratio(text),
+            temperature=0.0,
+        )
+
+
+def _mean_logprob(hypothesis: Hypothesis) -> float:
+    return hypothesis.sum_logprob / max(len(hypothesis.tokens), 1)
+
+
+def _rules(
+    vocab: Vocab, dims: ModelDims, options: TranscribeOptions, suppression: Suppression
+) -> tuple[Rule, ...]:
+    rules: list[Rule] = []
+    if options.suppress_blank:
+        rules.append(SuppressAtBegin(_ids(suppression.begin, dims)))
+    if options.suppress_tokens:
+        listed = [token for token in options.suppress_tokens if token >= 0]
+        if -1 in options.suppress_tokens:
+            listed.extend(suppression.non_speech)
+        rules.append(SuppressTokens(_ids((*listed, *vocab.never_sampled()), dims)))
+    if not options.without_timestamps:
+        latest = None
+        if options.max_initial_timestamp:
+            latest = round(options.max_initial_timestamp / dims.time_precision)
+        rules.append(Timestamps(vocab.timestamp_begin, vocab.eot, vocab.no_timestamps, latest))
+    return tuple(rules)
+
+
+def _ids(tokens: tuple[int, ...], dims: ModelDims) -> Int:
+    beyond = [token for token in tokens if token >= dims.n_vocab]
+    if beyond:
+        raise OptionError(
+            f"suppress_tokens holds {beyond[0]}; this model's ids end at {dims.n_vocab - 1}"
+        )
+    return np.array(sorted(set(tokens)), np.int64)
+
+
+def transcribe(
+    backend: Backend,
+    vocab: Vocab,
+    mel: LogMel,
+    *,
+    options: TranscribeOptions,
+    language: str,
+    suppression: Suppression,
+    on_progress: Progress | None = None,
+) -> Iterator[Segment]:
+    """Transcribe one recording; segments come as soon as their window is decoded.
+
+    Args:
+        backend: the model.
+        vocab: its vocabulary.
+        mel: the recording.
+        options: how to transcribe.
+        language: language code (``options.language``, or what was detected).
+        suppression: token lists of the checkpoint.
+        on_progress: called after every window.
+
+    Raises:
+        OptionError: the prompt of a window does not fit the model.
+    """
+    decoder = _Decoder(backend, vocab, options, suppression)
+    state = Sequential(mel.n_frames, vocab, backend.dims, options, language)
+    total = mel.n_frames / FRAMES_PER_SECOND
+    while (window := state.next_window()) is not None:
+        result = decoder(window, mel.window(window.seek, window.size))
+        yield from state.accept(window, result)
+        if on_progress is not None:
+            on_progress(state.seek / FRAMES_PER_SECOND, total)
