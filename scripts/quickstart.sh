@@ -42,15 +42,17 @@ while [ "$n" -gt 0 ]; do # recordings are named from where the caller stands
 done
 
 python=$(any_python)
+make_venv .venv "$python" ".[cpu,audio,export,hf]"
 if [ -z "$model" ]; then
-    make_venv .venv "$python" ".[cpu,audio,export]"
     .venv/bin/python scripts/get_model.py tiny.en >/dev/null
     source=models/tiny.en
     engine=engines/tiny.en
 else
-    make_venv .venv "$python" ".[cpu,audio,export,hf]"
     source=$model
-    if [ -e "$caller/$model" ]; then source=$(cd "$caller" && cd "$(dirname "$model")" && pwd)/$(basename "$model"); fi
+    if folder=$(cd "$caller" && cd "$(dirname "$model")" 2>/dev/null && pwd) &&
+        [ -e "$folder/$(basename "$model")" ]; then
+        source=$folder/$(basename "$model")
+    fi
     engine=engines/$(printf %s "$source" | sed 's|^/*||' | tr -c 'A-Za-z0-9._-' '-')
 fi
 

@@ -48,7 +48,7 @@ def test_the_core_is_small() -> None:
         "numpy",
         "soundfile",
         "soxr",
-        "tokenizers",
+        "tiktoken",
         "tqdm",
     }
 

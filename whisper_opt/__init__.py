@@ -1,9 +1,9 @@
 """Whisper speech recognition on verified ONNX engines: no torch, no transformers at run time.
 
-    >>> import whisper_opt
-    >>> model = whisper_opt.Whisper.load("engines/tiny.en")  # doctest: +SKIP
-    >>> for segment in model.transcribe("talk.mp3"):  # doctest: +SKIP
-    ...     print(segment.start, segment.end, segment.text)
+>>> import whisper_opt
+>>> model = whisper_opt.Whisper.load("engines/tiny.en")  # doctest: +SKIP
+>>> for segment in model.transcribe("talk.mp3"):  # doctest: +SKIP
+...     print(segment.start, segment.end, segment.text)
 """
 
 from whisper_opt.errors import (

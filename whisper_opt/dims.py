@@ -8,7 +8,8 @@ Weak Supervision" (arXiv:2212.04356).
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 from whisper_opt.errors import CheckpointError
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Iterator, Union
+from typing import Any, Union
 
 from whisper_opt.audio import AudioSource, load_audio
 from whisper_opt.backends.ort import OrtBackend

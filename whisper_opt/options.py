@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Sequence, Union
+from collections.abc import Sequence
+from typing import Any, Union
 
 from whisper_opt.errors import OptionError
 
-__all__ = ["TASKS", "TranscribeOptions", "option_help"]
+__all__ = ["KINDS", "TASKS", "TranscribeOptions", "option_help"]
 
 TASKS = ("transcribe", "translate")
+KINDS = ("text", "flag", "integer", "number", "integers", "numbers")
+"""What an option holds; the last two are sequences."""
 
 
-def _option(default: Any, help: str, **more: Any) -> Any:
-    return dataclasses.field(default=default, metadata={"help": help, **more})
+def _option(default: Any, kind: str, help: str, **more: Any) -> Any:
+    """A field; ``kind`` (see ``KINDS``) tells front ends how to read it from text."""
+    return dataclasses.field(default=default, metadata={"kind": kind, "help": help, **more})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,46 +33,64 @@ class TranscribeOptions:
     """
 
     language: Union[str, None] = _option(
-        None, "spoken language, by code or English name; default: detected from the first 30 s"
+        None,
+        "text",
+        "spoken language, by code or English name; default: detected from the first 30 s",
     )
     task: str = _option(
-        "transcribe", "write what is said, or translate it to English", choices=TASKS
+        "transcribe", "text", "write what is said, or translate it to English", choices=TASKS
     )
-    without_timestamps: bool = _option(False, "sample text only, no segment times")
+    without_timestamps: bool = _option(False, "flag", "sample text only, no segment times")
     max_initial_timestamp: Union[float, None] = _option(
-        1.0, "latest start of the first segment of a window, in seconds", metavar="SECONDS"
+        1.0,
+        "number",
+        "latest start of the first segment of a window, in seconds",
+        metavar="SECONDS",
     )
     condition_on_previous_text: bool = _option(
-        True, "give each window the text before it as a prompt"
+        True, "flag", "give each window the text before it as a prompt"
     )
     initial_prompt: Union[str, None] = _option(
-        None, "text that the model takes as said before the first window: names, spelling, style"
+        None,
+        "text",
+        "text that the model takes as said before the first window: names, spelling, style",
     )
     carry_initial_prompt: bool = _option(
-        False, "put the initial prompt before every window, not the first only"
+        False, "flag", "put the initial prompt before every window, not the first only"
     )
-    prefix: Union[str, None] = _option(None, "text that every window's answer must begin with")
+    prefix: Union[str, None] = _option(
+        None, "text", "text that every window's answer must begin with"
+    )
     suppress_tokens: Union[Sequence[int], None] = _option(
         (-1,),
+        "integers",
         "token ids never to sample; -1 stands for the model's list of non-speech symbols",
         metavar="ID",
     )
-    suppress_blank: bool = _option(True, "do not let a window begin with a blank or end at once")
+    suppress_blank: bool = _option(
+        True, "flag", "do not let a window begin with a blank or end at once"
+    )
     max_new_tokens: Union[int, None] = _option(
-        None, "tokens sampled per window at most; default: half the model's context", metavar="N"
+        None,
+        "integer",
+        "tokens sampled per window at most; default: half the model's context",
+        metavar="N",
     )
     no_speech_threshold: Union[float, None] = _option(
         0.6,
+        "number",
         "skip a window whose no-speech probability exceeds this (unless its text is likely)",
         metavar="P",
     )
     logprob_threshold: Union[float, None] = _option(
         -1.0,
+        "number",
         "mean log-probability above which a window's text counts as likely",
         metavar="LOGPROB",
     )
     clip_timestamps: Sequence[float] = _option(
         (),
+        "numbers",
         "start,end,start,end,... in seconds: transcribe these parts only; default: all",
         metavar="SECONDS",
     )

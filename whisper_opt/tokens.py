@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from typing import Sequence
+from collections.abc import Container, Mapping, Sequence
+from typing import Any
 
-from tokenizers import Tokenizer
+import tiktoken
 
 from whisper_opt.dims import ModelDims
 from whisper_opt.errors import EngineError, OptionError
@@ -17,10 +18,35 @@ __all__ = ["Vocab", "language_code"]
 
 _NO_SPEECH = ("<|nospeech|>", "<|nocaptions|>")
 """OpenAI's name, and the one it has in older Hugging Face tokenizers."""
+_RENAMED = {"iw": "he"}
+"""Language codes of older tokenizers, by what they are called now."""
+_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+"""GPT-2's pre-tokenizer (Radford et al. 2019), the ``ByteLevel`` one of tokenizer.json."""
 # The symbols whose tokens openai-whisper never samples (whisper/tokenizer.py, non_speech_tokens).
 _SYMBOLS = (
     *'"#()*+/:;<=>@[\\]^_`{|}~「」『』',
-    *"<< >> <<< >>> -- --- -( -[ (' (\" (( )) ((( ))) [[ ]] {{ }} ♪♪ ♪♪♪".split(),
+    *[
+        "<<",
+        ">>",
+        "<<<",
+        ">>>",
+        "--",
+        "---",
+        "-(",
+        "-[",
+        "('",
+        '("',
+        "((",
+        "))",
+        "(((",
+        ")))",
+        "[[",
+        "]]",
+        "{{",
+        "}}",
+        "♪♪",
+        "♪♪♪",
+    ],
 )
 _MUSIC = "♩♪♫♬♭♮♯"
 
@@ -32,6 +58,21 @@ def _byte_of_char() -> dict[str, int]:
     table = {chr(byte): byte for byte in printable}
     table.update({chr(256 + i): byte for i, byte in enumerate(others)})
     return table
+
+
+def _ranks(model: Mapping[str, Any], specials: Container[str]) -> dict[bytes, int]:
+    """Bytes of every ordinary token -> its id, which in Whisper's vocabularies is its merge rank.
+
+    Raises:
+        ValueError: the ids do not follow the order of the merges, so they are no ranks.
+    """
+    table = _byte_of_char()
+    vocab = {str(piece): int(i) for piece, i in model["vocab"].items() if piece not in specials}
+    merged = ["".join(m.split(" ") if isinstance(m, str) else m) for m in model["merges"]]
+    order = [vocab[piece] for piece in merged]
+    if order != sorted(order):
+        raise ValueError("token ids do not follow the order of the merges")
+    return {bytes(table[char] for char in piece): i for piece, i in vocab.items()}
 
 
 def language_code(language: str) -> str:
@@ -47,7 +88,9 @@ def language_code(language: str) -> str:
     if wanted in names:
         return names[wanted]
     near = difflib.get_close_matches(wanted, [*names, *LANGUAGES], n=3, cutoff=0.6)
-    hint = f"; did you mean {' or '.join(near)}?" if near else "; see whisper-opt languages"
+    hint = (
+        f"; did you mean {' or '.join(near)}?" if near else f"; known codes: {' '.join(LANGUAGES)}"
+    )
     raise OptionError(f"unknown language {language!r}{hint}")
 
 
@@ -70,13 +113,15 @@ class Vocab:
         try:
             values = json.loads(tokenizer_json)
             specials = {token["content"]: int(token["id"]) for token in values["added_tokens"]}
-            pieces = {str(piece): int(i) for piece, i in values["model"]["vocab"].items()}
-            self._tokenizer = Tokenizer.from_str(tokenizer_json)
-        except Exception as error:  # tokenizers raises bare Exception
+            ranks = _ranks(values["model"], specials)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise EngineError(
-                f"tokenizer.json is not a tokenizer ({type(error).__name__}: {error});"
-                " export the engine again from a checkpoint with its own tokenizer.json"
+                f"tokenizer.json is not a byte-level BPE tokenizer ({type(error).__name__}:"
+                f" {error}); export the engine again from a checkpoint with its own tokenizer.json"
             ) from error
+        self._encoding = tiktoken.Encoding(
+            "whisper", pat_str=_PATTERN, mergeable_ranks=ranks, special_tokens=specials
+        )
         self.is_multilingual = dims.is_multilingual
         self._special = specials
         self.eot = self._id("<|endoftext|>")
@@ -95,17 +140,12 @@ class Vocab:
                 " to another model"
             )
         found = (
-            (i, match.group(1))
+            (i, _RENAMED.get(match.group(1), match.group(1)))
             for token, i in specials.items()
             if (match := re.fullmatch(r"<\|([a-z]{2,3})\|>", token))
-            and match.group(1) in LANGUAGES
         )
-        self.languages = {code: i for i, code in sorted(found)}
-        table = _byte_of_char()
-        self._bytes: dict[int, bytes] = {}
-        for piece, i in pieces.items():
-            if piece not in specials:
-                self._bytes[i] = bytes(table[char] for char in piece if char in table)
+        self.languages = {code: i for i, code in sorted(found) if code in LANGUAGES}
+        self._bytes = {token: piece for piece, token in ranks.items()}
         self._names = {i: token.encode() for token, i in specials.items()}
 
     def _id(self, *names: str) -> int:
@@ -120,14 +160,14 @@ class Vocab:
         Raises:
             OptionError: ``text`` contains the spelling of a special token such as ``<|en|>``.
         """
-        for name in self._special:
-            if name in text:
-                raise OptionError(
-                    f"text contains the special token {name}; remove it: special tokens cannot be"
-                    " given as text"
-                )
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
+        try:
+            return self._encoding.encode(text)
+        except ValueError as error:
+            found = next((name for name in self._special if name in text), "?")
+            raise OptionError(
+                f"text contains the special token {found}; remove it: special tokens cannot be"
+                " given as text"
+            ) from error
 
     def decode(self, tokens: Sequence[int], *, specials: bool = False) -> str:
         """Text of ``tokens``; times are left out, invalid UTF-8 becomes U+FFFD.

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from typing import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from typing import Callable
 
 import numpy as np
 
@@ -117,7 +118,12 @@ class Sequential:
     """
 
     def __init__(
-        self, n_frames: int, vocab: Vocab, dims: ModelDims, options: TranscribeOptions, language: str
+        self,
+        n_frames: int,
+        vocab: Vocab,
+        dims: ModelDims,
+        options: TranscribeOptions,
+        language: str,
     ) -> None:
         """Start at the first frame to transcribe.
 
@@ -196,8 +202,7 @@ class Sequential:
         if result.no_speech_prob <= options.no_speech_threshold:
             return False
         likely = (
-            options.logprob_threshold is not None
-            and result.avg_logprob > options.logprob_threshold
+            options.logprob_threshold is not None and result.avg_logprob > options.logprob_threshold
         )
         return not likely
 

@@ -19,7 +19,16 @@ from types import MappingProxyType
 from whisper_opt.errors import OptionError, WhisperOptError
 from whisper_opt.results import Segment, Transcript
 
-__all__ = ["FORMATS", "to_json", "to_srt", "to_tsv", "to_txt", "to_vtt", "write"]
+__all__ = [
+    "FORMATS",
+    "format_timestamp",
+    "to_json",
+    "to_srt",
+    "to_tsv",
+    "to_txt",
+    "to_vtt",
+    "write",
+]
 
 _LINE_WIDTH = 1000
 """Characters after which the reference breaks a line built from words."""
@@ -109,8 +118,8 @@ def _cues(
             start, end = segment.words[0].start, segment.words[-1].end
             text = _joined_words(segment)
         yield (
-            _timestamp(start, always_hours=always_hours, marker=marker),
-            _timestamp(end, always_hours=always_hours, marker=marker),
+            format_timestamp(start, always_hours=always_hours, marker=marker),
+            format_timestamp(end, always_hours=always_hours, marker=marker),
             text.replace("-->", "->"),
         )
 
@@ -129,7 +138,7 @@ def _joined_words(segment: Segment) -> str:
     return "".join(parts)
 
 
-def _timestamp(seconds: float, *, always_hours: bool, marker: str) -> str:
+def format_timestamp(seconds: float, *, always_hours: bool = False, marker: str = ".") -> str:
     if not seconds >= 0:
         raise WhisperOptError(
             f"a segment or word has time {seconds!r}; subtitles need times of 0 s or later"

@@ -9,7 +9,8 @@ converted one tensor at a time.
 from __future__ import annotations
 
 import dataclasses
-from typing import Callable, Mapping
+from collections.abc import Mapping
+from typing import Callable
 
 from whisper_opt.arrays import F32
 from whisper_opt.dims import ModelDims

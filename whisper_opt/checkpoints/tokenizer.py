@@ -57,7 +57,14 @@ def find_tokenizer(path: Path, dims: ModelDims) -> str:
         text = _read(path)
     value: dict[str, Any] = json.loads(text)
     _check(value, path.name, dims)
-    return json.dumps(value, ensure_ascii=False) if _restore_merges(value) else text
+    try:
+        restored = _restore_merges(value)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"the tokenizer in {path.name!r} has merges that do not fit its vocabulary; fetch it"
+            " again"
+        ) from error
+    return json.dumps(value, ensure_ascii=False) if restored else text
 
 
 def build_tokenizer_json(

@@ -151,8 +151,8 @@ class _Unpickler(pickle.Unpickler):
         self._storages = storages
         self._known: dict[tuple[str, str], Any] = {
             ("collections", "OrderedDict"): collections.OrderedDict,
-            ("torch._utils", "_rebuild_tensor_v2"): self._tensor,
-            ("torch._utils", "_rebuild_parameter"): self._parameter,
+            ("torch._utils", "_rebuild_tensor_v2"): _RebuildTensor(),
+            ("torch._utils", "_rebuild_parameter"): _RebuildParameter(),
             **_STORAGES,
         }
 
@@ -175,8 +175,17 @@ class _Unpickler(pickle.Unpickler):
             raise pickle.UnpicklingError(f"unknown persistent id {pid!r:.80}")
         return self._storages.blob(str(key), dtype, n_items)
 
-    @staticmethod
-    def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Blob:
+
+class _RebuildTensor:
+    """Stands for torch._utils._rebuild_tensor_v2.
+
+    Without slots or dictionary: a pickle can try to set attributes on what it names, and a plain
+    function would keep them after the reading.
+    """
+
+    __slots__ = ()
+
+    def __call__(self, storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Blob:
         if not isinstance(storage, Blob) or not _sizes((offset, *size, *stride)):
             raise pickle.UnpicklingError("a tensor without storage, offset, size or stride")
         if len(size) != len(stride):
@@ -192,8 +201,13 @@ class _Unpickler(pickle.Unpickler):
             None if _is_contiguous(size, stride) else tuple(stride),
         )
 
-    @staticmethod
-    def _parameter(data: Any, *_: Any) -> Any:
+
+class _RebuildParameter:
+    """Stands for torch._utils._rebuild_parameter."""
+
+    __slots__ = ()
+
+    def __call__(self, data: Any, *_: Any) -> Any:
         return data
 
 

@@ -7,7 +7,8 @@ leaves the session; the others never notice.
 from __future__ import annotations
 
 import dataclasses
-from typing import Callable, Sequence
+from collections.abc import Sequence
+from typing import Callable
 
 import numpy as np
 
@@ -126,9 +127,7 @@ def decode(backend: Backend, audio: Encoded, tasks: Sequence[Task]) -> list[Deco
         probes = np.array([[task.probe] for task in tasks], np.int64)
         logits = session.extend(tokens, lengths, probes)
         start = log_softmax(logits.numpy()[:, 0])
-        probed = [
-            float(np.exp(scores[task.probe_token])) for scores, task in zip(start, tasks)
-        ]
+        probed = [float(np.exp(scores[task.probe_token])) for scores, task in zip(start, tasks)]
         live = rows
         while True:
             width = max(row.search.width for row in live)

@@ -7,7 +7,8 @@ ApplyTimestampRules); the one comparison of probabilities among them lives in ``
 from __future__ import annotations
 
 import dataclasses
-from typing import Protocol, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
 from whisper_opt.arrays import Bool, Int
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import platform
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Callable, Mapping, Union
+from typing import Callable, Union
 
 import numpy as np
 import onnx
@@ -75,9 +76,7 @@ def export(
             else load_checkpoint(source, tokenizer=tokenizer, revision=revision)
         )
         Vocab(checkpoint.tokenizer_json, checkpoint.dims)  # refuses a tokenizer that does not fit
-        files = {
-            "tokenizer.json": write_text(folder / "tokenizer.json", checkpoint.tokenizer_json)
-        }
+        files = {"tokenizer.json": write_text(folder / "tokenizer.json", checkpoint.tokenizer_json)}
         parts = {
             "encoder": build_encoder(checkpoint.dims, checkpoint.tensors, make_dialect(dialect)),
             "decoder": build_decoder(checkpoint.dims, checkpoint.tensors, make_dialect(dialect)),

@@ -8,7 +8,8 @@ their values to the external-data file one at a time.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Callable, Sequence
+from collections.abc import Sequence
+from typing import Any, Callable
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
@@ -130,9 +131,7 @@ class GraphBuilder:
             tensor = TensorProto(name=weight.name, data_type=TensorProto.FLOAT)
             tensor.dims.extend(weight.shape)
             initializers.append(tensor)
-        graph = helper.make_graph(
-            self._nodes, self.name, self._inputs, self._outputs, initializers
-        )
+        graph = helper.make_graph(self._nodes, self.name, self._inputs, self._outputs, initializers)
         opsets = [helper.make_opsetid("", opset)]
         if any(node.domain == MICROSOFT for node in self._nodes):
             opsets.append(helper.make_opsetid(MICROSOFT, 1))

@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from typing import Mapping
+from collections.abc import Mapping
 
 from onnx import TensorProto
 
@@ -68,9 +68,7 @@ class Contrib:
     def cross_attention(
         self, builder: GraphBuilder, query: str, cross: tuple[str, str], n_head: int
     ) -> str:
-        return builder.node(
-            "MultiHeadAttention", query, *cross, domain=MICROSOFT, num_heads=n_head
-        )
+        return builder.node("MultiHeadAttention", query, *cross, domain=MICROSOFT, num_heads=n_head)
 
 
 class Standard:
@@ -85,15 +83,11 @@ class Standard:
 
     @staticmethod
     def _heads(builder: GraphBuilder, value: str, n_head: int) -> str:
-        return builder.transpose(
-            builder.reshape(value, [0, 0, n_head, HEAD_DIM]), [0, 2, 1, 3]
-        )
+        return builder.transpose(builder.reshape(value, [0, 0, n_head, HEAD_DIM]), [0, 2, 1, 3])
 
     @staticmethod
     def _merge(builder: GraphBuilder, value: str, n_head: int) -> str:
-        return builder.reshape(
-            builder.transpose(value, [0, 2, 1, 3]), [0, 0, n_head * HEAD_DIM]
-        )
+        return builder.reshape(builder.transpose(value, [0, 2, 1, 3]), [0, 0, n_head * HEAD_DIM])
 
     def encoder_attention(self, builder: GraphBuilder, qkv: str, n_head: int) -> str:
         parts = builder.nodes("Split", [qkv], 3, axis=-1, num_outputs=3)

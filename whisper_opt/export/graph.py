@@ -16,14 +16,15 @@ padding). The self cache is written in place when the same buffer is bound as in
 
 from __future__ import annotations
 
-from typing import Mapping, Protocol
+from collections.abc import Mapping
+from typing import Protocol
 
 import numpy as np
 from onnx import TensorProto
 
 from whisper_opt.arrays import F32
 from whisper_opt.checkpoints.checkpoint import Tensor
-from whisper_opt.dims import HEAD_DIM, N_FRAMES, ModelDims
+from whisper_opt.dims import HEAD_DIM, ModelDims
 from whisper_opt.export.builder import GraphBuilder, OnnxGraph
 
 __all__ = ["Dialect", "Linear", "Rows", "build_decoder", "build_encoder"]
@@ -135,9 +136,7 @@ def _norm(builder: GraphBuilder, linear: Linear, value: str, name: str) -> str:
 
 def _mlp(builder: GraphBuilder, linear: Linear, dialect: Dialect, value: str, block: str) -> str:
     hidden = linear(_norm(builder, linear, value, f"{block}.mlp_ln"), f"{block}.mlp.0")
-    return builder.node(
-        "Add", value, linear(dialect.gelu(builder, hidden), f"{block}.mlp.2")
-    )
+    return builder.node("Add", value, linear(dialect.gelu(builder, hidden), f"{block}.mlp.2"))
 
 
 def build_encoder(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from typing import Sequence
+from collections.abc import Sequence
 
 from whisper_opt.arrays import F32, Int
 from whisper_opt.checkpoints.checkpoint import Checkpoint

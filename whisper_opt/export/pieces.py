@@ -7,8 +7,9 @@ the graph as it is.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Any
 
 from onnx import ModelProto, TensorProto, helper
 
@@ -51,9 +52,7 @@ def extract(model: ModelProto, inputs: Sequence[str], outputs: Sequence[str]) ->
         [info(name) for name in outputs],
         [tensor for tensor in model.graph.initializer if tensor.name in used],
     )
-    return helper.make_model(
-        graph, opset_imports=model.opset_import, ir_version=model.ir_version
-    )
+    return helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
 
 
 class PiecewiseGraph:
@@ -90,9 +89,9 @@ class PiecewiseGraph:
         known: list[str] = []
         left = list(self._outputs)
         for cut, following in zip(cuts, [*cuts[1:], None]):
-            if following is not None and _weigh(extract(graph.model, known, [following]), sizes) <= (
-                PIECE_BYTES
-            ):
+            if following is not None and _weigh(
+                extract(graph.model, known, [following]), sizes
+            ) <= (PIECE_BYTES):
                 continue
             if cut in known:
                 continue

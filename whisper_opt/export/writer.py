@@ -6,8 +6,9 @@ import contextlib
 import hashlib
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Callable, Iterator
+from typing import Callable
 
 from onnx import TensorProto
 
@@ -120,7 +121,9 @@ def directory(target: Path, *, overwrite: bool) -> Iterator[Path]:
     """
     target = Path(os.path.abspath(target))
     if target.exists() and not overwrite:
-        raise EngineError(f"{target} already exists; pass --overwrite (overwrite=True), or rename it")
+        raise EngineError(
+            f"{target} already exists; pass --overwrite (overwrite=True), or rename it"
+        )
     if target.exists() and not (target / "manifest.json").is_file() and any(target.iterdir()):
         raise EngineError(f"{target} exists and is not an engine; it will not be overwritten")
     temporary = target.parent / f".{target.name}.partial-{os.getpid()}"

@@ -1,0 +1,53 @@
+"""Fixtures: engines exported once a run, of the real weights and of tiny random ones."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from whisper_opt import Whisper
+from whisper_opt.engine import Engine
+from whisper_opt.export import export
+
+ROOT = Path(__file__).parent.parent
+MODELS = Path(os.environ.get("WHISPER_OPT_MODELS", ROOT / "models"))
+
+
+def model_dir(name: str) -> Path:
+    """Directory of the real checkpoint ``name``; fails when it was not fetched."""
+    path = MODELS / name
+    if not path.is_dir():
+        pytest.fail(f"no checkpoint at {path}; run: python scripts/get_model.py {name}")
+    return path
+
+
+class Engines:
+    """Exports real checkpoints on first use and keeps them for the run."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._engines: dict[tuple[str, str], Engine] = {}
+        self._models: dict[tuple[str, str], Whisper] = {}
+
+    def engine(self, name: str, dialect: str = "contrib") -> Engine:
+        """The engine of ``name`` in ``dialect``."""
+        key = (name, dialect)
+        if key not in self._engines:
+            target = self._root / f"{name}-{dialect}"
+            self._engines[key] = export(model_dir(name), target, dialect=dialect)
+        return self._engines[key]
+
+    def model(self, name: str, dialect: str = "contrib") -> Whisper:
+        """The loaded engine of ``name`` in ``dialect``."""
+        key = (name, dialect)
+        if key not in self._models:
+            self._models[key] = Whisper.load(self.engine(name, dialect).path, threads=2)
+        return self._models[key]
+
+
+@pytest.fixture(scope="session")
+def engines(tmp_path_factory: pytest.TempPathFactory) -> Engines:
+    """Engines of the real checkpoints."""
+    return Engines(tmp_path_factory.mktemp("engines"))

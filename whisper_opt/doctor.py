@@ -1,0 +1,133 @@
+"""``whisper-opt doctor``: what is installed, what it can do, what is missing and how to get it."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+__all__ = ["doctor"]
+
+_REQUIRED = ("numpy", "soundfile", "soxr", "tiktoken", "tqdm")
+_OPTIONAL = (
+    ("onnxruntime", "runs engines on the CPU", "cpu"),
+    ("av", "reads m4a, mp4, webm and aac", "audio"),
+    ("onnx", "exports engines", "export"),
+    ("huggingface_hub", "fetches checkpoints from the hub", "hf"),
+)
+_CPU_FLAGS = (
+    "avx2",
+    "fma",
+    "f16c",
+    "avx512f",
+    "avx512_vnni",
+    "avx_vnni",
+    "avx512_bf16",
+    "amx_int8",
+    "amx_bf16",
+    "asimd",
+    "asimddp",
+    "i8mm",
+    "bf16",
+)
+
+
+def doctor(out: TextIO) -> int:
+    """Write the report; returns 0 when this installation can transcribe, else 1."""
+    problems: list[str] = []
+    for line in _report(problems):
+        out.write(line + "\n")
+    for problem in problems:
+        out.write(f"problem      {problem}\n")
+    out.write("result       " + ("cannot transcribe yet\n" if problems else "ready\n"))
+    return 1 if problems else 0
+
+
+def _report(problems: list[str]) -> Iterator[str]:
+    yield f"whisper-opt  {_version('whisper-opt') or 'not installed as a distribution'}"
+    yield f"python       {platform.python_version()} ({platform.platform()})"
+    yield f"cpu          {_cpu()}"
+    yield f"memory       {_memory()}"
+    for name in _REQUIRED:
+        version, error = _import(name)
+        if error:
+            problems.append(f"{name} does not import ({error}); pip install --upgrade whisper-opt")
+        yield f"package      {name} {version or 'MISSING'}"
+    for name, purpose, extra in _OPTIONAL:
+        version, error = _import(name)
+        get = f"pip install 'whisper-opt[{extra}]'"
+        if version:
+            yield f"package      {name} {version} ({purpose})"
+        else:
+            yield f"package      {name} missing: {purpose}; {get}"
+            if name == "onnxruntime":
+                problems.append(f"ONNX Runtime does not import ({error}); {get}")
+    yield from _onnxruntime(problems)
+    ffmpeg = shutil.which("ffmpeg")
+    yield f"ffmpeg       {ffmpeg or 'not on the PATH (only needed for formats no package reads)'}"
+
+
+def _onnxruntime(problems: list[str]) -> Iterator[str]:
+    version, _ = _import("onnxruntime")
+    if not version:
+        return
+    runtime: Any = importlib.import_module("onnxruntime")
+    providers = runtime.get_available_providers()
+    yield f"providers    {', '.join(providers)}"
+    release = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+    dialects = "contrib, standard" if release >= (1, 24) else "contrib (standard needs 1.24)"
+    yield f"dialects     {dialects}"
+    if release < (1, 19):
+        problems.append(f"ONNX Runtime {version} is too old; pip install 'onnxruntime>=1.19.2'")
+    builds = [name for name in ("onnxruntime", "onnxruntime-gpu") if _version(name)]
+    if len(builds) > 1:
+        problems.append(
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files;"
+            " pip uninstall both, then install one"
+        )
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _import(name: str) -> tuple[str | None, str]:
+    """Version of an importable package, or None and why it does not import."""
+    try:
+        module = importlib.import_module(name)
+    except Exception as error:  # a broken binary package may raise anything
+        return None, f"{type(error).__name__}: {error}"
+    return _version(name) or str(getattr(module, "__version__", "of unknown version")), ""
+
+
+def _cpu() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        text = ""
+    name = re.search(r"^model name\s*: (.*)$", text, re.M)
+    listed = re.search(r"^(?:flags|Features)\s*: (.*)$", text, re.M)
+    flags = listed.group(1).split() if listed else []
+    found = [flag for flag in _CPU_FLAGS if flag in flags]
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    label = name.group(1) if name else platform.processor() or platform.machine()
+    return f"{label}, {usable} usable cores, {' '.join(found) or 'features unknown'}"
+
+
+def _memory() -> str:
+    try:
+        text = Path("/proc/meminfo").read_text(encoding="utf-8")
+    except OSError:
+        return "unknown"
+    sizes = {key: int(kib) for key, kib in re.findall(r"^(\w+):\s+(\d+) kB", text, re.M)}
+    total, free = (sizes.get(key, 0) / (1 << 20) for key in ("MemTotal", "MemAvailable"))
+    return f"{total:.1f} GiB, {free:.1f} GiB available"
