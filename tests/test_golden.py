@@ -11,21 +11,21 @@ import pytest
 
 from tests.conftest import Engines
 from tests.golden import CONFIGS, MODELS, GoldenClip, clip_pcm, golden, margin
-from whisper_opt import Transcript
+from whisper_opt import TranscribeOptions, Transcript
 
 NEAR_TIE = 1e-3
 
 
-def _options(config: str) -> dict[str, bool]:
-    return {
-        "without_timestamps": config.startswith("nots"),
-        "condition_on_previous_text": not config.endswith("nocond"),
-    }
+def _options(config: str) -> TranscribeOptions:
+    return TranscribeOptions(
+        without_timestamps=config.startswith("nots"),
+        condition_on_previous_text=not config.endswith("nocond"),
+    )
 
 
 def _first_margin(want: GoldenClip, found: Transcript) -> float:
     """The reference's margin at the first token where the transcripts part."""
-    heard = {segment.seek: [] for segment in found}  # type: dict[int, list[int]]
+    heard: dict[int, list[int]] = {segment.seek: [] for segment in found}
     for segment in found:
         heard[segment.seek].extend(segment.tokens)
     for window in want["windows"]:
@@ -48,7 +48,7 @@ def test_equals_openai_whisper(name: str, config: str, engines: Engines) -> None
     wanted = golden(name, config)
     differing: dict[str, float] = {}
     for clip_id, want in wanted.items():
-        found = model.transcribe(clip_pcm(clip_id), **_options(config))
+        found = model.transcribe(clip_pcm(clip_id), options=_options(config))
         assert found.language == want["language"], clip_id
         if [s.tokens for s in found] != [tuple(s["tokens"]) for s in want["segments"]]:
             differing[clip_id] = _first_margin(want, found)
@@ -61,10 +61,13 @@ def test_equals_openai_whisper(name: str, config: str, engines: Engines) -> None
                 theirs["seek"],
                 theirs["text"],
             ), where
-            for field in ("start", "end"):
-                assert getattr(ours, field) == pytest.approx(theirs[field], abs=1e-6), where
-            for field in ("avg_logprob", "no_speech_prob", "compression_ratio"):
-                assert getattr(ours, field) == pytest.approx(theirs[field], abs=1e-3), where
+            times = (theirs["start"], theirs["end"])
+            assert (ours.start, ours.end) == pytest.approx(times, abs=1e-6), where
+            figures = (ours.avg_logprob, ours.no_speech_prob, ours.compression_ratio)
+            assert figures == pytest.approx(
+                (theirs["avg_logprob"], theirs["no_speech_prob"], theirs["compression_ratio"]),
+                abs=1e-3,
+            ), where
     print(f"{name} {config}: {len(wanted) - len(differing)} of {len(wanted)} clips equal")  # noqa: T201
     assert all(gap < NEAR_TIE for gap in differing.values()), differing
     assert len(differing) * 50 <= len(wanted), differing

@@ -18,6 +18,7 @@ from whisper_opt.errors import (
 from whisper_opt.model import Stream, Whisper
 from whisper_opt.options import TranscribeOptions
 from whisper_opt.results import Segment, Transcript, Word
+from whisper_opt.version import __version__
 
 __all__ = [
     "AudioError",
@@ -33,6 +34,5 @@ __all__ = [
     "Whisper",
     "WhisperOptError",
     "Word",
+    "__version__",
 ]
-
-__version__ = "0.1.0"

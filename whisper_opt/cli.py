@@ -13,7 +13,6 @@ from typing import Any, Callable
 
 from tqdm import tqdm
 
-import whisper_opt
 from whisper_opt.doctor import doctor
 from whisper_opt.engine import Engine, read_engine
 from whisper_opt.errors import OptionError, WhisperOptError
@@ -21,6 +20,7 @@ from whisper_opt.languages import LANGUAGES
 from whisper_opt.model import Stream, Whisper
 from whisper_opt.options import TranscribeOptions
 from whisper_opt.results import Segment, Transcript
+from whisper_opt.version import __version__
 from whisper_opt.writers import FORMATS, format_timestamp, write
 
 __all__ = ["main"]
@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=whisper_opt.__version__)
+    parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_export(commands)
     _add_transcribe(commands)
@@ -255,18 +255,24 @@ def _transcribe(args: argparse.Namespace) -> int:
     failed = 0
     with Whisper.load(args.engine, threads=args.threads) as model:
         for source, target in zip(args.audio, targets):
-            try:
-                _transcribe_one(model, source, target, args.format, options)
-            except OptionError:
-                raise
-            except WhisperOptError as error:
-                if len(args.audio) == 1:
-                    raise
-                failed += 1
-                _fail(f"{source}: {error}", 1)
-    if failed:
-        return _fail(f"{failed} of {len(args.audio)} recordings failed", 1)
-    return 0
+            failed += not _transcribed(model, source, target, args.format, options)
+    if failed and len(targets) > 1:
+        _fail(f"{failed} of {len(targets)} recordings failed", 1)
+    return 1 if failed else 0
+
+
+def _transcribed(
+    model: Whisper, source: str, target: Path | None, form: str | None, options: TranscribeOptions
+) -> bool:
+    """Transcribe one of several recordings: one that cannot be read must not stop the others."""
+    try:
+        _transcribe_one(model, source, target, form, options)
+    except OptionError:
+        raise
+    except WhisperOptError as error:
+        _fail(error if source in str(error) else f"{source}: {error}", 1)
+        return False
+    return True
 
 
 def _targets(args: argparse.Namespace) -> list[Path | None]:

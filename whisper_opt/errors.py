@@ -1,12 +1,12 @@
 """The exception tree. Every error a caller can provoke is one of these.
 
     WhisperOptError
-    ├── AudioError              the recording cannot be read, or is not audio Whisper can hear
-    ├── CheckpointError         the source weights are unreadable, incomplete or of an unsupported kind
-    ├── EngineError             an engine directory is missing, damaged, too new, or failed verification
-    │   └── VerificationError   an engine was exported but does not compute what its checkpoint computes
-    ├── BackendUnavailable      an optional dependency or device that was asked for is not there
-    └── OptionError             an option has a bad value, or cannot be honoured (also a ValueError)
+    ├── AudioError              the recording cannot be read, or is no usable audio
+    ├── CheckpointError         the source weights are unreadable, incomplete or unsupported
+    ├── EngineError             an engine directory is missing, damaged or too new
+    │   └── VerificationError   an export does not compute what its checkpoint computes
+    ├── BackendUnavailable      an optional dependency or device is not there
+    └── OptionError             an option is bad or cannot be honoured (also a ValueError)
 
 A message says what was found, what was expected and how to fix it.
 """

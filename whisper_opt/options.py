@@ -35,7 +35,7 @@ class TranscribeOptions:
     language: Union[str, None] = _option(
         None,
         "text",
-        "spoken language, by code or English name; default: detected from the first 30 s",
+        "spoken language, by code or English name; default: detected in the first 30 s",
     )
     task: str = _option(
         "transcribe", "text", "write what is said, or translate it to English", choices=TASKS
@@ -53,7 +53,7 @@ class TranscribeOptions:
     initial_prompt: Union[str, None] = _option(
         None,
         "text",
-        "text that the model takes as said before the first window: names, spelling, style",
+        "text the model takes as said before the first window: names, spelling, style",
     )
     carry_initial_prompt: bool = _option(
         False, "flag", "put the initial prompt before every window, not the first only"

@@ -74,7 +74,7 @@ class Window:
 
 @dataclasses.dataclass(frozen=True)
 class WindowResult:
-    """The chosen answer of one window; see :class:`~whisper_opt.results.Segment` for the figures."""
+    """The chosen answer of one window; its figures are those of ``results.Segment``."""
 
     tokens: tuple[int, ...]
     avg_logprob: float

@@ -139,6 +139,7 @@ def _joined_words(segment: Segment) -> str:
 
 
 def format_timestamp(seconds: float, *, always_hours: bool = False, marker: str = ".") -> str:
+    """``[hh:]mm:ss.mmm``, as openai-whisper writes times; ``marker`` separates milliseconds."""
     if not seconds >= 0:
         raise WhisperOptError(
             f"a segment or word has time {seconds!r}; subtitles need times of 0 s or later"

@@ -22,6 +22,7 @@ from whisper_opt.export.pieces import PiecewiseGraph
 from whisper_opt.export.verify import verify
 from whisper_opt.export.writer import directory, write_graph, write_text
 from whisper_opt.tokens import Vocab
+from whisper_opt.version import __version__
 
 __all__ = ["PRECISIONS", "ExportProgress", "export"]
 
@@ -133,8 +134,6 @@ def _tools() -> dict[str, str]:
         import onnxruntime
     except ImportError as error:  # verification has run, so it was there
         raise WhisperOptError(f"ONNX Runtime vanished during the export: {error}") from error
-    from whisper_opt import __version__
-
     return {
         "whisper_opt": __version__,
         "python": platform.python_version(),

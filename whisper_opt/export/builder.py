@@ -89,7 +89,7 @@ class GraphBuilder:
         return name
 
     def constant(self, value: NDArray | int | Sequence[int]) -> str:
-        """A small inline initializer (int64 unless ``value`` is an array); equal ones are shared."""
+        """A small inline initializer, int64 unless ``value`` is an array; equal ones are shared."""
         array = np.asarray(value) if isinstance(value, np.ndarray) else np.asarray(value, np.int64)
         key = f"{array.dtype}{list(array.shape)}:{array.tobytes().hex()}"
         if key not in self._constants:

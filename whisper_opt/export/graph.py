@@ -1,17 +1,19 @@
 """The two Whisper graphs, written directly from the weights.
 
-Architecture: Radford et al. 2022 (arXiv:2212.04356) and whisper/model.py of openai-whisper. Signatures
-(A audios, G hypotheses an audio, N = A * G rows, S new tokens, P wanted positions, C cache capacity,
-T encoder positions, H heads of 64):
+Architecture: Radford et al. 2022 (arXiv:2212.04356) and whisper/model.py of openai-whisper.
+Signatures (A audios, G hypotheses an audio, N = A * G rows, S new tokens, P wanted positions, C
+cache capacity, T encoder positions, H heads of 64):
 
-    encoder   mel f32 [A, n_mels, F] -> cross_k_i, cross_v_i f32 [A, H, T, 64], one pair a decoder layer
+    encoder   mel f32 [A, n_mels, F] -> cross_k_i, cross_v_i f32 [A, H, T, 64]
+              (one pair a decoder layer)
     decoder   tokens i64 [N, S], start i64 [N], at i64 [N, P],
               self_k_i, self_v_i f32 [N, H, C, 64], cross_k_i, cross_v_i f32 [A, H, T, 64]
               -> logits f32 [N, P, n_vocab], self_k_i_out, self_v_i_out f32 [N, H, C, 64]
 
-``start`` is the position of each row's first new token; ``at`` lists, a row, the indices among the new
-tokens whose scores are wanted, the last of them being the row's last real token (tokens after it are
-padding). The self cache is written in place when the same buffer is bound as input and output.
+``start`` is the position of each row's first new token; ``at`` lists, for each row, the indices
+among the new tokens whose scores are wanted, the last of them being the row's last real token (what
+follows is padding). The self cache is written in place when one buffer is bound as input and
+output.
 """
 
 from __future__ import annotations
@@ -184,7 +186,7 @@ def build_encoder(
     builder.scope("encoder.ln_post")
     cuts.append(value)
     value = _norm(builder, linear, value, "encoder.ln_post")
-    shape = ["n_audio", dims.n_text_head, "n_ctx", HEAD_DIM]
+    shape: list[int | str] = ["n_audio", dims.n_text_head, "n_ctx", HEAD_DIM]
     for i in range(dims.n_text_layer):
         builder.scope(f"decoder.blocks.{i}.cross_attn")
         for kind, part in (("k", "key"), ("v", "value")):
@@ -197,7 +199,7 @@ def build_encoder(
 
 
 def _fold(builder: GraphBuilder, value: str, n_audio: str, n_state: int) -> str:
-    """[A * G, S, n_state] -> [A, G * S, n_state]: an audio's hypotheses share its keys and values."""
+    """[A * G, S, n_state] -> [A, G * S, n_state]: hypotheses share the keys of their audio."""
     shape = builder.node(
         "Concat", n_audio, builder.constant([-1]), builder.constant([n_state]), axis=0
     )
@@ -215,8 +217,8 @@ def build_decoder(
     linear = Linear(builder, tensors)
     rows = Rows(builder, dims)
     dialect.begin_decoder(builder, rows)
-    head = ["n_seq", dims.n_text_head, "capacity", HEAD_DIM]
-    audio = ["n_audio", dims.n_text_head, "n_ctx", HEAD_DIM]
+    head: list[int | str] = ["n_seq", dims.n_text_head, "capacity", HEAD_DIM]
+    audio: list[int | str] = ["n_audio", dims.n_text_head, "n_ctx", HEAD_DIM]
     layers = range(dims.n_text_layer)
     caches = [
         (builder.input(f"self_k_{i}", _FLOAT, head), builder.input(f"self_v_{i}", _FLOAT, head))

@@ -88,12 +88,10 @@ class PiecewiseGraph:
         pieces: list[ModelProto] = []
         known: list[str] = []
         left = list(self._outputs)
-        for cut, following in zip(cuts, [*cuts[1:], None]):
-            if following is not None and _weigh(
-                extract(graph.model, known, [following]), sizes
-            ) <= (PIECE_BYTES):
-                continue
-            if cut in known:
+        for cut, following in zip(cuts, cuts[1:]):
+            if _weigh(extract(graph.model, known, [following]), sizes) <= PIECE_BYTES:
+                continue  # the next layer still fits into this piece
+            if [cut] == known:
                 continue
             piece = extract(graph.model, known, [cut])
             inside = {name for node in piece.graph.node for name in node.output}

@@ -60,7 +60,8 @@ class Parity:
 def noise_mel(dims: ModelDims, seed: int = SEED) -> F32:
     """A seeded log-mel window [n_mels, 3000] in the range of real ones (about -1 to 1.5)."""
     drawn = np.random.default_rng(seed).standard_normal((dims.n_mels, N_FRAMES), np.float32)
-    return np.clip(drawn * np.float32(0.4), -1, 1.5).astype(np.float32)
+    mel: F32 = np.clip(drawn * np.float32(0.4), -1, 1.5).astype(np.float32)
+    return mel
 
 
 def verify(checkpoint: Checkpoint, encoder: PiecewiseGraph, decoder: PiecewiseGraph) -> Parity:
@@ -126,16 +127,16 @@ def _drive(
     }
     prefill = np.array([len(sequence) - _STEPS for sequence in sequences], np.int64)
     tokens = np.zeros((n_seq, int(prefill.max())), np.int64)
-    for row, sequence, n in zip(tokens, sequences, prefill):
-        row[:n] = sequence[:n]
+    for padded, sequence, n in zip(tokens, sequences, prefill.tolist()):
+        padded[:n] = sequence[:n]
     # every position of the prefill is wanted; the last column is each row's last real token
     at = np.minimum(np.arange(tokens.shape[1])[None], prefill[:, None] - 1)
     start = np.zeros(n_seq, np.int64)
     scores: list[list[F32]] = [[] for _ in sequences]
     for step in range(_STEPS + 1):
         out = decoder.run({"tokens": tokens, "start": start, "at": at, **cross, **cache})
-        for row, n in enumerate(prefill if step == 0 else [1] * n_seq):
-            scores[row].extend(out["logits"][row, :n])
+        for row, count in enumerate(prefill.tolist() if step == 0 else [1] * n_seq):
+            scores[row].extend(out["logits"][row, :count])
         cache = {name: out[f"{name}_out"] for name in cache}
         start = prefill + step
         if step < _STEPS:

@@ -75,7 +75,7 @@ def write_graph(
                     f"weight {weight.name} has shape {list(values.shape)} where the graph declares"
                     f" {list(weight.shape)}"
                 )
-            stream.write(memoryview(values.astype("<f4", copy=False)).cast("B"))
+            stream.write(values.astype("<f4", copy=False).data.cast("B"))
             slot = slots[weight.name]
             slot.data_location = TensorProto.EXTERNAL
             for key, value in (
