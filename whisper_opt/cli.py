@@ -122,14 +122,11 @@ def _export(args: argparse.Namespace) -> int:
     from whisper_opt.export import export  # the export half and its packages load only here
 
     begin = time.perf_counter()
-    with tqdm(unit="B", unit_scale=True, desc="write", disable=None, leave=False) as bar:
+    with tqdm(unit="B", unit_scale=True, disable=None, leave=False) as bar:
 
         def on_progress(stage: str, done: float, total: float) -> None:
-            if stage != bar.desc.rstrip(": "):
-                bar.set_description(stage)
-                bar.unit = ""
-            bar.total = total
-            bar.n = done
+            bar.set_description(stage, refresh=False)
+            bar.total, bar.n = total, done
             bar.refresh()
 
         engine = export(

@@ -102,7 +102,9 @@ class Manifest:
             )
         try:
             return cls._from_values(values)
-        except (CheckpointError, AttributeError, KeyError, TypeError, ValueError) as error:
+        except (
+            CheckpointError, AttributeError, KeyError, OverflowError, TypeError, ValueError
+        ) as error:
             raise EngineError(
                 f"{where} is malformed ({type(error).__name__}: {error}); export the engine again"
             ) from error
@@ -144,8 +146,18 @@ class Engine:
         return self.path / name
 
     def tokenizer_json(self) -> str:
-        """The text of ``tokenizer.json``."""
-        return self.file("tokenizer.json").read_text(encoding="utf-8")
+        """The text of ``tokenizer.json``.
+
+        Raises:
+            EngineError: it cannot be read.
+        """
+        path = self.file("tokenizer.json")
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise EngineError(
+                f"cannot read engine file {path}: {error}; copy or export the engine again"
+            ) from error
 
 
 def sha256(path: Path) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Union
 
 from whisper_opt.errors import OptionError
@@ -124,28 +124,27 @@ class TranscribeOptions:
 
     def _check_suppress_tokens(self) -> None:
         value = self.suppress_tokens
-        if value is None:
-            object.__setattr__(self, "suppress_tokens", ())
-            return
-        if isinstance(value, (str, bytes)) or not all(
+        tokens = () if value is None else _items(value)
+        if tokens is None or not all(
             isinstance(token, int) and not isinstance(token, bool) and token >= -1
-            for token in value
+            for token in tokens
         ):
             raise OptionError(
                 f"suppress_tokens is {value!r}; expected a sequence of token ids, where -1 stands"
                 " for the non-speech symbols"
             )
-        object.__setattr__(self, "suppress_tokens", tuple(value))
+        object.__setattr__(self, "suppress_tokens", tokens)
 
     def _check_clips(self) -> None:
         value = self.clip_timestamps
-        if isinstance(value, (str, bytes)) or not all(
-            isinstance(second, (int, float)) and not isinstance(second, bool) for second in value
+        items = _items(value)
+        if items is None or not all(
+            isinstance(second, (int, float)) and not isinstance(second, bool) for second in items
         ):
             raise OptionError(
                 f"clip_timestamps is {value!r}; expected a sequence of seconds: start, end, ..."
             )
-        seconds = tuple(float(second) for second in value)
+        seconds = tuple(float(second) for second in items)
         if any(not math.isfinite(second) or second < 0 for second in seconds) or any(
             later <= sooner for sooner, later in zip(seconds[::2], seconds[1::2])
         ):
@@ -154,6 +153,13 @@ class TranscribeOptions:
                 " after its start"
             )
         object.__setattr__(self, "clip_timestamps", seconds)
+
+
+def _items(value: Any) -> Union[tuple[Any, ...], None]:
+    """The items of an iterable; None for text and for anything else."""
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        return None
+    return tuple(value)
 
 
 def _number(name: str, value: Any, low: float, high: float) -> None:

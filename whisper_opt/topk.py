@@ -48,7 +48,8 @@ def _top_row(scores: F32, ban: Bool, begin: int, k: int) -> tuple[list[int], lis
         floor = np.partition(candidates, len(candidates) - k)[len(candidates) - k]
         reach = np.flatnonzero(candidates >= floor)
         best = reach[np.argsort(-candidates[reach], kind="stable")][:k]
-    logprobs = candidates[best] - np.float32(normalizer)
+    # with every token banned nothing is likely: -inf, not -inf minus -inf
+    logprobs = candidates[best] - np.float32(max(normalizer, np.finfo(np.float32).min))
     return (best + first).tolist(), logprobs.tolist()
 
 

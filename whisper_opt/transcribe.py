@@ -104,7 +104,8 @@ def detect_language(backend: Backend, vocab: Vocab, mel: F32) -> dict[str, float
         raise OptionError("this English-only model cannot detect languages; use a multilingual one")
     logprobs = next_token_logprobs(backend, backend.encode(mel[None]), [vocab.sot])[0]
     codes = list(vocab.languages)
-    probs = np.exp(logprobs[list(vocab.languages.values())])
+    scores = logprobs[list(vocab.languages.values())]
+    probs = np.exp(scores - scores.max())
     probs = probs / probs.sum()
     order = np.argsort(-probs, kind="stable")
     return {codes[i]: float(probs[i]) for i in order}
@@ -141,7 +142,7 @@ class Sequential:
         self._start = tuple(
             vocab.start(language, options.task, timestamps=not options.without_timestamps)
         )
-        self._prefix = _text_tokens(vocab, options.prefix)
+        self._prefix = _text_tokens(vocab, options.prefix or None)
         self._initial = _text_tokens(vocab, options.initial_prompt)
         self._said = list(self._initial)
         self._forget = 0
@@ -187,7 +188,9 @@ class Sequential:
             self._seek = window.seek + window.size
             return []
         segments, advance = self._cut(window, result)
-        self._seek = window.seek + advance
+        # An answer whose last pair is <|0.00|><|0.00|> finishes nothing: the reference would decode
+        # the same sound again, without end. Only sampling without timestamp rules can give one.
+        self._seek = window.seek + (advance or window.size)
         for segment in segments:
             self._said.extend(segment.tokens)
         self._n_segments += len(segments)

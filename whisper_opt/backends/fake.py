@@ -72,12 +72,14 @@ class FakeSession:
     def extend(self, tokens: Int, lengths: Int | None = None, at: Int | None = None) -> HostLogits:
         n_seq, n_new = tokens.shape
         sizes = [n_new] * n_seq if lengths is None else lengths.tolist()
+        limit = self._backend.dims.n_text_ctx
+        longest = max(len(held) + size for (_, held), size in zip(self._rows, sizes))
+        if longest > limit:
+            raise EngineError(f"a row would grow to {longest} tokens; the model holds {limit}")
         scores = []
         for i, (seed, held) in enumerate(self._rows):
             wanted = [*([] if at is None else at[i].tolist()), sizes[i] - 1]
             new = tokens[i, : sizes[i]].tolist()
-            if len(held) + len(new) > self._backend.dims.n_text_ctx:
-                raise EngineError("a row would outgrow the model's context")
             scores.append(
                 [self._backend.scores(seed, [*held, *new[: index + 1]]) for index in wanted]
             )

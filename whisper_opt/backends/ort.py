@@ -58,7 +58,9 @@ class OrtBackend:
             EngineError: a graph cannot be loaded.
             OptionError: ``threads`` is not a positive integer.
         """
-        if threads is not None and (isinstance(threads, bool) or threads < 1):
+        if threads is not None and (
+            isinstance(threads, bool) or not isinstance(threads, int) or threads < 1
+        ):
             raise OptionError(f"threads is {threads!r}; expected a positive integer or None")
         self.dims: ModelDims = engine.manifest.dims
         self.dialect = engine.manifest.dialect
@@ -84,7 +86,8 @@ class OrtBackend:
             )
         except Exception as error:  # the runtime's errors share no base class
             reason = str(error).splitlines()[0][:300]
-            if engine.manifest.dialect == "standard" and "opset" in str(error).lower():
+            too_new = any(word in str(error).lower() for word in ("opset", "ir version"))
+            if engine.manifest.dialect == "standard" and too_new:
                 raise BackendUnavailable(
                     f"ONNX Runtime {runtime.__version__} cannot run the standard dialect of"
                     f" {engine.path} (opset 24); it needs 1.24 or later, or an engine exported"
@@ -100,6 +103,11 @@ class OrtBackend:
             raise EngineError(
                 f"mel has shape {list(mel.shape)}; this engine expects [n_audio,"
                 f" {self.dims.n_mels}, n_frames]"
+            )
+        longest = self.dims.n_audio_ctx * self.dims.frames_per_position
+        if not 1 <= mel.shape[2] <= longest:
+            raise EngineError(
+                f"mel has {mel.shape[2]} frames; this engine encodes 1 to {longest} at a time"
             )
         mel = np.ascontiguousarray(mel, np.float32)
         return OrtEncoded(tuple(self.encoder.run(self._cross_names, {"mel": mel})))
@@ -229,6 +237,8 @@ class OrtSession:
         self._slots = _Slots(self._audio_of_row, self._audios)
         source = before.of_row[rows[self._slots.owner]]
         if len(source) == len(before.owner) and (source == np.arange(len(source))).all():
+            return
+        if not self._cache:  # nothing was fed yet
             return
         used = int(self._length.max())
         shape = (len(source), *self._cache[0].shape[1:])

@@ -148,7 +148,7 @@ def _drive(
 def _largest(pairs: Any) -> tuple[float, float]:
     error = scale = 0.0
     for expected, found in pairs:
-        if not np.isfinite(found).all():
+        if not (np.isfinite(found).all() and np.isfinite(expected).all()):
             return float("inf"), float(np.abs(expected).max())
         error = max(error, float(np.abs(found - expected).max()))
         scale = max(scale, float(np.abs(expected).max()))

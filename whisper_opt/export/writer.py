@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import os
 import shutil
@@ -20,6 +21,9 @@ __all__ = ["Progress", "directory", "write_graph", "write_text"]
 
 ALIGNMENT = 4096
 """Byte alignment of a tensor in the data file: a memory page, so that it can be mapped."""
+
+_OPEN: set[Path] = set()
+"""Temporaries this process is writing: another thread's is not a leftover."""
 
 Progress = Callable[[int], None]
 """Called with the number of bytes just written."""
@@ -39,9 +43,11 @@ class _HashingFile:
         self.size += len(data)
 
     def close(self) -> FileEntry:
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
-        self._stream.close()
+        try:
+            self._stream.flush()
+            os.fsync(self._stream.fileno())
+        finally:
+            self._stream.close()
         return FileEntry(self.size, self._digest.hexdigest())
 
     def abandon(self) -> None:
@@ -119,7 +125,9 @@ def directory(target: Path, *, overwrite: bool) -> Iterator[Path]:
     Raises:
         EngineError: the target exists and ``overwrite`` is false, or cannot be written.
     """
-    target = Path(os.path.abspath(target))
+    target = Path(os.path.realpath(target))  # of a link, what it points at is replaced
+    if target.exists() and not target.is_dir():
+        raise EngineError(f"{target} is a file; an engine is a directory: choose another name")
     if target.exists() and not overwrite:
         raise EngineError(
             f"{target} already exists; pass --overwrite (overwrite=True), or rename it"
@@ -133,6 +141,7 @@ def directory(target: Path, *, overwrite: bool) -> Iterator[Path]:
         temporary.mkdir()
     except OSError as error:
         raise _cannot_write(target, error) from error
+    _OPEN.add(temporary)
     try:
         yield temporary
         _replace(temporary, target)
@@ -140,6 +149,7 @@ def directory(target: Path, *, overwrite: bool) -> Iterator[Path]:
         raise _cannot_write(target, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        _OPEN.discard(temporary)
 
 
 def _cannot_write(target: Path, error: OSError) -> EngineError:
@@ -164,13 +174,19 @@ def _replace(temporary: Path, target: Path) -> None:
 
 
 def _remove_stale(target: Path) -> None:
-    for sibling in target.parent.glob(f".{target.name}.partial-*"):
+    for sibling in target.parent.glob(f".{glob.escape(target.name)}.partial-*"):
         pid = sibling.name.rsplit("-", 1)[1].split(".")[0]
-        if pid.isdigit() and not _alive(int(pid)):
+        if not pid.isdigit():
+            continue
+        # in a container every process may have the number of the one that was killed
+        ours = int(pid) == os.getpid()
+        if sibling not in _OPEN if ours else not _alive(int(pid)):
             shutil.rmtree(sibling, ignore_errors=True)
 
 
 def _alive(pid: int) -> bool:
+    if os.name == "nt":  # signal 0 is Ctrl-C there
+        return True
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
