@@ -103,7 +103,12 @@ class Manifest:
         try:
             return cls._from_values(values)
         except (
-            CheckpointError, AttributeError, KeyError, OverflowError, TypeError, ValueError
+            CheckpointError,
+            AttributeError,
+            KeyError,
+            OverflowError,
+            TypeError,
+            ValueError,
         ) as error:
             raise EngineError(
                 f"{where} is malformed ({type(error).__name__}: {error}); export the engine again"

@@ -8,7 +8,7 @@ token by token, and the probabilities of the comparison are made by a full log-s
 from __future__ import annotations
 
 import dataclasses
-from typing import Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -67,6 +67,7 @@ class Reference:
 
     def _structure(self, scores: F32, sampled: Sequence[int]) -> None:
         scores[self.no_timestamps] = NEVER
+        self._first(scores, sampled)
         n_vocab = len(scores)
         one_before = len(sampled) > 0 and self.is_time(sampled[-1])
         two_before = self.is_time(sampled[-2]) if len(sampled) > 1 else True
@@ -82,14 +83,14 @@ class Reference:
             for token in range(self.timestamp_begin, n_vocab):
                 if token < times[-1] or (token == times[-1] and not may_repeat):
                     scores[token] = NEVER
-        if len(sampled) == 0:
-            for token in range(n_vocab):
-                too_late = (
-                    self.max_initial is not None
-                    and token - self.timestamp_begin > self.max_initial
-                )
-                if not self.is_time(token) or too_late:
-                    scores[token] = NEVER
+
+    def _first(self, scores: F32, sampled: Sequence[int]) -> None:
+        if len(sampled) > 0:
+            return
+        latest = len(scores) if self.max_initial is None else self.max_initial
+        for token in range(len(scores)):
+            if not 0 <= token - self.timestamp_begin <= latest:
+                scores[token] = NEVER
 
     def _weigh(self, scores: F32) -> None:
         logprobs = reference_log_softmax(scores)

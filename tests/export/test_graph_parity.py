@@ -254,9 +254,7 @@ FITTING = [(n, capacity) for n in (1, 4, 224) for capacity in CAPACITIES if n < 
 
 @pytest.mark.parametrize(("n_new", "capacity"), FITTING)
 @pytest.mark.parametrize("dialect", DIALECTS)
-def test_decoder_in_every_capacity(
-    model: Model, dialect: str, n_new: int, capacity: int
-) -> None:
+def test_decoder_in_every_capacity(model: Model, dialect: str, n_new: int, capacity: int) -> None:
     decoder = Decoder(model, dialect)
     sequences = draw(model, 4, *[max(STARTS) + 225] * 6)
     ragged = dialect == "standard" or n_new == 1
