@@ -1,4 +1,4 @@
-"""The command: what it prints, writes and returns; and one clear line for everything that is wrong."""
+"""The command: what it prints, writes and returns; one clear line for everything that is wrong."""
 
 from __future__ import annotations
 

@@ -22,10 +22,13 @@ from whisper_opt.export.oracle import openai_logits
 from whisper_opt.export.pieces import PiecewiseGraph
 from whisper_opt.export.reference import Reference
 
-__all__ = ["TOLERANCE", "Parity", "noise_mel", "verify"]
+__all__ = ["CROSS_TOLERANCE", "LOGITS_TOLERANCE", "Parity", "noise_mel", "verify"]
 
-TOLERANCE = 1e-4
-"""Largest error allowed, as a share of the largest value of what is compared."""
+CROSS_TOLERANCE = 1e-3
+"""Largest error of a cross-attention key or value, as a share of the largest one. Rounding alone gives
+4e-5 on ONNX Runtime 1.32 and 1.3e-4 on 1.19 (tiny.en, noise); a wrong weight gives far more."""
+LOGITS_TOLERANCE = 1e-4
+"""Largest error of a score, as a share of the largest one (rounding alone: about 3e-6)."""
 SEED = 20220921
 _PREFILL = 8
 _STEPS = 3
@@ -54,7 +57,7 @@ class Parity:
 
     def to_dict(self) -> dict[str, Any]:
         """For the manifest."""
-        return {**dataclasses.asdict(self), "tolerance": TOLERANCE, "reference": "numpy fp32"}
+        return {**dataclasses.asdict(self), "cross_tolerance": CROSS_TOLERANCE, "logits_tolerance": LOGITS_TOLERANCE, "reference": "numpy fp32"}
 
 
 def noise_mel(dims: ModelDims, seed: int = SEED) -> F32:
@@ -68,7 +71,7 @@ def verify(checkpoint: Checkpoint, encoder: PiecewiseGraph, decoder: PiecewiseGr
     """Compare an exported engine with its checkpoint.
 
     Raises:
-        VerificationError: a value is not finite, or an error exceeds :data:`TOLERANCE`.
+        VerificationError: a value is not finite, or an error exceeds its tolerance.
     """
     dims = checkpoint.dims
     mel = noise_mel(dims)
@@ -76,16 +79,16 @@ def verify(checkpoint: Checkpoint, encoder: PiecewiseGraph, decoder: PiecewiseGr
     audio = reference.encode(mel)
     cross = encoder.run({"mel": mel[None]})
     cross_error, cross_scale = _compare_cross(reference, audio, cross, dims)
-    _judge("cross-attention keys and values", cross_error, cross_scale)
+    _judge("cross-attention keys and values", cross_error, CROSS_TOLERANCE * cross_scale)
     sequences = _sequences(dims)
     found = _drive(decoder, cross, sequences, dims)
     error, scale = _largest(zip(reference.logits(audio, sequences), found))
-    _judge("decoder scores", error, scale)
+    _judge("decoder scores", error, LOGITS_TOLERANCE * scale)
     oracle = openai_logits(checkpoint, mel, sequences)
     oracle_error = None
     if oracle is not None:
         oracle_error, oracle_scale = _largest(zip(oracle, found))
-        _judge("scores against openai-whisper", oracle_error, oracle_scale)
+        _judge("scores against openai-whisper", oracle_error, LOGITS_TOLERANCE * oracle_scale)
     return Parity(
         input=f"seeded noise ({SEED})",
         cross_error=cross_error,
@@ -155,10 +158,10 @@ def _largest(pairs: Any) -> tuple[float, float]:
     return error, scale
 
 
-def _judge(what: str, error: float, scale: float) -> None:
-    if not error <= TOLERANCE * scale:
+def _judge(what: str, error: float, allowed: float) -> None:
+    if not error <= allowed:
         raise VerificationError(
-            f"the exported engine's {what} differ from the checkpoint's by {error:.3g} where"
-            f" values reach {scale:.3g}; at most {TOLERANCE * scale:.3g} is allowed. No engine was"
-            " written. Try another ONNX Runtime version; if it stays, report it"
+            f"the exported engine's {what} differ from the checkpoint's by {error:.3g}; at most"
+            f" {allowed:.3g} is allowed. No engine was written. Try another ONNX Runtime version;"
+            " if it stays, report it"
         )
