@@ -73,7 +73,8 @@ make_venv() {
         "$python" -m venv "$venv"
     fi
     rm -f "$venv/.whisper-opt-done"
-    "$venv/bin/python" -m pip --disable-pip-version-check --quiet install "$@"
+    # --no-compile: 40 MB less; what is imported is compiled then
+    "$venv/bin/python" -m pip --disable-pip-version-check --quiet install --no-compile "$@"
     echo "$key" >"$venv/.whisper-opt-done.partial"
     mv "$venv/.whisper-opt-done.partial" "$venv/.whisper-opt-done"
 }
