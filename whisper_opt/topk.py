@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from whisper_opt.arrays import F32, Bool
+from whisper_opt.arrays import F32, Bool, Int
 from whisper_opt.protocol import TokenMask, Top
 
-__all__ = ["HostLogits", "log_softmax", "top_k"]
+__all__ = ["HostLogits", "log_softmax", "sample", "top_k"]
 
 
 def log_softmax(scores: F32) -> F32:
@@ -30,17 +30,19 @@ def _log_sum_exp(scores: F32) -> float:
     return peak + float(np.log(np.exp(scores - np.float32(peak)).sum(dtype=np.float32)))
 
 
-def _top_row(scores: F32, ban: Bool, begin: int, k: int) -> tuple[list[int], list[float]]:
+def _allowed(scores: F32, ban: Bool, begin: int) -> tuple[F32, int, float]:
+    """What one row may choose from: scores (-inf where banned), first id, log of their sum."""
     allowed = np.where(ban, np.float32(-np.inf), scores)
-    first = 0
-    normalizer = None
     if begin < len(allowed):
         timestamps = _log_sum_exp(allowed[begin:])
         if timestamps > float(allowed[:begin].max()):
-            first, normalizer = begin, timestamps
-    candidates = allowed[first:]
-    if normalizer is None:
-        normalizer = _log_sum_exp(candidates)
+            return allowed[begin:], begin, timestamps
+    # with every token banned nothing is likely: -inf, not -inf minus -inf
+    return allowed, 0, max(_log_sum_exp(allowed), float(np.finfo(np.float32).min))
+
+
+def _top_row(scores: F32, ban: Bool, begin: int, k: int) -> tuple[list[int], list[float]]:
+    candidates, first, normalizer = _allowed(scores, ban, begin)
     if k == 1:
         best = np.array([int(candidates.argmax())])
     else:
@@ -48,8 +50,7 @@ def _top_row(scores: F32, ban: Bool, begin: int, k: int) -> tuple[list[int], lis
         floor = np.partition(candidates, len(candidates) - k)[len(candidates) - k]
         reach = np.flatnonzero(candidates >= floor)
         best = reach[np.argsort(-candidates[reach], kind="stable")][:k]
-    # with every token banned nothing is likely: -inf, not -inf minus -inf
-    logprobs = candidates[best] - np.float32(max(normalizer, np.finfo(np.float32).min))
+    logprobs = candidates[best] - np.float32(normalizer)
     return (best + first).tolist(), logprobs.tolist()
 
 
@@ -86,3 +87,37 @@ class HostLogits:
 
     def numpy(self) -> F32:
         return self._scores
+
+
+def sample(
+    scores: F32,
+    ban: Bool,
+    timestamp_begin: int,
+    n: int,
+    temperature: float,
+    generator: np.random.Generator,
+) -> tuple[Int, F32]:
+    """Independent draws of one row's next token.
+
+    The allowed tokens are those of :func:`top_k`; a token is drawn with the probability that the
+    scores divided by ``temperature`` give it, and reported with its log-probability at temperature 1.
+
+    Args:
+        scores: float32 [n_vocab] logits.
+        ban: bool [n_vocab].
+        timestamp_begin: id of ``<|0.00|>`` under the timestamp rules, else n_vocab.
+        n: how many draws.
+        temperature: above 0.
+        generator: source of the draws.
+
+    Returns:
+        Tokens int64 [n] and log-probabilities float32 [n].
+    """
+    allowed, first, normalizer = _allowed(scores, ban, timestamp_begin)
+    scaled = allowed.astype(np.float64) / temperature
+    weights = np.exp(scaled - scaled.max())
+    edges = np.cumsum(weights)
+    drawn = np.searchsorted(edges, generator.random(n) * edges[-1], side="right")
+    tokens = np.minimum(drawn, len(edges) - 1).astype(np.int64)
+    logprobs: F32 = (allowed[tokens] - np.float32(normalizer)).astype(np.float32)
+    return tokens + first, logprobs

@@ -112,6 +112,8 @@ class TwoBranches:
     """The two best first tokens, each continued greedily: rows of one audio fork and finish."""
 
     width = 2
+    temperature = 0.0
+    generator: np.random.Generator | None = None
 
     def __init__(self) -> None:
         self._live: list[tuple[list[int], float]] = [([], 0.0)]

@@ -16,14 +16,15 @@ import pytest
 
 from tests.conftest import Engines, model_dir
 from tests.engines import DIALECTS, random_engine, require, sharp_checkpoint
-from tests.models import random_checkpoint, random_dims
+from tests.models import as_tensor, random_checkpoint, random_dims
 from whisper_opt.arrays import F32, Int, NDArray
 from whisper_opt.backends.ort import CAPACITIES, OrtBackend, OrtEncoded
-from whisper_opt.checkpoints import load_checkpoint
+from whisper_opt.checkpoints import Checkpoint, load_checkpoint
 from whisper_opt.dims import HEAD_DIM, N_FRAMES
 from whisper_opt.engine import Engine
 from whisper_opt.export.reference import Reference, gelu, layer_norm
 from whisper_opt.export.verify import noise_mel
+from whisper_opt.tokens import Vocab
 
 TOLERANCE = 1e-3
 """Largest absolute error of a score and of a cross key or value."""
@@ -41,9 +42,12 @@ MODELS = (
 class Model:
     """One checkpoint: the reference computation, and an engine in each dialect."""
 
-    def __init__(self, name: str, reference: Reference, make: Callable[[str], Engine]) -> None:
-        self.name = name
-        self.reference = reference
+    def __init__(self, checkpoint: Checkpoint, make: Callable[[str], Engine]) -> None:
+        vocab = Vocab(checkpoint.tokenizer_json, checkpoint.dims)
+        self.n_vocab = checkpoint.dims.n_vocab
+        self.start = vocab.start("en", "transcribe", timestamps=False)
+        held = {name: as_tensor(tensor.read()) for name, tensor in checkpoint.tensors.items()}
+        self.reference = Reference(dataclasses.replace(checkpoint, tensors=held))
         self._make = make
         self._backends: dict[str, OrtBackend] = {}
         self._encoded: dict[str, OrtEncoded] = {}
@@ -84,10 +88,10 @@ def model(
     if name == "turbo-shaped":
         checkpoint = sharp_checkpoint(TURBO)
         folder = tmp_path_factory.mktemp("turbo")
-        found = Model(name, Reference(checkpoint), lambda d: random_engine(folder / d, TURBO, d))
+        found = Model(checkpoint, lambda d: random_engine(folder / d, TURBO, d))
     else:
         checkpoint = load_checkpoint(model_dir(name))
-        found = Model(name, Reference(checkpoint), lambda d: engines.engine(name, d))
+        found = Model(checkpoint, lambda d: engines.engine(name, d))
     dims = checkpoint.dims
     n_frames = 1000 if name == "turbo-shaped" else N_FRAMES
     found.listen(np.stack([noise_mel(dims, seed)[:, :n_frames] for seed in (1, 2)]))
@@ -96,10 +100,15 @@ def model(
 
 
 def draw(model: Model, seed: int, *lengths: int) -> list[Int]:
-    """Random token sequences over the whole vocabulary."""
+    """Random token sequences over the whole vocabulary that begin as every transcript does.
+
+    Without a start of transcript the real models are ill-conditioned: two correct computations in
+    float32, and one of them in float64, then differ by more than the tolerance.
+    """
     rng = np.random.default_rng(seed)
-    n_vocab = model.backend("contrib").dims.n_vocab
-    return [rng.integers(0, n_vocab, n).astype(np.int64) for n in lengths]
+    tokens = rng.integers(0, model.n_vocab, (len(lengths), max(lengths)))
+    tokens[:, : len(model.start)] = model.start[: max(lengths)]
+    return [row[:n].astype(np.int64) for row, n in zip(tokens, lengths)]
 
 
 def close(found: F32, expected: F32, where: object) -> None:
@@ -111,7 +120,7 @@ def close(found: F32, expected: F32, where: object) -> None:
 def test_cross_keys_and_values(model: Model, dialect: str) -> None:
     found = model.encoded(dialect)
     dims = model.backend(dialect).dims
-    assert len(found) == 2
+    assert len(found) == len(model.audio) == 2
     assert len(found.cross) == 2 * dims.n_text_layer
     for layer in range(dims.n_text_layer):
         for audio, encoded in enumerate(model.audio):
@@ -167,8 +176,8 @@ def beams(model: Model, prompts: tuple[int, int], tail: int) -> list[Int]:
     total = max(prompts) + tail
     sequences: list[Int] = []
     for audio, n in enumerate(prompts):
-        prompt, *tails = draw(model, 10 + audio, n, *[total - n] * 3)
-        sequences.extend(np.concatenate([prompt, end]) for end in tails)
+        three = draw(model, 10 + audio, *[total] * 3)
+        sequences.extend(np.concatenate([three[0][:n], row[n:]]) for row in three)
     return sequences
 
 
@@ -280,13 +289,13 @@ def test_decoder_in_every_capacity(model: Model, dialect: str, n_new: int, capac
 
 def test_scores_are_far_apart_compared_with_the_tolerance(model: Model) -> None:
     """What parity is worth: another audio, another past or another position changes scores."""
-    (tokens,) = draw(model, 4, max(STARTS) + 225)
+    (tokens,) = draw(model, 4, 40)
     scores = model.truth(0, tokens)
     other_audio = model.truth(1, tokens)
-    other_past = model.truth(0, np.concatenate([tokens[:1] ^ 1, tokens[1:]]))
+    other_past = model.truth(0, np.concatenate([tokens[:4], tokens[4:5] ^ 1, tokens[5:]]))
     assert np.abs(scores - other_audio).max(axis=1).min() > 30 * TOLERANCE
-    assert np.abs(scores - other_past)[:40].max(axis=1).min() > 10 * TOLERANCE
-    assert np.abs(scores[1:] - scores[:-1]).max(axis=1).min() > 30 * TOLERANCE
+    assert np.abs(scores - other_past)[4:].max(axis=1).min() > 10 * TOLERANCE
+    assert np.abs(scores[1:] - scores[:-1]).max(axis=1).min() > 3 * TOLERANCE
 
 
 def test_gelu_is_exact() -> None:

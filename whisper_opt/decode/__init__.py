@@ -2,15 +2,18 @@
 
 from whisper_opt.decode.loop import Decoded, Task, decode, next_token_logprobs
 from whisper_opt.decode.rules import Rule
-from whisper_opt.decode.search import Greedy, Hypothesis, Search
+from whisper_opt.decode.search import Beam, Greedy, Hypothesis, Sample, Search, rank
 
 __all__ = [
+    "Beam",
     "Decoded",
     "Greedy",
     "Hypothesis",
     "Rule",
+    "Sample",
     "Search",
     "Task",
     "decode",
     "next_token_logprobs",
+    "rank",
 ]

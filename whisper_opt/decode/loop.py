@@ -15,8 +15,8 @@ import numpy as np
 from whisper_opt.arrays import F32, Int
 from whisper_opt.decode.rules import Rule
 from whisper_opt.decode.search import Hypothesis, Search
-from whisper_opt.protocol import Backend, Encoded, Session, TokenMask, Top
-from whisper_opt.topk import log_softmax
+from whisper_opt.protocol import Backend, Encoded, Logits, Session, TokenMask, Top
+from whisper_opt.topk import log_softmax, sample
 
 __all__ = ["Decoded", "Task", "decode", "next_token_logprobs"]
 
@@ -89,6 +89,23 @@ def _mask(rows: Sequence[_Row], n_vocab: int) -> TokenMask:
     return TokenMask(ban, np.array([row.begin for row, _ in live], np.int64))
 
 
+def _choose(logits: Logits, rows: Sequence[_Row], mask: TokenMask) -> Top:
+    """The tokens that the searches asked for: the best ones, or draws for rows that sample."""
+    width = max(row.search.width for row in rows)
+    top = logits.top(width, mask)
+    offset, scores = 0, None
+    for row in rows:
+        generator, wanted = row.search.generator, row.search.width
+        if row.search.temperature > 0 and generator is not None:
+            scores = logits.numpy()[:, -1] if scores is None else scores
+            for i in range(offset, offset + row.live):
+                top.tokens[i, :wanted], top.logprobs[i, :wanted] = sample(
+                    scores[i], mask.ban[i], row.begin, wanted, row.search.temperature, generator
+                )
+        offset += row.live
+    return top
+
+
 def _advance(session: Session, rows: list[_Row], top: Top) -> Int:
     """Let every search choose, keep what lives; returns the new tokens [n_seq, 1]."""
     keep: list[int] = []
@@ -130,8 +147,7 @@ def decode(backend: Backend, audio: Encoded, tasks: Sequence[Task]) -> list[Deco
         probed = [float(np.exp(scores[task.probe_token])) for scores, task in zip(start, tasks)]
         live = rows
         while True:
-            width = max(row.search.width for row in live)
-            step = _advance(session, live, logits.top(width, _mask(live, n_vocab)))
+            step = _advance(session, live, _choose(logits, live, _mask(live, n_vocab)))
             live = [row for row in live if row.live]
             if not live:
                 break

@@ -57,7 +57,12 @@ class Parity:
 
     def to_dict(self) -> dict[str, Any]:
         """For the manifest."""
-        return {**dataclasses.asdict(self), "cross_tolerance": CROSS_TOLERANCE, "logits_tolerance": LOGITS_TOLERANCE, "reference": "numpy fp32"}
+        return {
+            **dataclasses.asdict(self),
+            "cross_tolerance": CROSS_TOLERANCE,
+            "logits_tolerance": LOGITS_TOLERANCE,
+            "reference": "numpy fp32",
+        }
 
 
 def noise_mel(dims: ModelDims, seed: int = SEED) -> F32:
