@@ -100,7 +100,7 @@ def sample(
     """Independent draws of one row's next token.
 
     The allowed tokens are those of :func:`top_k`; a token is drawn with the probability that the
-    scores divided by ``temperature`` give it, and reported with its log-probability at temperature 1.
+    scores divided by ``temperature`` give it, and reported with its log-probability at 1.
 
     Args:
         scores: float32 [n_vocab] logits.

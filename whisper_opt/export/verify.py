@@ -25,8 +25,8 @@ from whisper_opt.export.reference import Reference
 __all__ = ["CROSS_TOLERANCE", "LOGITS_TOLERANCE", "Parity", "noise_mel", "verify"]
 
 CROSS_TOLERANCE = 1e-3
-"""Largest error of a cross-attention key or value, as a share of the largest one. Rounding alone gives
-4e-5 on ONNX Runtime 1.32 and 1.3e-4 on 1.19 (tiny.en, noise); a wrong weight gives far more."""
+"""Largest error of a cross-attention key or value, as a share of the largest one. Rounding alone
+gives 4e-5 on ONNX Runtime 1.32 and 1.3e-4 on 1.19 (tiny.en, noise); a wrong weight far more."""
 LOGITS_TOLERANCE = 1e-4
 """Largest error of a score, as a share of the largest one (rounding alone: about 3e-6)."""
 SEED = 20220921
