@@ -7,6 +7,9 @@
 Every system gets each clip as a 16 kHz array and returns its segments. Systems take turns clip by
 clip, in an order that rotates, after one warm-up pass each; a clip's time is the median of its
 runs and a system's time is the sum over the clips, so that a disturbance hits all of them alike.
+Before each run there is a pause: worker threads may spin for up to 0.2 s after their last work, and
+would take a core from whoever comes next.
+
 Greedy, temperature 0, language given, equal thread counts. Without faster-whisper only this
 library is timed.
 """
@@ -41,7 +44,7 @@ Transcribe = Callable[[F32], str]
 def ours(checkpoint: Path, work: Path, threads: int) -> Transcribe:
     engine = export(checkpoint, work / checkpoint.name)
     model = Whisper.load(engine.path, threads=threads)
-    return lambda pcm: model.transcribe(pcm, language="en").text
+    return lambda pcm: model.transcribe(pcm, language="en", temperature=0.0).text
 
 
 def faster_whisper(checkpoint: Path, compute_type: str, threads: int) -> Transcribe:
@@ -59,7 +62,7 @@ def faster_whisper(checkpoint: Path, compute_type: str, threads: int) -> Transcr
 
 
 def measure(
-    systems: dict[str, Transcribe], chosen: list[Clip], rounds: int
+    systems: dict[str, Transcribe], chosen: list[Clip], rounds: int, pause: float
 ) -> dict[str, dict[str, list[float]]]:
     times: dict[str, dict[str, list[float]]] = {name: {} for name in systems}
     names = list(systems)
@@ -68,6 +71,7 @@ def measure(
             pcm = clip_pcm(clip.id)
             first = (turn + i) % len(names)
             for name in names[first:] + names[:first]:
+                time.sleep(pause)
                 begin = time.perf_counter()
                 systems[name](pcm)
                 elapsed = time.perf_counter() - begin
@@ -124,6 +128,7 @@ def main() -> None:
     parser.add_argument("--models-dir", type=Path, default=ROOT / "models")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--pause", type=float, default=0.3, help="seconds before each run")
     parser.add_argument("--json", type=Path, help="write the figures here")
     args = parser.parse_args()
     chosen = [clip for clip in clips() if clip.language == "en" and clip.kind == "read"]
@@ -134,6 +139,7 @@ def main() -> None:
         "clips": [clip.id for clip in chosen],
         "audio_seconds": round(seconds, 2),
         "rounds": args.rounds,
+        "pause": args.pause,
         "models": {},
     }
     print(f"{len(chosen)} clips, {seconds:.0f} s of audio, {args.threads} threads")
@@ -146,7 +152,7 @@ def main() -> None:
                     systems[f"faster-whisper {kind}"] = faster_whisper(
                         checkpoint, kind, args.threads
                     )
-            found = summary(measure(systems, chosen, args.rounds), seconds)
+            found = summary(measure(systems, chosen, args.rounds, args.pause), seconds)
             result["models"][name] = found
             for system, row in found.items():
                 print(

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from typing import Callable
 
 from tests.models import random_dims, tokenizer_json
+from whisper_opt.answers import WindowResult
 from whisper_opt.options import TranscribeOptions
 from whisper_opt.results import Segment
 from whisper_opt.tokens import Vocab
-from whisper_opt.transcribe import WindowResult
 
 __all__ = ["BEGIN", "DIMS", "VOCAB", "Answer", "Heard", "reference", "reference_cut"]
 

@@ -18,6 +18,7 @@ NEAR_TIE = 1e-3
 
 def _options(config: str) -> TranscribeOptions:
     return TranscribeOptions(
+        temperature=0.0,
         without_timestamps=config.startswith("nots"),
         condition_on_previous_text=not config.endswith("nocond"),
     )

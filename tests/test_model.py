@@ -29,7 +29,11 @@ from whisper_opt.export import export
 from whisper_opt.tokens import Vocab
 
 NARROW = {"n_audio_state": 64, "n_text_state": 64, "n_audio_layer": 1, "n_text_layer": 1}
-SHORT: dict[str, Any] = {"max_new_tokens": 12, "no_speech_threshold": None}
+SHORT: dict[str, Any] = {
+    "max_new_tokens": 12,
+    "no_speech_threshold": None,
+    "temperature": 0.0,
+}
 
 
 def noise(seconds: float, seed: int = 0) -> F32:

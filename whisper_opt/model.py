@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Union
 
+from whisper_opt.answers import Suppression
 from whisper_opt.audio import AudioSource, load_audio
 from whisper_opt.backends.ort import OrtBackend
 from whisper_opt.dims import SAMPLE_RATE, ModelDims
@@ -18,7 +19,7 @@ from whisper_opt.options import TranscribeOptions
 from whisper_opt.protocol import Backend
 from whisper_opt.results import Segment, Transcript
 from whisper_opt.tokens import Vocab
-from whisper_opt.transcribe import Progress, Suppression, detect_language, transcribe
+from whisper_opt.transcribe import Progress, detect_language, transcribe
 
 __all__ = ["Stream", "Whisper"]
 

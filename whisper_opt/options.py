@@ -76,6 +76,41 @@ class TranscribeOptions:
         "tokens sampled per window at most; default: half the model's context",
         metavar="N",
     )
+    temperature: Union[float, Sequence[float]] = _option(
+        (0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
+        "numbers",
+        "sampling temperatures, tried in turn until an answer passes the thresholds; 0 always takes"
+        " the likeliest",
+        metavar="T",
+    )
+    beam_size: Union[int, None] = _option(
+        None,
+        "integer",
+        "hypotheses of beam search at temperature 0; default: greedy",
+        metavar="N",
+    )
+    patience: Union[float, None] = _option(
+        None,
+        "number",
+        "beam search ends when beam_size * patience answers are complete; default: 1",
+        metavar="FACTOR",
+    )
+    length_penalty: Union[float, None] = _option(
+        None,
+        "number",
+        "exponent of Google NMT's length penalty, 0 to 1; default: the plain length",
+        metavar="ALPHA",
+    )
+    best_of: Union[int, None] = _option(
+        None, "integer", "answers drawn above temperature 0, the best of which is kept", metavar="N"
+    )
+    seed: int = _option(0, "integer", "seed of the draws above temperature 0", metavar="N")
+    compression_ratio_threshold: Union[float, None] = _option(
+        2.4,
+        "number",
+        "text that compresses better than this repeats itself: try the next temperature",
+        metavar="RATIO",
+    )
     no_speech_threshold: Union[float, None] = _option(
         0.6,
         "number",
@@ -85,7 +120,7 @@ class TranscribeOptions:
     logprob_threshold: Union[float, None] = _option(
         -1.0,
         "number",
-        "mean log-probability above which a window's text counts as likely",
+        "mean log-probability below which a window's text is unlikely: try the next temperature",
         metavar="LOGPROB",
     )
     clip_timestamps: Sequence[float] = _option(
@@ -110,17 +145,57 @@ class TranscribeOptions:
         _number("max_initial_timestamp", self.max_initial_timestamp, 0, 30)
         _number("no_speech_threshold", self.no_speech_threshold, 0, 1)
         _number("logprob_threshold", self.logprob_threshold, -math.inf, 0)
-        tokens = self.max_new_tokens
-        if tokens is not None and (
-            isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1
-        ):
-            raise OptionError(f"max_new_tokens is {tokens!r}; expected a positive integer or None")
+        _number("compression_ratio_threshold", self.compression_ratio_threshold, 0, math.inf)
+        _number("length_penalty", self.length_penalty, 0, 1)
+        for name in ("max_new_tokens", "beam_size", "best_of"):
+            count = getattr(self, name)
+            if count is not None and (not _is_int(count) or count < 1):
+                raise OptionError(f"{name} is {count!r}; expected a positive integer or None")
+        if not _is_int(self.seed) or self.seed < 0:
+            raise OptionError(f"seed is {self.seed!r}; expected an integer of 0 or more")
+        self._check_search()
         self._check_suppress_tokens()
         self._check_clips()
         if self.carry_initial_prompt and self.initial_prompt is None:
             raise OptionError(
                 "carry_initial_prompt is on without an initial_prompt to carry; give one"
             )
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        """``temperature`` as a ladder of at least one."""
+        given = self.temperature
+        return (given,) if isinstance(given, float) else tuple(given)
+
+    def _check_search(self) -> None:
+        given = self.temperature
+        ladder = (given,) if isinstance(given, (int, float)) else _items(given)
+        if not ladder or not all(
+            isinstance(t, (int, float)) and not isinstance(t, bool) and 0 <= t <= 10 for t in ladder
+        ):
+            raise OptionError(f"temperature is {given!r}; expected numbers from 0 to 10")
+        object.__setattr__(self, "temperature", tuple(float(t) for t in ladder))
+        if self.beam_size is not None and 0 not in ladder:
+            raise OptionError(
+                "beam_size is given, but no temperature is 0, and beam search works at 0 only"
+            )
+        if self.best_of is not None and not any(t > 0 for t in ladder):
+            raise OptionError(
+                "best_of is given, but every temperature is 0, where all answers are the same;"
+                " give a temperature above 0"
+            )
+        if self.patience is not None:
+            if self.beam_size is None:
+                raise OptionError(
+                    f"patience is {self.patience!r}; without beam_size, which it belongs to, expected"
+                    " None"
+                )
+            _number("patience", self.patience, 0, math.inf)
+            if round(self.beam_size * self.patience) < 1:
+                raise OptionError(
+                    f"patience is {self.patience}; with beam_size {self.beam_size} the search would"
+                    " end before any answer"
+                )
 
     def _check_suppress_tokens(self) -> None:
         value = self.suppress_tokens
@@ -160,6 +235,10 @@ def _items(value: Any) -> Union[tuple[Any, ...], None]:
     if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
         return None
     return tuple(value)
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _number(name: str, value: Any, low: float, high: float) -> None:

@@ -7,6 +7,7 @@ A backend never knows a search and a search never knows a backend: they meet in 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Protocol
 
 from whisper_opt.arrays import F32, Bool, Int
@@ -20,6 +21,9 @@ class Encoded(Protocol):
 
     def __len__(self) -> int:
         """How many windows (n_audio)."""
+
+    def take(self, audios: Sequence[int]) -> Encoded:
+        """Some of the windows, by index and in this order."""
 
 
 @dataclasses.dataclass(frozen=True)

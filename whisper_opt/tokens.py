@@ -72,7 +72,10 @@ def _ranks(model: Mapping[str, Any], specials: Container[str]) -> dict[bytes, in
     order = [vocab[piece] for piece in merged]
     if order != sorted(order):
         raise ValueError("token ids do not follow the order of the merges")
-    return {bytes(table[char] for char in piece): i for piece, i in vocab.items()}
+    ranks = {bytes(table[char] for char in piece): i for piece, i in vocab.items()}
+    if len(set(ranks.values())) != len(vocab) or not all(bytes([i]) in ranks for i in range(256)):
+        raise ValueError("an id is used twice, or one of the 256 bytes has no token")
+    return ranks
 
 
 def language_code(language: str) -> str:
@@ -119,9 +122,6 @@ class Vocab:
                 f"tokenizer.json is not a byte-level BPE tokenizer ({type(error).__name__}:"
                 f" {error}); export the engine again from a checkpoint with its own tokenizer.json"
             ) from error
-        self._encoding = tiktoken.Encoding(
-            "whisper", pat_str=_PATTERN, mergeable_ranks=ranks, special_tokens=specials
-        )
         self.is_multilingual = dims.is_multilingual
         self._special = specials
         self.eot = self._id("<|endoftext|>")
@@ -139,6 +139,16 @@ class Vocab:
                 f" {dims.n_audio_ctx + 1} timestamps in a vocabulary of {dims.n_vocab}; it belongs"
                 " to another model"
             )
+        times = {
+            f"<|{i * dims.time_precision:.2f}|>": self.timestamp_begin + i
+            for i in range(dims.n_audio_ctx + 1)
+        }
+        self._encoding = tiktoken.Encoding(
+            "whisper",
+            pat_str=_PATTERN,
+            mergeable_ranks=ranks,
+            special_tokens={**times, **specials},
+        )
         found = (
             (i, _RENAMED.get(match.group(1), match.group(1)))
             for token, i in specials.items()
@@ -163,7 +173,7 @@ class Vocab:
         try:
             return self._encoding.encode(text)
         except ValueError as error:
-            found = next((name for name in self._special if name in text), "?")
+            found = next(name for name in self._encoding.special_tokens_set if name in text)
             raise OptionError(
                 f"text contains the special token {found}; remove it: special tokens cannot be"
                 " given as text"

@@ -115,6 +115,8 @@ def sample(
     """
     allowed, first, normalizer = _allowed(scores, ban, timestamp_begin)
     scaled = allowed.astype(np.float64) / temperature
+    if scaled.max() == -np.inf:  # every token is banned: none is better than another
+        scaled = np.zeros_like(scaled)
     weights = np.exp(scaled - scaled.max())
     edges = np.cumsum(weights)
     drawn = np.searchsorted(edges, generator.random(n) * edges[-1], side="right")

@@ -6,24 +6,14 @@ into segments at its timestamps, continue where the last finished segment ended.
 
 from __future__ import annotations
 
-import dataclasses
-import zlib
 from collections.abc import Iterator, Sequence
 from typing import Callable
 
 import numpy as np
 
-from whisper_opt.arrays import F32, Int
-from whisper_opt.decode import (
-    Decoded,
-    Greedy,
-    Hypothesis,
-    Rule,
-    Task,
-    decode,
-    next_token_logprobs,
-)
-from whisper_opt.decode.rules import SuppressAtBegin, SuppressTokens, Timestamps
+from whisper_opt.answers import Suppression, Window, WindowDecoder, WindowResult
+from whisper_opt.arrays import F32
+from whisper_opt.decode import next_token_logprobs
 from whisper_opt.dims import FRAMES_PER_SECOND, HOP_LENGTH, N_FRAMES, SAMPLE_RATE, ModelDims
 from whisper_opt.errors import OptionError
 from whisper_opt.features import LogMel
@@ -32,61 +22,10 @@ from whisper_opt.protocol import Backend
 from whisper_opt.results import Segment
 from whisper_opt.tokens import Vocab
 
-__all__ = [
-    "Progress",
-    "Sequential",
-    "Suppression",
-    "Window",
-    "WindowResult",
-    "compression_ratio",
-    "detect_language",
-    "transcribe",
-]
+__all__ = ["Progress", "Sequential", "detect_language", "transcribe"]
 
 Progress = Callable[[float, float], None]
 """Called with (seconds done, seconds in all) whenever a window is finished."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Suppression:
-    """Token lists of one checkpoint: ids never sampled for -1, and ids not sampled first."""
-
-    non_speech: tuple[int, ...]
-    begin: tuple[int, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Window:
-    """A stretch of the recording to decode at once.
-
-    Attributes:
-        seek: first mel frame.
-        size: mel frames of sound in it, at most 3,000.
-        prompt: ids fed before the first sampled token.
-        sot_index: index of the start-of-transcript token in ``prompt``.
-    """
-
-    seek: int
-    size: int
-    prompt: tuple[int, ...]
-    sot_index: int
-
-
-@dataclasses.dataclass(frozen=True)
-class WindowResult:
-    """The chosen answer of one window; its figures are those of ``results.Segment``."""
-
-    tokens: tuple[int, ...]
-    avg_logprob: float
-    no_speech_prob: float
-    compression_ratio: float
-    temperature: float
-
-
-def compression_ratio(text: str) -> float:
-    """UTF-8 bytes of ``text`` over their zlib-compressed size: high when text repeats itself."""
-    data = text.encode("utf-8")
-    return len(data) / len(zlib.compress(data))
 
 
 def detect_language(backend: Backend, vocab: Vocab, mel: F32) -> dict[str, float]:
@@ -278,81 +217,6 @@ def _clips(seconds: Sequence[float], n_frames: int) -> list[tuple[int, int]]:
     return [(begin, min(end, n_frames)) for begin, end in zip(points[::2], points[1::2])]
 
 
-class _Decoder:
-    """Turns windows into decode tasks and their candidates into answers."""
-
-    def __init__(
-        self, backend: Backend, vocab: Vocab, options: TranscribeOptions, suppression: Suppression
-    ) -> None:
-        self._backend = backend
-        self._vocab = vocab
-        self._limit = options.max_new_tokens or backend.dims.n_text_ctx // 2
-        self._begin = None if options.without_timestamps else vocab.timestamp_begin
-        self._rules = _rules(vocab, backend.dims, options, suppression)
-
-    def __call__(self, window: Window, mel: F32) -> WindowResult:
-        n_text_ctx = self._backend.dims.n_text_ctx
-        if len(window.prompt) > n_text_ctx:
-            raise OptionError(
-                f"the prompt of a window has {len(window.prompt)} tokens; the model holds"
-                f" {n_text_ctx}: shorten prefix or initial_prompt"
-            )
-        task = Task(
-            prompt=window.prompt,
-            probe=window.sot_index,
-            probe_token=self._vocab.no_speech,
-            rules=self._rules,
-            timestamp_begin=self._begin,
-            max_new_tokens=min(self._limit, n_text_ctx + 1 - len(window.prompt)),
-            search=lambda: Greedy(self._vocab.eot),
-        )
-        encoded = self._backend.encode(mel[None])
-        return self._result(decode(self._backend, encoded, [task])[0])
-
-    def _result(self, decoded: Decoded) -> WindowResult:
-        best = max(decoded.hypotheses, key=_mean_logprob)
-        text = self._vocab.decode(best.tokens, specials=True).strip()
-        return WindowResult(
-            tokens=best.tokens,
-            avg_logprob=best.sum_logprob / (len(best.tokens) + 1),
-            no_speech_prob=decoded.probe_prob,
-            compression_ratio=compression_ratio(text),
-            temperature=0.0,
-        )
-
-
-def _mean_logprob(hypothesis: Hypothesis) -> float:
-    return hypothesis.sum_logprob / max(len(hypothesis.tokens), 1)
-
-
-def _rules(
-    vocab: Vocab, dims: ModelDims, options: TranscribeOptions, suppression: Suppression
-) -> tuple[Rule, ...]:
-    rules: list[Rule] = []
-    if options.suppress_blank:
-        rules.append(SuppressAtBegin(_ids(suppression.begin, dims)))
-    if options.suppress_tokens:
-        listed = [token for token in options.suppress_tokens if token >= 0]
-        if -1 in options.suppress_tokens:
-            listed.extend(suppression.non_speech)
-        rules.append(SuppressTokens(_ids((*listed, *vocab.never_sampled()), dims)))
-    if not options.without_timestamps:
-        latest = None
-        if options.max_initial_timestamp:
-            latest = round(options.max_initial_timestamp / dims.time_precision)
-        rules.append(Timestamps(vocab.timestamp_begin, vocab.eot, vocab.no_timestamps, latest))
-    return tuple(rules)
-
-
-def _ids(tokens: tuple[int, ...], dims: ModelDims) -> Int:
-    beyond = [token for token in tokens if token >= dims.n_vocab]
-    if beyond:
-        raise OptionError(
-            f"suppress_tokens holds {beyond[0]}; this model's ids end at {dims.n_vocab - 1}"
-        )
-    return np.array(sorted(set(tokens)), np.int64)
-
-
 def transcribe(
     backend: Backend,
     vocab: Vocab,
@@ -377,11 +241,11 @@ def transcribe(
     Raises:
         OptionError: the prompt of a window does not fit the model.
     """
-    decoder = _Decoder(backend, vocab, options, suppression)
+    decoder = WindowDecoder(backend, vocab, options, suppression)
     state = Sequential(mel.n_frames, vocab, backend.dims, options, language)
     total = mel.n_frames / FRAMES_PER_SECOND
     while (window := state.next_window()) is not None:
-        result = decoder(window, mel.window(window.seek, window.size))
+        (result,) = decoder([window], mel.window(window.seek, window.size)[None])
         yield from state.accept(window, result)
         if on_progress is not None:
             on_progress(state.seek / FRAMES_PER_SECOND, total)

@@ -63,7 +63,7 @@ class Model:
     def backend(self, dialect: str) -> OrtBackend:
         require(dialect)
         if dialect not in self._backends:
-            self._backends[dialect] = OrtBackend(self._make(dialect), threads=2)
+            self._backends[dialect] = OrtBackend(self._make(dialect), threads=1)
         return self._backends[dialect]
 
     def encoded(self, dialect: str) -> OrtEncoded:

@@ -33,6 +33,9 @@ class FakeEncoded:
     def __len__(self) -> int:
         return len(self.seeds)
 
+    def take(self, audios: Sequence[int]) -> FakeEncoded:
+        return FakeEncoded(tuple(self.seeds[audio] for audio in audios))
+
 
 class FakeBackend:
     """Implements :class:`whisper_opt.protocol.Backend` in numpy."""

@@ -41,6 +41,9 @@ class OrtEncoded:
     def __len__(self) -> int:
         return len(self.cross[0])
 
+    def take(self, audios: Sequence[int]) -> OrtEncoded:
+        return OrtEncoded(tuple(array[list(audios)] for array in self.cross))
+
 
 class OrtBackend:
     """Runs the encoder and decoder graphs of an engine on the CPU with ONNX Runtime."""
