@@ -187,8 +187,7 @@ class TranscribeOptions:
         if self.patience is not None:
             if self.beam_size is None:
                 raise OptionError(
-                    f"patience is {self.patience!r}; without beam_size, which it belongs to, expected"
-                    " None"
+                    f"patience is {self.patience!r}; without beam_size, expected None"
                 )
             _number("patience", self.patience, 0, math.inf)
             if round(self.beam_size * self.patience) < 1:

@@ -277,8 +277,8 @@ def change_weight(monkeypatch: pytest.MonkeyPatch, name: str, change: Callable[[
             return weight
         return dataclasses.replace(weight, read=lambda: change(weight.read()))
 
-    def spoiled(make: Callable[..., tuple[OnnxGraph, list[str]]]) -> Callable[..., Any]:
-        def build_spoiled(*arguments: Any) -> tuple[OnnxGraph, list[str]]:
+    def spoiled(make: Callable[..., Any]) -> Callable[..., Any]:
+        def build_spoiled(*arguments: Any) -> tuple[OnnxGraph, Any]:
             graph, cuts = make(*arguments)
             return OnnxGraph(graph.model, tuple(map(spoil, graph.weights))), cuts
 
@@ -348,6 +348,20 @@ def test_a_checkpoint_that_is_not_finite_fails_verification(place: Path, small: 
     bad = dataclasses.replace(small, tensors={**small.tensors, name: tensor})
     with pytest.raises(VerificationError, match="cross-attention keys and values"):
         export(bad, place / "engine")
+    assert os.listdir(place) == []
+
+
+def test_a_reference_that_is_not_finite_fails_verification(
+    place: Path, small: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits = Reference.logits
+
+    def broken(self: Reference, audio: F32, sequences: list[Any]) -> list[F32]:
+        return [nan_first(scores) for scores in logits(self, audio, sequences)]
+
+    monkeypatch.setattr(Reference, "logits", broken)
+    with pytest.raises(VerificationError, match="decoder scores"):
+        export(small, place / "engine")
     assert os.listdir(place) == []
 
 
@@ -450,6 +464,17 @@ def test_what_the_system_refuses_leaves_nothing(
     finally:
         file_limit(-1)
     assert os.listdir(place) == []
+
+
+def test_a_file_is_closed_when_its_last_bytes_are_refused(
+    place: Path, file_limit: Callable[[int], None]
+) -> None:
+    file_limit(100)
+    stream = writer._HashingFile(place / "manifest.json")
+    stream.write(bytes(500))  # still in the buffer
+    with pytest.raises(OSError, match="File too large"):
+        stream.close()
+    assert stream._stream.closed
 
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS])

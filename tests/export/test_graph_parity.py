@@ -218,6 +218,18 @@ def test_session_with_long_prompts(model: Model, dialect: str) -> None:
     assert driven.n_checked > 90
 
 
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_session_to_the_end_of_the_context(model: Model, dialect: str) -> None:
+    n_ctx = model.backend(dialect).dims.n_text_ctx
+    sequences = draw(model, 12, n_ctx, n_ctx)
+    driven = Driven(model, dialect)
+    driven.extend(sequences, n_ctx - 3, [n_ctx - 3, 5], 4)
+    for _ in range(2):
+        driven.extend(sequences, 1, [1, 1], 0)
+    driven.extend(sequences, 2, [1, 2], 1)  # one row is full, and padded
+    assert driven.rows == [(0, n_ctx), (1, 9)]
+
+
 class Decoder:
     """The decoder graph of one engine, fed directly: six rows, two audios."""
 
