@@ -1,0 +1,24 @@
+"""Fixtures of the tests of exports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.engines import sharp_checkpoint
+from tests.export.exports import SMALL
+from whisper_opt.checkpoints import Checkpoint
+
+
+@pytest.fixture(scope="module")
+def small() -> Checkpoint:
+    return sharp_checkpoint(SMALL)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """An empty directory that holds nothing but the engine and what an export leaves beside it."""
+    path = tmp_path / "engines"
+    path.mkdir()
+    return path

@@ -1,0 +1,247 @@
+"""An export that is stopped, killed or short of space never leaves half of anything."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+
+from tests.engines import sharp_checkpoint
+from tests.export.exports import SMALL, snapshot
+from whisper_opt.checkpoints import Checkpoint
+from whisper_opt.engine import read_engine
+from whisper_opt.errors import EngineError
+from whisper_opt.export import export, writer
+
+ROOT = Path(__file__).parent.parent.parent
+
+# --- interruptions --------------------------------------------------------------------------------
+
+
+def interrupt_at(wanted: str) -> Callable[[str, float, float], None]:
+    def on_progress(stage: str, done: float, total: float) -> None:
+        if stage == wanted and done * 2 >= total:
+            raise KeyboardInterrupt
+
+    return on_progress
+
+
+@pytest.mark.parametrize("stage", ["write", "verify"])
+def test_ctrl_c_leaves_nothing(place: Path, small: Checkpoint, stage: str) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        export(small, place / "engine", on_progress=interrupt_at(stage))
+    assert os.listdir(place) == []
+
+
+@pytest.mark.parametrize("stage", ["write", "verify"])
+def test_ctrl_c_keeps_the_engine_that_was_there(place: Path, small: Checkpoint, stage: str) -> None:
+    export(small, place / "engine")
+    before = snapshot(place)
+    with pytest.raises(KeyboardInterrupt):
+        export(small, place / "engine", overwrite=True, on_progress=interrupt_at(stage))
+    assert snapshot(place) == before
+    assert os.listdir(place) == ["engine"]
+
+
+def test_the_old_engine_comes_back_when_the_new_one_cannot_take_its_place(
+    place: Path, small: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export(small, place / "engine")
+    before = snapshot(place)
+    rename = Path.rename
+
+    def refuse(self: Path, target: Path) -> Path:
+        if ".partial-" in self.name and not self.name.endswith(".old"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(EngineError, match="cannot write the engine"):
+        export(small, place / "engine", overwrite=True)
+    assert snapshot(place) == before
+    assert os.listdir(place) == ["engine"]
+
+
+@pytest.mark.parametrize("limit", [0, 100_000, 1_200_000])
+def test_a_full_disk_leaves_nothing(
+    place: Path, small: Checkpoint, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    write = writer._HashingFile.write
+    room = limit
+
+    def full(self: Any, data: bytes) -> None:
+        nonlocal room
+        room -= len(data)
+        if room < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(self, data)
+
+    monkeypatch.setattr(writer._HashingFile, "write", full)
+    with pytest.raises(EngineError) as caught:
+        export(small, place / "engine")
+    said = str(caught.value)
+    assert f"cannot write the engine {place / 'engine'}: No space left on device" in said
+    assert "enough free space" in said
+    assert os.listdir(place) == []
+
+
+@pytest.fixture
+def file_limit() -> Iterator[Callable[[int], None]]:
+    """Lets the system refuse to write more than some bytes to a file."""
+    resource = pytest.importorskip("resource", reason="not tested: no file limits on this system")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("size", [100, 200_000, 800_000])
+def test_what_the_system_refuses_leaves_nothing(
+    place: Path, small: Checkpoint, file_limit: Callable[[int], None], size: int
+) -> None:
+    file_limit(size)
+    try:
+        with pytest.raises(EngineError, match=r"cannot write the engine .*File too large"):
+            export(small, place / "engine")
+    finally:
+        file_limit(-1)
+    assert os.listdir(place) == []
+
+
+def test_a_file_is_closed_when_its_last_bytes_are_refused(
+    place: Path, file_limit: Callable[[int], None]
+) -> None:
+    file_limit(100)
+    stream = writer._HashingFile(place / "manifest.json")
+    stream.write(bytes(500))  # still in the buffer
+    with pytest.raises(OSError, match="File too large"):
+        stream.close()
+    assert stream._stream.closed
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS])
+def test_an_unwritable_place(
+    place: Path, small: Checkpoint, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def refuse(self: Path, *_: Any, **__: Any) -> None:
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "mkdir", refuse)
+        with pytest.raises(EngineError) as caught:
+            export(small, place / "engine")
+    assert os.strerror(code) in str(caught.value)
+    assert "Choose a writable directory" in str(caught.value)
+    assert os.listdir(place) == []
+
+
+def test_a_place_inside_a_file(place: Path, small: Checkpoint) -> None:
+    (place / "file").write_bytes(b"content")
+    with pytest.raises(EngineError, match=r"cannot write the engine .*(Not a directory|exists)"):
+        export(small, place / "file" / "engine")
+    assert snapshot(place) == {"file": b"content"} or os.listdir(place) == ["file"]
+
+
+# --- what a killed export left --------------------------------------------------------------------
+
+
+def dead_pid() -> int:
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+        return process.pid
+
+
+def leave(place: Path, name: str) -> Path:
+    path = place / name
+    path.mkdir()
+    (path / "encoder.data").write_bytes(b"half of it")
+    return path
+
+
+def test_leftovers_of_the_dead_are_removed(place: Path, small: Checkpoint) -> None:
+    dead = dead_pid()
+    leave(place, f".engine.partial-{dead}")
+    leave(place, f".engine.partial-{dead}.old")
+    leave(place, f".engine.partial-{os.getpid()}")  # of a process that had our number
+    others = {
+        f".engine.partial-{os.getppid()}",  # alive
+        f".engine2.partial-{dead}",  # of another target
+        ".engine.partial-kept",
+        "engine.partial",
+    }
+    for name in others:
+        leave(place, name)
+    export(small, place / "engine")
+    assert set(os.listdir(place)) == {"engine", *others}
+
+
+def test_leftovers_are_found_under_any_name(place: Path, small: Checkpoint) -> None:
+    leave(place, f".tiny[1]*.partial-{dead_pid()}")
+    export(small, place / "tiny[1]*")
+    assert os.listdir(place) == ["tiny[1]*"]
+
+
+def test_two_exports_at_once_to_one_target(place: Path, small: Checkpoint) -> None:
+    """The second gives way, and the first does not notice."""
+    refused: list[str] = []
+
+    def on_progress(stage: str, done: float, total: float) -> None:
+        if stage == "verify" and done == 0:
+            with pytest.raises(EngineError, match="cannot write the engine") as caught:
+                export(small, place / "engine")
+            refused.append(str(caught.value))
+
+    engine = export(small, place / "engine", on_progress=on_progress)
+    assert len(refused) == 1
+    assert read_engine(engine.path, verify=True)
+    assert os.listdir(place) == ["engine"]
+
+
+KILLED = """
+import sys, time
+from tests.engines import sharp_checkpoint
+from tests.export.exports import SMALL
+from whisper_opt.export import export
+
+def on_progress(stage, done, total):
+    if stage == sys.argv[2] and done * 2 >= total:
+        print("now", flush=True)
+        time.sleep(600)
+
+export(sharp_checkpoint(SMALL), sys.argv[1], overwrite=True, on_progress=on_progress)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="not tested: no SIGKILL here")
+@pytest.mark.parametrize("stage", ["write", "verify"])
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_killed_export_leaves_no_engine(
+    place: Path, small: Checkpoint, stage: str, replace: bool
+) -> None:
+    target = place / "engine"
+    if replace:
+        export(sharp_checkpoint(SMALL, seed=1), target)
+    before = snapshot(target) if replace else {}
+    command = [sys.executable, "-c", KILLED, str(target), stage]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "now\n"
+        finally:
+            process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert (place / f".engine.partial-{process.pid}" / "encoder.data").is_file()
+    if replace:
+        assert snapshot(target) == before
+    else:
+        assert not target.exists()
+    engine = export(small, target, overwrite=replace)
+    assert read_engine(target, verify=True) == engine
+    assert engine.manifest.source["name"] == "random-0"
+    assert os.listdir(place) == ["engine"]

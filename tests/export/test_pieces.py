@@ -1,0 +1,226 @@
+"""Models larger than memory: weights are streamed, and a graph is run in pieces."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import weakref
+from pathlib import Path
+from typing import Any, Callable
+
+import numpy as np
+import onnx
+import pytest
+
+from tests.engines import DIALECTS, require
+from tests.export.exports import BUILDERS, SMALL, change_weight
+from tests.models import random_checkpoint, random_dims
+from whisper_opt.arrays import F32, NDArray
+from whisper_opt.checkpoints import Checkpoint
+from whisper_opt.dims import HEAD_DIM
+from whisper_opt.engine import ENGINE_FILES, MANIFEST
+from whisper_opt.errors import VerificationError
+from whisper_opt.export import export, pieces
+from whisper_opt.export.builder import OnnxGraph, Weight
+from whisper_opt.export.dialects import make_dialect
+from whisper_opt.export.graph import build_decoder, build_encoder
+from whisper_opt.export.pieces import PiecewiseGraph
+from whisper_opt.export.reference import Reference
+from whisper_opt.export.writer import write_graph
+
+# --- weights are streamed -------------------------------------------------------------------------
+
+
+def counted(name: str, read: Callable[[], F32], events: list[str]) -> Callable[[], F32]:
+    def read_counted() -> F32:
+        events.append(name)
+        return read()
+
+    return read_counted
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_every_tensor_is_read_once_and_written_before_the_next(
+    place: Path, small: Checkpoint, dialect: str
+) -> None:
+    events: list[str] = []
+    tensors = {
+        name: dataclasses.replace(tensor, read=counted(name, tensor.read, events))
+        for name, tensor in small.tensors.items()
+    }
+    n_weights = 0
+    for stem, make in BUILDERS.items():
+        graph, _ = make(SMALL, tensors, make_dialect(dialect))
+        n_weights += len(graph.weights)
+        write_graph(graph, place, stem, lambda n: events.append(f"{n} bytes written"))
+    reads = [event for event in events if not event.endswith("written")]
+    assert sorted(reads) == sorted(small.tensors)
+    assert len(events) - len(reads) == n_weights
+    in_a_row = 0
+    for event in events:
+        in_a_row = 0 if event.endswith("written") else in_a_row + 1
+        assert in_a_row <= 3, event  # query, key and value are one weight of the file
+
+
+def test_weights_are_dropped_when_written(place: Path, small: Checkpoint) -> None:
+    alive: list[weakref.ref[F32]] = []
+
+    def held(weight: Weight) -> Weight:
+        def read() -> F32:
+            assert sum(ref() is not None for ref in alive) <= 1, weight.name
+            values = weight.read()
+            alive.append(weakref.ref(values))
+            return values
+
+        return dataclasses.replace(weight, read=read)
+
+    graph, _ = build_decoder(SMALL, small.tensors, make_dialect("contrib"))
+    spied = OnnxGraph(graph.model, tuple(held(weight) for weight in graph.weights))
+    write_graph(spied, place, "decoder", lambda _: None)
+    assert len(alive) == len(graph.weights)
+    assert all(ref() is None for ref in alive)
+
+
+def test_building_a_graph_reads_nothing(small: Checkpoint) -> None:
+    def refuse() -> F32:
+        raise AssertionError("a weight was read")
+
+    tensors = {
+        name: dataclasses.replace(tensor, read=refuse) for name, tensor in small.tensors.items()
+    }
+    for make in BUILDERS.values():
+        for dialect in DIALECTS:
+            graph, _ = make(SMALL, tensors, make_dialect(dialect))
+            assert graph.weights
+
+
+# --- a graph in pieces ----------------------------------------------------------------------------
+
+DEEP = random_dims(n_vocab=2000, n_audio_state=64, n_text_state=64, n_audio_layer=8, n_text_layer=8)
+_BLOCK = 4 * 12 * 64 * 64  # bytes of the matrices of one encoder layer
+
+
+def feeds_of(stem: str) -> dict[str, NDArray]:
+    rng = np.random.default_rng(5)
+
+    def normal(*shape: int) -> F32:
+        return rng.standard_normal(shape, np.float32)
+
+    if stem == "encoder":
+        return {"mel": normal(2, DEEP.n_mels, 120)}
+    feeds: dict[str, NDArray] = {
+        "tokens": rng.integers(0, DEEP.n_vocab, (4, 1)).astype(np.int64),
+        "start": np.array([5, 0, 17, 63], np.int64),
+        "at": np.zeros((4, 1), np.int64),
+    }
+    for i in range(DEEP.n_text_layer):
+        for kind in "kv":
+            feeds[f"self_{kind}_{i}"] = normal(4, DEEP.n_text_head, 64, HEAD_DIM)
+            feeds[f"cross_{kind}_{i}"] = normal(2, DEEP.n_text_head, 60, HEAD_DIM)
+    return feeds
+
+
+@pytest.mark.parametrize(
+    ("piece_bytes", "n_encoder", "n_decoder"), [(1 << 10, 9, 9), (int(2.6 * _BLOCK), 5, 5)]
+)
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_pieces_compute_what_the_whole_computes(
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    dialect: str,
+    piece_bytes: int,
+    n_encoder: int,
+    n_decoder: int,
+) -> None:
+    require(dialect)
+    checkpoint = random_checkpoint(DEEP)
+    for stem, n_pieces in (("encoder", n_encoder), ("decoder", n_decoder)):
+        graph, cuts = BUILDERS[stem](DEEP, checkpoint.tensors, make_dialect(dialect))
+        write_graph(graph, place, stem, lambda _: None)
+        whole = PiecewiseGraph(graph, cuts, place, stem)
+        assert len(whole) == 1
+        with monkeypatch.context() as patch:
+            patch.setattr(pieces, "PIECE_BYTES", piece_bytes)
+            cut = PiecewiseGraph(graph, cuts, place, stem)
+        assert len(cut) == n_pieces
+        feeds = feeds_of(stem)
+        expected, found = whole.run(feeds), cut.run(feeds)
+        assert list(found) == list(expected) == [value.name for value in graph.model.graph.output]
+        for name, values in expected.items():
+            np.testing.assert_allclose(found[name], values, rtol=0, atol=1e-4, err_msg=name)
+        again = cut.run(feeds)
+        for name, values in found.items():
+            np.testing.assert_array_equal(again[name], values)
+        _every_node_runs(graph, cut)
+        heaviest = max(_weight_bytes(graph, piece) for piece in cut._pieces)
+        assert heaviest <= max(piece_bytes, 2 * _BLOCK) + 4 * DEEP.n_vocab * DEEP.n_text_state
+    assert not list(place.glob("*.piece.onnx"))
+
+
+def _weight_bytes(graph: OnnxGraph, piece: onnx.ModelProto) -> int:
+    used = {tensor.name for tensor in piece.graph.initializer}
+    return sum(4 * int(np.prod(w.shape)) for w in graph.weights if w.name in used)
+
+
+def _every_node_runs(graph: OnnxGraph, cut: PiecewiseGraph) -> None:
+    inside = [{node.name for node in piece.graph.node} for piece in cut._pieces]
+    assert set.union(*inside) == {node.name for node in graph.model.graph.node}
+    weights = {weight.name for weight in graph.weights}
+    places: dict[str, int] = {}
+    for piece in cut._pieces:
+        for tensor in piece.graph.initializer:
+            if tensor.name in weights:
+                places[tensor.name] = places.get(tensor.name, 0) + 1
+    assert set(places) == weights
+    twice = {name for name, count in places.items() if count > 1}
+    assert twice <= {"decoder.token_embedding.weight"}  # the first and the last piece
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_an_export_is_verified_in_pieces(
+    place: Path, monkeypatch: pytest.MonkeyPatch, dialect: str
+) -> None:
+    require(dialect)
+    checkpoint = random_checkpoint(DEEP)
+    whole = export(checkpoint, place / "whole", dialect=dialect)
+    counts: list[int] = []
+    plan = PiecewiseGraph._plan
+
+    def counted(self: PiecewiseGraph, *arguments: Any) -> Any:
+        planned = plan(self, *arguments)
+        counts.append(len(planned))
+        return planned
+
+    monkeypatch.setattr(PiecewiseGraph, "_plan", counted)
+    monkeypatch.setattr(pieces, "PIECE_BYTES", 1 << 10)
+    cut = export(checkpoint, place / "cut", dialect=dialect)
+    assert counts == [9, 9]  # a layer each, and what stands before the first
+    assert cut.manifest.files == whole.manifest.files
+    assert sorted(path.name for path in cut.path.iterdir()) == sorted([*ENGINE_FILES, MANIFEST])
+    scale = whole.manifest.parity["logits_scale"]
+    assert cut.manifest.parity["logits_scale"] == pytest.approx(scale)
+    change_weight(monkeypatch, "decoder.blocks.5.mlp.2.weight", np.negative)
+    with pytest.raises(VerificationError):
+        export(checkpoint, place / "spoiled", dialect=dialect)
+    assert sorted(os.listdir(place)) == ["cut", "whole"]
+
+
+def test_a_piece_that_cannot_run_is_a_failed_verification(place: Path, small: Checkpoint) -> None:
+    graph, cuts = build_encoder(SMALL, small.tensors, make_dialect("contrib"))
+    write_graph(graph, place, "encoder", lambda _: None)
+    (place / "encoder.data").write_bytes(b"")
+    with pytest.raises(VerificationError, match="cannot run the exported encoder"):
+        PiecewiseGraph(graph, cuts, place, "encoder").run(
+            {"mel": np.zeros((1, 80, 100), np.float32)}
+        )
+
+
+def test_a_wrong_reference_would_be_noticed(
+    place: Path, small: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both sides of the comparison matter: it is not the graph compared with itself."""
+    encode = Reference.encode
+    monkeypatch.setattr(Reference, "encode", lambda self, mel: encode(self, mel) * np.float32(1.01))
+    with pytest.raises(VerificationError):
+        export(small, place / "engine")
+    assert os.listdir(place) == []
