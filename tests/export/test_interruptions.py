@@ -245,3 +245,14 @@ def test_a_killed_export_leaves_no_engine(
     assert read_engine(target, verify=True) == engine
     assert engine.manifest.source["name"] == "random-0"
     assert os.listdir(place) == ["engine"]
+
+
+def test_an_engine_lost_between_two_renames_comes_back(place: Path, small: Checkpoint) -> None:
+    """Killed after the old engine stepped aside and before the new one took its place."""
+    old = export(sharp_checkpoint(SMALL, seed=1), place / "engine")
+    before = snapshot(old.path)
+    old.path.rename(place / f".engine.partial-{dead_pid()}.old")
+    with pytest.raises(EngineError, match="already exists"):
+        export(small, place / "engine")
+    assert snapshot(place / "engine") == before
+    assert os.listdir(place) == ["engine"]

@@ -91,19 +91,31 @@ def _mask(rows: Sequence[_Row], n_vocab: int) -> TokenMask:
 
 def _choose(logits: Logits, rows: Sequence[_Row], mask: TokenMask) -> Top:
     """The tokens that the searches asked for: the best ones, or draws for rows that sample."""
-    width = max(row.search.width for row in rows)
+    drawing = [row for row in rows if row.search.generator is not None]
+    width = max((row.search.width for row in rows if row not in drawing), default=1)
     top = logits.top(width, mask)
-    offset, scores = 0, None
+    if not drawing:
+        return top
+    shape = (len(top.tokens), max(width, *(row.search.width for row in drawing)))
+    tokens, logprobs = np.zeros(shape, np.int64), np.full(shape, -np.inf, np.float32)
+    found = top.tokens.shape[1]  # fewer than asked for where fewer tokens exist
+    tokens[:, :found], logprobs[:, :found] = top.tokens, top.logprobs
+    scores = logits.numpy()[:, -1]
+    offset = 0
     for row in rows:
-        generator, wanted = row.search.generator, row.search.width
-        if row.search.temperature > 0 and generator is not None:
-            scores = logits.numpy()[:, -1] if scores is None else scores
-            for i in range(offset, offset + row.live):
-                top.tokens[i, :wanted], top.logprobs[i, :wanted] = sample(
-                    scores[i], mask.ban[i], row.begin, wanted, row.search.temperature, generator
+        search, end = row.search, offset + row.live
+        if search.generator is not None:
+            for i in range(offset, end):
+                tokens[i, : search.width], logprobs[i, : search.width] = sample(
+                    scores[i],
+                    mask.ban[i],
+                    row.begin,
+                    search.width,
+                    search.temperature,
+                    search.generator,
                 )
-        offset += row.live
-    return top
+        offset = end
+    return Top(tokens, logprobs)
 
 
 def _advance(session: Session, rows: list[_Row], top: Top) -> Int:

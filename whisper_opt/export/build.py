@@ -18,7 +18,7 @@ from whisper_opt.errors import OptionError, WhisperOptError
 from whisper_opt.export.builder import OnnxGraph
 from whisper_opt.export.dialects import make_dialect
 from whisper_opt.export.graph import build_decoder, build_encoder
-from whisper_opt.export.pieces import PiecewiseGraph
+from whisper_opt.export.pieces import PiecewiseGraph, require_onnxruntime
 from whisper_opt.export.verify import verify
 from whisper_opt.export.writer import directory, write_graph, write_text
 from whisper_opt.tokens import Vocab
@@ -64,11 +64,13 @@ def export(
         CheckpointError: the source cannot be read.
         OptionError: unknown precision or dialect.
         EngineError: the target exists or cannot be written.
+        BackendUnavailable: ONNX Runtime, which verifies, is missing or too old for the dialect.
         VerificationError: the graphs do not compute what the checkpoint computes; nothing is left.
     """
     if precision not in PRECISIONS:
         raise OptionError(f"precision is {precision!r}; expected one of {', '.join(PRECISIONS)}")
     make_dialect(dialect)
+    require_onnxruntime(dialect)
     report = on_progress or (lambda stage, done, total: None)
     with directory(Path(target), overwrite=overwrite) as folder:
         checkpoint = (

@@ -7,6 +7,7 @@ the graph as it is.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from whisper_opt.arrays import NDArray
 from whisper_opt.errors import BackendUnavailable, VerificationError
 from whisper_opt.export.builder import OnnxGraph
 
-__all__ = ["PIECE_BYTES", "PiecewiseGraph", "extract"]
+__all__ = ["PIECE_BYTES", "PiecewiseGraph", "extract", "require_onnxruntime"]
 
 PIECE_BYTES = 256 << 20
 """Weights loaded at once; a model with less than four times this is run whole."""
@@ -55,6 +56,28 @@ def extract(model: ModelProto, inputs: Sequence[str], outputs: Sequence[str]) ->
     return helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
 
 
+def require_onnxruntime(dialect: str = "contrib") -> Any:
+    """The ``onnxruntime`` module.
+
+    Raises:
+        BackendUnavailable: it is not installed, or cannot run ``dialect``.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise BackendUnavailable(
+            "verifying an export runs the new engine with ONNX Runtime, which is not"
+            " installed; pip install 'whisper-opt[cpu]'"
+        ) from error
+    release = tuple(int(part) for part in re.findall(r"\d+", onnxruntime.__version__)[:2])
+    if dialect == "standard" and release < (1, 24):
+        raise BackendUnavailable(
+            f"ONNX Runtime {onnxruntime.__version__} cannot verify the standard dialect (opset 24);"
+            " it needs 1.24 or later; or export with --dialect contrib"
+        )
+    return onnxruntime
+
+
 class PiecewiseGraph:
     """One exported graph, run piece by piece with ONNX Runtime on the CPU."""
 
@@ -67,14 +90,7 @@ class PiecewiseGraph:
             folder: where the graph and its data file are; pieces are written there for a moment.
             stem: file name without ending.
         """
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise BackendUnavailable(
-                "verifying an export runs the new engine with ONNX Runtime, which is not"
-                " installed; pip install 'whisper-opt[cpu]'"
-            ) from error
-        self._runtime = onnxruntime
+        self._runtime = require_onnxruntime()
         self._folder = folder
         self._stem = stem
         self._outputs = [value.name for value in graph.model.graph.output]

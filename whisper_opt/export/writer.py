@@ -126,6 +126,7 @@ def directory(target: Path, *, overwrite: bool) -> Iterator[Path]:
         EngineError: the target exists and ``overwrite`` is false, or cannot be written.
     """
     target = Path(os.path.realpath(target))  # of a link, what it points at is replaced
+    _remove_stale(target)
     if target.exists() and not target.is_dir():
         raise EngineError(f"{target} is a file; an engine is a directory: choose another name")
     if target.exists() and not overwrite:
@@ -137,7 +138,6 @@ def directory(target: Path, *, overwrite: bool) -> Iterator[Path]:
     temporary = target.parent / f".{target.name}.partial-{os.getpid()}"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_stale(target)
         temporary.mkdir()
     except OSError as error:
         raise _cannot_write(target, error) from error
@@ -180,7 +180,12 @@ def _remove_stale(target: Path) -> None:
             continue
         # in a container every process may have the number of the one that was killed
         ours = int(pid) == os.getpid()
-        if sibling not in _OPEN if ours else not _alive(int(pid)):
+        if sibling in _OPEN if ours else _alive(int(pid)):
+            continue
+        if sibling.name.endswith(".old") and not target.exists():
+            with contextlib.suppress(OSError):  # killed between the two renames: undo the first
+                sibling.rename(target)
+        else:
             shutil.rmtree(sibling, ignore_errors=True)
 
 
