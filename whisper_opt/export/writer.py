@@ -13,7 +13,7 @@ from typing import Callable
 
 from onnx import TensorProto
 
-from whisper_opt.engine import FileEntry
+from whisper_opt.engine import MANIFEST, FileEntry
 from whisper_opt.errors import EngineError
 from whisper_opt.export.builder import OnnxGraph
 
@@ -133,7 +133,7 @@ def directory(target: Path, *, overwrite: bool) -> Iterator[Path]:
         raise EngineError(
             f"{target} already exists; pass --overwrite (overwrite=True), or rename it"
         )
-    if target.exists() and not (target / "manifest.json").is_file() and any(target.iterdir()):
+    if target.exists() and not (target / MANIFEST).is_file() and any(target.iterdir()):
         raise EngineError(f"{target} exists and is not an engine; it will not be overwritten")
     temporary = target.parent / f".{target.name}.partial-{os.getpid()}"
     try:
@@ -182,7 +182,8 @@ def _remove_stale(target: Path) -> None:
         ours = int(pid) == os.getpid()
         if sibling in _OPEN if ours else _alive(int(pid)):
             continue
-        if sibling.name.endswith(".old") and not target.exists():
+        whole = sibling.name.endswith(".old") and (sibling / MANIFEST).is_file()
+        if whole and not target.exists():
             with contextlib.suppress(OSError):  # killed between the two renames: undo the first
                 sibling.rename(target)
         else:
