@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -92,35 +93,37 @@ def test_a_full_disk_leaves_nothing(
     assert os.listdir(place) == []
 
 
-@pytest.fixture
-def file_limit() -> Iterator[Callable[[int], None]]:
-    """Lets the system refuse to write more than some bytes to a file."""
+@contextlib.contextmanager
+def file_limit(size: int) -> Iterator[None]:
+    """The system refuses to write more than ``size`` bytes to a file.
+
+    Within a test only: the report that pytest prints may go to a file too.
+    """
     resource = pytest.importorskip("resource", reason="not tested: no file limits on this system")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("size", [100, 200_000, 800_000])
-def test_what_the_system_refuses_leaves_nothing(
-    place: Path, small: Checkpoint, file_limit: Callable[[int], None], size: int
-) -> None:
-    file_limit(size)
-    try:
-        with pytest.raises(EngineError, match=r"cannot write the engine .*File too large"):
-            export(small, place / "engine")
-    finally:
-        file_limit(-1)
+def test_what_the_system_refuses_leaves_nothing(place: Path, small: Checkpoint, size: int) -> None:
+    with (
+        file_limit(size),
+        pytest.raises(EngineError, match=r"cannot write the engine .*File too large"),
+    ):
+        export(small, place / "engine")
     assert os.listdir(place) == []
 
 
 def test_a_file_is_closed_when_its_last_bytes_are_refused(
-    place: Path, file_limit: Callable[[int], None]
+    place: Path,
 ) -> None:
-    file_limit(100)
     stream = writer._HashingFile(place / "manifest.json")
     stream.write(bytes(500))  # still in the buffer
-    with pytest.raises(OSError, match="File too large"):
+    with file_limit(100), pytest.raises(OSError, match="File too large"):
         stream.close()
     assert stream._stream.closed
 
