@@ -324,6 +324,7 @@ def test_interrupted_export_leaves_nothing(tmp_path: Path) -> None:
         import os, signal, sys
         from whisper_opt.export import writer
         from whisper_opt.cli import main
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in background jobs
         write = writer._HashingFile.write
         def interrupted(self, data):
             if self.size > 1_000_000:
@@ -342,6 +343,7 @@ def test_interrupted_transcription_leaves_nothing(engine: Path, short: str, tmp_
         import os, signal, sys
         from whisper_opt.backends.ort import OrtSession
         from whisper_opt.cli import main
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in background jobs
         extend = OrtSession.extend
         def interrupted(self, *args):
             os.kill(os.getpid(), signal.SIGINT)
