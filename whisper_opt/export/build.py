@@ -19,7 +19,7 @@ from whisper_opt.export.builder import OnnxGraph
 from whisper_opt.export.dialects import make_dialect
 from whisper_opt.export.graph import build_decoder, build_encoder
 from whisper_opt.export.pieces import PiecewiseGraph, require_onnxruntime
-from whisper_opt.export.verify import verify
+from whisper_opt.export.verify import Parity, verify
 from whisper_opt.export.writer import directory, write_graph, write_text
 from whisper_opt.tokens import Vocab
 from whisper_opt.version import __version__
@@ -91,23 +91,34 @@ def export(
             *(PiecewiseGraph(graph, cuts, folder, stem) for stem, (graph, cuts) in parts.items()),
         )
         report("verify", 1, 1)
-        manifest = Manifest(
-            dims=checkpoint.dims,
-            precision=precision,
-            dialect=dialect,
-            alignment_heads=checkpoint.alignment_heads,
-            suppress_tokens=checkpoint.suppress_tokens,
-            begin_suppress_tokens=checkpoint.begin_suppress_tokens,
-            source={
-                **dataclasses.asdict(checkpoint.source),
-                "sha256": dict(checkpoint.source.sha256),
-            },
-            tools=_tools(),
-            parity=parity.to_dict(),
-            files=files,
-        )
+        manifest = _manifest(checkpoint, precision, dialect, parity, files)
         write_text(folder / MANIFEST, manifest.to_json())
     return read_engine(target)
+
+
+def _manifest(
+    checkpoint: Checkpoint,
+    precision: str,
+    dialect: str,
+    parity: Parity,
+    files: Mapping[str, FileEntry],
+) -> Manifest:
+    source = {
+        **dataclasses.asdict(checkpoint.source),
+        "sha256": dict(checkpoint.source.sha256),
+    }
+    return Manifest(
+        dims=checkpoint.dims,
+        precision=precision,
+        dialect=dialect,
+        alignment_heads=checkpoint.alignment_heads,
+        suppress_tokens=checkpoint.suppress_tokens,
+        begin_suppress_tokens=checkpoint.begin_suppress_tokens,
+        source=source,
+        tools=_tools(),
+        parity=parity.to_dict(),
+        files=files,
+    )
 
 
 def _write(
