@@ -14,7 +14,7 @@ import onnx
 
 from whisper_opt.checkpoints import Checkpoint, load_checkpoint
 from whisper_opt.engine import MANIFEST, Engine, FileEntry, Manifest, read_engine
-from whisper_opt.errors import OptionError, WhisperOptError
+from whisper_opt.errors import OptionError
 from whisper_opt.export.builder import OnnxGraph
 from whisper_opt.export.dialects import make_dialect
 from whisper_opt.export.graph import build_decoder, build_encoder
@@ -143,14 +143,10 @@ def _write(
 
 
 def _tools() -> dict[str, str]:
-    try:
-        import onnxruntime
-    except ImportError as error:  # verification has run, so it was there
-        raise WhisperOptError(f"ONNX Runtime vanished during the export: {error}") from error
     return {
         "whisper_opt": __version__,
         "python": platform.python_version(),
         "numpy": np.__version__,
         "onnx": onnx.__version__,
-        "onnxruntime": onnxruntime.__version__,
+        "onnxruntime": require_onnxruntime().__version__,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
 from collections.abc import Sequence
 
 from whisper_opt.arrays import F32, Int
@@ -27,7 +28,7 @@ def openai_logits(checkpoint: Checkpoint, mel: F32, sequences: Sequence[Int]) ->
         Scores [n, n_vocab] of each sequence, or None where openai-whisper or torch is not
         installed or the model is larger than :data:`MAX_BYTES`.
     """
-    size = sum(4 * _product(tensor.shape) for tensor in checkpoint.tensors.values())
+    size = sum(4 * math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
     if size > MAX_BYTES or not all(map(importlib.util.find_spec, ("torch", "whisper"))):
         return None
     torch = importlib.import_module("torch")
@@ -41,10 +42,3 @@ def openai_logits(checkpoint: Checkpoint, mel: F32, sequences: Sequence[Int]) ->
         return [
             model.decoder(torch.from_numpy(tokens)[None], audio)[0].numpy() for tokens in sequences
         ]
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total

@@ -7,6 +7,7 @@ the graph as it is.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -98,7 +99,7 @@ class PiecewiseGraph:
         self._single: Any = None
 
     def _plan(self, graph: OnnxGraph, cuts: Sequence[str]) -> list[ModelProto]:
-        sizes = {weight.name: 4 * _product(weight.shape) for weight in graph.weights}
+        sizes = {weight.name: 4 * math.prod(weight.shape) for weight in graph.weights}
         if sum(sizes.values()) <= 4 * PIECE_BYTES:
             return [graph.model]
         pieces: list[ModelProto] = []
@@ -167,13 +168,6 @@ class PiecewiseGraph:
             return self._runtime.InferenceSession(str(path), options, providers=providers)
         finally:
             path.unlink()
-
-
-def _product(shape: Sequence[int]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total
 
 
 def _weigh(piece: ModelProto, sizes: Mapping[str, int]) -> int:
