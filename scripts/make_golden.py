@@ -9,12 +9,14 @@ The reference runs in an environment of its own, which nothing else in the proje
         --model tiny.en=TINY_EN_DIR --model base=BASE_DIR
 
 A model directory is a CTranslate2 checkpoint; its weights are put into openai-whisper's own model
-and run in fp32 on two CPU threads. ``whisper.transcribe`` is called as it is, greedy, without
-fallback. Nothing of it is copied: windows, seek positions and the margin of every decision are
-observed by wrapping the functions it calls.
+and run in fp32 on two CPU threads. ``whisper.transcribe`` is called as it is, with the options of
+``tests/golden.py``. Nothing of it is copied: windows, seek positions and the margin of every
+decision are observed by wrapping the functions it calls.
 
-Each (model, configuration) pair is one file, written when complete; an existing one is kept unless
-``--force`` is given or ``--clips`` names clips to redo in it. Run again after an interruption.
+Each (model, configuration) pair is one file. Every clip is kept in ``--parts`` as soon as it is
+made, so an interrupted run goes on where it was when started again. ``--finish`` writes the file of
+the clips there are; its header names those ``missing``, and a later run makes them. A complete file
+is left as it is unless ``--force`` is given or ``--clips`` names clips to redo in it.
 """
 
 from __future__ import annotations
@@ -46,13 +48,16 @@ from whisper_opt.dims import SAMPLE_RATE
 
 log = logging.getLogger("make_golden")
 
-FORMAT = 1
+FORMAT = 2
+"""Since 2, windows have the fields of ``golden.Ranking`` and ``golden.Window``."""
 LOSSLESS = ("pcm_", "flac")
 """Starts of the codec names whose samples every decoder agrees on."""
 EXCLUDED = {
     "edge-empty": "no samples: openai-whisper returns an empty transcript, this library refuses it"
 }
+ALL_CONFIGS = (*golden.CONFIGS, *golden.SEARCHES)
 N_LANGUAGES = 3
+PARTS = Path("build/golden")
 PACKAGES = ("openai-whisper", "torch", "numpy", "tiktoken", "soundfile", "soxr")
 
 
@@ -109,9 +114,10 @@ def make_pcm(out: Path) -> None:
 # ---------------------------------------------------------------- the reference
 
 
-def load_model(path: Path) -> tuple[Any, dict[str, str]]:
+def load_model(name: str, path: Path) -> tuple[Any, dict[str, str]]:
     """openai-whisper's model in fp32 with the weights of ``path``, and the digests of its files."""
     import torch
+    import whisper
     from whisper.model import ModelDimensions, Whisper
 
     from whisper_opt.checkpoints import load_checkpoint
@@ -120,6 +126,7 @@ def load_model(path: Path) -> tuple[Any, dict[str, str]]:
     model = Whisper(ModelDimensions(**checkpoint.dims.to_dict()))
     state = {name: torch.from_numpy(t.read()) for name, t in checkpoint.tensors.items()}
     model.load_state_dict(state, strict=True)
+    model.set_alignment_heads(whisper._ALIGNMENT_HEADS[name])  # as whisper.load_model does
     return model.float().eval(), dict(checkpoint.source.sha256)
 
 
@@ -133,7 +140,7 @@ class Recorder:
     """Watches one ``whisper.transcribe`` call and keeps what its result does not say.
 
     Attributes:
-        windows: one entry a ``decode`` call, as ``golden.Window`` describes.
+        windows: one entry a window, as ``golden.Window`` describes.
         languages: language probabilities, most probable first, or None when nothing was detected.
     """
 
@@ -146,17 +153,25 @@ class Recorder:
         self._begin: int | None = None  # first timestamp id while the timestamp rule runs
         self._gaps: list[float | None] = []
         self._switches: list[float | None] = []
-        self._slice = (0, 0)
+        self._slice: tuple[int, int] | None = (0, 0)  # of a window not decoded yet
+        self._scores: list[float] = []
+        self._runner_up: list[int] | None = None
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[Recorder]:
         """Wrap the reference's functions for the length of a ``with`` block."""
         module = self._decoding
         functional = SimpleNamespace(pad=module.F.pad, log_softmax=self._log_softmax(module.F))
+        numeric = SimpleNamespace(
+            inf=np.inf, nan=np.nan, argsort=np.argsort, argmax=self._argmax(np.argmax)
+        )
         rule, greedy = module.ApplyTimestampRules, module.GreedyDecoder
+        ranker = module.MaximumLikelihoodRanker
         with contextlib.ExitStack() as stack:
             for target, name, new in (
                 (module, "F", functional),
+                (module, "np", numeric),
+                (ranker, "rank", self._rank(ranker.rank)),
                 (rule, "apply", self._apply(rule.apply)),
                 (greedy, "update", self._update(greedy.update)),
                 (self._transcribe, "pad_or_trim", self._pad_or_trim(self._transcribe.pad_or_trim)),
@@ -201,26 +216,58 @@ class Recorder:
 
         return wrapped
 
+    def _argmax(self, argmax: Any) -> Any:
+        def wrapped(scores: list[float]) -> Any:
+            self._scores = scores
+            return argmax(scores)
+
+        return wrapped
+
+    def _rank(self, rank: Any) -> Any:
+        def wrapped(ranker: Any, tokens: Any, sums: Any) -> Any:
+            selected = rank(ranker, tokens, sums)
+            order = np.argsort([-score for score in self._scores], kind="stable")
+            self._runner_up = tokens[0][order[1]].tolist() if len(order) > 1 else None
+            return selected
+
+        return wrapped
+
     def _decode(self, decode: Any) -> Any:
         def wrapped(mel: Any, options: Any) -> Any:
             self._gaps, self._switches = [], []
             result = decode(mel, options)
+            attempt = self._attempt(result, options.beam_size is not None)
+            if self._slice is None:  # the same window again: its last answer was refused
+                names = (*attempt, "rejected")
+                last = self.windows[-1]
+                refused = {name: last.pop(name) for name in names if name in last}
+                earlier = refused.pop("rejected", [])
+                last.update(attempt, rejected=[*earlier, refused])
+                return result
             seek, n_frames = self._slice
-            self.windows.append(
-                {
-                    "seek": seek,
-                    "n_frames": n_frames,
-                    "n_prompt": min(len(options.prompt), self._model.dims.n_text_ctx // 2 - 1),
-                    "tokens": result.tokens,
-                    "avg_logprob": finite(result.avg_logprob),
-                    "no_speech_prob": finite(result.no_speech_prob),
-                    "gaps": self._gaps,
-                    "switches": self._switches,
-                }
-            )
+            self._slice = None
+            n_prompt = min(len(options.prompt), self._model.dims.n_text_ctx // 2 - 1)
+            place = {"seek": seek, "n_frames": n_frames, "n_prompt": n_prompt}
+            self.windows.append({**place, **attempt})
             return result
 
         return wrapped
+
+    def _attempt(self, result: Any, is_beam: bool) -> dict[str, Any]:
+        """``golden.Ranking`` of one answer."""
+        best = sorted(self._scores, reverse=True)
+        return {
+            "tokens": result.tokens,
+            "temperature": result.temperature,
+            "avg_logprob": finite(result.avg_logprob),
+            "compression_ratio": finite(result.compression_ratio),
+            "no_speech_prob": finite(result.no_speech_prob),
+            # the margins of a beam would be those of its first row only
+            "gaps": [] if is_beam else self._gaps,
+            "switches": [] if is_beam else self._switches,
+            "rank_gap": finite(best[0] - best[1]) if len(best) > 1 else None,
+            "runner_up": self._runner_up,
+        }
 
     def _detect(self, detect: Any) -> Any:
         def wrapped(mel: Any) -> Any:
@@ -233,14 +280,8 @@ class Recorder:
 
 
 def config_options(config: str) -> dict[str, Any]:
-    """Keyword arguments of ``whisper.transcribe`` for one of ``golden.CONFIGS``."""
-    return {
-        "fp16": False,
-        "temperature": 0.0,
-        "beam_size": None,
-        "without_timestamps": config.startswith("nots"),
-        "condition_on_previous_text": not config.endswith("-nocond"),
-    }
+    """Keyword arguments of ``whisper.transcribe`` for one of ``ALL_CONFIGS``."""
+    return {"fp16": False, "beam_size": None, **golden.options(config)}
 
 
 def transcribe(model: Any, clip_id: str, config: str) -> dict[str, Any]:
@@ -254,6 +295,9 @@ def transcribe(model: Any, clip_id: str, config: str) -> dict[str, Any]:
         for name, value in segment.items():
             if isinstance(value, float):
                 segment[name] = round(value, 6)
+        for word in segment.get("words", []):
+            word["probability"] = round(word["probability"], 4)
+            word.update(start=round(word["start"], 4), end=round(word["end"], 4))
     return {
         "n_samples": len(pcm),
         "pcm_sha256": golden.pcm_digest(np.rint(pcm * 32768).astype(np.int16)),
@@ -276,45 +320,50 @@ def read_file(path: Path) -> dict[str, Any]:
         return dict(json.load(file)["clips"])
 
 
+class Part:
+    """The clips of one file made so far, one a line, each on disk as soon as it is made."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.clips: dict[str, Any] = {}
+        if path.exists():
+            for line in path.read_text(encoding="utf-8").split("\n"):
+                with contextlib.suppress(json.JSONDecodeError):  # the line a kill cut short
+                    self.clips.update(json.loads(line))
+
+    def add(self, clip_id: str, made: dict[str, Any]) -> None:
+        """Keep one clip."""
+        self.clips[clip_id] = made
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a", encoding="utf-8") as file:
+            text = json.dumps({clip_id: made}, ensure_ascii=False, allow_nan=False)
+            file.write(f"\n{text}\n")
+
+    def delete(self) -> None:
+        """Forget them."""
+        self.clips = {}
+        self._path.unlink(missing_ok=True)
+
+
 def wanted_clips(args: argparse.Namespace, name: str, config: str) -> list[str]:
-    """Ids to transcribe: those asked for; for ``-nocond`` only clips of more than one window."""
-    ids = [clip.id for clip in golden.clips() if clip.id not in EXCLUDED]
-    if args.clips:
-        return [i for i in ids if i in args.clips]
+    """Ids to transcribe, the shortest clips first; for ``-nocond`` only those of more windows."""
+    ids = [i for i in golden.wanted(name, config) if i not in EXCLUDED]
     if config.endswith("-nocond"):
         plain = read_file(args.out / f"{name}-{config[: -len('-nocond')]}.json.gz")
         ids = [i for i in ids if i not in plain or len(plain[i]["windows"]) > 1]
-    return ids
+    return sorted(ids, key=lambda i: golden.clip(i).duration_s)
 
 
-def make_file(args: argparse.Namespace, name: str, path: Path, config: str) -> None:
-    """Transcribe every wanted clip with one model and configuration; write the file."""
+def write_file(
+    args: argparse.Namespace, name: str, config: str, clips: dict[str, Any], weights: dict[str, str]
+) -> None:
+    """Write the golden file of ``clips``."""
     target = args.out / f"{name}-{config}.json.gz"
-    if target.exists() and not (args.force or args.clips):
-        log.info("%s: there already", target.name)
-        return
-    model, digests = load_model(path)
-    ids, begin = wanted_clips(args, name, config), time.monotonic()
-    made: dict[str, Any] = {}
-    for i, clip_id in enumerate(ids):
-        made[clip_id] = found = transcribe(model, clip_id, config)
-        counts = len(found["windows"]), sum(len(w["gaps"]) for w in found["windows"])
-        seconds = time.monotonic() - begin
-        log.info(
-            "%s %d/%d %.0f s: %s windows %d tokens %d",
-            target.name,
-            i + 1,
-            len(ids),
-            seconds,
-            clip_id,
-            *counts,
-        )
-    merged = {**read_file(target), **made} if args.clips else made
-    order = [clip.id for clip in golden.clips() if clip.id in merged]
+    order = [clip.id for clip in golden.clips() if clip.id in clips]
     header = {
         "format": FORMAT,
         "model": name,
-        "weights_sha256": digests,
+        "weights_sha256": weights,
         "config": config,
         "options": config_options(config),
         "command": f"python scripts/make_golden.py --model {name}=DIR --configs {config}",
@@ -322,11 +371,41 @@ def make_file(args: argparse.Namespace, name: str, path: Path, config: str) -> N
         "python": platform.python_version(),
         "packages": {package: version(package) for package in PACKAGES},
         "excluded": EXCLUDED,
+        "missing": sorted(set(wanted_clips(args, name, config)) - set(order)),
     }
-    content = {"header": header, "clips": {clip_id: merged[clip_id] for clip_id in order}}
+    content = {"header": header, "clips": {clip_id: clips[clip_id] for clip_id in order}}
     text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     write_atomically(target, gzip.compress(text.encode(), 9, mtime=0))
     log.info("%s: %d clips, %d bytes", target.name, len(order), target.stat().st_size)
+
+
+def make_file(args: argparse.Namespace, name: str, path: Path, config: str) -> None:
+    """Transcribe every wanted clip with one model and configuration; write the file."""
+    target = args.out / f"{name}-{config}.json.gz"
+    part = Part(args.parts / f"{name}-{config}.jsonl")
+    if args.force:
+        part.delete()
+    kept = {} if args.force else read_file(target)
+    ids = wanted_clips(args, name, config)
+    if args.clips:
+        ids = [i for i in ids if i in args.clips]
+    else:
+        ids = [i for i in ids if i not in kept and i not in part.clips]
+    if args.finish:
+        ids = []
+    if not (ids or part.clips):
+        log.info("%s: nothing to add", target.name)
+        return
+    model, weights = load_model(name, path)
+    begin = time.monotonic()
+    for i, clip_id in enumerate(ids, 1):
+        found = transcribe(model, clip_id, config)
+        part.add(clip_id, found)
+        counts = len(found["windows"]), sum(len(w["tokens"]) for w in found["windows"])
+        done = f"{target.name} {i}/{len(ids)} {time.monotonic() - begin:.0f} s"
+        log.info("%s: %s windows %d tokens %d", done, clip_id, *counts)
+    write_file(args, name, config, {**kept, **part.clips}, weights)
+    part.delete()
 
 
 def named_path(text: str) -> tuple[str, Path]:
@@ -343,7 +422,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--pcm", action="store_true", help="decode the clips to data/golden/pcm")
     parser.add_argument("--model", type=named_path, action="append", default=[], metavar="NAME=DIR")
     parser.add_argument("--out", type=Path, default=golden.GOLDEN)
-    parser.add_argument("--configs", nargs="+", choices=golden.CONFIGS, default=golden.CONFIGS)
+    parser.add_argument("--configs", nargs="+", choices=ALL_CONFIGS, default=ALL_CONFIGS)
+    parser.add_argument("--parts", type=Path, default=PARTS, help="folder of clips of unfinished files")
+    parser.add_argument("--finish", action="store_true", help="write files of what there is")
     parser.add_argument("--clips", nargs="+", metavar="ID", help="redo only these clips")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--force", action="store_true", help="replace files that are there")

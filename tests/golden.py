@@ -30,19 +30,25 @@ __all__ = [
     "GOLDEN",
     "MODELS",
     "PCM",
+    "SEARCHES",
     "SPEECH",
+    "Attempt",
     "Clip",
     "GoldenClip",
     "Segment",
     "Window",
+    "Word",
     "clip",
     "clip_pcm",
     "clips",
     "golden",
     "header",
     "margin",
+    "options",
+    "pairs",
     "pcm_digest",
     "quantize",
+    "wanted",
 ]
 
 DATA = Path(__file__).parent / "data"
@@ -52,6 +58,37 @@ PCM = GOLDEN / "pcm"
 MODELS = ("tiny.en", "base")
 CONFIGS = ("ts", "nots", "ts-nocond", "nots-nocond")
 """With and without timestamps; ``-nocond``: every window decoded without the text before it."""
+SEARCHES: dict[str, dict[str, Any]] = {
+    "words": {"word_timestamps": True},
+    "beam5": {"beam_size": 5},
+    "beam5-patience2-penalty": {"beam_size": 5, "patience": 2.0, "length_penalty": 1.0},
+    "fallback": {
+        "temperature": (0.0, 1e-4),
+        "beam_size": 5,
+        "logprob_threshold": -0.25,
+        "compression_ratio_threshold": 1.35,
+    },
+    "prompt": {"initial_prompt": "A glossary: Kennedy, Quilter, telephone; punctuation matters."},
+    "prefix": {"prefix": " Well,"},
+    "prefix-nots": {"prefix": " Well,", "without_timestamps": True},
+    "translate": {"task": "translate"},
+    "words-beam5": {"word_timestamps": True, "beam_size": 5},
+    "beam5-penalty": {"beam_size": 5, "length_penalty": 0.6},
+    "beam5-patience2": {"beam_size": 5, "patience": 2.0},
+    "beam5-nocond": {"beam_size": 5, "condition_on_previous_text": False},
+}
+"""Further configurations: what each changes in ``ts``, under the names that openai-whisper's
+``transcribe`` and ``TranscribeOptions`` share.
+
+``fallback`` asks so much of an answer that half the windows are decoded again, by sampling at a
+temperature so low that it always takes the likeliest token (1e-3 nats ahead means e^10 to 1).
+With timestamps most answers to ``prefix`` are empty: a window must begin with a timestamp, and the
+prefix stands where it should. ``prefix-nots`` has text.
+"""
+LONGEST_S = 80.0
+"""No longer clip is in a subset of :func:`wanted`."""
+FULLER = ("fallback", "prompt", "prefix", "prefix-nots", "beam5-patience2-penalty")
+"""Configurations of which tiny.en has more than one clip of each language and kind."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,19 +105,16 @@ class Clip:
     entry: dict[str, Any]
 
 
-class Window(TypedDict):
-    """One call of the reference's ``decode``: 30 s from mel frame ``seek`` on.
+class Attempt(TypedDict):
+    """One call of the reference's ``decode``: an answer at one temperature.
 
     ``gaps`` and ``switches`` have one value a sampled token, the end-of-text token included (absent
     when decoding stopped at its length limit). ``gaps``: best minus second-best logit after the
     filters, None where only one token was allowed. ``switches``: log-probability of all timestamps
     together minus that of the best text token, a comparison that forces a timestamp when positive;
-    None where one side was not allowed, or without timestamps.
+    None where one side was not allowed, or without timestamps. Both are empty for beam search.
     """
 
-    seek: int
-    n_frames: int
-    n_prompt: int
     tokens: list[int]
     avg_logprob: float
     no_speech_prob: float
@@ -88,9 +122,41 @@ class Window(TypedDict):
     switches: list[float | None]
 
 
-class Segment(TypedDict):
-    """One segment as the reference returns it, times in seconds."""
+class Ranking(Attempt, total=False):
+    """What files of ``SEARCHES`` say besides.
 
+    ``rank_gap``: score of the best candidate of a beam minus that of the second best, whose tokens
+    are ``runner_up``; None where there was one candidate.
+    """
+
+    temperature: float
+    compression_ratio: float
+    rank_gap: float | None
+    runner_up: list[int] | None
+
+
+class Window(Ranking, total=False):
+    """The answer kept for the 30 s from mel frame ``seek`` on.
+
+    ``rejected``: the answers at lower temperatures that the thresholds refused.
+    """
+
+    seek: int
+    n_frames: int
+    n_prompt: int
+    rejected: list[Ranking]
+
+
+class Word(TypedDict):
+    """One word and its time in seconds, as the reference returns it."""
+
+    word: str
+    start: float
+    end: float
+    probability: float
+
+
+class _Segment(TypedDict):
     id: int
     seek: int
     start: float
@@ -101,6 +167,12 @@ class Segment(TypedDict):
     avg_logprob: float
     compression_ratio: float
     no_speech_prob: float
+
+
+class Segment(_Segment, total=False):
+    """One segment as the reference returns it, times in seconds; ``words`` if asked for."""
+
+    words: list[Word]
 
 
 class GoldenClip(TypedDict):
@@ -133,6 +205,43 @@ def clips(model: str | None = None) -> Iterator[Clip]:
     """Every clip in manifest order; with ``model``, those it has goldens for."""
     wanted = None if model is None else golden(model, "ts")
     return (clip for clip in _manifest().values() if wanted is None or clip.id in wanted)
+
+
+def _shortest_of_each(found: list[Clip]) -> list[Clip]:
+    """The shortest clip of every language and kind of recording, up to ``LONGEST_S``."""
+    shortest: dict[tuple[str | None, str], Clip] = {}
+    for clip in sorted(found, key=lambda clip: clip.duration_s):
+        shortest.setdefault((clip.language, clip.kind), clip)
+    return [clip for clip in shortest.values() if clip.duration_s < LONGEST_S]
+
+
+def wanted(model: str, config: str) -> list[str]:
+    """Ids of the clips that the file of ``model`` and ``config`` is to have, in manifest order.
+
+    Every clip with samples for ``CONFIGS``, ``words`` and ``beam5``. The others leave out copies of one clip in
+    other formats, and: ``translate`` takes the clips that are not English; ``fallback``,
+    ``prompt``, ``prefix`` and ``beam5-patience2-penalty`` of tiny.en all below 40 s and the longer
+    English ones below ``LONGEST_S``; the rest the shortest clip of every language and kind, where
+    ``beam5-nocond`` needs only those of more than one window.
+    """
+    found = [clip for clip in _manifest().values() if clip.duration_s > 0]
+    if config in (*CONFIGS, "words", "beam5"):
+        return [clip.id for clip in found]
+    found = [clip for clip in found if clip.kind != "format-variant"]
+    if config == "translate":
+        chosen = [clip for clip in found if clip.language not in (None, "en")]
+    elif model == "tiny.en" and config in FULLER:
+        chosen = [
+            clip
+            for clip in found
+            if clip.duration_s < (LONGEST_S if clip.language == "en" else 40.0)
+        ]
+    else:
+        chosen = _shortest_of_each(found)
+        if config.endswith("-nocond"):
+            chosen = [clip for clip in chosen if clip.duration_s > 30]
+    ids = {clip.id for clip in chosen}
+    return [clip_id for clip_id in _manifest() if clip_id in ids]
 
 
 def clip(clip_id: str) -> Clip:
@@ -188,9 +297,33 @@ def clip_pcm(clip_id: str) -> F32:
     return pcm
 
 
+def options(config: str) -> dict[str, Any]:
+    """The options of ``config``, under the names of ``transcribe`` and ``TranscribeOptions``."""
+    return {
+        "temperature": 0.0,
+        "without_timestamps": config.startswith("nots"),
+        "condition_on_previous_text": not config.endswith("-nocond"),
+        **SEARCHES.get(config, {}),
+    }
+
+
+def pairs() -> list[tuple[str, str]]:
+    """Every (model, configuration) there is a golden for: all of ``CONFIGS``, files of the rest."""
+    return [
+        (model, config)
+        for config in (*CONFIGS, *SEARCHES)
+        for model in MODELS
+        if config in CONFIGS or _path(model, config).exists()
+    ]
+
+
+def _path(model: str, config: str) -> Path:
+    return GOLDEN / f"{model}-{config}.json.gz"
+
+
 @functools.cache
 def _load(model: str, config: str) -> dict[str, Any]:
-    with gzip.open(GOLDEN / f"{model}-{config}.json.gz", "rt", encoding="utf-8") as file:
+    with gzip.open(_path(model, config), "rt", encoding="utf-8") as file:
         return cast("dict[str, Any]", json.load(file))
 
 
@@ -199,8 +332,9 @@ def golden(model: str, config: str) -> dict[str, GoldenClip]:
 
     Args:
         model: one of ``MODELS``.
-        config: one of ``CONFIGS``. A ``-nocond`` file has only the clips of more than one window:
-            in the others there is no previous text, and the plain configuration holds for them.
+        config: one of ``CONFIGS`` or ``SEARCHES``. A ``-nocond`` file has only the clips of more
+            than one window: in the others there is no previous text, and the plain configuration
+            holds for them.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -213,7 +347,7 @@ def header(model: str, config: str) -> dict[str, Any]:
     return cast("dict[str, Any]", _load(model, config)["header"])
 
 
-def margin(window: Window, i: int) -> float:
+def margin(window: Attempt, i: int) -> float:
     """How near the choice of sampled token ``i`` was to another one (nats, >= 0).
 
     The smaller of the gap between the two best tokens and the distance to the point where a

@@ -127,7 +127,7 @@ def reference(n_frames: int, options: TranscribeOptions, answer: Answer) -> Hear
                 values.update(tokens=tuple(tokens), id=len(heard.segments), seek=seek)
                 heard.segments.append(Segment(start=start, end=stop, text=text, **values))
                 history += tokens
-            if not options.condition_on_previous_text or result.temperature > 0.5:
+            if not options.conditions or result.temperature > 0.5:
                 reset = len(history)
             seek = following
     return heard

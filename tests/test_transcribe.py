@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.reference_windows import BEGIN, DIMS, VOCAB, Answer, Heard, reference, reference_cut
 from whisper_opt.answers import Window, WindowResult
 from whisper_opt.options import TranscribeOptions
-from whisper_opt.transcribe import Sequential
+from whisper_opt.sequential import Sequential
 
 
 def time(seconds: float) -> int:

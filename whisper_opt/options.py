@@ -7,21 +7,124 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Union
 
 from whisper_opt.errors import OptionError
+from whisper_opt.fields import KINDS, check_fields, items, option
 
-__all__ = ["KINDS", "TASKS", "TranscribeOptions", "option_help"]
+__all__ = [
+    "KINDS",
+    "STRATEGIES",
+    "TASKS",
+    "VAD_MODES",
+    "SubtitleOptions",
+    "TranscribeOptions",
+    "VadOptions",
+    "option_help",
+]
 
 TASKS = ("transcribe", "translate")
-KINDS = ("text", "flag", "integer", "number", "integers", "numbers")
-"""What an option holds; the last two are sequences."""
+STRATEGIES = ("sequential", "batched")
+VAD_MODES = ("off", "check", "cut")
 
 
-def _option(default: Any, kind: str, help: str, **more: Any) -> Any:
-    """A field; ``kind`` (see ``KINDS``) tells front ends how to read it from text."""
-    return dataclasses.field(default=default, metadata={"kind": kind, "help": help, **more})
+@dataclasses.dataclass(frozen=True)
+class VadOptions:
+    """How speech is told from other sound; the names and their meaning are Silero VAD's.
+
+    Raises:
+        OptionError: a value is of the wrong type or out of range.
+    """
+
+    threshold: float = option(
+        0.5, "number", "probability from which a frame is speech", low=0, high=1, metavar="P"
+    )
+    min_speech_duration: float = option(
+        0.1,
+        "number",
+        "stretches of speech shorter than this, in seconds, are dropped",
+        low=0,
+        high=30,
+        metavar="SECONDS",
+    )
+    min_silence_duration: float = option(
+        0.5,
+        "number",
+        "silences shorter than this, in seconds, do not end a stretch of speech",
+        low=0,
+        high=30,
+        metavar="SECONDS",
+    )
+    speech_pad: float = option(
+        0.2,
+        "number",
+        "seconds of sound kept on either side of speech",
+        low=0,
+        high=5,
+        metavar="SECONDS",
+    )
+    max_speech_duration: float = option(
+        30.0,
+        "number",
+        "longer stretches of speech, in seconds, are split at their longest silence",
+        low=1,
+        high=math.inf,
+        metavar="SECONDS",
+    )
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class SubtitleOptions:
+    """How words are laid out in subtitles; every option needs word times.
+
+    Raises:
+        OptionError: a value is of the wrong type or out of range, or two contradict one another.
+    """
+
+    highlight_words: bool = option(
+        False, "flag", "underline each word of a subtitle (srt, vtt, ass) as it is spoken"
+    )
+    max_line_width: Union[int, None] = option(
+        None, "integer", "characters in a line of a subtitle at most", low=1, metavar="N"
+    )
+    max_line_count: Union[int, None] = option(
+        None, "integer", "lines in a subtitle at most; needs max_line_width", low=1, metavar="N"
+    )
+    max_words_per_line: Union[int, None] = option(
+        None,
+        "integer",
+        "words in a line of a subtitle at most; not together with max_line_width",
+        low=1,
+        metavar="N",
+    )
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.max_line_count is not None and self.max_line_width is None:
+            raise OptionError(
+                f"max_line_count is {self.max_line_count}, but lines only end at max_line_width;"
+                " give that too"
+            )
+        if self.max_words_per_line is not None and self.max_line_width is not None:
+            raise OptionError(
+                "max_words_per_line and max_line_width are both given; lines can be broken by one"
+                " of them only"
+            )
+
+    @property
+    def needs_words(self) -> bool:
+        """Whether any option is set."""
+        return self != SubtitleOptions()
+
+
+def _vad(name: str) -> Any:
+    """The field of :class:`TranscribeOptions` that stands for one of :class:`VadOptions`."""
+    meta = VadOptions.__dataclass_fields__[name]
+    return dataclasses.field(default=meta.default, metadata=meta.metadata)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,134 +135,232 @@ class TranscribeOptions:
         OptionError: a value is of the wrong type or out of range.
     """
 
-    language: Union[str, None] = _option(
+    language: Union[str, None] = option(
         None,
         "text",
         "spoken language, by code or English name; default: detected in the first 30 s",
     )
-    task: str = _option(
+    task: str = option(
         "transcribe", "text", "write what is said, or translate it to English", choices=TASKS
     )
-    without_timestamps: bool = _option(False, "flag", "sample text only, no segment times")
-    max_initial_timestamp: Union[float, None] = _option(
+    without_timestamps: bool = option(False, "flag", "sample text only, no segment times")
+    max_initial_timestamp: Union[float, None] = option(
         1.0,
         "number",
         "latest start of the first segment of a window, in seconds",
         metavar="SECONDS",
+        low=0,
+        high=30,
+        optional=True,
     )
-    condition_on_previous_text: bool = _option(
-        True, "flag", "give each window the text before it as a prompt"
+    condition_on_previous_text: Union[bool, None] = option(
+        None,
+        "flag",
+        "give each window the text before it as a prompt; default: yes, but not in batched mode",
     )
-    initial_prompt: Union[str, None] = _option(
+    initial_prompt: Union[str, None] = option(
         None,
         "text",
         "text the model takes as said before the first window: names, spelling, style",
     )
-    carry_initial_prompt: bool = _option(
+    carry_initial_prompt: bool = option(
         False, "flag", "put the initial prompt before every window, not the first only"
     )
-    prefix: Union[str, None] = _option(
+    prefix: Union[str, None] = option(
         None, "text", "text that every window's answer must begin with"
     )
-    suppress_tokens: Union[Sequence[int], None] = _option(
+    hotwords: Union[str, None] = option(
+        None, "text", "words to expect: put before the previous text in every window's prompt"
+    )
+    suppress_tokens: Union[Sequence[int], None] = option(
         (-1,),
         "integers",
         "token ids never to sample; -1 stands for the model's list of non-speech symbols",
         metavar="ID",
     )
-    suppress_blank: bool = _option(
+    suppress_blank: bool = option(
         True, "flag", "do not let a window begin with a blank or end at once"
     )
-    max_new_tokens: Union[int, None] = _option(
+    max_new_tokens: Union[int, None] = option(
         None,
         "integer",
         "tokens sampled per window at most; default: half the model's context",
         metavar="N",
+        low=1,
     )
-    temperature: Union[float, Sequence[float]] = _option(
+    repetition_penalty: float = option(
+        1.0,
+        "number",
+        "divides the score of tokens already in the answer; above 1 discourages repetition",
+        low=0.01,
+        high=100,
+        metavar="FACTOR",
+    )
+    no_repeat_ngram_size: int = option(
+        0,
+        "integer",
+        "never repeat a run of N text tokens in an answer; 0: no limit",
+        low=0,
+        metavar="N",
+    )
+    temperature: Union[float, Sequence[float]] = option(
         (0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
         "numbers",
         "sampling temperatures, tried in turn until an answer passes the thresholds; 0 always takes"
         " the likeliest",
         metavar="T",
     )
-    beam_size: Union[int, None] = _option(
+    beam_size: Union[int, None] = option(
         None,
         "integer",
         "hypotheses of beam search at temperature 0; default: greedy",
         metavar="N",
+        low=1,
     )
-    patience: Union[float, None] = _option(
+    patience: Union[float, None] = option(
         None,
         "number",
         "beam search ends when beam_size * patience answers are complete; default: 1",
         metavar="FACTOR",
+        low=0,
+        high=math.inf,
     )
-    length_penalty: Union[float, None] = _option(
+    length_penalty: Union[float, None] = option(
         None,
         "number",
         "exponent of Google NMT's length penalty, 0 to 1; default: the plain length",
         metavar="ALPHA",
+        low=0,
+        high=1,
     )
-    best_of: Union[int, None] = _option(
-        None, "integer", "answers drawn above temperature 0, the best of which is kept", metavar="N"
+    best_of: Union[int, None] = option(
+        None,
+        "integer",
+        "answers drawn above temperature 0, the best of which is kept",
+        metavar="N",
+        low=1,
     )
-    seed: int = _option(0, "integer", "seed of the draws above temperature 0", metavar="N")
-    compression_ratio_threshold: Union[float, None] = _option(
+    seed: int = option(0, "integer", "seed of the draws above temperature 0", low=0, metavar="N")
+    compression_ratio_threshold: Union[float, None] = option(
         2.4,
         "number",
         "text that compresses better than this repeats itself: try the next temperature",
         metavar="RATIO",
+        low=0,
+        high=math.inf,
+        optional=True,
     )
-    no_speech_threshold: Union[float, None] = _option(
+    no_speech_threshold: Union[float, None] = option(
         0.6,
         "number",
         "skip a window whose no-speech probability exceeds this (unless its text is likely)",
         metavar="P",
+        low=0,
+        high=1,
+        optional=True,
     )
-    logprob_threshold: Union[float, None] = _option(
+    logprob_threshold: Union[float, None] = option(
         -1.0,
         "number",
         "mean log-probability below which a window's text is unlikely: try the next temperature",
         metavar="LOGPROB",
+        low=-math.inf,
+        high=0,
+        optional=True,
     )
-    clip_timestamps: Sequence[float] = _option(
+    clip_timestamps: Sequence[float] = option(
         (),
         "numbers",
         "start,end,start,end,... in seconds: transcribe these parts only; default: all",
         metavar="SECONDS",
     )
 
+    word_timestamps: bool = option(False, "flag", "find when each word is spoken")
+    prepend_punctuations: str = option(
+        "\"'“¿([{-", "text", "punctuation that belongs to the word after it"
+    )
+    append_punctuations: str = option(
+        "\"'.。,，!！?？:：”)]}、",  # noqa: RUF001 - full-width marks are meant
+        "text",
+        "punctuation that belongs to the word before it",
+    )
+    hallucination_silence_threshold: Union[float, None] = option(
+        None,
+        "number",
+        "with word times: skip silences longer than this, in seconds, around text that was"
+        " probably made up",
+        low=0,
+        high=math.inf,
+        metavar="SECONDS",
+    )
+    multilingual: bool = option(
+        False, "flag", "detect the language of every window: for recordings in several languages"
+    )
+    language_detection_segments: int = option(
+        1, "integer", "windows of 30 s to look at until the language is sure", low=1, metavar="N"
+    )
+    language_detection_threshold: float = option(
+        0.5, "number", "probability from which a language is sure", low=0, high=1, metavar="P"
+    )
+    strategy: str = option(
+        "sequential",
+        "text",
+        "sequential: each window begins where the one before ended, as openai-whisper does;"
+        " batched: stretches of speech are decoded side by side",
+        choices=STRATEGIES,
+    )
+    batch_size: int = option(
+        8,
+        "integer",
+        "windows decoded at once: batched mode, or several recordings",
+        low=1,
+        metavar="N",
+    )
+    vad: Union[str, None] = option(
+        None,
+        "text",
+        "voice activity detection; off; check: drop text where nobody speaks; cut: transcribe only"
+        " the speech; default: cut in batched mode without clip_timestamps, else check",
+        choices=VAD_MODES,
+    )
+    vad_threshold: float = _vad("threshold")
+    vad_min_speech_duration: float = _vad("min_speech_duration")
+    vad_min_silence_duration: float = _vad("min_silence_duration")
+    vad_speech_pad: float = _vad("speech_pad")
+    vad_max_speech_duration: float = _vad("max_speech_duration")
+
     def __post_init__(self) -> None:
-        if self.task not in TASKS:
-            raise OptionError(f"task is {self.task!r}; expected one of {', '.join(TASKS)}")
-        for name in ("language", "initial_prompt", "prefix"):
-            value = getattr(self, name)
-            if value is not None and not isinstance(value, str):
-                raise OptionError(f"{name} is {value!r}; expected a string or None")
-        for field in dataclasses.fields(self):
-            if isinstance(field.default, bool) and not isinstance(getattr(self, field.name), bool):
-                raise OptionError(
-                    f"{field.name} is {getattr(self, field.name)!r}; expected True or False"
-                )
-        _number("max_initial_timestamp", self.max_initial_timestamp, 0, 30)
-        _number("no_speech_threshold", self.no_speech_threshold, 0, 1)
-        _number("logprob_threshold", self.logprob_threshold, -math.inf, 0)
-        _number("compression_ratio_threshold", self.compression_ratio_threshold, 0, math.inf)
-        _number("length_penalty", self.length_penalty, 0, 1)
-        for name in ("max_new_tokens", "beam_size", "best_of"):
-            count = getattr(self, name)
-            if count is not None and (not _is_int(count) or count < 1):
-                raise OptionError(f"{name} is {count!r}; expected a positive integer or None")
-        if not _is_int(self.seed) or self.seed < 0:
-            raise OptionError(f"seed is {self.seed!r}; expected an integer of 0 or more")
+        check_fields(self)
         self._check_search()
         self._check_suppress_tokens()
         self._check_clips()
+        self._check_words()
+        self._check_language()
+        self._check_strategy()
         if self.carry_initial_prompt and self.initial_prompt is None:
             raise OptionError(
                 "carry_initial_prompt is on without an initial_prompt to carry; give one"
             )
+
+    @property
+    def conditions(self) -> bool:
+        """``condition_on_previous_text``, decided."""
+        given = self.condition_on_previous_text
+        return self.strategy == "sequential" if given is None else given
+
+    @property
+    def vad_mode(self) -> str:
+        """``vad``, decided."""
+        if self.vad is None:
+            cut = self.strategy == "batched" and not self.clip_timestamps
+            return "cut" if cut else "check"
+        return self.vad
+
+    @property
+    def vad_options(self) -> VadOptions:
+        """The options of voice activity detection."""
+        names = [field.name for field in dataclasses.fields(VadOptions)]
+        return VadOptions(**{name: getattr(self, f"vad_{name}") for name in names})
 
     @property
     def temperatures(self) -> tuple[float, ...]:
@@ -169,7 +370,7 @@ class TranscribeOptions:
 
     def _check_search(self) -> None:
         given = self.temperature
-        ladder = (given,) if isinstance(given, (int, float)) else _items(given)
+        ladder = (given,) if isinstance(given, (int, float)) else items(given)
         if not ladder or not all(
             isinstance(t, (int, float)) and not isinstance(t, bool) and 0 <= t <= 10 for t in ladder
         ):
@@ -189,16 +390,62 @@ class TranscribeOptions:
                 raise OptionError(
                     f"patience is {self.patience!r}; without beam_size, expected None"
                 )
-            _number("patience", self.patience, 0, math.inf)
             if round(self.beam_size * self.patience) < 1:
                 raise OptionError(
                     f"patience is {self.patience}; with beam_size {self.beam_size} the search would"
                     " end before any answer"
                 )
 
+    def _check_words(self) -> None:
+        if self.word_timestamps:
+            return
+        for name in (
+            "prepend_punctuations",
+            "append_punctuations",
+            "hallucination_silence_threshold",
+        ):
+            if getattr(self, name) != _default(name):
+                raise OptionError(f"{name} is given, but it needs word_timestamps; turn them on")
+
+    def _check_language(self) -> None:
+        if self.language is None:
+            return
+        for name in (
+            "multilingual",
+            "language_detection_segments",
+            "language_detection_threshold",
+        ):
+            if getattr(self, name) != _default(name):
+                raise OptionError(
+                    f"{name} is given, but so is language ({self.language!r}), so that none is"
+                    " detected; leave one of them out"
+                )
+
+    def _check_strategy(self) -> None:
+        if self.strategy == "batched":
+            if self.condition_on_previous_text:
+                raise OptionError(
+                    "condition_on_previous_text is on, but in batched mode the text before a window"
+                    " is not known when it is decoded; use the sequential strategy"
+                )
+            if self.vad_mode != "cut" and not self.clip_timestamps:
+                raise OptionError(
+                    f"vad is {self.vad!r}, but batched mode needs to know where to cut; expected"
+                    " 'cut', or clip_timestamps"
+                )
+        if self.vad_mode == "cut" and self.clip_timestamps:
+            raise OptionError(
+                "vad is 'cut' and clip_timestamps are given; only one of them can say what to"
+                " transcribe: leave one out"
+            )
+        if self.vad_mode == "off":
+            for name in (field.name for field in dataclasses.fields(VadOptions)):
+                if getattr(self, f"vad_{name}") != _default(f"vad_{name}"):
+                    raise OptionError(f"vad_{name} is given, but vad is 'off'; leave one out")
+
     def _check_suppress_tokens(self) -> None:
         value = self.suppress_tokens
-        tokens = () if value is None else _items(value)
+        tokens = () if value is None else items(value)
         if tokens is None or not all(
             isinstance(token, int) and not isinstance(token, bool) and token >= -1
             for token in tokens
@@ -211,14 +458,15 @@ class TranscribeOptions:
 
     def _check_clips(self) -> None:
         value = self.clip_timestamps
-        items = _items(value)
-        if items is None or not all(
-            isinstance(second, (int, float)) and not isinstance(second, bool) for second in items
+        seconds_given = items(value)
+        if seconds_given is None or not all(
+            isinstance(second, (int, float)) and not isinstance(second, bool)
+            for second in seconds_given
         ):
             raise OptionError(
                 f"clip_timestamps is {value!r}; expected a sequence of seconds: start, end, ..."
             )
-        seconds = tuple(float(second) for second in items)
+        seconds = tuple(float(second) for second in seconds_given)
         if any(not math.isfinite(second) or second < 0 for second in seconds) or any(
             later <= sooner for sooner, later in zip(seconds[::2], seconds[1::2])
         ):
@@ -229,22 +477,8 @@ class TranscribeOptions:
         object.__setattr__(self, "clip_timestamps", seconds)
 
 
-def _items(value: Any) -> Union[tuple[Any, ...], None]:
-    """The items of an iterable; None for text and for anything else."""
-    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
-        return None
-    return tuple(value)
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _number(name: str, value: Any, low: float, high: float) -> None:
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        raise OptionError(f"{name} is {value!r}; expected a number from {low} to {high}, or None")
+def _default(name: str) -> Any:
+    return TranscribeOptions.__dataclass_fields__[name].default
 
 
 def option_help() -> dict[str, str]:
