@@ -423,7 +423,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model", type=named_path, action="append", default=[], metavar="NAME=DIR")
     parser.add_argument("--out", type=Path, default=golden.GOLDEN)
     parser.add_argument("--configs", nargs="+", choices=ALL_CONFIGS, default=ALL_CONFIGS)
-    parser.add_argument("--parts", type=Path, default=PARTS, help="folder of clips of unfinished files")
+    parser.add_argument("--parts", type=Path, default=PARTS, help="folder of unfinished files")
     parser.add_argument("--finish", action="store_true", help="write files of what there is")
     parser.add_argument("--clips", nargs="+", metavar="ID", help="redo only these clips")
     parser.add_argument("--threads", type=int, default=2)

@@ -35,6 +35,7 @@ __all__ = [
     "Attempt",
     "Clip",
     "GoldenClip",
+    "Ranking",
     "Segment",
     "Window",
     "Word",
@@ -58,6 +59,7 @@ PCM = GOLDEN / "pcm"
 MODELS = ("tiny.en", "base")
 CONFIGS = ("ts", "nots", "ts-nocond", "nots-nocond")
 """With and without timestamps; ``-nocond``: every window decoded without the text before it."""
+PROMPT = "A glossary: Kennedy, Quilter, telephone; punctuation matters."
 SEARCHES: dict[str, dict[str, Any]] = {
     "words": {"word_timestamps": True},
     "beam5": {"beam_size": 5},
@@ -68,7 +70,7 @@ SEARCHES: dict[str, dict[str, Any]] = {
         "logprob_threshold": -0.25,
         "compression_ratio_threshold": 1.35,
     },
-    "prompt": {"initial_prompt": "A glossary: Kennedy, Quilter, telephone; punctuation matters."},
+    "prompt": {"initial_prompt": PROMPT},
     "prefix": {"prefix": " Well,"},
     "prefix-nots": {"prefix": " Well,", "without_timestamps": True},
     "translate": {"task": "translate"},
@@ -76,6 +78,9 @@ SEARCHES: dict[str, dict[str, Any]] = {
     "beam5-penalty": {"beam_size": 5, "length_penalty": 0.6},
     "beam5-patience2": {"beam_size": 5, "patience": 2.0},
     "beam5-nocond": {"beam_size": 5, "condition_on_previous_text": False},
+    "words-skip": {"word_timestamps": True, "hallucination_silence_threshold": 0.5},
+    "prompt-carried": {"initial_prompt": PROMPT, "carry_initial_prompt": True},
+    "clip-times": {"clip_timestamps": [1.0, 4.0, 5.5]},
 }
 """Further configurations: what each changes in ``ts``, under the names that openai-whisper's
 ``transcribe`` and ``TranscribeOptions`` share.
@@ -87,7 +92,14 @@ prefix stands where it should. ``prefix-nots`` has text.
 """
 LONGEST_S = 80.0
 """No longer clip is in a subset of :func:`wanted`."""
-FULLER = ("fallback", "prompt", "prefix", "prefix-nots", "beam5-patience2-penalty")
+FULLER = (
+    "fallback",
+    "prompt",
+    "prefix",
+    "prefix-nots",
+    "beam5-patience2-penalty",
+    "words-skip",
+)
 """Configurations of which tiny.en has more than one clip of each language and kind."""
 
 
@@ -218,18 +230,20 @@ def _shortest_of_each(found: list[Clip]) -> list[Clip]:
 def wanted(model: str, config: str) -> list[str]:
     """Ids of the clips that the file of ``model`` and ``config`` is to have, in manifest order.
 
-    Every clip with samples for ``CONFIGS``, ``words`` and ``beam5``. The others leave out copies of one clip in
-    other formats, and: ``translate`` takes the clips that are not English; ``fallback``,
-    ``prompt``, ``prefix`` and ``beam5-patience2-penalty`` of tiny.en all below 40 s and the longer
-    English ones below ``LONGEST_S``; the rest the shortest clip of every language and kind, where
-    ``beam5-nocond`` needs only those of more than one window.
+    Every clip with samples for ``CONFIGS``, ``words`` and ``beam5``. The others leave out copies of
+    one clip in other formats. ``translate`` has the clips that are not English, none for tiny.en.
+    tiny.en has for ``FULLER`` all clips below 40 s and the longer English ones below ``LONGEST_S``.
+    All else is the shortest clip of every language and kind of recording below ``LONGEST_S``; for
+    ``clip-times``, of those that are long enough; and only those of more than one window where
+    nothing is different with one.
     """
     found = [clip for clip in _manifest().values() if clip.duration_s > 0]
     if config in (*CONFIGS, "words", "beam5"):
         return [clip.id for clip in found]
     found = [clip for clip in found if clip.kind != "format-variant"]
     if config == "translate":
-        chosen = [clip for clip in found if clip.language not in (None, "en")]
+        spoken = [clip for clip in found if clip.language not in (None, "en")]
+        chosen = [] if model.endswith(".en") else spoken
     elif model == "tiny.en" and config in FULLER:
         chosen = [
             clip
@@ -237,8 +251,9 @@ def wanted(model: str, config: str) -> list[str]:
             if clip.duration_s < (LONGEST_S if clip.language == "en" else 40.0)
         ]
     else:
-        chosen = _shortest_of_each(found)
-        if config.endswith("-nocond"):
+        times = SEARCHES[config].get("clip_timestamps", [0.0])
+        chosen = _shortest_of_each([clip for clip in found if clip.duration_s > times[-1]])
+        if config in ("beam5-nocond", "prompt-carried"):
             chosen = [clip for clip in chosen if clip.duration_s > 30]
     ids = {clip.id for clip in chosen}
     return [clip_id for clip_id in _manifest() if clip_id in ids]

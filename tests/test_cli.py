@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -18,9 +19,11 @@ from tests.models import random_checkpoint, random_dims
 from tests.models_write import write_ctranslate2, write_huggingface
 from whisper_opt.checkpoints import Checkpoint
 from whisper_opt.cli import main
+from whisper_opt.cli_transcribe import Output
 from whisper_opt.export import export
-from whisper_opt.options import TranscribeOptions
-from whisper_opt.writers import FORMATS
+from whisper_opt.options import SubtitleOptions, TranscribeOptions
+from whisper_opt.results import Segment, Transcript, Word
+from whisper_opt.writers import FORMATS, SUBTITLE_FORMATS
 
 ROOT = Path(__file__).parent.parent
 JFK = str(ROOT / "examples" / "jfk.flac")
@@ -102,8 +105,119 @@ def test_every_option_has_an_argument(capsys: pytest.CaptureFixture[str]) -> Non
         run("transcribe", "--help")
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    for name in TranscribeOptions.__dataclass_fields__:
-        assert "--" + name.replace("_", "-") in text
+    for name in (*TranscribeOptions.__dataclass_fields__, *SubtitleOptions.__dataclass_fields__):
+        assert f"\n  --{name.replace('_', '-')}" in text
+
+
+def test_help_tells_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run("transcribe", "--help")
+    _, *arguments = re.split(r"\n  --", capsys.readouterr().out)
+    text = {part.split(",")[0].split()[0]: " ".join(part.split()) for part in arguments}
+    assert "None" not in " ".join(text.values())
+    assert "(default:" not in text["condition-on-previous-text"]
+    assert "not in batched mode" in text["condition-on-previous-text"]
+    assert text["word-timestamps"].endswith("(default: no)")
+    assert text["suppress-blank"].endswith("(default: yes)")
+    assert text["no-speech-threshold"].endswith("(default: 0.6; none turns it off)")
+    assert text["repetition-penalty"].endswith("(default: 1.0)")
+    assert text["batch-size"].endswith("(default: 8)")
+    assert "(default: 0.0,0.2,0.4,0.6,0.8,1.0)" in text["temperature"]
+
+
+# several formats
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [("srt,json", ["json", "srt"]), (" vtt, vtt ", ["vtt"]), ("all", sorted(FORMATS))],
+)
+def test_several_formats(
+    given: str,
+    expected: list[str],
+    engine: Path,
+    short: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    options = ("--output-dir", out, "--max-new-tokens", 3, "--language", "en")
+    assert run("transcribe", engine, short, "--format", given, *options) == 0
+    assert sorted(path.name for path in out.iterdir()) == [f"short.{form}" for form in expected]
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert all(str(path) in printed.err for path in out.iterdir())
+
+
+def test_subtitle_options_go_to_the_formats_that_have_subtitles(tmp_path: Path) -> None:
+    words = (Word(0.0, 1.0, " one", 1.0), Word(1.0, 2.0, " two", 1.0))
+    segment = Segment(0, 0.0, 2.0, " one two", (), -0.1, 0.0, 1.0, 0.0, 0, words)
+    transcript = Transcript((segment,), "en", 2.0, " one two")
+    options = SubtitleOptions(max_words_per_line=1)
+    files = tuple(tmp_path / f"a.{form}" for form in FORMATS)
+    Output(tuple(FORMATS), files, options).save(transcript)
+    for form, path in zip(FORMATS, files):
+        laid_out = options if form in SUBTITLE_FORMATS else SubtitleOptions()
+        assert path.read_text(encoding="utf-8") == FORMATS[form](transcript, laid_out)
+    assert (tmp_path / "a.lrc").read_text() == "[00:00.00]one\n[00:01.00]two\n"
+
+
+WORDS = "--word-timestamps"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--format", "srt,json"], "2 formats --output-dir"),
+        (["--format", "all"], "7 formats --output-dir"),
+        (["--highlight-words", "--format", "srt"], "highlight_words --word-timestamps"),
+        (["--max-line-width", "40", "--format", "srt"], "max_line_width --word-timestamps"),
+        (["--max-line-width", "40", "--format", "txt", WORDS], "max_line_width --format srt"),
+        (["--max-words-per-line", "4", "--format", "tsv", WORDS], "max_words_per_line --format"),
+        (["--highlight-words", WORDS], "highlight_words --format srt"),
+        (["--highlight-words", WORDS, "--output-dir", "out"], "highlight_words --format srt"),
+        (["--max-line-count", "2", "--format", "srt", WORDS], "max_line_count max_line_width"),
+        (["--max-line-width", "0", "--format", "srt", WORDS], "max_line_width 0 positive"),
+        (
+            ["--max-line-width", "9", "--max-words-per-line", "2", "--format", "srt", WORDS],
+            "max_words_per_line max_line_width",
+        ),
+        (["--prepend-punctuations", "("], "prepend_punctuations word_timestamps"),
+        (["--strategy", "batched", "--condition-on-previous-text"], "condition_on_previous_text"),
+    ],
+)
+def test_contradictions_are_found_before_any_work(
+    arguments: list[str],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("transcribe", "no-engine", "no-audio.wav", *arguments) == 2
+    line = one_line(capsys)
+    assert all(word in line for word in words.split()), line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_subtitle_options_with_one_format_that_takes_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is wrong but the engine."""
+    options = ("--format", "txt,srt", "--highlight-words", WORDS, "--output-dir", tmp_path)
+    assert run("transcribe", tmp_path / "no-engine", "no-audio.wav", *options) == 1
+    assert "no-engine" in one_line(capsys)
+
+
+@pytest.mark.parametrize("given", ["doc", "srt,doc", "srt,", "", "SRT"])
+def test_unknown_formats(given: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run("transcribe", "engine", "audio", "--format", given)
+    assert stop.value.code == 2
+    wrong = given.split(",")[-1]
+    assert f"unknown format '{wrong}'; expected all, or one or more of txt,srt" in (
+        capsys.readouterr().err
+    )
 
 
 def test_doctor_is_content(capsys: pytest.CaptureFixture[str]) -> None:

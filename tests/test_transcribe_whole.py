@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,16 +13,19 @@ import pytest
 from tests.decode.reference_rules import Reference, reference_log_softmax
 from tests.models import random_dims, tokenizer_json
 from tests.reference_windows import BEGIN, DIMS, VOCAB, Answer, reference
-from whisper_opt.answers import Suppression, WindowResult, compression_ratio
+from whisper_opt.answers import Answers, Suppression, WindowResult, compression_ratio
 from whisper_opt.arrays import F32
 from whisper_opt.backends.fake import FakeBackend, FakeEncoded, FakeSession
+from whisper_opt.detection import detect_language
 from whisper_opt.errors import OptionError
 from whisper_opt.features import LogMel
 from whisper_opt.options import TranscribeOptions
 from whisper_opt.protocol import Encoded
+from whisper_opt.recording import Recording, Stretch
 from whisper_opt.results import Segment
+from whisper_opt.sequential import Sequential
 from whisper_opt.tokens import Vocab
-from whisper_opt.transcribe import detect_language, transcribe
+from whisper_opt.transcribe import Progress, Scheduler
 
 SUPPRESSION = Suppression((1, 2, 7), (220, VOCAB.eot))
 
@@ -71,20 +74,28 @@ def log_mel_of(n_frames: int, seed: int = 0) -> LogMel:
     return LogMel(frames, n_frames, -1.0)
 
 
+def transcribe(
+    backend: FakeBackend,
+    mel: LogMel,
+    options: TranscribeOptions,
+    on_progress: Progress | None = None,
+) -> Iterator[Segment]:
+    """The segments of one recording, one stretch, as they come."""
+    state = Sequential(mel.n_frames, VOCAB, DIMS, options, "en")
+    answers = Answers(DIMS, VOCAB, options, SUPPRESSION)
+    recording = Recording(answers, lambda _: iter([Stretch(mel, state)]))
+    for _, segments in Scheduler(backend, VOCAB, 8).run([recording]):
+        yield from segments
+        if recording.error is not None:
+            raise recording.error
+        if on_progress is not None and segments:
+            on_progress(recording.done, mel.n_frames / 100)
+
+
 def run(
     mel: LogMel, options: TranscribeOptions, backend: FakeBackend | None = None, **more: Any
 ) -> list[Segment]:
-    return list(
-        transcribe(
-            backend or SpyBackend(),
-            VOCAB,
-            mel,
-            options=options,
-            language="en",
-            suppression=SUPPRESSION,
-            **more,
-        )
-    )
+    return list(transcribe(backend or SpyBackend(), mel, options, **more))
 
 
 def window_of(mel: LogMel, seek: int, size: int) -> F32:
@@ -194,14 +205,7 @@ def test_progress() -> None:
 
 def test_segments_come_before_the_next_window_is_decoded() -> None:
     backend = SpyBackend()
-    segments = transcribe(
-        backend,
-        VOCAB,
-        log_mel_of(9000),
-        options=TranscribeOptions(no_speech_threshold=None),
-        language="en",
-        suppression=SUPPRESSION,
-    )
+    segments = transcribe(backend, log_mel_of(9000), TranscribeOptions(no_speech_threshold=None))
     assert backend.mels == []
     next(segments)
     assert len(backend.mels) == 1
@@ -250,7 +254,7 @@ def test_detect_language(n_vocab: int, n_languages: int) -> None:
         return np.random.default_rng(seed).standard_normal(n_vocab, np.float32)
 
     mel = log_mel_of(200).head()
-    found = detect_language(FakeBackend(dims, scores), vocab, mel)
+    found = detect_language(FakeBackend(dims, scores), vocab, [mel])
     seed = zlib.crc32(mel.tobytes())
     assert asked == [(seed, [vocab.sot])]
     assert len(found) == n_languages
@@ -275,7 +279,7 @@ def test_languages_are_weighed_among_themselves(others: float) -> None:
         row[vocab.languages["fr"]] = row[vocab.languages["de"]] = np.float32(np.log(97))
         return row
 
-    found = detect_language(FakeBackend(dims, scores), vocab, log_mel_of(3000).head())
+    found = detect_language(FakeBackend(dims, scores), vocab, [log_mel_of(3000).head()])
     assert list(found)[:3] == ["de", "fr", "en"]  # equal ones by id
     assert found["fr"] == pytest.approx(1 / 3, abs=1e-5)
     assert found["en"] == pytest.approx(1 / 291, rel=1e-4)
@@ -283,4 +287,4 @@ def test_languages_are_weighed_among_themselves(others: float) -> None:
 
 def test_an_english_model_detects_nothing() -> None:
     with pytest.raises(OptionError, match="English-only"):
-        detect_language(SpyBackend(), VOCAB, log_mel_of(10).head())
+        detect_language(SpyBackend(), VOCAB, [log_mel_of(10).head()])

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Sequence
 
 import numpy as np
 
-from whisper_opt.arrays import F32, Int
-from whisper_opt.decode import Beam, Decoded, Greedy, Rule, Sample, Search, Task, decode, rank
-from whisper_opt.decode.rules import SuppressAtBegin, SuppressTokens, Timestamps
+from whisper_opt.arrays import Int
+from whisper_opt.decode import Beam, Decoded, Greedy, Rule, Sample, Search, Task, rank
+from whisper_opt.decode.rules import NoRepeat, SuppressAtBegin, SuppressTokens, Timestamps
 from whisper_opt.dims import ModelDims
 from whisper_opt.errors import OptionError
 from whisper_opt.options import TranscribeOptions
-from whisper_opt.protocol import Backend
 from whisper_opt.tokens import Vocab
 
-__all__ = ["Suppression", "Window", "WindowDecoder", "WindowResult", "compression_ratio"]
+__all__ = ["Answers", "Suppression", "Window", "WindowResult", "compression_ratio"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,56 +60,36 @@ def compression_ratio(text: str) -> float:
     return len(data) / len(zlib.compress(data))
 
 
-class WindowDecoder:
-    """Decodes windows under one set of options, at the first temperature that gives a good answer.
+class Answers:
+    """What one set of options makes of windows: tasks for the decode loop, and verdicts.
 
-    The ladder is that of openai-whisper (whisper/transcribe.py): an answer that repeats itself or
-    is improbable is decoded again at the next temperature, unless the window is silent.
+    The ladder of temperatures is that of openai-whisper (whisper/transcribe.py): an answer that
+    repeats itself or is improbable is decoded again at the next temperature, unless the window is
+    silent.
     """
 
     def __init__(
-        self, backend: Backend, vocab: Vocab, options: TranscribeOptions, suppression: Suppression
+        self, dims: ModelDims, vocab: Vocab, options: TranscribeOptions, suppression: Suppression
     ) -> None:
         """Compile the rules.
 
         Raises:
             OptionError: ``suppress_tokens`` names an id that the model does not have.
         """
-        self._backend = backend
+        self.options = options
+        self._dims = dims
         self._vocab = vocab
-        self._options = options
-        self._limit = options.max_new_tokens or backend.dims.n_text_ctx // 2
+        self._limit = options.max_new_tokens or dims.n_text_ctx // 2
         self._begin = None if options.without_timestamps else vocab.timestamp_begin
-        self._rules = _rules(vocab, backend.dims, options, suppression)
+        self._rules = _rules(vocab, dims, options, suppression)
 
-    def __call__(self, windows: Sequence[Window], mels: F32) -> list[WindowResult]:
-        """Decode windows together; each may stop at a temperature of its own.
-
-        Args:
-            windows: what to decode.
-            mels: float32 [len(windows), n_mels, 3000].
-
-        Returns:
-            One answer a window.
+    def task(self, window: Window, rung: int) -> Task:
+        """How to decode ``window`` at the ladder's temperature number ``rung``.
 
         Raises:
-            OptionError: a prompt does not fit the model.
+            OptionError: its prompt does not fit the model.
         """
-        encoded = self._backend.encode(mels)
-        results: dict[int, WindowResult] = {}
-        left = list(range(len(windows)))
-        for temperature in self._options.temperatures:
-            tasks = [self._task(windows[i], temperature) for i in left]
-            audio = encoded if len(left) == len(encoded) else encoded.take(left)
-            decoded = decode(self._backend, audio, tasks)
-            results.update(zip(left, (self._result(one, temperature) for one in decoded)))
-            left = [i for i in left if self._is_bad(results[i])]
-            if not left:
-                break
-        return [results[i] for i in range(len(windows))]
-
-    def _task(self, window: Window, temperature: float) -> Task:
-        n_text_ctx = self._backend.dims.n_text_ctx
+        n_text_ctx = self._dims.n_text_ctx
         if len(window.prompt) > n_text_ctx:
             raise OptionError(
                 f"the prompt of a window has {len(window.prompt)} tokens; the model holds"
@@ -124,11 +102,13 @@ class WindowDecoder:
             rules=self._rules,
             timestamp_begin=self._begin,
             max_new_tokens=min(self._limit, n_text_ctx + 1 - len(window.prompt)),
-            search=lambda: self._search(window, temperature),
+            search=lambda: self._search(window, self.options.temperatures[rung]),
+            repetition_penalty=self.options.repetition_penalty,
+            n_text=self._vocab.eot,
         )
 
     def _search(self, window: Window, temperature: float) -> Search:
-        options, eot = self._options, self._vocab.eot
+        options, eot = self.options, self._vocab.eot
         if temperature > 0:
             # a stream of draws of its own for every window: what else is in a batch changes nothing
             generator = np.random.default_rng(
@@ -139,20 +119,23 @@ class WindowDecoder:
             return Beam(eot, options.beam_size, options.patience or 1.0)
         return Greedy(eot)
 
-    def _result(self, decoded: Decoded, temperature: float) -> WindowResult:
-        best = rank(decoded.hypotheses, self._options.length_penalty)
+    def result(self, decoded: Decoded, rung: int) -> WindowResult:
+        """The best candidate, and the figures that judge it."""
+        best = rank(decoded.hypotheses, self.options.length_penalty)
         text = self._vocab.decode(best.tokens, specials=True).strip()
         return WindowResult(
             tokens=best.tokens,
             avg_logprob=best.sum_logprob / (len(best.tokens) + 1),
             no_speech_prob=decoded.probe_prob,
             compression_ratio=compression_ratio(text),
-            temperature=temperature,
+            temperature=self.options.temperatures[rung],
         )
 
-    def _is_bad(self, result: WindowResult) -> bool:
-        """Whether to try the next temperature."""
-        options = self._options
+    def is_final(self, result: WindowResult, rung: int) -> bool:
+        """Whether to keep the answer rather than to try the next temperature."""
+        options = self.options
+        if rung + 1 == len(options.temperatures):
+            return True
         repeats = (
             options.compression_ratio_threshold is not None
             and result.compression_ratio > options.compression_ratio_threshold
@@ -164,7 +147,7 @@ class WindowDecoder:
             options.no_speech_threshold is not None
             and result.no_speech_prob > options.no_speech_threshold
         )
-        return (repeats or unlikely) and not (silent and unlikely)
+        return not (repeats or unlikely) or (silent and unlikely)
 
 
 def _rules(
@@ -178,6 +161,8 @@ def _rules(
         if -1 in options.suppress_tokens:
             listed.extend(suppression.non_speech)
         rules.append(SuppressTokens(_ids((*listed, *vocab.never_sampled()), dims)))
+    if options.no_repeat_ngram_size:
+        rules.append(NoRepeat(options.no_repeat_ngram_size, vocab.eot))
     if not options.without_timestamps:
         latest = None
         if options.max_initial_timestamp:

@@ -119,6 +119,15 @@ class ModelDims:
         return N_FRAMES // self.n_audio_ctx
 
     @property
+    def default_alignment_heads(self) -> tuple[tuple[int, int], ...]:
+        """(decoder layer, head) pairs of the upper half of the layers.
+
+        What openai-whisper uses for word times of a model whose own heads are not known.
+        """
+        layers = range(self.n_text_layer // 2, self.n_text_layer)
+        return tuple((layer, head) for layer in layers for head in range(self.n_text_head))
+
+    @property
     def time_precision(self) -> float:
         """Seconds between two timestamp tokens (0.02)."""
         return CHUNK_LENGTH / self.n_audio_ctx

@@ -22,8 +22,8 @@ from whisper_opt.errors import CheckpointError, EngineError
 
 __all__ = ["FORMAT_VERSION", "MANIFEST", "Engine", "FileEntry", "Manifest", "read_engine", "sha256"]
 
-FORMAT_VERSION = 1
-"""Version of the directory layout; a reader refuses newer ones."""
+FORMAT_VERSION = 2
+"""Version of the directory layout and the graphs' signatures; a reader refuses any other."""
 MANIFEST = "manifest.json"
 ENGINE_FILES = ("tokenizer.json", "encoder.onnx", "encoder.data", "decoder.onnx", "decoder.data")
 """Every file an engine has besides its manifest."""
@@ -45,7 +45,8 @@ class Manifest:
         dims: model dimensions.
         precision: arithmetic of the graphs (``fp32``).
         dialect: operator family (``contrib`` or ``standard``).
-        alignment_heads: (decoder layer, head) pairs, or None when the checkpoint did not say.
+        alignment_heads: (decoder layer, head) pairs, or None when the checkpoint did not say:
+            the graph then has :attr:`ModelDims.default_alignment_heads`.
         suppress_tokens: ids never sampled, or None when the checkpoint did not say.
         begin_suppress_tokens: ids not sampled first, or None when the checkpoint did not say.
         source: format, name, dtype and sha256 of the checkpoint files.
@@ -99,6 +100,11 @@ class Manifest:
             raise EngineError(
                 f"{where} has format version {version}; this whisper-opt reads up to"
                 f" {FORMAT_VERSION}: upgrade whisper-opt, or export the engine again with it"
+            )
+        if version < FORMAT_VERSION:
+            raise EngineError(
+                f"{where} has format version {version}; this whisper-opt reads {FORMAT_VERSION}:"
+                " export the engine again"
             )
         try:
             return cls._from_values(values)

@@ -73,15 +73,18 @@ class LogMel:
             result[:, : stop - start] = self.frames[:, start:stop]
         return result
 
-    def head(self) -> F32:
-        """The first 30 s of the recording followed by silence, as language detection hears it.
+    def head(self, start: int = 0) -> F32:
+        """30 s of the recording followed by silence, as language detection hears it.
+
+        Args:
+            start: first frame.
 
         Returns:
             F32 [n_mels, 3000], a new array.
         """
         result = np.full((self.frames.shape[0], N_FRAMES), self.silence, np.float32)
-        n_kept = min(self.frames.shape[1], N_FRAMES)
-        result[:, :n_kept] = self.frames[:, :n_kept]
+        kept = self.frames[:, start : start + N_FRAMES]
+        result[:, : kept.shape[1]] = kept
         return result
 
 

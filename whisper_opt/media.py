@@ -1,8 +1,8 @@
 """Encoded recordings, on disk or in memory, and the decoders that turn them into blocks of sound.
 
-Each decoder is a generator of ``(sample rate in Hz, F32 [n, n_channels])``. It raises
-:class:`DeclinedError` when another decoder may do better, and :class:`AudioError` when the
-recording itself is at fault.
+Each decoder is a generator of :class:`Piece`. It raises :class:`DeclinedError` before its first
+piece, never later, when another decoder may do better, and :class:`AudioError` when the recording
+itself is at fault.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import struct
 import subprocess
 import tempfile
 from collections.abc import Generator, Iterator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple, Union
 
 import numpy as np
 
@@ -30,12 +30,25 @@ __all__ = [
     "Blocks",
     "DeclinedError",
     "Media",
+    "Piece",
     "as_float",
     "open_media",
 ]
 
-Blocks = Generator["tuple[int, F32]", None, None]
-"""Pieces of sound in order: sample rate (Hz), F32 [n, n_channels]."""
+
+class Piece(NamedTuple):
+    """Consecutive sound as a decoder gives it."""
+
+    rate: int
+    """Samples a second."""
+    block: F32
+    """F32 [n, n_channels], memory of its own."""
+    seconds: Union[float, None] = None
+    """Length of the whole recording as its header states or implies it; None where it does not."""
+
+
+Blocks = Generator[Piece, None, None]
+"""Pieces of sound in order."""
 
 BLOCK = 1 << 16
 """Sample frames decoded at a time."""
@@ -43,6 +56,8 @@ _MP3_SLACK = 2 * 1152
 """Samples an mp3 may fall short of its header: encoders count the header's own frame or do not."""
 _TAIL_SLACK = 4096
 """Bytes libsndfile may leave unread at the end of an mp3 or ogg: tags."""
+_PROBE = 8192
+"""Sample frames read at the stated end of an mp3 or ogg, to see whether it is the real one."""
 
 
 class DeclinedError(Exception):
@@ -173,6 +188,10 @@ def _soundfile_blocks(media: Media) -> Blocks:
             raise DeclinedError(_reason(error).rpartition(": ")[2].rstrip(".")) from error
         if sound.frames > 1 << 50:
             raise DeclinedError("the file does not state its length")
+        n_unread = _unread(media, soundfile) if _may_stop_early(sound) else 0
+        if n_unread > _TAIL_SLACK:
+            raise DeclinedError(f"stops {n_unread} bytes before the end of the file")
+        seconds = sound.frames / sound.samplerate if sound.frames > 0 else None
         n_read = 0
         while True:
             # A buffer of its own for each block: read() without one stops at the stated length.
@@ -187,19 +206,52 @@ def _soundfile_blocks(media: Media) -> Blocks:
             if not len(block):
                 break
             n_read += len(block)
-            yield sound.samplerate, block
+            yield Piece(sound.samplerate, block, seconds)
         _check_whole(media, file, sound, n_read)
+
+
+def _is_mp3(sound: Any) -> bool:
+    return bool(sound.format == "MP3" or sound.subtype.startswith("MPEG"))
+
+
+def _may_stop_early(sound: Any) -> bool:
+    """Whether libsndfile may end before the file does.
+
+    It guesses the length of an mp3 without one from its first frames and stops there, and it reads
+    only the first of several recordings joined in one mp3 or ogg.
+    """
+    return _is_mp3(sound) or sound.format == "OGG"
+
+
+def _unread(media: Media, soundfile: Any) -> int:
+    """Bytes libsndfile leaves at the end of the file; found by a jump, without decoding it all."""
+    with media.open() as file:
+        try:
+            with soundfile.SoundFile(file) as sound:
+                sound.seek(max(0, sound.frames - _PROBE))
+                while len(sound.read(out=np.empty((BLOCK, sound.channels), np.float32))):
+                    pass
+        except RuntimeError:  # damaged or cut off: decoding from the start will say where
+            return 0
+        return _bytes_left(file)
+
+
+def _bytes_left(file: BinaryIO) -> int:
+    position = file.tell()
+    return file.seek(0, io.SEEK_END) - position
 
 
 def _check_whole(media: Media, file: BinaryIO, sound: Any, n_read: int) -> None:
     """Compare what libsndfile decoded with what the file holds."""
-    is_mp3 = sound.format == "MP3" or sound.subtype.startswith("MPEG")
-    position = file.tell()
-    n_unread = file.seek(0, io.SEEK_END) - position
-    if (is_mp3 or sound.format == "OGG" or not n_read) and n_unread > _TAIL_SLACK:
-        # libsndfile guesses the length of an mp3 without one from its first frames and stops
-        # there, and it reads only the first of several recordings joined in one mp3 or ogg.
+    is_mp3 = _is_mp3(sound)
+    n_unread = _bytes_left(file)
+    if not n_read and n_unread > _TAIL_SLACK:
         raise DeclinedError(f"stops {n_unread} bytes before the end of the file")
+    if _may_stop_early(sound) and n_unread > _TAIL_SLACK:
+        raise AudioError(
+            f"{media.name} is damaged: reading stops {n_unread} bytes before the end of the file,"
+            f" after {n_read / sound.samplerate:.2f} s; convert it to flac or wav first"
+        )
     if is_mp3:
         short = sound.frames - n_read > _MP3_SLACK and _states_length(file)
     else:
@@ -237,6 +289,7 @@ def _pyav_blocks(media: Media) -> Blocks:
             raise DeclinedError(_reason(error)) from error
         if not container.streams.audio:
             raise AudioError(f"{media.name} has no audio track; expected one")
+        length = _av_seconds(container)
         try:
             for frame in container.decode(audio=0):
                 if not frame.samples:
@@ -245,11 +298,19 @@ def _pyav_blocks(media: Media) -> Blocks:
                 if frame.format.is_planar:
                     block = block.T
                 seconds += frame.samples / frame.sample_rate
-                yield frame.sample_rate, as_float(block.reshape(frame.samples, -1))
+                block = as_float(block.reshape(frame.samples, -1))
+                yield Piece(frame.sample_rate, block, length)
         except (av.error.FFmpegError, ValueError) as error:
             raise AudioError(
                 f"{media.name} is damaged or cut off after {seconds:.2f} s: {_reason(error)}"
             ) from error
+
+
+def _av_seconds(container: Any) -> float | None:
+    stream = container.streams.audio[0]
+    if stream.duration and stream.time_base:
+        return float(stream.duration * stream.time_base)
+    return container.duration / 1_000_000 if container.duration else None  # in microseconds
 
 
 def _ffmpeg_blocks(media: Media) -> Blocks:
@@ -279,9 +340,9 @@ def _ffmpeg_blocks(media: Media) -> Blocks:
         stack.callback(process.kill)
         assert process.stdout is not None  # it was asked for
         n_read = 0
-        for rate, block in _au_blocks(process.stdout):
-            n_read += len(block)
-            yield rate, block
+        for piece in _au_blocks(process.stdout):
+            n_read += len(piece.block)
+            yield piece
         if process.wait():
             log.seek(0)
             lines = log.read().decode("utf-8", "replace").strip().splitlines()
@@ -304,7 +365,7 @@ def _au_blocks(pipe: Any) -> Blocks:
         if not n_samples:
             return
         block = np.frombuffer(data, ">f4", n_samples * n_channels)
-        yield rate, as_float(block.reshape(n_samples, n_channels))
+        yield Piece(rate, as_float(block.reshape(n_samples, n_channels)))
 
 
 DECODERS = (

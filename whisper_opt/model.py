@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Union
+from typing import Any, Callable, Union
 
 from whisper_opt.answers import Suppression
 from whisper_opt.audio import AudioSource, load_audio
 from whisper_opt.backends.ort import OrtBackend
-from whisper_opt.dims import SAMPLE_RATE, ModelDims
+from whisper_opt.detection import detect_language
+from whisper_opt.dims import N_FRAMES, ModelDims
 from whisper_opt.engine import Engine, read_engine
-from whisper_opt.errors import EngineError, OptionError
+from whisper_opt.errors import EngineError, OptionError, WhisperOptError
 from whisper_opt.features import log_mel
 from whisper_opt.options import TranscribeOptions
 from whisper_opt.protocol import Backend
+from whisper_opt.recording import Recording
 from whisper_opt.results import Segment, Transcript
+from whisper_opt.strategies import Strategies
 from whisper_opt.tokens import Vocab
-from whisper_opt.transcribe import Progress, detect_language, transcribe
+from whisper_opt.transcribe import Progress, Scheduler, Steps
 
-__all__ = ["Stream", "Whisper"]
+__all__ = ["ManyProgress", "Stream", "Whisper"]
+
+ManyProgress = Callable[[int, float, float], None]
+"""Called with (index of a recording, seconds done, seconds in all) after every window."""
 
 
 class Whisper:
@@ -109,17 +116,9 @@ class Whisper:
             AudioError: the recording cannot be read or used.
             OptionError: an option is unknown or cannot be honoured by this model.
         """
-        stream = self.stream(
+        return self.stream(
             audio, sample_rate=sample_rate, options=options, on_progress=on_progress, **overrides
-        )
-        segments = tuple(stream)
-        return Transcript(
-            segments=segments,
-            language=stream.language,
-            language_probability=stream.language_probability,
-            duration=stream.duration,
-            text=self._vocab.decode([t for segment in segments for t in segment.tokens]),
-        )
+        ).transcript()
 
     def stream(
         self,
@@ -131,37 +130,95 @@ class Whisper:
         **overrides: Any,
     ) -> Stream:
         """Like :meth:`transcribe`, but the segments come one by one as they are decoded."""
-        options = _merge(options, overrides)
-        language = self._vocab.check_language(options.language, options.task)
-        samples = load_audio(audio, sample_rate=sample_rate)
-        mel = log_mel(samples, self.dims.n_mels)
-        backend = self._open_backend()
-        probability = None
-        if language is None:
-            probs = detect_language(backend, self._vocab, mel.head())
-            language, probability = next(iter(probs.items()))
-        segments = transcribe(
-            backend,
+        chosen = _merge(options, overrides)
+        recording = self._strategies().recording(audio, sample_rate, chosen)
+        recording.open()
+        scheduler = Scheduler(self._open_backend(), self._vocab, chosen.batch_size)
+        return Stream(scheduler.run([recording]), recording, self._vocab, on_progress)
+
+    def transcribe_many(
+        self,
+        audios: Iterable[AudioSource],
+        *,
+        sample_rate: int | None = None,
+        options: TranscribeOptions | Iterable[TranscribeOptions] | None = None,
+        batch_size: int | None = None,
+        return_exceptions: bool = False,
+        on_progress: ManyProgress | None = None,
+        **overrides: Any,
+    ) -> Iterator[tuple[int, Transcript | WhisperOptError]]:
+        """Transcribe several recordings side by side, ``batch_size`` windows at a time.
+
+        Every recording gives what it would give alone. One is opened when there is room for it, so
+        ``audios`` may be a generator of any length.
+
+        Args:
+            audios: recordings, as :meth:`transcribe` takes them.
+            sample_rate: rate of arrays in Hz (default 16,000).
+            options: how to transcribe them all, or one for each.
+            batch_size: windows decoded at once; default: that of the options.
+            return_exceptions: yield the error of a recording that fails instead of raising it.
+            on_progress: called with (index, seconds done, seconds in all) after every window.
+            **overrides: fields that replace those of every ``options``.
+
+        Yields:
+            Index in ``audios`` and transcript of each recording, as they finish.
+
+        Raises:
+            AudioError: a recording cannot be read or used; the others are given up.
+            OptionError: an option is unknown or cannot be honoured by this model.
+        """
+        backend, strategies = self._open_backend(), self._strategies()
+        same = options is None or isinstance(options, TranscribeOptions)
+        each = itertools.repeat(options) if same else iter(options)  # type: ignore[arg-type]
+        first = _merge(next(each), overrides)  # type: ignore[arg-type]
+        every = itertools.chain([first], (_merge(o, overrides) for o in each))  # type: ignore[arg-type]
+        numbers: dict[Recording, int] = {}
+
+        def recordings() -> Iterator[Recording]:
+            for i, (audio, chosen) in enumerate(zip(audios, every)):
+                recording = strategies.recording(audio, sample_rate, chosen)
+                numbers[recording] = i
+                yield recording
+
+        return _as_they_finish(
+            Scheduler(backend, self._vocab, batch_size or first.batch_size).run(recordings()),
+            numbers,
             self._vocab,
-            mel,
-            options=options,
-            language=language,
-            suppression=self._suppression,
-            on_progress=on_progress,
+            return_exceptions,
+            on_progress,
         )
-        return Stream(segments, language, probability, len(samples) / SAMPLE_RATE)
 
     def detect_language(
-        self, audio: AudioSource, *, sample_rate: int | None = None
+        self,
+        audio: AudioSource,
+        *,
+        sample_rate: int | None = None,
+        segments: int = 1,
+        threshold: float = 0.5,
     ) -> dict[str, float]:
-        """Probability of every language in the first 30 s, the likeliest first.
+        """Probability of every language, the likeliest first.
+
+        Args:
+            audio: as for :meth:`transcribe`.
+            sample_rate: rate of an array in Hz.
+            segments: windows of 30 s to listen to at most; their probabilities are averaged.
+            threshold: probability from which a language is sure and no more windows are needed.
 
         Raises:
             AudioError: the recording cannot be read or used.
-            OptionError: the model knows English only.
+            OptionError: the model knows English only, or an argument is out of range.
         """
+        TranscribeOptions(
+            language_detection_segments=segments, language_detection_threshold=threshold
+        )
         mel = log_mel(load_audio(audio, sample_rate=sample_rate), self.dims.n_mels)
-        return detect_language(self._open_backend(), self._vocab, mel.head())
+        starts = range(0, max(mel.n_frames, 1), N_FRAMES)[:segments]
+        heads = (mel.head(start) for start in starts)
+        return detect_language(self._open_backend(), self._vocab, heads, threshold)
+
+    def _strategies(self) -> Strategies:
+        return Strategies(self._open_backend(), self._vocab, self._suppression)
 
     def _open_backend(self) -> Backend:
         if self._backend is None:
@@ -186,25 +243,92 @@ class Whisper:
         self.close()
 
 
-@dataclasses.dataclass(frozen=True)
 class Stream:
-    """Segments on their way; iterate once.
+    """Segments of one recording on their way; iterate once.
 
-    Attributes:
-        segments: yields :class:`~whisper_opt.results.Segment`.
-        language: code of the language transcribed.
-        language_probability: its probability when it was detected, else None.
-        duration: length of the recording in seconds.
+    Closing it, or leaving it to the garbage collector, gives up what is being decoded.
     """
 
-    segments: Iterator[Segment]
-    language: str
-    language_probability: float | None
-    duration: float
+    def __init__(
+        self,
+        steps: Steps,
+        recording: Recording,
+        vocab: Vocab,
+        on_progress: Progress | None,
+    ) -> None:
+        """Made by :meth:`Whisper.stream`."""
+        self._recording = recording
+        self._vocab = vocab
+        self._steps = steps
+        self.segments = self._run(on_progress)
+        """What iterating yields, :class:`~whisper_opt.results.Segment`."""
+
+    def _run(self, on_progress: Progress | None) -> Iterator[Segment]:
+        recording = self._recording
+        done = -1.0
+        for _, segments in self._steps:
+            yield from segments
+            if recording.error is not None:
+                raise recording.error
+            if on_progress is not None and recording.done > done:
+                done = recording.done
+                on_progress(done, recording.duration)
+
+    @property
+    def language(self) -> str:
+        """Code of the language transcribed."""
+        return self._recording.language or self._vocab.default_language
+
+    @property
+    def language_probability(self) -> float | None:
+        """Its probability when it was detected, else None."""
+        return self._recording.language_probability
+
+    @property
+    def duration(self) -> float:
+        """Length of the recording in seconds, as far as it is known yet."""
+        return self._recording.duration
 
     def __iter__(self) -> Iterator[Segment]:
         """The segments, as they are decoded."""
         return self.segments
+
+    def transcript(self) -> Transcript:
+        """All segments that are left, as one transcript."""
+        return _transcript(self._recording, tuple(self), self._vocab)
+
+    def close(self) -> None:
+        """Give up."""
+        self._steps.close()
+
+
+def _transcript(recording: Recording, segments: tuple[Segment, ...], vocab: Vocab) -> Transcript:
+    return Transcript(
+        segments=segments,
+        language=recording.language or vocab.default_language,
+        language_probability=recording.language_probability,
+        duration=recording.duration,
+        text=vocab.decode([token for segment in segments for token in segment.tokens]),
+    )
+
+
+def _as_they_finish(
+    steps: Steps,
+    numbers: dict[Recording, int],
+    vocab: Vocab,
+    return_exceptions: bool,
+    on_progress: ManyProgress | None,
+) -> Iterator[tuple[int, Transcript | WhisperOptError]]:
+    segments: dict[Recording, list[Segment]] = {}
+    for recording, found in steps:
+        segments.setdefault(recording, []).extend(found)
+        if on_progress is not None:
+            on_progress(numbers[recording], recording.done, recording.duration)
+        if recording.error is not None and not return_exceptions:
+            raise recording.error
+        if recording.finished:
+            number, whole = numbers.pop(recording), tuple(segments.pop(recording))
+            yield number, recording.error or _transcript(recording, whole, vocab)
 
 
 def _merge(options: TranscribeOptions | None, overrides: dict[str, Any]) -> TranscribeOptions:

@@ -368,6 +368,20 @@ class TranscribeOptions:
         given = self.temperature
         return (given,) if isinstance(given, float) else tuple(given)
 
+    def for_speech(self, clip_timestamps: Sequence[float] = ()) -> TranscribeOptions:
+        """The same options for sound already known to be speech: sequential, without VAD."""
+        plain: dict[str, Any] = {
+            f"vad_{field.name}": field.default for field in dataclasses.fields(VadOptions)
+        }
+        return dataclasses.replace(
+            self,
+            strategy="sequential",
+            condition_on_previous_text=self.conditions,
+            clip_timestamps=clip_timestamps,
+            vad="off",
+            **plain,
+        )
+
     def _check_search(self) -> None:
         given = self.temperature
         ladder = (given,) if isinstance(given, (int, float)) else items(given)

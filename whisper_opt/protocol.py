@@ -1,7 +1,8 @@
 """The seams between the decode loop and whatever computes the model.
 
-A backend never knows a search and a search never knows a backend: they meet in four verbs
-(``encode``, ``open``, ``extend``, ``gather``) and in :class:`Logits`.
+A backend never knows a search and a search never knows a backend: they meet in five verbs
+(``encode``, ``open``, ``extend``, ``gather``, ``append``) and in :class:`Logits`; word times need a
+sixth (``attention``).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Protocol
 from whisper_opt.arrays import F32, Bool, Int
 from whisper_opt.dims import ModelDims
 
-__all__ = ["Backend", "Encoded", "Logits", "Session", "TokenMask", "Top"]
+__all__ = ["Attention", "Backend", "Encoded", "Logits", "Session", "TokenMask", "Top"]
 
 
 class Encoded(Protocol):
@@ -34,10 +35,14 @@ class TokenMask:
         ban: [n_seq, n_vocab] bool, True where a token must not be sampled.
         timestamp_begin: [n_seq] id of ``<|0.00|>`` for rows under the timestamp rules; n_vocab for
             rows that are not (no probability is compared with that of the timestamps).
+        seen: [n_seq, n_vocab] bool, True for tokens under the repetition penalty; None: no token.
+        penalty: [n_seq] float32 repetition penalty of each row; None where ``seen`` is.
     """
 
     ban: Bool
     timestamp_begin: Int
+    seen: Bool | None = None
+    penalty: F32 | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,8 +92,29 @@ class Session(Protocol):
     def gather(self, rows: Int) -> None:
         """Row i becomes old row ``rows[i]``; ``len(rows)`` is the new n_seq. Identity is free."""
 
+    def append(self, other: Session) -> None:
+        """Take over the rows of another session of the same backend, after one's own.
+
+        ``other`` is closed by it. Windows join a running batch this way: they are prefilled in a
+        session of their own, so that nobody waits for their prompts.
+        """
+
     def close(self) -> None:
         """Release the cache; the session is unusable afterwards."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Attention:
+    """What one teacher-forced pass heard.
+
+    Attributes:
+        scores: float32 [n_audio, n_heads, n_tokens, n_audio_ctx], query times key over the square
+            root of the head's width, before the softmax, of the alignment heads.
+        logits: float32 [n_audio, n_tokens, n_vocab], scores of the token after each one.
+    """
+
+    scores: F32
+    logits: F32
 
 
 class Backend(Protocol):
@@ -101,3 +127,15 @@ class Backend(Protocol):
 
     def open(self, audio: Encoded) -> Session:
         """A session with one empty row an audio."""
+
+    def attention(self, audio: Encoded, tokens: Int, lengths: Int) -> Attention:
+        """Feed whole token sequences and return what the alignment heads look at.
+
+        Args:
+            audio: n_audio windows.
+            tokens: int64 [n_audio, n_tokens], right-padded.
+            lengths: int64 [n_audio] real tokens in each row; results at padding mean nothing.
+
+        Raises:
+            EngineError: the rows are longer than ``dims.n_text_ctx``.
+        """

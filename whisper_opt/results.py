@@ -55,6 +55,7 @@ class Segment:
         temperature: sampling temperature that produced it (0 is deterministic).
         seek: first mel frame of that window (10 ms each).
         words: word times, or None when they were not asked for.
+        language: code of the language of that window, where each window has its own, else None.
     """
 
     id: int
@@ -68,9 +69,13 @@ class Segment:
     temperature: float
     seek: int
     words: tuple[Word, ...] | None = None
+    language: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The segment under openai-whisper's keys and in their order."""
+        """The segment under openai-whisper's keys and in their order.
+
+        ``words`` and ``language`` (not a key of the reference) are there when they are not None.
+        """
         entry: dict[str, Any] = {
             "id": self.id,
             "seek": self.seek,
@@ -85,6 +90,8 @@ class Segment:
         }
         if self.words is not None:
             entry["words"] = [word.to_dict() for word in self.words]
+        if self.language is not None:
+            entry["language"] = self.language
         return entry
 
 

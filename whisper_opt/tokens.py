@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
+import string
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
@@ -49,6 +50,8 @@ _SYMBOLS = (
     ],
 )
 _MUSIC = "♩♪♫♬♭♮♯"
+_UNSPACED = ("zh", "ja", "th", "lo", "my", "yue")
+"""Languages written without spaces between words."""
 
 
 def _byte_of_char() -> dict[str, int]:
@@ -76,6 +79,11 @@ def _ranks(model: Mapping[str, Any], specials: Container[str]) -> dict[bytes, in
     if len(set(ranks.values())) != len(vocab) or not all(bytes([i]) in ranks for i in range(256)):
         raise ValueError("an id is used twice, or one of the 256 bytes has no token")
     return ranks
+
+
+def _length(text: bytes) -> int:
+    """Characters in ``text`` as it is decoded."""
+    return len(text.decode("utf-8", errors="replace"))
 
 
 def language_code(language: str) -> str:
@@ -192,6 +200,54 @@ class Vocab:
             elif specials and token < self.timestamp_begin:
                 parts.append(self._names.get(token, b""))
         return b"".join(parts).decode("utf-8", errors="replace")
+
+    def split_words(
+        self, tokens: Sequence[int], language: str
+    ) -> tuple[list[str], list[list[int]]]:
+        """Words of ``tokens`` (ids below eot) and the tokens of each; nothing is left out.
+
+        By openai-whisper's rule (whisper/tokenizer.py): a word begins at a space or at ASCII
+        punctuation; in languages written without spaces every token is one, or the tokens
+        that share a character. Bytes that are no UTF-8 are U+FFFD, as in :meth:`decode`.
+        """
+        words: list[str] = []
+        word_tokens: list[list[int]] = []
+        for piece in self._characters(tokens):
+            text = self.decode(piece)
+            if (
+                not words
+                or language in _UNSPACED
+                or text.startswith(" ")
+                or text.strip() in string.punctuation  # part of it: "()", and nothing at all
+            ):
+                words.append(text)
+                word_tokens.append(piece)
+            else:
+                words[-1] += text
+                word_tokens[-1].extend(piece)
+        return words, word_tokens
+
+    def _characters(self, tokens: Sequence[int]) -> list[list[int]]:
+        """``tokens`` in the shortest runs that hold whole characters."""
+        pieces: list[list[int]] = []
+        current: list[int] = []
+        left = b""
+        texts = [self._bytes.get(token, b"") for token in tokens]
+        for i, token in enumerate(tokens):
+            current.append(token)
+            left += texts[i]
+            # A character has 4 bytes at most, so a neighbour's 3 show whether one lies on the seam:
+            # cut in two it would be more characters.
+            right = b"".join(texts[i + 1 : i + 4])[:3]
+            if _length(left) + _length(right) == _length(left + right):
+                pieces.append(current)
+                current, left = [], b""
+        return pieces
+
+    @property
+    def default_language(self) -> str:
+        """What to call the language of a recording in which nobody speaks: English."""
+        return "en"
 
     def check_language(self, language: str | None, task: str) -> str | None:
         """The language code to put in the prompt; None asks for detection.

@@ -1,6 +1,7 @@
 """Choosing the best next tokens: the numpy specification of what every backend must compute.
 
-Order, as in whisper/decoding.py of openai-whisper: banned tokens leave; then, for rows under the
+Order, as in whisper/decoding.py of openai-whisper: scores of repeated tokens are penalized (an
+option that the reference does not have); banned tokens leave; then, for rows under the
 timestamp rules, if the probability of all timestamps together exceeds that of every single text
 token, text leaves too; then log-softmax over what is left; then the k best (ties: lowest id).
 """
@@ -12,7 +13,7 @@ import numpy as np
 from whisper_opt.arrays import F32, Bool, Int
 from whisper_opt.protocol import TokenMask, Top
 
-__all__ = ["HostLogits", "log_softmax", "sample", "top_k"]
+__all__ = ["HostLogits", "log_softmax", "penalized", "sample", "top_k"]
 
 
 def log_softmax(scores: F32) -> F32:
@@ -54,6 +55,16 @@ def _top_row(scores: F32, ban: Bool, begin: int, k: int) -> tuple[list[int], lis
     return (best + first).tolist(), logprobs.tolist()
 
 
+def penalized(scores: F32, mask: TokenMask) -> F32:
+    """Scores [n_seq, n_vocab] after the repetition penalty of ``mask``; the same array without."""
+    if mask.seen is None or mask.penalty is None:
+        return scores
+    penalty = mask.penalty[:, None]
+    lowered = np.where(scores > 0, scores / penalty, scores * penalty)
+    result: F32 = np.where(mask.seen, lowered, scores)
+    return result
+
+
 def top_k(scores: F32, k: int, mask: TokenMask) -> Top:
     """The k best allowed tokens of each row.
 
@@ -67,7 +78,7 @@ def top_k(scores: F32, k: int, mask: TokenMask) -> Top:
     """
     rows = [
         _top_row(row, ban, int(begin), k)
-        for row, ban, begin in zip(scores, mask.ban, mask.timestamp_begin)
+        for row, ban, begin in zip(penalized(scores, mask), mask.ban, mask.timestamp_begin)
     ]
     return Top(
         np.array([tokens for tokens, _ in rows], np.int64),

@@ -1,85 +1,214 @@
-"""Recordings of any length: windows, prompts between them, and segments out of them.
+"""Many windows of many recordings through one model: continuous batching.
 
-The method is openai-whisper's sequential one (whisper/transcribe.py): decode 30 s, cut the answer
-into segments at its timestamps, continue where the last finished segment ended.
+A recording gives a window whenever it can (:mod:`whisper_opt.sequential` says which), windows of any
+recordings and options share a batch, and a finished window makes room for the next one at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import collections
+import dataclasses
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Callable
 
 import numpy as np
 
-from whisper_opt.answers import Suppression, WindowDecoder
-from whisper_opt.arrays import F32
-from whisper_opt.decode import next_token_logprobs
-from whisper_opt.dims import FRAMES_PER_SECOND
-from whisper_opt.errors import OptionError
-from whisper_opt.features import LogMel
-from whisper_opt.options import TranscribeOptions
-from whisper_opt.protocol import Backend
+from whisper_opt.align import Aligner, CrossAttention
+from whisper_opt.answers import Window
+from whisper_opt.arrays import Int
+from whisper_opt.decode import Batch, Decoded
+from whisper_opt.detection import language_probabilities
+from whisper_opt.errors import WhisperOptError
+from whisper_opt.protocol import Backend, Encoded
+from whisper_opt.recording import Recording, Stretch
 from whisper_opt.results import Segment
-from whisper_opt.sequential import Sequential
 from whisper_opt.tokens import Vocab
+from whisper_opt.topk import log_softmax
 
-__all__ = ["Progress", "detect_language", "transcribe"]
+__all__ = ["Progress", "Scheduler", "Steps"]
 
 Progress = Callable[[float, float], None]
 """Called with (seconds done, seconds in all) whenever a window is finished."""
 
 
-def detect_language(backend: Backend, vocab: Vocab, mel: F32) -> dict[str, float]:
-    """Probability of each language of the model, the likeliest first.
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Flight:
+    """A window that is being decoded."""
 
-    Args:
-        backend: the model; must be multilingual.
-        vocab: its vocabulary.
-        mel: float32 [n_mels, 3000]; the first 30 s as :meth:`LogMel.head` gives them.
-
-    Raises:
-        OptionError: the model knows English only.
-    """
-    if not vocab.is_multilingual:
-        raise OptionError("this English-only model cannot detect languages; use a multilingual one")
-    logprobs = next_token_logprobs(backend, backend.encode(mel[None]), [vocab.sot])[0]
-    codes = list(vocab.languages)
-    scores = logprobs[list(vocab.languages.values())]
-    probs = np.exp(scores - scores.max())
-    probs = probs / probs.sum()
-    order = np.argsort(-probs, kind="stable")
-    return {codes[i]: float(probs[i]) for i in order}
+    recording: Recording
+    stretch: Stretch
+    window: Window
+    audio: Encoded
+    index: int  # of the window in ``audio``
+    rung: int = 0  # of the temperature ladder
 
 
-def transcribe(
-    backend: Backend,
-    vocab: Vocab,
-    mel: LogMel,
-    *,
-    options: TranscribeOptions,
-    language: str,
-    suppression: Suppression,
-    on_progress: Progress | None = None,
-) -> Iterator[Segment]:
-    """Transcribe one recording; segments come as soon as their window is decoded.
+Steps = Generator[tuple[Recording, list[Segment]], None, None]
 
-    Args:
-        backend: the model.
-        vocab: its vocabulary.
-        mel: the recording.
-        options: how to transcribe.
-        language: language code (``options.language``, or what was detected).
-        suppression: token lists of the checkpoint.
-        on_progress: called after every window.
 
-    Raises:
-        OptionError: the prompt of a window does not fit the model.
-    """
-    decoder = WindowDecoder(backend, vocab, options, suppression)
-    state = Sequential(mel.n_frames, vocab, backend.dims, options, language)
-    total = mel.n_frames / FRAMES_PER_SECOND
-    while (window := state.next_window()) is not None:
-        (result,) = decoder([window], mel.window(window.seek, window.size)[None])
-        yield from state.accept(window, result)
-        if on_progress is not None:
-            on_progress(state.seek / FRAMES_PER_SECOND, total)
+class Scheduler:
+    """Keeps a batch of windows full, from as many recordings as it takes."""
+
+    def __init__(self, backend: Backend, vocab: Vocab, batch_size: int) -> None:
+        """``batch_size``: windows decoded at once at most."""
+        self._backend = backend
+        self._vocab = vocab
+        self._batch_size = batch_size
+        self._batch = Batch(backend)
+        self._flights: dict[int, _Flight] = {}
+        self._waiting: collections.deque[tuple[Recording, Stretch]] = collections.deque()
+        self._active: list[Recording] = []
+
+    def run(self, recordings: Iterable[Recording]) -> Steps:
+        """Transcribe recordings; segments come as soon as they are known.
+
+        Yields:
+            A recording and its next segments, in order of time. The last of each recording comes
+            when it is ``finished``, perhaps with no segments, perhaps with an ``error``.
+
+        Closing the generator gives up what is being decoded.
+        """
+        source = iter(recordings)
+        try:
+            while True:
+                yield from self._finished_idle()
+                opened = self._admit(source)
+                if not (self._flights or self._waiting or self._active or opened):
+                    return
+                for recording in self._step():
+                    yield recording, recording.take()
+        finally:
+            self._batch.close()
+            for recording in self._active:
+                recording.close()
+
+    def _finished_idle(self) -> Steps:
+        """Recordings that have come to their end."""
+        for recording in [r for r in self._active if not self._in_flight(r)]:
+            ready = recording.take()
+            if recording.finished:
+                self._active.remove(recording)
+            if ready or recording.finished:
+                yield recording, ready
+
+    def _in_flight(self, recording: Recording) -> bool:
+        return any(flight.recording is recording for flight in self._flights.values()) or any(
+            owner is recording for owner, _ in self._waiting
+        )
+
+    def _admit(self, source: Iterator[Recording]) -> bool:
+        """Let windows join until the batch is full; returns whether any recording was begun."""
+        found: list[tuple[Recording, Stretch, Window]] = []
+        begun = False
+        while len(self._flights) + len(found) < self._batch_size:
+            if not self._waiting:
+                if self._begin_stretch():
+                    continue
+                recording = next(source, None)
+                if recording is None:
+                    break
+                self._active.append(recording)
+                begun = True
+                continue
+            recording, stretch = self._waiting.popleft()
+            if recording.error is None and (window := self._next_window(recording, stretch)):
+                found.append((recording, stretch, window))
+        if found:
+            self._launch(found)
+        return begun
+
+    def _begin_stretch(self) -> bool:
+        """Queue one more stretch of a recording under way."""
+        for recording in self._active:
+            if recording.error is None:
+                stretch = None
+                try:
+                    stretch = recording.next_stretch()
+                except WhisperOptError as error:
+                    recording.fail(error)
+                if stretch is not None:
+                    self._waiting.append((recording, stretch))
+                    return True
+        return False
+
+    def _next_window(self, recording: Recording, stretch: Stretch) -> Window | None:
+        try:
+            window = stretch.next_window()
+            if window is not None:
+                recording.answers.task(window, 0)  # refuses a prompt that does not fit
+        except WhisperOptError as error:
+            recording.fail(error)
+            return None
+        return window
+
+    def _launch(self, found: Sequence[tuple[Recording, Stretch, Window]]) -> None:
+        mels = [stretch.mel.window(window.seek, window.size) for _, stretch, window in found]
+        audio = self._backend.encode(np.stack(mels))
+        flights = [
+            _Flight(recording, stretch, window, audio, i)
+            for i, (recording, stretch, window) in enumerate(found)
+        ]
+        self._fly(audio, self._in_their_languages(flights))
+
+    def _in_their_languages(self, flights: list[_Flight]) -> list[_Flight]:
+        """Detect the language of every window that asks for it."""
+        asking = [f for f in flights if f.recording.answers.options.multilingual]
+        if not asking:
+            return flights
+        audio = asking[0].audio.take([flight.index for flight in asking])
+        for flight, probs in zip(asking, language_probabilities(self._backend, self._vocab, audio)):
+            flight.stretch.state.language = next(iter(probs))
+        return [
+            dataclasses.replace(flight, window=flight.stretch.next_window() or flight.window)
+            if flight in asking
+            else flight
+            for flight in flights
+        ]
+
+    def _fly(self, audio: Encoded, flights: Sequence[_Flight]) -> None:
+        tasks = [f.recording.answers.task(f.window, f.rung) for f in flights]
+        self._flights.update(zip(self._batch.add(audio, tasks), flights))
+
+    def _step(self) -> list[Recording]:
+        """One token everywhere; returns the recordings that got an answer."""
+        touched: list[Recording] = []
+        again: list[_Flight] = []
+        for number, decoded in self._batch.step().items():
+            flight = self._flights.pop(number)
+            if flight.recording.error is not None:
+                continue
+            if self._land(flight, decoded):
+                touched.append(flight.recording)
+                self._waiting.appendleft((flight.recording, flight.stretch))
+            else:
+                again.append(dataclasses.replace(flight, rung=flight.rung + 1))
+        for flight in again:
+            self._fly(flight.audio.take([flight.index]), [flight])
+        return touched
+
+    def _land(self, flight: _Flight, decoded: Decoded) -> bool:
+        """Take an answer; False when the window must be decoded at the next temperature."""
+        answers = flight.recording.answers
+        result = answers.result(decoded, flight.rung)
+        if not answers.is_final(result, flight.rung):
+            return False
+        aligner = self._aligner(flight) if answers.options.word_timestamps else None
+        flight.stretch.accept(flight.window, result, aligner)
+        return True
+
+    def _aligner(self, flight: _Flight) -> Aligner:
+        """Feeds a text to the model and returns where it looked, for word times."""
+        vocab, state = self._vocab, flight.stretch.state
+        task = flight.recording.answers.options.task
+        start = vocab.start(state.language, task, timestamps=False)
+
+        def align(text: Sequence[int]) -> CrossAttention:
+            tokens: Int = np.array([[*start, *text, vocab.eot]], np.int64)
+            audio = flight.audio.take([flight.index])
+            heard = self._backend.attention(audio, tokens, np.array([tokens.shape[1]]))
+            # the token after the last one of ``start`` is the first of the text
+            logits = heard.logits[0, len(start) - 1 : len(start) - 1 + len(text), : vocab.eot]
+            logprobs = log_softmax(logits)[np.arange(len(text)), list(text)]
+            return CrossAttention(heard.scores[0], np.exp(logprobs))
+
+        return align

@@ -19,7 +19,8 @@ from tests.engines import random_engine
 from tests.models import random_dims
 from whisper_opt.arrays import F32, Int
 from whisper_opt.backends.fake import FakeBackend
-from whisper_opt.backends.ort import CAPACITIES, OrtBackend
+from whisper_opt.backends.ort import OrtBackend
+from whisper_opt.backends.ort_session import CAPACITIES
 from whisper_opt.errors import EngineError
 from whisper_opt.protocol import Backend, Encoded, Session, TokenMask
 from whisper_opt.topk import top_k

@@ -16,7 +16,7 @@ import numpy as np
 from whisper_opt.arrays import F32, Int
 from whisper_opt.dims import ModelDims
 from whisper_opt.errors import EngineError
-from whisper_opt.protocol import Encoded
+from whisper_opt.protocol import Attention, Encoded, Session
 from whisper_opt.topk import HostLogits
 
 __all__ = ["FakeBackend", "FakeEncoded", "FakeSession"]
@@ -53,6 +53,20 @@ class FakeBackend:
         if not isinstance(audio, FakeEncoded):
             raise EngineError(f"audio was encoded by another backend ({type(audio).__name__})")
         return FakeSession(self, audio)
+
+    def attention(self, audio: Encoded, tokens: Int, lengths: Int) -> Attention:
+        """Two heads, whose scores depend on the audio and the tokens so far."""
+        assert isinstance(audio, FakeEncoded)
+        n_audio, n_tokens = tokens.shape
+        at = np.tile(np.arange(n_tokens - 1), (n_audio, 1))
+        logits = self.open(audio).extend(tokens, at=at).numpy()
+        scores = np.zeros((n_audio, 2, n_tokens, self.dims.n_audio_ctx), np.float32)
+        for i, seed in enumerate(audio.seeds):
+            for j in range(n_tokens):
+                state = zlib.crc32(tokens[i, : j + 1].tobytes(), seed)
+                rng = np.random.default_rng(state)
+                scores[i, :, j] = rng.standard_normal((2, self.dims.n_audio_ctx), np.float32)
+        return Attention(scores, logits)
 
     def scores(self, seed: int, tokens: Sequence[int]) -> F32:
         """Next-token scores [n_vocab] after ``tokens`` for the audio ``seed``."""
@@ -91,6 +105,12 @@ class FakeSession:
 
     def gather(self, rows: Int) -> None:
         self._rows = [(self._rows[row][0], list(self._rows[row][1])) for row in rows.tolist()]
+
+    def append(self, other: Session) -> None:
+        if not isinstance(other, FakeSession):
+            raise EngineError(f"session of another backend ({type(other).__name__})")
+        self._rows.extend(other._rows)
+        other.close()
 
     def close(self) -> None:
         self._rows = []

@@ -82,6 +82,11 @@ class Checkpoint:
                     f" {self.dims.n_text_layer} decoder layers of {self.dims.n_text_head} heads"
                 )
 
+    @property
+    def heads(self) -> tuple[tuple[int, int], ...]:
+        """``alignment_heads`` in the order of layers, or the default where none are known."""
+        return tuple(sorted(self.alignment_heads or self.dims.default_alignment_heads))
+
 
 def _attention(prefix: str, state: int) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}

@@ -1,10 +1,11 @@
 """From encoded audio to tokens: rules ban, searches choose, the loop drives a session."""
 
-from whisper_opt.decode.loop import Decoded, Task, decode, next_token_logprobs
+from whisper_opt.decode.loop import Batch, Decoded, Task, decode, next_token_logprobs
 from whisper_opt.decode.rules import Rule
 from whisper_opt.decode.search import Beam, Greedy, Hypothesis, Sample, Search, rank
 
 __all__ = [
+    "Batch",
     "Beam",
     "Decoded",
     "Greedy",

@@ -1,7 +1,8 @@
 """The decode loop: one session, many rows, each with a prompt, rules and a search of its own.
 
-Nothing here assumes that rows are alike. Prompts are right-padded; a row whose search has finished
-leaves the session; the others never notice.
+Nothing here assumes that rows are alike. Prompts are right-padded; a window whose search has
+finished leaves the batch and another may take its place (continuous batching: Yu et al. 2022,
+"Orca"); the others never notice.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from whisper_opt.arrays import F32, Int
 from whisper_opt.decode.rules import Rule
 from whisper_opt.decode.search import Hypothesis, Search
 from whisper_opt.protocol import Backend, Encoded, Logits, Session, TokenMask, Top
-from whisper_opt.topk import log_softmax, sample
+from whisper_opt.topk import log_softmax, penalized, sample
 
-__all__ = ["Decoded", "Task", "decode", "next_token_logprobs"]
+__all__ = ["Batch", "Decoded", "Task", "decode", "next_token_logprobs"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +35,9 @@ class Task:
         timestamp_begin: id of ``<|0.00|>`` under the timestamp rules, else None.
         max_new_tokens: sampled tokens at most, the end of text included.
         search: makes a fresh search.
+        repetition_penalty: divides positive scores of text tokens already in the answer, and
+            multiplies negative ones (Keskar et al. 2019, CTRL, arXiv:1909.05858); 1 does nothing.
+        n_text: ids below this are text.
     """
 
     prompt: tuple[int, ...]
@@ -43,6 +47,8 @@ class Task:
     timestamp_begin: int | None
     max_new_tokens: int
     search: Callable[[], Search]
+    repetition_penalty: float = 1.0
+    n_text: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +62,10 @@ class Decoded:
 class _Row:
     """One audio while it is being decoded."""
 
-    def __init__(self, task: Task, n_vocab: int) -> None:
+    def __init__(self, number: int, task: Task, probe_prob: float, n_vocab: int) -> None:
+        self.number = number
         self.task = task
+        self.probe_prob = probe_prob
         self.search = task.search()
         self.live = 1  # hypotheses in the session
         self.left = task.max_new_tokens
@@ -70,6 +78,9 @@ class _Row:
             parents = []
         self.live = len(parents)
         return parents
+
+    def decoded(self) -> Decoded:
+        return Decoded(self.search.results(), self.probe_prob)
 
 
 def _pad(sequences: Sequence[Sequence[int]]) -> tuple[Int, Int]:
@@ -86,7 +97,14 @@ def _mask(rows: Sequence[_Row], n_vocab: int) -> TokenMask:
     for banned, (row, sampled) in zip(ban, live):
         for rule in row.task.rules:
             rule(sampled, banned)
-    return TokenMask(ban, np.array([row.begin for row, _ in live], np.int64))
+    begins = np.array([row.begin for row, _ in live], np.int64)
+    penalties = np.array([row.task.repetition_penalty for row, _ in live], np.float32)
+    if (penalties == 1).all():
+        return TokenMask(ban, begins)
+    seen = np.zeros((len(live), n_vocab), np.bool_)
+    for repeated, (row, sampled) in zip(seen, live):
+        repeated[[token for token in sampled if token < row.task.n_text]] = True
+    return TokenMask(ban, begins, seen, penalties)
 
 
 def _choose(logits: Logits, rows: Sequence[_Row], mask: TokenMask) -> Top:
@@ -100,7 +118,7 @@ def _choose(logits: Logits, rows: Sequence[_Row], mask: TokenMask) -> Top:
     tokens, logprobs = np.zeros(shape, np.int64), np.full(shape, -np.inf, np.float32)
     found = top.tokens.shape[1]  # fewer than asked for where fewer tokens exist
     tokens[:, :found], logprobs[:, :found] = top.tokens, top.logprobs
-    scores = logits.numpy()[:, -1]
+    scores = penalized(logits.numpy()[:, -1], mask)
     offset = 0
     for row in rows:
         search, end = row.search, offset + row.live
@@ -134,39 +152,113 @@ def _advance(session: Session, rows: list[_Row], top: Top) -> Int:
     return np.array(tokens, np.int64)[:, None]
 
 
-def decode(backend: Backend, audio: Encoded, tasks: Sequence[Task]) -> list[Decoded]:
-    """Decode one window an audio.
+class Batch:
+    """Windows that are decoded together; they join and leave between steps.
 
-    Args:
-        backend: the model.
-        audio: what ``backend.encode`` returned for ``len(tasks)`` windows.
-        tasks: one a window; they may differ in everything.
-
-    Returns:
-        The candidates of each window, in the order of ``tasks``.
-
-    Raises:
-        EngineError: a prompt leaves no room in the model's context.
+    What a window gives does not depend on what else is in the batch.
     """
-    n_vocab = backend.dims.n_vocab
-    rows = [_Row(task, n_vocab) for task in tasks]
-    session = backend.open(audio)
-    try:
+
+    def __init__(self, backend: Backend) -> None:
+        """An empty batch."""
+        self._backend = backend
+        self._session: Session | None = None
+        self._rows: list[_Row] = []
+        self._tokens: Int = np.zeros((0, 1), np.int64)
+        self._done: list[_Row] = []
+        self._n_added = 0
+
+    def __len__(self) -> int:
+        """Windows added and not yet handed out by :meth:`step`."""
+        return len(self._rows) + len(self._done)
+
+    def add(self, audio: Encoded, tasks: Sequence[Task]) -> list[int]:
+        """Let windows join; their prompts are fed at once, in a session of their own.
+
+        Args:
+            audio: what ``backend.encode`` returned for ``len(tasks)`` windows.
+            tasks: one a window; they may differ in everything.
+
+        Returns:
+            A number for each window, under which :meth:`step` will hand out its answer.
+
+        Raises:
+            EngineError: a prompt leaves no room in the model's context.
+        """
+        numbers = list(range(self._n_added, self._n_added + len(tasks)))
+        session = self._backend.open(audio)
+        try:
+            rows, logits = self._prefill(session, numbers, tasks)
+            tokens, live = self._choose_next(session, rows, logits)
+        except BaseException:
+            session.close()
+            raise
+        self._n_added += len(tasks)
+        if not live:
+            session.close()
+        elif self._session is None:
+            self._session, self._tokens = session, tokens
+        else:
+            self._session.append(session)
+            self._tokens = np.concatenate([self._tokens, tokens])
+        self._rows.extend(live)
+        return numbers
+
+    def _prefill(
+        self, session: Session, numbers: list[int], tasks: Sequence[Task]
+    ) -> tuple[list[_Row], Logits]:
+        n_vocab = self._backend.dims.n_vocab
         tokens, lengths = _pad([task.prompt for task in tasks])
         probes = np.array([[task.probe] for task in tasks], np.int64)
         logits = session.extend(tokens, lengths, probes)
         start = log_softmax(logits.numpy()[:, 0])
-        probed = [float(np.exp(scores[task.probe_token])) for scores, task in zip(start, tasks)]
-        live = rows
-        while True:
-            step = _advance(session, live, _choose(logits, live, _mask(live, n_vocab)))
-            live = [row for row in live if row.live]
-            if not live:
-                break
-            logits = session.extend(step)
+        rows = [
+            _Row(number, task, float(np.exp(scores[task.probe_token])), n_vocab)
+            for number, task, scores in zip(numbers, tasks, start)
+        ]
+        return rows, logits
+
+    def _choose_next(
+        self, session: Session, rows: list[_Row], logits: Logits
+    ) -> tuple[Int, list[_Row]]:
+        """The next tokens, and the windows that go on; the others are done."""
+        mask = _mask(rows, self._backend.dims.n_vocab)
+        tokens = _advance(session, rows, _choose(logits, rows, mask))
+        self._done.extend(row for row in rows if not row.live)
+        return tokens, [row for row in rows if row.live]
+
+    def step(self) -> dict[int, Decoded]:
+        """Sample one token in every window; returns the answers of those that are finished."""
+        if self._session is not None:
+            logits = self._session.extend(self._tokens)
+            self._tokens, self._rows = self._choose_next(self._session, self._rows, logits)
+            if not self._rows:
+                self._session.close()
+                self._session = None
+        done, self._done = self._done, []
+        return {row.number: row.decoded() for row in done}
+
+    def close(self) -> None:
+        """Give up what is being decoded; the batch is empty afterwards."""
+        if self._session is not None:
+            self._session.close()
+        self._session, self._rows, self._done = None, [], []
+
+
+def decode(backend: Backend, audio: Encoded, tasks: Sequence[Task]) -> list[Decoded]:
+    """Decode one window an audio, all at once; see :class:`Batch`.
+
+    Returns:
+        The candidates of each window, in the order of ``tasks``.
+    """
+    batch = Batch(backend)
+    found: dict[int, Decoded] = {}
+    try:
+        numbers = batch.add(audio, tasks)
+        while len(batch):
+            found.update(batch.step())
     finally:
-        session.close()
-    return [Decoded(row.search.results(), prob) for row, prob in zip(rows, probed)]
+        batch.close()
+    return [found[number] for number in numbers]
 
 
 def next_token_logprobs(backend: Backend, audio: Encoded, prompt: Sequence[int]) -> F32:

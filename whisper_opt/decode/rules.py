@@ -12,7 +12,7 @@ from typing import Protocol
 
 from whisper_opt.arrays import Bool, Int
 
-__all__ = ["Rule", "SuppressAtBegin", "SuppressTokens", "Timestamps"]
+__all__ = ["NoRepeat", "Rule", "SuppressAtBegin", "SuppressTokens", "Timestamps"]
 
 
 class Rule(Protocol):
@@ -44,6 +44,26 @@ class SuppressAtBegin:
     def __call__(self, sampled: Sequence[int], ban: Bool) -> None:
         if not sampled:
             ban[self.tokens] = True
+
+
+@dataclasses.dataclass(frozen=True)
+class NoRepeat:
+    """No run of ``size`` text tokens comes twice in an answer (timestamps between them aside).
+
+    The option is CTranslate2's and transformers' ``no_repeat_ngram_size`` (Paulus et al. 2017,
+    arXiv:1705.04304); ids below ``n_text`` are text.
+    """
+
+    size: int
+    n_text: int
+
+    def __call__(self, sampled: Sequence[int], ban: Bool) -> None:
+        text = [token for token in sampled if token < self.n_text]
+        head = self.size - 1
+        latest = text[len(text) - head :]
+        for i in range(len(text) - head):
+            if text[i : i + head] == latest:
+                ban[text[i + head]] = True
 
 
 @dataclasses.dataclass(frozen=True)

@@ -82,7 +82,9 @@ def export(
         files = {"tokenizer.json": write_text(folder / "tokenizer.json", checkpoint.tokenizer_json)}
         parts = {
             "encoder": build_encoder(checkpoint.dims, checkpoint.tensors, make_dialect(dialect)),
-            "decoder": build_decoder(checkpoint.dims, checkpoint.tensors, make_dialect(dialect)),
+            "decoder": build_decoder(
+                checkpoint.dims, checkpoint.tensors, make_dialect(dialect), checkpoint.heads
+            ),
         }
         files.update(_write(parts, folder, report))
         report("verify", 0, 1)

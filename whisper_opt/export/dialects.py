@@ -65,11 +65,6 @@ class Contrib:
         )
         return mixed, key, val
 
-    def cross_attention(
-        self, builder: GraphBuilder, query: str, cross: tuple[str, str], n_head: int
-    ) -> str:
-        return builder.node("MultiHeadAttention", query, *cross, domain=MICROSOFT, num_heads=n_head)
-
 
 class Standard:
     """Operators of the ONNX standard alone (opset 24)."""
@@ -119,12 +114,6 @@ class Standard:
             self._mask = self._causal_mask(builder, cache[0])
         mixed = builder.node("Attention", query, key, val, self._mask)
         return self._merge(builder, mixed, n_head), key, val
-
-    def cross_attention(
-        self, builder: GraphBuilder, query: str, cross: tuple[str, str], n_head: int
-    ) -> str:
-        mixed = builder.node("Attention", self._heads(builder, query, n_head), *cross)
-        return self._merge(builder, mixed, n_head)
 
 
 DIALECTS: Mapping[str, type[Contrib] | type[Standard]] = {

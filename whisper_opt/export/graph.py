@@ -4,21 +4,24 @@ Architecture: Radford et al. 2022 (arXiv:2212.04356) and whisper/model.py of ope
 Signatures (A audios, G hypotheses an audio, N = A * G rows, S new tokens, P wanted positions, C
 cache capacity, T encoder positions, H heads of 64):
 
-    encoder   mel f32 [A, n_mels, F] -> cross_k_i, cross_v_i f32 [A, H, T, 64]
-              (one pair a decoder layer)
-    decoder   tokens i64 [N, S], start i64 [N], at i64 [N, P],
-              self_k_i, self_v_i f32 [N, H, C, 64], cross_k_i, cross_v_i f32 [A, H, T, 64]
-              -> logits f32 [N, P, n_vocab], self_k_i_out, self_v_i_out f32 [N, H, C, 64]
+    encoder   mel f32 [A, n_mels, F] -> cross_k_i f32 [A, H, 64, T], cross_v_i f32 [A, H, T, 64]
+              (one pair a decoder layer; keys lie as the product with a query reads them)
+    decoder   tokens i64 [N, S], start i64 [N], at i64 [N, P], aligned i64 [Q],
+              self_k_i, self_v_i f32 [N, H, C, 64], cross_k_i, cross_v_i as above
+              -> logits f32 [N, P, n_vocab], self_k_i_out, self_v_i_out f32 [N, H, C, 64],
+                 attention f32 [A, n_heads, Q, T]
 
 ``start`` is the position of each row's first new token; ``at`` lists, for each row, the indices
 among the new tokens whose scores are wanted, the last of them being the row's last real token (what
 follows is padding). The self cache is written in place when one buffer is bound as input and
-output.
+output. ``aligned`` lists the new tokens whose cross-attention scores (before the softmax) are
+wanted, of the alignment heads in the order of layers: none in ordinary decoding, which then costs
+nothing; for word times N must equal A.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -119,11 +122,6 @@ class Dialect(Protocol):
     ) -> tuple[str, str, str]:
         """Append packed [N, S, 3 * n_state] to the cache and attend -> (mix, key', value')."""
 
-    def cross_attention(
-        self, builder: GraphBuilder, query: str, cross: tuple[str, str], n_head: int
-    ) -> str:
-        """Attend from [A, G * S, n_state] to the audio [A, H, T, 64] -> [A, G * S, n_state]."""
-
 
 def _norm(builder: GraphBuilder, linear: Linear, value: str, name: str) -> str:
     return builder.node(
@@ -186,16 +184,20 @@ def build_encoder(
     builder.scope("encoder.ln_post")
     cuts.append(value)
     value = _norm(builder, linear, value, "encoder.ln_post")
-    shape: list[int | str] = ["n_audio", dims.n_text_head, "n_ctx", HEAD_DIM]
     for i in range(dims.n_text_layer):
         builder.scope(f"decoder.blocks.{i}.cross_attn")
-        for kind, part in (("k", "key"), ("v", "value")):
+        for kind, part, order in (("k", "key", [0, 2, 3, 1]), ("v", "value", [0, 2, 1, 3])):
             name = f"decoder.blocks.{i}.cross_attn.{part}"
             heads = linear(value, name, bias=part == "value")
             heads = builder.reshape(heads, [0, 0, dims.n_text_head, HEAD_DIM])
-            heads = builder.transpose(heads, [0, 2, 1, 3])
-            builder.output(heads, f"cross_{kind}_{i}", _FLOAT, shape)
+            heads = builder.transpose(heads, order)
+            builder.output(heads, f"cross_{kind}_{i}", _FLOAT, _cross_shape(dims, kind))
     return builder.finish(dialect.opset, dialect.ir_version), cuts
+
+
+def _cross_shape(dims: ModelDims, kind: str) -> list[int | str]:
+    tail: list[int | str] = [HEAD_DIM, "n_ctx"] if kind == "k" else ["n_ctx", HEAD_DIM]
+    return ["n_audio", dims.n_text_head, *tail]
 
 
 def _fold(builder: GraphBuilder, value: str, n_audio: str, n_state: int) -> str:
@@ -206,26 +208,50 @@ def _fold(builder: GraphBuilder, value: str, n_audio: str, n_state: int) -> str:
     return builder.node("Reshape", value, shape)
 
 
+def _cross_attention(
+    builder: GraphBuilder, query: str, cross: tuple[str, str], n_head: int
+) -> tuple[str, str]:
+    """Attend from [A, G * S, n_state] to the audio -> mix of the same shape, scores [A, H, G*S, T].
+
+    Plain products in every dialect: a single query reads transposed keys once and in order, which
+    no attention operator of ONNX Runtime does on the CPU; and word times need the scores.
+    """
+    heads = builder.transpose(builder.reshape(query, [0, 0, n_head, HEAD_DIM]), [0, 2, 1, 3])
+    scaled = builder.node("Mul", heads, builder.constant(np.array(HEAD_DIM**-0.5, np.float32)))
+    scores = builder.node("MatMul", scaled, cross[0])
+    mixed = builder.node("MatMul", builder.node("Softmax", scores, axis=-1), cross[1])
+    merged = builder.reshape(builder.transpose(mixed, [0, 2, 1, 3]), [0, 0, n_head * HEAD_DIM])
+    return merged, scores
+
+
 def build_decoder(
-    dims: ModelDims, tensors: Mapping[str, Tensor], dialect: Dialect
+    dims: ModelDims,
+    tensors: Mapping[str, Tensor],
+    dialect: Dialect,
+    alignment_heads: Sequence[tuple[int, int]] | None = None,
 ) -> tuple[OnnxGraph, list[str]]:
     """The decoder over a fixed-capacity cache; one graph for prefill (S > 1) and steps (S = 1).
 
-    Arguments and return value as :func:`build_encoder`.
+    Arguments and return value as :func:`build_encoder`; ``alignment_heads`` are (layer, head) pairs
+    in the order of layers (default: :attr:`ModelDims.default_alignment_heads`).
     """
+    watched_heads = alignment_heads or dims.default_alignment_heads
     builder = GraphBuilder("whisper_decoder")
     linear = Linear(builder, tensors)
     rows = Rows(builder, dims)
     dialect.begin_decoder(builder, rows)
+    aligned = builder.input("aligned", _INT64, ["n_aligned"])
     head: list[int | str] = ["n_seq", dims.n_text_head, "capacity", HEAD_DIM]
-    audio: list[int | str] = ["n_audio", dims.n_text_head, "n_ctx", HEAD_DIM]
     layers = range(dims.n_text_layer)
     caches = [
         (builder.input(f"self_k_{i}", _FLOAT, head), builder.input(f"self_v_{i}", _FLOAT, head))
         for i in layers
     ]
     crosses = [
-        (builder.input(f"cross_k_{i}", _FLOAT, audio), builder.input(f"cross_v_{i}", _FLOAT, audio))
+        (
+            builder.input(f"cross_k_{i}", _FLOAT, _cross_shape(dims, "k")),
+            builder.input(f"cross_v_{i}", _FLOAT, _cross_shape(dims, "v")),
+        )
         for i in layers
     ]
     n_audio = builder.dim("cross_k_0", 0)
@@ -237,7 +263,7 @@ def build_decoder(
         builder.node("Gather", embedding, rows.tokens),
         builder.node("Gather", linear.vector("decoder.positional_embedding"), rows.positions),
     )
-    cuts, updated = [], []
+    cuts, updated, watched = [], [], []
     for i in layers:
         block = f"decoder.blocks.{i}"
         builder.scope(block)
@@ -250,7 +276,11 @@ def build_decoder(
         query = _fold(
             builder, linear(normed, f"{block}.cross_attn.query"), n_audio, dims.n_text_state
         )
-        mixed = dialect.cross_attention(builder, query, crosses[i], dims.n_text_head)
+        mixed, scores = _cross_attention(builder, query, crosses[i], dims.n_text_head)
+        chosen = [h for layer, h in watched_heads if layer == i]
+        if chosen:  # tokens first: where none are wanted, nothing is copied
+            scores = builder.node("Gather", scores, aligned, axis=2)
+            watched.append(builder.node("Gather", scores, builder.constant(chosen), axis=1))
         mixed = builder.node("Reshape", mixed, unfold)
         value = builder.node("Add", value, linear(mixed, f"{block}.cross_attn.out"))
         value = _mlp(builder, linear, dialect, value, block)
@@ -258,6 +288,9 @@ def build_decoder(
     cuts.append(value)
     logits = _head(builder, linear, rows, value, embedding, dims)
     builder.output(logits, "logits", _FLOAT, ["n_seq", "n_at", dims.n_vocab])
+    attention = builder.node("Concat", *watched, axis=1)
+    watched_shape: list[int | str] = ["n_audio", len(watched_heads), "n_aligned", "n_ctx"]
+    builder.output(attention, "attention", _FLOAT, watched_shape)
     for i, (key, val) in enumerate(updated):
         builder.output(key, f"self_k_{i}_out", _FLOAT, head)
         builder.output(val, f"self_v_{i}_out", _FLOAT, head)

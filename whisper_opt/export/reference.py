@@ -7,6 +7,7 @@ throughout; weights are read layer by layer and dropped.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import numpy as np
@@ -120,6 +121,17 @@ class Reference:
             audio: what :meth:`encode` returned.
             sequences: int64 [n] tokens each, from position 0.
         """
+        return self.decode(audio, sequences)[0]
+
+    def decode(
+        self, audio: F32, sequences: list[Int], heads: Sequence[tuple[int, int]] = ()
+    ) -> tuple[list[F32], list[F32]]:
+        """Scores as :meth:`logits`, and cross-attention scores before the softmax.
+
+        The latter are those of ``heads``, (layer, head) pairs in the order of layers:
+        [len(heads), len(tokens), n_ctx] a sequence.
+        """
+        watched: list[list[F32]] = [[] for _ in sequences]
         embedding = self._read("decoder.token_embedding.weight")
         positions = self._read("decoder.positional_embedding")
         states = [embedding[tokens] + positions[: len(tokens)] for tokens in sequences]
@@ -132,7 +144,16 @@ class Reference:
                 )
                 normed = self._norm(x, f"{block}.cross_attn_ln")
                 query = self._heads(self._linear(normed, f"{block}.cross_attn.query"))
+                watched[j].extend(
+                    query[:, head] @ key[:, head].T * np.float32(HEAD_DIM**-0.5)
+                    for layer, head in heads
+                    if layer == i
+                )
                 mixed = _attend(query, key, value, causal=False)
                 x = x + self._linear(mixed, f"{block}.cross_attn.out")
                 states[j] = x + self._mlp(x, block)
-        return [self._norm(x, "decoder.ln") @ embedding.T for x in states]
+        empty = np.zeros((0, 0, len(audio)), np.float32)
+        return (
+            [self._norm(x, "decoder.ln") @ embedding.T for x in states],
+            [np.stack(scores) if scores else empty for scores in watched],
+        )

@@ -44,6 +44,8 @@ class Parity:
         cross_scale: largest absolute value among them.
         logits_error: largest absolute error of the decoder's scores.
         logits_scale: largest absolute score.
+        attention_error: largest absolute error of the alignment heads' scores.
+        attention_scale: largest absolute value among them.
         openai_whisper: largest absolute difference from openai-whisper's scores; None where it is
             not installed.
     """
@@ -53,6 +55,8 @@ class Parity:
     cross_scale: float
     logits_error: float
     logits_scale: float
+    attention_error: float
+    attention_scale: float
     openai_whisper: float | None
 
     def to_dict(self) -> dict[str, Any]:
@@ -87,8 +91,14 @@ def verify(checkpoint: Checkpoint, encoder: PiecewiseGraph, decoder: PiecewiseGr
     _judge("cross-attention keys and values", cross_error, CROSS_TOLERANCE * cross_scale)
     sequences = _sequences(dims)
     found = _drive(decoder, cross, sequences, dims)
-    error, scale = _largest(zip(reference.logits(audio, sequences), found))
+    expected, watched = reference.decode(audio, sequences[:1], checkpoint.heads)
+    expected += reference.logits(audio, sequences[1:])
+    error, scale = _largest(zip(expected, found))
     _judge("decoder scores", error, LOGITS_TOLERANCE * scale)
+    attention_error, attention_scale = _largest(
+        zip(watched, [_attention(decoder, cross, sequences[0], dims)])
+    )
+    _judge("attention scores", attention_error, CROSS_TOLERANCE * attention_scale)
     oracle = openai_logits(checkpoint, mel, sequences)
     oracle_error = None
     if oracle is not None:
@@ -100,6 +110,8 @@ def verify(checkpoint: Checkpoint, encoder: PiecewiseGraph, decoder: PiecewiseGr
         cross_scale=cross_scale,
         logits_error=error,
         logits_scale=scale,
+        attention_error=attention_error,
+        attention_scale=attention_scale,
         openai_whisper=oracle_error,
     )
 
@@ -116,8 +128,9 @@ def _compare_cross(
 ) -> tuple[float, float]:
     def pairs() -> Any:
         for i in range(dims.n_text_layer):
-            for kind, expected in zip(("k", "v"), reference.cross(audio, i)):
-                yield expected.transpose(1, 0, 2), found[f"cross_{kind}_{i}"][0]
+            key, value = reference.cross(audio, i)
+            yield key.transpose(1, 2, 0), found[f"cross_k_{i}"][0]
+            yield value.transpose(1, 0, 2), found[f"cross_v_{i}"][0]
 
     return _largest(pairs())
 
@@ -127,12 +140,8 @@ def _drive(
 ) -> list[F32]:
     """Scores [len(sequence), n_vocab] after every token, as a session would get them."""
     n_seq = len(sequences)
-    shape = (n_seq, dims.n_text_head, 64, HEAD_DIM)
-    cache = {
-        f"self_{kind}_{i}": np.zeros(shape, np.float32)
-        for i in range(dims.n_text_layer)
-        for kind in ("k", "v")
-    }
+    cache = _empty_cache(n_seq, dims)
+    aligned = np.zeros(0, np.int64)
     prefill = np.array([len(sequence) - _STEPS for sequence in sequences], np.int64)
     tokens = np.zeros((n_seq, int(prefill.max())), np.int64)
     for padded, sequence, n in zip(tokens, sequences, prefill.tolist()):
@@ -142,7 +151,8 @@ def _drive(
     start = np.zeros(n_seq, np.int64)
     scores: list[list[F32]] = [[] for _ in sequences]
     for step in range(_STEPS + 1):
-        out = decoder.run({"tokens": tokens, "start": start, "at": at, **cross, **cache})
+        feeds = {"tokens": tokens, "start": start, "at": at, "aligned": aligned}
+        out = decoder.run({**feeds, **cross, **cache})
         for row, count in enumerate(prefill.tolist() if step == 0 else [1] * n_seq):
             scores[row].extend(out["logits"][row, :count])
         cache = {name: out[f"{name}_out"] for name in cache}
@@ -151,6 +161,31 @@ def _drive(
             tokens = np.array([[sequences[i][start[i]]] for i in range(n_seq)], np.int64)
             at = np.zeros((n_seq, 1), np.int64)
     return [np.stack(rows) for rows in scores]
+
+
+def _empty_cache(n_seq: int, dims: ModelDims) -> dict[str, NDArray]:
+    shape = (n_seq, dims.n_text_head, 64, HEAD_DIM)
+    return {
+        f"self_{kind}_{i}": np.zeros(shape, np.float32)
+        for i in range(dims.n_text_layer)
+        for kind in ("k", "v")
+    }
+
+
+def _attention(
+    decoder: PiecewiseGraph, cross: dict[str, NDArray], tokens: Int, dims: ModelDims
+) -> NDArray:
+    """Cross-attention scores [n_heads, n, n_ctx] of one sequence, as word times ask for them."""
+    order = np.arange(len(tokens))
+    feeds = {
+        "tokens": tokens[None],
+        "start": np.zeros(1, np.int64),
+        "at": order[None, -1:],
+        "aligned": order,
+    }
+    out = decoder.run({**feeds, **cross, **_empty_cache(1, dims)})
+    attention: NDArray = out["attention"][0]
+    return attention
 
 
 def _largest(pairs: Any) -> tuple[float, float]:

@@ -1,0 +1,321 @@
+"""Live hypotheses in ONNX Runtime: IO binding, a cache updated in place, capacity in buckets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from whisper_opt.arrays import F32, Int, NDArray
+from whisper_opt.dims import HEAD_DIM, ModelDims
+from whisper_opt.errors import EngineError
+from whisper_opt.protocol import Attention, Session
+from whisper_opt.topk import HostLogits
+
+__all__ = ["CAPACITIES", "OrtSession"]
+
+CAPACITIES = (64, 128, 256, 448)
+"""Cache sizes in positions: a step costs less in a small cache, and growing copies it once."""
+_NONE: Int = np.zeros(0, np.int64)
+
+
+class _Slots:
+    """Where logical rows sit: the decoder wants [A, G] rows, an equal number G for every audio.
+
+    Row r sits in slot ``of_row[r]``. Slots that no row owns repeat a row of their audio, or any
+    other where the audio has none; what they compute is thrown away.
+    """
+
+    def __init__(self, audio_of_row: Int, n_audio: int) -> None:
+        """``n_audio``: audios held in the cross buffers."""
+        members: list[list[int]] = [[] for _ in range(n_audio)]
+        for row, audio in enumerate(audio_of_row.tolist()):
+            members[audio].append(row)
+        self.group = max(map(len, members))
+        self.of_row = np.zeros(len(audio_of_row), np.int64)
+        owner = np.zeros(n_audio * self.group, np.int64)
+        for audio, rows in enumerate(members):
+            for place in range(self.group):
+                slot = audio * self.group + place
+                owner[slot] = rows[min(place, len(rows) - 1)] if rows else 0
+                if place < len(rows):
+                    self.of_row[rows[place]] = slot
+        self.owner = owner
+        """The row whose tokens and cache each slot carries."""
+        self.plain = np.array_equal(self.of_row, np.arange(len(owner)))
+        """Whether every slot is a row and they stand in order."""
+
+
+class _Buffers:
+    """Arrays that share their first axis, of which the first ``n`` entries are in use.
+
+    Entries move inside the buffers where possible: what is bound to the decoder stays valid until
+    the buffers have to grow.
+    """
+
+    def __init__(self, arrays: Sequence[F32], n: int) -> None:
+        self.arrays = list(arrays)
+        self.n = n
+
+    def views(self) -> list[F32]:
+        """The entries in use."""
+        return [array[: self.n] for array in self.arrays]
+
+    def resize(self, n: int, *, copy: bool = False) -> bool:
+        """Use n entries, new ones holding anything finite; ``copy``: in other arrays in any case.
+
+        Returns:
+            Whether the arrays are other ones than before.
+        """
+        room = len(self.arrays[0]) if self.arrays else n
+        if n <= room and not copy:
+            self.n = n
+            return False
+        room = n if n <= room else max(n, 2 * self.n)
+        for i, old in enumerate(self.arrays):
+            new = np.zeros((room, *old.shape[1:]), np.float32)
+            new[: self.n] = old[: self.n][:n]
+            self.arrays[i] = new
+        self.n = n
+        return True
+
+    def arrange(self, source: Int, used: int | None = None) -> bool:
+        """Entry i becomes old entry ``source[i]``, its first ``used`` positions (axis 2) at least.
+
+        Returns:
+            Whether the arrays are other ones than before.
+        """
+        n, old_n = len(source), self.n
+        grown = self.resize(max(n, old_n))
+        moved = np.flatnonzero(source != np.arange(n))
+        if len(moved):
+            for array in self.arrays:
+                # the right side is a copy, so that entries may change places
+                array[moved, :, :used] = array[source[moved], :, :used]
+        self.n = n
+        return grown
+
+
+class OrtSession:
+    """Live hypotheses of a few audios; see :class:`whisper_opt.protocol.Session`."""
+
+    def __init__(self, decoder: Any, dims: ModelDims, dialect: str, cross: Sequence[F32]) -> None:
+        """One empty row an audio of ``cross``, per layer keys then values."""
+        self._decoder = decoder
+        self._dims = dims
+        self._dialect = dialect
+        n_audio = len(cross[0])
+        self._cross = _Buffers(cross, n_audio)
+        self._own_cross = False  # the arrays are the caller's until they have to change
+        self._audio_of_row = np.arange(n_audio, dtype=np.int64)
+        self._length = np.zeros(n_audio, np.int64)
+        self._slots = _Slots(self._audio_of_row, n_audio)
+        self._cache = _Buffers((), n_audio)
+        self._capacity = 0
+        self._bindings: dict[tuple[int, ...], _Binding] = {}
+
+    def extend(self, tokens: Int, lengths: Int | None = None, at: Int | None = None) -> HostLogits:
+        n_seq, n_new = tokens.shape
+        if lengths is None:
+            lengths = np.full(n_seq, n_new, np.int64)
+        self._check_room(lengths)
+        self._drop_audios()
+        wanted = (lengths - 1)[:, None]
+        if at is not None:
+            wanted = np.concatenate([at, wanted], axis=1)
+        if n_new > 1 and self._dialect == "contrib" and self._length.any():
+            scores = self._one_by_one(tokens, lengths, wanted)
+        else:
+            self._reserve(int(self._length.max()) + n_new)
+            scores = self._run(tokens, self._length, wanted)
+        self._length = self._length + lengths
+        return HostLogits(scores)
+
+    def attention(self, tokens: Int, lengths: Int) -> Attention:
+        """All scores of a fresh session's first tokens, and its cross-attention with them."""
+        self._check_room(lengths)
+        n_new = tokens.shape[1]
+        self._reserve(n_new)
+        order = np.arange(n_new)
+        wanted = np.minimum(order[None], lengths[:, None] - 1)
+        logits = self._run(tokens, self._length, wanted, order)
+        return Attention(self._binding(n_new, n_new, n_new).attention, logits)
+
+    def _check_room(self, lengths: Int) -> None:
+        longest, limit = int((self._length + lengths).max()), self._dims.n_text_ctx
+        if longest > limit:
+            raise EngineError(f"a row would grow to {longest} tokens; the model holds {limit}")
+
+    def _one_by_one(self, tokens: Int, lengths: Int, wanted: Int) -> F32:
+        """Feed several tokens on top of a past as single steps, which every version does right."""
+        n_seq, n_new = tokens.shape
+        self._reserve(int(self._length.max()) + n_new)
+        scores = np.zeros((*wanted.shape, self._dims.n_vocab), np.float32)
+        zero = np.zeros((n_seq, 1), np.int64)
+        for step in range(n_new):
+            # a row that has no more tokens writes to its next free position, to be overwritten
+            start = self._length + np.minimum(step, lengths)
+            last = self._run(tokens[:, step : step + 1], start, zero)
+            for row, column in zip(*np.nonzero(wanted == step)):
+                scores[row, column] = last[row, 0]
+        return scores
+
+    def _run(self, tokens: Int, start: Int, wanted: Int, aligned: Int = _NONE) -> F32:
+        owner = self._slots.owner
+        binding = self._binding(tokens.shape[1], wanted.shape[1], len(aligned))
+        binding.tokens[...] = tokens[owner]
+        binding.start[...] = start[owner]
+        binding.at[...] = wanted[owner]
+        binding.aligned[...] = aligned
+        binding.run(self._decoder)
+        if self._slots.plain:
+            return binding.logits
+        return binding.logits[self._slots.of_row]
+
+    def _binding(self, n_new: int, n_at: int, n_aligned: int) -> _Binding:
+        shape = (n_new, n_at, n_aligned)
+        key = (self._cache.n, self._cross.n, *shape)
+        if key not in self._bindings:
+            self._bindings[key] = _Binding(
+                self._decoder, self._dims, shape, self._cross.views(), self._cache.views()
+            )
+        return self._bindings[key]
+
+    def _reserve(self, n: int) -> None:
+        """Make room for n positions in every row."""
+        if n <= self._capacity:
+            return
+        capacity = next((size for size in CAPACITIES if size >= n), -(-n // 64) * 64)
+        n_slots = len(self._slots.owner)
+        shape = (n_slots, self._dims.n_text_head, capacity, HEAD_DIM)
+        old, held = self._cache.views(), self._capacity
+        new = [np.zeros(shape, np.float32) for _ in range(2 * self._dims.n_text_layer)]
+        for array, past in zip(new, old):
+            array[:, :, :held] = past
+        self._cache = _Buffers(new, n_slots)
+        self._capacity = capacity
+        self._bindings.clear()
+
+    def gather(self, rows: Int) -> None:
+        if len(rows) == len(self._length) and (rows == np.arange(len(rows))).all():
+            return
+        before = self._slots
+        self._audio_of_row = self._audio_of_row[rows]
+        self._length = self._length[rows]
+        self._slots = _Slots(self._audio_of_row, self._cross.n)
+        self._rearrange(before.of_row[rows[self._slots.owner]])
+
+    def _rearrange(self, source: Int) -> None:
+        """Slot i takes the past of old slot ``source[i]``."""
+        if not self._cache.arrays:  # nothing was fed yet
+            self._cache.n = len(source)
+        elif self._cache.arrange(source, int(self._length.max(initial=0))):
+            self._bindings.clear()
+
+    def _dead(self) -> list[int]:
+        live = set(self._audio_of_row.tolist())
+        return [audio for audio in range(self._cross.n) if audio not in live]
+
+    def _drop_audios(self) -> None:
+        """Forget audios without rows once they are a quarter of what every step reads."""
+        dead = self._dead()
+        if 4 * len(dead) < self._cross.n or not dead:
+            return
+        n_live = self._cross.n - len(dead)
+        # the last audios move into the holes
+        source = np.arange(n_live)
+        holes = [audio for audio in dead if audio < n_live]
+        source[holes] = [audio for audio in range(n_live, self._cross.n) if audio not in dead]
+        position = {int(old): new for new, old in enumerate(source)}
+        before = self._slots
+        if self._own_cross:
+            self._cross.arrange(source)
+        else:
+            self._cross = _Buffers([array[source] for array in self._cross.arrays], n_live)
+            self._own_cross = True
+            self._bindings.clear()
+        self._audio_of_row = np.array([position[a] for a in self._audio_of_row.tolist()], np.int64)
+        self._slots = _Slots(self._audio_of_row, n_live)
+        self._rearrange(before.of_row[self._slots.owner])
+
+    def append(self, other: Session) -> None:
+        if not isinstance(other, OrtSession) or other._decoder is not self._decoder:
+            raise EngineError("only a session of the same backend can be appended")
+        place = self._admit(other)
+        n_rows, used = len(self._length), int(other._length.max(initial=0))
+        self._reserve(used)
+        before = self._slots
+        self._audio_of_row = np.concatenate([self._audio_of_row, place[other._audio_of_row]])
+        self._length = np.concatenate([self._length, other._length])
+        self._slots = _Slots(self._audio_of_row, self._cross.n)
+        owner = self._slots.owner
+        mine = owner < n_rows
+        source = np.arange(len(owner)) % max(self._cache.n, 1)  # anything, for rows to come
+        source[mine] = before.of_row[owner[mine]]
+        self._rearrange(source)
+        joined = np.flatnonzero(~mine)
+        source = other._slots.of_row[owner[joined] - n_rows]
+        for array, past in zip(self._cache.arrays, other._cache.arrays):
+            array[joined, :, :used] = past[source, :, :used]
+        other.close()
+
+    def _admit(self, other: OrtSession) -> Int:
+        """Copy the other session's audios in, into holes first; returns where each one lies."""
+        dead, n_old, n_new = self._dead(), self._cross.n, other._cross.n
+        n_more = max(n_new - len(dead), 0)
+        place = np.array([*dead[:n_new], *range(n_old, n_old + n_more)], np.int64)
+        if self._cross.resize(n_old + n_more, copy=not self._own_cross):
+            self._bindings.clear()
+        self._own_cross = True
+        for array, heard in zip(self._cross.arrays, other._cross.views()):
+            array[place] = heard
+        return place
+
+    def close(self) -> None:
+        self._bindings.clear()
+        self._cache = _Buffers((), 0)
+        self._cross = _Buffers((), 0)
+
+
+class _Binding:
+    """Buffers bound to the decoder once, for one shape of call; only their contents change."""
+
+    def __init__(
+        self,
+        decoder: Any,
+        dims: ModelDims,
+        shape: tuple[int, int, int],
+        cross: Sequence[F32],
+        cache: Sequence[F32],
+    ) -> None:
+        """``shape``: n_new, n_at and n_aligned of the call."""
+        n_seq, (n_new, n_at, n_aligned) = len(cache[0]), shape
+        self.tokens = np.zeros((n_seq, n_new), np.int64)
+        self.start = np.zeros(n_seq, np.int64)
+        self.at = np.zeros((n_seq, n_at), np.int64)
+        self.aligned = np.zeros(n_aligned, np.int64)
+        self.logits = np.zeros((n_seq, n_at, dims.n_vocab), np.float32)
+        watched = next(o.shape for o in decoder.get_outputs() if o.name == "attention")
+        heard = cross[0].shape
+        self.attention = np.zeros((heard[0], watched[1], n_aligned, heard[3]), np.float32)
+        self._io = decoder.io_binding()
+        self._keep = (tuple(cross), tuple(cache))  # bound by address: must outlive the binding
+        for name in ("tokens", "start", "at", "aligned"):
+            self._input(name, getattr(self, name))
+        names = [(i, kind) for i in range(dims.n_text_layer) for kind in ("k", "v")]
+        for (i, kind), held, audio in zip(names, cache, cross):
+            self._input(f"self_{kind}_{i}", held)
+            self._output(f"self_{kind}_{i}_out", held)
+            self._input(f"cross_{kind}_{i}", audio)
+        self._output("logits", self.logits)
+        self._output("attention", self.attention)
+
+    def _input(self, name: str, array: NDArray) -> None:
+        self._io.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+
+    def _output(self, name: str, array: NDArray) -> None:
+        self._io.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+
+    def run(self, decoder: Any) -> None:
+        decoder.run_with_iobinding(self._io)
