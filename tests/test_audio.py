@@ -18,7 +18,7 @@ import soundfile
 import soxr
 
 from whisper_opt.arrays import F32, NDArray
-from whisper_opt.audio import load_audio
+from whisper_opt.audio import STREAM_BLOCK, load_audio, open_audio
 from whisper_opt.errors import AudioError
 
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="POSIX permissions and pipes")
@@ -285,6 +285,119 @@ def test_memory_is_the_result_and_little_more(tmp_path: pathlib.Path) -> None:
     finally:
         tracemalloc.stop()
     assert peak < 1.25 * samples.nbytes + 3_000_000
+
+
+# Streams
+
+
+@pytest.mark.parametrize("rate", [1_000, 8_000, 16_000, 44_100, 96_000])
+@pytest.mark.parametrize("kind", ["array", "wav", "pyav"])
+def test_a_stream_gives_the_samples_of_the_whole_in_even_blocks(
+    rate: int, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = sound(9.5, rate, 2)
+    given: Any = samples if kind == "array" else wav(samples, rate)
+    if kind == "pyav":
+        monkeypatch.setitem(sys.modules, "soundfile", None)
+    at = {"sample_rate": rate} if kind == "array" else {}
+    expected = load_audio(given, **at)
+    with open_audio(given, **at) as stream:
+        assert stream.duration == pytest.approx(9.5)
+        blocks = list(stream)
+    assert [len(block) for block in blocks] == [STREAM_BLOCK, STREAM_BLOCK, len(expected) % 64_000]
+    assert all(block.dtype == np.float32 for block in blocks)
+    assert not any(np.shares_memory(block, samples) for block in blocks)
+    np.testing.assert_array_equal(np.concatenate(blocks), expected)
+
+
+def test_a_stream_of_less_than_a_block() -> None:
+    (block,) = open_audio(sound(0.5))
+    np.testing.assert_array_equal(block, sound(0.5))
+
+
+@pytest.mark.parametrize(("format", "codec"), [("ipod", "aac"), ("webm", "libopus")])
+def test_duration_by_the_header_of_a_container(format: str, codec: str) -> None:
+    file = io.BytesIO()
+    encode_av(file, sound(3.0, 48_000), 48_000, format, codec, {})
+    with open_audio(file.getvalue()) as stream:
+        assert stream.duration == pytest.approx(3.0, abs=0.1)
+
+
+@pytest.mark.parametrize("format", ["FLAC", "MP3", "OGG"])
+def test_duration_by_the_header_of_a_file(format: str) -> None:
+    with open_audio(encode(sound(3.0), 16_000, format)) as stream:
+        assert stream.duration == pytest.approx(3.0, abs=0.15)
+
+
+def test_what_is_no_sound_is_refused_when_it_is_opened() -> None:
+    refused: list[tuple[Any, str]] = [
+        (np.zeros(0, np.float32), "no samples"),
+        (wav(np.zeros(0, np.float32)), "no samples"),
+        (np.zeros(10, np.complex64), "complex64"),
+        (b"????" * 100, "cannot be decoded"),
+    ]
+    for source, message in refused:
+        with pytest.raises(AudioError, match=message):
+            open_audio(source)
+
+
+def test_damage_further_on_ends_a_stream_there() -> None:
+    samples = sound(20.0)
+    samples[200_000] = np.nan
+    stream = open_audio(wav(samples))
+    np.testing.assert_array_equal(next(stream), samples[:STREAM_BLOCK])
+    with pytest.raises(AudioError, match="NaN"):
+        for _ in stream:
+            pass
+    assert list(stream) == []
+
+
+def test_closing_a_stream_gives_the_file_back(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "sound.wav"
+    path.write_bytes(wav(sound(20.0)))
+    folder = pathlib.Path("/proc/self/fd")
+    if not folder.is_dir():
+        pytest.skip("no list of open files here")
+
+    def is_open() -> bool:
+        return any(os.path.realpath(link) == str(path) for link in folder.iterdir())
+
+    for leave in ("close", "with", "end"):
+        stream = open_audio(path)
+        assert is_open(), leave
+        if leave == "close":
+            stream.close()
+            assert list(stream) == []
+        elif leave == "with":
+            with stream:
+                next(stream)
+        else:
+            list(stream)
+        assert not is_open(), leave
+
+
+def test_a_stream_holds_a_block_not_the_recording(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "long.flac"
+    soundfile.write(path, np.zeros((3_200_000, 2), np.int16), 16_000)  # 200 s, 12.8 MB
+    load_audio(path)
+    tracemalloc.start()
+    try:
+        with open_audio(path) as stream:
+            assert sum(map(len, stream)) == 3_200_000
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 3_000_000
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_another_decoder_takes_over_before_the_first_block_only(parts: int) -> None:
+    """libsndfile would read only the first of two: what it gave would be lost or doubled."""
+    data = encode(sound(8.0), 16_000, "OGG") * parts
+    with open_audio(data) as stream:
+        blocks = list(stream)
+    np.testing.assert_array_equal(np.concatenate(blocks), load_audio(data))
+    assert sum(map(len, blocks)) == pytest.approx(parts * 8.0 * 16_000, abs=4_000)
 
 
 # Arrays

@@ -407,6 +407,23 @@ def test_vad_options_are_those_of_vad() -> None:
         assert (ours.default, ours.metadata) == (theirs.default, theirs.metadata)
 
 
+def test_options_for_speech_are_the_same_but_for_how_it_is_found() -> None:
+    given = TranscribeOptions(
+        strategy="batched", vad="cut", vad_threshold=0.3, beam_size=5, batch_size=2, language="de"
+    )
+    found = given.for_speech((1.0, 2.0))
+    assert found.vad_mode == "off"
+    assert (found.strategy, found.conditions, found.clip_timestamps) == (
+        "sequential",
+        False,
+        (1.0, 2.0),
+    )
+    assert (found.beam_size, found.batch_size, found.language) == (5, 2, "de")
+    assert TranscribeOptions(clip_timestamps=[3.0]).for_speech() == TranscribeOptions(
+        condition_on_previous_text=True, vad="off"
+    )
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [(0, (0.0,)), (0.5, (0.5,)), ((0, 1), (0.0, 1.0)), ([0.2], (0.2,)), (iter([0, 1]), (0.0, 1.0))],

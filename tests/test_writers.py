@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import io
 import json
 import os
 import pathlib
@@ -11,6 +12,7 @@ import re
 import sys
 from typing import Any
 
+import av
 import pytest
 
 from whisper_opt import writers
@@ -195,7 +197,8 @@ def test_lrc() -> None:
         )
     )
     assert text == (
-        "[00:00.00]one\n[01:00.00] [Music]\n[01:01.25]two lines\n[100:00.00]an hour --> later\n"
+        "[00:00.00]one\n[01:00.00]\u2060[Music]\n[01:01.25]two lines\n"
+        "[100:00.00]an hour --> later\n"
     )
 
 
@@ -327,6 +330,41 @@ def test_dict_has_the_keys_of_the_reference_in_order() -> None:
     assert list(result["segments"][0]) == keys
     assert list(result["segments"][1]) == [*keys, "words"]
     assert list(result["segments"][1]["words"][0]) == ["word", "start", "end", "probability"]
+
+
+def read_by_ffmpeg(text: str, format: str) -> list[tuple[float, float, str]]:
+    """Start, length and text of what FFmpeg's reader of the format finds."""
+    with av.open(io.BytesIO(text.encode("utf-8")), format=format) as container:
+        packets = [packet for packet in container.demux() if packet.size]
+    return [
+        (
+            float((packet.pts or 0) * packet.time_base),
+            float((packet.duration or 0) * packet.time_base),
+            bytes(packet).decode("utf-8").rstrip("\n"),
+        )
+        for packet in packets
+    ]
+
+
+TEXTS = ["one, two", "[Music]", "a {\\b1} C:\\New", "我们", "1:00 <00:01.00> Dialogue: 0,"]
+
+
+def test_ffmpeg_reads_lrc() -> None:
+    segments = [segment(text, 50.5 * i, 50.5 * i + 1) for i, text in enumerate(TEXTS)]
+    found = read_by_ffmpeg(writers.to_lrc(transcript(*segments)), "lrc")
+    assert [(start, text.lstrip("\u2060")) for start, _, text in found] == [
+        (50.5 * i, text) for i, text in enumerate(TEXTS)
+    ]
+
+
+def test_ffmpeg_reads_ass() -> None:
+    segments = [segment(text, 5000.5 * i, 5000.5 * i + 1.25) for i, text in enumerate(TEXTS)]
+    found = read_by_ffmpeg(writers.to_ass(transcript(*segments)), "ass")
+    assert [(start, length) for start, length, _ in found] == [
+        (5000.5 * i, 1.25) for i in range(len(TEXTS))
+    ]
+    texts = [text.split(",", maxsplit=8)[8] for _, _, text in found]  # after the style and margins
+    assert [re.sub(r"\\([{}])|\u2060", r"\1", text) for text in texts] == TEXTS
 
 
 # Files

@@ -38,7 +38,7 @@ class VadOptions:
     """
 
     threshold: float = option(
-        0.5, "number", "probability from which a frame is speech", low=0, high=1, metavar="P"
+        0.35, "number", "probability from which a frame is speech", low=0, high=1, metavar="P"
     )
     min_speech_duration: float = option(
         0.1,
@@ -75,6 +75,16 @@ class VadOptions:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.min_speech_duration > self.max_speech_duration:
+            raise OptionError(
+                f"min_speech_duration is {self.min_speech_duration}; expected at most"
+                f" max_speech_duration ({self.max_speech_duration})"
+            )
+        if self.max_speech_duration <= 2 * self.speech_pad + 0.1:
+            raise OptionError(
+                f"max_speech_duration is {self.max_speech_duration}; expected more than twice"
+                f" speech_pad ({self.speech_pad}), which is part of every stretch"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +96,7 @@ class SubtitleOptions:
     """
 
     highlight_words: bool = option(
-        False, "flag", "underline each word of a subtitle (srt, vtt, ass) as it is spoken"
+        False, "flag", "mark each word as it is spoken: underlined in srt and vtt, karaoke in ass, timed in lrc"
     )
     max_line_width: Union[int, None] = option(
         None, "integer", "characters in a line of a subtitle at most", low=1, metavar="N"
@@ -223,7 +233,7 @@ class TranscribeOptions:
         "beam search ends when beam_size * patience answers are complete; default: 1",
         metavar="FACTOR",
         low=0,
-        high=math.inf,
+        high=1000,
     )
     length_penalty: Union[float, None] = option(
         None,
@@ -436,6 +446,7 @@ class TranscribeOptions:
                 )
 
     def _check_strategy(self) -> None:
+        self.vad_options  # noqa: B018 - checks their ranges together
         if self.strategy == "batched":
             if self.condition_on_previous_text:
                 raise OptionError(

@@ -118,7 +118,8 @@ def to_lrc(transcript: Transcript, options: SubtitleOptions = PLAIN) -> str:
 
     ``highlight_words`` writes the enhanced form, which has ``<mm:ss.xx>`` before each word and
     after the last. Minutes go beyond 99, as the format has no hours. Cues without text are left
-    out, and a text that begins with a bracket is set apart from the time by a space.
+    out. Before a text that begins with a bracket stands U+2060, which is invisible: otherwise
+    players take the bracket for that of a time.
 
     The format has no standard; this is the simple and the enhanced ("A2") one as described at
     https://en.wikipedia.org/wiki/LRC_(file_format).
@@ -299,7 +300,7 @@ def _spoken(line: list[Word]) -> Iterator[list[Word]]:
 def _lyrics(line: list[Word], timed: bool) -> str:
     if not timed:
         text = _one_line("".join(word.word for word in line)).strip()
-        return f" {text}" if text.startswith("[") else text
+        return f"\u2060{text}" if text.startswith("[") else text
     parts: list[str] = []
     for word in line:
         text = word.word.lstrip()

@@ -392,3 +392,142 @@ def test_any_sequence_of_calls_equals_starting_over(
             lengths, at = what
             rows.extend(lengths, np.array(at, np.int64))
     rows.session.close()
+
+
+# --- sessions that join -------------------------------------------------------------------------
+
+
+class Fed:
+    """A session and what each of its rows was fed."""
+
+    def __init__(self, backend: Backend, truth: Truth, audios: Sequence[int], seed: int) -> None:
+        self.truth = truth
+        self.rows = list(zip(audios, draw(seed, *(3 + 2 * i for i in range(len(audios))))))
+        self.session = backend.open(backend.encode(mels(4)).take(audios))
+        self.check(last(self.session, *pad([tokens for _, tokens in self.rows])))
+
+    def check(self, found: F32) -> None:
+        assert len(found) == len(self.rows)
+        for scores, (audio, tokens) in zip(found, self.rows):
+            close(scores, self.truth(audio, tokens)[-1])
+
+    def step(self, seed: int) -> None:
+        new = np.random.default_rng(seed).integers(0, DIMS.n_vocab, (len(self.rows), 1))
+        self.rows = [(a, np.append(tokens, n)) for (a, tokens), n in zip(self.rows, new)]
+        self.check(last(self.session, new))
+
+    def gather(self, *rows: int) -> None:
+        self.rows = [self.rows[row] for row in rows]
+        self.session.gather(np.array(rows))
+
+    def append(self, other: Fed) -> None:
+        self.rows += other.rows
+        self.session.append(other.session)
+
+
+def test_appended_rows_are_as_if_alone(backend: Backend) -> None:
+    truth = Truth(backend, 4)
+    rows = Fed(backend, truth, [0, 1], 20)
+    rows.step(1)
+    rows.append(Fed(backend, truth, [2, 3], 21))
+    rows.step(2)
+    rows.gather(3, 0)
+    rows.step(3)
+    rows.append(Fed(backend, truth, [1], 22))
+    rows.step(4)
+
+
+def test_appended_hypotheses_keep_their_audio(backend: Backend) -> None:
+    truth = Truth(backend, 4)
+    rows = Fed(backend, truth, [0], 23)
+    rows.gather(0, 0, 0)
+    rows.step(1)
+    other = Fed(backend, truth, [3, 2], 24)
+    other.gather(0, 0, 1)
+    rows.append(other)
+    rows.step(2)
+    rows.gather(2, 2, 5, 4, 3)
+    rows.step(3)
+    rows.append(Fed(backend, truth, [1, 1], 25))
+    rows.step(4)
+
+
+def test_what_was_encoded_outlives_a_session_that_grew(backend: Backend) -> None:
+    """The audio of a window is needed again when it falls back; sessions must not write to it."""
+    truth = Truth(backend, 4)
+    encoded = backend.encode(mels(4)).take([0, 1])
+    (tokens,) = draw(26, 5)
+    for _ in range(2):
+        session = backend.open(encoded)
+        close(last(session, [tokens, tokens])[1], truth(1, tokens)[-1])
+        session.append(Fed(backend, truth, [2], 27).session)
+        session.gather(np.array([2, 1]))
+        session.append(Fed(backend, truth, [3, 0], 28).session)
+        last(session, [[1], [2], [3], [4]])
+        session.gather(np.array([3]))
+        last(session, [[1]])
+        session.close()
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_any_order_of_coming_and_going(backend: Backend, data: st.DataObject) -> None:
+    truth = Truth(backend, 4)
+    rows = Fed(backend, truth, data.draw(st.lists(st.integers(0, 3), min_size=1, max_size=3)), 30)
+    for step in range(4):
+        what = data.draw(st.sampled_from(["append", "gather", "step"]))
+        n = len(rows.rows)
+        if what == "append" and n < 6:
+            audios = data.draw(st.lists(st.integers(0, 3), min_size=1, max_size=3))
+            other = Fed(backend, truth, audios, 31 + step)
+            rows.append(other)
+        elif what == "gather":
+            rows.gather(*data.draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=6)))
+        rows.step(step)
+
+
+def test_only_sessions_of_the_same_backend_join(backend: Backend) -> None:
+    class Other:
+        pass
+
+    session = opened(backend, 1)
+    with pytest.raises(EngineError, match="session"):
+        session.append(Other())  # type: ignore[arg-type]
+
+
+# --- where the model listens --------------------------------------------------------------------
+
+
+def test_attention_is_that_of_each_audio_alone(backend: Backend) -> None:
+    encoded = backend.encode(mels(3))
+    sequences = draw(40, 9, 4, 6)
+    tokens, lengths = pad(sequences)
+    together = backend.attention(encoded, tokens, lengths)
+    assert together.scores.shape[0] == 3
+    assert together.scores.shape[2] == tokens.shape[1]
+    assert together.logits.shape == (*tokens.shape, DIMS.n_vocab)
+    truth = Truth(backend, 3)
+    for audio, sequence in enumerate(sequences):
+        n = len(sequence)
+        alone = backend.attention(encoded.take([audio]), sequence[None], np.array([n]))
+        close(alone.scores[0], together.scores[audio, :, :n])
+        close(together.logits[audio, :n], truth(audio, sequence))
+
+
+def test_attention_differs_between_audios_and_pasts(backend: Backend) -> None:
+    encoded = backend.encode(mels(2))
+    (tokens,) = draw(41, 8)
+    changed = tokens.copy()
+    changed[2] ^= 1
+    both = np.stack([tokens, tokens])
+    scores = backend.attention(encoded, both, np.array([8, 8])).scores
+    other = backend.attention(encoded, np.stack([changed, changed]), np.array([8, 8])).scores
+    assert np.abs(scores[0] - scores[1]).max() > 100 * TOLERANCE
+    close(other[:, :, :2], scores[:, :, :2])
+    assert np.abs(other[:, :, 2:] - scores[:, :, 2:]).max() > 100 * TOLERANCE
+
+
+def test_attention_past_the_context_is_refused(backend: Backend) -> None:
+    tokens = np.zeros((1, N_CTX + 1), np.int64)
+    with pytest.raises(EngineError, match=f"the model holds {N_CTX}"):
+        backend.attention(backend.encode(mels(1)), tokens, np.array([N_CTX + 1]))

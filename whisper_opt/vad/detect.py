@@ -43,7 +43,7 @@ class SpeechDetector:
         """Speech in a recording that is at hand as a whole; F32 [n] at 16 kHz.
 
         Returns:
-            Spans in order, apart from one another, within the recording.
+            Spans in order, not overlapping, within the recording.
 
         Raises:
             AudioError, BackendUnavailable: see :meth:`probabilities`.
@@ -67,7 +67,7 @@ def detect_speech(
         options: see :class:`whisper_opt.options.VadOptions`.
 
     Returns:
-        Spans in order, apart from one another, within the recording.
+        Spans in order, not overlapping, within the recording.
 
     Raises:
         AudioError: the recording cannot be read.

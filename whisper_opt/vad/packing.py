@@ -35,7 +35,7 @@ def pack(spans: Iterable[Span], longest: int, *, max_gap: int | None = None) -> 
     parts.
 
     Args:
-        spans: in order and apart from one another; read as they are needed.
+        spans: in order, not overlapping; read as they are needed.
         longest: samples a stretch may have, from the start of its first span to the end of its
             last.
         max_gap: silences of more samples are not bridged; None bridges any.
@@ -61,7 +61,8 @@ def cut(
     ``max_speech_duration``.
 
     Args:
-        blocks: F32 [n] at 16 kHz, such as an :class:`whisper_opt.audio.AudioStream`.
+        blocks: F32 [n] at 16 kHz that stay as they are, such as an
+            :class:`whisper_opt.audio.AudioStream`.
         detector: finds the speech.
         longest: see :func:`pack`.
         max_gap: see :func:`pack`.
