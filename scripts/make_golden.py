@@ -346,12 +346,13 @@ class Part:
 
 
 def wanted_clips(args: argparse.Namespace, name: str, config: str) -> list[str]:
-    """Ids to transcribe, the shortest clips first; for ``-nocond`` only those of more windows."""
+    """Ids to transcribe, shortest clips first, copies last; ``-nocond``: more than one window."""
     ids = [i for i in golden.wanted(name, config) if i not in EXCLUDED]
     if config.endswith("-nocond"):
         plain = read_file(args.out / f"{name}-{config[: -len('-nocond')]}.json.gz")
         ids = [i for i in ids if i not in plain or len(plain[i]["windows"]) > 1]
-    return sorted(ids, key=lambda i: golden.clip(i).duration_s)
+    found = sorted(map(golden.clip, ids), key=lambda clip: clip.duration_s)
+    return [clip.id for clip in sorted(found, key=lambda clip: clip.kind == "format-variant")]
 
 
 def write_file(

@@ -11,6 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.align_cases import VOCAB as ALIGN_VOCAB
+from tests.align_cases import golden as align_golden
 from tests.conftest import model_dir
 from tests.models import random_dims, tokenizer_json
 from whisper_opt.dims import ModelDims
@@ -316,3 +318,57 @@ def test_merges_out_of_order_are_refused() -> None:
 def test_the_tokenizer_of_another_model_is_refused(dims: ModelDims) -> None:
     with pytest.raises(EngineError, match="another model"):
         Vocab(tokenizer_json(DIMS), dims)
+
+
+# --- words ----------------------------------------------------------------------------------------
+
+
+def check_splits(vocab: Vocab, name: str) -> None:
+    cases = align_golden()["splits"][name]
+    assert len(cases) > 60
+    for language, words, parts in cases:
+        tokens = [token for part in parts for token in part]
+        assert vocab.split_words(tokens, language) == (words, parts)
+
+
+def test_words_equal_the_reference() -> None:
+    check_splits(ALIGN_VOCAB, "small")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REAL)
+def test_words_of_real_tokenizers_equal_the_reference(name: str) -> None:
+    check_splits(real(name), name)
+
+
+@settings(derandomize=True, deadline=None, max_examples=200)
+@given(st.lists(st.integers(0, 400), max_size=12), st.sampled_from(["en", "ja"]))
+def test_no_token_is_lost_between_words(tokens: list[int], language: str) -> None:
+    words, parts = small().split_words(tokens, language)
+    assert [token for part in parts for token in part] == tokens
+    assert "".join(words) == small().decode(tokens)
+    assert [small().decode(part) for part in parts] == words
+
+
+def test_words_of_broken_text() -> None:
+    """The reference loses all that follows half a character that was split in two tokens."""
+    sun = small().encode("日")
+    tokens = [*small().encode(" a"), *sun[:2], *small().encode(" b"), *sun, sun[0]]
+    for language, expected in {
+        "en": [" a\ufffd", " b日\ufffd"],
+        "zh": [" a", "\ufffd", " b", "日", "\ufffd"],
+    }.items():
+        words, parts = small().split_words(tokens, language)
+        assert words == expected
+        assert [token for part in parts for token in part] == tokens
+
+
+def test_where_words_begin() -> None:
+    def words(text: str) -> list[str]:
+        return small().split_words(small().encode(text), "en")[0]
+
+    assert words("so it is") == ["so", " it", " is"]
+    assert words(" so, it(is).") == [" so", ",", " it", "(is", ")", "."]
+    assert words(" so\n\nit") == [" so", "\n", "\nit"]
+    assert words(" “so”") == [" “so”"]  # only ASCII punctuation
+    assert words("") == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -99,6 +100,33 @@ def test_the_words_of_no_text() -> None:
     assert found == segment(1.0, 2.0, words=())
 
 
+def fitted(given: Segment, *timings: WordTiming) -> Segment:
+    """With the words of ``timings``; speech has just ended."""
+    tokens = tuple(token for timing in timings for token in timing.tokens)
+    (found,) = add_words(
+        [dataclasses.replace(given, tokens=tokens)],
+        timings,
+        eot=VOCAB.eot,
+        offset=0.0,
+        last_speech=given.start,
+        prepended="",
+        appended="",
+    )
+    return found
+
+
+def test_an_outer_word_half_a_second_too_long_is_cut_to_the_segment() -> None:
+    found = fitted(segment(1.0, 3.0), timing(" so", 0.46, 1.4), timing(" it", 1.4, 3.54))
+    assert (found.start, found.end) == (1.0, 3.0)
+    assert found.words == (Word(0.7, 1.4, " so", 0.9), Word(1.4, 3.0, " it", 0.9))
+
+
+def test_a_segment_follows_words_that_are_near() -> None:
+    found = fitted(segment(1.0, 3.0), timing(" so", 0.52, 1.4), timing(" it", 1.4, 3.48))
+    assert (found.start, found.end) == (0.52, 3.48)
+    assert found.words == (Word(0.52, 1.4, " so", 0.9), Word(1.4, 3.48, " it", 0.9))
+
+
 # --- made-up text ---------------------------------------------------------------------------------
 
 
@@ -154,6 +182,13 @@ def test_doubtful_text_between_silences_is_dropped() -> None:
     # more of the same after it is as good as silence
     doubtful = spoken((21.0, 21.1, 0.1))
     assert skip_silence([real, made_up, doubtful], BOUNDS, 4.0, 9.0) == ([real], 2000)
+
+
+def test_near_the_beginning_of_the_recording_doubtful_text_counts_as_alone() -> None:
+    bounds = Bounds(start=0.0, sound_end=30.0, end=30.0, recording_end=100.0)
+    real, made_up = spoken((1.0, 2.5, 0.9)), spoken((3.0, 3.1, 0.1))
+    assert skip_silence([real, made_up], bounds, 4.0, 0.0) == ([real], 300)
+    assert skip_silence([real, made_up], bounds, 2.9, 0.0) == ([real, made_up], None)
 
 
 def test_at_the_edges_of_a_window_doubtful_text_counts_as_alone() -> None:

@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Callable, TypeVar
 
@@ -14,7 +13,7 @@ from tqdm import tqdm
 
 from whisper_opt.errors import OptionError, WhisperOptError
 from whisper_opt.languages import LANGUAGES
-from whisper_opt.model import Stream, Whisper
+from whisper_opt.model import Whisper
 from whisper_opt.options import SubtitleOptions, TranscribeOptions
 from whisper_opt.results import Segment, Transcript
 from whisper_opt.subtitles import given
@@ -230,71 +229,134 @@ def _targets(sources: list[str], folder: Path, formats: tuple[str, ...]) -> list
 def _transcribe(args: argparse.Namespace) -> int:
     options = _from(args, TranscribeOptions)
     outputs = _outputs(args, options)
-    failed = 0
+    run = _one if len(outputs) == 1 else _several
     with Whisper.load(args.engine, threads=args.threads) as model:
-        for source, output in zip(args.audio, outputs):
-            failed += not _transcribed(model, source, output, options)
+        failed = run(model, args.audio, outputs, options)
     if failed and len(outputs) > 1:
         complain(f"{failed} of {len(outputs)} recordings failed")
     return 1 if failed else 0
 
 
-def _transcribed(model: Whisper, source: str, output: Output, options: TranscribeOptions) -> bool:
-    """Transcribe one of several recordings: one that cannot be read must not stop the others."""
+class _Bar:
+    """Seconds of sound done, on a terminal."""
+
+    def __init__(self, name: str) -> None:
+        self._tqdm = tqdm(
+            unit="s",
+            desc=name,
+            disable=None,
+            leave=False,
+            bar_format="{desc}: {percentage:3.0f}% {bar} {n:.0f}/{total:.0f} s of audio",
+        )
+
+    def show(self, done: float, total: float) -> None:
+        self._tqdm.total, self._tqdm.n = total, done
+        self._tqdm.refresh()
+
+    def print(self, text: str) -> None:
+        self._tqdm.clear()
+        print(text, flush=True)
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._tqdm.close()
+
+
+def _one(
+    model: Whisper, sources: list[str], outputs: list[Output], options: TranscribeOptions
+) -> int:
+    """Transcribe the only recording; its segments are listed as they come."""
+    (source,), (output,) = sources, outputs
+    begin = time.perf_counter()
     try:
-        _transcribe_one(model, source, output, options)
+        with _Bar(Path(source).name) as bar:
+            stream = model.stream(source, options=options, on_progress=bar.show)
+            for segment in stream:
+                if not output.formats and segment.text:
+                    bar.print(_line(segment))
+            transcript = stream.transcript()
+        output.save(transcript)
     except OptionError:
         raise
     except WhisperOptError as error:
-        complain(error if source in str(error) else f"{source}: {error}")
+        _complain_of(source, error)
+        return 1
+    print(_summary(source, output, transcript, time.perf_counter() - begin), file=sys.stderr)
+    return 0
+
+
+def _several(
+    model: Whisper, sources: list[str], outputs: list[Output], options: TranscribeOptions
+) -> int:
+    """Transcribe recordings side by side; one that cannot be read does not stop the others."""
+    begin = time.perf_counter()
+    done: dict[int, float] = {}
+    totals: dict[int, float] = {}
+    found: dict[int, Transcript | WhisperOptError] = {}
+    failed, shown, sound = 0, 0, 0.0
+    with _Bar(f"{len(sources)} recordings") as bar:
+
+        def on_progress(i: int, seconds: float, total: float) -> None:
+            done[i], totals[i] = seconds, total
+            bar.show(sum(done.values()), sum(totals.values()))
+
+        results = model.transcribe_many(
+            sources, options=options, return_exceptions=True, on_progress=on_progress
+        )
+        for i, result in results:
+            found[i] = result
+            while shown in found:  # in the order they were given
+                source, output, ready = sources[shown], outputs[shown], found.pop(shown)
+                if not _saved(source, output, ready, bar):
+                    failed += 1
+                elif isinstance(ready, Transcript):
+                    sound += ready.duration
+                shown += 1
+    elapsed = time.perf_counter() - begin
+    print(
+        f"{len(sources) - failed} recordings, {sound:.1f} s of audio in {elapsed:.2f} s,"
+        f" real-time factor {elapsed / max(sound, 1e-9):.3f}",
+        file=sys.stderr,
+    )
+    return failed
+
+
+def _saved(source: str, output: Output, result: Transcript | WhisperOptError, bar: _Bar) -> bool:
+    try:
+        if isinstance(result, WhisperOptError):
+            raise result
+        if not output.formats:
+            bar.print("\n".join(_line(segment) for segment in result if segment.text))
+        output.save(result)
+    except OptionError:
+        raise
+    except WhisperOptError as error:
+        _complain_of(source, error)
         return False
+    print(_summary(source, output, result, None), file=sys.stderr)
     return True
 
 
-def _transcribe_one(
-    model: Whisper, source: str, output: Output, options: TranscribeOptions
-) -> None:
-    begin = time.perf_counter()
-    with tqdm(
-        unit="s",
-        desc=Path(source).name,
-        disable=None,
-        leave=False,
-        bar_format="{desc}: {percentage:3.0f}% {bar} {n:.0f}/{total:.0f} s of audio",
-    ) as bar:
-
-        def on_progress(done: float, total: float) -> None:
-            bar.total, bar.n = total, done
-            bar.refresh()
-
-        stream = model.stream(source, options=options, on_progress=on_progress)
-        segments = tuple(_listed(stream, bar, show=not output.formats))
-    elapsed = time.perf_counter() - begin
-    transcript = Transcript(
-        segments=segments,
-        language=stream.language,
-        language_probability=stream.language_probability,
-        duration=stream.duration,
-        text="".join(segment.text for segment in segments),
-    )
-    output.save(transcript)
-    print(_summary(source, output, stream, elapsed), file=sys.stderr)
+def _complain_of(source: str, error: WhisperOptError) -> None:
+    complain(error if source in str(error) else f"{source}: {error}")
 
 
-def _listed(stream: Stream, bar: Any, *, show: bool) -> Iterator[Segment]:
-    for segment in stream:
-        if show and segment.text:
-            times = (format_timestamp(second) for second in (segment.start, segment.end))
-            bar.clear()
-            print(f"[{' --> '.join(times)}] {segment.text}", flush=True)
-        yield segment
+def _line(segment: Segment) -> str:
+    times = (format_timestamp(second) for second in (segment.start, segment.end))
+    return f"[{' --> '.join(times)}] {segment.text}"
 
 
-def _summary(source: str, output: Output, stream: Stream, elapsed: float) -> str:
+def _summary(source: str, output: Output, found: Transcript, elapsed: float | None) -> str:
     where = f" -> {', '.join(map(str, output.targets))}" if output.targets else ""
-    probability = stream.language_probability
+    probability = found.language_probability
     sure = "" if probability is None else f" ({probability:.0%})"
+    speed = (
+        ""
+        if elapsed is None
+        else f" in {elapsed:.2f} s, real-time factor {elapsed / found.duration:.3f}"
+    )
     return (
-        f"{source}{where}: {stream.duration:.1f} s of audio in {elapsed:.2f} s, real-time factor"
-        f" {elapsed / stream.duration:.3f}, language {stream.language}{sure}"
+        f"{source}{where}: {found.duration:.1f} s of audio{speed}, language {found.language}{sure}"
     )

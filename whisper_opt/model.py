@@ -260,6 +260,7 @@ class Stream:
         self._recording = recording
         self._vocab = vocab
         self._steps = steps
+        self._heard: list[Segment] = []
         self.segments = self._run(on_progress)
         """What iterating yields, :class:`~whisper_opt.results.Segment`."""
 
@@ -267,7 +268,9 @@ class Stream:
         recording = self._recording
         done = -1.0
         for _, segments in self._steps:
-            yield from segments
+            for segment in segments:
+                self._heard.append(segment)
+                yield segment
             if recording.error is not None:
                 raise recording.error
             if on_progress is not None and recording.done > done:
@@ -294,8 +297,10 @@ class Stream:
         return self.segments
 
     def transcript(self) -> Transcript:
-        """All segments that are left, as one transcript."""
-        return _transcript(self._recording, tuple(self), self._vocab)
+        """The whole transcript, once all segments are decoded; those iterated over are in it."""
+        for _ in self:
+            pass
+        return _transcript(self._recording, tuple(self._heard), self._vocab)
 
     def close(self) -> None:
         """Give up."""

@@ -96,7 +96,9 @@ class SubtitleOptions:
     """
 
     highlight_words: bool = option(
-        False, "flag", "mark each word as it is spoken: underlined in srt and vtt, karaoke in ass, timed in lrc"
+        False,
+        "flag",
+        "mark each word as it is spoken: underlined in srt and vtt, karaoke in ass, timed in lrc",
     )
     max_line_width: Union[int, None] = option(
         None, "integer", "characters in a line of a subtitle at most", low=1, metavar="N"

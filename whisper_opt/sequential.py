@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Callable
 
 from whisper_opt.align import Aligner, align_words
 from whisper_opt.answers import Window, WindowResult
@@ -53,6 +54,7 @@ class Sequential:
         dims: ModelDims,
         options: TranscribeOptions,
         language: str,
+        is_spoken: Callable[[Segment], bool] | None = None,
     ) -> None:
         """Start at the first frame to transcribe.
 
@@ -62,7 +64,9 @@ class Sequential:
             dims: its dimensions.
             options: how to transcribe.
             language: language code of the first window.
+            is_spoken: segments for which it says False are dropped.
         """
+        self._is_spoken = is_spoken
         self.language = language
         self._n_frames = n_frames
         self._vocab = vocab
@@ -147,6 +151,8 @@ class Sequential:
         # An answer whose last pair is <|0.00|><|0.00|> finishes nothing: the reference would decode
         # the same sound again, without end. Only sampling without timestamp rules can give one.
         self._seek = seek if seek > window.seek else window.seek + window.size
+        if self._is_spoken is not None:
+            segments = [segment for segment in segments if self._is_spoken(segment)]
         return self._remember(segments, result.temperature)
 
     def _remember(self, segments: Sequence[Segment], temperature: float) -> list[Segment]:

@@ -12,6 +12,7 @@ from whisper_opt.audio import AudioSource, load_audio, open_audio
 from whisper_opt.detection import detect_language
 from whisper_opt.dims import N_FRAMES, N_SAMPLES, SAMPLE_RATE
 from whisper_opt.features import LogMel, log_mel
+from whisper_opt.hearing import SpeechCheck
 from whisper_opt.options import TranscribeOptions
 from whisper_opt.protocol import Backend
 from whisper_opt.recording import Recording, Stretch
@@ -65,8 +66,11 @@ class Strategies:
         """The sequential strategy: one stretch, the whole recording."""
         options, dims = recording.answers.options, self._backend.dims
         recording.duration = len(samples) / SAMPLE_RATE
-        mel = log_mel(samples, dims.n_mels)
-        if options.vad_mode == "cut":
+        mel = self._mel(samples)
+        is_spoken = None
+        if options.vad_mode == "check":
+            is_spoken = SpeechCheck(samples, options.vad_options)
+        elif options.vad_mode == "cut":
             spans = SpeechDetector(options.vad_options).spans(samples)
             clips = [
                 second
@@ -79,7 +83,7 @@ class Strategies:
             heads = (mel.head(start) for start in range(0, max(mel.n_frames, 1), N_FRAMES))
             self._detect(recording, list(_first(heads, options.language_detection_segments)))
         assert recording.language is not None
-        state = Sequential(mel.n_frames, self._vocab, dims, options, recording.language)
+        state = Sequential(mel.n_frames, self._vocab, dims, options, recording.language, is_spoken)
         return Stretch(mel, state)
 
     def _detect(self, recording: Recording, heads: list[F32]) -> None:
@@ -93,22 +97,32 @@ class Strategies:
         self, recording: Recording, pieces: Iterator[tuple[float, F32]]
     ) -> Iterator[Stretch]:
         """The batched strategy: every piece of sound is a stretch of its own."""
-        options, dims = recording.answers.options, self._backend.dims
-        alone = options.for_speech()
-        mels = ((start, log_mel(samples, dims.n_mels)) for start, samples in pieces)
-        first: list[tuple[float, LogMel]] = []
+        options = recording.answers.options
+        first: list[tuple[float, F32]] = []
         if recording.language is None:
-            first = list(_first(mels, options.language_detection_segments))
+            first = list(_first(pieces, options.language_detection_segments))
             if first:
-                self._detect(recording, [mel.head() for _, mel in first])
+                self._detect(recording, [self._mel(samples).head() for _, samples in first])
             else:  # nobody speaks
                 recording.language = self._vocab.default_language
         assert recording.language is not None
-        for start, mel in itertools.chain(first, mels):
-            yield Stretch(mel, self._state(mel, alone, recording.language), start)
+        for start, samples in itertools.chain(first, pieces):
+            is_spoken = None
+            if options.vad_mode == "check":
+                is_spoken = SpeechCheck(samples, options.vad_options)
+            mel = self._mel(samples)
+            state = Sequential(
+                mel.n_frames,
+                self._vocab,
+                self._backend.dims,
+                options.for_speech(),
+                recording.language,
+                is_spoken,
+            )
+            yield Stretch(mel, state, start)
 
-    def _state(self, mel: LogMel, options: TranscribeOptions, language: str) -> Sequential:
-        return Sequential(mel.n_frames, self._vocab, self._backend.dims, options, language)
+    def _mel(self, samples: F32) -> LogMel:
+        return log_mel(samples, self._backend.dims.n_mels)
 
 
 def _first(values: Iterator[Any], n: int) -> Iterator[Any]:

@@ -131,10 +131,9 @@ def _shorten_after_pause(words: list[Word], usual: float, last_speech: float) ->
     if not is_long and (second is None or second.end - first.start <= 2 * longest):
         return
     if second is not None and second.end - second.start > longest:
-        boundary = max(second.end / 2, second.end - longest)
-        first = replace(first, end=boundary)
-        words[1] = replace(second, start=boundary)
-    words[0] = replace(first, start=max(0.0, first.end - longest))
+        first = replace(first, end=second.end - longest)
+        words[1] = replace(second, start=first.end)
+    words[0] = replace(first, start=first.end - longest)
 
 
 def _fitted(segment: Segment, words: list[Word], usual: float) -> Segment:

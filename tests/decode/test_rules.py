@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.decode.reference_rules import Reference
 from whisper_opt.arrays import F32, Bool
-from whisper_opt.decode.rules import Rule, SuppressAtBegin, SuppressTokens, Timestamps
+from whisper_opt.decode.rules import NoRepeat, Rule, SuppressAtBegin, SuppressTokens, Timestamps
 from whisper_opt.protocol import TokenMask
 from whisper_opt.topk import top_k
 
@@ -259,3 +259,41 @@ def test_rules_only_ever_ban() -> None:
         assert (after >= before).all()
         assert sampled == kept
         assert (after == (before | banned(reference, sampled))).all()
+
+
+@settings(derandomize=True, deadline=None, max_examples=300)
+@given(
+    st.lists(st.sampled_from([3, 4, 5, EOT - 1, EOT + 1, BEGIN, BEGIN + 4]), max_size=14),
+    st.integers(1, 4),
+)
+def test_no_run_of_text_is_repeated(sampled: list[int], n: int) -> None:
+    """Against every continuation tried out; what is no text neither counts nor is banned."""
+    ban = np.zeros(N_VOCAB, np.bool_)
+    NoRepeat(n, EOT)(sampled, ban)
+    text = [token for token in sampled if token < EOT]
+    known = {tuple(text[i : i + n]) for i in range(len(text) - n + 1)}
+    expected = [
+        token for token in range(EOT) if len(text) >= n - 1 and tuple([*text, token][-n:]) in known
+    ]
+    assert np.flatnonzero(ban).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("n", "sampled", "expected"),
+    [
+        (1, [], []),
+        (1, [4, BEGIN, 6], [4, 6]),
+        (2, [4], []),
+        (2, [4, 4], [4]),
+        (2, [4, 5, 6, 4], [5]),
+        (2, [4, 5, 4, 6, 4], [5, 6]),
+        (3, [4, 5, 6, 4, 5], [6]),
+        (3, [4, 5, BEGIN + 1, BEGIN + 1, 6, 4, BEGIN + 3, 5], [6]),
+        (3, [4, 5, 6, 5], []),
+    ],
+)
+def test_what_would_repeat_a_run(n: int, sampled: list[int], expected: list[int]) -> None:
+    ban = np.zeros(N_VOCAB, np.bool_)
+    ban[9] = True
+    NoRepeat(n, EOT)(sampled, ban)
+    assert np.flatnonzero(ban).tolist() == sorted([*expected, 9])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.decode.reference_rules import reference_log_softmax
 from whisper_opt.arrays import F32, Bool
 from whisper_opt.protocol import TokenMask, Top
-from whisper_opt.topk import HostLogits, log_softmax, top_k
+from whisper_opt.topk import HostLogits, log_softmax, penalized, sample, top_k
 
 N = 12
 
@@ -188,3 +188,98 @@ def test_log_softmax() -> None:
     np.testing.assert_allclose(found, expected, atol=1e-6)
     assert found[0, 3] == -np.inf
     assert found[1, 0] == pytest.approx(np.log(1 / 3), abs=1e-6)
+
+
+# --- the repetition penalty and draws ------------------------------------------------------------
+
+
+def test_the_penalty_by_hand() -> None:
+    scores = np.array([[4.0, -4.0, 0.0, 4.0, -4.0, 1.0]], np.float32)
+    seen = np.array([[True, True, True, False, False, False]])
+    mask = TokenMask(np.zeros((1, 6), np.bool_), np.array([6]), seen, np.array([2], np.float32))
+    assert penalized(scores, mask).tolist() == [[2.0, -8.0, 0.0, 4.0, -4.0, 1.0]]
+    assert scores[0, 0] == 4.0
+    assert top_k(scores, 2, mask).tokens.tolist() == [[3, 0]]
+    half = TokenMask(mask.ban, mask.timestamp_begin, seen, np.array([0.5], np.float32))
+    assert penalized(scores, half).tolist() == [[8.0, -2.0, 0.0, 4.0, -4.0, 1.0]]
+
+
+def test_without_a_penalty_scores_pass_through() -> None:
+    scores = np.arange(N, dtype=np.float32)[None]
+    assert penalized(scores, TokenMask(ban_of()[None], np.array([N]))) is scores
+
+
+@settings(derandomize=True, deadline=None, max_examples=200)
+@given(rows, st.integers(0, 2**32 - 1), st.integers(1, 4))
+def test_each_row_has_a_penalty_of_its_own(
+    batch: list[tuple[list[int], list[bool], int]], seed: int, k: int
+) -> None:
+    """Top-k of penalized scores is top-k of scores changed one by one; no row sees another's."""
+    rng = np.random.default_rng(seed)
+    scores = np.array([row for row, _, _ in batch], np.float32)
+    ban = np.array([row for _, row, _ in batch], np.bool_)
+    begin = np.array([row for _, _, row in batch], np.int64)
+    seen = rng.random(ban.shape) < 0.4
+    penalty = rng.choice([0.5, 1.0, 1.3, 2.0], len(batch)).astype(np.float32)
+    changed = scores.copy()
+    for row, token in zip(*np.nonzero(seen)):
+        score = scores[row, token]
+        changed[row, token] = score / penalty[row] if score > 0 else score * penalty[row]
+    mask = TokenMask(ban, begin, seen, penalty)
+    np.testing.assert_array_equal(penalized(scores, mask), changed)
+    found, expected = top_k(scores, k, mask), top_k(changed, k, TokenMask(ban, begin))
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
+    np.testing.assert_array_equal(found.logprobs, expected.logprobs)
+
+
+def test_a_penalty_of_one_changes_no_bit() -> None:
+    """Rows without a penalty share the mask of rows that have one."""
+    rng = np.random.default_rng(1)
+    scores = (rng.standard_normal((3, 5000)) * 9).astype(np.float32)
+    seen = rng.random(scores.shape) < 0.5
+    mask = TokenMask(
+        np.zeros(scores.shape, np.bool_), np.full(3, 5000), seen, np.array([1, 1.5, 1], np.float32)
+    )
+    np.testing.assert_array_equal(penalized(scores, mask)[[0, 2]], scores[[0, 2]])
+
+
+@settings(derandomize=True, deadline=None, max_examples=200)
+@given(
+    st.lists(st.integers(-20, 20), min_size=N, max_size=N),
+    st.lists(st.booleans(), min_size=N, max_size=N).filter(lambda ban: not all(ban)),
+    st.sampled_from([8, N]),
+    st.sampled_from([0.1, 1.0, 4.0]),
+    st.integers(0, 1000),
+)
+def test_draws_come_from_what_top_k_allows(
+    scores: list[int], ban: list[bool], begin: int, temperature: float, seed: int
+) -> None:
+    row, banned = np.array(scores, np.float32), np.array(ban, np.bool_)
+    tokens, logprobs = sample(row, banned, begin, 20, temperature, np.random.default_rng(seed))
+    assert tokens.shape == logprobs.shape == (20,)
+    every = top_k(row[None], 4, TokenMask(banned[None], np.array([begin])))
+    known = dict(zip(every.tokens[0].tolist(), every.logprobs[0].tolist()))
+    allowed = np.where(banned, -np.inf, row.astype(np.float64))
+    times = float(np.logaddexp.reduce(allowed[begin:], initial=-np.inf))
+    if times > allowed[:begin].max(initial=-np.inf) + 1e-4:
+        assert (tokens >= begin).all()
+    for token, logprob in zip(tokens.tolist(), logprobs.tolist()):
+        assert not banned[token]
+        assert logprob == pytest.approx(known.get(token, logprob), abs=1e-5)
+    again, _ = sample(row, banned, begin, 20, temperature, np.random.default_rng(seed))
+    assert tokens.tolist() == again.tolist()
+
+
+def test_draws_from_nothing_but_bans() -> None:
+    """Where everything is banned, something is drawn all the same, and is known as impossible."""
+    rng = np.random.default_rng(0)
+    tokens, logprobs = sample(np.zeros(N, np.float32), ban_of(*range(N)), N, 5, 1.0, rng)
+    assert tokens.shape == (5,)
+    assert (logprobs == -np.inf).all()
+
+
+def test_a_low_temperature_takes_the_best() -> None:
+    scores = np.array([0, 3, 1, 5, 2, 4, 0, 0, 0, 0, 0, 0], np.float32)
+    rng = np.random.default_rng(0)
+    tokens, _ = sample(scores, ban_of(3), N, 50, 0.01, rng)
+    assert set(tokens.tolist()) == {5}

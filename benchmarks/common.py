@@ -1,0 +1,295 @@
+"""What the benchmarks share: clips, runs kept on disk, timing, tables, verdicts, the machine."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Callable, TypedDict
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+
+from tests.golden import Clip, clip, clip_pcm, clips  # noqa: E402  # the path is set above
+from whisper_opt.arrays import F32  # noqa: E402
+from whisper_opt.dims import SAMPLE_RATE  # noqa: E402
+
+__all__ = [
+    "ROOT",
+    "SAMPLE_RATE",
+    "Clip",
+    "Pieces",
+    "Run",
+    "Timed",
+    "Verdict",
+    "arguments",
+    "clip",
+    "clip_pcm",
+    "clips",
+    "digest",
+    "finish",
+    "log",
+    "measure",
+    "package_version",
+    "table",
+    "total",
+    "write_json",
+]
+
+log = logging.getLogger("benchmarks")
+
+BUILD = ROOT / "build" / "benchmarks"
+RESULTS = ROOT / "benchmarks" / "results"
+PACKAGES = (
+    "onnxruntime",
+    "numpy",
+    "openai-whisper",
+    "torch",
+    "faster-whisper",
+    "ctranslate2",
+    "jiwer",
+    "whisper-normalizer",
+)
+
+Run = Callable[[F32], str]
+"""Transcribes 16 kHz mono samples [n]."""
+
+
+# ---------------------------------------------------------------- command line
+
+
+def arguments(doc: str | None, models: Sequence[str] = ("tiny.en", "base")) -> Any:
+    """A parser with what every benchmark can be told; the first line of ``doc`` describes it."""
+    parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
+    parser.add_argument("--models", nargs="+", default=list(models))
+    parser.add_argument("--models-dir", type=Path, default=ROOT / "models", help="checkpoints")
+    parser.add_argument(
+        "--engines", type=Path, default=ROOT / "engines", help="exported there when missing"
+    )
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--quick", action="store_true", help="little audio, one round: a dry run")
+    parser.add_argument("--force", action="store_true", help="forget the runs already made")
+    parser.add_argument(
+        "--pieces", type=Path, default=BUILD, help="folder of runs made, so that one can go on"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="folder for figures; default: benchmarks/results, not with --quick"
+    )
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    for name in ("faster_whisper", "httpx"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    return parser
+
+
+# ---------------------------------------------------------------- runs kept on disk
+
+
+class Pieces:
+    """Results of single runs by name, each on disk as soon as it is there.
+
+    A name holds all that the result depends on, versions included, so that nothing stale is used.
+    """
+
+    def __init__(self, path: Path, force: bool = False) -> None:
+        self._path = path
+        self._known: dict[str, Any] = {}
+        if force:
+            path.unlink(missing_ok=True)
+        if path.exists():
+            for line in path.read_text(encoding="utf-8").split("\n"):
+                with contextlib.suppress(json.JSONDecodeError):  # empty, or cut short by a kill
+                    self._known.update(json.loads(line))
+
+    def get(self, name: Sequence[str], make: Callable[[], Any]) -> Any:
+        """What ``make`` returned for ``name``, now or in an earlier run; anything JSON can hold."""
+        key = " | ".join(name)
+        if key not in self._known:
+            log.info("%s", key)
+            value = make()
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(f"\n{json.dumps({key: value}, ensure_ascii=False)}\n")
+            self._known[key] = value
+        return self._known[key]
+
+
+def digest(paths: Iterable[Path]) -> str:
+    """Short SHA-256 of the contents of files."""
+    whole = hashlib.sha256()
+    for path in sorted(paths):
+        whole.update(path.read_bytes())
+    return whole.hexdigest()[:12]
+
+
+# ---------------------------------------------------------------- timing
+
+
+class Timed(TypedDict):
+    """Wall times of one system on one clip, in seconds, and its text in the last round."""
+
+    seconds: list[float]
+    text: str
+
+
+def measure(
+    runs: Mapping[str, Run],
+    sounds: Mapping[str, F32],
+    rounds: int,
+    pause: float,
+    warm_up: Callable[[], object] | None = None,
+) -> dict[str, dict[str, Timed]]:
+    """Time every run on every sound: by name of the run, then by name of the sound.
+
+    The runs take turns sound by sound, in an order that rotates, so that a disturbance hits all
+    of them alike. Before each there is a pause: worker threads may spin for up to 0.2 s after their
+    last work, and would take a core from whoever comes next. First everything is done once without
+    a clock, or ``warm_up`` instead.
+    """
+    names = list(runs)
+    if warm_up is None:
+        for pcm in sounds.values():
+            for run in runs.values():
+                run(pcm)
+    else:
+        warm_up()
+    times: dict[str, dict[str, Timed]] = {
+        name: {key: {"seconds": [], "text": ""} for key in sounds} for name in names
+    }
+    for turn in range(rounds):
+        for i, (key, pcm) in enumerate(sounds.items()):
+            first = (turn + i) % len(names)
+            for name in names[first:] + names[:first]:
+                time.sleep(pause)
+                begin = time.perf_counter()
+                text = runs[name](pcm)
+                elapsed = time.perf_counter() - begin
+                times[name][key]["seconds"].append(round(elapsed, 5))
+                times[name][key]["text"] = text
+    return times
+
+
+def total(timed: Mapping[str, Timed]) -> float:
+    """Seconds for all sounds, each the median of its rounds."""
+    return sum(statistics.median(entry["seconds"]) for entry in timed.values())
+
+
+# ---------------------------------------------------------------- report
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """Whether a bar is met, with the figures that say so."""
+
+    bar: str
+    passed: bool
+    figures: str
+
+    def __str__(self) -> str:
+        return f"{'PASS' if self.passed else 'FAIL'}  {self.bar}: {self.figures}"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A Markdown table whose columns line up; the first column is left-aligned."""
+    cells = [[str(cell).replace("|", "\\|") for cell in row] for row in (header, *rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+
+    def line(row: Sequence[str]) -> str:
+        first, *rest = (
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths))
+        )
+        return "| " + " | ".join([first, *rest]) + " |"
+
+    rule = "|" + "|".join(
+        ("-" * (width + 2)) if i == 0 else ("-" * (width + 1) + ":")
+        for i, width in enumerate(widths)
+    )
+    return "\n".join([line(cells[0]), rule + "|", *map(line, cells[1:])])
+
+
+def finish(
+    name: str,
+    args: argparse.Namespace,
+    figures: Mapping[str, Any],
+    tables: Mapping[str, str],
+    verdicts: Sequence[Verdict],
+) -> int:
+    """Print tables (by title) and verdicts, write the figures; exit status, 1 if a bar is missed.
+
+    With ``--quick`` the figures go to the build folder: they prove nothing.
+    """
+    for title, text in tables.items():
+        print(f"\n## {title}\n\n{text}")
+    print()
+    for verdict in verdicts:
+        print(verdict, "(--quick: proves nothing)" if args.quick else "")
+    result = {
+        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "environment": environment(args.threads),
+        **figures,
+        "verdicts": [dataclasses.asdict(verdict) for verdict in verdicts],
+    }
+    folder = args.out or (BUILD / "quick" if args.quick else RESULTS)
+    write_json(folder / f"{name}.json", result)
+    print(f"\nfigures: {folder / name}.json")
+    return 0 if all(verdict.passed for verdict in verdicts) else 1
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write beside ``path`` and rename when whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------- the machine
+
+
+LOAD_BEFORE = [round(value, 2) for value in os.getloadavg()]
+"""Load of the machine when the benchmark began: about 0, or its times mean little."""
+
+
+def package_version(name: str) -> str | None:
+    """Version of an installed distribution, None when it is not installed."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def environment(threads: int) -> dict[str, Any]:
+    """Processor, load, versions and commit that figures were made with."""
+    cpu = platform.processor()
+    if Path("/proc/cpuinfo").is_file():
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        cpu = next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), cpu)
+    commit, changed = (
+        subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+        for command in (("rev-parse", "--short", "HEAD"), ("status", "--short", "whisper_opt"))
+    )
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "load_before": LOAD_BEFORE,
+        "python": platform.python_version(),
+        "commit": commit + (" with changes" if changed else ""),
+        **{name: package_version(name) for name in PACKAGES},
+    }

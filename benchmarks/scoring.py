@@ -1,0 +1,69 @@
+"""Word errors: whisper's own normalizers (package ``whisper-normalizer``), counted by ``jiwer``."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from collections.abc import Iterable
+
+import jiwer
+from whisper_normalizer.basic import BasicTextNormalizer
+from whisper_normalizer.english import EnglishTextNormalizer
+
+__all__ = ["BY_CHARACTER", "Score", "score", "unspoken", "whole"]
+
+BY_CHARACTER = ("ja", "zh")
+"""Languages written without spaces: their "words" are characters, as in the Whisper paper."""
+_BRACKETS = re.compile(r"[\[\](){}<>♪♫*]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """Errors of a text, or of many."""
+
+    words: int = 0
+    substitutions: int = 0
+    deletions: int = 0
+    insertions: int = 0
+
+    @property
+    def errors(self) -> int:
+        """All of them."""
+        return self.substitutions + self.deletions + self.insertions
+
+    @property
+    def rate(self) -> float:
+        """Errors a hundred reference words."""
+        return 100 * self.errors / self.words if self.words else 0.0
+
+
+def whole(scores: Iterable[Score]) -> Score:
+    """The sum: long texts weigh more."""
+    rows = [dataclasses.astuple(score) for score in scores]
+    return Score(*map(sum, zip(*rows))) if rows else Score()
+
+
+@functools.cache
+def _normalizer(language: str) -> EnglishTextNormalizer | BasicTextNormalizer:
+    if language == "en":
+        return EnglishTextNormalizer()
+    return BasicTextNormalizer(split_letters=language in BY_CHARACTER)
+
+
+def score(reference: str, hypothesis: str, language: str) -> Score:
+    """Compare one text with its reference after normalizing both."""
+    normalize = _normalizer(language)
+    wanted = normalize(reference).strip()
+    found = jiwer.process_words([wanted], [normalize(hypothesis).strip()])
+    return Score(len(wanted.split()), found.substitutions, found.deletions, found.insertions)
+
+
+def unspoken(reference: str, hypothesis: str, language: str) -> int:
+    """Words of ``hypothesis`` that nobody said: insertions, or all words where nobody speaks.
+
+    What a normalizer would drop counts: text in brackets, notes, lone punctuation.
+    """
+    if not reference:
+        return len(hypothesis.split())
+    return score(reference, _BRACKETS.sub(" ", hypothesis), language).insertions
