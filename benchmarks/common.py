@@ -40,6 +40,7 @@ __all__ = [
     "clips",
     "digest",
     "finish",
+    "load",
     "log",
     "measure",
     "package_version",
@@ -62,6 +63,9 @@ PACKAGES = (
     "jiwer",
     "whisper-normalizer",
 )
+
+BUSY = 0.5
+"""Load of the machine above which times are doubtful."""
 
 Run = Callable[[F32], str]
 """Transcribes 16 kHz mono samples [n]."""
@@ -158,6 +162,8 @@ def measure(
     a clock, or ``warm_up`` instead.
     """
     names = list(runs)
+    if load()[0] > BUSY:
+        log.warning("the load is %.1f before anything is timed: times will mean little", load()[0])
     if warm_up is None:
         for pcm in sounds.values():
             for run in runs.values():
@@ -262,8 +268,9 @@ def write_json(path: Path, content: Any) -> None:
 # ---------------------------------------------------------------- the machine
 
 
-LOAD_BEFORE = [round(value, 2) for value in os.getloadavg()]
-"""Load of the machine when the benchmark began: about 0, or its times mean little."""
+def load() -> list[float]:
+    """Processes that wanted to run in the last 1, 5 and 15 minutes, on average."""
+    return [round(value, 2) for value in os.getloadavg()]
 
 
 def package_version(name: str) -> str | None:
@@ -275,7 +282,7 @@ def package_version(name: str) -> str | None:
 
 
 def environment(threads: int) -> dict[str, Any]:
-    """Processor, load, versions and commit that figures were made with."""
+    """Processor, versions and commit that figures were made with."""
     cpu = platform.processor()
     if Path("/proc/cpuinfo").is_file():
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -288,7 +295,6 @@ def environment(threads: int) -> dict[str, Any]:
         "cpu": cpu,
         "cores": os.cpu_count(),
         "threads": threads,
-        "load_before": LOAD_BEFORE,
         "python": platform.python_version(),
         "commit": commit + (" with changes" if changed else ""),
         **{name: package_version(name) for name in PACKAGES},

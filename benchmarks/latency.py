@@ -19,7 +19,7 @@ import importlib.util
 import sys
 from typing import Any
 
-from common import Run, arguments, clip_pcm, clips, finish, measure, table, total
+from common import Run, arguments, clip_pcm, clips, finish, load, measure, table, total
 from systems import FasterWhisper, Ours, Settings, System
 
 SETTINGS = Settings(beam_size=1, language="en", fallback=False)
@@ -44,6 +44,7 @@ def main() -> int:
     chosen = [clip for clip in clips() if clip.language == "en" and clip.kind == "read"]
     if args.quick:
         chosen, args.rounds = chosen[:2], 1
+    load_before = load()
     sounds = {clip.id: clip_pcm(clip.id) for clip in chosen}
     seconds = sum(clip.duration_s for clip in chosen)
     found: dict[str, Any] = {}
@@ -68,6 +69,7 @@ def main() -> int:
         "audio_seconds": round(seconds, 2),
         "rounds": args.rounds,
         "pause": args.pause,
+        "load_before": load_before,
         "models": found,
     }
     title = f"{len(chosen)} clips, {seconds:.0f} s of audio, {args.threads} threads"

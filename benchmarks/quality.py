@@ -184,18 +184,13 @@ def verdicts(model: str, rows: Rows, chosen: list[Clip]) -> list[Verdict]:
 
 def chosen_clips(args: argparse.Namespace, model: str) -> list[Clip]:
     """Clips that count towards error rates; English alone for an English model."""
-    found = [
-        clip
-        for clip in clips()
-        if clip.language
-        and (clip.wer or clip.language != "en")
-        and clip.kind in ("read", "speech", "spontaneous", "telephone", "long-form")
-    ]
+    found = [clip for clip in clips() if clip.wer]
+    if args.quick:
+        found.sort(key=lambda clip: clip.duration_s)
     english = [clip for clip in found if clip.language == "en"]
     others = [clip for clip in found if clip.language != "en"]
     if args.quick:
-        shortest = sorted(english, key=lambda clip: clip.duration_s)[:3]
-        english, others = shortest, [c for c in others if c.language in ("de", "zh")][:5:4]
+        english, others = english[:3], others[:2]
     return english + ([] if model.endswith(".en") or args.english_only else others)
 
 

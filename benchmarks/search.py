@@ -35,6 +35,7 @@ from common import (
     clip_pcm,
     clips,
     finish,
+    load,
     measure,
     table,
     total,
@@ -63,6 +64,8 @@ class Model:
         self.openai = OpenaiWhisper(name, checkpoint, args.threads)
         self.faster = FasterWhisper(checkpoint, "float32", args.threads)
         self.args = args
+        self.loads: dict[str, list[float]] = {}
+        """Load of the machine before each comparison."""
         self._pieces = pieces
 
     def times(
@@ -82,11 +85,18 @@ class Model:
             name: functools.partial(system.transcribe, settings=settings)
             for name, (system, settings) in asked.items()
         }
-        made: Times = self._pieces.get(
-            (self.name, label, setup, *versions),
-            lambda: measure(runs, sounds, rounds, args.pause, warm_up),
-        )
-        return made
+
+        def make() -> dict[str, Any]:
+            before = load()
+            return {
+                "load_before": before,
+                "times": measure(runs, sounds, rounds, args.pause, warm_up),
+            }
+
+        made = self._pieces.get((self.name, label, setup, *versions), make)
+        self.loads[label] = made["load_before"]
+        times: Times = made["times"]
+        return times
 
 
 # ---------------------------------------------------------------- beam search
@@ -257,8 +267,9 @@ def main() -> int:
         figures: dict[str, Any] = {"pause": args.pause, "models": {}}
         tables, bars = {}, []
         for name in args.models:
-            found, text, verdicts = PARTS[part](Model(name, args, pieces))
-            figures["models"][name] = found
+            model = Model(name, args, pieces)
+            found, text, verdicts = PARTS[part](model)
+            figures["models"][name] = {**found, "load_before": model.loads}
             tables[f"{part}, {name}"] = text
             bars += verdicts
         status |= finish(f"search-{part}", args, figures, tables, bars)

@@ -16,6 +16,7 @@ from whisper_opt.cli_transcribe import EXAMPLES, add_arguments, complain
 from whisper_opt.doctor import doctor
 from whisper_opt.engine import Engine, read_engine
 from whisper_opt.errors import OptionError, WhisperOptError
+from whisper_opt.model import Whisper
 from whisper_opt.version import __version__
 
 __all__ = ["main"]
@@ -60,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     command = _command(commands, "transcribe", "transcribe recordings with an engine", EXAMPLES)
     add_arguments(command)
     _add_inspect(commands)
+    _add_heads(commands)
     command = _command(commands, "doctor", "check this installation and say what is missing", "")
     command.set_defaults(run=lambda args: doctor(sys.stdout))
     return parser
@@ -110,8 +112,25 @@ def _add_export(commands: Any) -> None:
         help="tokenizer.json, a directory holding one, or a .tiktoken file, for sources without",
     )
     parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of a hub id")
+    parser.add_argument(
+        "--alignment-heads",
+        metavar="LAYER.HEAD,...",
+        type=_heads,
+        help="heads that word times are read from, or all, to find them with the heads command"
+        " (default: the checkpoint's)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing engine")
     parser.set_defaults(run=_export)
+
+
+def _heads(text: str) -> str | list[tuple[int, int]]:
+    if text == "all":
+        return text
+    pairs = [part.split(".") for part in text.split(",")]
+    return [(int(layer), int(head)) for layer, head in pairs]
+
+
+_heads.__name__ = "list of LAYER.HEAD"  # argparse names it in its message
 
 
 def _export(args: argparse.Namespace) -> int:
@@ -132,6 +151,7 @@ def _export(args: argparse.Namespace) -> int:
             dialect=args.dialect,
             tokenizer=args.tokenizer,
             revision=args.revision,
+            alignment_heads=args.alignment_heads,
             overwrite=args.overwrite,
             on_progress=on_progress,
         )
@@ -142,6 +162,32 @@ def _export(args: argparse.Namespace) -> int:
         f" {size / 1e6:.0f} MB, in {time.perf_counter() - begin:.1f} s; verified: scores within"
         f" {parity['logits_error']:.2g} of the reference (they reach {parity['logits_scale']:.3g})"
     )
+    return 0
+
+
+# heads
+
+
+def _add_heads(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "heads",
+        "rank the cross-attention heads of an engine by how well they follow speech",
+        "example:\n"
+        "  whisper-opt export my-finetune/ /tmp/all --alignment-heads all\n"
+        "  whisper-opt heads /tmp/all speech.wav\n"
+        "  whisper-opt export my-finetune/ engines/mine --alignment-heads 3.1,4.2,4.3\n\n",
+    )
+    parser.add_argument("engine", metavar="ENGINE", type=Path, help="engine directory")
+    parser.add_argument("audio", metavar="AUDIO", help="a recording of speech; a minute is plenty")
+    parser.add_argument("--language", metavar="TEXT", help="its language (default: detected)")
+    parser.set_defaults(run=_rank_heads)
+
+
+def _rank_heads(args: argparse.Namespace) -> int:
+    with Whisper.load(args.engine) as model:
+        for head in model.rank_alignment_heads(args.audio, language=args.language):
+            print(f"{head.layer}.{head.head}\t{head.score:.3f}")
     return 0
 
 

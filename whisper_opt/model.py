@@ -15,15 +15,16 @@ from whisper_opt.backends.ort import OrtBackend
 from whisper_opt.detection import detect_language
 from whisper_opt.dims import N_FRAMES, ModelDims
 from whisper_opt.engine import Engine, read_engine
-from whisper_opt.errors import EngineError, OptionError, WhisperOptError
+from whisper_opt.errors import AudioError, EngineError, OptionError, WhisperOptError
 from whisper_opt.features import log_mel
+from whisper_opt.heads import HeadScore, rank_heads
 from whisper_opt.options import TranscribeOptions
 from whisper_opt.protocol import Backend
 from whisper_opt.recording import Recording
 from whisper_opt.results import Segment, Transcript
 from whisper_opt.strategies import Strategies
 from whisper_opt.tokens import Vocab
-from whisper_opt.transcribe import Progress, Scheduler, Steps
+from whisper_opt.transcribe import Progress, Scheduler, Steps, aligner
 
 __all__ = ["ManyProgress", "Stream", "Whisper"]
 
@@ -216,6 +217,43 @@ class Whisper:
         starts = range(0, max(mel.n_frames, 1), N_FRAMES)[:segments]
         heads = (mel.head(start) for start in starts)
         return detect_language(self._open_backend(), self._vocab, heads, threshold)
+
+    def rank_alignment_heads(
+        self, audio: AudioSource, *, sample_rate: int | None = None, language: str | None = None
+    ) -> list[HeadScore]:
+        """How well each head in the engine follows the sound, the best first.
+
+        For models whose alignment heads are not known: export with ``alignment_heads="all"``, rank
+        on some speech, export again with the best ones.
+
+        Args:
+            audio: speech, as for :meth:`transcribe`; a minute is plenty.
+            sample_rate: rate of an array in Hz.
+            language: its language; default: detected.
+
+        Raises:
+            AudioError: the recording cannot be read or used, or holds no speech.
+        """
+        samples = load_audio(audio, sample_rate=sample_rate)
+        transcript = self.transcribe(samples, language=language, temperature=0.0)
+        mel, backend, vocab = log_mel(samples, self.dims.n_mels), self._open_backend(), self._vocab
+        start = vocab.start(transcript.language, "transcribe", timestamps=False)
+        heard = []
+        for seek, segments in itertools.groupby(transcript, lambda segment: segment.seek):
+            text = [t for segment in segments for t in segment.tokens if t < vocab.eot]
+            size = min(N_FRAMES, mel.n_frames - seek)
+            if text:
+                encoded = backend.encode(mel.window(seek, size)[None])
+                heard.append((aligner(backend, vocab.eot, encoded, start)(text), size))
+        if not heard:
+            raise AudioError("no speech was found in the recording; expected some to rank heads by")
+        return rank_heads(self.alignment_heads, heard)
+
+    @property
+    def alignment_heads(self) -> tuple[tuple[int, int], ...]:
+        """(decoder layer, head) of the cross-attention heads that word times are read from."""
+        known = self.engine.manifest.alignment_heads
+        return tuple(sorted(known or self.dims.default_alignment_heads))
 
     def _strategies(self) -> Strategies:
         return Strategies(self._open_backend(), self._vocab, self._suppression)

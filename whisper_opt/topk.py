@@ -8,6 +8,8 @@ token, text leaves too; then log-softmax over what is left; then the k best (tie
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 from whisper_opt.arrays import F32, Bool, Int
@@ -28,31 +30,38 @@ def _log_sum_exp(scores: F32) -> float:
     peak = float(scores.max())
     if peak == -np.inf:
         return peak
-    return peak + float(np.log(np.exp(scores - np.float32(peak)).sum(dtype=np.float32)))
+    shifted = scores - np.float32(peak)
+    np.exp(shifted, out=shifted)
+    return peak + float(np.log(shifted.sum(dtype=np.float32)))
 
 
-def _allowed(scores: F32, ban: Bool, begin: int) -> tuple[F32, int, float]:
+def _allowed(scores: F32, begin: int) -> tuple[F32, int, float]:
     """What one row may choose from: scores (-inf where banned), first id, log of their sum."""
-    allowed = np.where(ban, np.float32(-np.inf), scores)
-    if begin < len(allowed):
-        timestamps = _log_sum_exp(allowed[begin:])
-        if timestamps > float(allowed[:begin].max()):
-            return allowed[begin:], begin, timestamps
+    if begin < len(scores):
+        timestamps = _log_sum_exp(scores[begin:])
+        if timestamps > float(scores[:begin].max()):
+            return scores[begin:], begin, timestamps
     # with every token banned nothing is likely: -inf, not -inf minus -inf
-    return allowed, 0, max(_log_sum_exp(allowed), float(np.finfo(np.float32).min))
+    return scores, 0, max(_log_sum_exp(scores), float(np.finfo(np.float32).min))
 
 
-def _top_row(scores: F32, ban: Bool, begin: int, k: int) -> tuple[list[int], list[float]]:
-    candidates, first, normalizer = _allowed(scores, ban, begin)
-    if k == 1:
-        best = np.array([int(candidates.argmax())])
-    else:
-        # a stable order among equals needs every token that reaches the k-th best score
-        floor = np.partition(candidates, len(candidates) - k)[len(candidates) - k]
-        reach = np.flatnonzero(candidates >= floor)
-        best = reach[np.argsort(-candidates[reach], kind="stable")][:k]
-    logprobs = candidates[best] - np.float32(normalizer)
-    return (best + first).tolist(), logprobs.tolist()
+def _top_row(scores: F32, begin: int, k: int) -> tuple[list[int], list[float]]:
+    """Best ids and their log-probabilities; overwrites ``scores``, -inf where banned."""
+    candidates, first, normalizer = _allowed(scores, begin)
+    best: list[int] = []
+    logprobs: list[float] = []
+    while len(best) < k:  # a few maxima cost less than one partition
+        token = int(candidates.argmax())
+        score = candidates[token]
+        if score == -np.inf:  # nothing allowed is left
+            others = (i for i in range(len(candidates)) if i not in best)
+            best.extend(itertools.islice(others, k - len(best)))
+            logprobs.extend([-np.inf] * (k - len(logprobs)))
+            break
+        best.append(token)
+        logprobs.append(float(score - np.float32(normalizer)))
+        candidates[token] = -np.inf
+    return [token + first for token in best], logprobs
 
 
 def penalized(scores: F32, mask: TokenMask) -> F32:
@@ -76,10 +85,8 @@ def top_k(scores: F32, k: int, mask: TokenMask) -> Top:
     Returns:
         Tokens and log-probabilities [n_seq, k], best first.
     """
-    rows = [
-        _top_row(row, ban, int(begin), k)
-        for row, ban, begin in zip(penalized(scores, mask), mask.ban, mask.timestamp_begin)
-    ]
+    allowed = np.where(mask.ban, np.float32(-np.inf), penalized(scores, mask))
+    rows = [_top_row(row, begin, k) for row, begin in zip(allowed, mask.timestamp_begin.tolist())]
     return Top(
         np.array([tokens for tokens, _ in rows], np.int64),
         np.array([logprobs for _, logprobs in rows], np.float32),
@@ -124,7 +131,8 @@ def sample(
     Returns:
         Tokens int64 [n] and log-probabilities float32 [n].
     """
-    allowed, first, normalizer = _allowed(scores, ban, timestamp_begin)
+    allowed = np.where(ban, np.float32(-np.inf), scores)
+    allowed, first, normalizer = _allowed(allowed, timestamp_begin)
     scaled = allowed.astype(np.float64) / temperature
     if scaled.max() == -np.inf:  # every token is banned: none is better than another
         scaled = np.zeros_like(scaled)

@@ -1,7 +1,7 @@
 """Many windows of many recordings through one model: continuous batching.
 
-A recording gives a window whenever it can (:mod:`whisper_opt.sequential` says which), windows of any
-recordings and options share a batch, and a finished window makes room for the next one at once.
+A recording gives a window whenever it can (:mod:`whisper_opt.sequential` says which), windows of
+any recordings and options share a batch, and a finished one makes room for the next at once.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from whisper_opt.results import Segment
 from whisper_opt.tokens import Vocab
 from whisper_opt.topk import log_softmax
 
-__all__ = ["Progress", "Scheduler", "Steps"]
+__all__ = ["Progress", "Scheduler", "Steps", "aligner"]
 
 Progress = Callable[[float, float], None]
 """Called with (seconds done, seconds in all) whenever a window is finished."""
@@ -197,18 +197,30 @@ class Scheduler:
         return True
 
     def _aligner(self, flight: _Flight) -> Aligner:
-        """Feeds a text to the model and returns where it looked, for word times."""
-        vocab, state = self._vocab, flight.stretch.state
+        language = flight.stretch.state.language
         task = flight.recording.answers.options.task
-        start = vocab.start(state.language, task, timestamps=False)
+        start = self._vocab.start(language, task, timestamps=False)
+        audio = flight.audio.take([flight.index])
+        return aligner(self._backend, self._vocab.eot, audio, start)
 
-        def align(text: Sequence[int]) -> CrossAttention:
-            tokens: Int = np.array([[*start, *text, vocab.eot]], np.int64)
-            audio = flight.audio.take([flight.index])
-            heard = self._backend.attention(audio, tokens, np.array([tokens.shape[1]]))
-            # the token after the last one of ``start`` is the first of the text
-            logits = heard.logits[0, len(start) - 1 : len(start) - 1 + len(text), : vocab.eot]
-            logprobs = log_softmax(logits)[np.arange(len(text)), list(text)]
-            return CrossAttention(heard.scores[0], np.exp(logprobs))
 
-        return align
+def aligner(backend: Backend, eot: int, audio: Encoded, start: Sequence[int]) -> Aligner:
+    """What feeds a text to the model and tells where it listened, for word times.
+
+    Args:
+        backend: the model.
+        eot: its end-of-text id.
+        audio: one window.
+        start: ids before the text, up to and with no_timestamps.
+    """
+
+    def align(text: Sequence[int]) -> CrossAttention:
+        tokens: Int = np.array([[*start, *text, eot]], np.int64)
+        heard = backend.attention(audio, tokens, np.array([tokens.shape[1]]))
+        # the token after the last one of ``start`` is the first of the text
+        first = len(start) - 1
+        logits = heard.logits[0, first : first + len(text), :eot]
+        logprobs = log_softmax(logits)[np.arange(len(text)), list(text)]
+        return CrossAttention(heard.scores[0], np.exp(logprobs))
+
+    return align

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Callable, Union
 
@@ -41,6 +41,7 @@ def export(
     dialect: str = "contrib",
     tokenizer: Union[str, Path, None] = None,
     revision: str | None = None,
+    alignment_heads: Union[str, Sequence[tuple[int, int]], None] = None,
     overwrite: bool = False,
     on_progress: ExportProgress | None = None,
 ) -> Engine:
@@ -54,6 +55,9 @@ def export(
         dialect: ``contrib`` (ONNX Runtime) or ``standard`` (TensorRT, and ONNX Runtime >= 1.24).
         tokenizer: ``tokenizer.json`` or directory holding one, for sources without.
         revision: branch, tag or commit of a hub id.
+        alignment_heads: (decoder layer, head) pairs that word times are read from, or ``all`` to
+            find them with (:meth:`whisper_opt.Whisper.rank_alignment_heads`); default: what the
+            checkpoint says, or all heads of the upper half of the layers.
         overwrite: replace an engine that exists.
         on_progress: called as the work goes on.
 
@@ -78,6 +82,7 @@ def export(
             if isinstance(source, Checkpoint)
             else load_checkpoint(source, tokenizer=tokenizer, revision=revision)
         )
+        checkpoint = _with_heads(checkpoint, alignment_heads)
         Vocab(checkpoint.tokenizer_json, checkpoint.dims)  # refuses a tokenizer that does not fit
         files = {"tokenizer.json": write_text(folder / "tokenizer.json", checkpoint.tokenizer_json)}
         parts = {
@@ -96,6 +101,20 @@ def export(
         manifest = _manifest(checkpoint, precision, dialect, parity, files)
         write_text(folder / MANIFEST, manifest.to_json())
     return read_engine(target)
+
+
+def _with_heads(
+    checkpoint: Checkpoint, heads: Union[str, Sequence[tuple[int, int]], None]
+) -> Checkpoint:
+    if heads is None:
+        return checkpoint
+    dims = checkpoint.dims
+    if heads == "all":
+        layers, width = range(dims.n_text_layer), range(dims.n_text_head)
+        heads = [(layer, head) for layer in layers for head in width]
+    if isinstance(heads, str) or not heads:
+        raise OptionError(f"alignment_heads is {heads!r}; expected (layer, head) pairs, or 'all'")
+    return dataclasses.replace(checkpoint, alignment_heads=tuple(sorted(heads)))
 
 
 def _manifest(
