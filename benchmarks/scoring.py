@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import re
 from collections.abc import Iterable
 
@@ -51,19 +52,34 @@ def _normalizer(language: str) -> EnglishTextNormalizer | BasicTextNormalizer:
     return BasicTextNormalizer(split_letters=language in BY_CHARACTER)
 
 
+def _aligned(reference: str, hypothesis: str, language: str) -> jiwer.WordOutput:
+    normalize = _normalizer(language)
+    return jiwer.process_words([normalize(reference).strip()], [normalize(hypothesis).strip()])
+
+
 def score(reference: str, hypothesis: str, language: str) -> Score:
     """Compare one text with its reference after normalizing both."""
-    normalize = _normalizer(language)
-    wanted = normalize(reference).strip()
-    found = jiwer.process_words([wanted], [normalize(hypothesis).strip()])
-    return Score(len(wanted.split()), found.substitutions, found.deletions, found.insertions)
+    found = _aligned(reference, hypothesis, language)
+    words = found.hits + found.substitutions + found.deletions
+    return Score(words, found.substitutions, found.deletions, found.insertions)
 
 
 def unspoken(reference: str, hypothesis: str, language: str) -> int:
     """Words of ``hypothesis`` that nobody said: insertions, or all words where nobody speaks.
 
-    What a normalizer would drop counts: text in brackets, notes, lone punctuation.
+    What a normalizer would drop counts: text in brackets, notes, lone punctuation. A compound
+    written apart ("my self") does not: where the letters are the same, the words were said.
     """
     if not reference:
         return len(hypothesis.split())
-    return score(reference, _BRACKETS.sub(" ", hypothesis), language).insertions
+    found = _aligned(reference, _BRACKETS.sub(" ", hypothesis), language)
+    wanted, heard = found.references[0], found.hypotheses[0]
+    count = 0
+    for equal, group in itertools.groupby(found.alignments[0], lambda c: c.type == "equal"):
+        chunks = list(group)
+        first, last = chunks[0], chunks[-1]
+        ours = heard[first.hyp_start_idx : last.hyp_end_idx]
+        theirs = wanted[first.ref_start_idx : last.ref_end_idx]
+        if not equal and "".join(ours) != "".join(theirs):
+            count += sum(c.hyp_end_idx - c.hyp_start_idx for c in chunks if c.type == "insert")
+    return count

@@ -15,7 +15,7 @@ import pytest
 from tests.models import tokenizer_json
 from tests.reference_windows import DIMS as ENGLISH
 from tests.test_model import noise
-from tests.test_scheduler import PLAIN, WatchedBackend, engine, spoken
+from tests.test_scheduler import PLAIN, WatchedBackend, engine, many, spoken
 from tests.test_vad import made_up
 from whisper_opt import OptionError, TranscribeOptions, Whisper
 from whisper_opt.arrays import F32
@@ -217,7 +217,7 @@ def test_recordings_side_by_side_have_languages_of_their_own(
     audios = [noise(35.0, seed) for seed in range(5)]
     expected = [polyglot.language(heads(each)[0]) for each in audios]
     assert len(set(expected)) > 1
-    found = dict(model.transcribe_many(audios, batch_size=3, **SHORT))
+    found = many(model, audios, batch_size=3, **SHORT)
     assert [found[i].language for i in range(5)] == expected
     for i, each in enumerate(audios):
         assert found[i] == model.transcribe(each, **SHORT)
@@ -288,7 +288,7 @@ def test_mixed_language_recordings_in_a_batch_equal_single_runs(model: Whisper) 
         TranscribeOptions(**SHORT, multilingual=True, beam_size=2, word_timestamps=True),
         TranscribeOptions(**SHORT, language="fi"),
     ]
-    found = dict(model.transcribe_many(audios, options=options, batch_size=4))
+    found = many(model, audios, options=options, batch_size=4)
     for i, (each, chosen) in enumerate(zip(audios, options)):
         assert found[i] == model.transcribe(each, options=chosen)
     assert {segment.language for segment in found[3]} == {None}
@@ -314,13 +314,8 @@ def test_an_english_model_refuses_other_languages() -> None:
     with pytest.raises(OptionError, match="English"):
         english.stream(noise(3.0), multilingual=True)
     good, bad = TranscribeOptions(**PLAIN), TranscribeOptions(**PLAIN, multilingual=True)
-    found = dict(
-        english.transcribe_many(
-            [noise(3.0), noise(4.0), noise(5.0)],
-            options=[good, bad, good],
-            return_exceptions=True,
-        )
-    )
+    audios = [noise(3.0), noise(4.0), noise(5.0)]
+    found = many(english, audios, options=[good, bad, good], return_exceptions=True)
     assert isinstance(found[1], OptionError)
     for i in (0, 2):
         assert found[i] == english.transcribe(noise(3.0 + i), options=good)

@@ -67,8 +67,8 @@ class Stretch:
         return dataclasses.replace(
             segment,
             id=i,
-            start=segment.start + self.start,
-            end=segment.end + self.start,
+            start=round(segment.start + self.start, 3),
+            end=round(segment.end + self.start, 3),
             seek=segment.seek + round(self.start * FRAMES_PER_SECOND),
             words=words,
         )
