@@ -16,7 +16,7 @@ from whisper_opt.errors import (
     WhisperOptError,
 )
 from whisper_opt.model import Stream, Whisper
-from whisper_opt.options import TranscribeOptions
+from whisper_opt.options import SubtitleOptions, TranscribeOptions, VadOptions
 from whisper_opt.results import Segment, Transcript, Word
 from whisper_opt.version import __version__
 
@@ -28,8 +28,10 @@ __all__ = [
     "OptionError",
     "Segment",
     "Stream",
+    "SubtitleOptions",
     "TranscribeOptions",
     "Transcript",
+    "VadOptions",
     "VerificationError",
     "Whisper",
     "WhisperOptError",
