@@ -59,7 +59,11 @@ def values(field: Any) -> str:
 
 def page() -> str:
     """The whole text."""
-    lines = ["# Options", "", "Made by `scripts/make_options_doc.py` from `whisper_opt/options.py`."]
+    lines = [
+        "# Options",
+        "",
+        "Made by `scripts/make_options_doc.py` from `whisper_opt/options.py`.",
+    ]
     for options, title, text in SECTIONS:
         lines += ["", f"## {title}", "", text, "", "| option | takes | default | meaning |"]
         lines.append("|---|---|---|---|")

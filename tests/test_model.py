@@ -32,6 +32,7 @@ NARROW = {"n_audio_state": 64, "n_text_state": 64, "n_audio_layer": 1, "n_text_l
 SHORT: dict[str, Any] = {
     "max_new_tokens": 12,
     "no_speech_threshold": None,
+    "vad": "off",
     "temperature": 0.0,
 }
 

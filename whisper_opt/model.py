@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator
@@ -178,7 +179,10 @@ class Whisper:
 
         def recordings() -> Iterator[Recording]:
             for i, (audio, chosen) in enumerate(zip(audios, every)):
-                recording = strategies.recording(audio, sample_rate, chosen)
+                try:
+                    recording = strategies.recording(audio, sample_rate, chosen)
+                except WhisperOptError as error:
+                    recording = Recording.failed(error)
                 numbers[recording] = i
                 yield recording
 
@@ -305,15 +309,16 @@ class Stream:
     def _run(self, on_progress: Progress | None) -> Iterator[Segment]:
         recording = self._recording
         done = -1.0
-        for _, segments in self._steps:
-            for segment in segments:
-                self._heard.append(segment)
-                yield segment
-            if recording.error is not None:
-                raise recording.error
-            if on_progress is not None and recording.done > done:
-                done = recording.done
-                on_progress(done, recording.duration)
+        with contextlib.closing(self._steps):
+            for _, segments in self._steps:
+                for segment in segments:
+                    self._heard.append(segment)
+                    yield segment
+                if recording.error is not None:
+                    raise recording.error
+                if on_progress is not None and recording.done > done:
+                    done = recording.done
+                    on_progress(done, recording.duration)
 
     @property
     def language(self) -> str:
@@ -363,15 +368,16 @@ def _as_they_finish(
     on_progress: ManyProgress | None,
 ) -> Iterator[tuple[int, Transcript | WhisperOptError]]:
     segments: dict[Recording, list[Segment]] = {}
-    for recording, found in steps:
-        segments.setdefault(recording, []).extend(found)
-        if on_progress is not None:
-            on_progress(numbers[recording], recording.done, recording.duration)
-        if recording.error is not None and not return_exceptions:
-            raise recording.error
-        if recording.finished:
-            number, whole = numbers.pop(recording), tuple(segments.pop(recording))
-            yield number, recording.error or _transcript(recording, whole, vocab)
+    with contextlib.closing(steps):
+        for recording, found in steps:
+            segments.setdefault(recording, []).extend(found)
+            if on_progress is not None:
+                on_progress(numbers[recording], recording.done, recording.duration)
+            if recording.error is not None and not return_exceptions:
+                raise recording.error
+            if recording.finished:
+                number, whole = numbers.pop(recording), tuple(segments.pop(recording))
+                yield number, recording.error or _transcript(recording, whole, vocab)
 
 
 def _merge(options: TranscribeOptions | None, overrides: dict[str, Any]) -> TranscribeOptions:

@@ -78,7 +78,6 @@ class Recording:
     """Stretches of one recording, made when they are needed, and the segments they gave.
 
     Attributes:
-        answers: how its windows are decoded.
         language: code of the language, once known.
         language_probability: its probability, when it was detected.
         duration: length in seconds as far as known.
@@ -88,11 +87,11 @@ class Recording:
 
     def __init__(
         self,
-        answers: Answers,
+        answers: Answers | None,
         stretches: Callable[[Recording], Iterator[Stretch]],
     ) -> None:
         """``stretches`` opens the recording and yields its stretches in order of time."""
-        self.answers = answers
+        self._answers = answers
         self.language: str | None = None
         self.language_probability: float | None = None
         self.duration = 0.0
@@ -103,6 +102,22 @@ class Recording:
         self._open: collections.deque[Stretch] = collections.deque()
         self._ahead: collections.deque[Stretch] = collections.deque()
         self._n_segments = 0
+
+    @classmethod
+    def failed(cls, error: WhisperOptError) -> Recording:
+        """A recording that gives this error as soon as it is opened."""
+
+        def stretches(_: Recording) -> Iterator[Stretch]:
+            raise error
+            yield  # makes it a generator
+
+        return cls(None, stretches)
+
+    @property
+    def answers(self) -> Answers:
+        """How its windows are decoded."""
+        assert self._answers is not None, "a recording that failed has no windows"
+        return self._answers
 
     def open(self) -> None:
         """Read as much as it takes to know the language and to begin.

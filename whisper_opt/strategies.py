@@ -11,6 +11,7 @@ from whisper_opt.arrays import F32
 from whisper_opt.audio import AudioSource, load_audio, open_audio
 from whisper_opt.detection import detect_language
 from whisper_opt.dims import N_FRAMES, N_SAMPLES, SAMPLE_RATE
+from whisper_opt.errors import OptionError
 from whisper_opt.features import LogMel, log_mel
 from whisper_opt.hearing import SpeechCheck
 from whisper_opt.options import TranscribeOptions
@@ -44,6 +45,11 @@ class Strategies:
             OptionError: the model cannot honour the options.
         """
         language = self._vocab.check_language(options.language, options.task)
+        if options.multilingual and not self._vocab.is_multilingual:
+            raise OptionError(
+                "multilingual is on, but this model knows English only; use a multilingual model"
+                " (one whose name does not end in .en)"
+            )
         answers = Answers(self._backend.dims, self._vocab, options, self._suppression)
 
         def stretches(recording: Recording) -> Iterator[Stretch]:

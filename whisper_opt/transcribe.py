@@ -177,7 +177,12 @@ class Scheduler:
             flight = self._flights.pop(number)
             if flight.recording.error is not None:
                 continue
-            if self._land(flight, decoded):
+            try:
+                landed = self._land(flight, decoded)
+            except WhisperOptError as error:
+                flight.recording.fail(error)
+                continue
+            if landed:
                 touched.append(flight.recording)
                 self._waiting.appendleft((flight.recording, flight.stretch))
             else:
