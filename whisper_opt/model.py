@@ -171,14 +171,18 @@ class Whisper:
             OptionError: an option is unknown or cannot be honoured by this model.
         """
         backend, strategies = self._open_backend(), self._strategies()
-        same = options is None or isinstance(options, TranscribeOptions)
-        each = itertools.repeat(options) if same else iter(options)  # type: ignore[arg-type]
-        first = _merge(next(each), overrides)  # type: ignore[arg-type]
-        every = itertools.chain([first], (_merge(o, overrides) for o in each))  # type: ignore[arg-type]
+        every, default = _for_each(options, overrides)
+        size = TranscribeOptions(batch_size=default if batch_size is None else batch_size)
         numbers: dict[Recording, int] = {}
 
         def recordings() -> Iterator[Recording]:
-            for i, (audio, chosen) in enumerate(zip(audios, every)):
+            for i, audio in enumerate(audios):
+                chosen = next(every, None)
+                if chosen is None:
+                    raise OptionError(
+                        f"there are options for {i} recordings only; expected one for each, or one"
+                        " for all"
+                    )
                 try:
                     recording = strategies.recording(audio, sample_rate, chosen)
                 except WhisperOptError as error:
@@ -187,7 +191,7 @@ class Whisper:
                 yield recording
 
         return _as_they_finish(
-            Scheduler(backend, self._vocab, batch_size or first.batch_size).run(recordings()),
+            Scheduler(backend, self._vocab, size.batch_size).run(recordings()),
             numbers,
             self._vocab,
             return_exceptions,
@@ -378,6 +382,16 @@ def _as_they_finish(
             if recording.finished:
                 number, whole = numbers.pop(recording), tuple(segments.pop(recording))
                 yield number, recording.error or _transcript(recording, whole, vocab)
+
+
+def _for_each(
+    options: TranscribeOptions | Iterable[TranscribeOptions] | None, overrides: dict[str, Any]
+) -> tuple[Iterator[TranscribeOptions], int]:
+    """The options of every recording, and how many windows to decode at once."""
+    if options is None or isinstance(options, TranscribeOptions):
+        shared = _merge(options, overrides)
+        return itertools.repeat(shared), shared.batch_size
+    return (_merge(one, overrides) for one in options), TranscribeOptions.batch_size
 
 
 def _merge(options: TranscribeOptions | None, overrides: dict[str, Any]) -> TranscribeOptions:

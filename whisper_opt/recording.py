@@ -107,11 +107,10 @@ class Recording:
     def failed(cls, error: WhisperOptError) -> Recording:
         """A recording that gives this error as soon as it is opened."""
 
-        def stretches(_: Recording) -> Iterator[Stretch]:
+        def refuse(error: WhisperOptError) -> Stretch:
             raise error
-            yield  # makes it a generator
 
-        return cls(None, stretches)
+        return cls(None, lambda _: map(refuse, [error]))
 
     @property
     def answers(self) -> Answers:
