@@ -35,12 +35,14 @@ class Window:
         size: mel frames of sound in it, at most 3,000.
         prompt: ids fed before the first sampled token.
         sot_index: index of the start-of-transcript token in ``prompt``.
+        origin: mel frame of the recording from which ``seek`` counts.
     """
 
     seek: int
     size: int
     prompt: tuple[int, ...]
     sot_index: int
+    origin: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +114,7 @@ class Answers:
         if temperature > 0:
             # a stream of draws of its own for every window: what else is in a batch changes nothing
             generator = np.random.default_rng(
-                [options.seed, window.seek, round(temperature * 1000)]
+                [options.seed, window.origin + window.seek, round(temperature * 1000)]
             )
             return Sample(eot, temperature, options.best_of or 1, generator)
         if options.beam_size is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Callable, Union
@@ -310,7 +310,7 @@ class Stream:
         self.segments = self._run(on_progress)
         """What iterating yields, :class:`~whisper_opt.results.Segment`."""
 
-    def _run(self, on_progress: Progress | None) -> Iterator[Segment]:
+    def _run(self, on_progress: Progress | None) -> Generator[Segment, None, None]:
         recording = self._recording
         done = -1.0
         with contextlib.closing(self._steps):
@@ -351,7 +351,9 @@ class Stream:
 
     def close(self) -> None:
         """Give up."""
+        self.segments.close()
         self._steps.close()
+        self._recording.close()
 
 
 def _transcript(recording: Recording, segments: tuple[Segment, ...], vocab: Vocab) -> Transcript:

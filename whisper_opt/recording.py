@@ -38,8 +38,10 @@ class Stretch:
     def next_window(self) -> Window | None:
         """The next window; None, and the stretch is finished, at its end."""
         window = self.state.next_window()
-        self.finished = window is None
-        return window
+        if window is None:
+            self.finished = True
+            return None
+        return dataclasses.replace(window, origin=round(self.start * FRAMES_PER_SECOND))
 
     def accept(self, window: Window, result: WindowResult, aligner: Aligner | None) -> None:
         """Take the answer to ``window``."""
@@ -152,6 +154,8 @@ class Recording:
                 break
             self._open.popleft()
         self._n_segments += len(ready)
+        if self.finished and self.error is None:
+            self.done = self.duration
         return ready
 
     def fail(self, error: WhisperOptError) -> None:

@@ -189,17 +189,19 @@ class Batch:
         try:
             rows, logits = self._prefill(session, numbers, tasks)
             tokens, live = self._choose_next(session, rows, logits)
+            if live and self._session is not None:
+                self._session.append(session)
+                tokens = np.concatenate([self._tokens, tokens])
         except BaseException:
             session.close()
             raise
         self._n_added += len(tasks)
         if not live:
             session.close()
-        elif self._session is None:
-            self._session, self._tokens = session, tokens
-        else:
-            self._session.append(session)
-            self._tokens = np.concatenate([self._tokens, tokens])
+            return numbers
+        self._tokens = tokens
+        if self._session is None:
+            self._session = session
         self._rows.extend(live)
         return numbers
 
