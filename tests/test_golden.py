@@ -9,6 +9,7 @@ boundary by one step of 20 ms or a few: 99 in 100 must be within one step.
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import pytest
 
@@ -32,6 +33,9 @@ from whisper_opt.results import Segment as Found
 NEAR_TIE = 1e-3
 STEP_S = 0.02
 WITHIN_STEP = 0.99
+SPECIAL = re.compile(r"<\|\w+\|>")
+"""A language token sampled as text: the reference keeps it out of the texts of its segments, but
+writes it into the text of the whole; this library does not. One clip has one (``prefix-nots``)."""
 
 
 @dataclasses.dataclass
@@ -114,7 +118,7 @@ def _compare(clip_id: str, config: str, want: GoldenClip, found: Transcript, tal
     if [list(s.tokens) for s in found] != [s["tokens"] for s in want["segments"]]:
         tally.differing[clip_id] = _closeness(config, want, found)
         return
-    assert found.text == want["text"], clip_id
+    assert found.text == SPECIAL.sub("", want["text"]), clip_id
     for ours, theirs in zip(found, want["segments"]):
         where = (clip_id, ours.id)
         assert ours.id == theirs["id"], where

@@ -247,6 +247,25 @@ def test_recordings_are_opened_when_there_is_room(model: Whisper, watched: Watch
     assert watched.sessions == []
 
 
+@pytest.mark.parametrize("kind", ["broken", "too short"])
+def test_recordings_that_give_nothing_are_opened_one_after_another_too(
+    model: Whisper, kind: str
+) -> None:
+    """Results come although there is always room for one more."""
+    opened = 0
+
+    def audios() -> Iterator[Any]:
+        nonlocal opened
+        for _ in range(50):
+            opened += 1
+            yield "no such file.wav" if kind == "broken" else noise(0.005)
+
+    results = model.transcribe_many(audios(), batch_size=2, return_exceptions=True, **PLAIN)
+    next(results)
+    assert opened <= 4
+    assert len(list(results)) == 49
+
+
 def test_results_come_as_they_finish(model: Whisper) -> None:
     audios = sounds(95.0, 3.0, 4.0)
     order = [i for i, _ in model.transcribe_many(audios, batch_size=2, **ENDLESS)]
