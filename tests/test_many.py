@@ -307,11 +307,20 @@ def random_mix(seed: int, languages: bool) -> tuple[list[F32], list[dict[str, An
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "seed"), [("tiny.en", 0), ("tiny.en", 1), ("tiny.en", 2), ("base", 3), ("base", 4)]
+    ("name", "seed", "batch_sizes"),
+    [
+        ("tiny.en", 0, (1, 2, 5, 16)),
+        ("tiny.en", 1, (1, 2, 5, 16)),
+        ("tiny.en", 2, (2, 5)),
+        ("base", 3, (5,)),
+        ("base", 4, (2,)),
+    ],
 )
-def test_real_speech_in_batches_equals_single_runs(engines: Engines, name: str, seed: int) -> None:
+def test_real_speech_in_batches_equals_single_runs(
+    engines: Engines, name: str, seed: int, batch_sizes: tuple[int, ...]
+) -> None:
     sounds, options = random_mix(seed, languages=name == "base")
-    compare(engines.model(name), sounds, options)
+    compare(engines.model(name), sounds, options, batch_sizes)
 
 
 @pytest.mark.slow

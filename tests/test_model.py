@@ -286,6 +286,7 @@ def first_choices(engine: Engine, tmp_path: Path, **lists: Any) -> tuple[int, in
     model = Whisper(read_engine(path), FakeBackend(engine.manifest.dims, scores))
     options: dict[str, Any] = {
         "max_new_tokens": 2,
+        "vad": "off",
         "without_timestamps": True,
         "no_speech_threshold": None,
     }

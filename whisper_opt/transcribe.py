@@ -99,23 +99,24 @@ class Scheduler:
     def _admit(self, source: Iterator[Recording]) -> bool:
         """Let windows join until the batch is full; returns whether any recording was begun."""
         found: list[tuple[Recording, Stretch, Window]] = []
-        begun = False
+        n_begun = 0
         while len(self._flights) + len(found) < self._batch_size:
             if not self._waiting:
                 if self._begin_stretch():
                     continue
-                recording = next(source, None)
+                # recordings that give nothing never fill the batch: hand them out first
+                recording = next(source, None) if n_begun < self._batch_size else None
                 if recording is None:
                     break
                 self._active.append(recording)
-                begun = True
+                n_begun += 1
                 continue
             recording, stretch = self._waiting.popleft()
             if recording.error is None and (window := self._next_window(recording, stretch)):
                 found.append((recording, stretch, window))
         if found:
             self._launch(found)
-        return begun
+        return n_begun > 0
 
     def _begin_stretch(self) -> bool:
         """Queue one more stretch of a recording under way."""
