@@ -69,7 +69,7 @@ def test_defaults_are_openai_whispers() -> None:
         "strategy": "sequential",
         "batch_size": 8,
         "vad": None,
-        "vad_threshold": 0.5,
+        "vad_threshold": 0.35,
         "vad_min_speech_duration": 0.1,
         "vad_min_silence_duration": 0.5,
         "vad_speech_pad": 0.2,
@@ -354,7 +354,7 @@ def test_contradictions_are_refused(given: dict[str, Any], expected: str) -> Non
         {"strategy": "batched", "vad": "off", **CLIPS},
         {"strategy": "batched", "vad": "check", **CLIPS},
         {"vad": "cut", "clip_timestamps": ()},
-        {"vad": "off", "vad_threshold": 0.5},
+        {"vad": "off", "vad_threshold": 0.35},
         {"prepend_punctuations": TranscribeOptions().prepend_punctuations},
     ],
 )

@@ -254,6 +254,7 @@ class Decoder:
         """Scores [6, n_at, n_vocab] and the new cache."""
         names = ["logits", *(f"{name}_out" for name in cache)]
         feeds: dict[str, NDArray] = {"tokens": tokens, "start": start, "at": at}
+        feeds["aligned"] = np.zeros(0, np.int64)
         logits, *new = self.session.run(names, {**feeds, **self.cross, **cache})
         return logits, dict(zip(cache, new))
 

@@ -112,11 +112,13 @@ def feeds_of(stem: str) -> dict[str, NDArray]:
         "tokens": rng.integers(0, DEEP.n_vocab, (4, 1)).astype(np.int64),
         "start": np.array([5, 0, 17, 63], np.int64),
         "at": np.zeros((4, 1), np.int64),
+        "aligned": np.zeros(0, np.int64),
     }
     for i in range(DEEP.n_text_layer):
         for kind in "kv":
             feeds[f"self_{kind}_{i}"] = normal(4, DEEP.n_text_head, 64, HEAD_DIM)
-            feeds[f"cross_{kind}_{i}"] = normal(2, DEEP.n_text_head, 60, HEAD_DIM)
+        feeds[f"cross_k_{i}"] = normal(2, DEEP.n_text_head, HEAD_DIM, 60)
+        feeds[f"cross_v_{i}"] = normal(2, DEEP.n_text_head, 60, HEAD_DIM)
     return feeds
 
 

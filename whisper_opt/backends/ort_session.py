@@ -296,9 +296,12 @@ class _Binding:
         self.at = np.zeros((n_seq, n_at), np.int64)
         self.aligned = np.zeros(n_aligned, np.int64)
         self.logits = np.zeros((n_seq, n_at, dims.n_vocab), np.float32)
-        watched = next(o.shape for o in decoder.get_outputs() if o.name == "attention")
-        heard = cross[0].shape
-        self.attention = np.zeros((heard[0], watched[1], n_aligned, heard[3]), np.float32)
+        n_audio, n_ctx = cross[0].shape[0], cross[0].shape[3]
+        self._watched = {
+            output.name: np.zeros((n_audio, output.shape[1], n_aligned, n_ctx), np.float32)
+            for output in decoder.get_outputs()
+            if output.name.startswith("attention_")
+        }
         self._io = decoder.io_binding()
         self._keep = (tuple(cross), tuple(cache))  # bound by address: must outlive the binding
         for name in ("tokens", "start", "at", "aligned"):
@@ -309,13 +312,19 @@ class _Binding:
             self._output(f"self_{kind}_{i}_out", held)
             self._input(f"cross_{kind}_{i}", audio)
         self._output("logits", self.logits)
-        self._output("attention", self.attention)
+        for name, scores in self._watched.items():
+            self._output(name, scores)
 
     def _input(self, name: str, array: NDArray) -> None:
         self._io.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
 
     def _output(self, name: str, array: NDArray) -> None:
         self._io.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+
+    @property
+    def attention(self) -> F32:
+        """Scores [A, n_heads, n_aligned, T] of all alignment heads, in the order of layers."""
+        return np.concatenate(list(self._watched.values()), axis=1)
 
     def run(self, decoder: Any) -> None:
         decoder.run_with_iobinding(self._io)

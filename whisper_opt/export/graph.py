@@ -9,7 +9,7 @@ cache capacity, T encoder positions, H heads of 64):
     decoder   tokens i64 [N, S], start i64 [N], at i64 [N, P], aligned i64 [Q],
               self_k_i, self_v_i f32 [N, H, C, 64], cross_k_i, cross_v_i as above
               -> logits f32 [N, P, n_vocab], self_k_i_out, self_v_i_out f32 [N, H, C, 64],
-                 attention f32 [A, n_heads, Q, T]
+                 attention_i f32 [A, n_heads_i, Q, T] for every layer that has alignment heads
 
 ``start`` is the position of each row's first new token; ``at`` lists, for each row, the indices
 among the new tokens whose scores are wanted, the last of them being the row's last real token (what
@@ -263,7 +263,8 @@ def build_decoder(
         builder.node("Gather", embedding, rows.tokens),
         builder.node("Gather", linear.vector("decoder.positional_embedding"), rows.positions),
     )
-    cuts, updated, watched = [], [], []
+    cuts, updated = [], []
+    watched: dict[int, tuple[int, str]] = {}
     for i in layers:
         block = f"decoder.blocks.{i}"
         builder.scope(block)
@@ -280,7 +281,8 @@ def build_decoder(
         chosen = [h for layer, h in watched_heads if layer == i]
         if chosen:  # tokens first: where none are wanted, nothing is copied
             scores = builder.node("Gather", scores, aligned, axis=2)
-            watched.append(builder.node("Gather", scores, builder.constant(chosen), axis=1))
+            scores = builder.node("Gather", scores, builder.constant(chosen), axis=1)
+            watched[i] = len(chosen), scores
         mixed = builder.node("Reshape", mixed, unfold)
         value = builder.node("Add", value, linear(mixed, f"{block}.cross_attn.out"))
         value = _mlp(builder, linear, dialect, value, block)
@@ -288,9 +290,9 @@ def build_decoder(
     cuts.append(value)
     logits = _head(builder, linear, rows, value, embedding, dims)
     builder.output(logits, "logits", _FLOAT, ["n_seq", "n_at", dims.n_vocab])
-    attention = builder.node("Concat", *watched, axis=1)
-    watched_shape: list[int | str] = ["n_audio", len(watched_heads), "n_aligned", "n_ctx"]
-    builder.output(attention, "attention", _FLOAT, watched_shape)
+    for i, (heads, scores) in watched.items():
+        shape: list[int | str] = ["n_audio", heads, "n_aligned", "n_ctx"]
+        builder.output(scores, f"attention_{i}", _FLOAT, shape)
     for i, (key, val) in enumerate(updated):
         builder.output(key, f"self_k_{i}_out", _FLOAT, head)
         builder.output(val, f"self_v_{i}_out", _FLOAT, head)

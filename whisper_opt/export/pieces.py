@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from whisper_opt.arrays import NDArray
 from whisper_opt.errors import BackendUnavailable, VerificationError
@@ -31,14 +31,7 @@ def extract(model: ModelProto, inputs: Sequence[str], outputs: Sequence[str]) ->
     Graph inputs that the part needs are added; weights keep pointing at the same data file.
     """
     producers = {name: node for node in model.graph.node for name in node.output}
-    known, needed, wanted = set(inputs), set(), list(outputs)
-    while wanted:
-        name = wanted.pop()
-        node = producers.get(name)
-        if name in known or node is None or node.name in needed:
-            continue
-        needed.add(node.name)
-        wanted.extend(node.input)
+    known, needed = set(inputs), _needed(producers, inputs, outputs)
     nodes = [node for node in model.graph.node if node.name in needed]
     used = {name for node in nodes for name in node.input}
     infos = {info.name: info for info in (*model.graph.input, *model.graph.output)}
@@ -55,6 +48,21 @@ def extract(model: ModelProto, inputs: Sequence[str], outputs: Sequence[str]) ->
         [tensor for tensor in model.graph.initializer if tensor.name in used],
     )
     return helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
+
+
+def _needed(
+    producers: Mapping[str, NodeProto], known: Iterable[str], outputs: Iterable[str]
+) -> set[str]:
+    """Names of the nodes that compute ``outputs`` when ``known`` values are given."""
+    given, needed, wanted = set(known), set(), list(outputs)
+    while wanted:
+        name = wanted.pop()
+        node = producers.get(name)
+        if name in given or node is None or node.name in needed:
+            continue
+        needed.add(node.name)
+        wanted.extend(node.input)
+    return needed
 
 
 def require_onnxruntime(dialect: str = "contrib") -> Any:
@@ -105,6 +113,7 @@ class PiecewiseGraph:
         pieces: list[ModelProto] = []
         known: list[str] = []
         left = list(self._outputs)
+        producers = {name: node for node in graph.model.graph.node for name in node.output}
         for cut, following in zip(cuts, cuts[1:]):
             if _weigh(extract(graph.model, known, [following]), sizes) <= PIECE_BYTES:
                 continue  # the next layer still fits into this piece
@@ -112,9 +121,12 @@ class PiecewiseGraph:
                 continue
             piece = extract(graph.model, known, [cut])
             inside = {name for node in piece.graph.node for name in node.output}
-            here = [name for name in left if name in inside]
+            # an output belongs here if it can be had without the value that goes on
+            given = {*known, *inside} - {cut}
+            last = producers[cut].name
+            here = [name for name in left if last not in _needed(producers, given, [name])]
             pieces.append(extract(graph.model, known, [*here, cut]))
-            left = [name for name in left if name not in inside]
+            left = [name for name in left if name not in here]
             known = [cut]
         pieces.append(extract(graph.model, known, left))
         return pieces

@@ -184,8 +184,8 @@ def _attention(
         "aligned": order,
     }
     out = decoder.run({**feeds, **cross, **_empty_cache(1, dims)})
-    attention: NDArray = out["attention"][0]
-    return attention
+    layers = [out[name][0] for name in out if name.startswith("attention_")]
+    return np.concatenate(layers)
 
 
 def _largest(pairs: Any) -> tuple[float, float]:
