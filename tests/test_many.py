@@ -210,7 +210,7 @@ def test_random_mixes_equal_single_runs_in_the_other_dialect(load: Load, mix: Mi
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=8)
 @given(mix=mixes)
 def test_more_random_mixes_equal_single_runs(model: Whisper, mix: Mix) -> None:
     compare_mix(model, mix)
@@ -309,11 +309,9 @@ def random_mix(seed: int, languages: bool) -> tuple[list[F32], list[dict[str, An
 @pytest.mark.parametrize(
     ("name", "seed", "batch_sizes"),
     [
-        ("tiny.en", 0, (1, 2, 5, 16)),
-        ("tiny.en", 1, (1, 2, 5, 16)),
-        ("tiny.en", 2, (2, 5)),
+        ("tiny.en", 0, (2, 16)),
+        ("tiny.en", 1, (1, 5)),
         ("base", 3, (5,)),
-        ("base", 4, (2,)),
     ],
 )
 def test_real_speech_in_batches_equals_single_runs(
