@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from whisper_opt.arrays import F32, Int, NDArray
+from whisper_opt.backends.slots import Layout
 from whisper_opt.dims import HEAD_DIM, ModelDims
 from whisper_opt.errors import EngineError
 from whisper_opt.protocol import Attention, Session
@@ -18,33 +19,6 @@ __all__ = ["CAPACITIES", "OrtSession"]
 CAPACITIES = (64, 128, 256, 448)
 """Cache sizes in positions: a step costs less in a small cache, and growing copies it once."""
 _NONE: Int = np.zeros(0, np.int64)
-
-
-class _Slots:
-    """Where logical rows sit: the decoder wants [A, G] rows, an equal number G for every audio.
-
-    Row r sits in slot ``of_row[r]``. Slots that no row owns repeat a row of their audio, or any
-    other where the audio has none; what they compute is thrown away.
-    """
-
-    def __init__(self, audio_of_row: Int, n_audio: int) -> None:
-        """``n_audio``: audios held in the cross buffers."""
-        members: list[list[int]] = [[] for _ in range(n_audio)]
-        for row, audio in enumerate(audio_of_row.tolist()):
-            members[audio].append(row)
-        self.group = max(map(len, members))
-        self.of_row = np.zeros(len(audio_of_row), np.int64)
-        owner = np.zeros(n_audio * self.group, np.int64)
-        for audio, rows in enumerate(members):
-            for place in range(self.group):
-                slot = audio * self.group + place
-                owner[slot] = rows[min(place, len(rows) - 1)] if rows else 0
-                if place < len(rows):
-                    self.of_row[rows[place]] = slot
-        self.owner = owner
-        """The row whose tokens and cache each slot carries."""
-        self.plain = np.array_equal(self.of_row, np.arange(len(owner)))
-        """Whether every slot is a row and they stand in order."""
 
 
 class _Buffers:
@@ -108,12 +82,14 @@ class OrtSession:
         n_audio = len(cross[0])
         self._cross = _Buffers(cross, n_audio)
         self._own_cross = False  # the arrays are the caller's until they have to change
-        self._audio_of_row = np.arange(n_audio, dtype=np.int64)
-        self._length = np.zeros(n_audio, np.int64)
-        self._slots = _Slots(self._audio_of_row, n_audio)
+        self._layout = Layout(n_audio)
         self._cache = _Buffers((), n_audio)
         self._capacity = 0
         self._bindings: dict[tuple[int, ...], _Binding] = {}
+
+    @property
+    def _length(self) -> Int:
+        return self._layout.length
 
     def extend(self, tokens: Int, lengths: Int | None = None, at: Int | None = None) -> HostLogits:
         n_seq, n_new = tokens.shape
@@ -129,7 +105,7 @@ class OrtSession:
         else:
             self._reserve(int(self._length.max()) + n_new)
             scores = self._run(tokens, self._length, wanted)
-        self._length = self._length + lengths
+        self._layout.length = self._length + lengths
         return HostLogits(scores)
 
     def attention(self, tokens: Int, lengths: Int) -> Attention:
@@ -162,16 +138,16 @@ class OrtSession:
         return scores
 
     def _run(self, tokens: Int, start: Int, wanted: Int, aligned: Int = _NONE) -> F32:
-        owner = self._slots.owner
+        owner = self._layout.slots.owner
         binding = self._binding(tokens.shape[1], wanted.shape[1], len(aligned))
         binding.tokens[...] = tokens[owner]
         binding.start[...] = start[owner]
         binding.at[...] = wanted[owner]
         binding.aligned[...] = aligned
         binding.run(self._decoder)
-        if self._slots.plain:
+        if self._layout.slots.plain:
             return binding.logits
-        return binding.logits[self._slots.of_row]
+        return binding.logits[self._layout.slots.of_row]
 
     def _binding(self, n_new: int, n_at: int, n_aligned: int) -> _Binding:
         shape = (n_new, n_at, n_aligned)
@@ -187,7 +163,7 @@ class OrtSession:
         if n <= self._capacity:
             return
         capacity = next((size for size in CAPACITIES if size >= n), -(-n // 64) * 64)
-        n_slots = len(self._slots.owner)
+        n_slots = len(self._layout.slots.owner)
         shape = (n_slots, self._dims.n_text_head, capacity, HEAD_DIM)
         old, held = self._cache.views(), self._capacity
         new = [np.zeros(shape, np.float32) for _ in range(2 * self._dims.n_text_layer)]
@@ -200,11 +176,7 @@ class OrtSession:
     def gather(self, rows: Int) -> None:
         if len(rows) == len(self._length) and (rows == np.arange(len(rows))).all():
             return
-        before = self._slots
-        self._audio_of_row = self._audio_of_row[rows]
-        self._length = self._length[rows]
-        self._slots = _Slots(self._audio_of_row, self._cross.n)
-        self._rearrange(before.of_row[rows[self._slots.owner]])
+        self._rearrange(self._layout.gather(rows))
 
     def _rearrange(self, source: Int) -> None:
         """Slot i takes the past of old slot ``source[i]``."""
@@ -213,64 +185,34 @@ class OrtSession:
         elif self._cache.arrange(source, int(self._length.max(initial=0))):
             self._bindings.clear()
 
-    def _dead(self) -> list[int]:
-        live = set(self._audio_of_row.tolist())
-        return [audio for audio in range(self._cross.n) if audio not in live]
-
     def _drop_audios(self) -> None:
-        """Forget audios without rows once they are a quarter of what every step reads."""
-        dead = self._dead()
-        if 4 * len(dead) < self._cross.n or not dead:
+        compaction = self._layout.compact()
+        if compaction is None:
             return
-        n_live = self._cross.n - len(dead)
-        # the last audios move into the holes
-        source = np.arange(n_live)
-        holes = [audio for audio in dead if audio < n_live]
-        source[holes] = [audio for audio in range(n_live, self._cross.n) if audio not in dead]
-        position = {int(old): new for new, old in enumerate(source)}
-        before = self._slots
+        source = compaction.audios
         if self._own_cross:
             self._cross.arrange(source)
         else:
-            self._cross = _Buffers([array[source] for array in self._cross.arrays], n_live)
+            self._cross = _Buffers([array[source] for array in self._cross.arrays], len(source))
             self._own_cross = True
             self._bindings.clear()
-        self._audio_of_row = np.array([position[a] for a in self._audio_of_row.tolist()], np.int64)
-        self._slots = _Slots(self._audio_of_row, n_live)
-        self._rearrange(before.of_row[self._slots.owner])
+        self._rearrange(compaction.slots)
 
     def append(self, other: Session) -> None:
         if not isinstance(other, OrtSession) or other._decoder is not self._decoder:
             raise EngineError("only a session of the same backend can be appended")
-        place = self._admit(other)
-        n_rows, used = len(self._length), int(other._length.max(initial=0))
+        used = int(other._length.max(initial=0))
         self._reserve(used)
-        before = self._slots
-        self._audio_of_row = np.concatenate([self._audio_of_row, place[other._audio_of_row]])
-        self._length = np.concatenate([self._length, other._length])
-        self._slots = _Slots(self._audio_of_row, self._cross.n)
-        owner = self._slots.owner
-        mine = owner < n_rows
-        source = np.arange(len(owner)) % max(self._cache.n, 1)  # anything, for rows to come
-        source[mine] = before.of_row[owner[mine]]
-        self._rearrange(source)
-        joined = np.flatnonzero(~mine)
-        source = other._slots.of_row[owner[joined] - n_rows]
-        for array, past in zip(self._cache.arrays, other._cache.arrays):
-            array[joined, :, :used] = past[source, :, :used]
-        other.close()
-
-    def _admit(self, other: OrtSession) -> Int:
-        """Copy the other session's audios in, into holes first; returns where each one lies."""
-        dead, n_old, n_new = self._dead(), self._cross.n, other._cross.n
-        n_more = max(n_new - len(dead), 0)
-        place = np.array([*dead[:n_new], *range(n_old, n_old + n_more)], np.int64)
-        if self._cross.resize(n_old + n_more, copy=not self._own_cross):
+        joining = self._layout.append(other._layout)
+        if self._cross.resize(self._layout.n_audio, copy=not self._own_cross):
             self._bindings.clear()
         self._own_cross = True
         for array, heard in zip(self._cross.arrays, other._cross.views()):
-            array[place] = heard
-        return place
+            array[joining.place] = heard
+        self._rearrange(joining.slots)
+        for array, past in zip(self._cache.arrays, other._cache.arrays):
+            array[joining.joined, :, :used] = past[joining.source, :, :used]
+        other.close()
 
     def close(self) -> None:
         self._bindings.clear()

@@ -1,0 +1,124 @@
+"""Where hypotheses sit: logical rows, unequal in number per audio, in the decoder's [A, G] slots.
+
+Integers alone: what moves where. The sessions move the arrays.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from whisper_opt.arrays import Int
+
+__all__ = ["Compaction", "Joining", "Layout", "Slots"]
+
+
+class Slots:
+    """Where logical rows sit: the decoder wants [A, G] rows, an equal number G for every audio.
+
+    Row r sits in slot ``of_row[r]``. Slots that no row owns repeat a row of their audio, or any
+    other where the audio has none; what they compute is thrown away.
+    """
+
+    def __init__(self, audio_of_row: Int, n_audio: int) -> None:
+        """``n_audio``: audios held in the cross buffers."""
+        members: list[list[int]] = [[] for _ in range(n_audio)]
+        for row, audio in enumerate(audio_of_row.tolist()):
+            members[audio].append(row)
+        self.group = max(map(len, members))
+        self.of_row = np.zeros(len(audio_of_row), np.int64)
+        owner = np.zeros(n_audio * self.group, np.int64)
+        for audio, rows in enumerate(members):
+            for place in range(self.group):
+                slot = audio * self.group + place
+                owner[slot] = rows[min(place, len(rows) - 1)] if rows else 0
+                if place < len(rows):
+                    self.of_row[rows[place]] = slot
+        self.owner = owner
+        """The row whose tokens and cache each slot carries."""
+        self.plain = np.array_equal(self.of_row, np.arange(len(owner)))
+        """Whether every slot is a row and they stand in order."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Compaction:
+    """Audios without rows are gone: audio i was ``audios[i]`` and slot i was ``slots[i]``."""
+
+    audios: Int
+    slots: Int
+
+
+@dataclasses.dataclass(frozen=True)
+class Joining:
+    """Rows of another session have come.
+
+    Attributes:
+        place: where each audio of the other session lies now.
+        slots: the old slot of one's own whose past each slot takes; where a row of the other
+            session sits, any.
+        joined: the slots where a row of the other session sits.
+        source: the slots of the other session whose past they take.
+    """
+
+    place: Int
+    slots: Int
+    joined: Int
+    source: Int
+
+
+class Layout:
+    """The rows of a session: whose audio each one hears, how long it is, in which slot it sits."""
+
+    def __init__(self, n_audio: int) -> None:
+        """One empty row an audio."""
+        self.n_audio = n_audio
+        self.length = np.zeros(n_audio, np.int64)
+        self._audio_of_row = np.arange(n_audio, dtype=np.int64)
+        self.slots = Slots(self._audio_of_row, n_audio)
+
+    def gather(self, rows: Int) -> Int:
+        """Row i becomes old row ``rows[i]``; returns the old slot that each slot takes."""
+        before = self.slots
+        self._audio_of_row = self._audio_of_row[rows]
+        self.length = self.length[rows]
+        self.slots = Slots(self._audio_of_row, self.n_audio)
+        source: Int = before.of_row[rows[self.slots.owner]]
+        return source
+
+    def _dead(self) -> list[int]:
+        live = set(self._audio_of_row.tolist())
+        return [audio for audio in range(self.n_audio) if audio not in live]
+
+    def compact(self) -> Compaction | None:
+        """Forget audios without rows once they are a quarter of what every step reads."""
+        dead = self._dead()
+        if 4 * len(dead) < self.n_audio or not dead:
+            return None
+        n_live = self.n_audio - len(dead)
+        # the last audios move into the holes
+        source = np.arange(n_live)
+        holes = [audio for audio in dead if audio < n_live]
+        source[holes] = [audio for audio in range(n_live, self.n_audio) if audio not in dead]
+        position = {int(old): new for new, old in enumerate(source)}
+        before = self.slots
+        self._audio_of_row = np.array([position[a] for a in self._audio_of_row.tolist()], np.int64)
+        self.n_audio = n_live
+        self.slots = Slots(self._audio_of_row, n_live)
+        return Compaction(source, before.of_row[self.slots.owner])
+
+    def append(self, other: Layout) -> Joining:
+        """Take over the rows of another layout after one's own; its audios fill holes first."""
+        dead, n_old, n_new = self._dead(), self.n_audio, other.n_audio
+        self.n_audio = n_old + max(n_new - len(dead), 0)
+        place = np.array([*dead[:n_new], *range(n_old, self.n_audio)], np.int64)
+        n_rows, before = len(self.length), self.slots
+        self._audio_of_row = np.concatenate([self._audio_of_row, place[other._audio_of_row]])
+        self.length = np.concatenate([self.length, other.length])
+        self.slots = Slots(self._audio_of_row, self.n_audio)
+        owner = self.slots.owner
+        mine = owner < n_rows
+        slots = np.arange(len(owner)) % len(before.owner)
+        slots[mine] = before.of_row[owner[mine]]
+        joined = np.flatnonzero(~mine)
+        return Joining(place, slots, joined, other.slots.of_row[owner[joined] - n_rows])
