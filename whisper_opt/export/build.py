@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -147,9 +146,7 @@ def _write(
     folder: Path,
     report: ExportProgress,
 ) -> dict[str, FileEntry]:
-    total = sum(
-        4 * math.prod(weight.shape) for graph, _ in parts.values() for weight in graph.weights
-    )
+    total = sum(weight.nbytes for graph, _ in parts.values() for weight in graph.weights)
     done = 0
 
     def advance(n: int) -> None:

@@ -8,13 +8,14 @@ their values to the external-data file one at a time.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, Callable
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
-from whisper_opt.arrays import F32, NDArray
+from whisper_opt.arrays import NDArray
 
 __all__ = ["GraphBuilder", "OnnxGraph", "Weight"]
 
@@ -28,12 +29,19 @@ class Weight:
     Attributes:
         name: initializer name in the graph.
         shape: dimensions as stored.
-        read: returns the float32 values, computed from the checkpoint when called.
+        read: returns the values, computed from the checkpoint when called.
+        dtype: what they are stored as.
     """
 
     name: str
     shape: tuple[int, ...]
-    read: Callable[[], F32]
+    read: Callable[[], NDArray]
+    dtype: np.dtype[Any]
+
+    @property
+    def nbytes(self) -> int:
+        """Size in the data file."""
+        return self.dtype.itemsize * math.prod(self.shape)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,10 +90,12 @@ class GraphBuilder:
                 if used == value:
                     node.input[i] = name
 
-    def weight(self, name: str, shape: Sequence[int], read: Callable[[], F32]) -> str:
+    def weight(
+        self, name: str, shape: Sequence[int], read: Callable[[], NDArray], dtype: Any = np.float32
+    ) -> str:
         """Declare a streamed initializer; the same name may be used by several nodes."""
         if name not in self._weights:
-            self._weights[name] = Weight(name, tuple(shape), read)
+            self._weights[name] = Weight(name, tuple(shape), read, np.dtype(dtype))
         return name
 
     def constant(self, value: NDArray | int | Sequence[int]) -> str:
@@ -128,7 +138,8 @@ class GraphBuilder:
         """Assemble the model; initializers of weights point nowhere until the writer fills them."""
         initializers = list(self._constants.values())
         for weight in self._weights.values():
-            tensor = TensorProto(name=weight.name, data_type=TensorProto.FLOAT)
+            data_type = helper.np_dtype_to_tensor_dtype(weight.dtype)
+            tensor = TensorProto(name=weight.name, data_type=data_type)
             tensor.dims.extend(weight.shape)
             initializers.append(tensor)
         graph = helper.make_graph(self._nodes, self.name, self._inputs, self._outputs, initializers)

@@ -7,7 +7,6 @@ the graph as it is.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -107,7 +106,7 @@ class PiecewiseGraph:
         self._single: Any = None
 
     def _plan(self, graph: OnnxGraph, cuts: Sequence[str]) -> list[ModelProto]:
-        sizes = {weight.name: 4 * math.prod(weight.shape) for weight in graph.weights}
+        sizes = {weight.name: weight.nbytes for weight in graph.weights}
         if sum(sizes.values()) <= 4 * PIECE_BYTES:
             return [graph.model]
         pieces: list[ModelProto] = []

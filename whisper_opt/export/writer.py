@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Callable
 
+import numpy as np
 from onnx import TensorProto
 
 from whisper_opt.engine import MANIFEST, FileEntry
@@ -81,7 +82,9 @@ def write_graph(
                     f"weight {weight.name} has shape {list(values.shape)} where the graph declares"
                     f" {list(weight.shape)}"
                 )
-            stream.write(values.astype("<f4", copy=False).data.cast("B"))
+            stream.write(
+                np.ascontiguousarray(values, weight.dtype.newbyteorder("<")).data.cast("B")
+            )
             slot = slots[weight.name]
             slot.data_location = TensorProto.EXTERNAL
             for key, value in (
