@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from whisper_opt.options import SubtitleOptions, TranscribeOptions, VadOptions
+from whisper_opt.options import LoadOptions, SubtitleOptions, TranscribeOptions, VadOptions
 
 TARGET = Path(__file__).parent.parent / "docs" / "options.md"
 SECTIONS = (
@@ -23,6 +23,12 @@ SECTIONS = (
         "Keyword arguments of `Whisper.transcribe`, `stream` and `transcribe_many`, and of"
         " `TranscribeOptions`; on the command line `--name-of-option`. Every option works in every"
         " mode and in batches, or is refused with the reason.",
+    ),
+    (
+        LoadOptions,
+        "Loading",
+        "Keyword arguments of `Whisper.load`; on the command line `--name-of-option`. What runs"
+        " where is told in [deploy.md](deploy.md).",
     ),
     (
         SubtitleOptions,

@@ -12,11 +12,16 @@ from typing import Any
 
 from tqdm import tqdm
 
-from whisper_opt.cli_transcribe import EXAMPLES, add_arguments, complain
+from whisper_opt.cli_transcribe import (
+    EXAMPLES,
+    add_arguments,
+    add_load_arguments,
+    complain,
+    load,
+)
 from whisper_opt.doctor import doctor
 from whisper_opt.engine import Engine, read_engine
 from whisper_opt.errors import OptionError, WhisperOptError
-from whisper_opt.model import Whisper
 from whisper_opt.version import __version__
 
 __all__ = ["main"]
@@ -181,11 +186,12 @@ def _add_heads(commands: Any) -> None:
     parser.add_argument("engine", metavar="ENGINE", type=Path, help="engine directory")
     parser.add_argument("audio", metavar="AUDIO", help="a recording of speech; a minute is plenty")
     parser.add_argument("--language", metavar="TEXT", help="its language (default: detected)")
+    add_load_arguments(parser)
     parser.set_defaults(run=_rank_heads)
 
 
 def _rank_heads(args: argparse.Namespace) -> int:
-    with Whisper.load(args.engine) as model:
+    with load(args) as model:
         for head in model.rank_alignment_heads(args.audio, language=args.language):
             print(f"{head.layer}.{head.head}\t{head.score:.3f}")
     return 0

@@ -14,14 +14,14 @@ from tqdm import tqdm
 from whisper_opt.errors import OptionError, WhisperOptError
 from whisper_opt.languages import LANGUAGES
 from whisper_opt.model import Whisper
-from whisper_opt.options import SubtitleOptions, TranscribeOptions
+from whisper_opt.options import LoadOptions, SubtitleOptions, TranscribeOptions
 from whisper_opt.results import Segment, Transcript
 from whisper_opt.subtitles import given
 from whisper_opt.writers import FORMATS, SUBTITLE_FORMATS, format_timestamp, write
 
-__all__ = ["EXAMPLES", "Output", "add_arguments", "complain"]
+__all__ = ["EXAMPLES", "Output", "add_arguments", "add_load_arguments", "complain", "load"]
 
-_Options = TypeVar("_Options", TranscribeOptions, SubtitleOptions)
+_Options = TypeVar("_Options", LoadOptions, TranscribeOptions, SubtitleOptions)
 
 
 def complain(message: object) -> None:
@@ -67,14 +67,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write DIR/NAME.FORMAT for each recording instead of standard output"
         " (format: txt unless --format says otherwise)",
     )
-    parser.add_argument(
-        "--threads", metavar="N", type=int, help="CPU threads (default: one a physical core)"
-    )
+    add_load_arguments(parser)
     _add_options(parser.add_argument_group("transcription options"), TranscribeOptions)
     formats = ", ".join(SUBTITLE_FORMATS)
     group = f"subtitle options ({formats}; with --word-timestamps)"
     _add_options(parser.add_argument_group(group), SubtitleOptions)
     parser.set_defaults(run=_transcribe)
+
+
+def add_load_arguments(parser: argparse.ArgumentParser) -> None:
+    """What an engine runs on."""
+    _add_options(parser.add_argument_group("device options"), LoadOptions)
+
+
+def load(args: argparse.Namespace) -> Whisper:
+    """The engine of the arguments, on the device that they name."""
+    return Whisper.load(args.engine, **dataclasses.asdict(_from(args, LoadOptions)))
 
 
 def _formats(text: str) -> tuple[str, ...]:
@@ -230,7 +238,7 @@ def _transcribe(args: argparse.Namespace) -> int:
     options = _from(args, TranscribeOptions)
     outputs = _outputs(args, options)
     run = _one if len(outputs) == 1 else _several
-    with Whisper.load(args.engine, threads=args.threads) as model:
+    with load(args) as model:
         failed = run(model, args.audio, outputs, options)
     if failed and len(outputs) > 1:
         complain(f"{failed} of {len(outputs)} recordings failed")

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from whisper_opt.devices import SUITS, Machine, usable
+
 __all__ = ["doctor"]
 
 _REQUIRED = ("numpy", "soundfile", "soxr", "tiktoken", "tqdm")
@@ -69,6 +71,7 @@ def _report(problems: list[str]) -> Iterator[str]:
             if name == "onnxruntime":
                 problems.append(f"ONNX Runtime does not import ({error}); {get}")
     yield from _onnxruntime(problems)
+    yield from _devices(Machine())
     ffmpeg = shutil.which("ffmpeg")
     yield f"ffmpeg       {ffmpeg or 'not on the PATH (only needed for formats no package reads)'}"
 
@@ -91,6 +94,30 @@ def _onnxruntime(problems: list[str]) -> Iterator[str]:
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files;"
             " pip uninstall both, then install one"
         )
+
+
+def _devices(machine: Machine) -> Iterator[str]:
+    """GPUs, and for every device whether an engine exported for it could run here."""
+    driver = machine.driver
+    if driver.error:
+        yield f"gpu          none: {driver.error}"
+    for gpu in driver.gpus:
+        cuda = "" if driver.cuda is None else f", driver for CUDA up to {_dotted(driver.cuda)}"
+        yield (
+            f"gpu          {gpu.index}: {gpu.name}, compute capability {_dotted(gpu.sm)},"
+            f" {gpu.memory / (1 << 30):.1f} GiB{cuda}"
+        )
+    for device in ("tensorrt", "cuda"):
+        reason = usable(device, machine)
+        suits = " ".join(SUITS[device])
+        yield f"device       {device}: {reason or f'usable with {suits} engines'}"
+    best = next((name for name in ("tensorrt", "cuda") if usable(name, machine) is None), None)
+    gpu_too = f"; {best} for engines exported for it" if best else ""
+    yield f"device       auto: cpu{gpu_too}"
+
+
+def _dotted(version: tuple[int, int]) -> str:
+    return f"{version[0]}.{version[1]}"
 
 
 def _version(distribution: str) -> str | None:

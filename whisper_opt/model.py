@@ -12,14 +12,14 @@ from typing import Any, Callable, Union
 
 from whisper_opt.answers import Suppression
 from whisper_opt.audio import AudioSource, load_audio
-from whisper_opt.backends.ort import OrtBackend
 from whisper_opt.detection import detect_language
+from whisper_opt.devices import open_backend
 from whisper_opt.dims import N_FRAMES, ModelDims
 from whisper_opt.engine import Engine, read_engine
 from whisper_opt.errors import AudioError, EngineError, OptionError, WhisperOptError
 from whisper_opt.features import log_mel
 from whisper_opt.heads import HeadScore, rank_heads
-from whisper_opt.options import TranscribeOptions
+from whisper_opt.options import LoadOptions, TranscribeOptions
 from whisper_opt.protocol import Backend
 from whisper_opt.recording import Recording
 from whisper_opt.results import Segment, Transcript
@@ -43,7 +43,7 @@ class Whisper:
         >>> print(model.transcribe("talk.mp3").text)  # doctest: +SKIP
     """
 
-    def __init__(self, engine: Engine, backend: Backend) -> None:
+    def __init__(self, engine: Engine, backend: Backend, device: str = "cpu") -> None:
         """Join an opened engine and a backend that computes it; most callers want :meth:`load`.
 
         Raises:
@@ -51,6 +51,8 @@ class Whisper:
         """
         manifest = engine.manifest
         self.engine = engine
+        self.device = device
+        """What computes: ``cpu``, ``cuda`` or ``tensorrt``."""
         self._backend: Backend | None = backend
         self._vocab = Vocab(engine.tokenizer_json(), manifest.dims)
         listed, begin = manifest.suppress_tokens, manifest.begin_suppress_tokens
@@ -64,22 +66,41 @@ class Whisper:
         cls,
         path: Union[str, Path],
         *,
-        threads: int | None = None,
+        device: str = LoadOptions.device,
+        device_index: int = LoadOptions.device_index,
+        threads: int | None = LoadOptions.threads,
+        cuda_graphs: bool | None = LoadOptions.cuda_graphs,
+        tensorrt_provider: bool = LoadOptions.tensorrt_provider,
         verify: bool = False,
     ) -> Whisper:
         """Open an engine directory.
 
         Args:
             path: what ``whisper-opt export`` wrote.
+            device: ``cpu``, ``cuda``, ``tensorrt``, or ``auto``: the best of them that this machine
+                and this engine can use.
+            device_index: which GPU.
             threads: CPU threads; None leaves the choice to ONNX Runtime (one a physical core).
+            cuda_graphs: with ``tensorrt``, replay decoding steps as CUDA graphs (None: yes).
+            tensorrt_provider: with ``cuda``, run the encoder with ONNX Runtime's TensorRT provider.
             verify: also compare every file's sha256 with the manifest.
 
         Raises:
-            EngineError: no usable engine there.
-            BackendUnavailable: ONNX Runtime is not installed, or too old for this engine.
+            EngineError: no usable engine there, or one exported for another device.
+            BackendUnavailable: ONNX Runtime, TensorRT or the GPU is missing, or too old for this
+                engine.
+            OptionError: an option is out of range, or contradicts the device.
         """
+        options = LoadOptions(
+            device=device,
+            device_index=device_index,
+            threads=threads,
+            cuda_graphs=cuda_graphs,
+            tensorrt_provider=tensorrt_provider,
+        )
         engine = read_engine(path, verify=verify)
-        return cls(engine, OrtBackend(engine, threads=threads))
+        opened = open_backend(engine, options)
+        return cls(engine, opened.backend, opened.device)
 
     @property
     def dims(self) -> ModelDims:

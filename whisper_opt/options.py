@@ -14,10 +14,12 @@ from whisper_opt.errors import OptionError
 from whisper_opt.fields import KINDS, check_fields, items, option
 
 __all__ = [
+    "DEVICES",
     "KINDS",
     "STRATEGIES",
     "TASKS",
     "VAD_MODES",
+    "LoadOptions",
     "SubtitleOptions",
     "TranscribeOptions",
     "VadOptions",
@@ -27,6 +29,63 @@ __all__ = [
 TASKS = ("transcribe", "translate")
 STRATEGIES = ("sequential", "batched")
 VAD_MODES = ("off", "check", "cut")
+DEVICES = ("auto", "cpu", "cuda", "tensorrt")
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadOptions:
+    """What an engine runs on; whether the machine has it is found out by ``whisper_opt.devices``.
+
+    Raises:
+        OptionError: a value is of the wrong type or out of range, or two contradict one another.
+    """
+
+    device: str = option(
+        "auto",
+        "text",
+        "what computes: cpu; cuda: ONNX Runtime on an NVIDIA GPU; tensorrt: plans of this engine on"
+        " an NVIDIA GPU; auto: the best of them that this machine and this engine can use",
+        choices=DEVICES,
+    )
+    device_index: int = option(0, "integer", "which GPU, counted from 0", low=0, metavar="N")
+    threads: Union[int, None] = option(
+        None,
+        "integer",
+        "threads of what the CPU computes; default: one a physical core",
+        low=1,
+        metavar="N",
+    )
+    cuda_graphs: Union[bool, None] = option(
+        None,
+        "flag",
+        "with tensorrt: replay decoding steps as CUDA graphs; default: yes",
+    )
+    tensorrt_provider: bool = option(
+        False,
+        "flag",
+        "with cuda: let ONNX Runtime's TensorRT execution provider (TensorRT 10) run the encoder",
+    )
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.device == "cpu" and self.device_index:
+            raise OptionError(
+                f"device_index is {self.device_index}, but device is 'cpu', of which there is one;"
+                " leave it out, or choose cuda or tensorrt"
+            )
+        if self.device == "tensorrt" and self.threads is not None:
+            raise OptionError(
+                f"threads is {self.threads}, but device is 'tensorrt', where the CPU computes"
+                " nothing; leave it out"
+            )
+        self._only("cuda_graphs", self.cuda_graphs is not None, "tensorrt")
+        self._only("tensorrt_provider", self.tensorrt_provider, "cuda")
+
+    def _only(self, name: str, given: bool, device: str) -> None:
+        if given and self.device != device:
+            raise OptionError(
+                f"{name} is given, but device is {self.device!r}; it works with {device!r} only"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,242 @@
+"""Which device computes an engine: what this machine has, what the engine suits, what is chosen.
+
+``auto`` takes the first of tensorrt, cuda and cpu that this engine was exported for and that really
+opens; a device asked for by name is opened or refused with the reason and the remedy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import importlib.metadata
+import importlib.util
+import logging
+from collections.abc import Mapping
+from typing import Callable, Union
+
+from whisper_opt.engine import Engine, Manifest
+from whisper_opt.errors import BackendUnavailable, EngineError, OptionError, WhisperOptError
+from whisper_opt.gpus import Driver, find_gpus
+from whisper_opt.options import LoadOptions
+from whisper_opt.protocol import Backend
+
+__all__ = ["Machine", "OpenedBackend", "open_backend", "usable"]
+
+_log = logging.getLogger(__name__)
+
+CUDA_EXTRAS = (
+    "pip uninstall onnxruntime onnxruntime-gpu, then pip install 'whisper-opt[cuda13]' (CUDA 13,"
+    " Python 3.11 or later) or 'whisper-opt[cuda12]'"
+)
+TENSORRT_EXTRAS = (
+    "pip install 'whisper-opt[tensorrt-cu13]', 'whisper-opt[tensorrt-cu12]' or, for desktop RTX"
+    " cards, 'whisper-opt[tensorrt-rtx]'"
+)
+SUITS: Mapping[str, tuple[str, str]] = {
+    "cuda": ("fp16", "contrib"),
+    "tensorrt": ("fp16", "standard"),
+}
+"""Precision and dialect that an engine for a GPU has; the CPU takes any."""
+_WHY: Mapping[str, str] = {
+    "cuda": "ONNX Runtime's attention over a cache has 16-bit kernels only on CUDA",
+    "tensorrt": "TensorRT reads standard operators and has 16-bit kernels only for the attention",
+}
+
+
+class Machine:
+    """What is installed here, looked up when it is asked for and once."""
+
+    @functools.cached_property
+    def driver(self) -> Driver:
+        """GPUs, or why there are none."""
+        return find_gpus()
+
+    @functools.cached_property
+    def builds(self) -> dict[str, str]:
+        """Distributions of ONNX Runtime that are installed, with their versions."""
+        found = {name: _version(name) for name in ("onnxruntime", "onnxruntime-gpu")}
+        return {name: version for name, version in found.items() if version is not None}
+
+    @functools.cached_property
+    def providers(self) -> tuple[str, ...]:
+        """Execution providers that the importable ONNX Runtime was built with."""
+        try:
+            return tuple(importlib.import_module("onnxruntime").get_available_providers())
+        except Exception:  # a broken binary package may raise anything
+            return ()
+
+    @functools.cached_property
+    def tensorrt(self) -> Union[str, None]:
+        """The TensorRT module that is installed, if any; whether it works is seen on opening."""
+        for name in ("tensorrt", "tensorrt_rtx"):
+            if importlib.util.find_spec(name) is not None:
+                return name
+        return None
+
+
+def _version(distribution: str) -> Union[str, None]:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _no_gpu(device: str, index: int, machine: Machine) -> Union[WhisperOptError, None]:
+    gpus = machine.driver.gpus
+    if not gpus:
+        return BackendUnavailable(
+            f"device {device!r} needs an NVIDIA GPU: {machine.driver.error}; install the driver, or"
+            " use device='cpu'"
+        )
+    if index >= len(gpus):
+        return OptionError(
+            f"device_index is {index}; this machine has {len(gpus)} GPU(s), counted from 0"
+        )
+    return None
+
+
+def _no_cuda(machine: Machine) -> Union[WhisperOptError, None]:
+    if "CUDAExecutionProvider" in machine.providers:
+        return None
+    if len(machine.builds) > 1:
+        return BackendUnavailable(
+            "onnxruntime and onnxruntime-gpu are both installed, overwrite each other's files, and"
+            f" the CPU build won: no CUDAExecutionProvider; {CUDA_EXTRAS}"
+        )
+    return BackendUnavailable(
+        f"this ONNX Runtime ({_builds(machine)}) has no CUDAExecutionProvider; {CUDA_EXTRAS}"
+    )
+
+
+def _builds(machine: Machine) -> str:
+    found = [f"{name} {version}" for name, version in machine.builds.items()]
+    return ", ".join(found) or "not installed"
+
+
+def _no_tensorrt(machine: Machine) -> Union[WhisperOptError, None]:
+    if machine.tensorrt is not None:
+        return None
+    return BackendUnavailable(f"TensorRT is not installed; {TENSORRT_EXTRAS}")
+
+
+def _unsuited(device: str, manifest: Manifest) -> Union[WhisperOptError, None]:
+    wanted = SUITS.get(device)
+    if wanted is None or wanted == (manifest.precision, manifest.dialect):
+        return None
+    precision, dialect = wanted
+    return EngineError(
+        f"this engine is {manifest.precision} {manifest.dialect}; device {device!r} runs"
+        f" {precision} {dialect} ones ({_WHY[device]}): whisper-opt export SOURCE DIR --precision"
+        f" {precision} --dialect {dialect}"
+    )
+
+
+def usable(
+    device: str, machine: Machine, *, index: int = 0, manifest: Union[Manifest, None] = None
+) -> Union[WhisperOptError, None]:
+    """Why a device cannot be used, as the error to raise; None when nothing speaks against it.
+
+    Args:
+        device: ``cpu``, ``cuda`` or ``tensorrt``.
+        machine: what is installed.
+        index: which GPU.
+        manifest: of the engine to run; None asks about the machine alone.
+    """
+    if device == "cpu":
+        return None
+    installed: Callable[[Machine], Union[WhisperOptError, None]]
+    installed = _no_cuda if device == "cuda" else _no_tensorrt
+    return (
+        (None if manifest is None else _unsuited(device, manifest))
+        or _no_gpu(device, index, machine)
+        or installed(machine)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenedBackend:
+    """A backend and how it was chosen.
+
+    Attributes:
+        backend: ready to encode.
+        device: ``cpu``, ``cuda`` or ``tensorrt``.
+        reason: one line for people.
+    """
+
+    backend: Backend
+    device: str
+    reason: str
+
+
+def open_backend(
+    engine: Engine, options: LoadOptions, machine: Union[Machine, None] = None
+) -> OpenedBackend:
+    """Load an engine on the device that the options name, or on the best one for ``auto``.
+
+    Raises:
+        BackendUnavailable: a package or the GPU is missing.
+        EngineError: the engine was not exported for that device, or cannot be loaded.
+        OptionError: there is no GPU of that index.
+    """
+    machine = machine or Machine()
+    if options.device != "auto":
+        refused = usable(
+            options.device, machine, index=options.device_index, manifest=engine.manifest
+        )
+        if refused is not None:
+            raise refused
+        return _opened(engine, options, options.device, "as asked", machine)
+    passed: list[str] = []
+    for device in ("tensorrt", "cuda"):
+        refused = usable(device, machine, index=options.device_index, manifest=engine.manifest)
+        if refused is None:
+            try:
+                return _opened(engine, options, device, "; ".join(passed) or "the best", machine)
+            except (BackendUnavailable, EngineError) as error:
+                refused = error
+                _log.warning("auto: %s cannot be used: %s", device, error)
+        elif isinstance(refused, OptionError):
+            raise refused
+        passed.append(f"not {device}: {refused}")
+    if options.device_index and not machine.driver.gpus:
+        raise BackendUnavailable(
+            f"device_index is {options.device_index}, but there is no GPU:"
+            f" {machine.driver.error}; leave it out"
+        )
+    return _opened(engine, options, "cpu", "; ".join(passed), machine)
+
+
+def _opened(
+    engine: Engine, options: LoadOptions, device: str, reason: str, machine: Machine
+) -> OpenedBackend:
+    if device == "cuda" and len(machine.builds) > 1:
+        _log.warning("onnxruntime and onnxruntime-gpu are both installed; %s", CUDA_EXTRAS)
+    if device == "cpu" and engine.manifest.precision == "fp16":
+        _log.warning("%s is fp16, which a CPU computes slowly; export it as fp32", engine.path)
+    backend = _LOADERS[device](engine, options)
+    where = device if device == "cpu" else f"{device} ({_gpu(machine, options.device_index)})"
+    _log.info("%s runs on %s: %s", engine.path, where, reason)
+    return OpenedBackend(backend, device, reason)
+
+
+def _gpu(machine: Machine, index: int) -> str:
+    gpus = machine.driver.gpus
+    return gpus[index].name if index < len(gpus) else f"GPU {index}"
+
+
+def _cpu(engine: Engine, options: LoadOptions) -> Backend:
+    from whisper_opt.backends.ort import OrtBackend
+
+    return OrtBackend(engine, threads=options.threads)
+
+
+def _not_yet(engine: Engine, options: LoadOptions) -> Backend:
+    raise BackendUnavailable("sessions on a GPU are not part of this version; use device='cpu'")
+
+
+_LOADERS: dict[str, Callable[[Engine, LoadOptions], Backend]] = {
+    "cpu": _cpu,
+    "cuda": _not_yet,
+    "tensorrt": _not_yet,
+}
