@@ -1,0 +1,189 @@
+"""The checks: what each measures, in parts, so that a run can stop and go on."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import time
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Callable
+
+from gpu import baseline, conform, engines, measure, roofline
+from gpu.engines import PATHS, Setting
+from gpu.outcome import FAILED, NOT_AVAILABLE, OK, NotAvailableError
+from gpu.sizes import SIZES
+from whisper_opt import Whisper
+
+__all__ = ["Check", "all_checks", "chosen", "run_check"]
+
+Emit = Callable[[str, "dict[str, Any]"], None]
+"""Told a part and its figures, or its ``error``."""
+
+TORCH = {"torch-eager": False, "torch-compile": True}
+REAL = "tiny.en"
+"""The real checkpoint whose transcripts are compared, where it was fetched."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """One thing to find out.
+
+    Attributes:
+        name: ``kind/size/path``.
+        parts: what it is made of.
+        run: does the parts that it is given, telling each one's figures.
+    """
+
+    name: str
+    parts: tuple[str, ...]
+    run: Callable[[Setting, Sequence[str], float, Emit], None]
+
+
+def _rate(name: str) -> Check:
+    def run(setting: Setting, parts: Sequence[str], seconds: float, emit: Emit) -> None:
+        emit("rates", roofline.RATES[name](setting.device_index))
+
+    return Check(f"roofline/{name}", ("rates",), run)
+
+
+def _export(size: str, kind: tuple[str, str]) -> Check:
+    def run(setting: Setting, parts: Sequence[str], seconds: float, emit: Emit) -> None:
+        begin = time.perf_counter()
+        found = engines.engine(setting, size, kind)
+        files = found.manifest.files.values()
+        n_bytes = sum(entry.size for entry in files)
+        emit("engine", {"seconds": round(time.perf_counter() - begin, 2), "bytes": n_bytes})
+
+    return Check(f"export/{size}/{'-'.join(kind)}", ("engine",), run)
+
+
+def _conformance(size: str, path: str) -> Check:
+    def run(setting: Setting, parts: Sequence[str], seconds: float, emit: Emit) -> None:
+        backend, reference = engines.opened(setting, size, path), engines.reference(setting, size)
+        for part in parts:
+            emit(part, conform.compare(backend, reference, int(part.removeprefix("seed "))))
+
+    seeds = tuple(f"seed {seed}" for seed in range(2))
+    return Check(f"conformance/{size}/{path}", seeds, run)
+
+
+def _speech(path: str) -> Check:
+    def run(setting: Setting, parts: Sequence[str], seconds: float, emit: Emit) -> None:
+        if not (setting.models / REAL).is_dir():
+            raise NotAvailableError(
+                f"no checkpoint at {setting.models / REAL}: scripts/get_model.py"
+            )
+        way = PATHS[path]
+        folder = Path(__file__).resolve().parents[2] / "tests" / "data" / "speech" / "en"
+        clips = sorted(path for path in folder.iterdir() if path.suffix in (".flac", ".wav"))
+        if not clips:
+            raise NotAvailableError(f"no recordings in {folder}")
+        known = engines.engine(setting, REAL, engines.REFERENCE)
+        found = engines.engine(setting, REAL, way.engine)
+        ours = Whisper(found, way.open(found, setting))
+        with Whisper(known, engines.reference(setting, REAL)) as theirs, ours:
+            emit("tokens", conform.compare_speech(ours, theirs, clips))
+
+    return Check(f"speech/{REAL}/{path}", ("tokens",), run)
+
+
+def _latency(size: str, path: str) -> Check:
+    def run(setting: Setting, parts: Sequence[str], seconds: float, emit: Emit) -> None:
+        end = time.perf_counter() + seconds
+        backend = engines.opened(setting, size, path)
+        for case in _cases(parts):
+            left = end - time.perf_counter()
+            if left < 1:
+                return
+            _part(emit, case.name, lambda c, s: measure.latency(backend, c, s), case, left)
+
+    return Check(f"latency/{size}/{path}", _case_names(size), run)
+
+
+def _torch(size: str, path: str) -> Check:
+    def run(setting: Setting, parts: Sequence[str], seconds: float, emit: Emit) -> None:
+        end = time.perf_counter() + seconds
+        device = "cpu" if setting.on_cpu else f"cuda:{setting.device_index}"
+        for case in _cases(parts):
+            left = end - time.perf_counter()
+            if left < 1:
+                return
+            _part(
+                emit,
+                case.name,
+                lambda c, s: baseline.torch_latency(
+                    SIZES[size], c, device=device, compiled=TORCH[path], at_most=s
+                ),
+                case,
+                left,
+            )
+
+    names = _case_names(size)
+    if TORCH[path]:  # compiled anew for every shape, which takes its time
+        names = tuple(name for name in names if name in ("b1 beam1", "b16 beam1"))
+    return Check(f"latency/{size}/{path}", names, run)
+
+
+def _part(
+    emit: Emit,
+    name: str,
+    run: Callable[[measure.Case, float], dict[str, Any]],
+    case: measure.Case,
+    left: float,
+) -> None:
+    """Figures of one case, or its error: a batch that does not fit stops no smaller one."""
+    try:
+        emit(name, run(case, min(1.5, left / 4)))
+    except NotAvailableError:
+        raise
+    except Exception as error:
+        emit(name, {"error": f"{type(error).__name__}: {str(error)[:500]}"})
+
+
+def _cases(parts: Sequence[str]) -> Iterator[measure.Case]:
+    return (case for case in measure.CASES if case.name in parts)
+
+
+def _case_names(size: str) -> tuple[str, ...]:
+    few = size == "test"
+    return tuple(c.name for c in measure.CASES if not few or c.batch * c.beam in (1, 5, 20))
+
+
+def all_checks(sizes: Sequence[str], *, on_cpu: bool) -> list[Check]:
+    """Every check, the ones that tell most first."""
+    ways = ["cpu"] if on_cpu else [path for path in PATHS if path != "cpu"]
+    checks = [_rate(name) for name in (["numpy"] if on_cpu else ["torch", "bindings"])]
+    for size in sizes:
+        kinds = dict.fromkeys([engines.REFERENCE, *(PATHS[path].engine for path in ways)])
+        checks += [_export(size, kind) for kind in kinds]
+        for path in ways:
+            checks += [_conformance(size, path), _latency(size, path)]
+        checks += [_torch(size, path) for path in TORCH]
+    checks += [_speech(path) for path in ways]
+    return checks
+
+
+def chosen(checks: Iterable[Check], patterns: Sequence[str]) -> list[Check]:
+    """Those whose name matches one of the patterns; all without patterns."""
+    return [
+        check
+        for check in checks
+        if not patterns or any(fnmatch.fnmatch(check.name, pattern) for pattern in patterns)
+    ]
+
+
+def run_check(
+    check: Check, setting: Setting, parts: Sequence[str], seconds: float, emit: Emit
+) -> tuple[str, str]:
+    """Run the parts and return what became of them: an outcome and an error; never raises."""
+    try:
+        check.run(setting, parts, seconds, emit)
+    except NotAvailableError as error:
+        return NOT_AVAILABLE, str(error)
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{Path(where.filename).name}:{where.lineno}"
+        return FAILED, f"{type(error).__name__}: {str(error)[:2000]} ({place})"
+    return OK, ""

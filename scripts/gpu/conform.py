@@ -1,0 +1,136 @@
+"""Whether a backend computes what ONNX Runtime computes on the CPU in fp32."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpu.measure import mels
+from whisper_opt import Whisper
+from whisper_opt.arrays import F32, Int
+from whisper_opt.protocol import Backend
+
+__all__ = ["DisagreementError", "compare", "compare_speech", "program"]
+
+EXPLAINED = 0.05
+"""A different best token is rounding where the reference's scores of both tokens lie closer than
+this, in standard deviations of the row's scores."""
+
+
+class DisagreementError(Exception):
+    """The backend computes something else."""
+
+
+@dataclasses.dataclass
+class _Rows:
+    """What is fed, the same to every backend: drawn from a seed, never from the answers."""
+
+    n_vocab: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        self._rng = np.random.default_rng(self.seed)
+
+    def tokens(self, lengths: Int) -> Int:
+        shape = (len(lengths), int(lengths.max()))
+        return self._rng.integers(0, self.n_vocab, shape, np.int64)
+
+    def lengths(self, n: int, most: int) -> Int:
+        return self._rng.integers(1, most + 1, n).astype(np.int64)
+
+    def rows(self, n_old: int, n_new: int) -> Int:
+        return np.sort(self._rng.integers(0, n_old, n_new)).astype(np.int64)
+
+    def order(self, n: int) -> Int:
+        return self._rng.permutation(n).astype(np.int64)
+
+
+def program(backend: Backend, seed: int = 0, n_audio: int = 2, steps: int = 40) -> Iterator[F32]:
+    """Scores [n_seq, n_vocab] after every step of a session that uses all its verbs.
+
+    Ragged prompts, steps, fan-out, reordering, rows that leave, windows that join, the cache's
+    growth past 64 and 128 positions.
+    """
+    draw, encoded = _Rows(backend.dims.n_vocab, seed), backend.encode(mels(backend.dims, n_audio))
+    session = backend.open(encoded)
+    lengths = draw.lengths(n_audio, 9)
+    yield session.extend(draw.tokens(lengths), lengths).numpy()[:, -1].copy()
+    n = n_audio * 3
+    session.gather(np.repeat(np.arange(n_audio), 3))
+    for step in range(steps):
+        if step % 4 == 3:
+            session.gather(draw.order(n))
+        if step == steps // 2:  # some rows leave, of one audio all that are but one
+            kept = np.sort(draw.order(n)[: max(n - 2, 1)])
+            session.gather(kept)
+            n = len(kept)
+        if step == steps // 2 + 2:
+            joining = backend.open(encoded.take([1]))
+            joining.extend(draw.tokens(np.array([5])))
+            session.append(joining)
+            n += 1
+        yield session.extend(draw.tokens(np.ones(n, np.int64))).numpy()[:, -1].copy()
+    for size in (40, 60):
+        tokens = draw.tokens(np.full(n, size))
+        for column in range(size):
+            scores = session.extend(tokens[:, column : column + 1])
+        yield scores.numpy()[:, -1].copy()
+    session.close()
+
+
+def compare(backend: Backend, reference: Backend, seed: int = 0) -> dict[str, Any]:
+    """Run one program on both.
+
+    Raises:
+        DisagreementError: a best token differs by more than rounding, or a score is not finite.
+    """
+    agree = total = 0
+    worst = 0.0
+    unexplained = []
+    pairs = zip(program(backend, seed), program(reference, seed))
+    for step, (found, expected) in enumerate(pairs):
+        if not np.isfinite(found).all():
+            raise DisagreementError(f"step {step}: scores that are not finite")
+        spread = expected.std(axis=1)
+        worst = max(worst, float((np.abs(found - expected).max(axis=1) / spread).max()))
+        rows = np.arange(len(found))
+        ours, theirs = found.argmax(axis=1), expected.argmax(axis=1)
+        gaps = (expected[rows, theirs] - expected[rows, ours]) / spread
+        agree += int((ours == theirs).sum())
+        total += len(rows)
+        unexplained += [f"step {step} row {row}" for row in np.flatnonzero(gaps > EXPLAINED)]
+    result = {
+        "best_tokens_agree": agree,
+        "of": total,
+        "unexplained": len(unexplained),
+        "largest_error_in_standard_deviations": round(worst, 5),
+    }
+    if unexplained:
+        raise DisagreementError(f"other best tokens at {', '.join(unexplained[:5])}; {result}")
+    return result
+
+
+def compare_speech(ours: Whisper, reference: Whisper, clips: list[Path]) -> dict[str, Any]:
+    """Tokens of real recordings, greedy.
+
+    Raises:
+        DisagreementError: more than one clip in fifty differs.
+    """
+    differing = []
+    for clip in clips:
+        found, expected = (
+            model.transcribe(str(clip), language="en", temperature=0.0)
+            for model in (ours, reference)
+        )
+        if [s.tokens for s in found] != [s.tokens for s in expected]:
+            differing.append(clip.name)
+    result = {"clips": len(clips), "equal": len(clips) - len(differing), "differing": differing}
+    if 50 * len(differing) > max(len(clips), 50):
+        raise DisagreementError(
+            f"tokens of {len(differing)} of {len(clips)} clips differ: {differing}"
+        )
+    return result

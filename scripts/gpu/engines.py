@@ -1,0 +1,111 @@
+"""Engines and plans of the random checkpoints, and the ways to run them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Callable, Union
+
+from gpu.outcome import NotAvailableError
+from gpu.sizes import SIZES, random_checkpoint
+from whisper_opt.backends.ort import OrtBackend
+from whisper_opt.checkpoints import Checkpoint
+from whisper_opt.devices import Machine, open_backend, usable
+from whisper_opt.engine import Engine, read_engine
+from whisper_opt.errors import BackendUnavailable, EngineError
+from whisper_opt.export import export
+from whisper_opt.options import LoadOptions
+from whisper_opt.protocol import Backend
+
+__all__ = ["PATHS", "REFERENCE", "Setting", "Way", "engine", "opened", "reference"]
+
+REFERENCE = ("fp32", "contrib")
+"""The engine that every path is compared with, on the CPU."""
+VERIFIED = ("test", "tiny")
+"""Sizes whose export is verified; larger ones take minutes, and conformance is checked anyway."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """Where a run works.
+
+    Attributes:
+        work: folder of engines, kept between runs.
+        device_index: which GPU.
+        on_cpu: there is no GPU: what can be run on the CPU instead is.
+        models: folder of real checkpoints.
+    """
+
+    work: Path
+    device_index: int = 0
+    on_cpu: bool = False
+    models: Path = Path("models")
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:  # the field calls these paths, and so does pathlib
+    """One way to run an engine.
+
+    Attributes:
+        engine: precision and dialect.
+        open: from an engine and the setting.
+        batch: largest batch and beam it is built for.
+    """
+
+    engine: tuple[str, str]
+    open: Callable[[Engine, Setting], Backend]
+
+
+def engine(setting: Setting, size: str, kind: tuple[str, str]) -> Engine:
+    """The engine of a size in (precision, dialect), exported when it is not there."""
+    target = setting.work / "engines" / "-".join((size, *kind))
+    try:
+        return read_engine(target)
+    except EngineError:
+        pass  # not there, or of another version
+    checkpoint: Union[str, Checkpoint]
+    real = size not in SIZES
+    checkpoint = str(setting.models / size) if real else random_checkpoint(size)
+    return export(checkpoint, target, precision=kind[0], dialect=kind[1], overwrite=True)
+
+
+def _load(device: str, **options: Any) -> Callable[[Engine, Setting], Backend]:
+    def load(found: Engine, setting: Setting) -> Backend:
+        machine = Machine()
+        refused = usable(device, machine, index=setting.device_index, manifest=found.manifest)
+        if isinstance(refused, BackendUnavailable):
+            raise NotAvailableError(str(refused))
+        index = setting.device_index if device != "cpu" else 0
+        chosen = LoadOptions(device=device, device_index=index, **options)
+        try:
+            return open_backend(found, chosen, machine).backend
+        except BackendUnavailable as error:
+            raise NotAvailableError(str(error)) from error
+
+    return load
+
+
+PATHS: Mapping[str, Way] = {
+    "cpu": Way(("fp32", "standard"), _load("cpu")),
+    "cuda": Way(("fp16", "contrib"), _load("cuda")),
+    "cuda-trt-encoder": Way(("fp16", "contrib"), _load("cuda", tensorrt_provider=True)),
+    "tensorrt": Way(("fp16", "standard"), _load("tensorrt")),
+    "tensorrt-nographs": Way(("fp16", "standard"), _load("tensorrt", cuda_graphs=False)),
+}
+"""Every way to run a model, by name."""
+
+
+def opened(setting: Setting, size: str, path: str) -> Backend:
+    """A backend of a size.
+
+    Raises:
+        NotAvailableError: a package or the GPU is missing.
+    """
+    way = PATHS[path]
+    return way.open(engine(setting, size, way.engine), setting)
+
+
+def reference(setting: Setting, size: str) -> Backend:
+    """What every path is compared with."""
+    return OrtBackend(engine(setting, size, REFERENCE))

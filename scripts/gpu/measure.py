@@ -1,0 +1,144 @@
+"""How long a backend takes: encoder, prefill and steps, through the seams the decode loop uses."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any, Callable
+
+import numpy as np
+
+from whisper_opt.arrays import F32, Int
+from whisper_opt.dims import N_FRAMES, ModelDims
+from whisper_opt.protocol import Backend, Session, TokenMask
+
+__all__ = ["CASES", "Case", "figures", "latency"]
+
+PROMPT, PAST = 4, 100
+"""Tokens of the prefill that is timed; tokens that lie in the cache when steps are."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """Windows decoded at once, and hypotheses each."""
+
+    batch: int
+    beam: int
+
+    @property
+    def name(self) -> str:
+        """``b16 beam5``."""
+        return f"b{self.batch} beam{self.beam}"
+
+
+CASES = tuple(Case(batch, beam) for beam in (1, 5) for batch in (1, 4, 16, 64))
+
+
+def figures(seconds: Sequence[float]) -> dict[str, Any]:
+    """Milliseconds: median and 95th percentile (nearest rank), and of how many."""
+    ordered = sorted(seconds)
+    rank = max(int(np.ceil(0.95 * len(ordered))) - 1, 0)
+    return {
+        "p50_ms": round(1e3 * statistics.median(ordered), 4),
+        "p95_ms": round(1e3 * ordered[rank], 4),
+        "n": len(ordered),
+    }
+
+
+def _timed(
+    run: Callable[[], object], wait: Callable[[], object], at_most: float, rounds: int
+) -> dict[str, Any]:
+    """Time ``run`` until it is done on the device, ``rounds`` times or for ``at_most`` seconds."""
+    run()
+    wait()
+    seconds: list[float] = []
+    end = time.perf_counter() + at_most
+    while len(seconds) < rounds and (len(seconds) < 3 or time.perf_counter() < end):
+        begin = time.perf_counter()
+        run()
+        wait()
+        seconds.append(time.perf_counter() - begin)
+    return figures(seconds)
+
+
+def mels(dims: ModelDims, n_audio: int, n_frames: int = N_FRAMES, seed: int = 0) -> F32:
+    """Something a log-mel might be, float32 [n_audio, n_mels, n_frames]."""
+    drawn = np.random.default_rng(seed).standard_normal(
+        (n_audio, dims.n_mels, n_frames), np.float32
+    )
+    scaled: F32 = drawn * np.float32(0.5)
+    return scaled
+
+
+def plain_mask(dims: ModelDims, n_seq: int) -> TokenMask:
+    """Everything is allowed and no timestamp rule holds."""
+    return TokenMask(
+        ban=np.zeros((n_seq, dims.n_vocab), np.bool_),
+        timestamp_begin=np.full(n_seq, dims.n_vocab, np.int64),
+    )
+
+
+def latency(backend: Backend, case: Case, at_most: float, rounds: int = 50) -> dict[str, Any]:
+    """Figures of one case; each of the three is measured for ``at_most`` seconds or so.
+
+    A step is what a search asks for: tokens in, the best tokens out on the host, and with several
+    hypotheses the rows of every audio reordered.
+    """
+    dims = backend.dims
+    mel = mels(dims, case.batch)
+    wait = getattr(backend, "synchronize", lambda: None)
+    found = {"encode": _timed(lambda: backend.encode(mel), wait, at_most, min(rounds, 20))}
+    encoded = backend.encode(mel)
+    rng = np.random.default_rng(1)
+    prompt = rng.integers(0, dims.n_vocab, (case.batch, PAST), np.int64)
+
+    def prefill() -> None:
+        session = backend.open(encoded)
+        try:
+            session.extend(prompt[:, :PROMPT]).top(1, plain_mask(dims, case.batch))
+        finally:
+            session.close()
+
+    found["prefill"] = _timed(prefill, wait, at_most, min(rounds, 20))
+    session = backend.open(encoded)
+    try:
+        session.extend(prompt)
+        if case.beam > 1:
+            session.gather(np.repeat(np.arange(case.batch), case.beam))
+        found["step"] = _steps(session, dims, case, at_most, rounds)
+    finally:
+        session.close()
+    return found
+
+
+def _steps(
+    session: Session, dims: ModelDims, case: Case, at_most: float, rounds: int
+) -> dict[str, Any]:
+    rows, best = case.batch * case.beam, 1 if case.beam == 1 else case.beam + 1
+    mask, orders = plain_mask(dims, rows), _orders(case, 8)
+    tokens = np.zeros((rows, 1), np.int64)
+    seconds: list[float] = []
+    end = time.perf_counter() + at_most
+    warm_up = 3  # buffers grow and graphs are captured in the first steps
+    for step in range(min(rounds, dims.n_text_ctx - PAST - warm_up) + warm_up):
+        begin = time.perf_counter()
+        top = session.extend(tokens).top(best, mask)
+        if case.beam > 1:
+            session.gather(orders[step % len(orders)])
+        now = time.perf_counter()
+        tokens = top.tokens[:, :1]
+        if step >= warm_up:
+            seconds.append(now - begin)
+        if now > end and len(seconds) >= 3:
+            break
+    return figures(seconds)
+
+
+def _orders(case: Case, n: int) -> list[Int]:
+    """Ways a beam search might reorder its rows: each audio's among themselves."""
+    rng = np.random.default_rng(2)
+    first = np.arange(case.batch)[:, None] * case.beam
+    shape = (case.batch, case.beam)
+    return [(first + rng.integers(0, case.beam, shape)).ravel() for _ in range(n)]
