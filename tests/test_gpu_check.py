@@ -17,6 +17,7 @@ from gpu.outcome import FAILED, NOT_AVAILABLE, OK, NotAvailableError, Results
 from gpu.report import report
 from gpu.sizes import SIZES, random_checkpoint
 
+from tests.engines import runs
 from whisper_opt.arrays import Int
 from whisper_opt.backends.fake import FakeBackend
 from whisper_opt.gpus import Driver, Gpu
@@ -44,15 +45,19 @@ def test_everything_the_cpu_can_do(work: Path, capsys: pytest.CaptureFixture[str
     status, found = run(work)
     assert status == 0
     outcomes = {name: check["outcome"] for name, check in found.items()}
-    for name in ("roofline/numpy", "export/test/fp32-contrib", "conformance/test/cpu"):
+    for name in ("roofline/numpy", "export/test/fp32-contrib"):
         assert outcomes[name] == OK, found[name]["error"]
     assert outcomes["speech/tiny.en/cpu"] == NOT_AVAILABLE
     assert FAILED not in outcomes.values()
-    step = found["latency/test/cpu"]["parts"]["b1 beam1"]["step"]
-    assert 0 < step["p50_ms"] <= step["p95_ms"]
     text = capsys.readouterr().out
-    assert "test/cpu b1 beam5" in text
     assert "not available" in text
+    if runs("standard"):  # else that is not available either
+        assert outcomes["conformance/test/cpu"] == OK
+        step = found["latency/test/cpu"]["parts"]["b1 beam1"]["step"]
+        assert 0 < step["p50_ms"] <= step["p95_ms"]
+        assert "test/cpu b1 beam5" in text
+    else:
+        assert outcomes["conformance/test/cpu"] == NOT_AVAILABLE
 
     before = {name: check["ended"] for name, check in found.items()}
     status, found = run(work)  # nothing is left to do

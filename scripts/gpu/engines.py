@@ -58,7 +58,11 @@ class Way:  # the field calls these paths, and so does pathlib
 
 
 def engine(setting: Setting, size: str, kind: tuple[str, str]) -> Engine:
-    """The engine of a size in (precision, dialect), exported when it is not there."""
+    """The engine of a size in (precision, dialect), exported when it is not there.
+
+    Raises:
+        NotAvailableError: ONNX Runtime cannot run it.
+    """
     target = setting.work / "engines" / "-".join((size, *kind))
     try:
         return read_engine(target)
@@ -67,7 +71,10 @@ def engine(setting: Setting, size: str, kind: tuple[str, str]) -> Engine:
     checkpoint: Union[str, Checkpoint]
     real = size not in SIZES
     checkpoint = str(setting.models / size) if real else random_checkpoint(size)
-    return export(checkpoint, target, precision=kind[0], dialect=kind[1], overwrite=True)
+    try:
+        return export(checkpoint, target, precision=kind[0], dialect=kind[1], overwrite=True)
+    except BackendUnavailable as error:  # ONNX Runtime is too old for the dialect
+        raise NotAvailableError(str(error)) from error
 
 
 def _load(device: str, **options: Any) -> Callable[[Engine, Setting], Backend]:
