@@ -49,9 +49,10 @@ class WatchedSession(FakeSession):
 
     def extend(self, tokens: Int, lengths: Int | None = None, at: Int | None = None) -> HostLogits:
         backend = self.backend
-        backend.note("extend" if at is None else "prefill", self.seeds)
+        begins = not any(held for _, held in self._rows)
+        backend.note("prefill" if begins else "extend", self.seeds)
         backend.most = max(backend.most, len(set().union(*(s.seeds for s in backend.sessions))))
-        if at is not None:
+        if begins:
             rows = zip(self._rows, tokens.tolist(), (lengths if lengths is not None else []))
             for (seed, _), prompt, length in rows:
                 backend.prompts.append((seed, tuple(prompt[: int(length)])))

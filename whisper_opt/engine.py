@@ -17,12 +17,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Union
 
+import numpy as np
+
+from whisper_opt.arrays import NDArray
 from whisper_opt.dims import ModelDims
 from whisper_opt.errors import CheckpointError, EngineError
 
-__all__ = ["FORMAT_VERSION", "MANIFEST", "Engine", "FileEntry", "Manifest", "read_engine", "sha256"]
+__all__ = [
+    "FORMAT_VERSION",
+    "MANIFEST",
+    "Engine",
+    "FileEntry",
+    "Manifest",
+    "TensorEntry",
+    "map_tensor",
+    "read_engine",
+    "sha256",
+]
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Version of the directory layout and the graphs' signatures; a reader refuses any other."""
 MANIFEST = "manifest.json"
 ENGINE_FILES = ("tokenizer.json", "encoder.onnx", "encoder.data", "decoder.onnx", "decoder.data")
@@ -35,6 +48,23 @@ class FileEntry:
 
     size: int
     sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorEntry:
+    """Where a tensor lies that the runtime reads itself: little-endian, in row-major order."""
+
+    file: str
+    offset: int
+    shape: tuple[int, ...]
+    dtype: str
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TensorEntry:
+        """Parse a manifest entry; raises KeyError, TypeError or ValueError."""
+        shape = tuple(int(size) for size in values["shape"])
+        dtype = np.dtype(str(values["dtype"])).name
+        return cls(str(values["file"]), int(values["offset"]), shape, dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +83,7 @@ class Manifest:
         tools: versions of what made the engine.
         parity: what verification measured at export.
         files: every file by name.
+        tensors: what the runtime reads itself, by name (:mod:`whisper_opt.screen`).
         format_version: layout version.
     """
 
@@ -66,6 +97,7 @@ class Manifest:
     tools: Mapping[str, str]
     parity: Mapping[str, Any]
     files: Mapping[str, FileEntry]
+    tensors: Mapping[str, TensorEntry] = dataclasses.field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> str:
@@ -137,6 +169,9 @@ class Manifest:
                 name: FileEntry(int(entry["size"]), str(entry["sha256"]))
                 for name, entry in values["files"].items()
             },
+            tensors={
+                name: TensorEntry.from_dict(entry) for name, entry in values["tensors"].items()
+            },
             format_version=int(values["format_version"]),
         )
 
@@ -156,6 +191,10 @@ class Engine:
         """The path of one of the engine's files."""
         return self.path / name
 
+    def tensor(self, name: str) -> NDArray:
+        """A tensor of the manifest, as :func:`map_tensor`."""
+        return map_tensor(self.path, self.manifest.tensors[name])
+
     def tokenizer_json(self) -> str:
         """The text of ``tokenizer.json``.
 
@@ -169,6 +208,27 @@ class Engine:
             raise EngineError(
                 f"cannot read engine file {path}: {error}; copy or export the engine again"
             ) from error
+
+
+def map_tensor(folder: Path, entry: TensorEntry) -> NDArray:
+    """A tensor in an engine file, mapped read-only: pages come from disk as they are used.
+
+    Raises:
+        EngineError: it is not there.
+    """
+    try:
+        return np.memmap(
+            folder / entry.file,
+            np.dtype(entry.dtype).newbyteorder("<"),
+            mode="r",
+            offset=entry.offset,
+            shape=entry.shape,
+        ).view(np.ndarray)
+    except (OSError, ValueError) as error:
+        raise EngineError(
+            f"cannot read a tensor at {entry.offset} of {folder / entry.file}: {error};"
+            " export the engine again"
+        ) from error
 
 
 def sha256(path: Path) -> str:

@@ -65,8 +65,14 @@ class Logits(Protocol):
     def top(self, k: int, mask: TokenMask) -> Top:
         """The k best allowed tokens after each row's last token; see ``decode.topk``."""
 
+    def asked(self) -> F32:
+        """Scores at the positions that were asked for, float32 [n_seq, n_at, n_vocab]."""
+
     def numpy(self) -> F32:
-        """All scores, float32 [n_seq, n_at, n_vocab]; the last position is the row's last token."""
+        """All scores, float32 [n_seq, n_at + 1, n_vocab]; last those after the row's last token.
+
+        They may have to be computed first: ask beforehand for what is certain to be needed.
+        """
 
 
 class Session(Protocol):

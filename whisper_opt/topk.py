@@ -15,7 +15,15 @@ import numpy as np
 from whisper_opt.arrays import F32, Bool, Int
 from whisper_opt.protocol import TokenMask, Top
 
-__all__ = ["HostLogits", "log_softmax", "penalized", "sample", "top_k"]
+__all__ = [
+    "HostLogits",
+    "log_softmax",
+    "log_sum_exp",
+    "penalized",
+    "sample",
+    "top_k",
+    "top_row",
+]
 
 
 def log_softmax(scores: F32) -> F32:
@@ -26,7 +34,8 @@ def log_softmax(scores: F32) -> F32:
     return result
 
 
-def _log_sum_exp(scores: F32) -> float:
+def log_sum_exp(scores: F32) -> float:
+    """Natural logarithm of the summed exponentials; -inf of nothing but -inf."""
     peak = float(scores.max())
     if peak == -np.inf:
         return peak
@@ -38,15 +47,21 @@ def _log_sum_exp(scores: F32) -> float:
 def _allowed(scores: F32, begin: int) -> tuple[F32, int, float]:
     """What one row may choose from: scores (-inf where banned), first id, log of their sum."""
     if begin < len(scores):
-        timestamps = _log_sum_exp(scores[begin:])
+        timestamps = log_sum_exp(scores[begin:])
         if timestamps > float(scores[:begin].max()):
             return scores[begin:], begin, timestamps
     # with every token banned nothing is likely: -inf, not -inf minus -inf
-    return scores, 0, max(_log_sum_exp(scores), float(np.finfo(np.float32).min))
+    return scores, 0, max(log_sum_exp(scores), float(np.finfo(np.float32).min))
 
 
-def _top_row(scores: F32, begin: int, k: int) -> tuple[list[int], list[float]]:
-    """Best ids and their log-probabilities; overwrites ``scores``, -inf where banned."""
+def top_row(scores: F32, begin: int, k: int) -> tuple[list[int], list[float]]:
+    """The k best ids of one row and their log-probabilities.
+
+    Args:
+        scores: float32 [n_vocab], -inf where banned; overwritten.
+        begin: id of ``<|0.00|>`` under the timestamp rules, else n_vocab.
+        k: how many.
+    """
     candidates, first, normalizer = _allowed(scores, begin)
     best: list[int] = []
     logprobs: list[float] = []
@@ -86,7 +101,7 @@ def top_k(scores: F32, k: int, mask: TokenMask) -> Top:
         Tokens and log-probabilities [n_seq, k], best first.
     """
     allowed = np.where(mask.ban, np.float32(-np.inf), penalized(scores, mask))
-    rows = [_top_row(row, begin, k) for row, begin in zip(allowed, mask.timestamp_begin.tolist())]
+    rows = [top_row(row, begin, k) for row, begin in zip(allowed, mask.timestamp_begin.tolist())]
     return Top(
         np.array([tokens for tokens, _ in rows], np.int64),
         np.array([logprobs for _, logprobs in rows], np.float32),
@@ -102,6 +117,9 @@ class HostLogits:
 
     def top(self, k: int, mask: TokenMask) -> Top:
         return top_k(self._scores[:, -1], k, mask)
+
+    def asked(self) -> F32:
+        return self._scores[:, :-1]
 
     def numpy(self) -> F32:
         return self._scores

@@ -24,6 +24,7 @@ from whisper_opt.errors import EngineError, OptionError, VerificationError
 from whisper_opt.export import export
 from whisper_opt.export.reference import Reference
 from whisper_opt.export.verify import CROSS_TOLERANCE, LOGITS_TOLERANCE
+from whisper_opt.screen import Screen
 
 FULL = random_dims()
 
@@ -91,9 +92,28 @@ def test_graphs_are_valid_onnx_with_external_weights(exported: Engine) -> None:
             offset, length = int(where["offset"]), int(where["length"])
             assert offset % 4096 == 0
             assert offset >= ends[-1]  # in file order, nothing overlaps
-            assert length == 4 * np.prod(tensor.dims)
+            stored = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+            assert length == stored.itemsize * np.prod(tensor.dims)
             ends.append(offset + length)
-        assert ends[-1] == size
+        # what the runtime reads itself lies among the weights, or behind them
+        own = [entry for entry in exported.manifest.tensors.values() if entry.file == data]
+        last = max([ends[-1], *(x.offset + 4 * int(np.prod(x.shape)) for x in own)])
+        assert last == size
+
+
+def test_the_runtime_reads_its_own_tensors(exported: Engine) -> None:
+    if exported.manifest.dialect == "standard":
+        assert not exported.manifest.tensors
+        assert exported.manifest.parity["screen_share"] is None
+        return
+    assert 0 < exported.manifest.parity["screen_share"] < 1
+    dims = exported.manifest.dims
+    screen = Screen.of(exported.tensor)
+    assert screen.embedding.shape == (dims.n_vocab, dims.n_text_state)
+    model = onnx.load(str(exported.file("decoder.onnx")))
+    (held,) = (t for t in model.graph.initializer if t.name == "decoder.token_embedding.weight")
+    np.testing.assert_array_equal(screen.embedding, onnx.numpy_helper.to_array(held))
+    np.testing.assert_allclose(screen.embedding.mean(axis=0), screen.mean, atol=1e-6)
 
 
 def test_the_engine_transcribes(exported: Engine) -> None:
@@ -155,7 +175,9 @@ def test_progress_goes_from_start_to_end(place: Path, small: Checkpoint) -> None
         assert {total for _, total in done} == {done[-1][0]}
     floats = sum(int(np.prod(tensor.shape)) for tensor in small.tensors.values())
     key_biases = (SMALL.n_audio_layer + SMALL.n_text_layer) * SMALL.n_text_state
-    assert seen[stages.index("verify") - 1][1] == 4 * (floats + key_biases)
+    state, vocab = SMALL.n_text_state, SMALL.n_vocab
+    screen = state * vocab + 4 * (2 * state + 2 * vocab + 1)
+    assert seen[stages.index("verify") - 1][1] == 4 * (floats + key_biases) + screen
 
 
 # --- what is refused ------------------------------------------------------------------------------

@@ -237,7 +237,7 @@ class Decoder:
     def __init__(self, model: Model, dialect: str) -> None:
         backend = model.backend(dialect)
         self.dims = backend.dims
-        self.session: Any = backend.decoder
+        self.session: Any = backend.decoder.session
         names = [f"cross_{kind}_{i}" for i in range(self.dims.n_text_layer) for kind in "kv"]
         self.cross = dict(zip(names, model.encoded(dialect).cross))
         self.cache_names = [name.replace("cross", "self") for name in names]
@@ -255,6 +255,8 @@ class Decoder:
         names = ["logits", *(f"{name}_out" for name in cache)]
         feeds: dict[str, NDArray] = {"tokens": tokens, "start": start, "at": at}
         feeds["aligned"] = np.zeros(0, np.int64)
+        if any(value.name == "screened" for value in self.session.get_inputs()):
+            feeds["exact"], feeds["screened"] = np.arange(at.shape[1]), np.zeros(0, np.int64)
         logits, *new = self.session.run(names, {**feeds, **self.cross, **cache})
         return logits, dict(zip(cache, new))
 

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from whisper_opt.arrays import F32, Int
-from whisper_opt.backends.ort_session import OrtSession
+from whisper_opt.backends.ort_session import Decoder, OrtSession
 from whisper_opt.dims import ModelDims
 from whisper_opt.engine import Engine
 from whisper_opt.errors import BackendUnavailable, EngineError, OptionError
 from whisper_opt.protocol import Attention, Encoded
+from whisper_opt.screen import Screen
 
 __all__ = ["OrtBackend", "OrtEncoded"]
 
@@ -68,7 +69,9 @@ class OrtBackend:
         self.dialect = engine.manifest.dialect
         self._runtime = _import_onnxruntime()
         self.encoder = self._load(engine, "encoder.onnx", threads)
-        self.decoder = self._load(engine, "decoder.onnx", threads)
+        graph = self._load(engine, "decoder.onnx", threads)
+        screen = Screen.of(engine.tensor) if engine.manifest.tensors else None
+        self.decoder = Decoder(graph, self.dims, self.dialect, screen)
         self._cross_names = [
             f"cross_{kind}_{i}" for i in range(self.dims.n_text_layer) for kind in ("k", "v")
         ]
@@ -118,7 +121,7 @@ class OrtBackend:
         """See :meth:`whisper_opt.protocol.Backend.open`."""
         if not isinstance(audio, OrtEncoded):
             raise EngineError(f"audio was encoded by another backend ({type(audio).__name__})")
-        return OrtSession(self.decoder, self.dims, self.dialect, audio.cross)
+        return OrtSession(self.decoder, audio.cross)
 
     def attention(self, audio: Encoded, tokens: Int, lengths: Int) -> Attention:
         """See :meth:`whisper_opt.protocol.Backend.attention`."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,10 +12,11 @@ from whisper_opt.arrays import F32, Int, NDArray
 from whisper_opt.backends.slots import Layout
 from whisper_opt.dims import HEAD_DIM, ModelDims
 from whisper_opt.errors import EngineError
-from whisper_opt.protocol import Attention, Session
+from whisper_opt.protocol import Attention, Logits, Session
+from whisper_opt.screen import Screen, ScreenedLogits
 from whisper_opt.topk import HostLogits
 
-__all__ = ["CAPACITIES", "OrtSession"]
+__all__ = ["CAPACITIES", "Decoder", "OrtSession"]
 
 CAPACITIES = (64, 128, 256, 448)
 """Cache sizes in positions: a step costs less in a small cache, and growing copies it once."""
@@ -71,14 +73,39 @@ class _Buffers:
         return grown
 
 
+@dataclasses.dataclass(frozen=True)
+class Decoder:
+    """The decoder of one engine.
+
+    Attributes:
+        session: the graph in ONNX Runtime.
+        dims: model dimensions.
+        dialect: operator family of the graph.
+        screen: what makes rough scores exact; None where the graph's are.
+    """
+
+    session: Any
+    dims: ModelDims
+    dialect: str
+    screen: Screen | None
+
+
+class _Call(NamedTuple):
+    """How many of everything one call of the decoder has."""
+
+    n_new: int
+    n_at: int
+    n_exact: int
+    n_aligned: int
+
+
 class OrtSession:
     """Live hypotheses of a few audios; see :class:`whisper_opt.protocol.Session`."""
 
-    def __init__(self, decoder: Any, dims: ModelDims, dialect: str, cross: Sequence[F32]) -> None:
+    def __init__(self, model: Decoder, cross: Sequence[F32]) -> None:
         """One empty row an audio of ``cross``, per layer keys then values."""
-        self._decoder = decoder
-        self._dims = dims
-        self._dialect = dialect
+        self._model = model
+        self._dims = model.dims
         n_audio = len(cross[0])
         self._cross = _Buffers(cross, n_audio)
         self._own_cross = False  # the arrays are the caller's until they have to change
@@ -91,7 +118,7 @@ class OrtSession:
     def _length(self) -> Int:
         return self._layout.length
 
-    def extend(self, tokens: Int, lengths: Int | None = None, at: Int | None = None) -> HostLogits:
+    def extend(self, tokens: Int, lengths: Int | None = None, at: Int | None = None) -> Logits:
         n_seq, n_new = tokens.shape
         if lengths is None:
             lengths = np.full(n_seq, n_new, np.int64)
@@ -100,13 +127,26 @@ class OrtSession:
         wanted = (lengths - 1)[:, None]
         if at is not None:
             wanted = np.concatenate([at, wanted], axis=1)
-        if n_new > 1 and self._dialect == "contrib" and self._length.any():
-            scores = self._one_by_one(tokens, lengths, wanted)
+        logits: Logits
+        if n_new > 1 and self._model.dialect == "contrib" and self._length.any():
+            logits = HostLogits(self._one_by_one(tokens, lengths, wanted))
         else:
             self._reserve(int(self._length.max()) + n_new)
-            scores = self._run(tokens, self._length, wanted)
+            logits = self._feed(tokens, wanted)
         self._layout.length = self._length + lengths
-        return HostLogits(scores)
+        return logits
+
+    def _feed(self, tokens: Int, wanted: Int) -> Logits:
+        """Scores at the wanted positions; the last one's by way of the screen, where there is one.
+
+        A few rows alone: where many tokens are scored at once the head is bound by arithmetic.
+        """
+        screen = self._model.screen
+        if screen is None:
+            return HostLogits(self._own(self._run(tokens, self._length, wanted).logits))
+        out = self._run(tokens, self._length, wanted, n_exact=wanted.shape[1] - 1)
+        rough, hidden = self._own(out.rough)[:, 0], self._own(out.hidden)[:, -1]
+        return ScreenedLogits(screen, rough, hidden, self._own(out.logits))
 
     def attention(self, tokens: Int, lengths: Int) -> Attention:
         """All scores of a fresh session's first tokens, and its cross-attention with them."""
@@ -115,8 +155,8 @@ class OrtSession:
         self._reserve(n_new)
         order = np.arange(n_new)
         wanted = np.minimum(order[None], lengths[:, None] - 1)
-        logits = self._run(tokens, self._length, wanted, order)
-        return Attention(self._binding(n_new, n_new, n_new).attention, logits)
+        out = self._run(tokens, self._length, wanted, aligned=order)
+        return Attention(out.attention, self._own(out.logits))
 
     def _check_room(self, lengths: Int) -> None:
         longest, limit = int((self._length + lengths).max()), self._dims.n_text_ctx
@@ -132,29 +172,45 @@ class OrtSession:
         for step in range(n_new):
             # a row that has no more tokens writes to its next free position, to be overwritten
             start = self._length + np.minimum(step, lengths)
-            last = self._run(tokens[:, step : step + 1], start, zero)
+            last = self._own(self._run(tokens[:, step : step + 1], start, zero).logits)
             for row, column in zip(*np.nonzero(wanted == step)):
                 scores[row, column] = last[row, 0]
         return scores
 
-    def _run(self, tokens: Int, start: Int, wanted: Int, aligned: Int = _NONE) -> F32:
+    def _run(
+        self,
+        tokens: Int,
+        start: Int,
+        wanted: Int,
+        *,
+        n_exact: int | None = None,
+        aligned: Int = _NONE,
+    ) -> _Binding:
+        """One call of the decoder; its outputs hold a row a slot until the next call.
+
+        ``n_exact``: at how many of the wanted positions the scores shall be exact (default: all);
+        behind them the head is screened.
+        """
         owner = self._layout.slots.owner
-        binding = self._binding(tokens.shape[1], wanted.shape[1], len(aligned))
+        n_at = wanted.shape[1]
+        n_exact = n_at if n_exact is None else n_exact
+        binding = self._binding(_Call(tokens.shape[1], n_at, n_exact, len(aligned)))
         binding.tokens[...] = tokens[owner]
         binding.start[...] = start[owner]
         binding.at[...] = wanted[owner]
         binding.aligned[...] = aligned
-        binding.run(self._decoder)
-        if self._layout.slots.plain:
-            return binding.logits
-        return binding.logits[self._layout.slots.of_row]
+        binding.run(self._model.session)
+        return binding
 
-    def _binding(self, n_new: int, n_at: int, n_aligned: int) -> _Binding:
-        shape = (n_new, n_at, n_aligned)
-        key = (self._cache.n, self._cross.n, *shape)
+    def _own(self, values: F32) -> F32:
+        """The rows among the slots."""
+        return values if self._layout.slots.plain else values[self._layout.slots.of_row]
+
+    def _binding(self, call: _Call) -> _Binding:
+        key = (self._cache.n, self._cross.n, *call)
         if key not in self._bindings:
             self._bindings[key] = _Binding(
-                self._decoder, self._dims, shape, self._cross.views(), self._cache.views()
+                self._model, call, self._cross.views(), self._cache.views()
             )
         return self._bindings[key]
 
@@ -199,7 +255,7 @@ class OrtSession:
         self._rearrange(compaction.slots)
 
     def append(self, other: Session) -> None:
-        if not isinstance(other, OrtSession) or other._decoder is not self._decoder:
+        if not isinstance(other, OrtSession) or other._model is not self._model:
             raise EngineError("only a session of the same backend can be appended")
         used = int(other._length.max(initial=0))
         self._reserve(used)
@@ -225,19 +281,18 @@ class _Binding:
 
     def __init__(
         self,
-        decoder: Any,
-        dims: ModelDims,
-        shape: tuple[int, int, int],
+        model: Decoder,
+        call: _Call,
         cross: Sequence[F32],
         cache: Sequence[F32],
     ) -> None:
-        """``shape``: n_new, n_at and n_aligned of the call."""
-        n_seq, (n_new, n_at, n_aligned) = len(cache[0]), shape
+        decoder, dims = model.session, model.dims
+        n_seq, (n_new, n_at, n_exact, n_aligned) = len(cache[0]), call
         self.tokens = np.zeros((n_seq, n_new), np.int64)
         self.start = np.zeros(n_seq, np.int64)
         self.at = np.zeros((n_seq, n_at), np.int64)
         self.aligned = np.zeros(n_aligned, np.int64)
-        self.logits = np.zeros((n_seq, n_at, dims.n_vocab), np.float32)
+        self.logits = np.zeros((n_seq, n_exact, dims.n_vocab), np.float32)
         n_audio, n_ctx = cross[0].shape[0], cross[0].shape[3]
         self._watched = {
             output.name: np.zeros((n_audio, output.shape[1], n_aligned, n_ctx), np.float32)
@@ -254,8 +309,20 @@ class _Binding:
             self._output(f"self_{kind}_{i}_out", held)
             self._input(f"cross_{kind}_{i}", audio)
         self._output("logits", self.logits)
+        if model.screen is not None:
+            self._bind_screen(dims, n_at, n_exact)
         for name, scores in self._watched.items():
             self._output(name, scores)
+
+    def _bind_screen(self, dims: ModelDims, n_at: int, n_exact: int) -> None:
+        n_seq = len(self.tokens)
+        self._columns = np.split(np.arange(n_at), [n_exact])
+        for name, columns in zip(("exact", "screened"), self._columns):
+            self._input(name, columns)
+        self.rough = np.zeros((n_seq, n_at - n_exact, dims.n_vocab), np.float32)
+        self.hidden = np.zeros((n_seq, n_at, dims.n_text_state), np.float32)
+        self._output("rough", self.rough)
+        self._output("hidden", self.hidden)
 
     def _input(self, name: str, array: NDArray) -> None:
         self._io.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)

@@ -17,7 +17,7 @@ from whisper_opt.arrays import F32, Int
 from whisper_opt.decode.rules import Rule
 from whisper_opt.decode.search import Hypothesis, Search
 from whisper_opt.protocol import Backend, Encoded, Logits, Session, TokenMask, Top
-from whisper_opt.topk import log_softmax, penalized, sample
+from whisper_opt.topk import log_softmax, penalized, sample, top_k
 
 __all__ = ["Batch", "Decoded", "Task", "decode", "next_token_logprobs"]
 
@@ -62,10 +62,10 @@ class Decoded:
 class _Row:
     """One audio while it is being decoded."""
 
-    def __init__(self, number: int, task: Task, probe_prob: float, n_vocab: int) -> None:
+    def __init__(self, number: int, task: Task, n_vocab: int) -> None:
         self.number = number
         self.task = task
-        self.probe_prob = probe_prob
+        self.probe_prob = 0.0
         self.search = task.search()
         self.live = 1  # hypotheses in the session
         self.left = task.max_new_tokens
@@ -107,24 +107,29 @@ def _mask(rows: Sequence[_Row], n_vocab: int) -> TokenMask:
     return TokenMask(ban, begins, seen, penalties)
 
 
-def _choose(logits: Logits, rows: Sequence[_Row], mask: TokenMask) -> Top:
-    """The tokens that the searches asked for: the best ones, or draws for rows that sample."""
-    drawing = [row for row in rows if row.search.generator is not None]
-    width = max((row.search.width for row in rows if row not in drawing), default=1)
-    top = logits.top(width, mask)
-    if not drawing:
-        return top
-    shape = (len(top.tokens), max(width, *(row.search.width for row in drawing)))
-    tokens, logprobs = np.zeros(shape, np.int64), np.full(shape, -np.inf, np.float32)
-    found = top.tokens.shape[1]  # fewer than asked for where fewer tokens exist
-    tokens[:, :found], logprobs[:, :found] = top.tokens, top.logprobs
-    scores = penalized(logits.numpy()[:, -1], mask)
+def _needs_scores(rows: Sequence[_Row]) -> bool:
+    """Whether some row draws, or weighs scores anew: then the best tokens alone will not do."""
+    return any(row.search.generator is not None or row.task.repetition_penalty != 1 for row in rows)
+
+
+def _choose(scores: F32, rows: Sequence[_Row], mask: TokenMask) -> Top:
+    """The tokens that the searches asked for: the best ones, or draws for rows that sample.
+
+    ``scores``: float32 [n_seq, n_vocab].
+    """
+    width = max((row.search.width for row in rows if row.search.generator is None), default=1)
+    best = top_k(scores, width, mask)
+    shape = (len(scores), max(row.search.width for row in rows))
+    top = Top(np.zeros(shape, np.int64), np.full(shape, -np.inf, np.float32))
+    found = best.tokens.shape[1]  # fewer than asked for where fewer tokens exist
+    top.tokens[:, :found], top.logprobs[:, :found] = best.tokens, best.logprobs
+    scores = penalized(scores, mask)
     offset = 0
     for row in rows:
         search, end = row.search, offset + row.live
         if search.generator is not None:
             for i in range(offset, end):
-                tokens[i, : search.width], logprobs[i, : search.width] = sample(
+                top.tokens[i, : search.width], top.logprobs[i, : search.width] = sample(
                     scores[i],
                     mask.ban[i],
                     row.begin,
@@ -133,7 +138,7 @@ def _choose(logits: Logits, rows: Sequence[_Row], mask: TokenMask) -> Top:
                     search.generator,
                 )
         offset = end
-    return Top(tokens, logprobs)
+    return top
 
 
 def _advance(session: Session, rows: list[_Row], top: Top) -> Int:
@@ -209,14 +214,14 @@ class Batch:
         self, session: Session, numbers: list[int], tasks: Sequence[Task]
     ) -> tuple[list[_Row], Logits]:
         n_vocab = self._backend.dims.n_vocab
+        rows = [_Row(number, task, n_vocab) for number, task in zip(numbers, tasks)]
         tokens, lengths = _pad([task.prompt for task in tasks])
-        probes = np.array([[task.probe] for task in tasks], np.int64)
-        logits = session.extend(tokens, lengths, probes)
-        start = log_softmax(logits.numpy()[:, 0])
-        rows = [
-            _Row(number, task, float(np.exp(scores[task.probe_token])), n_vocab)
-            for number, task, scores in zip(numbers, tasks, start)
-        ]
+        at = np.array([[task.probe] for task in tasks], np.int64)
+        if _needs_scores(rows):
+            at = np.concatenate([at, lengths[:, None] - 1], axis=1)
+        logits = session.extend(tokens, lengths, at)
+        for row, scores in zip(rows, log_softmax(logits.asked()[:, 0])):
+            row.probe_prob = float(np.exp(scores[row.task.probe_token]))
         return rows, logits
 
     def _choose_next(
@@ -224,14 +229,19 @@ class Batch:
     ) -> tuple[Int, list[_Row]]:
         """The next tokens, and the windows that go on; the others are done."""
         mask = _mask(rows, self._backend.dims.n_vocab)
-        tokens = _advance(session, rows, _choose(logits, rows, mask))
+        if _needs_scores(rows):
+            top = _choose(logits.asked()[:, -1], rows, mask)
+        else:
+            top = logits.top(max(row.search.width for row in rows), mask)
+        tokens = _advance(session, rows, top)
         self._done.extend(row for row in rows if not row.live)
         return tokens, [row for row in rows if row.live]
 
     def step(self) -> dict[int, Decoded]:
         """Sample one token in every window; returns the answers of those that are finished."""
         if self._session is not None:
-            logits = self._session.extend(self._tokens)
+            at = np.zeros_like(self._tokens) if _needs_scores(self._rows) else None
+            logits = self._session.extend(self._tokens, at=at)
             self._tokens, self._rows = self._choose_next(self._session, self._rows, logits)
             if not self._rows:
                 self._session.close()
@@ -267,7 +277,8 @@ def next_token_logprobs(backend: Backend, audio: Encoded, prompt: Sequence[int])
     """Log-probabilities after one prompt, float32 [n_audio, n_vocab], without any rule."""
     session = backend.open(audio)
     try:
-        logits = session.extend(np.tile(np.array(prompt, np.int64), (len(audio), 1)))
-        return log_softmax(logits.numpy()[:, -1])
+        tokens = np.tile(np.array(prompt, np.int64), (len(audio), 1))
+        logits = session.extend(tokens, at=np.full((len(audio), 1), len(prompt) - 1, np.int64))
+        return log_softmax(logits.asked()[:, 0])
     finally:
         session.close()

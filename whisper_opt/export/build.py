@@ -12,7 +12,15 @@ import numpy as np
 import onnx
 
 from whisper_opt.checkpoints import Checkpoint, load_checkpoint
-from whisper_opt.engine import MANIFEST, Engine, FileEntry, Manifest, read_engine
+from whisper_opt.engine import (
+    MANIFEST,
+    Engine,
+    FileEntry,
+    Manifest,
+    TensorEntry,
+    map_tensor,
+    read_engine,
+)
 from whisper_opt.errors import OptionError
 from whisper_opt.export.builder import OnnxGraph
 from whisper_opt.export.dialects import make_dialect
@@ -20,6 +28,7 @@ from whisper_opt.export.graph import build_decoder, build_encoder
 from whisper_opt.export.pieces import PiecewiseGraph, require_onnxruntime
 from whisper_opt.export.verify import Parity, verify
 from whisper_opt.export.writer import directory, write_graph, write_text
+from whisper_opt.screen import Screen
 from whisper_opt.tokens import Vocab
 from whisper_opt.version import __version__
 
@@ -90,14 +99,16 @@ def export(
                 checkpoint.dims, checkpoint.tensors, make_dialect(dialect), checkpoint.heads
             ),
         }
-        files.update(_write(parts, folder, report))
+        written, tensors = _write(parts, folder, report)
+        files.update(written)
         report("verify", 0, 1)
-        parity = verify(
-            checkpoint,
-            *(PiecewiseGraph(graph, cuts, folder, stem) for stem, (graph, cuts) in parts.items()),
+        encoder, decoder = (
+            PiecewiseGraph(graph, cuts, folder, stem) for stem, (graph, cuts) in parts.items()
         )
+        screen = Screen.of(lambda name: map_tensor(folder, tensors[name])) if tensors else None
+        parity = verify(checkpoint, encoder, decoder, screen)
         report("verify", 1, 1)
-        manifest = _manifest(checkpoint, precision, dialect, parity, files)
+        manifest = _manifest(checkpoint, precision, dialect, parity, files, tensors)
         write_text(folder / MANIFEST, manifest.to_json())
     return read_engine(target)
 
@@ -122,6 +133,7 @@ def _manifest(
     dialect: str,
     parity: Parity,
     files: Mapping[str, FileEntry],
+    tensors: Mapping[str, TensorEntry],
 ) -> Manifest:
     source = {
         **dataclasses.asdict(checkpoint.source),
@@ -138,6 +150,7 @@ def _manifest(
         tools=_tools(),
         parity=parity.to_dict(),
         files=files,
+        tensors=tensors,
     )
 
 
@@ -145,8 +158,8 @@ def _write(
     parts: Mapping[str, tuple[OnnxGraph, list[str]]],
     folder: Path,
     report: ExportProgress,
-) -> dict[str, FileEntry]:
-    total = sum(weight.nbytes for graph, _ in parts.values() for weight in graph.weights)
+) -> tuple[dict[str, FileEntry], dict[str, TensorEntry]]:
+    total = sum(weight.nbytes for graph, _ in parts.values() for weight in graph.stored)
     done = 0
 
     def advance(n: int) -> None:
@@ -155,9 +168,12 @@ def _write(
         report("write", done, total)
 
     files: dict[str, FileEntry] = {}
+    tensors: dict[str, TensorEntry] = {}
     for stem, (graph, _) in parts.items():
-        files.update(write_graph(graph, folder, stem, advance))
-    return files
+        written, located = write_graph(graph, folder, stem, advance)
+        files.update(written)
+        tensors.update(located)
+    return files, tensors
 
 
 def _tools() -> dict[str, str]:

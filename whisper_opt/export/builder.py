@@ -50,6 +50,15 @@ class OnnxGraph:
 
     model: ModelProto
     weights: tuple[Weight, ...]
+    host: tuple[Weight, ...] = ()
+    """Tensors for the runtime itself, kept in the same file; some of the weights may be among them.
+    """
+
+    @property
+    def stored(self) -> tuple[Weight, ...]:
+        """Everything the data file holds, in file order."""
+        own = {weight.name for weight in self.weights}
+        return (*self.weights, *(weight for weight in self.host if weight.name not in own))
 
 
 class GraphBuilder:
@@ -63,6 +72,7 @@ class GraphBuilder:
         self._outputs: list[ValueInfoProto] = []
         self._constants: dict[str, TensorProto] = {}
         self._weights: dict[str, Weight] = {}
+        self._host: dict[str, Weight] = {}
         self._count = 0
         self._scope = ""
 
@@ -97,6 +107,12 @@ class GraphBuilder:
         if name not in self._weights:
             self._weights[name] = Weight(name, tuple(shape), read, np.dtype(dtype))
         return name
+
+    def host(
+        self, name: str, shape: Sequence[int], read: Callable[[], NDArray], dtype: Any = np.float32
+    ) -> None:
+        """Keep a tensor in the data file for the runtime; it may be one of the weights."""
+        self._host[name] = Weight(name, tuple(shape), read, np.dtype(dtype))
 
     def constant(self, value: NDArray | int | Sequence[int]) -> str:
         """A small inline initializer, int64 unless ``value`` is an array; equal ones are shared."""
@@ -149,4 +165,4 @@ class GraphBuilder:
         model = helper.make_model(
             graph, opset_imports=opsets, ir_version=ir_version, producer_name="whisper-opt"
         )
-        return OnnxGraph(model, tuple(self._weights.values()))
+        return OnnxGraph(model, tuple(self._weights.values()), tuple(self._host.values()))

@@ -31,6 +31,7 @@ class Contrib:
     name = "contrib"
     opset = 20
     ir_version = 10
+    screens = True
 
     def gelu(self, builder: GraphBuilder, value: str) -> str:
         return builder.node("Gelu", value, domain=MICROSOFT)
@@ -72,6 +73,7 @@ class Standard:
     name = "standard"
     opset = 24
     ir_version = 11
+    screens = False
 
     def gelu(self, builder: GraphBuilder, value: str) -> str:
         return builder.node("Gelu", value, approximate="none")

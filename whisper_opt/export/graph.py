@@ -10,6 +10,7 @@ cache capacity, T encoder positions, H heads of 64):
               self_k_i, self_v_i f32 [N, H, C, 64], cross_k_i, cross_v_i as above
               -> logits f32 [N, P, n_vocab], self_k_i_out, self_v_i_out f32 [N, H, C, 64],
                  attention_i f32 [A, n_heads_i, Q, T] for every layer that has alignment heads
+              a screened head takes and gives more: see ``head.screened_head``
 
 ``start`` is the position of each row's first new token; ``at`` lists, for each row, the indices
 among the new tokens whose scores are wanted, the last of them being the row's last real token (what
@@ -31,6 +32,7 @@ from whisper_opt.arrays import F32
 from whisper_opt.checkpoints.checkpoint import Tensor
 from whisper_opt.dims import HEAD_DIM, ModelDims
 from whisper_opt.export.builder import GraphBuilder, OnnxGraph
+from whisper_opt.export.head import EMBEDDING, exact_head, screened_head
 
 __all__ = ["Dialect", "Linear", "Rows", "build_decoder", "build_encoder"]
 
@@ -107,6 +109,8 @@ class Dialect(Protocol):
     name: str
     opset: int
     ir_version: int
+    screens: bool
+    """Whether the output head is screened (:mod:`whisper_opt.screen`): a matter of CPUs."""
 
     def gelu(self, builder: GraphBuilder, value: str) -> str:
         """Exact (erf) GELU."""
@@ -257,7 +261,7 @@ def build_decoder(
     n_audio = builder.dim("cross_k_0", 0)
     unfold = builder.node("Shape", rows.tokens)
     unfold = builder.node("Concat", unfold, builder.constant([dims.n_text_state]), axis=0)
-    embedding = linear.vector("decoder.token_embedding.weight")
+    embedding = linear.vector(EMBEDDING)
     value = builder.node(
         "Add",
         builder.node("Gather", embedding, rows.tokens),
@@ -288,8 +292,12 @@ def build_decoder(
         value = _mlp(builder, linear, dialect, value, block)
     builder.scope("decoder.ln")
     cuts.append(value)
-    logits = _head(builder, linear, rows, value, embedding, dims)
-    builder.output(logits, "logits", _FLOAT, ["n_seq", "n_at", dims.n_vocab])
+    hidden = _wanted(builder, linear, rows, value)
+    if dialect.screens:
+        screened_head(builder, hidden, dims, tensors)
+    else:
+        logits = exact_head(builder, hidden, dims)
+        builder.output(logits, "logits", _FLOAT, ["n_seq", "n_at", dims.n_vocab])
     for i, (heads, scores) in watched.items():
         shape: list[int | str] = ["n_audio", heads, "n_aligned", "n_ctx"]
         builder.output(scores, f"attention_{i}", _FLOAT, shape)
@@ -299,16 +307,8 @@ def build_decoder(
     return builder.finish(dialect.opset, dialect.ir_version), cuts
 
 
-def _head(
-    builder: GraphBuilder, linear: Linear, rows: Rows, value: str, embedding: str, dims: ModelDims
-) -> str:
-    """Logits [N, P, n_vocab] at the wanted positions; the head is the token embedding itself."""
+def _wanted(builder: GraphBuilder, linear: Linear, rows: Rows, value: str) -> str:
+    """What the head is given [N, P, n_text_state], at the wanted positions."""
     index = builder.node("Unsqueeze", rows.at, builder.constant([2]))
     wanted = builder.node("GatherND", value, index, batch_dims=1)
-    wanted = _norm(builder, linear, wanted, "decoder.ln")
-    flat = builder.reshape(wanted, [-1, dims.n_text_state])
-    scores = builder.node("Gemm", flat, embedding, transB=1)
-    shape = builder.node(
-        "Concat", builder.node("Shape", rows.at), builder.constant([dims.n_vocab]), axis=0
-    )
-    return builder.node("Reshape", scores, shape)
+    return _norm(builder, linear, wanted, "decoder.ln")

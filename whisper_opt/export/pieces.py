@@ -101,6 +101,7 @@ class PiecewiseGraph:
         self._runtime = require_onnxruntime()
         self._folder = folder
         self._stem = stem
+        self.inputs = [value.name for value in graph.model.graph.input]
         self._outputs = [value.name for value in graph.model.graph.output]
         self._pieces = self._plan(graph, cuts)
         self._single: Any = None

@@ -21,6 +21,7 @@ from whisper_opt.errors import VerificationError
 from whisper_opt.export.oracle import openai_logits
 from whisper_opt.export.pieces import PiecewiseGraph
 from whisper_opt.export.reference import Reference
+from whisper_opt.screen import Input, Screen
 
 __all__ = ["CROSS_TOLERANCE", "LOGITS_TOLERANCE", "Parity", "noise_mel", "verify"]
 
@@ -46,6 +47,8 @@ class Parity:
         logits_scale: largest absolute score.
         attention_error: largest absolute error of the alignment heads' scores.
         attention_scale: largest absolute value among them.
+        screen_share: largest error of a rough score, as a share of its bound; None where the head
+            is not screened.
         openai_whisper: largest absolute difference from openai-whisper's scores; None where it is
             not installed.
     """
@@ -57,6 +60,7 @@ class Parity:
     logits_scale: float
     attention_error: float
     attention_scale: float
+    screen_share: float | None
     openai_whisper: float | None
 
     def to_dict(self) -> dict[str, Any]:
@@ -76,8 +80,19 @@ def noise_mel(dims: ModelDims, seed: int = SEED) -> F32:
     return mel
 
 
-def verify(checkpoint: Checkpoint, encoder: PiecewiseGraph, decoder: PiecewiseGraph) -> Parity:
+def verify(
+    checkpoint: Checkpoint,
+    encoder: PiecewiseGraph,
+    decoder: PiecewiseGraph,
+    screen: Screen | None = None,
+) -> Parity:
     """Compare an exported engine with its checkpoint.
+
+    Args:
+        checkpoint: what was exported.
+        encoder: the encoder graph.
+        decoder: the decoder graph.
+        screen: the output head, if the decoder screens it.
 
     Raises:
         VerificationError: a value is not finite, or an error exceeds its tolerance.
@@ -90,7 +105,7 @@ def verify(checkpoint: Checkpoint, encoder: PiecewiseGraph, decoder: PiecewiseGr
     cross_error, cross_scale = _compare_cross(reference, audio, cross, dims)
     _judge("cross-attention keys and values", cross_error, CROSS_TOLERANCE * cross_scale)
     sequences = _sequences(dims)
-    found = _drive(decoder, cross, sequences, dims)
+    found, screen_share = _drive(decoder, cross, sequences, dims, screen)
     expected, watched = reference.decode(audio, sequences[:1], checkpoint.heads)
     expected += reference.logits(audio, sequences[1:])
     error, scale = _largest(zip(expected, found))
@@ -112,6 +127,7 @@ def verify(checkpoint: Checkpoint, encoder: PiecewiseGraph, decoder: PiecewiseGr
         logits_scale=scale,
         attention_error=attention_error,
         attention_scale=attention_scale,
+        screen_share=screen_share,
         openai_whisper=oracle_error,
     )
 
@@ -136,8 +152,12 @@ def _compare_cross(
 
 
 def _drive(
-    decoder: PiecewiseGraph, cross: dict[str, NDArray], sequences: Sequence[Int], dims: ModelDims
-) -> list[F32]:
+    decoder: PiecewiseGraph,
+    cross: dict[str, NDArray],
+    sequences: Sequence[Int],
+    dims: ModelDims,
+    screen: Screen | None,
+) -> tuple[list[F32], float | None]:
     """Scores [len(sequence), n_vocab] after every token, as a session would get them."""
     n_seq = len(sequences)
     cache = _empty_cache(n_seq, dims)
@@ -150,17 +170,40 @@ def _drive(
     at = np.minimum(np.arange(tokens.shape[1])[None], prefill[:, None] - 1)
     start = np.zeros(n_seq, np.int64)
     scores: list[list[F32]] = [[] for _ in sequences]
+    share = 0.0
     for step in range(_STEPS + 1):
         feeds = {"tokens": tokens, "start": start, "at": at, "aligned": aligned}
-        out = decoder.run({**feeds, **cross, **cache})
+        out = decoder.run({**feeds, **_all_columns(decoder, at), **cross, **cache})
         for row, count in enumerate(prefill.tolist() if step == 0 else [1] * n_seq):
             scores[row].extend(out["logits"][row, :count])
+        if screen is not None:
+            share = max(share, _screen_share(screen, out))
         cache = {name: out[f"{name}_out"] for name in cache}
         start = prefill + step
         if step < _STEPS:
             tokens = np.array([[sequences[i][start[i]]] for i in range(n_seq)], np.int64)
             at = np.zeros((n_seq, 1), np.int64)
-    return [np.stack(rows) for rows in scores]
+    return [np.stack(rows) for rows in scores], None if screen is None else share
+
+
+def _all_columns(decoder: PiecewiseGraph, at: Int) -> dict[str, NDArray]:
+    """Every wanted position, exact and screened, for a decoder that asks."""
+    every = np.arange(at.shape[1])
+    return {name: every for name in ("exact", "screened") if name in decoder.inputs}
+
+
+def _screen_share(screen: Screen, out: dict[str, NDArray]) -> float:
+    """The largest error of a rough score as a share of its bound, which must hold."""
+    rows = zip(
+        *(out[name].reshape(-1, out[name].shape[2]) for name in ("logits", "rough", "hidden"))
+    )
+    share = 0.0
+    every = np.arange(len(screen.error))
+    for exact, rough, hidden in rows:
+        error = np.abs(rough + hidden @ screen.mean - exact)
+        share = max(share, float((error / Input(screen, hidden).bounds(every)).max()))
+    _judge("screened scores, in units of their bounds,", share, 1.0)
+    return share
 
 
 def _empty_cache(n_seq: int, dims: ModelDims) -> dict[str, NDArray]:
@@ -183,7 +226,8 @@ def _attention(
         "at": order[None, -1:],
         "aligned": order,
     }
-    out = decoder.run({**feeds, **cross, **_empty_cache(1, dims)})
+    columns = _all_columns(decoder, feeds["at"])
+    out = decoder.run({**feeds, **columns, **cross, **_empty_cache(1, dims)})
     layers = [out[name][0] for name in out if name.startswith("attention_")]
     return np.concatenate(layers)
 

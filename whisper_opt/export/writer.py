@@ -14,9 +14,9 @@ from typing import Callable
 import numpy as np
 from onnx import TensorProto
 
-from whisper_opt.engine import MANIFEST, FileEntry
+from whisper_opt.engine import MANIFEST, FileEntry, TensorEntry
 from whisper_opt.errors import EngineError
-from whisper_opt.export.builder import OnnxGraph
+from whisper_opt.export.builder import OnnxGraph, Weight
 
 __all__ = ["Progress", "directory", "write_graph", "write_text"]
 
@@ -57,11 +57,14 @@ class _HashingFile:
 
 def write_graph(
     graph: OnnxGraph, folder: Path, stem: str, progress: Progress
-) -> dict[str, FileEntry]:
+) -> tuple[dict[str, FileEntry], dict[str, TensorEntry]]:
     """Write ``stem.onnx`` and ``stem.data``; weights are read, written and dropped one by one.
 
     Peak memory is a small multiple of the largest tensor. ``graph.model`` is completed with the
     locations of its weights.
+
+    Returns:
+        The files, and where the tensors that the runtime reads itself lie.
 
     Raises:
         CheckpointError: a weight cannot be read.
@@ -70,36 +73,46 @@ def write_graph(
     data = f"{stem}.data"
     slots = {tensor.name: tensor for tensor in graph.model.graph.initializer}
     stream = _HashingFile(folder / data)
+    written: dict[str, TensorEntry] = {}
     try:
-        for weight in graph.weights:
-            padding = -stream.size % ALIGNMENT
-            if padding:
-                stream.write(bytes(padding))
-            offset = stream.size
-            values = weight.read()
-            if values.shape != weight.shape:
-                raise EngineError(
-                    f"weight {weight.name} has shape {list(values.shape)} where the graph declares"
-                    f" {list(weight.shape)}"
-                )
-            stream.write(
-                np.ascontiguousarray(values, weight.dtype.newbyteorder("<")).data.cast("B")
-            )
-            slot = slots[weight.name]
-            slot.data_location = TensorProto.EXTERNAL
-            for key, value in (
-                ("location", data),
-                ("offset", str(offset)),
-                ("length", str(stream.size - offset)),
-            ):
-                slot.external_data.add(key=key, value=value)
-            progress(stream.size - offset)
+        for weight in graph.stored:
+            written[weight.name] = entry = _append(stream, weight, data)
+            size = stream.size - entry.offset
+            if weight.name in slots:
+                _locate(slots[weight.name], entry, size)
+            progress(size)
     except BaseException:
         stream.abandon()
         raise
     entries = {data: stream.close()}
     entries[f"{stem}.onnx"] = write_bytes(folder / f"{stem}.onnx", graph.model.SerializeToString())
-    return entries
+    return entries, {weight.name: written[weight.name] for weight in graph.host}
+
+
+def _append(stream: _HashingFile, weight: Weight, data: str) -> TensorEntry:
+    padding = -stream.size % ALIGNMENT
+    if padding:
+        stream.write(bytes(padding))
+    entry = TensorEntry(data, stream.size, weight.shape, weight.dtype.name)
+    values = weight.read()
+    if values.shape != weight.shape:
+        raise EngineError(
+            f"weight {weight.name} has shape {list(values.shape)} where the graph declares"
+            f" {list(weight.shape)}"
+        )
+    stored = np.ascontiguousarray(values, weight.dtype.newbyteorder("<"))
+    stream.write(stored.data.cast("B"))
+    return entry
+
+
+def _locate(slot: TensorProto, entry: TensorEntry, size: int) -> None:
+    slot.data_location = TensorProto.EXTERNAL
+    for key, value in (
+        ("location", entry.file),
+        ("offset", str(entry.offset)),
+        ("length", str(size)),
+    ):
+        slot.external_data.add(key=key, value=value)
 
 
 def write_bytes(path: Path, data: bytes) -> FileEntry:

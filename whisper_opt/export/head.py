@@ -1,0 +1,107 @@
+"""The output head: the token embedding once more, exact, or screened in 8 bits."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Callable
+
+import numpy as np
+from onnx import TensorProto
+
+from whisper_opt.arrays import NDArray
+from whisper_opt.checkpoints.checkpoint import Tensor
+from whisper_opt.dims import ModelDims
+from whisper_opt.export.builder import MICROSOFT, GraphBuilder
+from whisper_opt.export.screen import quantize_head
+from whisper_opt.screen import STEPS
+
+__all__ = ["EMBEDDING", "exact_head", "screened_head"]
+
+EMBEDDING = "decoder.token_embedding.weight"
+_FLOAT, _INT64 = TensorProto.FLOAT, TensorProto.INT64
+
+
+def exact_head(builder: GraphBuilder, hidden: str, dims: ModelDims) -> str:
+    """Scores [N, P, n_vocab] of the head's inputs [N, P, n_text_state]."""
+    flat = builder.reshape(hidden, [-1, dims.n_text_state])
+    scores = builder.node("Gemm", flat, EMBEDDING, transB=1)
+    return _unflatten(builder, scores, hidden, [dims.n_vocab])
+
+
+def _unflatten(builder: GraphBuilder, value: str, like: str, tail: list[int]) -> str:
+    """Give a value the first two dimensions [N, P] of ``like``, which may be 0, and ``tail``."""
+    head = builder.node("Shape", like, start=0, end=2)
+    shape = builder.node("Concat", head, builder.constant(tail), axis=0)
+    return builder.node("Reshape", value, shape, allowzero=1)
+
+
+def screened_head(
+    builder: GraphBuilder, hidden: str, dims: ModelDims, tensors: Mapping[str, Tensor]
+) -> None:
+    """Declare what :mod:`whisper_opt.screen` works with: inputs, outputs and tensors.
+
+    Inputs ``exact`` i64 [E] and ``screened`` i64 [R] choose among the P wanted positions; outputs
+    are ``logits`` f32 [N, E, n_vocab], ``rough`` f32 [N, R, n_vocab] and ``hidden`` f32
+    [N, P, n_text_state]. Nothing is computed where none is chosen.
+    """
+    builder.scope("decoder.screen")
+    exact = builder.input("exact", _INT64, ["n_exact"])
+    screened = builder.input("screened", _INT64, ["n_screened"])
+    logits = exact_head(builder, builder.node("Gather", hidden, exact, axis=1), dims)
+    rough = _rough(builder, builder.node("Gather", hidden, screened, axis=1), dims, tensors)
+    builder.output(logits, "logits", _FLOAT, ["n_seq", "n_exact", dims.n_vocab])
+    builder.output(rough, "rough", _FLOAT, ["n_seq", "n_screened", dims.n_vocab])
+    builder.output(hidden, "hidden", _FLOAT, ["n_seq", "n_at", dims.n_text_state])
+
+
+def _rough(
+    builder: GraphBuilder, hidden: str, dims: ModelDims, tensors: Mapping[str, Tensor]
+) -> str:
+    parts = (EMBEDDING, "decoder.ln.weight", "decoder.ln.bias")
+    head = functools.lru_cache(maxsize=1)(lambda: quantize_head(*(tensors[p] for p in parts)))
+    state, vocab = dims.n_text_state, dims.n_vocab
+
+    def read(name: str) -> Callable[[], NDArray]:
+        return lambda: getattr(head(), name)
+
+    def weight(name: str, *shape: int, dtype: type = np.float32) -> str:
+        return builder.weight(f"screen.{name}", shape, read(name), dtype)
+
+    builder.host(EMBEDDING, (vocab, state), tensors[EMBEDDING].read)
+    for name, shape in (("mean", state), ("shrink", state), ("error", vocab), ("norm", 1)):
+        builder.host(f"screen.{name}", (shape,), read(name))
+    pair, worth = _two_rows(builder, builder.node("Mul", hidden, weight("shrink", state)))
+    products = builder.node(
+        "MatMulIntegerToFloat",
+        builder.reshape(pair, [-1, state]),
+        weight("weight", state, vocab, dtype=np.int8),
+        _number(builder, 1),
+        weight("scale", vocab),
+        builder.constant(np.array(STEPS + 1, np.uint8)),
+        domain=MICROSOFT,
+    )
+    products = _unflatten(builder, products, hidden, [2, vocab])
+    return builder.node("Squeeze", builder.node("MatMul", worth, products), builder.constant([2]))
+
+
+def _number(builder: GraphBuilder, value: float) -> str:
+    return builder.constant(np.array(value, np.float32))
+
+
+def _two_rows(builder: GraphBuilder, value: str) -> tuple[str, str]:
+    """[N, R, n] -> uint8 [N, R, 2, n] about STEPS + 1, and what a step is worth, [N, R, 1, 2]."""
+    loudest = builder.node(
+        "ReduceMax", builder.node("Abs", value), builder.constant([-1]), keepdims=1
+    )
+    loudest = builder.node("Max", loudest, _number(builder, 1e-30))
+    step = builder.node("Div", loudest, _number(builder, STEPS))
+    steps = builder.node("Div", value, step)
+    high = builder.node("Round", steps)
+    rest = builder.node("Mul", builder.node("Sub", steps, high), _number(builder, 2 * STEPS))
+    axis = builder.constant([2])
+    rows = [builder.node("Unsqueeze", row, axis) for row in (high, builder.node("Round", rest))]
+    pair = builder.node("Add", builder.node("Concat", *rows, axis=2), _number(builder, STEPS + 1))
+    small = builder.node("Div", step, _number(builder, 2 * STEPS))
+    worth = builder.node("Unsqueeze", builder.node("Concat", step, small, axis=2), axis)
+    return builder.node("Cast", pair, to=TensorProto.UINT8), worth
