@@ -49,14 +49,18 @@ def screened_head(
     exact = builder.input("exact", _INT64, ["n_exact"])
     screened = builder.input("screened", _INT64, ["n_screened"])
     logits = exact_head(builder, builder.node("Gather", hidden, exact, axis=1), dims)
-    rough = _rough(builder, builder.node("Gather", hidden, screened, axis=1), dims, tensors)
+    rough = _rough(builder, hidden, screened, dims, tensors)
     builder.output(logits, "logits", _FLOAT, ["n_seq", "n_exact", dims.n_vocab])
     builder.output(rough, "rough", _FLOAT, ["n_seq", "n_screened", dims.n_vocab])
     builder.output(hidden, "hidden", _FLOAT, ["n_seq", "n_at", dims.n_text_state])
 
 
 def _rough(
-    builder: GraphBuilder, hidden: str, dims: ModelDims, tensors: Mapping[str, Tensor]
+    builder: GraphBuilder,
+    hidden: str,
+    screened: str,
+    dims: ModelDims,
+    tensors: Mapping[str, Tensor],
 ) -> str:
     parts = (EMBEDDING, "decoder.ln.weight", "decoder.ln.bias")
     head = functools.lru_cache(maxsize=1)(lambda: quantize_head(*(tensors[p] for p in parts)))
@@ -71,7 +75,13 @@ def _rough(
     builder.host(EMBEDDING, (vocab, state), tensors[EMBEDDING].read)
     for name, shape in (("mean", state), ("shrink", state), ("error", vocab), ("norm", 1)):
         builder.host(f"screen.{name}", (shape,), read(name))
-    pair, worth = _two_rows(builder, builder.node("Mul", hidden, weight("shrink", state)))
+    shrunk = builder.node("Mul", hidden, weight("shrink", state))
+    # of all positions: ONNX Runtime 1.19 does not reduce an empty tensor to the right shape
+    loudest = builder.node(
+        "ReduceMax", builder.node("Abs", shrunk), builder.constant([-1]), keepdims=1
+    )
+    shrunk, loudest = (builder.node("Gather", x, screened, axis=1) for x in (shrunk, loudest))
+    pair, worth = _two_rows(builder, shrunk, loudest)
     products = builder.node(
         "MatMulIntegerToFloat",
         builder.reshape(pair, [-1, state]),
@@ -81,7 +91,7 @@ def _rough(
         builder.constant(np.array(STEPS + 1, np.uint8)),
         domain=MICROSOFT,
     )
-    products = _unflatten(builder, products, hidden, [2, vocab])
+    products = _unflatten(builder, products, shrunk, [2, vocab])
     return builder.node("Squeeze", builder.node("MatMul", worth, products), builder.constant([2]))
 
 
@@ -89,11 +99,11 @@ def _number(builder: GraphBuilder, value: float) -> str:
     return builder.constant(np.array(value, np.float32))
 
 
-def _two_rows(builder: GraphBuilder, value: str) -> tuple[str, str]:
-    """[N, R, n] -> uint8 [N, R, 2, n] about STEPS + 1, and what a step is worth, [N, R, 1, 2]."""
-    loudest = builder.node(
-        "ReduceMax", builder.node("Abs", value), builder.constant([-1]), keepdims=1
-    )
+def _two_rows(builder: GraphBuilder, value: str, loudest: str) -> tuple[str, str]:
+    """[N, R, n] -> uint8 [N, R, 2, n] about STEPS + 1, and what a step is worth, [N, R, 1, 2].
+
+    ``loudest``: [N, R, 1] largest magnitudes.
+    """
     loudest = builder.node("Max", loudest, _number(builder, 1e-30))
     step = builder.node("Div", loudest, _number(builder, STEPS))
     steps = builder.node("Div", value, step)
