@@ -28,22 +28,24 @@ class Engines:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._engines: dict[tuple[str, str], Engine] = {}
-        self._models: dict[tuple[str, str], Whisper] = {}
+        self._engines: dict[tuple[str, str, str], Engine] = {}
+        self._models: dict[tuple[str, str, str], Whisper] = {}
 
-    def engine(self, name: str, dialect: str = "contrib") -> Engine:
-        """The engine of ``name`` in ``dialect``."""
-        key = (name, dialect)
+    def engine(self, name: str, dialect: str = "contrib", precision: str = "fp32") -> Engine:
+        """The engine of ``name`` in ``dialect`` and ``precision``."""
+        key = (name, dialect, precision)
         if key not in self._engines:
-            target = self._root / f"{name}-{dialect}"
-            self._engines[key] = export(model_dir(name), target, dialect=dialect)
+            target = self._root / "-".join(key)
+            source = model_dir(name)
+            self._engines[key] = export(source, target, dialect=dialect, precision=precision)
         return self._engines[key]
 
-    def model(self, name: str, dialect: str = "contrib") -> Whisper:
-        """The loaded engine of ``name`` in ``dialect``."""
-        key = (name, dialect)
+    def model(self, name: str, dialect: str = "contrib", precision: str = "fp32") -> Whisper:
+        """The loaded engine of ``name`` in ``dialect`` and ``precision``, on the CPU."""
+        key = (name, dialect, precision)
         if key not in self._models:
-            self._models[key] = Whisper.load(self.engine(name, dialect).path, threads=2)
+            path = self.engine(*key).path
+            self._models[key] = Whisper.load(path, device="cpu", threads=2)
         return self._models[key]
 
 

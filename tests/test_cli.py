@@ -73,7 +73,7 @@ def test_export_inspect_transcribe(
     source = write_huggingface(random_checkpoint(), tmp_path / "hf")
     target = tmp_path / "engines" / "mine"
     assert run("export", source, target) == 0
-    assert "verified: scores within" in capsys.readouterr().out
+    assert "verified: largest error of scores" in capsys.readouterr().out
     assert run("inspect", target) == 0
     listing = capsys.readouterr().out
     assert "decoder.data" in listing

@@ -71,7 +71,7 @@ def test_a_damaged_graph_is_an_engine_error(tmp_path: Path, name: str) -> None:
 def _standard_engine(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
     """An engine in the standard dialect, unverified: this ONNX Runtime may not run it."""
     monkeypatch.setattr(
-        build, "verify", lambda *_: Parity("", 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, None, None)
+        build, "verify", lambda *_, **__: Parity("", 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, None, None)
     )
     return export(sharp_checkpoint(DIMS), folder, dialect="standard")
 

@@ -18,7 +18,7 @@ from whisper_opt.export.graph import build_decoder, build_encoder
 SMALL = random_dims(
     n_vocab=2000, n_audio_state=64, n_text_state=64, n_audio_layer=1, n_text_layer=1
 )
-BUILDERS = {"encoder": build_encoder, "decoder": build_decoder}
+BUILDERS: dict[str, Callable[..., Any]] = {"encoder": build_encoder, "decoder": build_decoder}
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
@@ -34,8 +34,8 @@ def change_weight(monkeypatch: pytest.MonkeyPatch, name: str, change: Callable[[
         return dataclasses.replace(weight, read=lambda: change(weight.read()))
 
     def spoiled(make: Callable[..., Any]) -> Callable[..., Any]:
-        def build_spoiled(*arguments: Any) -> tuple[OnnxGraph, Any]:
-            graph, cuts = make(*arguments)
+        def build_spoiled(*arguments: Any, **named: Any) -> tuple[OnnxGraph, Any]:
+            graph, cuts = make(*arguments, **named)
             return OnnxGraph(graph.model, tuple(map(spoil, graph.weights))), cuts
 
         return build_spoiled

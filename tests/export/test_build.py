@@ -22,8 +22,8 @@ from whisper_opt.checkpoints import Checkpoint
 from whisper_opt.engine import ENGINE_FILES, MANIFEST, Engine, Manifest, read_engine
 from whisper_opt.errors import EngineError, OptionError, VerificationError
 from whisper_opt.export import export
+from whisper_opt.export.precision import PRECISIONS
 from whisper_opt.export.reference import Reference
-from whisper_opt.export.verify import CROSS_TOLERANCE, LOGITS_TOLERANCE
 from whisper_opt.screen import Screen
 
 FULL = random_dims()
@@ -67,7 +67,7 @@ def test_manifest(exported: Engine) -> None:
 
 def test_parity_is_measured(exported: Engine) -> None:
     parity = exported.manifest.parity
-    for what, tolerance in (("cross", CROSS_TOLERANCE), ("logits", LOGITS_TOLERANCE)):
+    for what, tolerance in (("cross", 1e-3), ("logits", 1e-4)):
         assert parity[f"{what}_tolerance"] == tolerance
         assert parity[f"{what}_scale"] > 0.5
         assert 0 < parity[f"{what}_error"] <= tolerance * parity[f"{what}_scale"]
@@ -264,7 +264,7 @@ def test_a_tokenizer_of_another_model_is_refused(place: Path, small: Checkpoint)
         ("encoder.conv2.weight", half, "cross-attention keys and values"),
         ("encoder.blocks.0.attn.qkv.weight", half, "cross-attention keys and values"),
         ("encoder.ln_post.bias", half, "cross-attention keys and values"),
-        ("decoder.blocks.0.cross_attn.value.bias", half, "cross-attention keys and values"),
+        ("decoder.blocks.0.cross_attn.value.bias", np.negative, "cross-attention keys and values"),
         ("decoder.positional_embedding", np.negative, "decoder scores"),
         ("decoder.blocks.0.attn.qkv.bias", np.negative, "decoder scores"),
         ("decoder.blocks.0.cross_attn.query.weight", half, "decoder scores"),
@@ -273,6 +273,7 @@ def test_a_tokenizer_of_another_model_is_refused(place: Path, small: Checkpoint)
         ("decoder.token_embedding.weight", nan_first, "decoder scores"),
     ],
 )
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_another_weight_fails_verification(
     place: Path,
     small: Checkpoint,
@@ -280,10 +281,11 @@ def test_another_weight_fails_verification(
     name: str,
     change: Callable[[F32], F32],
     said: str,
+    precision: str,
 ) -> None:
     change_weight(monkeypatch, name, change)
     with pytest.raises(VerificationError, match=said) as caught:
-        export(small, place / "engine")
+        export(small, place / "engine", precision=precision)
     assert "No engine was written" in str(caught.value)
     assert os.listdir(place) == []
 

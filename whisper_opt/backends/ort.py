@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from whisper_opt.arrays import F32, Int
+from whisper_opt.arrays import F32, Int, NDArray
 from whisper_opt.backends.ort_session import Decoder, OrtSession
 from whisper_opt.dims import ModelDims
 from whisper_opt.engine import Engine
@@ -32,9 +32,12 @@ def _import_onnxruntime() -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class OrtEncoded:
-    """Cross-attention keys [A, H, 64, T] and values [A, H, T, 64], float32: per layer k then v."""
+    """Cross-attention keys [A, H, 64, T] and values [A, H, T, 64]: per layer k then v.
 
-    cross: tuple[F32, ...]
+    Float32, or float16 where the engine computes in that; so is the cache of a session.
+    """
+
+    cross: tuple[NDArray, ...]
 
     def __len__(self) -> int:
         return len(self.cross[0])

@@ -30,11 +30,11 @@ class _Buffers:
     the buffers have to grow.
     """
 
-    def __init__(self, arrays: Sequence[F32], n: int) -> None:
+    def __init__(self, arrays: Sequence[NDArray], n: int) -> None:
         self.arrays = list(arrays)
         self.n = n
 
-    def views(self) -> list[F32]:
+    def views(self) -> list[NDArray]:
         """The entries in use."""
         return [array[: self.n] for array in self.arrays]
 
@@ -50,7 +50,7 @@ class _Buffers:
             return False
         room = n if n <= room else max(n, 2 * self.n)
         for i, old in enumerate(self.arrays):
-            new = np.zeros((room, *old.shape[1:]), np.float32)
+            new = np.zeros((room, *old.shape[1:]), old.dtype)
             new[: self.n] = old[: self.n][:n]
             self.arrays[i] = new
         self.n = n
@@ -102,7 +102,7 @@ class _Call(NamedTuple):
 class OrtSession:
     """Live hypotheses of a few audios; see :class:`whisper_opt.protocol.Session`."""
 
-    def __init__(self, model: Decoder, cross: Sequence[F32]) -> None:
+    def __init__(self, model: Decoder, cross: Sequence[NDArray]) -> None:
         """One empty row an audio of ``cross``, per layer keys then values."""
         self._model = model
         self._dims = model.dims
@@ -222,7 +222,8 @@ class OrtSession:
         n_slots = len(self._layout.slots.owner)
         shape = (n_slots, self._dims.n_text_head, capacity, HEAD_DIM)
         old, held = self._cache.views(), self._capacity
-        new = [np.zeros(shape, np.float32) for _ in range(2 * self._dims.n_text_layer)]
+        # the graphs have one type for all keys and values
+        new = [np.zeros(shape, heard.dtype) for heard in self._cross.arrays]
         for array, past in zip(new, old):
             array[:, :, :held] = past
         self._cache = _Buffers(new, n_slots)
@@ -283,8 +284,8 @@ class _Binding:
         self,
         model: Decoder,
         call: _Call,
-        cross: Sequence[F32],
-        cache: Sequence[F32],
+        cross: Sequence[NDArray],
+        cache: Sequence[NDArray],
     ) -> None:
         decoder, dims = model.session, model.dims
         n_seq, (n_new, n_at, n_exact, n_aligned) = len(cache[0]), call

@@ -26,16 +26,14 @@ from whisper_opt.export.builder import OnnxGraph
 from whisper_opt.export.dialects import make_dialect
 from whisper_opt.export.graph import build_decoder, build_encoder
 from whisper_opt.export.pieces import PiecewiseGraph, require_onnxruntime
+from whisper_opt.export.precision import make_precision
 from whisper_opt.export.verify import Parity, verify
 from whisper_opt.export.writer import directory, write_graph, write_text
 from whisper_opt.screen import Screen
 from whisper_opt.tokens import Vocab
 from whisper_opt.version import __version__
 
-__all__ = ["PRECISIONS", "ExportProgress", "export"]
-
-PRECISIONS = ("fp32",)
-"""Arithmetic an engine can be exported in."""
+__all__ = ["ExportProgress", "export"]
 
 ExportProgress = Callable[[str, float, float], None]
 """Called with (stage, done, total); stages are ``write`` (bytes) and ``verify`` (steps)."""
@@ -59,7 +57,7 @@ def export(
         source: a Hugging Face directory or hub id, an OpenAI ``.pt`` file, a CTranslate2 directory,
             or a loaded :class:`~whisper_opt.checkpoints.Checkpoint`.
         target: directory to create.
-        precision: arithmetic of the graphs (``fp32``).
+        precision: arithmetic of the graphs: ``fp32`` or ``fp16``.
         dialect: ``contrib`` (ONNX Runtime) or ``standard`` (TensorRT, and ONNX Runtime >= 1.24).
         tokenizer: ``tokenizer.json`` or directory holding one, for sources without.
         revision: branch, tag or commit of a hub id.
@@ -79,8 +77,7 @@ def export(
         BackendUnavailable: ONNX Runtime, which verifies, is missing or too old for the dialect.
         VerificationError: the graphs do not compute what the checkpoint computes; nothing is left.
     """
-    if precision not in PRECISIONS:
-        raise OptionError(f"precision is {precision!r}; expected one of {', '.join(PRECISIONS)}")
+    types = make_precision(precision)
     make_dialect(dialect)
     require_onnxruntime(dialect)
     report = on_progress or (lambda stage, done, total: None)
@@ -94,9 +91,11 @@ def export(
         Vocab(checkpoint.tokenizer_json, checkpoint.dims)  # refuses a tokenizer that does not fit
         files = {"tokenizer.json": write_text(folder / "tokenizer.json", checkpoint.tokenizer_json)}
         parts = {
-            "encoder": build_encoder(checkpoint.dims, checkpoint.tensors, make_dialect(dialect)),
+            "encoder": build_encoder(
+                checkpoint.dims, checkpoint.tensors, make_dialect(dialect), types
+            ),
             "decoder": build_decoder(
-                checkpoint.dims, checkpoint.tensors, make_dialect(dialect), checkpoint.heads
+                checkpoint.dims, checkpoint.tensors, make_dialect(dialect), checkpoint.heads, types
             ),
         }
         written, tensors = _write(parts, folder, report)
@@ -106,7 +105,7 @@ def export(
             PiecewiseGraph(graph, cuts, folder, stem) for stem, (graph, cuts) in parts.items()
         )
         screen = Screen.of(lambda name: map_tensor(folder, tensors[name])) if tensors else None
-        parity = verify(checkpoint, encoder, decoder, screen)
+        parity = verify(checkpoint, encoder, decoder, screen, precision=types)
         report("verify", 1, 1)
         manifest = _manifest(checkpoint, precision, dialect, parity, files, tensors)
         write_text(folder / MANIFEST, manifest.to_json())

@@ -114,6 +114,12 @@ class GraphBuilder:
         """Keep a tensor in the data file for the runtime; it may be one of the weights."""
         self._host[name] = Weight(name, tuple(shape), read, np.dtype(dtype))
 
+    def cast(self, value: str, given: Any, wanted: Any) -> str:
+        """``value``, of type ``given``, as type ``wanted``; no node where they are the same."""
+        if np.dtype(given) == np.dtype(wanted):
+            return value
+        return self.node("Cast", value, to=helper.np_dtype_to_tensor_dtype(np.dtype(wanted)))
+
     def constant(self, value: NDArray | int | Sequence[int]) -> str:
         """A small inline initializer, int64 unless ``value`` is an array; equal ones are shared."""
         array = np.asarray(value) if isinstance(value, np.ndarray) else np.asarray(value, np.int64)

@@ -4,13 +4,15 @@ Architecture: Radford et al. 2022 (arXiv:2212.04356) and whisper/model.py of ope
 Signatures (A audios, G hypotheses an audio, N = A * G rows, S new tokens, P wanted positions, C
 cache capacity, T encoder positions, H heads of 64):
 
-    encoder   mel f32 [A, n_mels, F] -> cross_k_i f32 [A, H, 64, T], cross_v_i f32 [A, H, T, 64]
+    encoder   mel f32 [A, n_mels, F] -> cross_k_i kv [A, H, 64, T], cross_v_i kv [A, H, T, 64]
               (one pair a decoder layer; keys lie as the product with a query reads them)
     decoder   tokens i64 [N, S], start i64 [N], at i64 [N, P], aligned i64 [Q],
-              self_k_i, self_v_i f32 [N, H, C, 64], cross_k_i, cross_v_i as above
-              -> logits f32 [N, P, n_vocab], self_k_i_out, self_v_i_out f32 [N, H, C, 64],
+              self_k_i, self_v_i kv [N, H, C, 64], cross_k_i, cross_v_i as above
+              -> logits f32 [N, P, n_vocab], self_k_i_out, self_v_i_out kv [N, H, C, 64],
                  attention_i f32 [A, n_heads_i, Q, T] for every layer that has alignment heads
               a screened head takes and gives more: see ``head.screened_head``
+
+``kv`` is f32 or f16, as :class:`~whisper_opt.export.precision.Precision` says.
 
 ``start`` is the position of each row's first new token; ``at`` lists, for each row, the indices
 among the new tokens whose scores are wanted, the last of them being the row's last real token (what
@@ -23,7 +25,7 @@ nothing; for word times N must equal A.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Callable, Protocol
 
 import numpy as np
 from onnx import TensorProto
@@ -33,6 +35,7 @@ from whisper_opt.checkpoints.checkpoint import Tensor
 from whisper_opt.dims import HEAD_DIM, ModelDims
 from whisper_opt.export.builder import GraphBuilder, OnnxGraph
 from whisper_opt.export.head import EMBEDDING, exact_head, screened_head
+from whisper_opt.export.precision import FP32, Precision
 
 __all__ = ["Dialect", "Linear", "Rows", "build_decoder", "build_encoder"]
 
@@ -42,22 +45,28 @@ _FLOAT, _INT64 = TensorProto.FLOAT, TensorProto.INT64
 class Linear:
     """The projections of one attention, by name, as [n_in, n_out] weights and [n_out] biases."""
 
-    def __init__(self, builder: GraphBuilder, tensors: Mapping[str, Tensor]) -> None:
-        """Bind a builder and the checkpoint tensors."""
+    def __init__(
+        self, builder: GraphBuilder, tensors: Mapping[str, Tensor], types: Precision
+    ) -> None:
+        """Bind a builder, the checkpoint tensors and the types they are used in."""
         self.builder = builder
         self.tensors = tensors
+        self.types = types
+
+    def _weight(self, name: str, shape: Sequence[int], read: Callable[[], F32]) -> str:
+        return self.builder.weight(name, shape, read, self.types.compute)
 
     def _matrix(self, name: str) -> str:
         tensor = self.tensors[f"{name}.weight"]
         n_out, n_in = tensor.shape
-        return self.builder.weight(
+        return self._weight(
             f"{name}.weight", (n_in, n_out), lambda: np.ascontiguousarray(tensor.read().T)
         )
 
-    def vector(self, name: str) -> str:
-        """Declare a tensor as it stands in the checkpoint."""
+    def vector(self, name: str, dtype: Any = None) -> str:
+        """Declare a tensor as it stands in the checkpoint, in the type of products or another."""
         tensor = self.tensors[name]
-        return self.builder.weight(name, tensor.shape, tensor.read)
+        return self.builder.weight(name, tensor.shape, tensor.read, dtype or self.types.compute)
 
     def __call__(self, value: str, name: str, *, bias: bool = True) -> str:
         """``value @ weight.T + bias`` of the ``nn.Linear`` called ``name``."""
@@ -78,10 +87,10 @@ class Linear:
             return np.concatenate([query, np.zeros(state, np.float32), val])
 
         product = self.builder.node(
-            "MatMul", value, self.builder.weight(f"{name}.qkv.weight", (state, 3 * state), weight)
+            "MatMul", value, self._weight(f"{name}.qkv.weight", (state, 3 * state), weight)
         )
         return self.builder.node(
-            "Add", product, self.builder.weight(f"{name}.qkv.bias", (3 * state,), bias)
+            "Add", product, self._weight(f"{name}.qkv.bias", (3 * state,), bias)
         )
 
 
@@ -128,23 +137,32 @@ class Dialect(Protocol):
 
 
 def _norm(builder: GraphBuilder, linear: Linear, value: str, name: str) -> str:
-    return builder.node(
+    """Layer normalization of the residual stream, in float32, as an input of products."""
+    types = linear.types
+    normed = builder.node(
         "LayerNormalization",
-        value,
-        linear.vector(f"{name}.weight"),
-        linear.vector(f"{name}.bias"),
+        builder.cast(value, types.residual, np.float32),
+        linear.vector(f"{name}.weight", np.float32),
+        linear.vector(f"{name}.bias", np.float32),
         axis=-1,
         epsilon=1e-5,
     )
+    return builder.cast(normed, np.float32, types.compute)
+
+
+def _add(builder: GraphBuilder, linear: Linear, value: str, branch: str) -> str:
+    """The residual stream after a layer's contribution."""
+    types = linear.types
+    return builder.node("Add", value, builder.cast(branch, types.compute, types.residual))
 
 
 def _mlp(builder: GraphBuilder, linear: Linear, dialect: Dialect, value: str, block: str) -> str:
     hidden = linear(_norm(builder, linear, value, f"{block}.mlp_ln"), f"{block}.mlp.0")
-    return builder.node("Add", value, linear(dialect.gelu(builder, hidden), f"{block}.mlp.2"))
+    return _add(builder, linear, value, linear(dialect.gelu(builder, hidden), f"{block}.mlp.2"))
 
 
 def build_encoder(
-    dims: ModelDims, tensors: Mapping[str, Tensor], dialect: Dialect
+    dims: ModelDims, tensors: Mapping[str, Tensor], dialect: Dialect, types: Precision = FP32
 ) -> tuple[OnnxGraph, list[str]]:
     """The encoder, with the cross-attention keys and values of every decoder layer as outputs.
 
@@ -152,15 +170,16 @@ def build_encoder(
         dims: model dimensions.
         tensors: canonical checkpoint tensors (:func:`~whisper_opt.checkpoints.expected_shapes`).
         dialect: operator family.
+        types: the type of every value.
 
     Returns:
         The graph, and the names of the residual stream between layers: places where the graph can
         be cut into pieces that compute the same thing.
     """
     builder = GraphBuilder("whisper_encoder")
-    linear = Linear(builder, tensors)
+    linear = Linear(builder, tensors, types)
     mel = builder.input("mel", _FLOAT, ["n_audio", dims.n_mels, "n_frames"])
-    value, cuts = mel, []
+    value, cuts = builder.cast(mel, np.float32, types.compute), []
     for conv, stride in (("encoder.conv1", 1), ("encoder.conv2", dims.frames_per_position)):
         builder.scope(conv)
         weights = (linear.vector(f"{conv}.weight"), linear.vector(f"{conv}.bias"))
@@ -171,19 +190,19 @@ def build_encoder(
     value = builder.transpose(value, [0, 2, 1])
     positions = builder.node(
         "Slice",
-        linear.vector("encoder.positional_embedding"),
+        linear.vector("encoder.positional_embedding", types.residual),
         builder.constant([0]),
         builder.dim(value, 1),
         builder.constant([0]),
     )
-    value = builder.node("Add", value, positions)
+    value = _add(builder, linear, positions, value)
     for i in range(dims.n_audio_layer):
         block = f"encoder.blocks.{i}"
         builder.scope(block)
         cuts.append(value)
         qkv = linear.qkv(_norm(builder, linear, value, f"{block}.attn_ln"), f"{block}.attn")
         mixed = dialect.encoder_attention(builder, qkv, dims.n_audio_head)
-        value = builder.node("Add", value, linear(mixed, f"{block}.attn.out"))
+        value = _add(builder, linear, value, linear(mixed, f"{block}.attn.out"))
         value = _mlp(builder, linear, dialect, value, block)
     builder.scope("encoder.ln_post")
     cuts.append(value)
@@ -195,7 +214,7 @@ def build_encoder(
             heads = linear(value, name, bias=part == "value")
             heads = builder.reshape(heads, [0, 0, dims.n_text_head, HEAD_DIM])
             heads = builder.transpose(heads, order)
-            builder.output(heads, f"cross_{kind}_{i}", _FLOAT, _cross_shape(dims, kind))
+            builder.output(heads, f"cross_{kind}_{i}", types.kv, _cross_shape(dims, kind))
     return builder.finish(dialect.opset, dialect.ir_version), cuts
 
 
@@ -213,7 +232,7 @@ def _fold(builder: GraphBuilder, value: str, n_audio: str, n_state: int) -> str:
 
 
 def _cross_attention(
-    builder: GraphBuilder, query: str, cross: tuple[str, str], n_head: int
+    builder: GraphBuilder, query: str, cross: tuple[str, str], n_head: int, types: Precision
 ) -> tuple[str, str]:
     """Attend from [A, G * S, n_state] to the audio -> mix of the same shape, scores [A, H, G*S, T].
 
@@ -221,7 +240,8 @@ def _cross_attention(
     no attention operator of ONNX Runtime does on the CPU; and word times need the scores.
     """
     heads = builder.transpose(builder.reshape(query, [0, 0, n_head, HEAD_DIM]), [0, 2, 1, 3])
-    scaled = builder.node("Mul", heads, builder.constant(np.array(HEAD_DIM**-0.5, np.float32)))
+    scale = builder.constant(np.array(HEAD_DIM**-0.5, types.compute))
+    scaled = builder.node("Mul", heads, scale)
     scores = builder.node("MatMul", scaled, cross[0])
     mixed = builder.node("MatMul", builder.node("Softmax", scores, axis=-1), cross[1])
     merged = builder.reshape(builder.transpose(mixed, [0, 2, 1, 3]), [0, 0, n_head * HEAD_DIM])
@@ -233,6 +253,7 @@ def build_decoder(
     tensors: Mapping[str, Tensor],
     dialect: Dialect,
     alignment_heads: Sequence[tuple[int, int]] | None = None,
+    types: Precision = FP32,
 ) -> tuple[OnnxGraph, list[str]]:
     """The decoder over a fixed-capacity cache; one graph for prefill (S > 1) and steps (S = 1).
 
@@ -241,20 +262,23 @@ def build_decoder(
     """
     watched_heads = alignment_heads or dims.default_alignment_heads
     builder = GraphBuilder("whisper_decoder")
-    linear = Linear(builder, tensors)
+    linear = Linear(builder, tensors, types)
     rows = Rows(builder, dims)
     dialect.begin_decoder(builder, rows)
     aligned = builder.input("aligned", _INT64, ["n_aligned"])
     head: list[int | str] = ["n_seq", dims.n_text_head, "capacity", HEAD_DIM]
     layers = range(dims.n_text_layer)
     caches = [
-        (builder.input(f"self_k_{i}", _FLOAT, head), builder.input(f"self_v_{i}", _FLOAT, head))
+        (
+            builder.input(f"self_k_{i}", types.kv, head),
+            builder.input(f"self_v_{i}", types.kv, head),
+        )
         for i in layers
     ]
     crosses = [
         (
-            builder.input(f"cross_k_{i}", _FLOAT, _cross_shape(dims, "k")),
-            builder.input(f"cross_v_{i}", _FLOAT, _cross_shape(dims, "v")),
+            builder.input(f"cross_k_{i}", types.kv, _cross_shape(dims, "k")),
+            builder.input(f"cross_v_{i}", types.kv, _cross_shape(dims, "v")),
         )
         for i in layers
     ]
@@ -262,11 +286,9 @@ def build_decoder(
     unfold = builder.node("Shape", rows.tokens)
     unfold = builder.node("Concat", unfold, builder.constant([dims.n_text_state]), axis=0)
     embedding = linear.vector(EMBEDDING)
-    value = builder.node(
-        "Add",
-        builder.node("Gather", embedding, rows.tokens),
-        builder.node("Gather", linear.vector("decoder.positional_embedding"), rows.positions),
-    )
+    value = builder.node("Gather", embedding, rows.tokens)
+    table = linear.vector("decoder.positional_embedding", types.residual)
+    value = _add(builder, linear, builder.node("Gather", table, rows.positions), value)
     cuts, updated = [], []
     watched: dict[int, tuple[int, str]] = {}
     for i in layers:
@@ -276,34 +298,34 @@ def build_decoder(
         qkv = linear.qkv(_norm(builder, linear, value, f"{block}.attn_ln"), f"{block}.attn")
         mixed, *cache = dialect.self_attention(builder, qkv, caches[i], dims.n_text_head)
         updated.append(cache)
-        value = builder.node("Add", value, linear(mixed, f"{block}.attn.out"))
+        value = _add(builder, linear, value, linear(mixed, f"{block}.attn.out"))
         normed = _norm(builder, linear, value, f"{block}.cross_attn_ln")
         query = _fold(
             builder, linear(normed, f"{block}.cross_attn.query"), n_audio, dims.n_text_state
         )
-        mixed, scores = _cross_attention(builder, query, crosses[i], dims.n_text_head)
+        mixed, scores = _cross_attention(builder, query, crosses[i], dims.n_text_head, types)
         chosen = [h for layer, h in watched_heads if layer == i]
         if chosen:  # tokens first: where none are wanted, nothing is copied
             scores = builder.node("Gather", scores, aligned, axis=2)
             scores = builder.node("Gather", scores, builder.constant(chosen), axis=1)
-            watched[i] = len(chosen), scores
+            watched[i] = len(chosen), builder.cast(scores, types.compute, np.float32)
         mixed = builder.node("Reshape", mixed, unfold)
-        value = builder.node("Add", value, linear(mixed, f"{block}.cross_attn.out"))
+        value = _add(builder, linear, value, linear(mixed, f"{block}.cross_attn.out"))
         value = _mlp(builder, linear, dialect, value, block)
     builder.scope("decoder.ln")
     cuts.append(value)
     hidden = _wanted(builder, linear, rows, value)
-    if dialect.screens:
+    if dialect.screens and types.head == np.float32:
         screened_head(builder, hidden, dims, tensors)
     else:
-        logits = exact_head(builder, hidden, dims)
+        logits = exact_head(builder, hidden, dims, types)
         builder.output(logits, "logits", _FLOAT, ["n_seq", "n_at", dims.n_vocab])
     for i, (heads, scores) in watched.items():
         shape: list[int | str] = ["n_audio", heads, "n_aligned", "n_ctx"]
         builder.output(scores, f"attention_{i}", _FLOAT, shape)
     for i, (key, val) in enumerate(updated):
-        builder.output(key, f"self_k_{i}_out", _FLOAT, head)
-        builder.output(val, f"self_v_{i}_out", _FLOAT, head)
+        builder.output(key, f"self_k_{i}_out", types.kv, head)
+        builder.output(val, f"self_v_{i}_out", types.kv, head)
     return builder.finish(dialect.opset, dialect.ir_version), cuts
 
 

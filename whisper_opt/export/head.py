@@ -13,6 +13,7 @@ from whisper_opt.arrays import NDArray
 from whisper_opt.checkpoints.checkpoint import Tensor
 from whisper_opt.dims import ModelDims
 from whisper_opt.export.builder import MICROSOFT, GraphBuilder
+from whisper_opt.export.precision import FP32, Precision
 from whisper_opt.export.screen import quantize_head
 from whisper_opt.screen import STEPS
 
@@ -22,10 +23,12 @@ EMBEDDING = "decoder.token_embedding.weight"
 _FLOAT, _INT64 = TensorProto.FLOAT, TensorProto.INT64
 
 
-def exact_head(builder: GraphBuilder, hidden: str, dims: ModelDims) -> str:
-    """Scores [N, P, n_vocab] of the head's inputs [N, P, n_text_state]."""
+def exact_head(builder: GraphBuilder, hidden: str, dims: ModelDims, types: Precision = FP32) -> str:
+    """Scores f32 [N, P, n_vocab] of the head's inputs [N, P, n_text_state]."""
     flat = builder.reshape(hidden, [-1, dims.n_text_state])
-    scores = builder.node("Gemm", flat, EMBEDDING, transB=1)
+    factors = [builder.cast(factor, types.compute, types.head) for factor in (flat, EMBEDDING)]
+    scores = builder.node("Gemm", *factors, transB=1)
+    scores = builder.cast(scores, types.head, np.float32)
     return _unflatten(builder, scores, hidden, [dims.n_vocab])
 
 

@@ -14,8 +14,9 @@ from typing import Callable
 import numpy as np
 from onnx import TensorProto
 
+from whisper_opt.arrays import NDArray
 from whisper_opt.engine import MANIFEST, FileEntry, TensorEntry
-from whisper_opt.errors import EngineError
+from whisper_opt.errors import CheckpointError, EngineError
 from whisper_opt.export.builder import OnnxGraph, Weight
 
 __all__ = ["Progress", "directory", "write_graph", "write_text"]
@@ -67,7 +68,7 @@ def write_graph(
         The files, and where the tensors that the runtime reads itself lie.
 
     Raises:
-        CheckpointError: a weight cannot be read.
+        CheckpointError: a weight cannot be read, or is too large for the type it is stored in.
         OSError: the disk is full or not writable.
     """
     data = f"{stem}.data"
@@ -100,8 +101,7 @@ def _append(stream: _HashingFile, weight: Weight, data: str) -> TensorEntry:
             f"weight {weight.name} has shape {list(values.shape)} where the graph declares"
             f" {list(weight.shape)}"
         )
-    stored = np.ascontiguousarray(values, weight.dtype.newbyteorder("<"))
-    stream.write(stored.data.cast("B"))
+    stream.write(_stored(values, weight).data.cast("B"))
     return entry
 
 
@@ -113,6 +113,17 @@ def _locate(slot: TensorProto, entry: TensorEntry, size: int) -> None:
         ("length", str(size)),
     ):
         slot.external_data.add(key=key, value=value)
+
+
+def _stored(values: NDArray, weight: Weight) -> NDArray:
+    with np.errstate(over="ignore"):
+        stored = np.ascontiguousarray(values, weight.dtype.newbyteorder("<"))
+    if weight.dtype == np.float16 and (np.isinf(stored) & np.isfinite(values)).any():
+        raise CheckpointError(
+            f"weight {weight.name} reaches {np.abs(values).max():.4g}, beyond the largest float16"
+            " (65504); export with --precision fp32"
+        )
+    return stored
 
 
 def write_bytes(path: Path, data: bytes) -> FileEntry:

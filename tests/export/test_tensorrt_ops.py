@@ -1,0 +1,133 @@
+"""TensorRT's own operators: in place of which, and computing the same."""
+
+from __future__ import annotations
+
+import collections
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+
+from tests.engines import random_engine, require
+from tests.models import random_dims
+from whisper_opt.arrays import NDArray
+from whisper_opt.engine import Engine
+from whisper_opt.errors import EngineError
+from whisper_opt.export.dialects import make_dialect
+from whisper_opt.export.tensorrt_ops import with_tensorrt_ops
+from whisper_opt.export.verify import noise_mel
+
+DIMS = random_dims(n_vocab=2000)
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    require("standard")
+    folder = tmp_path_factory.mktemp("standard") / "engine"
+    return random_engine(folder, DIMS, "standard")
+
+
+def load(engine: Engine, stem: str) -> ModelProto:
+    return onnx.load(str(engine.file(f"{stem}.onnx")), load_external_data=False)
+
+
+def ops(model: ModelProto) -> collections.Counter[str]:
+    return collections.Counter(node.op_type for node in model.graph.node)
+
+
+@pytest.mark.parametrize(("stem", "n_caches"), [("encoder", 0), ("decoder", 4)])
+def test_operators_are_exchanged_and_nothing_else(engine: Engine, stem: str, n_caches: int) -> None:
+    before = load(engine, stem)
+    after = with_tensorrt_ops(before)
+    assert ops(before) == ops(load(engine, stem))  # a copy was changed
+    expected = ops(before)
+    expected["TRT_KVCacheUpdate"] = expected.pop("TensorScatter", 0)
+    expected["TRT_Attention"] = expected.pop("Attention")
+    expected["Mul"] += expected["TRT_Attention"]
+    assert ops(after) == expected
+    assert expected["TRT_Attention"] == 2
+    assert expected["TRT_KVCacheUpdate"] == n_caches
+    for node in after.graph.node:
+        if node.op_type.startswith("TRT_"):
+            assert node.domain == ""
+            assert not node.attribute
+            assert len(node.input) == (3 if stem == "encoder" or "KV" in node.op_type else 4)
+        if node.op_type == "TRT_KVCacheUpdate":
+            assert node.input[0] in [value.name for value in after.graph.input]
+            assert node.output[0] in [value.name for value in after.graph.output]
+            assert node.input[2] == "start"
+
+
+def restored(model: ModelProto) -> ModelProto:
+    """TensorRT's operators as those of the standard that do what NVIDIA documents of them."""
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    for node in copy.graph.node:
+        if node.op_type == "TRT_Attention":
+            node.op_type = "Attention"
+            node.attribute.append(helper.make_attribute("scale", 1.0))
+        elif node.op_type == "TRT_KVCacheUpdate":
+            node.op_type = "TensorScatter"
+            node.attribute.append(helper.make_attribute("axis", -2))
+    return copy
+
+
+def run(model: ModelProto, folder: Path, feeds: dict[str, NDArray]) -> dict[str, NDArray]:
+    import onnxruntime
+
+    path = folder / "exchanged.onnx"
+    path.write_bytes(model.SerializeToString())
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        names = [value.name for value in session.get_outputs()]
+        return dict(zip(names, session.run(names, feeds)))
+    finally:
+        path.unlink()
+
+
+def test_they_compute_the_same(engine: Engine) -> None:
+    mel = np.stack([noise_mel(DIMS, seed)[:, :400] for seed in (1, 2)])
+    rng = np.random.default_rng(0)
+    cache = (2, DIMS.n_text_head, 64, 64)
+    feeds: dict[str, NDArray] = {
+        "tokens": rng.integers(0, 2000, (2, 5)),
+        "start": np.array([0, 7]),
+        "at": np.array([[1, 4], [0, 3]]),
+        "aligned": np.array([2]),
+    }
+    for kind in "kv":
+        for layer in range(DIMS.n_text_layer):
+            feeds[f"self_{kind}_{layer}"] = rng.standard_normal(cache, np.float32)
+    for stem in ("encoder", "decoder"):
+        model = load(engine, stem)
+        given = {"mel": mel} if stem == "encoder" else feeds
+        expected = run(model, engine.path, given)
+        found = run(restored(with_tensorrt_ops(model)), engine.path, given)
+        for name, values in expected.items():
+            np.testing.assert_allclose(found[name], values, rtol=0, atol=2e-5, err_msg=name)
+        feeds.update(expected if stem == "encoder" else {})
+
+
+def test_the_scale_has_the_type_of_the_query() -> None:
+    from tests.models import random_checkpoint
+    from whisper_opt.export.graph import build_encoder
+    from whisper_opt.export.precision import FP16
+
+    tensors = random_checkpoint(DIMS).tensors
+    graph, _ = build_encoder(DIMS, tensors, make_dialect("standard"), types=FP16)
+    scale = with_tensorrt_ops(graph.model).graph.initializer[-1]
+    assert scale.data_type == TensorProto.FLOAT16
+    assert numpy_helper.to_array(scale) == 0.125
+
+
+def test_other_graphs_are_refused(engine: Engine) -> None:
+    model = load(engine, "decoder")
+    for node in model.graph.node:
+        if node.op_type == "Attention":
+            node.attribute.append(helper.make_attribute("is_causal", 1))
+    with pytest.raises(EngineError, match=r"Attention\) has 4 inputs.*'is_causal'.*report it"):
+        with_tensorrt_ops(model)
+    with pytest.raises(EngineError, match="--dialect standard"):
+        with_tensorrt_ops(with_tensorrt_ops(load(engine, "decoder")))
