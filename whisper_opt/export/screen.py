@@ -11,6 +11,8 @@ from whisper_opt.checkpoints.checkpoint import Tensor
 
 __all__ = ["QuantizedHead", "quantize_head"]
 
+_BLOCK = 1024
+
 
 @dataclasses.dataclass(frozen=True)
 class QuantizedHead:
@@ -42,19 +44,22 @@ def quantize_head(embedding: Tensor, gain: Tensor, bias: Tensor) -> QuantizedHea
         bias: [n_text_state] bias of it.
     """
     rows = embedding.read()
-    mean = rows.mean(axis=0, dtype=np.float64).astype(np.float32)
-    rows = rows - mean
+    n_vocab, n_state = rows.shape
+    mean = np.add.reduce(rows, axis=0) / np.float32(n_vocab)
     # both sides of the product get the same spread in every channel
-    loud = np.sqrt(gain.read().astype(np.float64) ** 2 + bias.read().astype(np.float64) ** 2)
-    spread = rows.std(axis=0, dtype=np.float64)
+    loud = np.sqrt(gain.read() ** 2 + bias.read() ** 2)
+    spread = np.sqrt(np.einsum("vn,vn->n", rows, rows) / np.float32(n_vocab) - mean**2)
     grow = np.sqrt(np.maximum(loud, 1e-6) / np.maximum(spread, 1e-6)).astype(np.float32)
-    rows *= grow
-    scale = np.maximum(np.abs(rows).max(axis=1) / np.float32(127), np.float32(1e-12))
-    rounded = np.rint(rows / scale[:, None])
-    weight = np.ascontiguousarray(rounded.T.astype(np.int8))
-    rounded *= scale[:, None]
-    norm = np.linalg.norm(rounded, axis=1).max(keepdims=True)
-    rows -= rounded
-    error = np.linalg.norm(rows, axis=1)
-    shrink = np.float32(1) / grow
-    return QuantizedHead(weight, scale, mean, shrink, error, norm)
+    weight = np.empty((n_state, n_vocab), np.int8)
+    scale, error, norm = (np.empty(n_vocab, np.float32) for _ in range(3))
+    for begin in range(0, n_vocab, _BLOCK):  # in pieces that stay in the cache
+        block = (rows[begin : begin + _BLOCK] - mean) * grow
+        here = slice(begin, begin + len(block))
+        scale[here] = np.maximum(np.abs(block).max(axis=1) / np.float32(127), 1e-12)
+        rounded = np.rint(block / scale[here, None])
+        weight[:, here] = rounded.T
+        rounded *= scale[here, None]
+        norm[here] = np.sqrt(np.einsum("vn,vn->v", rounded, rounded))
+        block -= rounded
+        error[here] = np.sqrt(np.einsum("vn,vn->v", block, block))
+    return QuantizedHead(weight, scale, mean, np.float32(1) / grow, error, norm.max(keepdims=True))
