@@ -17,13 +17,13 @@ import json
 import platform
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Union
 
 from whisper_opt.engine import Engine, FileEntry, Manifest, sha256
 from whisper_opt.errors import EngineError, WhisperOptError
-from whisper_opt.plan_spec import Profile, PlanSpec, covers
+from whisper_opt.plan_spec import PlanSpec, Profile, covers
 
 __all__ = [
     "GRAPHS",
@@ -135,6 +135,9 @@ class BuildRecord:
         target = {**values["target"], "gpus": tuple(map(str, values["target"]["gpus"]))}
         if values["tokens"]["status"] not in TOKENS:
             raise ValueError(f"token status {values['tokens']['status']!r}")
+        unnamed = [name for name in values["files"] if Path(name).stem not in values["profiles"]]
+        if unnamed:
+            raise ValueError(f"no profiles of {unnamed[0]}")
         return cls(
             target=Target(**target),
             spec=PlanSpec(**values["spec"]),
@@ -393,10 +396,3 @@ def open_plans(engine: Engine, target: Target, spec: PlanSpec | None = None) -> 
         f"TensorRT plans of {engine.path} {kind}: {found.verdict.reason};"
         f" build them: whisper-opt build {engine.path}{force}"
     )
-
-
-def file_entries(folder: Path, names: Iterable[str]) -> dict[str, FileEntry]:
-    """Sizes and hashes of files in a folder."""
-    return {
-        name: FileEntry((folder / name).stat().st_size, sha256(folder / name)) for name in names
-    }

@@ -1,6 +1,6 @@
 """TensorRT, whichever there is: the only module that imports ``tensorrt`` or ``tensorrt_rtx``.
 
-Supported are TensorRT 10.15 and later, TensorRT 11, and TensorRT for RTX 1.7 and later. Their Python
+Supported are TensorRT 10.15 and later, TensorRT 11, and TensorRT for RTX 1.7 and later. Their
 packages have one interface, but for what :class:`Library` answers differently. Nothing is imported
 before :func:`load_library` or :func:`probe` is called.
 

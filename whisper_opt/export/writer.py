@@ -19,7 +19,7 @@ from whisper_opt.engine import MANIFEST, FileEntry, TensorEntry
 from whisper_opt.errors import CheckpointError, EngineError
 from whisper_opt.export.builder import OnnxGraph, Weight
 
-__all__ = ["Progress", "directory", "write_graph", "write_text"]
+__all__ = ["Progress", "directory", "write_bytes", "write_graph", "write_text"]
 
 ALIGNMENT = 4096
 """Byte alignment of a tensor in the data file: a memory page, so that it can be mapped."""
@@ -126,7 +126,7 @@ def _stored(values: NDArray, weight: Weight) -> NDArray:
     return stored
 
 
-def write_bytes(path: Path, data: bytes) -> FileEntry:
+def write_bytes(path: Path, data: bytes | memoryview) -> FileEntry:
     """Write one small file and return its entry."""
     stream = _HashingFile(path)
     try:
