@@ -1,4 +1,4 @@
-"""The ``whisper-opt`` command: export, transcribe, inspect, doctor."""
+"""The ``whisper-opt`` command: export, build, transcribe, inspect, heads, doctor."""
 
 from __future__ import annotations
 
@@ -12,13 +12,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from whisper_opt.cli_transcribe import (
-    EXAMPLES,
-    add_arguments,
-    add_load_arguments,
-    complain,
-    load,
-)
+from whisper_opt import cli_build
+from whisper_opt.cli_options import complain
+from whisper_opt.cli_transcribe import EXAMPLES, add_arguments, add_load_arguments, load
 from whisper_opt.doctor import doctor
 from whisper_opt.engine import Engine, read_engine
 from whisper_opt.errors import OptionError, WhisperOptError
@@ -63,6 +59,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_export(commands)
+    command = _command(
+        commands, "build", "build the TensorRT plans of an engine", cli_build.EXAMPLES
+    )
+    cli_build.add_build_arguments(command)
     command = _command(commands, "transcribe", "transcribe recordings with an engine", EXAMPLES)
     add_arguments(command)
     _add_inspect(commands)

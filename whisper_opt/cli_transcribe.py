@@ -7,10 +7,11 @@ import dataclasses
 import sys
 import time
 from pathlib import Path
-from typing import Any, Callable, TypeVar
+from typing import Any
 
 from tqdm import tqdm
 
+from whisper_opt.cli_options import add_options, complain, options_from
 from whisper_opt.errors import OptionError, WhisperOptError
 from whisper_opt.languages import LANGUAGES
 from whisper_opt.model import Whisper
@@ -19,14 +20,7 @@ from whisper_opt.results import Segment, Transcript
 from whisper_opt.subtitles import given
 from whisper_opt.writers import FORMATS, SUBTITLE_FORMATS, format_timestamp, write
 
-__all__ = ["EXAMPLES", "Output", "add_arguments", "add_load_arguments", "complain", "load"]
-
-_Options = TypeVar("_Options", LoadOptions, TranscribeOptions, SubtitleOptions)
-
-
-def complain(message: object) -> None:
-    """Say on standard error what went wrong."""
-    print(f"whisper-opt: error: {message}", file=sys.stderr)
+__all__ = ["EXAMPLES", "Output", "add_arguments", "add_load_arguments", "load"]
 
 
 def _wrapped(languages: Any) -> str:
@@ -68,21 +62,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         " (format: txt unless --format says otherwise)",
     )
     add_load_arguments(parser)
-    _add_options(parser.add_argument_group("transcription options"), TranscribeOptions)
+    add_options(parser.add_argument_group("transcription options"), TranscribeOptions)
     formats = ", ".join(SUBTITLE_FORMATS)
     group = f"subtitle options ({formats}; with --word-timestamps)"
-    _add_options(parser.add_argument_group(group), SubtitleOptions)
+    add_options(parser.add_argument_group(group), SubtitleOptions)
     parser.set_defaults(run=_transcribe)
 
 
 def add_load_arguments(parser: argparse.ArgumentParser) -> None:
     """What an engine runs on."""
-    _add_options(parser.add_argument_group("device options"), LoadOptions)
+    add_options(parser.add_argument_group("device options"), LoadOptions)
 
 
 def load(args: argparse.Namespace) -> Whisper:
     """The engine of the arguments, on the device that they name."""
-    return Whisper.load(args.engine, **dataclasses.asdict(_from(args, LoadOptions)))
+    return Whisper.load(args.engine, **dataclasses.asdict(options_from(args, LoadOptions)))
 
 
 def _formats(text: str) -> tuple[str, ...]:
@@ -93,69 +87,6 @@ def _formats(text: str) -> tuple[str, ...]:
                 f"unknown format {name!r}; expected all, or one or more of {','.join(FORMATS)}"
             )
     return tuple(FORMATS) if "all" in names else names
-
-
-def _add_options(group: Any, options: type[_Options]) -> None:
-    """One argument an option, made from the fields of a dataclass of options."""
-    for field in dataclasses.fields(options):
-        meta = field.metadata
-        flag = "--" + field.name.replace("_", "-")
-        if meta["kind"] == "flag":
-            text = meta["help"] + _default_text(field.default, False)
-            group.add_argument(
-                flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text
-            )
-            continue
-        group.add_argument(
-            flag,
-            type=_READERS[meta["kind"]],
-            choices=meta.get("choices"),
-            metavar=meta.get("metavar") or (None if "choices" in meta else "TEXT"),
-            default=argparse.SUPPRESS,
-            help=meta["help"] + _default_text(field.default, meta["optional"]),
-        )
-
-
-def _default_text(default: Any, optional: bool) -> str:
-    if default is None or default == ():
-        return ""
-    if isinstance(default, bool):
-        return f" (default: {'yes' if default else 'no'})"
-    if isinstance(default, tuple):
-        return f" (default: {','.join(map(str, default))})"
-    return f" (default: {default}{'; none turns it off' if optional else ''})"
-
-
-def _optional(read: Callable[[str], Any]) -> Callable[[str], Any]:
-    def value(text: str) -> Any:
-        return None if text.lower() == "none" else read(text)
-
-    value.__name__ = f"{read.__name__} or none"  # argparse names it in its message
-    return value
-
-
-def _sequence(read: Callable[[str], Any]) -> Callable[[str], Any]:
-    def value(text: str) -> Any:
-        return tuple(read(part) for part in text.split(",") if part.strip())
-
-    value.__name__ = f"{read.__name__},{read.__name__},..."
-    return value
-
-
-_READERS: dict[str, Callable[[str], Any]] = {
-    "text": str,
-    "integer": _optional(int),
-    "number": _optional(float),
-    "integers": _sequence(int),
-    "numbers": _sequence(float),
-}
-
-
-def _from(args: argparse.Namespace, options: type[_Options]) -> _Options:
-    """The options that were given as arguments."""
-    values = vars(args)
-    names = [field.name for field in dataclasses.fields(options)]
-    return options(**{name: values[name] for name in names if name in values})
 
 
 # outputs
@@ -190,7 +121,7 @@ class Output:
 def _outputs(args: argparse.Namespace, options: TranscribeOptions) -> list[Output]:
     """The output of each recording; contradictions are found here, before any work."""
     formats = args.format or (() if args.output_dir is None else ("txt",))
-    subtitles = _from(args, SubtitleOptions)
+    subtitles = options_from(args, SubtitleOptions)
     if subtitles.needs_words:
         if not any(form in SUBTITLE_FORMATS for form in formats):
             raise OptionError(
@@ -235,7 +166,7 @@ def _targets(sources: list[str], folder: Path, formats: tuple[str, ...]) -> list
 
 
 def _transcribe(args: argparse.Namespace) -> int:
-    options = _from(args, TranscribeOptions)
+    options = options_from(args, TranscribeOptions)
     outputs = _outputs(args, options)
     run = _one if len(outputs) == 1 else _several
     with load(args) as model:

@@ -110,7 +110,8 @@ class BuildRecord:
     def to_json(self) -> str:
         """The text of ``build.json``."""
         values = {"record_version": RECORD_VERSION, **dataclasses.asdict(self)}
-        return json.dumps(values, indent=2) + "\n"
+        text = json.dumps(values, indent=2)
+        return re.sub(r"\[[^\[\]{}]*\]", lambda found: " ".join(found[0].split()), text) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> BuildRecord:

@@ -66,8 +66,7 @@ def find_target(
         OptionError: the library does not build for one of ``gpus``.
     """
     driver = driver or find_gpus()
-    first = driver.gpus[0] if driver.gpus else None
-    here = f"sm_{first.sm[0]}{first.sm[1]}" if first else None
+    here = _sm(driver)
     wanted = tuple(dict.fromkeys(parse_gpu(gpu) for gpu in gpus or ()))
     if not library.is_rtx and here is None:
         raise BackendUnavailable(
@@ -84,8 +83,13 @@ def find_target(
             )
     chosen = wanted or ((here,) if here else known)
     ordered = tuple(sorted(chosen, key=lambda gpu: int(gpu[3:])))
-    at_hand = first.name if first and ordered == (here,) else None
+    at_hand = driver.gpus[0].name if ordered == (here,) else None
     return Target(library.name, library.version, ordered, at_hand)
+
+
+def _sm(driver: Driver) -> str | None:
+    """Compute capability of the first GPU."""
+    return "sm_{}{}".format(*driver.gpus[0].sm) if driver.gpus else None
 
 
 def build_plans(
@@ -239,6 +243,8 @@ class _Builder:
         self._engine, self._spec, self._profiles = engine, spec, profiles
         self._library, self._target, self._driver = library, target, driver
         self._timing_cache = timing_cache
+        here = _sm(driver)
+        self._runs_here = here is not None and here in target.gpus
 
     def build(
         self, folder: Path, on_progress: BuildProgress, check_tokens: TokenCheck | None
@@ -249,6 +255,7 @@ class _Builder:
         for graph in graphs:
             begin = time.perf_counter()
             plan, layers[graph] = self._build_graph(graph, on_progress)
+            on_progress(graph, 1.0)
             name = f"{graph}.plan"
             files[name] = write_bytes(folder / name, memoryview(plan))
             seconds[graph] = round(time.perf_counter() - begin, 2)
@@ -259,7 +266,7 @@ class _Builder:
             source=source_hash(self._engine.manifest),
             seconds=seconds,
             layers=layers,
-            tokens={"status": "not checked", "detail": "no GPU to run them on"},
+            tokens={"status": "not checked", "detail": "no GPU here that runs them"},
             tools=self._tools(),
             files=files,
         )
@@ -268,7 +275,7 @@ class _Builder:
     def _checked(
         self, record: BuildRecord, folder: Path, check_tokens: TokenCheck | None
     ) -> BuildRecord:
-        if self._target.device is not None:
+        if self._runs_here:
             tokens: Mapping[str, Any] = {"status": "not checked", "detail": "nobody asked for it"}
             if check_tokens is not None:
                 tokens = check_tokens(self._engine, Plans(folder, record))
@@ -285,7 +292,7 @@ class _Builder:
         settings = Settings(
             profiles=[_shapes(inputs, profile) for profile in self._profiles[graph]],
             gpus=self._target.gpus if self._library.is_rtx else (),
-            here=self._target.gpus[0] if self._target.device else None,
+            here=_sm(self._driver),
             version_compatible=self._spec.version_compatible,
             hardware_compatibility=self._spec.hardware_compatibility,
             weight_streaming=self._spec.weight_streaming,
@@ -318,7 +325,7 @@ class _Builder:
 
     def _layers(self, network: Network, plan: Any) -> dict[str, Any]:
         """Layers by type and precision, as built where that can be asked (it needs a GPU)."""
-        if self._target.device is None:
+        if not self._runs_here:
             return {"from": "network definition", "counts": network.layers}
         counts: dict[str, int] = {}
         host_code = self._spec.version_compatible
