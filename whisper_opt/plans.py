@@ -118,15 +118,15 @@ class BuildRecord:
         """Parse ``build.json``.
 
         Raises:
-            ValueError: it is malformed; :class:`_Newer` where a newer version wrote it.
+            ValueError: it is malformed; ``_NewerError`` where a newer version wrote it.
         """
         values = json.loads(text)
         try:
             version = values["record_version"]
-            if isinstance(version, int) and version > RECORD_VERSION:
-                raise _NewerError(version)
-            if version != RECORD_VERSION:
+            if type(version) is not int or version < RECORD_VERSION:
                 raise ValueError(f"record version {version!r}")
+            if version > RECORD_VERSION:
+                raise _NewerError(version)
             return cls._from_values(values)
         except (AttributeError, KeyError, TypeError, WhisperOptError) as error:
             raise ValueError(f"{type(error).__name__}: {error}") from error
