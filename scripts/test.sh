@@ -3,8 +3,9 @@
 #
 #   scripts/test.sh [PYTEST ARGUMENTS]       for example: scripts/test.sh -m "not slow" -k audio
 #
-# Makes .venv-test (and .venv-py39 if a Python 3.9 is found) and fetches the test models. PYTHON=...
-# picks the Python of .venv-test.
+# Makes .venv-test (and .venv-py39 if a Python 3.9 is found, and .venv-rtx with TensorRT for RTX, 260
+# MB, where there are wheels of it) and fetches the test models. PYTHON=... picks the Python of
+# .venv-test.
 set -eu
 
 cd "$(dirname "$0")/.."
@@ -24,7 +25,20 @@ else
 fi
 echo "== $python39_verdict"
 
+unset WHISPER_OPT_RTX
+if tensorrt_rtx=$(find_tensorrt_rtx); then
+    # shellcheck disable=SC2086 # a list of requirements
+    make_venv .venv-rtx "$(any_python)" ".[cpu,export]" pytest polygraphy==0.53.6 $tensorrt_rtx
+    WHISPER_OPT_RTX=$PWD/.venv-rtx/bin/python
+    export WHISPER_OPT_RTX
+    rtx_verdict="TensorRT for RTX: plans built with ${tensorrt_rtx#*==}"
+else
+    rtx_verdict="TensorRT for RTX: NOT TESTED (no wheels for this system)"
+fi
+echo "== $rtx_verdict"
+
 make --no-print-directory lint type constraints-check PY=.venv-test/bin/python
 echo "== tests"
 .venv-test/bin/python -m pytest "$@"
 echo "== $python39_verdict"
+echo "== $rtx_verdict"

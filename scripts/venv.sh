@@ -33,6 +33,18 @@ any_python() {
     return 1
 }
 
+# find_tensorrt_rtx: the requirement that brings TensorRT for RTX, or failure where it has no wheels
+# (they are for Linux x86-64 with glibc 2.28 or later; the ONNX Runtime that checks the engines needs
+# Python 3.11).
+find_tensorrt_rtx() {
+    [ "$(uname -sm)" = "Linux x86_64" ] || return 1
+    "$(any_python)" -c 'import platform, sys
+libc, version = platform.libc_ver()
+new = [int(part) for part in version.split(".")[:2]] >= [2, 28]
+sys.exit(not (libc == "glibc" and new and sys.version_info >= (3, 11)))' || return 1
+    echo tensorrt-rtx-cu13==1.7.1.116
+}
+
 # make_venv DIR PYTHON REQUIREMENT...: an environment with these requirements, pinned by the
 # constraints of its Python. Does nothing if DIR is already that. An interrupted one is made anew:
 # .whisper-opt-venv says that DIR is ours to delete, .whisper-opt-done that it is whole, and as what.

@@ -1,9 +1,10 @@
 """TensorRT plans from an ONNX engine: ``ENGINE/trt/...``, see ``plans.py``.
 
 Precision is in the types of the ONNX graphs alone, so only fp16 engines of the ``standard`` dialect
-are built: TensorRT has no attention kernels for fp32. Dimensions that a model fixes (mel frames,
-encoder positions, the capacity of the cache) become constants; the cache is then updated in place,
-which TensorRT only does for a cache of static capacity that is both an input and an output.
+are built: for fp32 there are no attention kernels that take varying shapes. Dimensions that a model
+fixes (mel frames, encoder positions, the capacity of the cache) become constants; the cache is then
+updated in place, which TensorRT only does for one of static capacity that is both an input and an
+output.
 """
 
 from __future__ import annotations

@@ -108,7 +108,7 @@ class Network:
         Raises:
             EngineError: the parser refuses it; the message names the node.
         """
-        self._library, trt = library, library.module
+        self._library, self._path, trt = library, path, library.module
         library.messages.clear()
         self._builder = trt.Builder(library.messages.logger)
         typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
@@ -178,8 +178,7 @@ class Network:
         if plan is None:
             reason = failures[0] if failures else self._library.messages.reason()
             raise EngineError(
-                f"{self._library.name} {self._library.version} cannot build"
-                f" {self._network.name or 'the graph'}: {reason}"
+                f"{self._library.name} {self._library.version} cannot build {self._path}: {reason}"
             )
         return plan, self._measured(config, settings)
 
