@@ -393,7 +393,7 @@ def test_a_newer_format_is_refused(
     copy = _copy(engine, tmp_path)
     manifest = copy / "manifest.json"
     text = manifest.read_text(encoding="utf-8")
-    manifest.write_text(text.replace('"format_version": 2', '"format_version": 3'))
+    manifest.write_text(text.replace('"format_version": 3', '"format_version": 4'))
     assert run("transcribe", copy, JFK) == 1
     assert "upgrade whisper-opt" in one_line(capsys)
 
