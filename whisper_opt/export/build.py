@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 
 from whisper_opt.checkpoints import Checkpoint, load_checkpoint
+from whisper_opt.dims import ModelDims
 from whisper_opt.engine import (
     MANIFEST,
     Engine,
@@ -23,12 +24,13 @@ from whisper_opt.engine import (
 )
 from whisper_opt.errors import OptionError
 from whisper_opt.export.builder import OnnxGraph
+from whisper_opt.export.device_graphs import build_device_graphs
 from whisper_opt.export.dialects import make_dialect
 from whisper_opt.export.graph import build_decoder, build_encoder
 from whisper_opt.export.pieces import PiecewiseGraph, require_onnxruntime
 from whisper_opt.export.precision import make_precision
 from whisper_opt.export.verify import Parity, verify
-from whisper_opt.export.writer import directory, write_graph, write_text
+from whisper_opt.export.writer import directory, write_bytes, write_graph, write_text
 from whisper_opt.screen import Screen
 from whisper_opt.tokens import Vocab
 from whisper_opt.version import __version__
@@ -100,6 +102,8 @@ def export(
         }
         written, tensors = _write(parts, folder, report)
         files.update(written)
+        if dialect == "standard":
+            files.update(_write_device_graphs(folder, checkpoint.dims, parts["decoder"][0]))
         report("verify", 0, 1)
         encoder, decoder = (
             PiecewiseGraph(graph, cuts, folder, stem) for stem, (graph, cuts) in parts.items()
@@ -173,6 +177,16 @@ def _write(
         files.update(written)
         tensors.update(located)
     return files, tensors
+
+
+def _write_device_graphs(
+    folder: Path, dims: ModelDims, decoder: OnnxGraph
+) -> dict[str, FileEntry]:
+    graphs = build_device_graphs(dims, decoder)
+    return {
+        f"{stem}.onnx": write_bytes(folder / f"{stem}.onnx", graph.model.SerializeToString())
+        for stem, graph in graphs.items()
+    }
 
 
 def _tools() -> dict[str, str]:
