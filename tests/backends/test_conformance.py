@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 from tests.engines import random_engine
 from tests.models import random_dims
 from whisper_opt.arrays import F32, Int
+from whisper_opt.backends.cpu_executor import CpuExecutor
+from whisper_opt.backends.device_backend import DeviceBackend
 from whisper_opt.backends.fake import FakeBackend
 from whisper_opt.backends.ort import OrtBackend
 from whisper_opt.backends.ort_session import CAPACITIES
@@ -28,13 +30,16 @@ from whisper_opt.topk import top_k
 DIMS = random_dims(n_vocab=2000)
 N_CTX = DIMS.n_text_ctx
 TOLERANCE = 1e-4
-BACKENDS = ("fake", "contrib", "standard")
+BACKENDS = ("fake", "contrib", "standard", "device")
 
 
 @pytest.fixture(scope="module", params=BACKENDS)
 def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Backend:
     if request.param == "fake":
         return FakeBackend(DIMS)
+    if request.param == "device":
+        engine = random_engine(tmp_path_factory.mktemp("engine") / "standard", DIMS, "standard")
+        return DeviceBackend(CpuExecutor(engine, threads=1), DIMS)
     folder = tmp_path_factory.mktemp("engine") / request.param
     return OrtBackend(random_engine(folder, DIMS, request.param), threads=1)
 

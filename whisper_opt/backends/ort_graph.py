@@ -1,0 +1,59 @@
+"""Graphs of an engine, loaded into ONNX Runtime."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from whisper_opt.engine import Engine
+from whisper_opt.errors import BackendUnavailable, EngineError
+
+__all__ = ["load_graph"]
+
+
+def _import_onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise BackendUnavailable(
+            "ONNX Runtime is not installed, and it is what runs the engine;"
+            " pip install 'whisper-opt[cpu]'"
+        ) from error
+    return onnxruntime
+
+
+def load_graph(engine: Engine, name: str, threads: int | None = None) -> Any:
+    """An inference session on the CPU for one graph of an engine.
+
+    Args:
+        engine: an opened engine directory.
+        name: file of the graph.
+        threads: threads within an operator; None leaves the choice to ONNX Runtime.
+
+    Raises:
+        BackendUnavailable: ONNX Runtime is missing, or too old for the engine's dialect.
+        EngineError: the graph cannot be loaded.
+    """
+    runtime = _import_onnxruntime()
+    options = runtime.SessionOptions()
+    options.log_severity_level = 3
+    options.inter_op_num_threads = 1
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    # the two graphs take turns: a pool that spins after its run would slow the other one
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    try:
+        return runtime.InferenceSession(
+            str(engine.file(name)), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # the runtime's errors share no base class
+        reason = str(error).splitlines()[0][:300]
+        too_new = any(word in str(error).lower() for word in ("opset", "ir version"))
+        if engine.manifest.dialect == "standard" and too_new:
+            raise BackendUnavailable(
+                f"ONNX Runtime {runtime.__version__} cannot run the standard dialect of"
+                f" {engine.path} (opset 24); it needs 1.24 or later, or an engine exported"
+                " with --dialect contrib"
+            ) from error
+        raise EngineError(
+            f"ONNX Runtime {runtime.__version__} cannot load {engine.file(name)}: {reason}"
+        ) from error
