@@ -1,4 +1,5 @@
-"""What every backend promises about sessions; the fake one included.
+"""What every backend promises about sessions; the fake one included. Random programs, and whether
+the backends agree with one another, are in ``test_programs.py``.
 
 The truth of every test is the simplest use of the backend itself: one audio, one row, all tokens at
 once in a fresh session. That this is also what the checkpoint computes is tested in
@@ -12,57 +13,23 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from tests.engines import random_engine
-from tests.models import random_dims
+from tests.backends.subjects import BACKENDS, DIMS, N_CTX, TOLERANCE, make_backend, mels, pad
 from whisper_opt.arrays import F32, Int
-from whisper_opt.backends.cpu_executor import CpuExecutor
-from whisper_opt.backends.device_backend import DeviceBackend
-from whisper_opt.backends.fake import FakeBackend
-from whisper_opt.backends.ort import OrtBackend
 from whisper_opt.backends.ort_session import CAPACITIES
 from whisper_opt.errors import EngineError
 from whisper_opt.protocol import Backend, Encoded, Session, TokenMask
 from whisper_opt.topk import top_k
 
-DIMS = random_dims(n_vocab=2000)
-N_CTX = DIMS.n_text_ctx
-TOLERANCE = 1e-4
-BACKENDS = ("fake", "contrib", "standard", "device")
-
 
 @pytest.fixture(scope="module", params=BACKENDS)
 def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Backend:
-    if request.param == "fake":
-        return FakeBackend(DIMS)
-    if request.param == "device":
-        engine = random_engine(tmp_path_factory.mktemp("engine") / "standard", DIMS, "standard")
-        return DeviceBackend(CpuExecutor(engine, threads=1), DIMS)
-    folder = tmp_path_factory.mktemp("engine") / request.param
-    return OrtBackend(random_engine(folder, DIMS, request.param), threads=1)
-
-
-def mels(n_audio: int, n_frames: int = 160) -> F32:
-    rng = np.random.default_rng(n_audio)
-    drawn = rng.standard_normal((n_audio, DIMS.n_mels, n_frames), np.float32)
-    scaled: F32 = drawn * np.float32(0.5)
-    return scaled
+    return make_backend(request.param, tmp_path_factory.mktemp("engine") / request.param)
 
 
 def draw(seed: int, *lengths: int) -> list[Int]:
     rng = np.random.default_rng(seed)
     return [rng.integers(0, DIMS.n_vocab, n).astype(np.int64) for n in lengths]
-
-
-def pad(sequences: Sequence[Int]) -> tuple[Int, Int]:
-    """Right-padded [n_seq, n_new] and the lengths; the padding is no token to be seen."""
-    lengths = np.array([len(sequence) for sequence in sequences], np.int64)
-    tokens = np.full((len(sequences), int(lengths.max())), DIMS.n_vocab - 1, np.int64)
-    for row, sequence in zip(tokens, sequences):
-        row[: len(sequence)] = sequence
-    return tokens, lengths
 
 
 class Truth:
@@ -363,42 +330,6 @@ def test_audio_of_another_backend_is_refused(backend: Backend) -> None:
         backend.open(Foreign())
 
 
-@st.composite
-def programs(draw: st.DrawFn) -> tuple[int, list[Any]]:
-    """A number of audios, and what to do: lengths to feed and positions wanted, or rows to keep."""
-    n_audio = draw(st.integers(1, 3))
-    n_rows = n_audio
-    steps: list[tuple[str, Any]] = []
-    for _ in range(draw(st.integers(2, 6))):
-        if draw(st.booleans()):
-            rows = draw(st.lists(st.integers(0, n_rows - 1), min_size=1, max_size=6))
-            n_rows = len(rows)
-            steps.append(("gather", rows))
-        else:
-            longest = draw(st.sampled_from([1, 1, 3, 40]))
-            lengths = draw(st.lists(st.integers(1, longest), min_size=n_rows, max_size=n_rows))
-            n_at = draw(st.integers(0, 2))
-            at = [[draw(st.integers(0, n - 1)) for _ in range(n_at)] for n in lengths]
-            steps.append(("extend", (lengths, at)))
-    return n_audio, [*steps, ("extend", ([1] * n_rows, [[]] * n_rows))]
-
-
-@settings(max_examples=25, deadline=None, derandomize=True)
-@given(program=programs())
-def test_any_sequence_of_calls_equals_starting_over(
-    backend: Backend, program: tuple[int, list[Any]]
-) -> None:
-    n_audio, steps = program
-    rows = Rows(backend, n_audio)
-    for verb, what in steps:
-        if verb == "gather":
-            rows.gather(*what)
-        else:
-            lengths, at = what
-            rows.extend(lengths, np.array(at, np.int64))
-    rows.session.close()
-
-
 # --- sessions that join -------------------------------------------------------------------------
 
 
@@ -472,23 +403,6 @@ def test_what_was_encoded_outlives_a_session_that_grew(backend: Backend) -> None
         session.gather(np.array([3]))
         last(session, [[1]])
         session.close()
-
-
-@settings(max_examples=25, deadline=None)
-@given(data=st.data())
-def test_any_order_of_coming_and_going(backend: Backend, data: st.DataObject) -> None:
-    truth = Truth(backend, 4)
-    rows = Fed(backend, truth, data.draw(st.lists(st.integers(0, 3), min_size=1, max_size=3)), 30)
-    for step in range(4):
-        what = data.draw(st.sampled_from(["append", "gather", "step"]))
-        n = len(rows.rows)
-        if what == "append" and n < 6:
-            audios = data.draw(st.lists(st.integers(0, 3), min_size=1, max_size=3))
-            other = Fed(backend, truth, audios, 31 + step)
-            rows.append(other)
-        elif what == "gather":
-            rows.gather(*data.draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=6)))
-        rows.step(step)
 
 
 def test_only_sessions_of_the_same_backend_join(backend: Backend) -> None:

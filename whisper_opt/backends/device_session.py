@@ -16,6 +16,7 @@ import numpy as np
 from whisper_opt.arrays import F32, Int
 from whisper_opt.backends.device_cache import Cross, DeviceCache, DeviceModel
 from whisper_opt.backends.executor import Buffer
+from whisper_opt.backends.inputs import closed
 from whisper_opt.backends.slots import Layout
 from whisper_opt.backends.workspace import Workspace
 from whisper_opt.errors import EngineError
@@ -48,7 +49,7 @@ class DeviceSession:
     @property
     def _open(self) -> DeviceCache:
         if self._cache is None:
-            raise EngineError("the session was closed; open another one")
+            raise closed()
         return self._cache
 
     @contextlib.contextmanager
@@ -86,6 +87,8 @@ class DeviceSession:
         return logits
 
     def _check_room(self, lengths: Int) -> None:
+        if self._cache is None:
+            raise closed()
         longest, limit = int((self._layout.length + lengths).max()), self._dims.n_text_ctx
         if longest > limit:
             raise EngineError(f"a row would grow to {longest} tokens; the model holds {limit}")

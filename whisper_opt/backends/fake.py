@@ -14,6 +14,7 @@ from typing import Callable
 import numpy as np
 
 from whisper_opt.arrays import F32, Int
+from whisper_opt.backends.inputs import closed
 from whisper_opt.dims import ModelDims
 from whisper_opt.errors import EngineError
 from whisper_opt.protocol import Attention, Encoded, Session
@@ -87,6 +88,7 @@ class FakeSession:
         self._rows: list[tuple[int, list[int]]] = [(seed, []) for seed in audio.seeds]
 
     def extend(self, tokens: Int, lengths: Int | None = None, at: Int | None = None) -> HostLogits:
+        self._check_open()
         n_seq, n_new = tokens.shape
         sizes = [n_new] * n_seq if lengths is None else lengths.tolist()
         limit = self._backend.dims.n_text_ctx
@@ -103,12 +105,19 @@ class FakeSession:
             held.extend(new)
         return HostLogits(np.array(scores, np.float32))
 
+    def _check_open(self) -> None:
+        if not self._rows:
+            raise closed()
+
     def gather(self, rows: Int) -> None:
+        self._check_open()
         self._rows = [(self._rows[row][0], list(self._rows[row][1])) for row in rows.tolist()]
 
     def append(self, other: Session) -> None:
         if not isinstance(other, FakeSession):
             raise EngineError(f"session of another backend ({type(other).__name__})")
+        self._check_open()
+        other._check_open()
         self._rows.extend(other._rows)
         other.close()
 

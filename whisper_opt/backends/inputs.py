@@ -8,7 +8,12 @@ from whisper_opt.arrays import F32
 from whisper_opt.dims import ModelDims
 from whisper_opt.errors import EngineError
 
-__all__ = ["checked_mel"]
+__all__ = ["checked_mel", "closed"]
+
+
+def closed() -> EngineError:
+    """What to raise when a session is used after its end."""
+    return EngineError("the session was closed; open another one")
 
 
 def checked_mel(dims: ModelDims, mel: F32) -> F32:

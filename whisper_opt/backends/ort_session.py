@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from whisper_opt.arrays import F32, Int, NDArray
+from whisper_opt.backends.inputs import closed
 from whisper_opt.backends.slots import Layout
 from whisper_opt.dims import HEAD_DIM, ModelDims
 from whisper_opt.errors import EngineError
@@ -158,7 +159,12 @@ class OrtSession:
         out = self._run(tokens, self._length, wanted, aligned=order)
         return Attention(out.attention, self._own(out.logits))
 
+    def _check_open(self) -> None:
+        if not self._cross.arrays:
+            raise closed()
+
     def _check_room(self, lengths: Int) -> None:
+        self._check_open()
         longest, limit = int((self._length + lengths).max()), self._dims.n_text_ctx
         if longest > limit:
             raise EngineError(f"a row would grow to {longest} tokens; the model holds {limit}")
@@ -231,6 +237,7 @@ class OrtSession:
         self._bindings.clear()
 
     def gather(self, rows: Int) -> None:
+        self._check_open()
         if len(rows) == len(self._length) and (rows == np.arange(len(rows))).all():
             return
         self._rearrange(self._layout.gather(rows))
@@ -258,6 +265,8 @@ class OrtSession:
     def append(self, other: Session) -> None:
         if not isinstance(other, OrtSession) or other._model is not self._model:
             raise EngineError("only a session of the same backend can be appended")
+        self._check_open()
+        other._check_open()
         used = int(other._length.max(initial=0))
         self._reserve(used)
         joining = self._layout.append(other._layout)
