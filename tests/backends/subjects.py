@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tests.backends.fake_cuda import FakeCuda, fake_library, plan_reader
 from tests.engines import random_engine
 from tests.models import random_dims
 from whisper_opt.arrays import F32, Int
@@ -14,24 +15,47 @@ from whisper_opt.backends.cpu_executor import CpuExecutor
 from whisper_opt.backends.device_backend import DeviceBackend
 from whisper_opt.backends.fake import FakeBackend
 from whisper_opt.backends.ort import OrtBackend
+from whisper_opt.backends.trt import TrtExecutor
+from whisper_opt.engine import Engine
+from whisper_opt.plan_spec import PlanSpec
 from whisper_opt.protocol import Backend
 
-__all__ = ["BACKENDS", "DIMS", "N_CTX", "TOLERANCE", "make_backend", "mels", "pad"]
+__all__ = [
+    "BACKENDS",
+    "DIMS",
+    "N_CTX",
+    "PLANS",
+    "TOLERANCE",
+    "make_backend",
+    "mels",
+    "pad",
+    "trt_executor",
+]
 
 DIMS = random_dims(n_vocab=2000)
 N_CTX = DIMS.n_text_ctx
 TOLERANCE = 1e-4
-BACKENDS = ("fake", "contrib", "standard", "device")
-"""``device``: the session of a GPU, its executor replaced by the one for the CPU."""
+BACKENDS = ("fake", "contrib", "standard", "device", "tensorrt")
+"""``device``: the session of a GPU, its executor replaced by the one for the CPU. ``tensorrt``: the
+executor for TensorRT too, over a CUDA and a TensorRT that are fakes."""
+PLANS = PlanSpec(max_batch=12, max_beam=8)
 
 
 def make_backend(name: str, folder: Path) -> Backend:
     """One of ``BACKENDS``; skips where the installed ONNX Runtime cannot run it."""
     if name == "fake":
         return FakeBackend(DIMS)
-    if name == "device":
-        return DeviceBackend(CpuExecutor(random_engine(folder, DIMS, "standard"), threads=1), DIMS)
+    if name in ("device", "tensorrt"):
+        engine = random_engine(folder, DIMS, "standard")
+        if name == "device":
+            return DeviceBackend(CpuExecutor(engine, threads=1), DIMS)
+        return DeviceBackend(trt_executor(engine, FakeCuda()), DIMS)
     return OrtBackend(random_engine(folder, DIMS, name), threads=1)
+
+
+def trt_executor(engine: Engine, cuda: FakeCuda, plans: PlanSpec = PLANS) -> TrtExecutor:
+    """The executor for TensorRT over fakes."""
+    return TrtExecutor(fake_library(cuda), plan_reader(engine, plans), runtime=cuda)
 
 
 def mels(n_audio: int, n_frames: int = 160) -> F32:

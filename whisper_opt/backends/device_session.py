@@ -28,6 +28,18 @@ __all__ = ["DeviceLogits", "DeviceSession"]
 _NONE: Int = np.zeros(0, np.int64)
 
 
+def _distinct(wanted: Int) -> tuple[Int, Int]:
+    """The different columns of ``wanted``, the last one last, and which of them each one is.
+
+    A prompt of one token asks for the same position twice.
+    """
+    if wanted.shape[1] == 1:
+        return wanted, np.zeros(1, np.int64)
+    keys = [column.tobytes() for column in wanted.T]
+    kept = list(dict.fromkeys(reversed(keys)))[::-1]
+    return wanted[:, [keys.index(key) for key in kept]], np.array([kept.index(key) for key in keys])
+
+
 class DeviceSession:
     """Implements :class:`whisper_opt.protocol.Session` over an executor."""
 
@@ -77,10 +89,11 @@ class DeviceSession:
         with self._changing():
             before = self._layout.length
             self._write(tokens, lengths)
-            width = self._widest(n_new, wanted.shape[1], aligned=False)
+            distinct, columns = _distinct(wanted)
+            width = self._widest(n_new, distinct.shape[1], aligned=False)
             logits: Logits
-            if width == n_new:
-                logits = self._feed(before, 0, n_new, wanted)
+            if width == n_new and distinct.shape[1] <= width:
+                logits = self._feed(before, 0, n_new, distinct, columns)
             else:
                 logits = self._feed_in_parts(before, n_new, wanted, width)
             self._layout.length = before + lengths
@@ -103,7 +116,7 @@ class DeviceSession:
         self._tokens = self._tokens.copy()
         self._tokens[rows, self._layout.length[rows] + columns] = tokens[rows, columns]
 
-    def _feed(self, before: Int, begin: int, width: int, wanted: Int) -> DeviceLogits:
+    def _feed(self, before: Int, begin: int, width: int, wanted: Int, columns: Int) -> DeviceLogits:
         """Feed ``width`` tokens from the ``begin``-th new one on.
 
         A row near the end of the context has no room for the padding: it is fed from further left,
@@ -114,7 +127,7 @@ class DeviceSession:
         at = np.minimum(before[:, None] + wanted - start[:, None], width - 1)
         owner = self._layout.slots.owner
         outputs = self._open.run(tokens[owner], start[owner], at[owner], _NONE)
-        return DeviceLogits(self, self._n_calls, outputs["logits"])
+        return DeviceLogits(self, self._n_calls, outputs["logits"], columns)
 
     def _feed_in_parts(self, before: Int, n_new: int, wanted: Int, width: int) -> HostLogits:
         """Feed more tokens than one call takes; scores are collected on the host."""
@@ -127,7 +140,8 @@ class DeviceSession:
             for group in np.split(columns, range(width, len(columns), width)):
                 chosen = np.full((len(wanted), max(len(group), 1)), begin)
                 chosen[:, : len(group)][here[:, group]] = wanted[:, group][here[:, group]]
-                found = self._feed(before, begin, end - begin, chosen).numpy()
+                order = np.arange(chosen.shape[1])
+                found = self._feed(before, begin, end - begin, chosen, order).numpy()
                 for place, column in enumerate(group):
                     rows = np.flatnonzero(here[:, column])
                     scores[rows, column] = found[rows, place]
@@ -217,9 +231,17 @@ class DeviceSession:
 class DeviceLogits:
     """Scores on the device: :class:`whisper_opt.protocol.Logits`."""
 
-    def __init__(self, session: DeviceSession, call: int, logits: Buffer) -> None:
-        """``call``: of which call of the session they are; the next one overwrites them."""
+    def __init__(self, session: DeviceSession, call: int, logits: Buffer, columns: Int) -> None:
+        """Refer to scores [n_slots, n, n_vocab].
+
+        Args:
+            session: whose they are.
+            call: which call of the session gave them; the next one overwrites them.
+            logits: where they lie.
+            columns: which of the n each wanted position is; the last one is the last.
+        """
         self._session, self._call, self._logits = session, call, logits
+        self._columns = columns
 
     def top(self, k: int, mask: TokenMask) -> Top:
         if self._session.chooses(k, mask):
@@ -227,4 +249,4 @@ class DeviceLogits:
         return HostLogits(self.numpy()).top(k, mask)
 
     def numpy(self) -> F32:
-        return self._session.scores(self._logits, self._call)
+        return self._session.scores(self._logits, self._call)[:, self._columns]

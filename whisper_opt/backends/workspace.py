@@ -181,11 +181,10 @@ class Workspace:
             self._drop(name)
         block = self._executor.allocate(Arena.size(tensors, room))
         arena = Arena(block, tensors, room)
+        self._busy = True
         self.lane.zero(arena.bytes)
         if old is not None and keep:
-            targets = arena.entries(0, keep)
-            for tensor, source in old.entries(0, keep).items():
-                self.lane.copy(targets[tensor], source)
+            self.copy(arena.entries(0, keep), old.entries(0, keep))
             self._drop(name)
         self._blocks[name], self._arenas[name] = block, arena
         return arena
@@ -227,7 +226,6 @@ class Workspace:
         ``buffers`` are asked for once a ``key``: they may be others for the same key only after a
         block has grown.
         """
-        self._busy = True
         call = self._calls.get(key)
         if call is None:
             if len(self._calls) >= MAX_CALLS:
@@ -235,6 +233,7 @@ class Workspace:
                 self._calls.popitem(last=False)[1].close()
             call = self._calls[key] = self.lane.bind(graph, buffers())
         self._calls.move_to_end(key)
+        self._busy = True
         call.run()
 
     def once(self, graph: str, buffers: Mapping[str, Buffer]) -> None:
@@ -273,9 +272,11 @@ class Workspace:
             self._sent.clear()
 
     def _forget_calls(self) -> None:
-        self.settle()
-        while self._calls:
-            self._calls.popitem()[1].close()
+        try:
+            self.settle()
+        finally:
+            while self._calls:
+                self._calls.popitem()[1].close()
 
     def close(self) -> None:
         """Release everything, whatever state the device is in."""

@@ -1,0 +1,137 @@
+"""The CUDA runtime, as far as an executor needs it: every call checked, on the right device.
+
+Through ``cuda-bindings``, which is a few megabytes, where torch would be gigabytes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import threading
+import weakref
+from typing import Any
+
+import numpy as np
+
+from whisper_opt.arrays import NDArray
+from whisper_opt.errors import BackendUnavailable, EngineError
+
+__all__ = ["Cuda", "DeviceBlock", "PinnedBlock", "load_runtime"]
+
+_log = logging.getLogger(__name__)
+
+_NO_DEVICE = (
+    "cudaErrorNoDevice",
+    "cudaErrorInvalidDevice",
+    "cudaErrorInsufficientDriver",
+    "cudaErrorDevicesUnavailable",
+    "cudaErrorSystemDriverMismatch",
+    "cudaErrorInitializationError",
+    "cudaErrorStubLibrary",
+)
+
+
+def load_runtime() -> Any:
+    """The module ``cuda.bindings.runtime``.
+
+    Raises:
+        BackendUnavailable: it is not installed, or does not load.
+    """
+    try:
+        from cuda.bindings import runtime
+    except Exception as error:  # a broken binary package may raise anything
+        raise BackendUnavailable(
+            f"cuda-bindings cannot be imported ({error}), and device memory is reached through it;"
+            " pip install 'whisper-opt[tensorrt-cu13]' or 'whisper-opt[tensorrt-cu12]'"
+        ) from error
+    return runtime
+
+
+class Cuda:
+    """One GPU. Calls may come from any thread."""
+
+    def __init__(self, index: int = 0, runtime: Any = None) -> None:
+        """Select a GPU.
+
+        Args:
+            index: which, counted from 0.
+            runtime: stands in for ``cuda.bindings.runtime``.
+
+        Raises:
+            BackendUnavailable: the package, the driver or the GPU is missing.
+        """
+        self.runtime: Any = load_runtime() if runtime is None else runtime
+        self.index = index
+        self._thread = threading.local()
+        self("cudaMemGetInfo")  # makes the context; what is missing is said here
+
+    def __call__(self, name: str, *args: Any) -> Any:
+        """Call a function of the runtime by name and return its results without the error code.
+
+        Raises:
+            BackendUnavailable: there is no usable GPU.
+            EngineError: the call failed.
+        """
+        if not getattr(self._thread, "chosen", False):  # the current device is a thread's own
+            self._checked("cudaSetDevice", self.index)
+            self._thread.chosen = True
+        return self._checked(name, *args)
+
+    def _checked(self, name: str, *args: Any) -> Any:
+        error, *found = getattr(self.runtime, name)(*args)
+        if error != self.runtime.cudaError_t.cudaSuccess:
+            raise self._failure(name, error)
+        return found[0] if len(found) == 1 else tuple(found)
+
+    def _failure(self, name: str, error: Any) -> Exception:
+        code = str(getattr(error, "name", error))
+        _, text = self.runtime.cudaGetErrorString(error)
+        said = text.decode() if isinstance(text, bytes) else str(text)
+        if code in _NO_DEVICE:
+            return BackendUnavailable(
+                f"GPU {self.index} cannot be used: {name} gave {code} ({said}); check the driver"
+                " with nvidia-smi, or use device='cpu'"
+            )
+        if code == "cudaErrorMemoryAllocation":
+            return EngineError(
+                f"the GPU is out of memory ({name}); lower batch_size or beam_size, or free memory"
+                " that other processes hold (nvidia-smi)"
+            )
+        return EngineError(f"{name} failed on GPU {self.index}: {code} ({said})")
+
+    def release(self, name: str, handle: Any) -> None:
+        """Call a function that frees; what fails is logged, as nothing more can be done."""
+        try:
+            self(name, handle)
+        except (BackendUnavailable, EngineError) as error:
+            _log.warning("%s", error)
+
+
+class DeviceBlock:
+    """Memory on the GPU; freed at the latest when it is forgotten."""
+
+    def __init__(self, cuda: Cuda, n_bytes: int) -> None:
+        """Allocate; raises EngineError where there is not enough."""
+        self.n_bytes = n_bytes
+        self.address = int(cuda("cudaMalloc", n_bytes))
+        self._free = weakref.finalize(self, cuda.release, "cudaFree", self.address)
+        self._free.atexit = False  # the driver may be gone by then, and frees everything itself
+
+    def free(self) -> None:
+        self._free()
+
+
+class PinnedBlock:
+    """Host memory that the GPU reads and writes by itself; freed like :class:`DeviceBlock`."""
+
+    def __init__(self, cuda: Cuda, n_bytes: int) -> None:
+        """Allocate; raises EngineError where there is not enough."""
+        address = int(cuda("cudaHostAlloc", n_bytes, cuda.runtime.cudaHostAllocDefault))
+        self._free = weakref.finalize(self, cuda.release, "cudaFreeHost", address)
+        self._free.atexit = False
+        memory = (ctypes.c_uint8 * n_bytes).from_address(address)
+        self.array: NDArray = np.ctypeslib.as_array(memory)
+
+    def free(self) -> None:
+        self.array = np.zeros(0, np.uint8)
+        self._free()
