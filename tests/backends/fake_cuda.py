@@ -80,7 +80,8 @@ class FakeCuda:
     def __init__(self, memory: int = 1 << 34) -> None:
         self.memory = memory
         self.calls: list[tuple[Any, ...]] = []
-        self.fail: dict[str, _Error] = {}
+        self.fail: dict[str, int] = {}
+        """Calls that fail, by name: how many succeed before."""
         self.device: dict[int, Any] = {}
         self.pinned: dict[int, Any] = {}
         self.streams: dict[int, _Stream] = {}
@@ -97,17 +98,35 @@ class FakeCuda:
         def checked(*args: Any) -> tuple[Any, ...]:
             with self._lock:
                 self.calls.append((name, *args))
-                if name in self.fail:
-                    return self.fail[name], None
+                fails = self._fails(name)
+                if fails and name not in ("cudaStreamSynchronize", "cudaStreamEndCapture"):
+                    return _Error.cudaErrorInvalidValue, None
                 thread = threading.get_ident()
                 if name == "cudaSetDevice":
                     self._chosen.add(thread)
                 elif name != "cudaGetErrorString" and thread not in self._chosen:
                     raise ViolationError(f"{name} before cudaSetDevice in this thread")
                 found: tuple[Any, ...] = call(self, *args)
+                if fails:  # these end what they are about all the same
+                    self.graphs.discard(found[-1])
+                    return _Error.cudaErrorInvalidValue, None
                 return found
 
         return checked
+
+    def _fails(self, name: str) -> bool:
+        """Once: the call after it works again."""
+        if name not in self.fail:
+            return False
+        self.fail[name] -= 1
+        if self.fail[name] >= 0:
+            return False
+        del self.fail[name]
+        return True
+
+    def count(self, name: str) -> int:
+        """How often a function was called."""
+        return sum(call[0] == name for call in self.calls)
 
     @property
     def used(self) -> int:

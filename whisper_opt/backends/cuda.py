@@ -104,7 +104,7 @@ class Cuda:
         try:
             self(name, handle)
         except (BackendUnavailable, EngineError) as error:
-            _log.warning("%s", error)
+            _log.warning("%s", str(error))
 
 
 class DeviceBlock:

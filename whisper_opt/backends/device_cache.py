@@ -125,7 +125,7 @@ class DeviceCache:
                 "cross": Arena.size(self.cross_tensors, n),
                 side: Arena.size(self._tensors, n * group),
                 "outputs": size_of(self._outputs(call)),
-                "last": size_of(self._last_fields(n * group)),
+                "last": size_of(self._last_fields(n * group)) if n_at > 1 else 0,
                 "masks": size_of(self._masks(n * group)),
             }
             return workspace.growth(sizes, ("cross", side) if kept else ())

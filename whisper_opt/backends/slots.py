@@ -36,7 +36,10 @@ class Slots:
                 if place < len(rows):
                     self.of_row[rows[place]] = slot
         self.owner = owner
-        """The row whose tokens and cache each slot carries."""
+        """The row whose tokens each slot carries."""
+        self.spare = np.ones(len(owner), np.bool_)
+        """Slots that repeat a row."""
+        self.spare[self.of_row] = False
         self.plain = np.array_equal(self.of_row, np.arange(len(owner)))
         """Whether every slot is a row and they stand in order."""
 
@@ -83,8 +86,12 @@ class Layout:
         self._audio_of_row = self._audio_of_row[rows]
         self.length = self.length[rows]
         self.slots = Slots(self._audio_of_row, self.n_audio)
-        source: Int = before.of_row[rows[self.slots.owner]]
-        return source
+        return self._kept(before.of_row[rows[self.slots.owner]], before)
+
+    def _kept(self, source: Int, before: Slots) -> Int:
+        """Spare slots keep the past they have: whatever it is, and nothing has to move."""
+        slots = np.arange(len(source))
+        return np.where(self.slots.spare & (slots < len(before.owner)), slots, source)
 
     def _dead(self) -> list[int]:
         live = set(self._audio_of_row.tolist())
@@ -105,7 +112,7 @@ class Layout:
         self._audio_of_row = np.array([position[a] for a in self._audio_of_row.tolist()], np.int64)
         self.n_audio = n_live
         self.slots = Slots(self._audio_of_row, n_live)
-        return Compaction(source, before.of_row[self.slots.owner])
+        return Compaction(source, self._kept(before.of_row[self.slots.owner], before))
 
     def append(self, other: Layout) -> Joining:
         """Take over the rows of another layout after one's own; its audios fill holes first."""
@@ -121,4 +128,5 @@ class Layout:
         slots = np.arange(len(owner)) % len(before.owner)
         slots[mine] = before.of_row[owner[mine]]
         joined = np.flatnonzero(~mine)
-        return Joining(place, slots, joined, other.slots.of_row[owner[joined] - n_rows])
+        source = other.slots.of_row[owner[joined] - n_rows]
+        return Joining(place, self._kept(slots, before), joined, source)

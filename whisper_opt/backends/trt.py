@@ -224,7 +224,7 @@ class _Call:
                 graph = cuda("cudaStreamEndCapture", stream)
             self._replay = cuda("cudaGraphInstantiate", graph, 0)
         except EngineError as error:
-            _log.warning("%s is launched without a CUDA graph: %s", self._graph, error)
+            _log.warning("%s is launched without a CUDA graph: %s", self._graph, str(error))
         finally:
             if graph is not None:
                 cuda.release("cudaGraphDestroy", graph)
