@@ -248,5 +248,8 @@ class DeviceLogits:
             return self._session.choose(self._logits, self._call, k, mask)
         return HostLogits(self.numpy()).top(k, mask)
 
+    def asked(self) -> F32:
+        return self.numpy()[:, :-1]
+
     def numpy(self) -> F32:
         return self._session.scores(self._logits, self._call)[:, self._columns]

@@ -179,9 +179,7 @@ def _write(
     return files, tensors
 
 
-def _write_device_graphs(
-    folder: Path, dims: ModelDims, decoder: OnnxGraph
-) -> dict[str, FileEntry]:
+def _write_device_graphs(folder: Path, dims: ModelDims, decoder: OnnxGraph) -> dict[str, FileEntry]:
     graphs = build_device_graphs(dims, decoder)
     return {
         f"{stem}.onnx": write_bytes(folder / f"{stem}.onnx", graph.model.SerializeToString())
