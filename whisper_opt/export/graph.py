@@ -34,7 +34,7 @@ from whisper_opt.arrays import F32
 from whisper_opt.checkpoints.checkpoint import Tensor
 from whisper_opt.dims import HEAD_DIM, ModelDims
 from whisper_opt.export.builder import GraphBuilder, OnnxGraph
-from whisper_opt.export.head import EMBEDDING, exact_head, screened_head
+from whisper_opt.export.head import embed, exact_head, screened_head
 from whisper_opt.export.precision import FP32, Precision
 
 __all__ = ["Dialect", "Linear", "Rows", "build_decoder", "build_encoder"]
@@ -285,8 +285,7 @@ def build_decoder(
     n_audio = builder.dim("cross_k_0", 0)
     unfold = builder.node("Shape", rows.tokens)
     unfold = builder.node("Concat", unfold, builder.constant([dims.n_text_state]), axis=0)
-    embedding = linear.vector(EMBEDDING)
-    value = builder.node("Gather", embedding, rows.tokens)
+    value = embed(builder, rows.tokens, tensors, types)
     table = linear.vector("decoder.positional_embedding", types.residual)
     value = _add(builder, linear, builder.node("Gather", table, rows.positions), value)
     cuts, updated = [], []
@@ -315,10 +314,10 @@ def build_decoder(
     builder.scope("decoder.ln")
     cuts.append(value)
     hidden = _wanted(builder, linear, rows, value)
-    if dialect.screens and types.head == np.float32:
+    if dialect.screens and types.compute == np.float32:
         screened_head(builder, hidden, dims, tensors)
     else:
-        logits = exact_head(builder, hidden, dims, types)
+        logits = exact_head(builder, hidden, dims, tensors, types)
         builder.output(logits, "logits", _FLOAT, ["n_seq", "n_at", dims.n_vocab])
     for i, (heads, scores) in watched.items():
         shape: list[int | str] = ["n_audio", heads, "n_aligned", "n_ctx"]
