@@ -80,10 +80,11 @@ def test_normalization_and_stream_are_float32_and_products_float16(stem: str) ->
     heavy = [node for node in model.graph.node if node.op_type in ("MatMul", "Attention", "Conv")]
     assert {types[node.input[0]] for node in heavy} == {HALF}
     stored = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
-    small = ("ln.weight", "ln.bias", "ln_post.weight", "ln_post.bias", "positional_embedding")
+    of_norms = ("ln.weight", "ln.bias", "ln_post.weight", "ln_post.bias")
+    sums = ("positional_embedding", ".out.bias", "mlp.2.bias")
     for name, kind in stored.items():
         if name.startswith(("encoder.", "decoder.")):
-            assert kind == (SINGLE if name.endswith(small) else HALF), name
+            assert kind == (SINGLE if name.endswith((*of_norms, *sums)) else HALF), name
 
 
 @pytest.mark.parametrize("dialect", ["contrib", "standard"])

@@ -151,14 +151,24 @@ def _norm(builder: GraphBuilder, linear: Linear, value: str, name: str) -> str:
 
 
 def _add(builder: GraphBuilder, linear: Linear, value: str, branch: str) -> str:
-    """The residual stream after a layer's contribution."""
+    """A value of the residual stream and one that was computed."""
     types = linear.types
     return builder.node("Add", value, builder.cast(branch, types.compute, types.residual))
 
 
+def _contribute(
+    builder: GraphBuilder, linear: Linear, value: str, inner: str, projection: str
+) -> str:
+    """The residual stream after what a layer adds, whose bias is not rounded to its product."""
+    types = linear.types
+    product = builder.cast(linear(inner, projection, bias=False), types.compute, types.residual)
+    branch = builder.node("Add", product, linear.vector(f"{projection}.bias", types.residual))
+    return builder.node("Add", value, branch)
+
+
 def _mlp(builder: GraphBuilder, linear: Linear, dialect: Dialect, value: str, block: str) -> str:
     hidden = linear(_norm(builder, linear, value, f"{block}.mlp_ln"), f"{block}.mlp.0")
-    return _add(builder, linear, value, linear(dialect.gelu(builder, hidden), f"{block}.mlp.2"))
+    return _contribute(builder, linear, value, dialect.gelu(builder, hidden), f"{block}.mlp.2")
 
 
 def build_encoder(
@@ -202,7 +212,7 @@ def build_encoder(
         cuts.append(value)
         qkv = linear.qkv(_norm(builder, linear, value, f"{block}.attn_ln"), f"{block}.attn")
         mixed = dialect.encoder_attention(builder, qkv, dims.n_audio_head)
-        value = _add(builder, linear, value, linear(mixed, f"{block}.attn.out"))
+        value = _contribute(builder, linear, value, mixed, f"{block}.attn.out")
         value = _mlp(builder, linear, dialect, value, block)
     builder.scope("encoder.ln_post")
     cuts.append(value)
@@ -297,7 +307,7 @@ def build_decoder(
         qkv = linear.qkv(_norm(builder, linear, value, f"{block}.attn_ln"), f"{block}.attn")
         mixed, *cache = dialect.self_attention(builder, qkv, caches[i], dims.n_text_head)
         updated.append(cache)
-        value = _add(builder, linear, value, linear(mixed, f"{block}.attn.out"))
+        value = _contribute(builder, linear, value, mixed, f"{block}.attn.out")
         normed = _norm(builder, linear, value, f"{block}.cross_attn_ln")
         query = _fold(
             builder, linear(normed, f"{block}.cross_attn.query"), n_audio, dims.n_text_state
@@ -309,7 +319,7 @@ def build_decoder(
             scores = builder.node("Gather", scores, builder.constant(chosen), axis=1)
             watched[i] = len(chosen), builder.cast(scores, types.compute, np.float32)
         mixed = builder.node("Reshape", mixed, unfold)
-        value = _add(builder, linear, value, linear(mixed, f"{block}.cross_attn.out"))
+        value = _contribute(builder, linear, value, mixed, f"{block}.cross_attn.out")
         value = _mlp(builder, linear, dialect, value, block)
     builder.scope("decoder.ln")
     cuts.append(value)
