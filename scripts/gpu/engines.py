@@ -72,7 +72,14 @@ def engine(setting: Setting, size: str, kind: tuple[str, str]) -> Engine:
     real = size not in SIZES
     checkpoint = str(setting.models / size) if real else random_checkpoint(size)
     try:
-        return export(checkpoint, target, precision=kind[0], dialect=kind[1], overwrite=True)
+        return export(
+            checkpoint,
+            target,
+            precision=kind[0],
+            dialect=kind[1],
+            overwrite=True,
+            verified=real or size in VERIFIED,
+        )
     except BackendUnavailable as error:  # ONNX Runtime is too old for the dialect
         raise NotAvailableError(str(error)) from error
 

@@ -76,6 +76,19 @@ def test_parity_is_measured(exported: Engine) -> None:
     assert "noise" in parity["input"]
 
 
+def test_verification_is_left_out_only_when_asked_and_the_manifest_says_so(
+    place: Path, small: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise VerificationError("verified")
+
+    monkeypatch.setattr("whisper_opt.export.build.verify", refuse)
+    engine = export(small, place / "engine", verified=False)
+    assert engine.manifest.parity == {"input": "none: not verified"}
+    with pytest.raises(VerificationError, match="^verified$"):
+        export(small, place / "other")
+
+
 def test_graphs_are_valid_onnx_with_external_weights(exported: Engine) -> None:
     for stem, data in (("encoder", "encoder.data"), ("decoder", "decoder.data")):
         path = exported.file(f"{stem}.onnx")
