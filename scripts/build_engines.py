@@ -36,7 +36,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Callable, Union
 
@@ -44,10 +44,11 @@ from whisper_opt.checkpoints import Checkpoint, load_checkpoint
 from whisper_opt.engine import MANIFEST, Engine, read_engine, sha256
 from whisper_opt.errors import EngineError, OptionError, WhisperOptError
 from whisper_opt.export import export
+from whisper_opt.export.dialects import DIALECTS
+from whisper_opt.export.precision import PRECISIONS
 
 INDEX = "engines.json"
 INDEX_VERSION = 1
-PRECISIONS, DIALECTS = ("fp32", "fp16"), ("contrib", "standard")
 FOR_PLANS = ("fp16", "standard")
 """Precision and dialect that TensorRT plans are built from."""
 _KEYS = ("name", "source", "precision", "dialect", "revision", "tokenizer", "alignment_heads")
@@ -168,7 +169,7 @@ def _text(table: Mapping[str, Any], key: str) -> str:
 
 
 def _choices(
-    table: Mapping[str, Any], key: str, default: str, known: Sequence[str]
+    table: Mapping[str, Any], key: str, default: str, known: Collection[str]
 ) -> tuple[str, ...]:
     value = table.get(key, default)
     values = [value] if isinstance(value, str) else value
@@ -297,7 +298,7 @@ class Builder:
                 alignment_heads=wanted.alignment_heads,
                 overwrite=True,
             )
-        entry = {
+        entry: dict[str, Any] = {
             "outcome": "kept" if reason is None else "exported",
             "path": path.relative_to(self.output).as_posix(),
             "source": wanted.source,

@@ -96,7 +96,7 @@ def test_a_failure_stops_no_other_engine_and_is_remembered(folder: Path) -> None
 
 def test_an_interrupted_list_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = listed(folder, ONE + 'name = "a"\n' + ONE.split("\n", 1)[1] + 'name = "b"\n')
-    real = build_engines.export
+    from whisper_opt.export import export as real
 
     def interrupted(checkpoint: Any, target: Path, **options: Any) -> Any:
         if target.name.startswith("b-"):
@@ -259,7 +259,7 @@ def test_one_checkpoint_serves_all_its_engines(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loads = []
-    real = build_engines.load_checkpoint
+    from whisper_opt.checkpoints import load_checkpoint as real
 
     def load(source: str, **options: Any) -> Any:
         loads.append(source)

@@ -85,7 +85,7 @@ def test_verification_is_left_out_only_when_asked_and_the_manifest_says_so(
     monkeypatch.setattr("whisper_opt.export.build.verify", refuse)
     engine = export(small, place / "engine", verified=False)
     assert engine.manifest.parity == {"input": "none: not verified"}
-    with pytest.raises(VerificationError, match="^verified$"):
+    with pytest.raises(VerificationError, match=r"^verified$"):
         export(small, place / "other")
 
 
