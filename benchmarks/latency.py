@@ -62,9 +62,7 @@ def main() -> int:
             system.name: functools.partial(system.transcribe, settings=SETTINGS)
             for system in systems
         }
-        runs[f"{Ours.name} vad=check"] = functools.partial(
-            systems[0].transcribe, settings=CHECKED
-        )
+        runs[f"{Ours.name} vad=check"] = functools.partial(systems[0].transcribe, settings=CHECKED)
         times = measure(runs, sounds, args.rounds, args.pause)
         found[name] = summary({key: total(timed) for key, timed in times.items()}, seconds)
     rows = [

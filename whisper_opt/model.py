@@ -294,7 +294,10 @@ class Whisper:
 
     def close(self) -> None:
         """Release the engine; using the model afterwards raises EngineError."""
-        self._backend = None
+        backend, self._backend = self._backend, None
+        release = getattr(backend, "close", None)  # what holds a device gives it back at once
+        if release is not None:
+            release()
 
     def __enter__(self) -> Whisper:
         """Return the model itself."""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.backends.subjects import DIMS, N_CTX, mels, pad
+from tests.backends.subjects import DIMS, N_CTX, TOLERANCE, mels, pad
 from whisper_opt.arrays import F32, Bool
 from whisper_opt.errors import EngineError
 from whisper_opt.protocol import Backend, Encoded, Session, TokenMask, Top
@@ -193,6 +193,7 @@ class _Run:
         self.logits = self.live().extend(tokens, lengths, wanted if wanted.size else None)
         scores = self.logits.numpy().copy()
         assert scores.shape == (len(new), wanted.shape[1] + 1, DIMS.n_vocab)
+        np.testing.assert_allclose(self.logits.asked(), scores[:, :-1], rtol=0, atol=TOLERANCE)
         for i, ((audio, held), sequence) in enumerate(zip(self.rows, new)):
             for index, found in zip([*at[i], len(sequence) - 1], scores[i]):
                 self.answers.append(Answer(audio, held + sequence[: index + 1], found))

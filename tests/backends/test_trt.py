@@ -319,6 +319,20 @@ def test_memory_is_freed_when_it_is_forgotten(executor: TrtExecutor, cuda: FakeC
     assert cuda.leaks == {}
 
 
+def test_a_model_that_is_forgotten_gives_everything_back(engine: Engine) -> None:
+    """Nobody has to close anything."""
+    cuda = FakeCuda()
+    backend = DeviceBackend(trt_executor(engine, cuda), DIMS)
+    scenario(backend)
+    session = backend.open(backend.encode(mels(2)))
+    for _ in range(4):
+        session.extend(np.ones((2, 1), np.int64)).top(1, _nothing(2))
+    assert set(cuda.leaks) == {"device", "pinned", "streams", "replays"}
+    del backend, session
+    gc.collect()
+    assert cuda.leaks == {}
+
+
 # --- whether the fakes are like what they stand for ----------------------------------------------
 
 

@@ -9,7 +9,7 @@ import ctypes
 import logging
 import threading
 import weakref
-from typing import Any
+from typing import Any, Callable
 
 import numpy as np
 
@@ -99,6 +99,15 @@ class Cuda:
             )
         return EngineError(f"{name} failed on GPU {self.index}: {code} ({said})")
 
+    def owned(self, owner: object, name: str, handle: Any) -> Callable[[], object]:
+        """See that ``name(handle)`` is called once: when the answer is, or ``owner`` is forgotten.
+
+        Not at the end of the process: the driver may be gone by then, and frees everything itself.
+        """
+        free = weakref.finalize(owner, self.release, name, handle)
+        free.atexit = False
+        return free
+
     def release(self, name: str, handle: Any) -> None:
         """Call a function that frees; what fails is logged, as nothing more can be done."""
         try:
@@ -114,8 +123,7 @@ class DeviceBlock:
         """Allocate; raises EngineError where there is not enough."""
         self.n_bytes = n_bytes
         self.address = int(cuda("cudaMalloc", n_bytes))
-        self._free = weakref.finalize(self, cuda.release, "cudaFree", self.address)
-        self._free.atexit = False  # the driver may be gone by then, and frees everything itself
+        self._free = cuda.owned(self, "cudaFree", self.address)
 
     def free(self) -> None:
         self._free()
@@ -127,8 +135,7 @@ class PinnedBlock:
     def __init__(self, cuda: Cuda, n_bytes: int) -> None:
         """Allocate; raises EngineError where there is not enough."""
         address = int(cuda("cudaHostAlloc", n_bytes, cuda.runtime.cudaHostAllocDefault))
-        self._free = weakref.finalize(self, cuda.release, "cudaFreeHost", address)
-        self._free.atexit = False
+        self._free = cuda.owned(self, "cudaFreeHost", address)
         memory = (ctypes.c_uint8 * n_bytes).from_address(address)
         self.array: NDArray = np.ctypeslib.as_array(memory)
 

@@ -126,6 +126,7 @@ class _Lane:
         except BaseException:
             self._work.free()
             raise
+        self._destroy = self.cuda.owned(self, "cudaStreamDestroy", self.stream)
 
     def _copy(self, target: int, source: int, n_bytes: int, kind: str) -> None:
         if n_bytes:
@@ -189,7 +190,7 @@ class _Lane:
         self.cuda.release("cudaStreamSynchronize", stream)
         self._contexts.clear()
         self._work.free()
-        self.cuda.release("cudaStreamDestroy", stream)
+        self._destroy()
 
 
 class _Call:
@@ -199,6 +200,7 @@ class _Call:
         self._lane, self._graph, self._buffers = lane, graph, buffers
         self._n_runs = 0
         self._replay: Any = None
+        self._destroy: Callable[[], object] = lambda: None
 
     def run(self) -> None:
         lane = self._lane
@@ -223,6 +225,7 @@ class _Call:
             finally:
                 graph = cuda("cudaStreamEndCapture", stream)
             self._replay = cuda("cudaGraphInstantiate", graph, 0)
+            self._destroy = cuda.owned(self, "cudaGraphExecDestroy", self._replay)
         except EngineError as error:
             _log.warning("%s is launched without a CUDA graph: %s", self._graph, str(error))
         finally:
@@ -230,7 +233,5 @@ class _Call:
                 cuda.release("cudaGraphDestroy", graph)
 
     def close(self) -> None:
-        replay, self._replay = self._replay, None
-        if replay is not None:
-            self._lane.cuda.release("cudaGraphExecDestroy", replay)
+        self._destroy()
         self._buffers.clear()
