@@ -1,0 +1,149 @@
+"""Whether plans compute what the ONNX engine computes: the same tokens, through the same sessions.
+
+Plans may build without complaint and compute garbage on one kind of GPU. So two windows are decoded
+by both, in every way that sessions decode: a prompt at once, hypotheses that fan out, swap and go,
+single steps. The ONNX engine chooses the tokens; both are given them, and the likeliest next tokens
+are compared at every position. Tokens whose scores are as close as 16-bit arithmetic errs count as
+equal. The plans' own choice (``choose``) must be that of their scores, and no score, nor what the
+alignment heads look at, may be far off.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from whisper_opt.arrays import F32, Int
+from whisper_opt.dims import N_SAMPLES, SAMPLE_RATE
+from whisper_opt.export.precision import FP16
+from whisper_opt.features import log_mel
+from whisper_opt.protocol import Backend, Logits, Session, TokenMask
+from whisper_opt.tokens import Vocab
+
+__all__ = ["compare_backends"]
+
+N_STEPS = 12
+"""Steps after the prompt."""
+N_BEST = 5
+FAR = 0.05
+"""A score that errs by this share of the largest one is not rounding."""
+_FAN_OUT = (0, 0, 1, 1)
+_MOVES = {4: (1, 0, 3, 2), 8: (2, 0, 0, 3), 10: (3, 1)}
+"""Rows that go on after a step: they swap, one of them is copied and one dropped, two go."""
+
+
+@dataclasses.dataclass
+class _Tally:
+    """What was compared, and what came out."""
+
+    tokens: int = 0
+    differing: int = 0
+    choices: int = 0
+    error: float = 0.0
+    scale: float = 0.0
+    attention: float = 0.0
+
+    def add(self, expected: F32, found: F32) -> None:
+        """Scores [n_seq, n_vocab] of both."""
+        rows = np.arange(len(expected))
+        finite = bool(np.isfinite(found).all())
+        chosen = np.where(np.isfinite(found), found, -np.inf).argmax(axis=1)
+        gap = expected.max(axis=1) - expected[rows, chosen]
+        scale = np.abs(expected).max(axis=1)
+        self.tokens += len(rows)
+        tied = gap <= FP16.logits_tolerance * scale
+        self.differing += len(rows) if not finite else int((~tied).sum())
+        self.scale = max(self.scale, float(scale.max()))
+        if finite:  # a row without finite scores differs already
+            self.error = max(self.error, float(np.abs(expected - found).max()))
+
+    def result(self) -> dict[str, Any]:
+        """What the build record keeps."""
+        near = self.error <= FAR * self.scale and self.attention <= FAR  # false where not a number
+        bad = self.differing or self.choices or not near
+        detail = (
+            f"{self.differing} of {self.tokens} tokens differ; scores of up to {self.scale:.3g} by"
+            f" at most {self.error:.2g}, attention by {self.attention:.1%}"
+        )
+        if self.choices:
+            detail += f"; {self.choices} tokens were not chosen by their scores"
+        return {"status": "differ" if bad else "equal", "detail": detail}
+
+
+def _sounds(n_mels: int) -> F32:
+    """Two windows [2, n_mels, 3000] of tones that glide and pause, as voices do."""
+    time = np.arange(N_SAMPLES, dtype=np.float64) / SAMPLE_RATE
+    windows = []
+    for pitch, pace in ((120.0, 3.0), (210.0, 4.5)):
+        phase = 2 * np.pi * (pitch * time + 8 * np.sin(2 * np.pi * 0.7 * time))
+        voice = sum(np.sin(k * phase) / k for k in range(1, 9))
+        loud = np.clip(np.sin(2 * np.pi * pace * time), 0, 1) * (time % 10 < 7)
+        windows.append(log_mel((0.2 * voice * loud).astype(np.float32), n_mels).head())
+    return np.stack(windows)
+
+
+def _last(logits: Logits) -> F32:
+    scores: F32 = np.asarray(logits.numpy()[:, -1])
+    return scores
+
+
+def _wrong_choices(logits: Logits, scores: F32) -> int:
+    """How many of the tokens that the backend chooses are not the best by its own scores."""
+    n_seq, n_vocab = scores.shape
+    mask = TokenMask(np.zeros((n_seq, n_vocab), np.bool_), np.full(n_seq, n_vocab, np.int64))
+    top = logits.top(N_BEST, mask)
+    best = np.sort(scores, axis=1)[:, : -N_BEST - 1 : -1]
+    chosen = np.take_along_axis(scores, np.clip(top.tokens, 0, n_vocab - 1), axis=1)
+    return int((chosen != best).any(axis=1).sum())
+
+
+def _extend(pair: tuple[Session, Session], tokens: Int, tally: _Tally) -> F32:
+    """Give both the tokens; the reference's scores [n_seq, n_vocab]."""
+    expected = _last(pair[0].extend(tokens))
+    logits = pair[1].extend(tokens)
+    found = _last(logits)
+    tally.add(expected, found)
+    tally.choices += _wrong_choices(logits, found)
+    return expected
+
+
+def compare_backends(reference: Backend, candidate: Backend, vocab: Vocab) -> dict[str, Any]:
+    """Decode the same windows with both and compare every next token.
+
+    Args:
+        reference: the ONNX engine's backend.
+        candidate: the plans' backend.
+        vocab: of the engine.
+
+    Returns:
+        ``status`` (``equal`` or ``differ``) and ``detail`` (figures, in words): for the build
+        record.
+    """
+    mel, tally = _sounds(reference.dims.n_mels), _Tally()
+    prompt = np.array([vocab.start(vocab.default_language, "transcribe", timestamps=False)] * 2)
+    heard = (reference.encode(mel), candidate.encode(mel))
+    lengths = np.full(len(prompt), prompt.shape[1])
+    expected = reference.attention(heard[0], prompt, lengths).scores
+    found = candidate.attention(heard[1], prompt, lengths).scores
+    tally.attention = float(np.abs(found - expected).max() / np.abs(expected).max())
+    pair = (reference.open(heard[0]), candidate.open(heard[1]))
+    try:
+        scores = _extend(pair, prompt, tally)
+        for session in pair:
+            session.gather(np.array(_FAN_OUT))
+        # the two hypotheses of a window part at once
+        order = np.argsort(-scores, axis=1)
+        tokens = order[[0, 0, 1, 1], [0, 1, 0, 1]]
+        for step in range(N_STEPS):
+            tokens = _extend(pair, tokens[:, None], tally).argmax(axis=1)
+            rows = _MOVES.get(step)
+            if rows is not None:
+                for session in pair:
+                    session.gather(np.array(rows))
+                tokens = tokens[list(rows)]
+    finally:
+        for session in pair:
+            session.close()
+    return tally.result()
