@@ -12,7 +12,7 @@ from tests.engines import random_engine
 from tests.models import random_dims, tokenizer_json
 from whisper_opt.arrays import F32, Int
 from whisper_opt.backends.ort import OrtBackend
-from whisper_opt.export.plan_check import compare_backends
+from whisper_opt.export.compare import compare_backends
 from whisper_opt.protocol import Attention, Encoded, Logits, Session, TokenMask, Top
 from whisper_opt.tokens import Vocab
 
@@ -78,6 +78,9 @@ class FaultySession:
 class FaultyLogits:
     faults: Faulty
     logits: Logits
+
+    def asked(self) -> F32:
+        return self.logits.asked()
 
     def numpy(self) -> F32:
         return self.faults.scores(self.logits.numpy())
