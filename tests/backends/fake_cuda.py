@@ -198,8 +198,7 @@ class FakeCuda:
         return _Error.cudaSuccess, stream
 
     def _cudaStreamDestroy(self, stream: _Stream) -> tuple[Any, ...]:  # noqa: N802
-        if self.streams.pop(int(stream)).work:
-            raise ViolationError("a stream is destroyed before its work is done")
+        self.streams.pop(int(stream))  # what it has to do is still done, but nobody can know when
         return (_Error.cudaSuccess,)
 
     def _cudaStreamSynchronize(self, stream: _Stream) -> tuple[Any, ...]:  # noqa: N802
