@@ -312,6 +312,7 @@ class Builder:
 
     def _plans(self, engine: Engine, wanted: Mapping[str, Any]) -> dict[str, Any]:
         from whisper_opt.export.tensorrt import build_plans
+        from whisper_opt.plan_check import token_check
         from whisper_opt.plan_spec import PlanSpec
         from whisper_opt.plans import RECORD
 
@@ -320,6 +321,7 @@ class Builder:
             PlanSpec(**_spec(wanted)),
             library=wanted.get("library"),
             gpus=wanted.get("gpus"),
+            check_tokens=token_check(),
         )
         target = plans.record.target
         return {

@@ -140,7 +140,8 @@ def child(args: argparse.Namespace, checks: Sequence[Check]) -> int:
 
 
 def setting(args: argparse.Namespace) -> Setting:
-    return Setting(args.work, args.device_index, args.device == "cpu", args.models)
+    on_cpu = args.device == "cpu"
+    return Setting(args.work, args.device_index, on_cpu, args.models, args.threads)
 
 
 def run_all(args: argparse.Namespace, checks: Sequence[Check], results: Results) -> bool:
@@ -184,6 +185,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=sizes)
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto")
     parser.add_argument("--device-index", type=int, default=0, help="which GPU (0)")
+    parser.add_argument("--threads", type=int, help="of the CPU (one a physical core)")
     parser.add_argument("--only", nargs="+", default=[], metavar="PATTERN", help="e.g. latency/*")
     parser.add_argument("--redo", nargs="+", default=[], metavar="PATTERN", help="forget these")
     parser.add_argument("--list", action="store_true", help="name the checks and do none")
@@ -196,6 +198,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--parts", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     args.given = ["--device", args.device, "--device-index", str(args.device_index)]
+    args.given += [] if args.threads is None else ["--threads", str(args.threads)]
     args.given += ["--work", str(args.work), "--models", str(args.models), "--sizes", *args.sizes]
     return args
 

@@ -150,7 +150,8 @@ def test_plans_are_built_as_asked_and_indexed(
 
     asked = []
 
-    def built(engine: Any, spec: Any, *, library: str, gpus: list[str]) -> Any:
+    def built(engine: Any, spec: Any, *, library: str, gpus: list[str], check_tokens: Any) -> Any:
+        assert callable(check_tokens)
         asked.append((engine.path.name, spec.max_batch, library, gpus))
         path = engine.path / "trt" / "sm86-tensorrt-rtx-1.7"
         path.mkdir(parents=True, exist_ok=True)

@@ -60,14 +60,19 @@ def error_line(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_build_then_fresh(
-    machine: Machine, engine: Engine, capsys: pytest.CaptureFixture[str]
+    machine: Machine,
+    engine: Engine,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    answer = {"status": "equal", "detail": "24 of 24"}
+    monkeypatch.setattr("whisper_opt.cli_build.token_check", lambda: lambda *_: answer)
     assert run(engine.path) == 0
     n_plans = len(graphs_of(engine.manifest))
     line = capsys.readouterr().out
     assert line.startswith(f"{engine.path / 'trt' / 'sm86-tensorrt-11.4.0.106'}: {n_plans} plans")
     assert "for sm_86, 0 MB, built in 0." in line
-    assert line.endswith("s; tokens: not checked (nobody asked for it)\n")
+    assert line.endswith("s; tokens: equal (24 of 24)\n")
     assert run(engine.path) == 0
     assert "fresh, nothing to build" in capsys.readouterr().out
     assert len(machine.trt.configs) == n_plans
@@ -104,7 +109,7 @@ def test_every_option_is_passed_on(
         "--weight-streaming",
     ]
     assert run(engine.path, *arguments, "--timing-cache", tmp_path / "cache") == 1
-    for name in ("on_progress", "on_wait"):
+    for name in ("check_tokens", "on_progress", "on_wait"):
         assert callable(given.pop(name))
     assert given == {
         "engine": engine.path,

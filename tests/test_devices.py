@@ -68,7 +68,7 @@ class Loaders:
             monkeypatch.setitem(devices._LOADERS, device, self._loader(device))
 
     def _loader(self, device: str) -> Any:
-        def load(engine: Engine, options: LoadOptions) -> Any:
+        def load(engine: Engine, options: LoadOptions, machine: Machine) -> Any:
             self.asked.append((device, options))
             if device in self._errors:
                 raise self._errors[device]

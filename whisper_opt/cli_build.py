@@ -9,6 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from whisper_opt.cli_options import add_options, options_from
+from whisper_opt.plan_check import token_check
 from whisper_opt.plan_spec import PlanSpec
 
 __all__ = ["EXAMPLES", "add_build_arguments"]
@@ -75,6 +76,7 @@ def _build(args: argparse.Namespace) -> int:
             gpus=args.gpu,
             timing_cache=args.timing_cache,
             force=args.force,
+            check_tokens=token_check(),
             on_progress=on_progress,
             on_wait=on_wait,
         )

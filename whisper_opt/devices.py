@@ -17,7 +17,7 @@ from typing import Callable, Union
 
 from whisper_opt.engine import Engine, Manifest
 from whisper_opt.errors import BackendUnavailable, EngineError, OptionError, WhisperOptError
-from whisper_opt.gpus import Driver, find_gpus
+from whisper_opt.gpus import Driver, Gpu, find_gpus
 from whisper_opt.options import LoadOptions
 from whisper_opt.protocol import Backend
 
@@ -195,7 +195,7 @@ def open_backend(
                 return _opened(engine, options, device, "; ".join(passed) or "the best", machine)
             except (BackendUnavailable, EngineError) as error:
                 refused = error
-                _log.warning("auto: %s cannot be used: %s", device, error)
+                _log.warning("auto: %s cannot be used: %s", device, str(error))
         elif isinstance(refused, OptionError):
             raise refused
         passed.append(f"not {device}: {refused}")
@@ -214,7 +214,7 @@ def _opened(
         _log.warning("onnxruntime and onnxruntime-gpu are both installed; %s", CUDA_EXTRAS)
     if device == "cpu" and engine.manifest.precision == "fp16":
         _log.warning("%s is fp16, which a CPU computes slowly; export it as fp32", engine.path)
-    backend = _LOADERS[device](engine, options)
+    backend = _LOADERS[device](engine, options, machine)
     where = device if device == "cpu" else f"{device} ({_gpu(machine, options.device_index)})"
     _log.info("%s runs on %s: %s", engine.path, where, reason)
     return OpenedBackend(backend, device, reason)
@@ -225,18 +225,57 @@ def _gpu(machine: Machine, index: int) -> str:
     return gpus[index].name if index < len(gpus) else f"GPU {index}"
 
 
-def _cpu(engine: Engine, options: LoadOptions) -> Backend:
+def _cpu(engine: Engine, options: LoadOptions, machine: Machine) -> Backend:
     from whisper_opt.backends.ort import OrtBackend
 
     return OrtBackend(engine, threads=options.threads)
 
 
-def _not_yet(engine: Engine, options: LoadOptions) -> Backend:
-    raise BackendUnavailable("sessions on a GPU are not part of this version; use device='cpu'")
+def _cuda(engine: Engine, options: LoadOptions, machine: Machine) -> Backend:
+    from whisper_opt.backends.ort_cuda import CudaBackend
+
+    return CudaBackend(
+        engine,
+        device_index=options.device_index,
+        threads=options.threads,
+        tensorrt_provider=options.tensorrt_provider,
+    )
 
 
-_LOADERS: dict[str, Callable[[Engine, LoadOptions], Backend]] = {
+def _tensorrt(engine: Engine, options: LoadOptions, machine: Machine) -> Backend:
+    from whisper_opt.backends.trt_backend import TrtBackend, find_plans
+
+    gpu, library = machine.driver.gpus[options.device_index], options.tensorrt_library
+    if options.build_plans:
+        try:
+            find_plans(engine, gpu, library)
+        except EngineError as error:
+            _log.info("building plans: %s", str(error))
+            _build(engine, gpu, library)
+    graphs = options.cuda_graphs is not False
+    return TrtBackend(engine, gpu, library=library, cuda_graphs=graphs)
+
+
+def _build(engine: Engine, gpu: Gpu, library: Union[str, None]) -> None:
+    try:
+        from whisper_opt.export.tensorrt import build_plans
+    except ImportError as error:
+        raise BackendUnavailable(
+            f"building plans needs packages that are missing ({error});"
+            " pip install 'whisper-opt[export]'"
+        ) from error
+    from whisper_opt.plan_check import token_check
+
+    build_plans(
+        engine,
+        library=library,
+        gpus=["sm_{}{}".format(*gpu.sm)],
+        check_tokens=token_check(gpu.index),
+    )
+
+
+_LOADERS: dict[str, Callable[[Engine, LoadOptions, Machine], Backend]] = {
     "cpu": _cpu,
-    "cuda": _not_yet,
-    "tensorrt": _not_yet,
+    "cuda": _cuda,
+    "tensorrt": _tensorrt,
 }

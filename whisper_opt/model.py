@@ -70,6 +70,8 @@ class Whisper:
         device_index: int = LoadOptions.device_index,
         threads: int | None = LoadOptions.threads,
         cuda_graphs: bool | None = LoadOptions.cuda_graphs,
+        tensorrt_library: str | None = LoadOptions.tensorrt_library,
+        build_plans: bool = LoadOptions.build_plans,
         tensorrt_provider: bool = LoadOptions.tensorrt_provider,
         verify: bool = False,
     ) -> Whisper:
@@ -82,6 +84,10 @@ class Whisper:
             device_index: which GPU.
             threads: CPU threads; None leaves the choice to ONNX Runtime (one a physical core).
             cuda_graphs: with ``tensorrt``, replay decoding steps as CUDA graphs (None: yes).
+            tensorrt_library: with ``tensorrt``, that or ``tensorrt-rtx`` (None: the first that has
+                plans).
+            build_plans: with ``tensorrt``, build plans that are missing or stale (once; needs the
+                ``export`` extra).
             tensorrt_provider: with ``cuda``, run the encoder with ONNX Runtime's TensorRT provider.
             verify: also compare every file's sha256 with the manifest.
 
@@ -96,6 +102,8 @@ class Whisper:
             device_index=device_index,
             threads=threads,
             cuda_graphs=cuda_graphs,
+            tensorrt_library=tensorrt_library,
+            build_plans=build_plans,
             tensorrt_provider=tensorrt_provider,
         )
         engine = read_engine(path, verify=verify)

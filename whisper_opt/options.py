@@ -16,6 +16,7 @@ from whisper_opt.fields import KINDS, check_fields, items, option
 __all__ = [
     "DEVICES",
     "KINDS",
+    "LIBRARIES",
     "STRATEGIES",
     "TASKS",
     "VAD_MODES",
@@ -30,6 +31,7 @@ TASKS = ("transcribe", "translate")
 STRATEGIES = ("sequential", "batched")
 VAD_MODES = ("off", "check", "cut")
 DEVICES = ("auto", "cpu", "cuda", "tensorrt")
+LIBRARIES = ("tensorrt", "tensorrt-rtx")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +62,17 @@ class LoadOptions:
         "flag",
         "with tensorrt: replay decoding steps as CUDA graphs; default: yes",
     )
+    tensorrt_library: Union[str, None] = option(
+        None,
+        "text",
+        "with tensorrt: which library; default: the first that works and has plans of the engine",
+        choices=LIBRARIES,
+    )
+    build_plans: bool = option(
+        False,
+        "flag",
+        "with tensorrt: build plans that are missing or stale; seconds to minutes, once",
+    )
     tensorrt_provider: bool = option(
         False,
         "flag",
@@ -79,6 +92,8 @@ class LoadOptions:
                 " nothing; leave it out"
             )
         self._only("cuda_graphs", self.cuda_graphs is not None, "tensorrt")
+        self._only("tensorrt_library", self.tensorrt_library is not None, "tensorrt")
+        self._only("build_plans", self.build_plans, "tensorrt")
         self._only("tensorrt_provider", self.tensorrt_provider, "cuda")
 
     def _only(self, name: str, given: bool, device: str) -> None:

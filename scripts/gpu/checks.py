@@ -15,6 +15,7 @@ from gpu.engines import PATHS, Setting
 from gpu.outcome import FAILED, NOT_AVAILABLE, OK, NotAvailableError
 from gpu.sizes import SIZES
 from whisper_opt import Whisper
+from whisper_opt.options import LIBRARIES
 
 __all__ = ["Check", "all_checks", "chosen", "run_check"]
 
@@ -22,6 +23,8 @@ Emit = Callable[[str, "dict[str, Any]"], None]
 """Told a part and its figures, or its ``error``."""
 
 TORCH = {"torch-eager": False, "torch-compile": True}
+PATIENCE = 1.5
+"""Seconds that one figure of one case is measured for, at most."""
 REAL = "tiny.en"
 """The real checkpoint whose transcripts are compared, where it was fetched."""
 
@@ -57,6 +60,23 @@ def _export(size: str, kind: tuple[str, str]) -> Check:
         emit("engine", {"seconds": round(time.perf_counter() - begin, 2), "bytes": n_bytes})
 
     return Check(f"export/{size}/{'-'.join(kind)}", ("engine",), run)
+
+
+def _build(size: str, library: str) -> Check:
+    def run(setting: Setting, parts: Sequence[str], seconds: float, emit: Emit) -> None:
+        record = engines.plans(setting, size, library).record
+        emit(
+            "plans",
+            {
+                "seconds": record.seconds,
+                "bytes": sum(entry.size for entry in record.files.values()),
+                "gpus": record.target.gpus,
+                "version": record.target.version,
+                "tokens": record.tokens,
+            },
+        )
+
+    return Check(f"build/{size}/{library}", ("plans",), run)
 
 
 def _conformance(size: str, path: str) -> Check:
@@ -135,7 +155,7 @@ def _part(
 ) -> None:
     """Figures of one case, or its error: a batch that does not fit stops no smaller one."""
     try:
-        emit(name, run(case, min(1.5, left / 4)))
+        emit(name, run(case, min(PATIENCE, left / 4)))
     except NotAvailableError:
         raise
     except Exception as error:
@@ -158,10 +178,12 @@ def all_checks(sizes: Sequence[str], *, on_cpu: bool) -> list[Check]:
     for size in sizes:
         kinds = dict.fromkeys([engines.REFERENCE, *(PATHS[path].engine for path in ways)])
         checks += [_export(size, kind) for kind in kinds]
+        checks += [] if on_cpu else [_build(size, library) for library in LIBRARIES]
         for path in ways:
             checks += [_conformance(size, path), _latency(size, path)]
-        checks += [_torch(size, path) for path in TORCH]
+    checks += [_build(REAL, library) for library in ([] if on_cpu else LIBRARIES)]
     checks += [_speech(path) for path in ways]
+    checks += [_torch(size, path) for size in sizes for path in TORCH]
     return checks
 
 

@@ -15,11 +15,15 @@ from whisper_opt.devices import Machine, open_backend, usable
 from whisper_opt.engine import Engine, read_engine
 from whisper_opt.errors import BackendUnavailable, EngineError
 from whisper_opt.export import export
-from whisper_opt.options import LoadOptions
+from whisper_opt.gpus import find_gpus
+from whisper_opt.options import LIBRARIES, LoadOptions
+from whisper_opt.plan_spec import PlanSpec
+from whisper_opt.plans import Plans
 from whisper_opt.protocol import Backend
 
-__all__ = ["PATHS", "REFERENCE", "Setting", "Way", "engine", "opened", "reference"]
+__all__ = ["PATHS", "REFERENCE", "Setting", "Way", "engine", "opened", "plans", "reference"]
 
+FOR_PLANS = ("fp16", "standard")
 REFERENCE = ("fp32", "contrib")
 """The engine that every path is compared with, on the CPU."""
 VERIFIED = ("test", "tiny")
@@ -35,12 +39,14 @@ class Setting:
         device_index: which GPU.
         on_cpu: there is no GPU: what can be run on the CPU instead is.
         models: folder of real checkpoints.
+        threads: of the CPU; None: ONNX Runtime's choice.
     """
 
     work: Path
     device_index: int = 0
     on_cpu: bool = False
     models: Path = Path("models")
+    threads: Union[int, None] = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,8 +96,13 @@ def _load(device: str, **options: Any) -> Callable[[Engine, Setting], Backend]:
         refused = usable(device, machine, index=setting.device_index, manifest=found.manifest)
         if isinstance(refused, BackendUnavailable):
             raise NotAvailableError(str(refused))
-        index = setting.device_index if device != "cpu" else 0
-        chosen = LoadOptions(device=device, device_index=index, **options)
+        on_cpu = device == "cpu"
+        chosen = LoadOptions(
+            device=device,
+            device_index=0 if on_cpu else setting.device_index,
+            threads=setting.threads if on_cpu else None,
+            **options,
+        )
         try:
             return open_backend(found, chosen, machine).backend
         except BackendUnavailable as error:
@@ -104,10 +115,39 @@ PATHS: Mapping[str, Way] = {
     "cpu": Way(("fp32", "standard"), _load("cpu")),
     "cuda": Way(("fp16", "contrib"), _load("cuda")),
     "cuda-trt-encoder": Way(("fp16", "contrib"), _load("cuda", tensorrt_provider=True)),
-    "tensorrt": Way(("fp16", "standard"), _load("tensorrt")),
-    "tensorrt-nographs": Way(("fp16", "standard"), _load("tensorrt", cuda_graphs=False)),
+    **{
+        library + name: Way(FOR_PLANS, _load("tensorrt", tensorrt_library=library, **options))
+        for library in LIBRARIES
+        for name, options in (("", {}), ("-nographs", {"cuda_graphs": False}))
+    },
 }
-"""Every way to run a model, by name."""
+"""Every way to run a model, by name; plans have to be built before."""
+
+
+def plans(setting: Setting, size: str, library: str) -> Plans:
+    """Plans of a size for the GPU here, built when they are not there; tokens are compared.
+
+    Raises:
+        NotAvailableError: no such library, or no GPU.
+    """
+    from whisper_opt.export.tensorrt import build_plans
+    from whisper_opt.plan_check import token_check
+
+    gpus = find_gpus()
+    if setting.device_index >= len(gpus.gpus):
+        raise NotAvailableError(gpus.error or "no such GPU")
+    gpu = gpus.gpus[setting.device_index]
+    large = gpu.memory > 40 << 30
+    try:
+        return build_plans(
+            engine(setting, size, FOR_PLANS),
+            PlanSpec(max_batch=64 if large else 16, max_beam=5),
+            library=library,
+            gpus=["sm_{}{}".format(*gpu.sm)],
+            check_tokens=token_check(gpu.index),
+        )
+    except BackendUnavailable as error:
+        raise NotAvailableError(str(error)) from error
 
 
 def opened(setting: Setting, size: str, path: str) -> Backend:
@@ -122,4 +162,4 @@ def opened(setting: Setting, size: str, path: str) -> Backend:
 
 def reference(setting: Setting, size: str) -> Backend:
     """What every path is compared with."""
-    return OrtBackend(engine(setting, size, REFERENCE))
+    return OrtBackend(engine(setting, size, REFERENCE), threads=setting.threads)

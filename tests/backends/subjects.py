@@ -6,17 +6,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 
 from tests.backends.fake_cuda import FakeCuda, fake_library, plan_reader
 from tests.engines import random_engine
 from tests.models import random_dims
 from whisper_opt.arrays import F32, Int
 from whisper_opt.backends.cpu_executor import CpuExecutor
+from whisper_opt.backends.cuda import Cuda
 from whisper_opt.backends.device_backend import DeviceBackend
 from whisper_opt.backends.fake import FakeBackend
 from whisper_opt.backends.ort import OrtBackend
+from whisper_opt.backends.ort_cuda import OrtDeviceBackend, OrtExecutor
+from whisper_opt.backends.ort_graph import load_graph
 from whisper_opt.backends.trt import TrtExecutor
 from whisper_opt.engine import Engine
+from whisper_opt.export.device_graphs import build_choose, build_reorder
 from whisper_opt.plan_spec import PlanSpec
 from whisper_opt.protocol import Backend
 
@@ -26,6 +31,7 @@ __all__ = [
     "N_CTX",
     "PLANS",
     "TOLERANCE",
+    "cuda_backend",
     "make_backend",
     "mels",
     "pad",
@@ -35,9 +41,10 @@ __all__ = [
 DIMS = random_dims(n_vocab=2000)
 N_CTX = DIMS.n_text_ctx
 TOLERANCE = 1e-4
-BACKENDS = ("fake", "contrib", "standard", "device", "tensorrt")
+BACKENDS = ("fake", "contrib", "standard", "device", "tensorrt", "cuda-contrib")
 """``device``: the session of a GPU, its executor replaced by the one for the CPU. ``tensorrt``: the
-executor for TensorRT too, over a CUDA and a TensorRT that are fakes."""
+executor for TensorRT too, over a CUDA and a TensorRT that are fakes. ``cuda-contrib``: the executor
+of ONNX Runtime on a GPU, over that CUDA and computed on the CPU."""
 PLANS = PlanSpec(max_batch=12, max_beam=8)
 
 
@@ -50,7 +57,24 @@ def make_backend(name: str, folder: Path) -> Backend:
         if name == "device":
             return DeviceBackend(CpuExecutor(engine, threads=1), DIMS)
         return DeviceBackend(trt_executor(engine, FakeCuda()), DIMS)
+    if name.startswith("cuda-"):
+        return cuda_backend(random_engine(folder, DIMS, name[5:]), FakeCuda())
     return OrtBackend(random_engine(folder, DIMS, name), threads=1)
+
+
+def cuda_backend(engine: Engine, cuda: FakeCuda) -> OrtDeviceBackend:
+    """ONNX Runtime on a GPU that is none; small graphs that the engine lacks are built."""
+    dims, dialect = engine.manifest.dims, engine.manifest.dialect
+    small = {
+        "choose": build_choose(dims.n_vocab, dialect=dialect),
+        "reorder": build_reorder(dims, dialect=dialect),
+    }
+    sessions = {name: load_graph(engine, f"{name}.onnx", 1) for name in ("encoder", "decoder")}
+    for name, graph in small.items():
+        sessions[name] = onnxruntime.InferenceSession(
+            graph.model.SerializeToString(), providers=["CPUExecutionProvider"]
+        )
+    return OrtDeviceBackend(OrtExecutor(sessions, Cuda(0, cuda), ("cpu", 0)), dims, dialect)
 
 
 def trt_executor(engine: Engine, cuda: FakeCuda, plans: PlanSpec = PLANS) -> TrtExecutor:

@@ -15,19 +15,13 @@ import numpy as np
 
 from whisper_opt.arrays import NDArray
 from whisper_opt.backends.executor import ALIGNMENT, Buffer, Tensor
-from whisper_opt.backends.ort_graph import load_graph
+from whisper_opt.backends.ort_graph import graph_tensors, load_graph
 from whisper_opt.engine import Engine
 from whisper_opt.errors import EngineError
 
 __all__ = ["CpuExecutor"]
 
 GRAPHS = ("encoder", "decoder", "choose", "reorder")
-_TYPES: Mapping[str, type[np.generic]] = {
-    "tensor(float)": np.float32,
-    "tensor(float16)": np.float16,
-    "tensor(int64)": np.int64,
-    "tensor(bool)": np.bool_,
-}
 
 
 class _Block:
@@ -173,7 +167,7 @@ class CpuExecutor:
                 " export again with --dialect standard"
             )
         self._sessions = {name: load_graph(engine, f"{name}.onnx", threads) for name in GRAPHS}
-        self._tensors = {name: _tensors(session) for name, session in self._sessions.items()}
+        self._tensors = {name: graph_tensors(session) for name, session in self._sessions.items()}
         self._memory = sys.maxsize if memory is None else memory
         self._lock = threading.Lock()
         self.used = 0
@@ -216,11 +210,3 @@ class CpuExecutor:
 
     def close(self) -> None:
         self._sessions.clear()
-
-
-def _tensors(session: Any) -> dict[str, Tensor]:
-    found = {}
-    for value in [*session.get_inputs(), *session.get_outputs()]:
-        shape = tuple(size if isinstance(size, int) else -1 for size in value.shape)
-        found[value.name] = Tensor(np.dtype(_TYPES[value.type]), shape)
-    return found

@@ -14,9 +14,10 @@ from typing import Any, Callable
 import numpy as np
 
 from whisper_opt.arrays import NDArray
+from whisper_opt.backends.executor import Buffer
 from whisper_opt.errors import BackendUnavailable, EngineError
 
-__all__ = ["Cuda", "DeviceBlock", "PinnedBlock", "load_runtime"]
+__all__ = ["Copies", "Cuda", "DeviceBlock", "PinnedBlock", "load_runtime"]
 
 _log = logging.getLogger(__name__)
 
@@ -142,3 +143,46 @@ class PinnedBlock:
     def free(self) -> None:
         self.array = np.zeros(0, np.uint8)
         self._free()
+
+
+class Copies:
+    """A stream that waits for no other, and what is copied in it, in order."""
+
+    def __init__(self, cuda: Cuda) -> None:
+        """Open the stream."""
+        self.cuda = cuda
+        self.stream: Any = cuda("cudaStreamCreateWithFlags", cuda.runtime.cudaStreamNonBlocking)
+        self._destroy = cuda.owned(self, "cudaStreamDestroy", self.stream)
+
+    def _copy(self, target: int, source: int, n_bytes: int, kind: str) -> None:
+        if n_bytes:
+            kinds = self.cuda.runtime.cudaMemcpyKind
+            self.cuda("cudaMemcpyAsync", target, source, n_bytes, getattr(kinds, kind), self.stream)
+
+    def upload(self, target: Buffer, source: NDArray) -> None:
+        address = source.ctypes.data
+        self._copy(target.address, address, target.n_bytes, "cudaMemcpyHostToDevice")
+
+    def download(self, target: NDArray, source: Buffer) -> None:
+        address = target.ctypes.data
+        self._copy(address, source.address, source.n_bytes, "cudaMemcpyDeviceToHost")
+
+    def copy(self, target: Buffer, source: Buffer) -> None:
+        n_bytes = source.n_bytes
+        self._copy(target.address, source.address, n_bytes, "cudaMemcpyDeviceToDevice")
+
+    def zero(self, target: Buffer) -> None:
+        self.cuda("cudaMemsetAsync", target.address, 0, target.n_bytes, self.stream)
+
+    def synchronize(self) -> None:
+        self.cuda("cudaStreamSynchronize", self.stream)
+
+    def close(self) -> None:
+        stream, self.stream = self.stream, None
+        if stream is not None:
+            self.cuda.release("cudaStreamSynchronize", stream)
+            self._let_go()
+            self._destroy()
+
+    def _let_go(self) -> None:
+        """Release what the work in the stream used; it is done."""

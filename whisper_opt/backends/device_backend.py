@@ -48,6 +48,8 @@ class DeviceBackend:
     Sessions may be used from several threads, one thread a session.
     """
 
+    session_type: type[DeviceSession] = DeviceSession
+
     def __init__(self, executor: Executor, dims: ModelDims) -> None:
         """Take over an executor; :meth:`close` closes it."""
         self.executor, self.dims = executor, dims
@@ -105,7 +107,7 @@ class DeviceBackend:
             raise EngineError(f"audio was encoded by another backend ({type(audio).__name__})")
         workspace = self._acquire()
         try:
-            return DeviceSession(self, workspace, audio.cross, audio.audios)
+            return self.session_type(self, workspace, audio.cross, audio.audios)
         except BaseException:
             self.release(workspace)
             raise

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from whisper_opt.backends.executor import Tensor
 from whisper_opt.engine import Engine
 from whisper_opt.errors import BackendUnavailable, EngineError
 
-__all__ = ["load_graph"]
+__all__ = ["graph_tensors", "import_onnxruntime", "load_graph"]
 
 
-def _import_onnxruntime() -> Any:
+def import_onnxruntime() -> Any:
+    """The runtime; raises BackendUnavailable where it does not import."""
     try:
         import onnxruntime
     except ImportError as error:
@@ -21,19 +26,26 @@ def _import_onnxruntime() -> Any:
     return onnxruntime
 
 
-def load_graph(engine: Engine, name: str, threads: int | None = None) -> Any:
-    """An inference session on the CPU for one graph of an engine.
+def load_graph(
+    engine: Engine,
+    name: str,
+    threads: int | None = None,
+    providers: Sequence[Any] = ("CPUExecutionProvider",),
+) -> Any:
+    """An inference session for one graph of an engine.
 
     Args:
         engine: an opened engine directory.
         name: file of the graph.
         threads: threads within an operator; None leaves the choice to ONNX Runtime.
+        providers: what computes, as ONNX Runtime takes it; what the first cannot do is left to the
+            next, at last to the CPU.
 
     Raises:
         BackendUnavailable: ONNX Runtime is missing, or too old for the engine's dialect.
         EngineError: the graph cannot be loaded.
     """
-    runtime = _import_onnxruntime()
+    runtime = import_onnxruntime()
     options = runtime.SessionOptions()
     options.log_severity_level = 3
     options.inter_op_num_threads = 1
@@ -42,9 +54,7 @@ def load_graph(engine: Engine, name: str, threads: int | None = None) -> Any:
     # the two graphs take turns: a pool that spins after its run would slow the other one
     options.add_session_config_entry("session.force_spinning_stop", "1")
     try:
-        return runtime.InferenceSession(
-            str(engine.file(name)), options, providers=["CPUExecutionProvider"]
-        )
+        return runtime.InferenceSession(str(engine.file(name)), options, providers=list(providers))
     except Exception as error:  # the runtime's errors share no base class
         reason = str(error).splitlines()[0][:300]
         too_new = any(word in str(error).lower() for word in ("opset", "ir version"))
@@ -57,3 +67,20 @@ def load_graph(engine: Engine, name: str, threads: int | None = None) -> Any:
         raise EngineError(
             f"ONNX Runtime {runtime.__version__} cannot load {engine.file(name)}: {reason}"
         ) from error
+
+
+_TYPES: Mapping[str, type[np.generic]] = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(int64)": np.int64,
+    "tensor(bool)": np.bool_,
+}
+
+
+def graph_tensors(session: Any) -> dict[str, Tensor]:
+    """Inputs and outputs of a graph by name."""
+    found = {}
+    for value in [*session.get_inputs(), *session.get_outputs()]:
+        shape = tuple(size if isinstance(size, int) else -1 for size in value.shape)
+        found[value.name] = Tensor(np.dtype(_TYPES[value.type]), shape)
+    return found

@@ -11,8 +11,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Callable
 
-from whisper_opt.arrays import NDArray
-from whisper_opt.backends.cuda import Cuda, DeviceBlock, PinnedBlock
+from whisper_opt.backends.cuda import Copies, Cuda, DeviceBlock, PinnedBlock
 from whisper_opt.backends.executor import Buffer, Tensor, aligned
 from whisper_opt.errors import EngineError
 from whisper_opt.trt_library import Context, Library, Plan
@@ -37,6 +36,7 @@ class TrtExecutor:
         read: Callable[[str], bytes],
         *,
         device_index: int = 0,
+        cuda_graphs: bool = True,
         runtime: Any = None,
     ) -> None:
         """Load the plans of the four graphs onto a GPU.
@@ -45,6 +45,7 @@ class TrtExecutor:
             library: the TensorRT that they were built with.
             read: gives the plan of a graph by name (:meth:`whisper_opt.plans.Plans.read`).
             device_index: which GPU.
+            cuda_graphs: replay calls as CUDA graphs.
             runtime: stands in for ``cuda.bindings.runtime``.
 
         Raises:
@@ -52,6 +53,7 @@ class TrtExecutor:
             EngineError: a plan is refused.
         """
         self.cuda = Cuda(device_index, runtime)
+        self.cuda_graphs = cuda_graphs
         self._plans: dict[str, Plan] = {name: library.open(read(name)) for name in GRAPHS}
         self._limits = {
             graph: [
@@ -113,40 +115,18 @@ class TrtExecutor:
         self._plans.clear()
 
 
-class _Lane:
-    """A stream that waits for no other, and the contexts that run on it."""
+class _Lane(Copies):
+    """A stream, and the contexts that run on it."""
 
     def __init__(self, owner: TrtExecutor, graphs: Sequence[str]) -> None:
-        self.cuda, self._owner, self._graphs = owner.cuda, owner, tuple(graphs)
+        self._owner, self._graphs = owner, tuple(graphs)
         self._contexts: dict[tuple[str, int], Context] = {}
         self._work = DeviceBlock(owner.cuda, max(owner.lane_memory(graphs), 1))
         try:
-            flags = self.cuda.runtime.cudaStreamNonBlocking
-            self.stream: Any = self.cuda("cudaStreamCreateWithFlags", flags)
+            super().__init__(owner.cuda)
         except BaseException:
             self._work.free()
             raise
-        self._destroy = self.cuda.owned(self, "cudaStreamDestroy", self.stream)
-
-    def _copy(self, target: int, source: int, n_bytes: int, kind: str) -> None:
-        if n_bytes:
-            kinds = self.cuda.runtime.cudaMemcpyKind
-            self.cuda("cudaMemcpyAsync", target, source, n_bytes, getattr(kinds, kind), self.stream)
-
-    def upload(self, target: Buffer, source: NDArray) -> None:
-        address = source.ctypes.data
-        self._copy(target.address, address, target.n_bytes, "cudaMemcpyHostToDevice")
-
-    def download(self, target: NDArray, source: Buffer) -> None:
-        address = target.ctypes.data
-        self._copy(address, source.address, source.n_bytes, "cudaMemcpyDeviceToHost")
-
-    def copy(self, target: Buffer, source: Buffer) -> None:
-        n_bytes = source.n_bytes
-        self._copy(target.address, source.address, n_bytes, "cudaMemcpyDeviceToDevice")
-
-    def zero(self, target: Buffer) -> None:
-        self.cuda("cudaMemsetAsync", target.address, 0, target.n_bytes, self.stream)
 
     def _context(self, graph: str, profile: int) -> Context:
         """The context of a profile: switching one to and fro would cost every step."""
@@ -178,25 +158,20 @@ class _Lane:
         self.enqueue(graph, buffers)
 
     def bind(self, graph: str, buffers: Mapping[str, Buffer]) -> _Call:
-        return _Call(self, graph, dict(buffers))
+        return _Call(self, graph, dict(buffers), self._owner.cuda_graphs)
 
-    def synchronize(self) -> None:
-        self.cuda("cudaStreamSynchronize", self.stream)
-
-    def close(self) -> None:
-        if self.stream is None:
-            return
-        stream, self.stream = self.stream, None
-        self.cuda.release("cudaStreamSynchronize", stream)
+    def _let_go(self) -> None:
         self._contexts.clear()
         self._work.free()
-        self._destroy()
 
 
 class _Call:
     """A graph on fixed buffers: launched, launched and captured, then replayed."""
 
-    def __init__(self, lane: _Lane, graph: str, buffers: dict[str, Buffer]) -> None:
+    def __init__(
+        self, lane: _Lane, graph: str, buffers: dict[str, Buffer], cuda_graphs: bool
+    ) -> None:
+        self._cuda_graphs = cuda_graphs
         self._lane, self._graph, self._buffers = lane, graph, buffers
         self._n_runs = 0
         self._replay: Any = None
@@ -209,7 +184,7 @@ class _Call:
             return
         context = lane.enqueue(self._graph, self._buffers)
         self._n_runs += 1
-        if self._n_runs == 2:
+        if self._n_runs == 2 and self._cuda_graphs:
             self._capture(context)
 
     def _capture(self, context: Context) -> None:

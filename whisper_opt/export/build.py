@@ -105,8 +105,9 @@ def export(
         }
         written, tensors = _write(parts, folder, report)
         files.update(written)
-        if dialect == "standard":
-            files.update(_write_device_graphs(folder, checkpoint.dims, parts["decoder"][0]))
+        if dialect == "standard" or precision == "fp16":  # what a GPU runs
+            decoding = parts["decoder"][0]
+            files.update(_write_device_graphs(folder, checkpoint.dims, decoding, dialect))
         parity: Mapping[str, Any] = {"input": "none: not verified"}
         if verified:
             report("verify", 0, 1)
@@ -184,8 +185,10 @@ def _write(
     return files, tensors
 
 
-def _write_device_graphs(folder: Path, dims: ModelDims, decoder: OnnxGraph) -> dict[str, FileEntry]:
-    graphs = build_device_graphs(dims, decoder)
+def _write_device_graphs(
+    folder: Path, dims: ModelDims, decoder: OnnxGraph, dialect: str
+) -> dict[str, FileEntry]:
+    graphs = build_device_graphs(dims, decoder, dialect)
     return {
         f"{stem}.onnx": write_bytes(folder / f"{stem}.onnx", graph.model.SerializeToString())
         for stem, graph in graphs.items()

@@ -18,7 +18,7 @@ from onnx import TensorProto
 from whisper_opt.arrays import F32
 from whisper_opt.dims import HEAD_DIM, ModelDims
 from whisper_opt.export.builder import GraphBuilder, OnnxGraph
-from whisper_opt.export.dialects import Standard
+from whisper_opt.export.dialects import DIALECTS
 
 __all__ = ["CHOICES", "build_choose", "build_device_graphs", "build_reorder"]
 
@@ -102,7 +102,7 @@ def _sorted(builder: GraphBuilder, values: str, tokens: str, k: int) -> tuple[st
     return values, tokens
 
 
-def build_choose(n_vocab: int, k: int = CHOICES) -> OnnxGraph:
+def build_choose(n_vocab: int, k: int = CHOICES, dialect: str = "standard") -> OnnxGraph:
     """The k best allowed tokens of each row; see the module."""
     builder = GraphBuilder("whisper_choose")
     builder.input("logits", TensorProto.FLOAT, ["n_seq", n_vocab])
@@ -120,15 +120,18 @@ def build_choose(n_vocab: int, k: int = CHOICES) -> OnnxGraph:
     tokens = builder.node("Cast", tokens, to=TensorProto.INT64)
     builder.output(tokens, "tokens", TensorProto.INT64, ["n_seq", k])
     builder.output(logprobs, "logprobs", TensorProto.FLOAT, ["n_seq", k])
-    return builder.finish(Standard.opset, Standard.ir_version)
+    return builder.finish(DIALECTS[dialect].opset, DIALECTS[dialect].ir_version)
 
 
-def build_reorder(dims: ModelDims, cache_type: int = TensorProto.FLOAT) -> OnnxGraph:
+def build_reorder(
+    dims: ModelDims, cache_type: int = TensorProto.FLOAT, dialect: str = "standard"
+) -> OnnxGraph:
     """Self caches with their entries copied, dropped or permuted.
 
     Args:
         dims: model dimensions.
         cache_type: ONNX type of the decoder's self cache.
+        dialect: whose versions of operators and format the graph is in.
     """
     builder = GraphBuilder("whisper_reorder")
     rows = builder.input("rows", TensorProto.INT64, ["n_rows"])
@@ -138,13 +141,15 @@ def build_reorder(dims: ModelDims, cache_type: int = TensorProto.FLOAT) -> OnnxG
             cache = builder.input(f"self_{kind}_{i}", cache_type, ["n_seq", *tail])
             taken = builder.node("Gather", cache, rows, axis=0)
             builder.output(taken, f"self_{kind}_{i}_out", cache_type, ["n_rows", *tail])
-    return builder.finish(Standard.opset, Standard.ir_version)
+    return builder.finish(DIALECTS[dialect].opset, DIALECTS[dialect].ir_version)
 
 
-def build_device_graphs(dims: ModelDims, decoder: OnnxGraph) -> dict[str, OnnxGraph]:
-    """Both graphs by file stem, for the cache type of ``decoder``."""
+def build_device_graphs(
+    dims: ModelDims, decoder: OnnxGraph, dialect: str = "standard"
+) -> dict[str, OnnxGraph]:
+    """Both graphs by file stem, for the cache type of ``decoder``, in its dialect."""
     types = {value.name: value.type.tensor_type.elem_type for value in decoder.model.graph.input}
     return {
-        "choose": build_choose(dims.n_vocab),
-        "reorder": build_reorder(dims, types["self_k_0"]),
+        "choose": build_choose(dims.n_vocab, dialect=dialect),
+        "reorder": build_reorder(dims, types["self_k_0"], dialect),
     }

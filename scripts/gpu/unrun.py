@@ -1,0 +1,171 @@
+"""Which lines have never run on a GPU, and how to check them: a table of docs/deploy.md.
+
+    python scripts/gpu/unrun.py [--check]
+
+The table is written between two marks. Modules that reach for a GPU have to be listed here, so that
+a new one cannot be forgotten; what is named has to exist, and every check has to be one of
+``scripts/gpu_check.py``. When figures of a GPU are committed, the entries that they cover go.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+__all__ = ["ENTRIES", "Entry", "gpu_modules", "main", "table"]
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "deploy.md"
+BEGIN, END = "<!-- never run on a GPU: made by scripts/gpu/unrun.py -->", "<!-- end -->"
+REACHES = re.compile(
+    r"libcuda|nvcuda|cuda[._]bindings|cudaM|(CUDA|Tensorrt)ExecutionProvider|torch\.cuda|load_driver"
+    r"|load_library|trt_library"
+)
+"""What a module that reaches for a GPU says in its source."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """Lines that never ran on a GPU.
+
+    Attributes:
+        module: path in the repository.
+        names: functions, classes and methods (``Class.method``); empty: all of the module.
+        tested: what the tests run instead, without a GPU.
+        check: pattern of the checks of ``gpu_check.py`` that run it; empty where another command
+            does, which ``tested`` then names.
+    """
+
+    module: str
+    names: tuple[str, ...]
+    tested: str
+    check: str
+
+
+_FAKES = "all of it, over a CUDA and a TensorRT that are fakes of host memory"
+_SAME = "the same code, on the executor for the CPU and over those fakes"
+_BUILDS = "with TensorRT for RTX, which builds without a GPU, and a library that only answers"
+
+ENTRIES = (
+    Entry("whisper_opt/gpus.py", (), "the calls, on a driver made of Python functions", "build/*"),
+    Entry(
+        "whisper_opt/devices.py",
+        ("_cuda", "_tensorrt", "_build"),
+        "the choice of a device, on machines made up",
+        "conformance/*",
+    ),
+    Entry("whisper_opt/backends/executor.py", (), _SAME, "conformance/*"),
+    Entry("whisper_opt/backends/workspace.py", (), _SAME, "conformance/*"),
+    Entry("whisper_opt/backends/device_cache.py", (), _SAME, "conformance/*"),
+    Entry("whisper_opt/backends/device_session.py", (), _SAME, "conformance/*"),
+    Entry("whisper_opt/backends/device_backend.py", (), _SAME, "conformance/*"),
+    Entry("whisper_opt/backends/cuda.py", (), _FAKES, "conformance/*"),
+    Entry("whisper_opt/backends/trt.py", (), _FAKES, "conformance/*/tensorrt*"),
+    Entry("whisper_opt/backends/trt_backend.py", (), _FAKES, "conformance/*/tensorrt*"),
+    Entry("whisper_opt/plan_check.py", ("_check_tokens",), _FAKES, "build/*"),
+    Entry("whisper_opt/trt_library.py", (), _BUILDS, "build/*"),
+    Entry("whisper_opt/export/trt_network.py", (), _BUILDS, "build/*"),
+    Entry("whisper_opt/export/tensorrt.py", (), _BUILDS, "build/*"),
+    Entry("whisper_opt/cli_build.py", ("_build",), _BUILDS, "build/*"),
+    Entry(
+        "whisper_opt/backends/ort_cuda.py",
+        (),
+        "all of it, over that CUDA and with ONNX Runtime's CPU provider",
+        "conformance/*/cuda*",
+    ),
+    Entry(
+        "whisper_opt/backends/ort_graph.py",
+        ("load_graph",),
+        "with the CPU provider only",
+        "conformance/*/cuda*",
+    ),
+    Entry(
+        "scripts/build_engines.py",
+        ("Builder._plans",),
+        "with a builder that only answers",
+        "build/*",
+    ),
+    Entry("scripts/gpu/engines.py", ("plans",), "nothing", "build/*"),
+    Entry(
+        "scripts/gpu/roofline.py",
+        ("torch_rates", "bindings_rates", "_copy_seconds", "_product_seconds"),
+        "nothing",
+        "roofline/*",
+    ),
+    Entry("scripts/gpu/baseline.py", (), "nothing; run by hand on a CPU", "latency/*/torch-*"),
+)
+
+
+def _lines(path: Path, names: tuple[str, ...]) -> str:
+    """``12-40, 51-60``: the lines of the names, or of the whole file."""
+    text = path.read_text(encoding="utf-8")
+    if not names:
+        return f"1-{len(text.splitlines())}"
+    found = {name: (first, last) for name, first, last in _definitions(ast.parse(text))}
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise LookupError(f"{path} has no {missing[0]}; mend ENTRIES of scripts/gpu/unrun.py")
+    return ", ".join(f"{first}-{last}" for first, last in sorted(found[name] for name in names))
+
+
+def _definitions(node: ast.AST, prefix: str = "") -> Iterator[tuple[str, int, int]]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, (ast.FunctionDef, ast.ClassDef)):
+            assert child.end_lineno is not None
+            first = min([child.lineno, *(one.lineno for one in child.decorator_list)])
+            yield prefix + child.name, first, child.end_lineno
+            yield from _definitions(child, f"{prefix}{child.name}.")
+
+
+def gpu_modules(root: Path = ROOT) -> list[str]:
+    """Modules of the library and its scripts whose source reaches for a GPU."""
+    paths = [
+        path
+        for folder in ("whisper_opt", "scripts")
+        for path in sorted((root / folder).rglob("*.py"))
+        if path.resolve() != Path(__file__).resolve()
+    ]
+    return [
+        path.relative_to(root).as_posix()
+        for path in paths
+        if REACHES.search(path.read_text(encoding="utf-8"))
+    ]
+
+
+def table() -> str:
+    """The rows, in Markdown."""
+    rows = ["| module | lines | what tests run instead | check |", "|---|---|---|---|"]
+    for entry in ENTRIES:
+        names = ", ".join(f"`{name}`" for name in entry.names)
+        lines = _lines(ROOT / entry.module, entry.names) + (f" ({names})" if names else "")
+        check = f"`--only '{entry.check}'`" if entry.check else ""
+        rows.append(f"| `{entry.module}` | {lines} | {entry.tested} | {check} |")
+    return "\n".join(rows)
+
+
+def page(text: str) -> str:
+    """The page with the table as it is now."""
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    return f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}"
+
+
+def main() -> int:
+    """Command line; see the module docstring."""
+    parser = argparse.ArgumentParser(description="write the table of docs/deploy.md")
+    parser.add_argument("--check", action="store_true", help="only compare")
+    text = PAGE.read_text(encoding="utf-8")
+    new = page(text)
+    if not parser.parse_args().check:
+        PAGE.write_text(new, encoding="utf-8")
+        return 0
+    return int(new != text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
