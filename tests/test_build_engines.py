@@ -12,6 +12,7 @@ import build_engines
 import pytest
 from build_engines import Builder, ListError, parse_toml, read_list
 
+from tests.engines import require
 from tests.models import random_checkpoint, random_dims
 from tests.models_write import write_huggingface
 from whisper_opt.engine import MANIFEST, read_engine, sha256
@@ -148,6 +149,7 @@ def test_plans_are_built_as_asked_and_indexed(
 ) -> None:
     from whisper_opt.export import tensorrt
 
+    require("standard")
     asked = []
 
     def built(engine: Any, spec: Any, *, library: str, gpus: list[str], check_tokens: Any) -> Any:
@@ -173,6 +175,8 @@ def test_plans_are_built_as_asked_and_indexed(
 
 def test_plans_that_fail_fail_their_engine(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from whisper_opt.export import tensorrt
+
+    require("standard")
 
     def no_library(*_: Any, **__: Any) -> Any:
         raise BackendUnavailable("tensorrt-rtx is not installed")
