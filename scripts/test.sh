@@ -28,7 +28,8 @@ echo "== $python39_verdict"
 unset WHISPER_OPT_RTX
 if tensorrt_rtx=$(find_tensorrt_rtx); then
     # shellcheck disable=SC2086 # a list of requirements
-    make_venv .venv-rtx "$(any_python)" ".[cpu,export]" pytest polygraphy==0.53.6 $tensorrt_rtx
+    make_venv .venv-rtx "$(any_python)" ".[cpu,export]" \
+        pytest polygraphy==0.53.6 cuda-bindings~=13.0 $tensorrt_rtx
     WHISPER_OPT_RTX=$PWD/.venv-rtx/bin/python
     export WHISPER_OPT_RTX
     rtx_verdict="TensorRT for RTX: plans built with ${tensorrt_rtx#*==}"

@@ -41,7 +41,8 @@ def _check_tokens(engine: Engine, plans: Plans, *, device_index: int) -> Mapping
     try:
         reference = OrtBackend(engine)
         library = load_library(plans.record.target.library)
-        executor = TrtExecutor(library, plans.read, device_index=device_index)
+        spec = plans.record.spec
+        executor = TrtExecutor(library, plans.read, device_index=device_index, spec=spec)
     except BackendUnavailable as error:
         return {"status": "not checked", "detail": str(error)}
     dims = engine.manifest.dims

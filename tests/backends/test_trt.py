@@ -16,7 +16,7 @@ from tests.engines import random_engine
 from whisper_opt.backends.cuda import Cuda, load_runtime
 from whisper_opt.backends.device_backend import DeviceBackend
 from whisper_opt.backends.executor import Buffer
-from whisper_opt.backends.trt import TrtExecutor
+from whisper_opt.backends.trt import GRAPHS, TrtExecutor, _opened
 from whisper_opt.engine import Engine
 from whisper_opt.errors import BackendUnavailable, EngineError
 from whisper_opt.plan_spec import PlanSpec
@@ -365,3 +365,28 @@ def test_the_library_has_what_is_called(module: str) -> None:
         assert hasattr(trt.IExecutionContext, name)
     for name in ("get_device_memory_size_for_profile_v2", "get_tensor_profile_shape"):
         assert hasattr(trt.ICudaEngine, name)
+
+
+@pytest.mark.parametrize("streams", [False, True])
+@pytest.mark.parametrize("later", [False, True])
+def test_plans_are_opened_as_they_were_built(streams: bool, later: bool) -> None:
+    opened: list[tuple[bytes, bool]] = []
+    streamed: list[bytes] = []
+
+    class Opened:
+        def __init__(self, data: bytes) -> None:
+            self.data = data
+
+        def stream_weights(self) -> None:
+            streamed.append(self.data)
+
+    class Opener:
+        def open(self, data: bytes, *, host_code: bool) -> Opened:
+            opened.append((data, host_code))
+            return Opened(data)
+
+    library, spec = Opener(), PlanSpec(weight_streaming=streams, version_compatible=later)
+    for graph in GRAPHS:
+        _opened(library, graph, graph.encode(), spec)  # type: ignore[arg-type]
+    assert opened == [(graph.encode(), later) for graph in GRAPHS]
+    assert streamed == ([b"encoder", b"decoder"] if streams else [])  # the others have no weights

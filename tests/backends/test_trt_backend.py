@@ -53,7 +53,7 @@ class World:
         self.targets.append(target)
         if not self.plans[target.library]:
             raise EngineError(f"no plans for {target.directory}")
-        record = SimpleNamespace(target=target)
+        record = SimpleNamespace(target=target, spec=PLANS)
         return SimpleNamespace(read=plan_reader(engine, PLANS), record=record)
 
 
@@ -151,7 +151,7 @@ def test_a_build_is_told_the_gpu_and_checks_tokens(
     monkeypatch.setattr(tensorrt, "build_plans", lambda *_, **options: told.update(options))
     devices._build(engine, CARD, "tensorrt")
     assert (told["library"], told["gpus"]) == ("tensorrt", ["sm_86"])
-    record = SimpleNamespace(target=SimpleNamespace(library="tensorrt"))
+    record = SimpleNamespace(target=SimpleNamespace(library="tensorrt"), spec=PLANS)
     plans = SimpleNamespace(read=plan_reader(engine, PLANS), record=record)
     assert told["check_tokens"](engine, plans)["status"] == "equal"
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -163,6 +164,24 @@ def test_polygraphy_inspects(
         assert "LayerType.ATTENTION_INPUT" in text
         assert ("LayerType.KV_CACHE_UPDATE" in text) is (graph == "decoder")
         assert ("mel [dtype=float32, shape=(-1, 80, 3000)]" in text) is (graph == "encoder")
+
+
+def test_the_library_has_what_plans_call(library: Library) -> None:
+    """What ``Plan`` and ``Context`` call, which needs a GPU to be called."""
+    source = (Path(__file__).parents[2] / "whisper_opt" / "trt_library.py").read_text("utf-8")
+    trt = library.module
+    owners = {
+        "engine": (trt.ICudaEngine, r"\bself\._engine\.(\w+)|\bengine\.(\w+)"),
+        "context": (trt.IExecutionContext, r"\bself\._context\.(\w+)"),
+        "inspector": (trt.EngineInspector, r"\binspector\.(\w+)"),
+        "config": (trt.IRuntimeConfig, r"\bconfig\.(\w+)"),
+        "runtime": (trt.Runtime, r"\bruntime\.(\w+)"),
+        "module": (trt, r"\btrt\.(\w+)"),
+    }
+    for owner, (kind, pattern) in owners.items():
+        names = {name for found in re.finditer(pattern, source) for name in found.groups() if name}
+        assert names, owner
+        assert [name for name in names if not hasattr(kind, name)] == []
 
 
 # --- refusals -------------------------------------------------------------------------------------

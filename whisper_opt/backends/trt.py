@@ -14,6 +14,7 @@ from typing import Any, Callable
 from whisper_opt.backends.cuda import Copies, Cuda, DeviceBlock, PinnedBlock
 from whisper_opt.backends.executor import Buffer, Tensor, aligned
 from whisper_opt.errors import EngineError
+from whisper_opt.plan_spec import PlanSpec
 from whisper_opt.trt_library import Context, Library, Plan
 
 __all__ = ["GRAPHS", "TrtExecutor"]
@@ -27,6 +28,13 @@ def _inputs(plan: Plan) -> list[str]:
     return [name for name, info in plan.tensors.items() if info.is_input]
 
 
+def _opened(library: Library, graph: str, data: bytes, spec: PlanSpec | None) -> Plan:
+    plan = library.open(data, host_code=spec is not None and spec.version_compatible)
+    if spec is not None and spec.weight_streaming and graph in ("encoder", "decoder"):
+        plan.stream_weights()
+    return plan
+
+
 class TrtExecutor:
     """Implements :class:`whisper_opt.backends.executor.Executor`."""
 
@@ -37,6 +45,7 @@ class TrtExecutor:
         *,
         device_index: int = 0,
         cuda_graphs: bool = True,
+        spec: PlanSpec | None = None,
         runtime: Any = None,
     ) -> None:
         """Load the plans of the four graphs onto a GPU.
@@ -46,6 +55,7 @@ class TrtExecutor:
             read: gives the plan of a graph by name (:meth:`whisper_opt.plans.Plans.read`).
             device_index: which GPU.
             cuda_graphs: replay calls as CUDA graphs.
+            spec: what they were built with (:attr:`whisper_opt.plans.BuildRecord.spec`).
             runtime: stands in for ``cuda.bindings.runtime``.
 
         Raises:
@@ -54,7 +64,7 @@ class TrtExecutor:
         """
         self.cuda = Cuda(device_index, runtime)
         self.cuda_graphs = cuda_graphs
-        self._plans: dict[str, Plan] = {name: library.open(read(name)) for name in GRAPHS}
+        self._plans = {name: _opened(library, name, read(name), spec) for name in GRAPHS}
         self._limits = {
             graph: [
                 {name: plan.limits(name, profile) for name in _inputs(plan)}

@@ -76,5 +76,11 @@ class TrtBackend(DeviceBackend):
             EngineError: there are no usable plans, or one is refused.
         """
         found, plans = find_plans(engine, gpu, library)
-        executor = TrtExecutor(found, plans.read, device_index=gpu.index, cuda_graphs=cuda_graphs)
+        executor = TrtExecutor(
+            found,
+            plans.read,
+            device_index=gpu.index,
+            cuda_graphs=cuda_graphs,
+            spec=plans.record.spec,
+        )
         super().__init__(executor, engine.manifest.dims)
