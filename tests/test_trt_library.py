@@ -8,6 +8,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +41,17 @@ STUBS = "the packages of that name on PyPI are stubs, and the libraries come fro
 
 
 @pytest.fixture
-def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty directory of packages; neither library is there."""
-    for kind in trt_library.LIBRARIES.values():
-        monkeypatch.delitem(sys.modules, kind.module, raising=False)
+    modules = [kind.module for kind in trt_library.LIBRARIES.values()]
+    for module in modules:
+        monkeypatch.delitem(sys.modules, module, raising=False)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *_without_tensorrt()])
     trt_library._loaded.cache_clear()
-    return tmp_path
+    yield tmp_path
+    trt_library._loaded.cache_clear()
+    for module in modules:
+        sys.modules.pop(module, None)
 
 
 def _without_tensorrt() -> list[str]:
