@@ -20,6 +20,7 @@ from whisper_opt.engine import Engine, Manifest
 from whisper_opt.errors import BackendUnavailable, EngineError, OptionError
 from whisper_opt.gpus import Driver, Gpu
 from whisper_opt.options import DEVICES, LoadOptions
+from whisper_opt.trt_library import Probe
 
 DIMS = random_dims(n_vocab=2000)
 CARD = Gpu(0, "NVIDIA GeForce RTX 3060", (8, 6), 12 << 30)
@@ -272,6 +273,17 @@ def test_doctor_names_the_extras(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "whisper-opt[cuda13]" in text
     assert "whisper-opt[tensorrt-rtx]" in text
     assert "device       auto: cpu\n" in text
+
+
+def test_doctor_says_which_tensorrt_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = {
+        "tensorrt": Probe("tensorrt", None, "tensorrt is installed but does not work (a stub)"),
+        "tensorrt-rtx": Probe("tensorrt-rtx", "1.7.1.116", ""),
+    }
+    monkeypatch.setattr(doctor_module, "probe", answers.__getitem__)
+    text = report(machine(), monkeypatch)
+    assert "library      tensorrt tensorrt is installed but does not work (a stub)" in text
+    assert "library      tensorrt-rtx 1.7.1.116 (runs and builds plans)" in text
 
 
 # options

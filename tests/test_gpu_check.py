@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,39 @@ def test_everything_the_cpu_can_do(
     status, found = run(work, "--only", "roofline/*", "--redo", "roofline/*", "latency/*")
     assert found["roofline/numpy"]["attempts"] == 1
     assert "latency/test/cpu" not in found
+
+
+def test_a_gpu_without_any_package_is_no_failure(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything but the exports is not available, said for each; nothing is raised."""
+    driver = Driver((Gpu(0, "NVIDIA H100", (9, 0), 80 << 30),), (13, 1))
+    for module in (
+        "gpu_check",
+        "gpu.engines",
+        "whisper_opt.devices",
+        "whisper_opt.export.tensorrt",
+    ):
+        monkeypatch.setattr(f"{module}.find_gpus", lambda: driver)
+    for package in ("torch", "cuda", "cuda.bindings", "tensorrt", "tensorrt_rtx"):
+        monkeypatch.setitem(sys.modules, package, None)
+    out = tmp_path / "out.json"
+    arguments = ["--sizes", "test", "--in-process", "--threads", "1", "--work", str(work)]
+    arguments += ["--models", str(work / "no"), "--out", str(out)]
+    assert gpu_check.main(arguments) == 0
+    content = json.loads(out.read_text(encoding="utf-8"))
+    assert content["environment"]["device"] == "NVIDIA H100"
+    found = {name: (one["outcome"], one["error"]) for name, one in content["checks"].items()}
+    assert set(found) == {check.name for check in checks.all_checks(["test"], on_cpu=False)}
+    for name, (ended, error) in found.items():
+        if not name.startswith("export/") or (name.endswith("standard") and not runs("standard")):
+            assert ended == NOT_AVAILABLE, (name, error)
+            assert error
+        else:
+            assert ended == OK, (name, error)
+    if runs("standard"):
+        assert "whisper-opt[tensorrt-rtx]" in found["build/test/tensorrt-rtx"][1]
+    assert "whisper-opt[cuda13]" in found["conformance/test/cuda"][1]
 
 
 def test_no_time_is_no_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

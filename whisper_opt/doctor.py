@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from whisper_opt.devices import SUITS, Machine, usable
+from whisper_opt.trt_library import LIBRARIES, probe
 
 __all__ = ["doctor"]
 
@@ -107,6 +108,9 @@ def _devices(machine: Machine) -> Iterator[str]:
             f"gpu          {gpu.index}: {gpu.name}, compute capability {_dotted(gpu.sm)},"
             f" {gpu.memory / (1 << 30):.1f} GiB{cuda}"
         )
+    for library in map(probe, LIBRARIES):
+        found = f"{library.version} " if library.version else ""
+        yield f"library      {library.name} {found}{library.problem or '(runs and builds plans)'}"
     for device in ("tensorrt", "cuda"):
         reason = usable(device, machine)
         suits = " ".join(SUITS[device])

@@ -91,13 +91,9 @@ def _conformance(size: str, path: str) -> Check:
 
 def _speech(path: str) -> Check:
     def run(setting: Setting, parts: Sequence[str], seconds: float, emit: Emit) -> None:
-        if not (setting.models / REAL).is_dir():
-            raise NotAvailableError(
-                f"no checkpoint at {setting.models / REAL}: scripts/get_model.py"
-            )
         way = PATHS[path]
         folder = Path(__file__).resolve().parents[2] / "tests" / "data" / "speech" / "en"
-        clips = sorted(path for path in folder.iterdir() if path.suffix in (".flac", ".wav"))
+        clips = sorted(path for path in folder.glob("*") if path.suffix in (".flac", ".wav"))
         if not clips:
             raise NotAvailableError(f"no recordings in {folder}")
         known = engines.engine(setting, REAL, engines.REFERENCE)

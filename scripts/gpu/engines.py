@@ -67,7 +67,7 @@ def engine(setting: Setting, size: str, kind: tuple[str, str]) -> Engine:
     """The engine of a size in (precision, dialect), exported when it is not there.
 
     Raises:
-        NotAvailableError: ONNX Runtime cannot run it.
+        NotAvailableError: the checkpoint was not fetched, or ONNX Runtime cannot run the engine.
     """
     target = setting.work / "engines" / "-".join((size, *kind))
     try:
@@ -76,6 +76,9 @@ def engine(setting: Setting, size: str, kind: tuple[str, str]) -> Engine:
         pass  # not there, or of another version
     checkpoint: Union[str, Checkpoint]
     real = size not in SIZES
+    if real and not (setting.models / size).is_dir():
+        where = setting.models / size
+        raise NotAvailableError(f"no checkpoint at {where}: python scripts/get_model.py {size}")
     checkpoint = str(setting.models / size) if real else random_checkpoint(size)
     try:
         return export(
