@@ -59,6 +59,7 @@ ENTRIES = (
         "the choice of a device, on machines made up",
         "conformance/*",
     ),
+    Entry("whisper_opt/doctor.py", ("_devices",), "on machines made up; `whisper-opt doctor`", ""),
     Entry("whisper_opt/backends/executor.py", (), _SAME, "conformance/*"),
     Entry("whisper_opt/backends/workspace.py", (), _SAME, "conformance/*"),
     Entry("whisper_opt/backends/device_cache.py", (), _SAME, "conformance/*"),
