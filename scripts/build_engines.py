@@ -301,7 +301,7 @@ class Builder:
         entry: dict[str, Any] = {
             "outcome": "kept" if reason is None else "exported",
             "path": path.relative_to(self.output).as_posix(),
-            "source": wanted.source,
+            "source": engine.manifest.source["name"],
             "manifest_sha256": sha256(path / MANIFEST),
             "bytes": sum(file.size for file in engine.manifest.files.values()),
             "format_version": engine.manifest.format_version,

@@ -53,6 +53,7 @@ def test_a_list_is_built_once(folder: Path, capsys: pytest.CaptureFixture[str]) 
     (name,) = index["engines"]
     entry = index["engines"][name]
     assert (name, entry["outcome"], entry["path"]) == ("mine-fp32-contrib", "exported", name)
+    assert entry["source"] == "mine"  # no path of this machine
     engine = read_engine(folder / "out" / name, verify=True)
     assert entry["manifest_sha256"] == sha256(engine.file(MANIFEST))
     assert entry["bytes"] == sum(file.size for file in engine.manifest.files.values())
