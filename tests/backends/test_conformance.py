@@ -223,6 +223,16 @@ def test_gather(backend: Backend, gathers: list[tuple[int, ...]], steps: int) ->
     rows.step()
 
 
+def test_beams_that_change_places_again_and_again(backend: Backend) -> None:
+    rows = Rows(backend, 2)
+    rows.extend([3, 2])
+    rows.gather(0, 0, 0, 1, 1, 1)
+    for chosen in ((1, 0, 2, 5, 4, 3), (2, 0, 1, 4, 3, 3), (1, 0, 0, 4, 5, 3), (0, 2, 1, 3, 5, 4)):
+        rows.step()
+        rows.gather(*chosen)
+    rows.step(2)
+
+
 def test_gather_before_anything_is_fed(backend: Backend) -> None:
     rows = Rows(backend, 3)
     rows.gather(2, 2, 0)
