@@ -73,6 +73,7 @@ def _standard_engine(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
     monkeypatch.setattr(
         build, "verify", lambda *_, **__: Parity("", 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, None, None)
     )
+    monkeypatch.setattr(build, "require_onnxruntime", lambda *_: onnxruntime)
     return export(sharp_checkpoint(DIMS), folder, dialect="standard")
 
 
