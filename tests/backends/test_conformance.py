@@ -153,6 +153,13 @@ def test_wanted_positions_equal_shorter_prefixes(backend: Backend, past: int) ->
             close(found[audio, column], truth(audio, prefix)[-1])
 
 
+def test_more_positions_wanted_than_tokens_fed(backend: Backend) -> None:
+    """Ragged rows want different positions, so that no two columns are the same."""
+    rows = Rows(backend, 3)
+    rows.extend([2, 2, 1], np.array([[1, 0], [0, 1], [0, 0]]))
+    rows.step()
+
+
 class Rows:
     """A session beside a list of what its rows hold; every answer is compared with the truth."""
 

@@ -182,7 +182,7 @@ class DeviceBackend:
             shapes = {
                 "tokens": (slots, width),
                 "start": (slots,),
-                "at": (slots, min(n_at, width)),
+                "at": (slots, n_at if width == n_new else min(n_at, width)),
                 "aligned": (width if aligned else 0,),
                 "cross_k_0": (n,),
                 "self_k_0": (slots,),

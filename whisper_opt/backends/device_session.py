@@ -92,7 +92,7 @@ class DeviceSession:
             distinct, columns = _distinct(wanted)
             width = self._widest(n_new, distinct.shape[1], aligned=False)
             logits: Logits
-            if width == n_new and distinct.shape[1] <= width:
+            if width == n_new:
                 logits = self._feed(before, 0, n_new, distinct, columns)
             else:
                 logits = self._feed_in_parts(before, n_new, wanted, width)
