@@ -11,6 +11,7 @@ import dataclasses
 import importlib.util
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -312,6 +313,15 @@ def test_foreign_plans_are_replaced_only_by_force(machine: Machine, engine: Engi
     assert build_plans(engine, force=True).record.target.device == "NVIDIA A40"
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C is ignored in background jobs; not here."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("stage", ["build", "progress"])
 def test_ctrl_c_leaves_what_was_there(stage: str, machine: Machine, engine: Engine) -> None:
     plans = build_plans(engine)
