@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 from whisper_opt.errors import EngineError
+from whisper_opt.folders import replace_directory
 
 __all__ = ["locked", "replacing"]
 
@@ -86,23 +87,14 @@ def replacing(target: Path) -> Iterator[Path]:
     for leftover in target.parent.glob(".*.partial*"):
         shutil.rmtree(leftover, ignore_errors=True)
     temporary = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    old = temporary.with_name(temporary.name + ".old")
     try:
         temporary.mkdir()
         yield temporary
-        if target.exists():
-            target.rename(old)
-        try:
-            temporary.rename(target)
-        except BaseException:
-            if old.exists():
-                old.rename(target)
-            raise
+        replace_directory(temporary, target)
     except OSError as error:
         raise _cannot_write(target, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def _cannot_write(target: Path, error: OSError) -> EngineError:

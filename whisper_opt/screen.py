@@ -20,6 +20,7 @@ arXiv:2211.10438). And an input is two rows of 7 bits, the second holding what t
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Callable
 
 import numpy as np
@@ -73,7 +74,7 @@ class Screen:
             norm=float(tensor("screen.norm")[0]),
         )
 
-    @property
+    @functools.cached_property
     def widest(self) -> float:
         """The largest of ``error``."""
         return float(self.error.max())

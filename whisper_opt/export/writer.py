@@ -18,6 +18,7 @@ from whisper_opt.arrays import NDArray
 from whisper_opt.engine import MANIFEST, FileEntry, TensorEntry
 from whisper_opt.errors import CheckpointError, EngineError
 from whisper_opt.export.builder import OnnxGraph, Weight
+from whisper_opt.folders import replace_directory
 
 __all__ = ["Progress", "directory", "write_bytes", "write_graph", "write_text"]
 
@@ -171,7 +172,7 @@ def directory(target: Path, *, overwrite: bool) -> Iterator[Path]:
     _OPEN.add(temporary)
     try:
         yield temporary
-        _replace(temporary, target)
+        replace_directory(temporary, target)
     except OSError as error:
         raise _cannot_write(target, error) from error
     finally:
@@ -185,19 +186,6 @@ def _cannot_write(target: Path, error: OSError) -> EngineError:
         f"cannot write the engine {target}: {reason}; nothing was left there."
         " Choose a writable directory with enough free space"
     )
-
-
-def _replace(temporary: Path, target: Path) -> None:
-    old = temporary.with_name(temporary.name + ".old")
-    if target.exists():
-        target.rename(old)
-    try:
-        temporary.rename(target)
-    except BaseException:
-        if old.exists():
-            old.rename(target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _remove_stale(target: Path) -> None:
