@@ -12,7 +12,7 @@ from whisper_opt.arrays import F32, Bool
 from whisper_opt.checkpoints.checkpoint import Tensor
 from whisper_opt.export.screen import QuantizedHead, quantize_head
 from whisper_opt.protocol import TokenMask
-from whisper_opt.screen import STEPS, Input, Screen, ScreenedLogits, refine
+from whisper_opt.screen import STEPS, Inputs, Screen, ScreenedLogits, Surveyor
 from whisper_opt.topk import top_k
 
 N_VOCAB, N_STATE, BEGIN = 3000, 128, 2400
@@ -148,15 +148,18 @@ def test_bounds_hold_and_are_worth_having() -> None:
     shares, counts = [], []
     for seed in range(6):
         head = make_head(seed)
-        for rough, hidden, exact in zip(head.rough, head.hidden, head.scores()):
-            source = Input(head.screen, hidden)
-            bounds = source.bounds(everything)
-            assert (bounds <= source.widest * (1 + 1e-6)).all()
-            shares.append(float((np.abs(rough + source.shift - exact) / bounds).max()))
-            scores = (rough + source.shift).astype(np.float32)
-            refined = refine(scores, N_VOCAB, 1, source)
-            assert refined is not None
-            counts.append(len(refined.tokens))
+        inputs = Inputs(head.screen, head.hidden)
+        surveyor = Surveyor(head.screen, inputs, 1)
+        for row, (rough, exact) in enumerate(zip(head.rough, head.scores())):
+            bounds = inputs.bounds(row, everything)
+            assert (bounds <= inputs.widest[row] * (1 + 1e-6)).all()
+            ordinary = np.delete(bounds, head.screen.unusual)
+            assert (ordinary <= inputs.usual[row] * (1 + 1e-6)).all()
+            shares.append(float((np.abs(rough + inputs.shift[row] - exact) / bounds).max()))
+            surveyor.scores[:] = rough
+            survey = surveyor(row, N_VOCAB)
+            assert survey is not None
+            counts.append(len(survey.tokens))
     assert max(shares) <= 1
     assert max(shares) > 0.05  # not wider than they need be by orders of magnitude
     assert np.median(counts) < N_VOCAB / 4
@@ -183,7 +186,8 @@ def test_a_penalty_is_weighed_on_exact_scores() -> None:
     seen: Bool = np.zeros(scores.shape, np.bool_)
     seen[np.arange(N_ROWS), scores.argmax(axis=1)] = True
     plain = _masks(9, scores)
-    mask = dataclasses.replace(plain, seen=seen, penalty=np.full(N_ROWS, 1.3, np.float32))
+    penalty = np.full(N_ROWS, 1.3, np.float32)
+    mask = TokenMask(plain.ban, plain.timestamp_begin, seen, penalty)
     _check(head, scores, mask, 2)
 
 

@@ -8,13 +8,16 @@ sixth (``attention``).
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Protocol
 
-from whisper_opt.arrays import F32, Bool, Int
+import numpy as np
+
+from whisper_opt.arrays import F32, Bool, Int, NDArray
 from whisper_opt.dims import ModelDims
 
-__all__ = ["Attention", "Backend", "Encoded", "Logits", "Session", "TokenMask", "Top"]
+__all__ = ["Attention", "Backend", "Ban", "Encoded", "Logits", "Session", "TokenMask", "Top"]
 
 
 class Encoded(Protocol):
@@ -27,22 +30,65 @@ class Encoded(Protocol):
         """Some of the windows, by index and in this order."""
 
 
-@dataclasses.dataclass(frozen=True)
+class Ban:
+    """What one row must not sample next, as the indices that rules wrote to it."""
+
+    def __init__(self) -> None:
+        """Nothing is banned."""
+        self._indices: list[int | slice | Int] = []
+
+    def __setitem__(self, index: int | slice | Int, banned: bool) -> None:
+        """Ban an id, a range or an array of ids; nothing but True is ever written."""
+        self._indices.append(index)
+
+    def write(self, row: NDArray, value: object) -> None:
+        """Set a row [n_vocab] to ``value`` where it is banned."""
+        for index in self._indices:
+            row[index] = value
+
+
 class TokenMask:
     """What may be sampled next.
 
     Attributes:
-        ban: [n_seq, n_vocab] bool, True where a token must not be sampled.
         timestamp_begin: [n_seq] id of ``<|0.00|>`` for rows under the timestamp rules; n_vocab for
             rows that are not (no probability is compared with that of the timestamps).
         seen: [n_seq, n_vocab] bool, True for tokens under the repetition penalty; None: no token.
         penalty: [n_seq] float32 repetition penalty of each row; None where ``seen`` is.
     """
 
-    ban: Bool
-    timestamp_begin: Int
-    seen: Bool | None = None
-    penalty: F32 | None = None
+    def __init__(
+        self,
+        ban: Bool | Sequence[Ban],
+        timestamp_begin: Int,
+        seen: Bool | None = None,
+        penalty: F32 | None = None,
+        *,
+        n_vocab: int = 0,
+    ) -> None:
+        """``ban``: bool [n_seq, n_vocab], True where a token must not be sampled, or one a row."""
+        self._ban = ban
+        self._n_vocab = n_vocab
+        self.timestamp_begin = timestamp_begin
+        self.seen = seen
+        self.penalty = penalty
+
+    @functools.cached_property
+    def ban(self) -> Bool:
+        """[n_seq, n_vocab] bool, True where a token must not be sampled."""
+        if isinstance(self._ban, np.ndarray):
+            return self._ban
+        dense = np.zeros((len(self._ban), self._n_vocab), np.bool_)
+        for ban, row in zip(self._ban, dense):
+            ban.write(row, True)
+        return dense
+
+    def forbid(self, row: int, scores: F32) -> None:
+        """Set the scores [n_vocab] of one row to -inf where they are banned."""
+        if isinstance(self._ban, np.ndarray):
+            np.copyto(scores, -np.inf, where=self._ban[row])
+        else:
+            self._ban[row].write(scores, -np.inf)
 
 
 @dataclasses.dataclass(frozen=True)

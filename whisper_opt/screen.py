@@ -21,27 +21,43 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Callable
+import math
+from collections.abc import Sequence
+from typing import Callable, NamedTuple
 
 import numpy as np
 
-from whisper_opt.arrays import F32, Bool, Int, NDArray
+from whisper_opt.arrays import F32, Int, NDArray
 from whisper_opt.protocol import TokenMask, Top
 from whisper_opt.topk import log_sum_exp, top_k, top_row
 
-__all__ = ["STEPS", "Input", "Refined", "Screen", "ScreenedLogits", "refine"]
+__all__ = ["STEPS", "Inputs", "Screen", "ScreenedLogits", "Survey", "Surveyor"]
 
 STEPS = 63
 """Steps on either side of zero that a row of 7 bits can take."""
 _DEPTH = 7.0
 """Scores this far below the best are computed exactly too, for the sum that probabilities are
 divided by; what lies further down is a small part of it and its errors cancel."""
+_HEAVY = 256
+"""No more of them than this: each of the others is less than a 256th of the sum, whose error is at
+most a 16th of that of a rough score then (about 0.02)."""
 _WIDER = 10.0
 """As :data:`_DEPTH`, for a first look at where the k best may lie."""
 _MOST = 4096
 """With more candidates than this, the whole head is computed instead."""
 _ROUNDING = 2e-6
 """Error of sums in fp32, as a share of the product of the norms."""
+_UNUSUAL = 128
+"""Tokens whose rows rounding hurts most (two to six times as much as the median) are looked at one
+by one, so that the bound of all others need not be as wide."""
+_FOLD = 16
+"""Scores that share a maximum in the first look for candidates."""
+_SAFE = 60.0
+"""Scores up to this size have exponentials that a sum in fp32 can hold."""
+_LEAST = float(np.finfo(np.float32).min)
+"""What every score that is not banned reaches."""
+_BLOCK = 64
+"""Scores computed exactly at a time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,98 +95,286 @@ class Screen:
         """The largest of ``error``."""
         return float(self.error.max())
 
+    def widest_from(self, first: int) -> float:
+        """The largest of ``error`` of the tokens from ``first`` on."""
+        if first not in self._widest:
+            self._widest[first] = float(self.error[first:].max())
+        return self._widest[first]
 
-class Input:
-    """One input of the head: bounds of its rough scores, and exact ones of some tokens."""
+    @functools.cached_property
+    def _widest(self) -> dict[int, float]:
+        return {}
+
+    @functools.cached_property
+    def unusual(self) -> Int:
+        """Ids of the tokens of the largest ``error``, in ascending order."""
+        n = min(_UNUSUAL, len(self.error) // 8)
+        found: Int = np.sort(np.argpartition(self.error, -n)[-n:])
+        return found
+
+    @functools.cached_property
+    def usual(self) -> float:
+        """The largest ``error`` of the others."""
+        return float(np.delete(self.error, self.unusual).max())
+
+    @functools.cached_property
+    def scratch(self) -> _Scratch:
+        """For whoever chooses at the moment."""
+        return _Scratch(*self.embedding.shape)
+
+
+class _Scratch:
+    """Room for one row at a time, so that no step has to ask for memory."""
+
+    def __init__(self, n_vocab: int, n_state: int) -> None:
+        # as many scores as fold; those at the end are never chosen
+        self.padded = np.full(-(-n_vocab // _FOLD) * _FOLD, -np.inf, np.float32)
+        self.folded = self.padded.reshape(_FOLD, -1)
+        self.lines: Int = np.arange(_FOLD)[:, None] * self.folded.shape[1]
+        self.exps = np.empty(n_vocab, np.float32)
+        self.weights = np.empty((_BLOCK, n_state), np.float32)
+        self.inputs = np.empty((_BLOCK, n_state), np.float32)
+
+
+class Inputs:
+    """Inputs of the head, a row each: bounds of their rough scores, and exact ones of some tokens.
+
+    Attributes:
+        shift: float32 [n], what the mean row adds to every score; rough scores lack it.
+        widest: float32 [n], the largest bound of any token.
+        usual: float32 [n], the largest bound but for the tokens of ``Screen.unusual``.
+    """
 
     def __init__(self, screen: Screen, hidden: F32) -> None:
-        """``hidden``: float32 [n_text_state]."""
+        """``hidden``: float32 [n, n_text_state]."""
         self._screen = screen
         self._hidden = hidden
         shrunk = hidden * screen.shrink
-        self._length = float(np.linalg.norm(shrunk))
+        self._length: F32 = np.sqrt(np.einsum("nd,nd->n", shrunk, shrunk))
         # the second row of 7 bits leaves half of one of its steps at most
-        left = float(np.abs(shrunk).max()) / (4 * STEPS * STEPS) * len(shrunk) ** 0.5
-        self._rest = (left + _ROUNDING * self._length) * screen.norm
-        self.widest = self._length * screen.widest + self._rest
-        """The largest bound."""
+        left = np.abs(shrunk).max(axis=1) * np.float32(shrunk.shape[1] ** 0.5 / (4 * STEPS * STEPS))
+        self._rest: F32 = (left + np.float32(_ROUNDING) * self._length) * np.float32(screen.norm)
+        self.widest: F32 = self._length * np.float32(screen.widest) + self._rest
+        self.usual: F32 = self._length * np.float32(screen.usual) + self._rest
+        self.shift: F32 = np.einsum("nd,d->n", hidden, screen.mean)
 
-    def bounds(self, tokens: Int | slice | int) -> F32:
-        """How far the rough scores of some tokens may be off, once :attr:`shift` is added."""
-        result: F32 = np.float32(self._length) * self._screen.error[tokens]
-        result += np.float32(self._rest)
+    def bounds(self, row: int, tokens: Int | slice) -> F32:
+        """How far the rough scores of some tokens of one row may be off."""
+        result: F32 = self._screen.error[tokens] * self._length[row]
+        result += self._rest[row]
         return result
 
-    @property
-    def shift(self) -> float:
-        """What the mean row adds to every score; rough scores lack it."""
-        return float(np.dot(self._hidden, self._screen.mean))
+    def widest_from(self, row: int, first: int) -> float:
+        """The largest bound of the tokens from ``first`` on."""
+        return float(self._length[row]) * self._screen.widest_from(first) + float(self._rest[row])
 
-    def everything(self) -> F32:
-        """All scores [n_vocab]."""
-        result: F32 = self._screen.embedding @ self._hidden
-        return result
+    def unusual(self, row: int, scores: F32, below: float, least: float) -> Int:
+        """Those of ``Screen.unusual`` that score less than ``below`` but might reach ``least``."""
+        tokens = self._screen.unusual
+        some = scores[tokens]
+        found: Int = tokens[(some < below) & (some + self.bounds(row, tokens) >= least)]
+        return found
 
-    def exact(self, tokens: Int) -> F32:
-        """The scores of some tokens."""
+    def everything(self, row: int) -> F32:
+        """All scores [n_vocab] of one row."""
         # not a BLAS product: its threads would go on spinning beside those of the runtime
-        result: F32 = np.einsum("tn,n->t", self._screen.embedding[tokens], self._hidden)
+        result: F32 = np.einsum("td,d->t", self._screen.embedding, self._hidden[row])
+        return result
+
+    def exact(self, rows: Int, tokens: Int) -> F32:
+        """The scores of some tokens, each in the row beside it."""
+        result = np.empty(len(tokens), np.float32)
+        scratch = self._screen.scratch
+        for start in range(0, len(tokens), _BLOCK):
+            part = slice(start, start + _BLOCK)
+            some = tokens[part]
+            weights, inputs = scratch.weights[: len(some)], scratch.inputs[: len(some)]
+            self._screen.embedding.take(some, axis=0, out=weights, mode="clip")
+            self._hidden.take(rows[part], axis=0, out=inputs, mode="clip")
+            np.einsum("td,td->t", weights, inputs, out=result[part])
         return result
 
 
-@dataclasses.dataclass(frozen=True)
-class Refined:
-    """Where the scores of a row have been made exact.
+class Survey(NamedTuple):
+    """What the rough scores of one row say.
 
     Attributes:
-        first: the first token that may be chosen: the first timestamp if they outweigh all text.
-        peak: the largest rough score from there on.
-        tokens: [n] ids in ascending order, the k best among them.
-        scores: float32 [n], theirs.
+        tokens: int64 [n] ids in ascending order, the k best among them.
+        rough: float32 [n], their rough scores.
+        total: sum of exp(score - level) over the rough scores that may be chosen: the timestamps
+            alone where they outweigh all text.
+        level: 0, or the largest score where exponentials would not fit without it.
     """
 
-    first: int
-    peak: float
     tokens: Int
-    scores: F32
+    rough: F32
+    total: float
+    level: float
 
 
-def refine(scores: F32, begin: int, k: int, source: Input) -> Refined | None:
-    """Make the scores of one row exact wherever that can change its k best tokens.
+class _Pool(NamedTuple):
+    """All tokens whose rough scores reach a floor.
 
-    Args:
-        scores: float32 [n_vocab] rough scores, -inf where banned; written to.
-        begin: id of ``<|0.00|>`` under the timestamp rules, else n_vocab.
-        k: how many tokens are wanted.
-        source: where the scores come from.
-
-    Returns:
-        None where so many would have to be exact that the whole row had better be computed, or
-        where nothing is allowed.
+    Attributes:
+        floor: it.
+        tokens: int64 [n], ids in ascending order.
+        rough: float32 [n], their rough scores.
+        off: float32 [n], the bounds of those.
     """
-    first = 0
-    if begin < len(scores) and _timestamps_win(scores, begin, source):
-        first = begin
-    allowed = scores[first:]
-    peak = float(allowed.max())
-    if peak == -np.inf:
-        return None
-    floor = peak - _DEPTH if k == 1 else peak - _WIDER
-    pool = np.flatnonzero(allowed >= floor)
-    if len(pool) < k:
-        pool, floor = np.flatnonzero(allowed > -np.inf), -np.inf
-    reach = _kth(allowed[pool], k) - 2 * source.widest
-    if reach < floor:
-        pool = np.flatnonzero(allowed >= reach)
-    rough = allowed[pool]
-    pool += first
-    off = source.bounds(pool)
-    tokens = pool[rough + off >= min(_kth(rough - off, k), peak - _DEPTH)]
-    if len(tokens) > _MOST:
-        return None
-    exact = source.exact(tokens)
-    scores[tokens] = exact
-    return Refined(first, peak, tokens, exact)
+
+    floor: float
+    tokens: Int
+    rough: F32
+    off: F32
+
+
+class Surveyor:
+    """Finds the tokens whose exact scores can matter, one row after the other."""
+
+    def __init__(self, screen: Screen, inputs: Inputs, k: int) -> None:
+        """``k``: how many tokens are wanted."""
+        self._inputs = inputs
+        self._k = k
+        self._depth = _DEPTH if k == 1 else _WIDER
+        self._scratch = screen.scratch
+        self.scores: F32 = screen.scratch.padded[: len(screen.error)]
+        """Rough scores of the row at hand, -inf where banned: to be filled before every call."""
+
+    def __call__(self, row: int, begin: int) -> Survey | None:
+        """Look at ``scores``.
+
+        Args:
+            row: which of the inputs they come from.
+            begin: id of ``<|0.00|>`` under the timestamp rules, else n_vocab.
+
+        Returns:
+            None where so many would have to be exact that the whole row had better be computed, or
+            where nothing is allowed.
+        """
+        maxima = self._scratch.folded.max(axis=0)
+        peak = float(maxima.max())
+        if peak == -np.inf:
+            return None
+        level = 0.0 if abs(peak) < _SAFE else peak
+        find: Callable[[float], Int] = functools.partial(self._find, maxima)
+        pool = self._pool(row, find, peak - self._depth)
+        times, total, text = self.scores[begin:], 0.0, True
+        if len(times):
+            total = self._sum(slice(begin, None), level)
+            together = level + math.log(total) if total else log_sum_exp(times)
+            text = not self._times_win(row, begin, pool, together)
+        if not text:
+            self.scores[:begin] = -np.inf
+            peak = float(times.max())
+            find = functools.partial(_above, times, first=begin)
+            pool = self._pool(row, find, peak - self._depth)
+        tokens = self._candidates(row, peak, pool, find)
+        if tokens is None:
+            return None
+        if text:
+            total += self._sum(slice(begin), level)
+        return Survey(tokens, self.scores[tokens], total, level)
+
+    def _sum(self, part: slice, level: float) -> float:
+        """Sum of exp(score - level) over some tokens."""
+        scores, exps = self.scores[part], self._scratch.exps[part]
+        if level:
+            scores = np.subtract(scores, np.float32(level), out=exps)
+        np.exp(scores, out=exps)
+        return float(np.einsum("t->", exps))  # twice as fast as a sum
+
+    def _find(self, maxima: F32, floor: float) -> Int:
+        """Ids of all scores of at least ``floor``, by way of the maxima, in ascending order."""
+        ids: Int = (self._scratch.lines + np.flatnonzero(maxima >= floor)).reshape(-1)
+        found: Int = ids[self._scratch.padded.take(ids) >= floor]
+        return found
+
+    def _pool(self, row: int, find: Callable[[float], Int], floor: float) -> _Pool:
+        tokens = find(floor)
+        return _Pool(floor, tokens, self.scores[tokens], self._inputs.bounds(row, tokens))
+
+    def _candidates(
+        self, row: int, peak: float, pool: _Pool, find: Callable[[float], Int]
+    ) -> Int | None:
+        """Ids of what can be among the k best, and of what weighs most in the sum.
+
+        Args:
+            row: which of the inputs.
+            peak: the largest score.
+            pool: where to begin.
+            find: gives the ids of all scores of at least as much as it is told.
+        """
+        if len(pool.tokens) < self._k:
+            pool = self._pool(row, find, _LEAST)
+        least = _kth(pool.rough - pool.off, self._k)  # who cannot reach it is not among the k best
+        reach = least - float(self._inputs.usual[row])
+        if reach < pool.floor:
+            pool = self._pool(row, find, reach)
+        tokens = pool.tokens[
+            (pool.rough + pool.off >= least) | (pool.rough >= _heavy(pool.rough, peak))
+        ]
+        if pool.floor + float(self._inputs.widest[row]) >= least:
+            others = self._inputs.unusual(row, self.scores, pool.floor, least)
+            if len(others):
+                tokens = np.sort(np.concatenate([tokens, others]))
+        return tokens if len(tokens) <= _MOST else None
+
+    def _times_win(self, row: int, begin: int, pool: _Pool, together: float) -> bool:
+        """Whether all timestamps together are likelier than any text.
+
+        A sum of exponentials is off by no more than its worst term, and so is a maximum.
+
+        Args:
+            row: which of the inputs.
+            begin: the first timestamp.
+            pool: the largest scores.
+            together: logarithm of the summed exponentials of all timestamps.
+        """
+        widest = float(self._inputs.widest[row])
+        n_text = int(np.searchsorted(pool.tokens, begin))
+        off = self._inputs.widest_from(row, begin)
+        high = pool.floor + widest
+        if n_text:
+            rough, reach = pool.rough[:n_text], pool.off[:n_text]
+            if together + off < float((rough - reach).max()):
+                return False
+            high = max(high, float((rough + reach).max()))
+        return together - off > high or self._times_win_closely(row, begin)
+
+    def _times_win_closely(self, row: int, begin: int) -> bool:
+        """The same by exact scores, first those of the likeliest, then of all."""
+        inputs, text = self._inputs, self.scores[:begin]
+        best = float(text.max())
+        if best == -np.inf:
+            return True
+        rivals = _above(text, best - 2 * float(inputs.widest[row]))
+        against = float(inputs.exact(np.full(len(rivals), row), rivals).max())
+        times, off = self.scores[begin:], inputs.bounds(row, slice(begin, None))
+        rough = times + inputs.shift[row]
+        low, high = rough - off, rough + off
+        for floor in (float(times.max()) - _DEPTH, _LEAST):
+            some = np.flatnonzero(times >= floor)
+            low[some] = high[some] = inputs.exact(np.full(len(some), row), some + begin)
+            if log_sum_exp(high) <= against:
+                return False
+            if log_sum_exp(low) > against:
+                return True
+        return False
+
+
+def _above(scores: F32, floor: float, first: int = 0) -> Int:
+    """Ids of the scores of at least ``floor``, the first of which has the id ``first``."""
+    found: Int = np.flatnonzero(scores >= floor)
+    found += first
+    return found
+
+
+def _heavy(rough: F32, peak: float) -> float:
+    """The score from which a token weighs enough in the sum to be computed exactly."""
+    floor = peak - _DEPTH
+    if len(rough) <= _HEAVY:
+        return floor
+    return max(floor, _kth(rough, _HEAVY))
 
 
 def _kth(scores: F32, k: int) -> float:
@@ -179,28 +383,6 @@ def _kth(scores: F32, k: int) -> float:
         return float(scores.max())
     place = max(len(scores) - k, 0)
     return float(np.partition(scores, place)[place])
-
-
-def _timestamps_win(scores: F32, begin: int, source: Input) -> bool:
-    """Whether all timestamps together are likelier than any text, by exact scores if it is close.
-
-    A sum of exponentials is off by no more than its worst term, and so is a maximum.
-    """
-    times, text = scores[begin:], scores[:begin]
-    best = int(text.argmax())
-    peak = float(text[best])
-    if peak == -np.inf:
-        return True
-    off = source.bounds(slice(begin, None))
-    if log_sum_exp(times + off) < peak - float(source.bounds(best)):
-        return False
-    if log_sum_exp(times - off) > peak + source.widest:
-        return True
-    some = np.flatnonzero(times > -np.inf)
-    times[some] = source.exact(some + begin)
-    rivals = np.flatnonzero(text >= peak - 2 * source.widest)
-    text[rivals] = source.exact(rivals)
-    return log_sum_exp(times) > float(text[rivals].max())
 
 
 class ScreenedLogits:
@@ -226,34 +408,26 @@ class ScreenedLogits:
     def top(self, k: int, mask: TokenMask) -> Top:
         if mask.seen is not None:  # a penalty moves scores by more than the bounds know of
             return top_k(self.numpy()[:, -1], k, mask)
-        scores = np.empty(self._rough.shape[1], np.float32)
-        rows = [
-            self._top_row(row, scores, ban, begin, k)
-            for row, (ban, begin) in enumerate(zip(mask.ban, mask.timestamp_begin.tolist()))
-        ]
-        return Top(
-            np.array([tokens for tokens, _ in rows], np.int64),
-            np.array([logprobs for _, logprobs in rows], np.float32),
-        )
-
-    def _top_row(
-        self, row: int, scores: F32, ban: Bool, begin: int, k: int
-    ) -> tuple[list[int], list[float]]:
-        source = Input(self._screen, self._hidden[row])
-        np.add(self._rough[row], np.float32(source.shift), out=scores)
-        np.copyto(scores, -np.inf, where=ban)
-        refined = refine(scores, begin, k, source)
-        if refined is None:
-            scores = np.where(ban, -np.inf, source.everything())
-        if refined is None or len(refined.tokens) < k:
-            return top_row(scores, begin, k)
-        order = np.argsort(-refined.scores, kind="stable")[:k]  # ties: lowest id
-        allowed = scores[refined.first :]
-        allowed -= np.float32(refined.peak)
-        np.exp(allowed, out=allowed)
-        normalizer = np.float32(refined.peak) + np.log(allowed.sum(dtype=np.float32))
-        logprobs = refined.scores[order] - normalizer
-        return refined.tokens[order].tolist(), logprobs.tolist()
+        inputs = Inputs(self._screen, self._hidden)
+        surveyor = Surveyor(self._screen, inputs, k)
+        shape = (len(self._rough), k)
+        top = Top(np.zeros(shape, np.int64), np.zeros(shape, np.float32))
+        rows: list[int] = []
+        surveys: list[Survey] = []
+        for row, begin in enumerate(mask.timestamp_begin.tolist()):
+            np.copyto(surveyor.scores, self._rough[row])
+            mask.forbid(row, surveyor.scores)
+            survey = surveyor(row, begin)
+            if survey is None or len(survey.tokens) < k:
+                scores = inputs.everything(row)
+                mask.forbid(row, scores)
+                top.tokens[row], top.logprobs[row] = top_row(scores, begin, k)
+            else:
+                rows.append(row)
+                surveys.append(survey)
+        if rows:
+            top.tokens[rows], top.logprobs[rows] = _refined(inputs, np.array(rows), surveys, k)
+        return top
 
     def asked(self) -> F32:
         return self._exact
@@ -261,3 +435,21 @@ class ScreenedLogits:
     def numpy(self) -> F32:
         last = self._hidden @ self._screen.embedding.T
         return np.concatenate([self._exact, last[:, None]], axis=1)
+
+
+def _refined(inputs: Inputs, rows: Int, surveys: Sequence[Survey], k: int) -> tuple[Int, F32]:
+    """The k best tokens of some rows, [n, k], and their log-probabilities, by exact scores."""
+    sizes = np.array([len(survey.tokens) for survey in surveys])
+    starts = np.cumsum(sizes) - sizes
+    place = np.repeat(np.arange(len(rows)), sizes)
+    tokens = np.concatenate([survey.tokens for survey in surveys])
+    exact = inputs.exact(rows[place], tokens)
+    order = np.lexsort((-exact, place))  # by row, then score; stable: ties keep the order of ids
+    best = order[starts[:, None] + np.arange(k)]
+    # the sums, with the exact scores in place of the rough ones
+    shift, level = inputs.shift[rows], np.array([survey.level for survey in surveys], np.float32)
+    change = np.exp(exact - (shift + level)[place])
+    change -= np.exp(np.concatenate([survey.rough for survey in surveys]) - level[place])
+    total = np.array([survey.total for survey in surveys]) + np.add.reduceat(change, starts)
+    normalizer = np.log(total).astype(np.float32) + (shift + level)
+    return tokens[best], exact[best] - normalizer[:, None]

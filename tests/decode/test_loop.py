@@ -19,7 +19,7 @@ from whisper_opt.arrays import F32, Bool, Int
 from whisper_opt.backends.fake import FakeBackend, FakeEncoded, FakeSession
 from whisper_opt.decode import Greedy, Hypothesis, Search, Task, decode, next_token_logprobs
 from whisper_opt.errors import EngineError
-from whisper_opt.protocol import Encoded, TokenMask, Top
+from whisper_opt.protocol import Ban, Encoded, TokenMask, Top
 from whisper_opt.topk import HostLogits
 
 DIMS = random_dims(n_vocab=N_VOCAB, n_text_ctx=24, n_audio_ctx=N_VOCAB - BEGIN - 1)
@@ -297,7 +297,7 @@ def test_the_session_is_closed_when_host_code_fails(where: str) -> None:
     def stop() -> Any:
         raise KeyboardInterrupt
 
-    def rule(sampled: Sequence[int], ban: Bool) -> None:
+    def rule(sampled: Sequence[int], ban: Bool | Ban) -> None:
         if len(sampled) == 1:
             stop()
 

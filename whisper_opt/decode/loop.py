@@ -16,7 +16,7 @@ import numpy as np
 from whisper_opt.arrays import F32, Int
 from whisper_opt.decode.rules import Rule
 from whisper_opt.decode.search import Hypothesis, Search
-from whisper_opt.protocol import Backend, Encoded, Logits, Session, TokenMask, Top
+from whisper_opt.protocol import Backend, Ban, Encoded, Logits, Session, TokenMask, Top
 from whisper_opt.topk import log_softmax, penalized, sample, top_k
 
 __all__ = ["Batch", "Decoded", "Task", "decode", "next_token_logprobs"]
@@ -93,18 +93,18 @@ def _pad(sequences: Sequence[Sequence[int]]) -> tuple[Int, Int]:
 
 def _mask(rows: Sequence[_Row], n_vocab: int) -> TokenMask:
     live = [(row, sampled) for row in rows for sampled in row.search.rows]
-    ban = np.zeros((len(live), n_vocab), np.bool_)
-    for banned, (row, sampled) in zip(ban, live):
+    bans = [Ban() for _ in live]
+    for ban, (row, sampled) in zip(bans, live):
         for rule in row.task.rules:
-            rule(sampled, banned)
+            rule(sampled, ban)
     begins = np.array([row.begin for row, _ in live], np.int64)
     penalties = np.array([row.task.repetition_penalty for row, _ in live], np.float32)
     if (penalties == 1).all():
-        return TokenMask(ban, begins)
+        return TokenMask(bans, begins, n_vocab=n_vocab)
     seen = np.zeros((len(live), n_vocab), np.bool_)
     for repeated, (row, sampled) in zip(seen, live):
         repeated[[token for token in sampled if token < row.task.n_text]] = True
-    return TokenMask(ban, begins, seen, penalties)
+    return TokenMask(bans, begins, seen, penalties, n_vocab=n_vocab)
 
 
 def _needs_scores(rows: Sequence[_Row]) -> bool:

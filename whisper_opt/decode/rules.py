@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from whisper_opt.arrays import Bool, Int
+from whisper_opt.protocol import Ban
 
 __all__ = ["NoRepeat", "Rule", "SuppressAtBegin", "SuppressTokens", "Timestamps"]
 
@@ -18,8 +19,8 @@ __all__ = ["NoRepeat", "Rule", "SuppressAtBegin", "SuppressTokens", "Timestamps"
 class Rule(Protocol):
     """Bans next tokens of one row."""
 
-    def __call__(self, sampled: Sequence[int], ban: Bool) -> None:
-        """Set ``ban`` (bool [n_vocab]) True for tokens that may not follow ``sampled``.
+    def __call__(self, sampled: Sequence[int], ban: Bool | Ban) -> None:
+        """Set ``ban`` (as a bool [n_vocab]) True for tokens that may not follow ``sampled``.
 
         ``sampled`` holds the tokens after the prompt, oldest first.
         """
@@ -31,7 +32,7 @@ class SuppressTokens:
 
     tokens: Int
 
-    def __call__(self, sampled: Sequence[int], ban: Bool) -> None:
+    def __call__(self, sampled: Sequence[int], ban: Bool | Ban) -> None:
         ban[self.tokens] = True
 
 
@@ -41,7 +42,7 @@ class SuppressAtBegin:
 
     tokens: Int
 
-    def __call__(self, sampled: Sequence[int], ban: Bool) -> None:
+    def __call__(self, sampled: Sequence[int], ban: Bool | Ban) -> None:
         if not sampled:
             ban[self.tokens] = True
 
@@ -57,7 +58,7 @@ class NoRepeat:
     size: int
     n_text: int
 
-    def __call__(self, sampled: Sequence[int], ban: Bool) -> None:
+    def __call__(self, sampled: Sequence[int], ban: Bool | Ban) -> None:
         text = [token for token in sampled if token < self.n_text]
         head = self.size - 1
         latest = text[len(text) - head :]
@@ -82,7 +83,7 @@ class Timestamps:
     no_timestamps: int
     max_initial: int | None
 
-    def __call__(self, sampled: Sequence[int], ban: Bool) -> None:
+    def __call__(self, sampled: Sequence[int], ban: Bool | Ban) -> None:
         begin = self.begin
         ban[self.no_timestamps] = True
         if not sampled:

@@ -22,7 +22,7 @@ from whisper_opt.export.oracle import openai_logits
 from whisper_opt.export.pieces import PiecewiseGraph
 from whisper_opt.export.precision import FP32, Precision
 from whisper_opt.export.reference import Reference
-from whisper_opt.screen import Input, Screen
+from whisper_opt.screen import Inputs, Screen
 
 __all__ = ["Parity", "noise_mel", "verify"]
 
@@ -217,7 +217,7 @@ def _screen_share(screen: Screen, out: dict[str, NDArray]) -> float:
     every = np.arange(len(screen.error))
     for exact, rough, hidden in rows:
         error = np.abs(rough + hidden @ screen.mean - exact)
-        share = max(share, float((error / Input(screen, hidden).bounds(every)).max()))
+        share = max(share, float((error / Inputs(screen, hidden[None]).bounds(0, every)).max()))
     _judge("screened scores, in units of their bounds,", share, 1.0)
     return share
 
