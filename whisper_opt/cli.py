@@ -1,4 +1,4 @@
-"""The ``whisper-opt`` command: export, build, transcribe, inspect, heads, doctor."""
+"""The ``whisper-opt`` command: export, build, transcribe, bench, inspect, heads, doctor."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from whisper_opt import cli_build
+from whisper_opt import cli_bench, cli_build
 from whisper_opt.cli_options import complain
 from whisper_opt.cli_transcribe import EXAMPLES, add_arguments, add_load_arguments, load
 from whisper_opt.doctor import doctor
@@ -30,6 +30,7 @@ exit status: 0 done; 1 failed (the reason is on standard error); 2 wrong usage o
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status (0 done, 1 failed, 2 wrong usage)."""
     args = _parser().parse_args(argv)
+    args.arguments = sys.argv[1:] if argv is None else list(argv)
     try:
         status: int = args.run(args)
         return status
@@ -65,6 +66,8 @@ def _parser() -> argparse.ArgumentParser:
     cli_build.add_build_arguments(command)
     command = _command(commands, "transcribe", "transcribe recordings with an engine", EXAMPLES)
     add_arguments(command)
+    command = _command(commands, "bench", "measure how fast engines are", cli_bench.EXAMPLES)
+    cli_bench.add_bench_arguments(command)
     _add_inspect(commands)
     _add_heads(commands)
     command = _command(commands, "doctor", "check this installation and say what is missing", "")

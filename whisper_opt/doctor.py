@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import os
 import platform
 import re
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, TextIO
 
 from whisper_opt.devices import SUITS, Machine, usable
+from whisper_opt.processor import memory_bytes, processor
 from whisper_opt.trt_library import LIBRARIES, probe
 
 __all__ = ["doctor"]
@@ -23,21 +22,6 @@ _OPTIONAL = (
     ("av", "reads m4a, mp4, webm and aac", "audio"),
     ("onnx", "exports engines", "export"),
     ("huggingface_hub", "fetches checkpoints from the hub", "hf"),
-)
-_CPU_FLAGS = (
-    "avx2",
-    "fma",
-    "f16c",
-    "avx512f",
-    "avx512_vnni",
-    "avx_vnni",
-    "avx512_bf16",
-    "amx_int8",
-    "amx_bf16",
-    "asimd",
-    "asimddp",
-    "i8mm",
-    "bf16",
 )
 
 
@@ -141,24 +125,14 @@ def _import(name: str) -> tuple[str | None, str]:
 
 
 def _cpu() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        text = ""
-    name = re.search(r"^model name\s*: (.*)$", text, re.M)
-    listed = re.search(r"^(?:flags|Features)\s*: (.*)$", text, re.M)
-    flags = listed.group(1).split() if listed else []
-    found = [flag for flag in _CPU_FLAGS if flag in flags]
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    label = name.group(1) if name else platform.processor() or platform.machine()
-    return f"{label}, {usable} usable cores, {' '.join(found) or 'features unknown'}"
+    found = processor()
+    features = " ".join(found.flags) or "features unknown"
+    return f"{found.name}, {found.cores} usable cores, {features}"
 
 
 def _memory() -> str:
-    try:
-        text = Path("/proc/meminfo").read_text(encoding="utf-8")
-    except OSError:
+    sizes = memory_bytes()
+    if not sizes:
         return "unknown"
-    sizes = {key: int(kib) for key, kib in re.findall(r"^(\w+):\s+(\d+) kB", text, re.M)}
-    total, free = (sizes.get(key, 0) / (1 << 20) for key in ("MemTotal", "MemAvailable"))
+    total, free = (sizes.get(key, 0) / (1 << 30) for key in ("MemTotal", "MemAvailable"))
     return f"{total:.1f} GiB, {free:.1f} GiB available"

@@ -7,12 +7,14 @@ import functools
 import itertools
 import re
 from collections.abc import Iterable
+from typing import TYPE_CHECKING, Callable
 
-import jiwer
-from whisper_normalizer.basic import BasicTextNormalizer
-from whisper_normalizer.english import EnglishTextNormalizer
+from whisper_opt.errors import BackendUnavailable
 
-__all__ = ["BY_CHARACTER", "Score", "score", "unspoken", "whole"]
+if TYPE_CHECKING:
+    import jiwer
+
+__all__ = ["BY_CHARACTER", "Score", "check_scoring", "score", "unspoken", "whole"]
 
 BY_CHARACTER = ("ja", "zh")
 """Languages written without spaces: their "words" are characters, as in the Whisper paper."""
@@ -45,14 +47,38 @@ def whole(scores: Iterable[Score]) -> Score:
     return Score(*map(sum, zip(*rows))) if rows else Score()
 
 
+def check_scoring() -> None:
+    """Do nothing where errors can be counted.
+
+    Raises:
+        BackendUnavailable: a package for it is missing.
+    """
+    try:
+        import jiwer  # noqa: F401
+        import whisper_normalizer  # noqa: F401
+    except ImportError as error:
+        raise BackendUnavailable(
+            f"counting word errors needs {error.name}, which is not installed;"
+            " pip install 'whisper-opt[bench]'"
+        ) from error
+
+
 @functools.cache
-def _normalizer(language: str) -> EnglishTextNormalizer | BasicTextNormalizer:
+def _normalizer(language: str) -> Callable[[str], str]:
     if language == "en":
-        return EnglishTextNormalizer()
-    return BasicTextNormalizer(split_letters=language in BY_CHARACTER)
+        from whisper_normalizer.english import EnglishTextNormalizer
+
+        english: Callable[[str], str] = EnglishTextNormalizer()
+        return english
+    from whisper_normalizer.basic import BasicTextNormalizer
+
+    basic: Callable[[str], str] = BasicTextNormalizer(split_letters=language in BY_CHARACTER)
+    return basic
 
 
 def _aligned(reference: str, hypothesis: str, language: str) -> jiwer.WordOutput:
+    import jiwer
+
     normalize = _normalizer(language)
     return jiwer.process_words([normalize(reference).strip()], [normalize(hypothesis).strip()])
 

@@ -1,0 +1,69 @@
+"""What the processor is, what it can do that matters here, and how much memory there is."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+import re
+from pathlib import Path
+
+__all__ = ["Processor", "memory_bytes", "processor"]
+
+_FLAGS = (
+    "avx2",
+    "fma",
+    "f16c",
+    "avx512f",
+    "avx512_vnni",
+    "avx_vnni",
+    "avx512_bf16",
+    "amx_int8",
+    "amx_bf16",
+    "asimd",
+    "asimddp",
+    "i8mm",
+    "bf16",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Processor:
+    """A processor, as far as the system tells.
+
+    Attributes:
+        name: the maker's name.
+        cores: cores that this process may use.
+        flags: instruction sets that matter for this library, by Linux's names.
+    """
+
+    name: str
+    cores: int
+    flags: tuple[str, ...]
+
+
+def processor() -> Processor:
+    """The processor of this machine."""
+    text = _read("/proc/cpuinfo")
+    name = re.search(r"^model name\s*: (.*)$", text, re.M)
+    listed = re.search(r"^(?:flags|Features)\s*: (.*)$", text, re.M)
+    flags = listed.group(1).split() if listed else []
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return Processor(
+        name=name.group(1) if name else platform.processor() or platform.machine(),
+        cores=usable or 1,
+        flags=tuple(flag for flag in _FLAGS if flag in flags),
+    )
+
+
+def memory_bytes() -> dict[str, int]:
+    """``MemTotal``, ``MemAvailable`` and more, in bytes; empty where there is no /proc."""
+    found = re.findall(r"^(\w+):\s+(\d+) kB", _read("/proc/meminfo"), re.M)
+    return {key: int(kib) * 1024 for key, kib in found}
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError:
+        return ""
