@@ -18,12 +18,12 @@ import sys
 
 import numpy as np
 from common import SAMPLE_RATE, Pieces, Verdict, arguments, clip, clip_pcm, finish, table
-from scoring import score, unspoken
 from stored import stored_text
 from systems import FasterWhisper, OpenaiWhisper, Ours, Settings, System
 
 from tests.golden import pcm_digest
 from whisper_opt.arrays import F32
+from whisper_opt.bench.scoring import score, unspoken
 
 SILENT = (
     "ns-silence-10s",

@@ -20,9 +20,10 @@ import sys
 from typing import Any
 
 from common import Clip, Pieces, Verdict, arguments, clip_pcm, clips, finish, table
-from scoring import Score, score, whole
 from stored import openai_text, stored_text
 from systems import FasterWhisper, OpenaiWhisper, Ours, Settings, System
+
+from whisper_opt.bench.scoring import Score, score, whole
 
 SEARCHES = {"greedy": 1, "beam 5": 5}
 TOLERANCE = 0.3

@@ -40,10 +40,10 @@ from common import (
     table,
     total,
 )
-from scoring import score
 from systems import FasterWhisper, OpenaiWhisper, Ours, Settings, System
 
 from whisper_opt.arrays import F32
+from whisper_opt.bench.scoring import score
 
 PLAIN = Settings(language="en", fallback=False, timestamps=True)
 WINDOW = 30.0
