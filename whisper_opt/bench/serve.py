@@ -34,22 +34,25 @@ Job = dict[str, Any]
 
 
 def memory() -> dict[str, int]:
-    """Resident memory of this process in bytes: now, where the system tells it, and at its peak.
+    """Resident memory in bytes: now, where the system tells it, and at its peak.
 
+    The peak is that of this process, or of a process it ran and waited for if that was larger.
     Linux keeps the peak of the program that runs now; ``getrusage`` there counts what the parent
     held before the program was started.
     """
-    status = Path("/proc/self/status")
-    if status.is_file():
-        fields = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
-        found = {"resident_bytes": "VmRSS", "peak_bytes": "VmHWM"}
-        return {name: int(fields[key].split()[0]) * 1024 for name, key in found.items()}
     try:
         import resource
     except ImportError:  # not on Windows
         return {}
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"peak_bytes": used if sys.platform == "darwin" else used * 1024}
+    unit = 1 if sys.platform == "darwin" else 1024
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        return {"peak_bytes": max(own, children)}
+    fields = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+    now, peak = (int(fields[key].split()[0]) * 1024 for key in ("VmRSS", "VmHWM"))
+    return {"resident_bytes": now, "peak_bytes": max(peak, children)}
 
 
 def serve(load: Callable[..., Any], jobs: TextIO, answers: TextIO) -> None:

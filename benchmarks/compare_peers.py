@@ -1,0 +1,385 @@
+"""Time this library and its peers on the same weights and the same sound: the README's table.
+
+    pip install -e '.[cpu,export,bench]'
+    python scripts/get_model.py tiny.en base
+    python benchmarks/peers/install.py
+    python benchmarks/compare_peers.py --whisper-cpp whisper.cpp/build
+
+Each system runs in a process of its own environment with the weights that peers/convert.py made of
+the checkpoint; what is missing is listed as not measured, with the reason. They take turns sound by
+sound in an order that rotates, and whoever's turn it is not is stopped. A sound's time is the
+median of its rounds, a system's the sum over the sounds. docs/benchmarks.md says how alike the
+conditions are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from common import ROOT, Clip, clip_pcm, clips, log, logging
+from peers.catalog import BENCHMARKS, PEERS, Peer, environments, python_of
+
+from whisper_opt.bench.machine import BUSY, busy_cores
+from whisper_opt.bench.measure import turns
+from whisper_opt.bench.recordings import Recording, write_wav
+from whisper_opt.bench.report import environment, error_text, errors, table, write_json
+from whisper_opt.bench.workers import Pool, Program, Worker, WorkerError
+
+SETS = ("jfk", "read", "long")
+
+
+@dataclasses.dataclass(frozen=True)
+class System:
+    """One row: a program, and how it is asked.
+
+    Attributes:
+        name: what the table calls it.
+        precision: what it computes in.
+        program: what runs.
+        load: fields of its ``load`` job.
+        peer: None for this library.
+        unfit: why it cannot be measured at all.
+    """
+
+    name: str
+    precision: str
+    program: Program
+    load: dict[str, Any]
+    peer: Peer | None = None
+    unfit: str = ""
+
+    def refusal(self, case: Case) -> str:
+        """Why it cannot be measured in a case; empty if it can."""
+        peer = self.peer
+        if self.unfit or peer is None:
+            return self.unfit
+        if case.beam > 1 and not peer.beam:
+            return "no beam search"
+        if case.batch > 1 and not peer.batch:
+            return "one window at a time"
+        longest = max(recording.seconds for recording in case.recordings)
+        if peer.longest is not None and longest > peer.longest:
+            return f"no more than {peer.longest:g} s at once"
+        return ""
+
+    def job(self, recording: Recording, case: Case) -> dict[str, Any]:
+        """The ``transcribe`` job: segment times, temperature 0, no voice activity detection.
+
+        In batches, both this library and faster-whisper cut the recording where nobody speaks.
+        """
+        audio, language = [str(recording.path)], recording.language or "en"
+        if self.peer is not None:
+            fields = {"beam_size": case.beam, "batch_size": case.batch}
+            return {"audio": audio, "language": language, **fields}
+        options: dict[str, Any] = {"language": language, "temperature": 0.0, "vad": "off"}
+        if case.beam > 1:
+            options["beam_size"] = case.beam
+        if case.batch > 1:
+            options.update(strategy="batched", batch_size=case.batch, vad="cut")
+        return {"audio": audio, "options": options, "arrays": True}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One table: recordings, and how they are decoded."""
+
+    model: str
+    name: str
+    recordings: Sequence[Recording]
+    beam: int
+    batch: int
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        seconds = sum(recording.seconds for recording in self.recordings)
+        search = "greedy" if self.beam == 1 else f"beam {self.beam}"
+        batch = "" if self.batch == 1 else f", batch {self.batch}"
+        return f"{self.model}, {self.name} ({seconds:.0f} s), {search}{batch}"
+
+
+# ---------------------------------------------------------------- who
+
+
+def ours(args: argparse.Namespace, model: str) -> Iterator[System]:
+    """This library with every engine of the model: ``engines/MODEL`` and ``engines/MODEL-*``."""
+    folders = [args.engines / model, *sorted(args.engines.glob(f"{model}-*"))]
+    if not (folders[0] / "manifest.json").is_file():
+        from whisper_opt.export import export
+
+        export(args.models_dir / model, folders[0])
+    for folder in folders:
+        if (folder / "manifest.json").is_file():
+            name = f"whisper_opt {folder.name[len(model) + 1 :]}".strip()
+            program = Program(name, ROOT, "whisper_opt.bench.system")
+            load = {"model": str(folder.resolve()), "options": {"threads": args.threads}}
+            yield System(name, "", program, load)
+
+
+def peers(args: argparse.Namespace, model: str) -> Iterator[System]:
+    """The others, those that cannot be measured too."""
+    for peer in PEERS:
+        if args.peers is not None and not any(wanted in peer.name for wanted in args.peers):
+            continue
+        path = args.converted / model / peer.form
+        load = {"model": str(path.resolve()), "threads": args.threads, "precision": peer.precision}
+        if peer.native:
+            load["build"] = str(args.whisper_cpp and args.whisper_cpp.resolve())
+        yield System(
+            peer.name,
+            peer.precision,
+            Program(
+                peer.name,
+                BENCHMARKS,
+                f"peers.{peer.module}",
+                Path(python_of(peer.environment)),
+                {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(args.threads)},
+            ),
+            load,
+            peer,
+            _unfit(args, model, peer),
+        )
+
+
+def _unfit(args: argparse.Namespace, model: str, peer: Peer) -> str:
+    if not Path(python_of(peer.environment)).exists():
+        return f"not installed: python benchmarks/peers/install.py {peer.environment}"
+    if peer.native and args.whisper_cpp is None:
+        return "no build of whisper.cpp: --whisper-cpp"
+    path = args.converted / model / peer.form
+    if not path.exists() and args.convert:
+        convert = [sys.executable, str(BENCHMARKS / "peers" / "convert.py")]
+        source = str(args.models_dir / model)
+        forms = ["huggingface", "openai.pt", peer.form]
+        subprocess.run([*convert, source, str(path.parent), "--forms", *forms])
+    return "" if path.exists() else f"the weights were not converted to {peer.form}"
+
+
+# ---------------------------------------------------------------- what
+
+
+def cases(args: argparse.Namespace, folder: Path) -> Iterator[Case]:
+    """Every model, set, search and batch that was asked for."""
+    for model in args.models:
+        for name in args.sets:
+            recordings = [_recording(clip, folder) for clip in _clips(name, args.quick)]
+            for beam in args.beams:
+                for batch in args.batches if name == "long" else [1]:
+                    yield Case(model, name, recordings, beam, batch)
+
+
+def _clips(name: str, quick: bool) -> list[Clip]:
+    english = [clip for clip in clips() if clip.language == "en"]
+    if name == "jfk":
+        return [clip for clip in english if clip.id == "en-jfk"]
+    if name == "long":
+        return [max(english, key=lambda clip: clip.duration_s)]
+    chosen = [clip for clip in english if clip.kind == "read"]
+    return chosen[:2] if quick else chosen
+
+
+def _recording(clip: Clip, folder: Path) -> Recording:
+    path = folder / f"{clip.id}.wav"
+    if not path.exists():
+        write_wav(path, clip_pcm(clip.id))
+    return Recording(clip.id, path, clip.duration_s, clip.language, clip.text)
+
+
+# ---------------------------------------------------------------- measuring
+
+
+@dataclasses.dataclass
+class Row:
+    """What one system gave in one case: by recording, a list of answers."""
+
+    system: System
+    loaded: dict[str, Any] = dataclasses.field(default_factory=dict)
+    answers: dict[str, list[dict[str, Any]]] = dataclasses.field(default_factory=dict)
+    error: str = ""
+
+
+def measure(case: Case, rows: Sequence[Row], args: argparse.Namespace) -> list[float | None]:
+    """Fill the rows; returns how many cores others kept busy before each run."""
+    busy: list[float | None] = []
+    with contextlib.closing(Pool(args.alive)) as pool:
+        order = turns(len(rows), args.rounds * len(case.recordings))
+        for n, i in enumerate(order):
+            row, recording = rows[i], case.recordings[n // len(rows) % len(case.recordings)]
+            if row.error:
+                continue
+            job = row.system.job(recording, case)
+            try:
+                worker = pool.get(row.system.name) or _new(row, pool, job)
+                busy.append(busy_cores(args.pause))
+                answer = worker.ask("transcribe", **job)
+            except WorkerError as error:
+                row.error = str(error)
+                log.warning("%s", error)
+                pool.drop(row.system.name)
+                continue
+            row.answers.setdefault(recording.name, []).append(answer)
+    return busy
+
+
+def _new(row: Row, pool: Pool, job: dict[str, Any]) -> Worker:
+    """A process that has loaded its model and heard the sound once."""
+    log.info("%s", row.system.name)
+    worker = Worker(row.system.program)
+    try:
+        row.loaded = worker.ask("load", **row.system.load)
+        worker.ask("transcribe", **job)
+    except BaseException:
+        worker.close()
+        raise
+    pool.put(row.system.name, worker)
+    return worker
+
+
+def result(case: Case, row: Row) -> dict[str, Any]:
+    """The figures of one row.
+
+    ``seconds`` are by the system's own clock where it runs as a program (whisper-cli), else from
+    samples in to segments out; both are there where both are known.
+    """
+    system = row.system
+    entry: dict[str, Any] = {
+        "system": system.name,
+        "precision": system.precision or row.loaded.get("precision"),
+    }
+    if row.error or not row.answers:
+        return {**entry, "not_measured": row.error or system.refusal(case)}
+    wall = {name: [a["seconds"] for a in answers] for name, answers in row.answers.items()}
+    internal = {
+        name: [sum(a["internal"]) for a in answers]
+        for name, answers in row.answers.items()
+        if "internal" in answers[0]
+    }
+    counted = internal if system.peer is not None and system.peer.native else wall
+    texts = [row.answers[recording.name][-1]["text"][0] for recording in case.recordings]
+    times = list(counted.values())
+    seconds = _total(counted)
+    return {
+        **entry,
+        "versions": row.loaded.get("versions"),
+        "notes": row.loaded.get("notes", []),
+        "seconds": round(seconds, 4),
+        "rtfx": round(sum(recording.seconds for recording in case.recordings) / seconds, 2),
+        "slowest_to_fastest": round(sum(map(max, times)) / sum(map(min, times)), 3),
+        "wall_seconds": round(_total(wall), 4),
+        **({"internal_seconds": round(_total(internal), 4)} if internal else {}),
+        "rounds_s": {name: [round(s, 5) for s in values] for name, values in counted.items()},
+        "peak_bytes": max(a["memory"].get("peak_bytes", 0) for a in _all(row)),
+        "errors": errors(case.recordings, texts, {}),
+        "texts": dict(zip((recording.name for recording in case.recordings), texts)),
+    }
+
+
+def _total(times: dict[str, list[float]]) -> float:
+    return sum(statistics.median(values) for values in times.values())
+
+
+def _all(row: Row) -> Iterator[dict[str, Any]]:
+    for answers in row.answers.values():
+        yield from answers
+
+
+def report(entries: Sequence[dict[str, Any]]) -> str:
+    """The table of one case; times are compared with the fastest of this library's rows."""
+    measured = [entry for entry in entries if "seconds" in entry]
+    own = [e["seconds"] for e in measured if e["system"].startswith("whisper_opt")]
+    lines = []
+    for entry in measured:
+        factor = f"{entry['seconds'] / min(own):.2f}" if own else "-"
+        lines.append(
+            (
+                entry["system"],
+                entry["precision"],
+                f"{entry['seconds']:.3f}",
+                factor,
+                f"{entry['rtfx']:.1f}",
+                f"{entry['slowest_to_fastest']:.2f}",
+                error_text(entry["errors"]),
+                f"{entry['peak_bytes'] / (1 << 20):.0f}",
+                ", ".join(entry["notes"]),
+            )
+        )
+    header = ("", "precision", "s", "x", "RTFx", "slowest/fastest", "WER %", "peak MiB", "notes")
+    text = table(header, lines)
+    missing = [
+        f"not measured: {entry['system']}: {entry['not_measured']}"
+        for entry in entries
+        if "not_measured" in entry
+    ]
+    return "\n".join([text, *missing])
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--models", nargs="+", default=["tiny.en", "base"])
+    parser.add_argument("--models-dir", type=Path, default=ROOT / "models", help="checkpoints")
+    parser.add_argument("--engines", type=Path, default=ROOT / "engines")
+    parser.add_argument("--converted", type=Path, default=ROOT / "build" / "peers" / "models")
+    parser.add_argument(
+        "--no-convert", dest="convert", action="store_false", help="convert nothing"
+    )
+    parser.add_argument("--whisper-cpp", type=Path, metavar="BUILD", help="has bin/whisper-cli")
+    parser.add_argument("--peers", nargs="*", metavar="NAME", help="those whose name holds it only")
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
+    parser.add_argument("--beams", nargs="+", type=int, default=[1, 5])
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8], help="of the long one")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--pause", type=float, default=0.3, help="seconds before each run")
+    parser.add_argument("--alive", type=int, default=24, help="processes kept at once")
+    parser.add_argument("--quick", action="store_true", help="little sound, one round: a dry run")
+    parser.add_argument("--out", type=Path, help="JSON; default: benchmarks/results/peers.json")
+    args = parser.parse_args()
+    if args.quick:
+        args.rounds, args.out = 1, args.out or ROOT / "build" / "peers" / "quick.json"
+    args.out = args.out or ROOT / "benchmarks" / "results" / "peers.json"
+    return args
+
+
+def main() -> int:
+    """Measure all cases; the file is written anew after each."""
+    args = arguments()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    log.info("environments of the peers: %s", environments())
+    found = {
+        **environment(["python", f"benchmarks/{Path(__file__).name}", *sys.argv[1:]]),
+        "threads": args.threads,
+        "rounds": args.rounds,
+        "pause": args.pause,
+        "cases": [],
+    }
+    if (found["machine"]["busy_cores_before"] or 0) > BUSY:
+        log.warning("others keep the machine busy: times will mean little")
+    with tempfile.TemporaryDirectory() as folder:
+        for case in cases(args, Path(folder)):
+            print(f"\n## {case.title}\n", flush=True)
+            systems = [*ours(args, case.model), *peers(args, case.model)]
+            rows = [Row(system, error=system.refusal(case)) for system in systems]
+            busy = measure(case, rows, args)
+            entries = [result(case, row) for row in rows]
+            print(report(entries), flush=True)
+            kept = {"model": case.model, "set": case.name, "beam": case.beam, "batch": case.batch}
+            seconds = sum(recording.seconds for recording in case.recordings)
+            kept.update(audio_seconds=round(seconds, 2), busy_cores=busy, systems=entries)
+            found["cases"].append(kept)
+            write_json(args.out, found)
+    print(f"\nfigures: {args.out.name}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Other systems with the same weights; see docs/benchmarks.md."""

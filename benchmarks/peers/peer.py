@@ -1,0 +1,86 @@
+"""What the peers' runners share; runs in their environments, which have numpy and little else."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import time
+import wave
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+__all__ = ["Heard", "Peer", "internal_seconds", "read_wav"]
+
+SAMPLE_RATE = 16000
+
+
+@dataclasses.dataclass(frozen=True)
+class Heard:
+    """What a peer made of one recording.
+
+    Attributes:
+        text: all of it.
+        segments: (start, end, text), seconds; empty where the peer gives no times.
+        internal: seconds by the peer's own clock, where it has one.
+    """
+
+    text: str
+    segments: Sequence[tuple[float, float, str]] = ()
+    internal: float | None = None
+
+
+class Peer:
+    """A system behind whisper_opt/bench/serve.py: subclasses load a model and hear."""
+
+    about: dict[str, Any] = {}  # noqa: RUF012  # replaced, not changed, by subclasses
+    """For the answer to ``load``: versions, and notes on what the peer cannot do."""
+
+    def hear(self, pcm: Any, path: str, beam_size: int, language: str, batch_size: int) -> Heard:
+        """Transcribe 16 kHz mono float32 samples [n], which ``path`` holds too.
+
+        Segment times on, temperature 0 and no other, nobody looks for speech first. ``beam_size`` 1
+        is greedy; above ``batch_size`` 1 windows of the recording are decoded together.
+        """
+        raise NotImplementedError
+
+    def transcribe(
+        self, audio: Sequence[str], beam_size: int = 1, language: str = "en", batch_size: int = 1
+    ) -> dict[str, Any]:
+        """Recordings one by one; files are read before the clock runs."""
+        heard, each = [], []
+        for path in audio:
+            pcm = read_wav(path)
+            begin = time.perf_counter()
+            heard.append(self.hear(pcm, path, beam_size, language, batch_size))
+            each.append(time.perf_counter() - begin)
+        internal = [found.internal for found in heard if found.internal is not None]
+        return {
+            "text": [found.text.strip() for found in heard],
+            "segments": [list(found.segments) for found in heard],
+            "seconds": sum(each),
+            "each": each,
+            **({"internal": internal} if len(internal) == len(heard) else {}),
+        }
+
+
+def read_wav(path: str) -> Any:
+    """Float32 samples [n] of a 16-bit mono WAV file at 16 kHz."""
+    with wave.open(path, "rb") as file:
+        kind = (file.getnchannels(), file.getsampwidth(), file.getframerate())
+        if kind != (1, 2, SAMPLE_RATE):
+            raise ValueError(f"{path} has (channels, bytes, Hz) {kind}; expected (1, 2, 16000)")
+        frames = file.readframes(file.getnframes())
+    return np.frombuffer(frames, "<i2").astype(np.float32) / 32768
+
+
+_TIMING = re.compile(r"(mel|sample|encode|decode|batchd|prompt) time =\s*([\d.]+) ms")
+
+
+def internal_seconds(report: str) -> float:
+    """The sum of whisper.cpp's own times, without that of loading."""
+    found = dict(_TIMING.findall(report))
+    if len(found) < 6:
+        raise ValueError(f"whisper.cpp printed no timings but {report[-300:]!r}")
+    return sum(map(float, found.values())) / 1000

@@ -1,0 +1,65 @@
+"""transformers: ``WhisperForConditionalGeneration.generate`` in fp32, PyTorch on the CPU."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizer
+
+from peers.peer import SAMPLE_RATE, Heard, Peer
+
+__all__ = ["Generator", "System"]
+
+WINDOW = 30 * SAMPLE_RATE
+
+
+class Generator(Peer):
+    """Features, ``generate`` and segments; what computes is the subclass's."""
+
+    def __init__(self, model: str) -> None:
+        self._features = WhisperFeatureExtractor.from_pretrained(model)
+        self._tokenizer = WhisperTokenizer.from_pretrained(model)
+        self._model: Any = None
+
+    def hear(self, pcm: Any, path: str, beam_size: int, language: str, batch_size: int) -> Heard:
+        if batch_size > 1:
+            raise ValueError("one recording at a time: its windows depend on one another")
+        long = len(pcm) > WINDOW
+        # sequential long-form decoding wants all frames and their mask, short-form a full window
+        shape = {"truncation": False, "padding": "longest"} if long else {}
+        inputs = self._features(
+            pcm,
+            sampling_rate=SAMPLE_RATE,
+            return_tensors="pt",
+            return_attention_mask=True,
+            **shape,
+        )
+        options = {"num_beams": beam_size, "do_sample": False, "return_timestamps": True}
+        if self._model.generation_config.is_multilingual:
+            options.update(language=language, task="transcribe")
+        with torch.inference_mode():
+            tokens = self._model.generate(**inputs, **options)
+        found = self._tokenizer.decode(
+            tokens[0], output_offsets=True, skip_special_tokens=True, decode_with_timestamps=False
+        )
+        segments = [
+            (*(0.0 if t is None else t for t in part["timestamp"]), part["text"])
+            for part in found["offsets"]
+        ]
+        return Heard(found["text"], segments)
+
+
+class System(Generator):
+    """A Hugging Face directory."""
+
+    def __init__(self, model: str, threads: int, precision: str) -> None:
+        if precision != "float32":
+            raise ValueError(f"measured in float32, not {precision}")
+        super().__init__(model)
+        torch.set_num_threads(threads)
+        self.about = {"versions": {name: version(name) for name in ("transformers", "torch")}}
+        self._model = WhisperForConditionalGeneration.from_pretrained(
+            model, dtype=torch.float32
+        ).eval()
