@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import logging
 import statistics
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, Clip, clip_pcm, clips, log, logging
+from common import ROOT, Clip, clip_pcm, clips, log
 from peers.catalog import BENCHMARKS, PEERS, Peer, environments, python_of
 
 from whisper_opt.bench.machine import BUSY, busy_cores

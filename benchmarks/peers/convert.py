@@ -96,7 +96,7 @@ def _huggingface(checkpoint: Checkpoint, source: Path, target: Path) -> None:
         "decoder_ffn_dim": 4 * checkpoint.dims.n_text_state,
         "architectures": ["WhisperForConditionalGeneration"],
     }
-    generation = {
+    generation: dict[str, Any] = {
         **ids,
         "alignment_heads": checkpoint.heads,
         "suppress_tokens": checkpoint.suppress_tokens or list(vocab.non_speech_tokens()),
@@ -197,8 +197,6 @@ def _words(checkpoint: Checkpoint) -> Iterator[bytes]:
 def _write_tensor(file: BinaryIO, name: str, values: F32, kind: str) -> None:
     if name in ("encoder.conv1.bias", "encoder.conv2.bias"):
         values = values[:, None]
-    elif values.ndim == 2 and name not in _KEPT:
-        pass
     if values.ndim == 1 or name in _KEPT or name.endswith(("conv1.bias", "conv2.bias")):
         stored, data = "f32", values.astype("<f4").tobytes()
     elif values.ndim == 3 or kind == "f16" or values.shape[-1] % _BLOCK:

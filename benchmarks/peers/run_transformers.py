@@ -36,7 +36,11 @@ class Generator(Peer):
             return_attention_mask=True,
             **shape,
         )
-        options = {"num_beams": beam_size, "do_sample": False, "return_timestamps": True}
+        options: dict[str, Any] = {
+            "num_beams": beam_size,
+            "do_sample": False,
+            "return_timestamps": True,
+        }
         if self._model.generation_config.is_multilingual:
             options.update(language=language, task="transcribe")
         with torch.inference_mode():
