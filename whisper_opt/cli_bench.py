@@ -14,7 +14,7 @@ from tqdm import tqdm
 from whisper_opt.bench.compare import compare, percent
 from whisper_opt.bench.grid import Grid, read_grid
 from whisper_opt.bench.machine import BUSY
-from whisper_opt.bench.measure import Benchmark, Found, Settings
+from whisper_opt.bench.measure import Benchmark, Found, Settings, options_of
 from whisper_opt.bench.plots import check_plots, plot
 from whisper_opt.bench.recordings import Recording, from_files, from_manifest
 from whisper_opt.bench.report import environment, figures, overview, read_json, write_json
@@ -257,8 +257,12 @@ def _plan(args: argparse.Namespace) -> tuple[Grid, list[Recording], Settings]:
         tuple(Path(path) for path in engines),
         **{name: tuple(values) for name, values in lists.items() if values is not None},
     )
+    settings = _settings(args, listed)
+    for configuration in grid.configurations():  # contradictions are found before any work
+        TranscribeOptions(**options_of(configuration, settings))
+        LoadOptions(**{**settings.load, "threads": configuration.threads})
     recordings = from_files(audio) + (from_manifest(manifest, only) if manifest else [])
-    return grid, recordings, _settings(args, listed)
+    return grid, recordings, settings
 
 
 def _known(options: Any) -> list[str]:
@@ -267,7 +271,7 @@ def _known(options: Any) -> list[str]:
 
 
 def _settings(args: argparse.Namespace, listed: dict[str, Any]) -> Settings:
-    """How to measure; values are checked here, before any work."""
+    """How to measure."""
     if args.rounds < 1 or args.warm_up < 0 or args.pause < 0:
         raise OptionError(
             f"rounds, warm_up and pause are {args.rounds}, {args.warm_up}, {args.pause}; expected"
@@ -282,7 +286,6 @@ def _settings(args: argparse.Namespace, listed: dict[str, Any]) -> Settings:
                     f"the grid's table {table} has {name!r}; expected one of {', '.join(known)}"
                 )
         given.update({name: value for name, value in vars(args).items() if name in known})
-        options(**given)
         chosen.append(given)
     return Settings(
         rounds=args.rounds,

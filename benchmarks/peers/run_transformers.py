@@ -44,15 +44,16 @@ class Generator(Peer):
         if self._model.generation_config.is_multilingual:
             options.update(language=language, task="transcribe")
         with torch.inference_mode():
-            tokens = self._model.generate(**inputs, **options)
-        found = self._tokenizer.decode(
-            tokens[0], output_offsets=True, skip_special_tokens=True, decode_with_timestamps=False
-        )
+            found = self._model.generate(**inputs, **options, return_segments=True)
         segments = [
-            (*(0.0 if t is None else t for t in part["timestamp"]), part["text"])
-            for part in found["offsets"]
+            (float(part["start"]), float(part["end"]), self._text(part["tokens"]))
+            for part in found["segments"][0]
         ]
-        return Heard(found["text"], segments)
+        return Heard("".join(text for _, _, text in segments), segments)
+
+    def _text(self, tokens: Any) -> str:
+        text: str = self._tokenizer.decode(tokens, skip_special_tokens=True)
+        return text
 
 
 class System(Generator):

@@ -23,7 +23,7 @@ from whisper_opt.bench.workers import Pool, Program, Worker, WorkerError
 from whisper_opt.engine import read_engine
 from whisper_opt.processor import memory_bytes
 
-__all__ = ["Benchmark", "Found", "Settings", "jobs", "turns"]
+__all__ = ["Benchmark", "Found", "Settings", "jobs", "options_of", "turns"]
 
 _FOLDER = Path(whisper_opt.__file__).resolve().parent.parent
 _SPARE = 1 << 28
@@ -84,11 +84,7 @@ def jobs(found: Found, settings: Settings) -> dict[str, Any]:
     repeated.
     """
     configuration, recordings = found.configuration, list(found.recordings)
-    batch = configuration.batch_size
-    options = dict(settings.options)
-    options["batch_size"] = batch
-    if configuration.beam_size > 1:
-        options["beam_size"] = configuration.beam_size
+    batch, options = configuration.batch_size, options_of(configuration, settings)
     if options.get("strategy", "sequential") == "sequential":
         recordings *= max(1, -(-batch // len(recordings)))
     return {
@@ -98,6 +94,14 @@ def jobs(found: Found, settings: Settings) -> dict[str, Any]:
         "batch": batch > 1,
         "arrays": settings.arrays,
     }
+
+
+def options_of(configuration: Configuration, settings: Settings) -> dict[str, Any]:
+    """Fields of ``TranscribeOptions``."""
+    options = {**settings.options, "batch_size": configuration.batch_size}
+    if configuration.beam_size > 1:
+        options["beam_size"] = configuration.beam_size
+    return options
 
 
 class Benchmark:

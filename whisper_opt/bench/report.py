@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
@@ -170,7 +171,8 @@ def write_json(path: Path, content: Any) -> None:
     except OSError as error:
         raise WhisperOptError(f"cannot write {path}: {error.strerror}") from error
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # renamed, or never there
+            part.unlink()
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -101,6 +101,7 @@ class Worker:
                     start_new_session=True,  # Ctrl-C is the asking process's to deal with
                 )
             except OSError as error:
+                self._errors.close()
                 raise WorkerError(f"{program.name} cannot be started: {error}") from error
         return self._process
 
