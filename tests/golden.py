@@ -90,6 +90,8 @@ temperature so low that it always takes the likeliest token (1e-3 nats ahead mea
 With timestamps most answers to ``prefix`` are empty: a window must begin with a timestamp, and the
 prefix stands where it should. ``prefix-nots`` has text.
 """
+RANKED = ("beam5-penalty", "beam5-patience2", "beam5-patience2-penalty")
+"""Configurations of every clip but copies: the ways in which a beam ends and is ranked."""
 LONGEST_S = 80.0
 """No longer clip is in a subset of :func:`wanted`."""
 FULLER = (
@@ -97,7 +99,6 @@ FULLER = (
     "prompt",
     "prefix",
     "prefix-nots",
-    "beam5-patience2-penalty",
     "words-skip",
 )
 """Configurations of which tiny.en has more than one clip of each language and kind."""
@@ -231,7 +232,7 @@ def wanted(model: str, config: str) -> list[str]:
     """Ids of the clips that the file of ``model`` and ``config`` is to have, in manifest order.
 
     Every clip with samples for ``CONFIGS``, ``words`` and ``beam5``. The others leave out copies of
-    one clip in other formats. ``translate`` has the clips that are not English, none for tiny.en.
+    one clip in other formats; ``RANKED`` leave out nothing else. ``translate`` has the clips that are not English, none for tiny.en.
     tiny.en has for ``FULLER`` all clips below 40 s and the longer English ones below ``LONGEST_S``.
     All else is the shortest clip of every language and kind of recording below ``LONGEST_S``; for
     ``clip-times``, of those that are long enough; and only those of more than one window where
@@ -241,7 +242,9 @@ def wanted(model: str, config: str) -> list[str]:
     if config in (*CONFIGS, "words", "beam5"):
         return [clip.id for clip in found]
     found = [clip for clip in found if clip.kind != "format-variant"]
-    if config == "translate":
+    if config in RANKED:
+        chosen = found
+    elif config == "translate":
         spoken = [clip for clip in found if clip.language not in (None, "en")]
         chosen = [] if model.endswith(".en") else spoken
     elif model == "tiny.en" and config in FULLER:
