@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -10,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.engines import random_engine
+from tests.engines import random_engine, sharp_checkpoint
 from tests.models import random_dims
+from whisper_opt.export import export
 
 ROOT = Path(__file__).parent.parent
 BLOCKED = (
@@ -95,6 +97,62 @@ def test_import_loads_no_model_runtime(tmp_path: Path) -> None:
     loaded = {name.split(".")[0] for name in run(script, blocked=(*BLOCKED, "onnxruntime"))}
     assert "whisper_opt" in loaded
     assert not loaded & {*BLOCKED, "onnxruntime", "av"}
+
+
+SLOW = (
+    "numpy",
+    "onnxruntime",
+    "soundfile",
+    "av",
+    "scipy",
+    "tiktoken",
+    "ctypes",
+    "logging",
+    "email",
+)
+
+
+def test_import_is_light_and_gives_every_name() -> None:
+    script = """
+import whisper_opt
+light = sorted(sys.modules)
+import types
+found = {name: type(getattr(whisper_opt, name)).__name__ for name in whisper_opt.__all__}
+listed = set(whisper_opt.__all__) <= set(dir(whisper_opt))
+print(json.dumps([light, found, listed, hasattr(whisper_opt, "nothing"),
+                  isinstance(whisper_opt.vad, types.ModuleType)]))
+"""
+    light, found, listed, nothing, module = run(script)
+    assert not {name.split(".")[0] for name in light} & set(SLOW)
+    assert found.pop("__version__") == "str"
+    assert set(found.values()) <= {"type", "ABCMeta"}
+    assert listed
+    assert not nothing
+    assert module
+
+
+def test_a_missing_package_is_named_and_not_what_was_asked_for() -> None:
+    script = """
+sys.modules["numpy"] = None
+import whisper_opt
+try:
+    whisper_opt.Whisper
+except ImportError as error:
+    print(json.dumps(error.name))
+"""
+    assert run(script) == "numpy"
+
+
+def test_transcribing_imports_nothing_for_prompts_or_devices(tmp_path: Path) -> None:
+    checkpoint = dataclasses.replace(
+        sharp_checkpoint(random_dims()), suppress_tokens=(1, 2), begin_suppress_tokens=(3,)
+    )
+    engine = export(checkpoint, tmp_path / "engine")
+    found = run(TRANSCRIBE, str(engine.path), blocked=(*BLOCKED, "tiktoken"))
+    assert found["asked"] == []
+    assert found["tokens"] >= 1
+    slow = {"tiktoken", "importlib.metadata", "concurrent.futures", "tempfile", "soundfile"}
+    assert not slow & {*found["modules"]}
 
 
 def test_loading_without_onnxruntime_names_the_extra(tmp_path: Path) -> None:

@@ -6,6 +6,10 @@
 ...     print(segment.start, segment.end, segment.text)
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from whisper_opt.errors import (
     AudioError,
     BackendUnavailable,
@@ -15,10 +19,12 @@ from whisper_opt.errors import (
     VerificationError,
     WhisperOptError,
 )
-from whisper_opt.model import Stream, Whisper
-from whisper_opt.options import SubtitleOptions, TranscribeOptions, VadOptions
-from whisper_opt.results import Segment, Transcript, Word
 from whisper_opt.version import __version__
+
+if TYPE_CHECKING:
+    from whisper_opt.model import Stream, Whisper
+    from whisper_opt.options import SubtitleOptions, TranscribeOptions, VadOptions
+    from whisper_opt.results import Segment, Transcript, Word
 
 __all__ = [
     "AudioError",
@@ -38,3 +44,33 @@ __all__ = [
     "Word",
     "__version__",
 ]
+
+_HOME = {
+    **dict.fromkeys(("Stream", "Whisper"), "model"),
+    **dict.fromkeys(("SubtitleOptions", "TranscribeOptions", "VadOptions"), "options"),
+    **dict.fromkeys(("Segment", "Transcript", "Word"), "results"),
+}
+"""The modules of names that are imported when they are first used: numpy alone takes 0.1 s."""
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """What is imported at its first use (PEP 562), and modules of the package by name."""
+        import importlib
+
+        if name.startswith("_"):
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        home = f"{__name__}.{_HOME.get(name, name)}"
+        try:
+            module = importlib.import_module(home)
+        except ModuleNotFoundError as error:
+            if error.name != home:  # it is there, but something that it needs is not
+                raise
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+        value = getattr(module, name) if name in _HOME else module
+        globals()[name] = value
+        return value
+
+    def __dir__() -> list[str]:
+        """Names of the package, imported or not."""
+        return sorted({*globals(), *__all__})

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
-import importlib.metadata
 import importlib.util
 import logging
 from collections.abc import Mapping
@@ -76,6 +75,8 @@ class Machine:
 
 
 def _version(distribution: str) -> Union[str, None]:
+    import importlib.metadata  # half as slow to import as numpy
+
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:

@@ -11,11 +11,8 @@ import contextlib
 import dataclasses
 import io
 import os
-import shutil
 import stat
 import struct
-import subprocess
-import tempfile
 from collections.abc import Generator, Iterator
 from typing import Any, BinaryIO, NamedTuple, Union
 
@@ -84,6 +81,8 @@ class Media:
         if self.path is not None:
             yield os.path.abspath(self.path)
             return
+        import tempfile
+
         with tempfile.TemporaryDirectory(prefix="whisper-opt-") as folder:
             path = os.path.join(folder, "recording")
             with open(path, "wb") as file:
@@ -314,6 +313,10 @@ def _av_seconds(container: Any) -> float | None:
 
 
 def _ffmpeg_blocks(media: Media) -> Blocks:
+    import shutil
+    import subprocess
+    import tempfile
+
     program = shutil.which("ffmpeg")
     if program is None:
         raise DeclinedError("not on the PATH")

@@ -12,6 +12,7 @@ from typing import Any, Callable, Union
 
 from whisper_opt.answers import Suppression
 from whisper_opt.audio import AudioSource, load_audio
+from whisper_opt.background import Background
 from whisper_opt.detection import detect_language
 from whisper_opt.devices import open_backend
 from whisper_opt.dims import N_FRAMES, ModelDims
@@ -43,8 +44,12 @@ class Whisper:
         >>> print(model.transcribe("talk.mp3").text)  # doctest: +SKIP
     """
 
-    def __init__(self, engine: Engine, backend: Backend, device: str = "cpu") -> None:
+    def __init__(
+        self, engine: Engine, backend: Backend, device: str = "cpu", vocab: Vocab | None = None
+    ) -> None:
         """Join an opened engine and a backend that computes it; most callers want :meth:`load`.
+
+        ``vocab``: the engine's, if it has been read already.
 
         Raises:
             EngineError: the engine's tokenizer does not fit its model.
@@ -54,7 +59,7 @@ class Whisper:
         self.device = device
         """What computes: ``cpu``, ``cuda`` or ``tensorrt``."""
         self._backend: Backend | None = backend
-        self._vocab = Vocab(engine.tokenizer_json(), manifest.dims)
+        self._vocab = vocab or _vocab(engine)
         listed, begin = manifest.suppress_tokens, manifest.begin_suppress_tokens
         self._suppression = Suppression(
             self._vocab.non_speech_tokens() if listed is None else listed,
@@ -107,8 +112,10 @@ class Whisper:
             tensorrt_provider=tensorrt_provider,
         )
         engine = read_engine(path, verify=verify)
-        opened = open_backend(engine, options)
-        return cls(engine, opened.backend, opened.device)
+        # beside the graphs, most of whose loading is done outside of Python
+        with Background(lambda: _vocab(engine)) as vocab:
+            opened = open_backend(engine, options)
+            return cls(engine, opened.backend, opened.device, vocab.result())
 
     @property
     def dims(self) -> ModelDims:
@@ -319,6 +326,10 @@ class Whisper:
     ) -> None:
         """Close."""
         self.close()
+
+
+def _vocab(engine: Engine) -> Vocab:
+    return Vocab(engine.tokenizer_json(), engine.manifest.dims)
 
 
 class Stream:

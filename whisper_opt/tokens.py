@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
+import functools
 import json
 import re
 import string
 from collections.abc import Container, Mapping, Sequence
-from typing import Any
-
-import tiktoken
+from typing import TYPE_CHECKING, Any
 
 from whisper_opt.dims import ModelDims
 from whisper_opt.errors import EngineError, OptionError
 from whisper_opt.languages import ALIASES, LANGUAGES
+
+if TYPE_CHECKING:
+    import tiktoken
 
 __all__ = ["Vocab", "language_code"]
 
@@ -63,22 +64,32 @@ def _byte_of_char() -> dict[str, int]:
     return table
 
 
-def _ranks(model: Mapping[str, Any], specials: Container[str]) -> dict[bytes, int]:
-    """Bytes of every ordinary token -> its id, which in Whisper's vocabularies is its merge rank.
+_ALPHABET = _byte_of_char()
+_LATIN1 = str.maketrans({char: chr(byte) for char, byte in _ALPHABET.items()})
+
+
+def _pieces(model: Mapping[str, Any], specials: Container[str]) -> dict[str, int]:
+    """Every ordinary token, in GPT-2's alphabet -> its id, which is its merge rank.
 
     Raises:
         ValueError: the ids do not follow the order of the merges, so they are no ranks.
     """
-    table = _byte_of_char()
     vocab = {str(piece): int(i) for piece, i in model["vocab"].items() if piece not in specials}
-    merged = ["".join(m.split(" ") if isinstance(m, str) else m) for m in model["merges"]]
+    merges = model["merges"]
+    merged = [m.replace(" ", "", 1) if isinstance(m, str) else "".join(m) for m in merges]
     order = [vocab[piece] for piece in merged]
     if order != sorted(order):
         raise ValueError("token ids do not follow the order of the merges")
-    ranks = {bytes(table[char] for char in piece): i for piece, i in vocab.items()}
-    if len(set(ranks.values())) != len(vocab) or not all(bytes([i]) in ranks for i in range(256)):
+    if not set("".join(vocab)) <= _ALPHABET.keys():
+        raise ValueError("a token is spelled with other characters than GPT-2's")
+    if len(set(vocab.values())) != len(vocab) or not _ALPHABET.keys() <= vocab.keys():
         raise ValueError("an id is used twice, or one of the 256 bytes has no token")
-    return ranks
+    return vocab
+
+
+def _bytes(piece: str) -> bytes:
+    """What a token stands for."""
+    return piece.translate(_LATIN1).encode("latin-1")
 
 
 def _length(text: bytes) -> int:
@@ -95,6 +106,8 @@ def language_code(language: str) -> str:
     wanted = language.strip().lower()
     if wanted in LANGUAGES:
         return wanted
+    import difflib
+
     names = {**{name: code for code, name in LANGUAGES.items()}, **ALIASES}
     if wanted in names:
         return names[wanted]
@@ -124,7 +137,7 @@ class Vocab:
         try:
             values = json.loads(tokenizer_json)
             specials = {token["content"]: int(token["id"]) for token in values["added_tokens"]}
-            ranks = _ranks(values["model"], specials)
+            pieces = _pieces(values["model"], specials)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise EngineError(
                 f"tokenizer.json is not a byte-level BPE tokenizer ({type(error).__name__}:"
@@ -147,24 +160,31 @@ class Vocab:
                 f" {dims.n_audio_ctx + 1} timestamps in a vocabulary of {dims.n_vocab}; it belongs"
                 " to another model"
             )
-        times = {
-            f"<|{i * dims.time_precision:.2f}|>": self.timestamp_begin + i
-            for i in range(dims.n_audio_ctx + 1)
-        }
-        self._encoding = tiktoken.Encoding(
-            "whisper",
-            pat_str=_PATTERN,
-            mergeable_ranks=ranks,
-            special_tokens={**times, **specials},
-        )
         found = (
             (i, _RENAMED.get(match.group(1), match.group(1)))
             for token, i in specials.items()
             if (match := re.fullmatch(r"<\|([a-z]{2,3})\|>", token))
         )
         self.languages = {code: i for i, code in sorted(found) if code in LANGUAGES}
-        self._bytes = {token: piece for piece, token in ranks.items()}
+        self._dims = dims
+        self._pieces = {token: piece for piece, token in pieces.items()}
         self._names = {i: token.encode() for token, i in specials.items()}
+
+    @functools.cached_property
+    def _encoding(self) -> tiktoken.Encoding:
+        # most transcriptions never need it: it takes longer to make than all the rest of a load
+        import tiktoken
+
+        times = {
+            f"<|{i * self._dims.time_precision:.2f}|>": self.timestamp_begin + i
+            for i in range(self._dims.n_audio_ctx + 1)
+        }
+        return tiktoken.Encoding(
+            "whisper",
+            pat_str=_PATTERN,
+            mergeable_ranks={_bytes(piece): token for token, piece in self._pieces.items()},
+            special_tokens={**times, **self._special},
+        )
 
     def _id(self, *names: str) -> int:
         for name in names:
@@ -196,7 +216,7 @@ class Vocab:
         parts = []
         for token in tokens:
             if token < self.eot:
-                parts.append(self._bytes.get(token, b""))
+                parts.append(_bytes(self._pieces.get(token, "")))
             elif specials and token < self.timestamp_begin:
                 parts.append(self._names.get(token, b""))
         return b"".join(parts).decode("utf-8", errors="replace")
@@ -232,7 +252,7 @@ class Vocab:
         pieces: list[list[int]] = []
         current: list[int] = []
         left = b""
-        texts = [self._bytes.get(token, b"") for token in tokens]
+        texts = [_bytes(self._pieces.get(token, "")) for token in tokens]
         for i, token in enumerate(tokens):
             current.append(token)
             left += texts[i]

@@ -9,6 +9,7 @@ from whisper_opt.arrays import F32, Int, NDArray
 from whisper_opt.backends.inputs import checked_mel
 from whisper_opt.backends.ort_graph import load_graph
 from whisper_opt.backends.ort_session import Decoder, OrtSession
+from whisper_opt.background import Background
 from whisper_opt.dims import ModelDims
 from whisper_opt.engine import Engine
 from whisper_opt.errors import EngineError, OptionError
@@ -58,8 +59,9 @@ class OrtBackend:
             raise OptionError(f"threads is {threads!r}; expected a positive integer or None")
         self.dims: ModelDims = engine.manifest.dims
         self.dialect = engine.manifest.dialect
-        self.encoder = load_graph(engine, "encoder.onnx", threads)
-        graph = load_graph(engine, "decoder.onnx", threads)
+        with Background(lambda: load_graph(engine, "decoder.onnx", threads)) as decoder:
+            self.encoder = load_graph(engine, "encoder.onnx", threads)
+            graph = decoder.result()
         screen = Screen.of(engine.tensor) if engine.manifest.tensors else None
         self.decoder = Decoder(graph, self.dims, self.dialect, screen)
         self._cross_names = [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib.resources
 import threading
 from typing import Any
 
@@ -45,6 +44,8 @@ def _load() -> Any:
 
 
 def _model_bytes() -> bytes:
+    import importlib.resources
+
     path = importlib.resources.files("whisper_opt") / "data" / _MODEL
     repair = "install whisper-opt again (pip install --force-reinstall --no-deps whisper-opt)"
     try:
