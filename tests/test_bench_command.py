@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
+import venv
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,11 @@ if sys.version_info >= (3, 11):
     pass
 else:
     pass
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 ROOT = Path(__file__).parent.parent
 SHORT = ("--max-new-tokens", "4", "--temperature", "0", "--vad", "off", "--language", "en")
@@ -245,3 +252,35 @@ def test_interrupted_keeps_what_was_measured(
     assert [len(entry["rounds_s"]) for entry in found["configurations"]] == [1, 2]
     assert "random, 1 thread, greedy, 2 s" in capsys.readouterr().out  # the table, all the same
     assert not runs[0]._alive
+
+
+@pytest.mark.slow
+def test_with_the_extra_errors_are_counted_and_plots_drawn(
+    engine: Path, speech: Path, tmp_path: Path
+) -> None:
+    environment = tmp_path / "environment"
+    venv.create(environment, with_pip=False, symlinks=True)
+    python = environment / "bin" / "python"
+    (site,) = environment.glob("lib/python*/site-packages")
+    ours = [path for path in sys.path if path.endswith("site-packages")]
+    (site / "ours.pth").write_text("\n".join([*ours, str(ROOT)]))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extra = [
+        line for line in project["optional-dependencies"]["bench"] if "whisper-opt" not in line
+    ]
+    install = [sys.executable, "-m", "pip", "--python", str(python), "install", "-q", *extra]
+    subprocess.run(install, check=True)
+    path, folder = tmp_path / "x.json", tmp_path / "plots"
+    command = [str(python), "-W", "error", "-m", "whisper_opt", "bench", str(engine)]
+    command += ["--manifest", str(speech.with_name("manifest.jsonl")), *SHORT, "--threads", "1"]
+    command += ["--rounds", "1", "--pause", "0", "--json", str(path), "--batch-size", "1", "2"]
+    done = subprocess.run(
+        [*command, "--plots", str(folder)], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert {file.name for file in folder.iterdir()} == {"throughput.png", "throughput.svg"}
+    assert (folder / "throughput.png").read_bytes().startswith(b"\x89PNG")
+    assert "random fp32, 1 thread, greedy" in (folder / "throughput.svg").read_text()
+    (first, _) = json.loads(path.read_text())["configurations"]
+    assert first["errors"]["words"] == 3
+    assert first["errors"]["wer"] > 0

@@ -62,7 +62,8 @@ def series(content: Mapping[str, Any]) -> dict[str, Series]:
 
 def _label(entry: Mapping[str, Any]) -> str:
     beam = "greedy" if entry["beam_size"] == 1 else f"beam {entry['beam_size']}"
-    threads = "" if entry["threads"] is None else f", {entry['threads']} threads"
+    n = entry["threads"]
+    threads = "" if n is None else f", {n} thread{'s'[: n > 1]}"
     return f"{entry['engine']} {entry['precision']}{threads}, {beam}"
 
 
@@ -99,6 +100,7 @@ def plot(content: Mapping[str, Any], folder: Path) -> list[Path]:
 
 
 def _draw(name: str, lines: Series, folder: Path) -> Sequence[Path]:
+    from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure  # not pyplot: no display, no state
 
@@ -115,6 +117,7 @@ def _draw(name: str, lines: Series, folder: Path) -> Sequence[Path]:
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
     files = [folder / f"{name}.{form}" for form in FORMATS]
-    for file in files:
-        figure.savefig(file, dpi=150)
+    with rc_context({"svg.fonttype": "none"}):  # text stays text
+        for file in files:
+            figure.savefig(file, dpi=150)
     return files
