@@ -6,13 +6,10 @@ import argparse
 import contextlib
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
 import logging
-import os
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,7 +21,16 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 from tests.golden import Clip, clip, clip_pcm, clips  # noqa: E402  # the path is set above
 from whisper_opt.arrays import F32  # noqa: E402
+from whisper_opt.bench.machine import (  # noqa: E402
+    BUSY,
+    command_line,
+    commit,
+    load,
+    package_version,
+)
+from whisper_opt.bench.report import table, write_json  # noqa: E402
 from whisper_opt.dims import SAMPLE_RATE  # noqa: E402
+from whisper_opt.processor import processor  # noqa: E402
 
 __all__ = [
     "ROOT",
@@ -63,9 +69,6 @@ PACKAGES = (
     "jiwer",
     "whisper-normalizer",
 )
-
-BUSY = 0.5
-"""Load of the machine above which times are doubtful."""
 
 Run = Callable[[F32], str]
 """Transcribes 16 kHz mono samples [n]."""
@@ -162,8 +165,9 @@ def measure(
     a clock, or ``warm_up`` instead.
     """
     names = list(runs)
-    if load()[0] > BUSY:
-        log.warning("the load is %.1f before anything is timed: times will mean little", load()[0])
+    before = (load() or [0.0])[0]
+    if before > BUSY:
+        log.warning("the load is %.1f before anything is timed: times will mean little", before)
     if warm_up is None:
         for pcm in sounds.values():
             for run in runs.values():
@@ -206,25 +210,6 @@ class Verdict:
         return f"{'PASS' if self.passed else 'FAIL'}  {self.bar}: {self.figures}"
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A Markdown table whose columns line up; the first column is left-aligned."""
-    cells = [[str(cell).replace("|", "\\|") for cell in row] for row in (header, *rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-
-    def line(row: Sequence[str]) -> str:
-        first, *rest = (
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths))
-        )
-        return "| " + " | ".join([first, *rest]) + " |"
-
-    rule = "|" + "|".join(
-        ("-" * (width + 2)) if i == 0 else ("-" * (width + 1) + ":")
-        for i, width in enumerate(widths)
-    )
-    return "\n".join([line(cells[0]), rule + "|", *map(line, cells[1:])])
-
-
 def finish(
     name: str,
     args: argparse.Namespace,
@@ -242,7 +227,7 @@ def finish(
     for verdict in verdicts:
         print(verdict, "(--quick: proves nothing)" if args.quick else "")
     result = {
-        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": command_line(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "environment": environment(args.threads),
         **figures,
         "verdicts": [dataclasses.asdict(verdict) for verdict in verdicts],
@@ -253,49 +238,17 @@ def finish(
     return 0 if all(verdict.passed for verdict in verdicts) else 1
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write beside ``path`` and rename when whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 # ---------------------------------------------------------------- the machine
-
-
-def load() -> list[float]:
-    """Processes that wanted to run in the last 1, 5 and 15 minutes, on average."""
-    return [round(value, 2) for value in os.getloadavg()]
-
-
-def package_version(name: str) -> str | None:
-    """Version of an installed distribution, None when it is not installed."""
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def environment(threads: int) -> dict[str, Any]:
     """Processor, versions and commit that figures were made with."""
-    cpu = platform.processor()
-    if Path("/proc/cpuinfo").is_file():
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        cpu = next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), cpu)
-    commit, changed = (
-        subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-        for command in (("rev-parse", "--short", "HEAD"), ("status", "--short", "whisper_opt"))
-    )
+    found = processor()
     return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
+        "cpu": found.name,
+        "cores": found.cores,
         "threads": threads,
         "python": platform.python_version(),
-        "commit": commit + (" with changes" if changed else ""),
+        "commit": commit(ROOT / "whisper_opt"),
         **{name: package_version(name) for name in PACKAGES},
     }

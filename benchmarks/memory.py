@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -27,23 +26,10 @@ from common import SAMPLE_RATE, Pieces, Verdict, arguments, clip_pcm, clips, fin
 from systems import Ours
 
 from whisper_opt import Whisper
+from whisper_opt.bench.serve import memory
 
 FACTOR = 1.2
 """How much more memory than the shortest recording the longest may take."""
-
-
-def peak_bytes() -> int:
-    """Peak resident memory of this process.
-
-    Linux keeps it in /proc for the program that runs now; ``getrusage`` there counts what the
-    parent held before the program was started.
-    """
-    status = Path("/proc/self/status")
-    if status.is_file():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return used if sys.platform == "darwin" else used * 1024
 
 
 def write_recording(path: Path, seconds: float) -> None:
@@ -59,12 +45,12 @@ def write_recording(path: Path, seconds: float) -> None:
 def transcribe(engine: Path, recording: Path, threads: int, batch_size: int) -> dict[str, Any]:
     """What the fresh process does."""
     model = Whisper.load(engine, threads=threads)
-    loaded = peak_bytes()
+    loaded = memory()["peak_bytes"]
     begin = time.perf_counter()
     found = model.transcribe(recording, language="en", strategy="batched", batch_size=batch_size)
     return {
         "loaded_bytes": loaded,
-        "peak_bytes": peak_bytes(),
+        "peak_bytes": memory()["peak_bytes"],
         "seconds": round(time.perf_counter() - begin, 2),
         "duration": round(found.duration, 2),
         "end": round(found.segments[-1].end, 2) if found.segments else 0.0,

@@ -9,7 +9,7 @@ writes, each beside its place and renamed when whole:
     openai.pt        openai-whisper
     ggml-f16.bin     whisper.cpp; ggml-q8_0.bin and ggml-q5_0.bin likewise
     optimum/         Optimum and onnx-asr; exported by the environment ``optimum``
-    sherpa/          sherpa-onnx; exported by the environment ``openai-whisper``
+    sherpa/          sherpa-onnx; exported by the environment ``optimum``, too
 
 Any source that whisper-opt exports will do; it is read by whisper_opt.checkpoints, so all peers and
 this library have the same values. Half-precision checkpoints lose nothing.
@@ -18,13 +18,14 @@ this library have the same values. Half-precision checkpoints lose nothing.
 from __future__ import annotations
 
 import argparse
+import base64
 import json
 import os
 import shutil
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Callable
 
@@ -257,11 +258,39 @@ def _optimum(checkpoint: Checkpoint, source: Path, target: Path) -> None:
 
 def _sherpa(checkpoint: Checkpoint, source: Path, target: Path) -> None:
     """PyTorch's export of the two graphs that sherpa-onnx runs; needs ``openai.pt``."""
-    script = Path(__file__).with_name("export_sherpa.py")
-    weights = target.parent / "openai.pt"
-    subprocess.run(
-        [python_of("openai-whisper"), str(script), str(weights), str(target)], check=True
-    )
+    vocab = Vocab(checkpoint.tokenizer_json, checkpoint.dims)
+    multilingual = checkpoint.dims.is_multilingual
+    start = vocab.start("en", "transcribe", timestamps=True)
+    metadata = {
+        **checkpoint.dims.to_dict(),
+        "model_type": "whisper",
+        "version": 1,
+        "maintainer": "whisper_opt benchmarks",
+        "sot_sequence": _listed(start),
+        "all_language_tokens": _listed(vocab.languages.values()),
+        "all_language_codes": _listed(vocab.languages),
+        "sot_index": start.index(vocab.sot),
+        "blank_id": vocab.encode(" ")[0],
+        "is_multilingual": int(multilingual),
+        "non_speech_tokens": _listed(vocab.non_speech_tokens()),
+    }
+    names = ("sot", "eot", "no_speech", "transcribe", "translate", "sot_prev", "sot_lm")
+    metadata.update({name: getattr(vocab, name) for name in (*names, "no_timestamps")})
+    file = target.with_suffix(".json")
+    file.write_text(json.dumps(metadata), encoding="utf-8")
+    script, weights = Path(__file__).with_name("export_sherpa.py"), target.parent / "openai.pt"
+    command = [python_of("optimum"), str(script), str(weights), str(file), str(target)]
+    try:
+        subprocess.run(command, check=True)
+    finally:
+        file.unlink()
+    words = (base64.b64encode(word).decode() for word in _words(checkpoint))
+    lines = "".join(f"{word} {i}\n" for i, word in enumerate(words))
+    (target / "tokens.txt").write_text(lines, encoding="utf-8")
+
+
+def _listed(values: Iterable[object]) -> str:
+    return ",".join(map(str, values))
 
 
 _WRITERS: dict[str, Callable[[Checkpoint, Path, Path], None]] = {

@@ -114,6 +114,8 @@ def _draw(name: str, lines: Series, folder: Path) -> Sequence[Path]:
     axes.set(title=title, xlabel=x_label, ylabel=y_label)
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
+    if name == "throughput":
+        axes.set_xticks(sorted({x for points in lines.values() for x, _ in points}))
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
     files = [folder / f"{name}.{form}" for form in FORMATS]
