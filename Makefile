@@ -27,7 +27,7 @@ golden:
 	PYTHONPATH=. $(GOLDEN_PY) scripts/make_golden.py $(GOLDEN_ARGS)
 
 bench:
-	$(PY) benchmarks/latency.py $(BENCH_ARGS)
+	$(PY) benchmarks/compare_peers.py $(BENCH_ARGS)
 
 constraints:
 	$(PY) scripts/make_constraints.py

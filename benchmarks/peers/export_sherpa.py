@@ -22,6 +22,8 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from torch.nn import functional
 
 OPSET = 17
+WIDTH = 64
+"""Of a head, in every Whisper."""
 
 
 class Blocks(torch.nn.Module):  # type: ignore[misc,unused-ignore]  # untyped where absent
@@ -44,15 +46,12 @@ class Blocks(torch.nn.Module):  # type: ignore[misc,unused-ignore]  # untyped wh
         return product if bias is None else product + bias
 
     def norm(self, x: Any, name: str) -> Any:
-        shape = (x.shape[-1],)
-        return functional.layer_norm(
-            x, shape, self.weight(f"{name}.weight"), self.weight(f"{name}.bias")
-        )
+        weight, bias = self.weight(f"{name}.weight"), self.weight(f"{name}.bias")
+        return functional.layer_norm(x, weight.shape, weight, bias)
 
     def attend(self, q: Any, k: Any, v: Any, mask: Any = None) -> Any:
-        width = q.shape[-1]
-        q, k, v = (x.unflatten(-1, (self.n_head, width // self.n_head)) for x in (q, k, v))
-        scores = torch.matmul(q.transpose(1, 2), k.permute(0, 2, 3, 1)) * (64**-0.5)
+        q, k, v = (x.unflatten(-1, (self.n_head, WIDTH)) for x in (q, k, v))
+        scores = torch.matmul(q.transpose(1, 2), k.permute(0, 2, 3, 1)) * WIDTH**-0.5
         if mask is not None:
             scores = scores + mask
         heard = torch.matmul(torch.softmax(scores, dim=-1), v.transpose(1, 2))
