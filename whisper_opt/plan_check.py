@@ -42,7 +42,9 @@ def _check_tokens(engine: Engine, plans: Plans, *, device_index: int) -> Mapping
         reference = OrtBackend(engine)
         library = load_library(plans.record.target.library)
         spec = plans.record.spec
-        executor = TrtExecutor(library, plans.read, device_index=device_index, spec=spec)
+        executor = TrtExecutor(
+            library, plans.read, graphs=plans.graphs, device_index=device_index, spec=spec
+        )
     except BackendUnavailable as error:
         return {"status": "not checked", "detail": str(error)}
     dims = engine.manifest.dims

@@ -30,7 +30,8 @@ class Profile:
     """One optimization profile.
 
     Attributes:
-        name: what it is for: ``encode``; ``step``, ``prefill``, ``align``; ``choose``; ``reorder``.
+        name: what it is for: ``encode``; ``step``, ``prefill``, ``align``; ``choose``; ``advance``;
+            ``reorder``.
         ranges: of every dimension that varies.
     """
 
@@ -126,6 +127,7 @@ class PlanSpec:
             "encoder": ("encode",),
             "decoder": ("step", "prefill", "align"),
             "choose": ("choose",),
+            "advance": ("advance",),
             "reorder": ("reorder",),
         }
         return {
@@ -157,6 +159,7 @@ class PlanSpec:
                 "n_aligned": (1, min(64, longest), longest),
             },
             "choose": {"n_seq": rows},
+            "advance": {"n_seq": (1, 1, n_rows)},  # greedy: a row a window
             "reorder": {"n_seq": rows, "n_rows": rows},
         }
 

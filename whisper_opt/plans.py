@@ -1,7 +1,7 @@
 """Plans: serialized TensorRT engines beside the ONNX engine they were built from.
 
-    ENGINE/trt/sm86-tensorrt-11.4.0.106/    encoder.plan decoder.plan choose.plan reorder.plan
-                                            build.json
+    ENGINE/trt/sm86-tensorrt-11.4.0.106/    encoder.plan decoder.plan choose.plan
+                                            advance.plan reorder.plan build.json
 
 A plan runs on one kind of GPU, under one version of one library, for the shapes of its profiles.
 ``build.json`` (:class:`BuildRecord`) says which; :func:`check` compares it with what is wanted and
@@ -45,7 +45,7 @@ __all__ = [
 
 RECORD = "build.json"
 RECORD_VERSION = 1
-GRAPHS = ("encoder", "decoder", "choose", "reorder")
+GRAPHS = ("encoder", "decoder", "choose", "advance", "reorder")
 """Graphs of an engine that become plans, those of them that it has."""
 TOKENS = ("equal", "differ", "not checked")
 """What a comparison of a plan's tokens with the ONNX engine's may have found."""
@@ -355,6 +355,11 @@ class Plans:
 
     path: Path
     record: BuildRecord
+
+    @property
+    def graphs(self) -> tuple[str, ...]:
+        """The graphs that there are plans of."""
+        return tuple(graph for graph in GRAPHS if f"{graph}.plan" in self.record.files)
 
     def read(self, graph: str) -> bytes:
         """The bytes of one plan, those that were built.

@@ -2,7 +2,7 @@
 
 A backend never knows a search and a search never knows a backend: they meet in five verbs
 (``encode``, ``open``, ``extend``, ``gather``, ``append``) and in :class:`Logits`; word times need a
-sixth (``attention``).
+sixth (``attention``). A seventh (``run``) is optional: sessions that have it are :class:`Runner`.
 """
 
 from __future__ import annotations
@@ -10,14 +10,26 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from whisper_opt.arrays import F32, Bool, Int, NDArray
 from whisper_opt.dims import ModelDims
 
-__all__ = ["Attention", "Backend", "Ban", "Encoded", "Logits", "Session", "TokenMask", "Top"]
+__all__ = [
+    "Attention",
+    "Backend",
+    "Ban",
+    "Encoded",
+    "GreedyRows",
+    "Logits",
+    "Run",
+    "Runner",
+    "Session",
+    "TokenMask",
+    "Top",
+]
 
 
 class Encoded(Protocol):
@@ -153,6 +165,69 @@ class Session(Protocol):
 
     def close(self) -> None:
         """Release the cache; the session is unusable afterwards."""
+
+
+@dataclasses.dataclass(frozen=True)
+class GreedyRows:
+    """Rows that go on with their best tokens, under rules that can be followed without the host.
+
+    Each has sampled a token at least. What follows from its last token, which is the one to be fed,
+    from the one before and from its latest timestamp are the rules of
+    :class:`whisper_opt.decode.rules.Timestamps`.
+
+    Attributes:
+        ban: [n_seq, n_vocab] bool, True for tokens that are never sampled.
+        timestamp_begin: [n_seq] id of ``<|0.00|>`` for rows under the timestamp rules; n_vocab for
+            rows that are not.
+        eot: [n_seq] id that ends a row.
+        previous: [n_seq] the token sampled before the last; ``timestamp_begin`` where there is
+            none.
+        latest: [n_seq] the latest timestamp sampled; ``timestamp_begin - 1`` where there is none.
+    """
+
+    ban: Bool
+    timestamp_begin: Int
+    eot: Int
+    previous: Int
+    latest: Int
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a session sampled by itself.
+
+    Attributes:
+        tokens: [n_steps, n_seq] int64; after a row's end of text nothing but that.
+        logprobs: [n_steps, n_seq] float32, as in :class:`Top`; 0 after a row's end of text.
+    """
+
+    tokens: Int
+    logprobs: F32
+
+
+@runtime_checkable
+class Runner(Session, Protocol):
+    """A session that can feed and sample several tokens in a row by itself."""
+
+    @property
+    def runs(self) -> bool:
+        """Whether it can, as it stands; where not, one goes on step by step."""
+
+    def run(self, tokens: Int, rows: GreedyRows, steps: int) -> Run:
+        """Feed every row a token, sample the best one, feed that, and so on.
+
+        It ends after ``steps``, or soon after a row has ended. A row then holds the tokens fed to
+        it: ``tokens`` and all that it sampled but the last one, and never the end of text.
+
+        Args:
+            tokens: int64 [n_seq, 1], not yet fed.
+            rows: how each goes on.
+            steps: tokens sampled at most, at least 1.
+
+        Raises:
+            EngineError: the rows could grow past ``dims.n_text_ctx``. Whatever fails leaves the
+                rows as they were.
+        """
 
 
 @dataclasses.dataclass(frozen=True)

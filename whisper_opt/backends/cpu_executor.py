@@ -14,14 +14,12 @@ from typing import Any
 import numpy as np
 
 from whisper_opt.arrays import NDArray
-from whisper_opt.backends.executor import ALIGNMENT, Buffer, Tensor
+from whisper_opt.backends.executor import ALIGNMENT, GRAPHS, OPTIONAL, Buffer, Chain, Tensor
 from whisper_opt.backends.ort_graph import graph_tensors, load_graph
 from whisper_opt.engine import Engine
 from whisper_opt.errors import EngineError
 
 __all__ = ["CpuExecutor"]
-
-GRAPHS = ("encoder", "decoder", "choose", "reorder")
 
 
 class _Block:
@@ -68,8 +66,8 @@ def _view(buffer: Buffer) -> NDArray:
     return block.array[buffer.offset : end].view(buffer.dtype).reshape(buffer.shape)
 
 
-class _Call:
-    """A graph and its bindings; a replay is another run."""
+class _Bound:
+    """A graph and its bindings."""
 
     def __init__(self, session: Any, tensors: Mapping[str, Tensor], buffers: Mapping[str, Buffer]):
         self._session = session
@@ -104,6 +102,40 @@ class _Call:
         self._buffers.clear()
 
 
+class _Call:
+    """Graphs and their bindings; a replay is another run."""
+
+    def __init__(self, lane: _Lane, runs: Sequence[_Bound], chain: Chain) -> None:
+        self._lane, self._runs, self._downloads = lane, runs, chain.downloads
+
+    def run(self) -> None:
+        for bound in self._runs:
+            bound.run()
+        for target, source in self._downloads:
+            self._lane.download(target, source)
+
+    def close(self) -> None:
+        for bound in self._runs:
+            bound.close()
+
+
+class _Mark:
+    """Everything is done when it is set."""
+
+    def __init__(self) -> None:
+        self._is_set = False
+
+    def set(self) -> None:
+        self._is_set = True
+
+    def wait(self) -> None:
+        if not self._is_set:
+            raise EngineError("a mark is waited for that was never set")
+
+    def close(self) -> None:
+        self._is_set = False
+
+
 class _Lane:
     """Everything happens at once."""
 
@@ -126,12 +158,18 @@ class _Lane:
         _view(target).fill(0)
 
     def run(self, graph: str, buffers: Mapping[str, Buffer]) -> None:
-        self.bind(graph, buffers).run()
+        self._bound(graph, buffers).run()
 
-    def bind(self, graph: str, buffers: Mapping[str, Buffer]) -> _Call:
+    def bind(self, chain: Chain) -> _Call:
+        return _Call(self, [self._bound(graph, buffers) for graph, buffers in chain.runs], chain)
+
+    def mark(self) -> _Mark:
+        return _Mark()
+
+    def _bound(self, graph: str, buffers: Mapping[str, Buffer]) -> _Bound:
         if self.closed or graph not in self._graphs:
             raise EngineError(f"{graph} is not to be run here")
-        return _Call(self._owner.session(graph), self._owner.tensors(graph), buffers)
+        return _Bound(self._owner.session(graph), self._owner.tensors(graph), buffers)
 
     def synchronize(self) -> None:
         pass
@@ -148,7 +186,7 @@ class CpuExecutor:
     def __init__(
         self, engine: Engine, *, threads: int | None = None, memory: int | None = None
     ) -> None:
-        """Load the four graphs.
+        """Load the graphs.
 
         Args:
             engine: an opened engine in the ``standard`` dialect.
@@ -166,7 +204,9 @@ class CpuExecutor:
                 f" {', '.join(missing) or 'nothing'}; sessions on a device need the standard one:"
                 " export again with --dialect standard"
             )
-        self._sessions = {name: load_graph(engine, f"{name}.onnx", threads) for name in GRAPHS}
+        more = (name for name in OPTIONAL if f"{name}.onnx" in engine.manifest.files)
+        self.graphs = (*GRAPHS, *more)
+        self._sessions = {name: load_graph(engine, f"{name}.onnx", threads) for name in self.graphs}
         self._tensors = {name: graph_tensors(session) for name, session in self._sessions.items()}
         self._memory = sys.maxsize if memory is None else memory
         self._lock = threading.Lock()

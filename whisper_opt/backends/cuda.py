@@ -17,7 +17,7 @@ from whisper_opt.arrays import NDArray
 from whisper_opt.backends.executor import Buffer
 from whisper_opt.errors import BackendUnavailable, EngineError
 
-__all__ = ["Copies", "Cuda", "DeviceBlock", "PinnedBlock", "load_runtime"]
+__all__ = ["Copies", "Cuda", "DeviceBlock", "Event", "PinnedBlock", "load_runtime"]
 
 _log = logging.getLogger(__name__)
 
@@ -145,6 +145,25 @@ class PinnedBlock:
         self._free()
 
 
+class Event:
+    """A place in a stream; see :class:`whisper_opt.backends.executor.Mark`."""
+
+    def __init__(self, cuda: Cuda, stream: Any) -> None:
+        """Create it; it takes no time stamps."""
+        self._cuda, self._stream = cuda, stream
+        self._event = cuda("cudaEventCreateWithFlags", cuda.runtime.cudaEventDisableTiming)
+        self._destroy = cuda.owned(self, "cudaEventDestroy", self._event)
+
+    def set(self) -> None:
+        self._cuda("cudaEventRecord", self._event, self._stream)
+
+    def wait(self) -> None:
+        self._cuda("cudaEventSynchronize", self._event)
+
+    def close(self) -> None:
+        self._destroy()
+
+
 class Copies:
     """A stream that waits for no other, and what is copied in it, in order."""
 
@@ -173,6 +192,9 @@ class Copies:
 
     def zero(self, target: Buffer) -> None:
         self.cuda("cudaMemsetAsync", target.address, 0, target.n_bytes, self.stream)
+
+    def mark(self) -> Event:
+        return Event(self.cuda, self.stream)
 
     def synchronize(self) -> None:
         self.cuda("cudaStreamSynchronize", self.stream)

@@ -12,7 +12,7 @@ import numpy as np
 from whisper_opt.arrays import F32, Int
 from whisper_opt.backends.device_cache import Cross
 from whisper_opt.backends.device_session import DeviceSession
-from whisper_opt.backends.executor import Executor, Tensor
+from whisper_opt.backends.executor import OPTIONAL, Executor, Tensor
 from whisper_opt.backends.inputs import checked_mel
 from whisper_opt.backends.workspace import Arena, Workspace
 from whisper_opt.dims import ModelDims
@@ -21,7 +21,7 @@ from whisper_opt.protocol import Attention, Encoded
 
 __all__ = ["DeviceBackend", "DeviceEncoded"]
 
-DECODING = ("decoder", "choose", "reorder")
+DECODING = ("decoder", "choose", "reorder", *OPTIONAL)
 N_IDLE = 2
 """Workspaces kept for sessions to come: that of a batch, and that of a window that joins it."""
 _MIB = 1 << 20
@@ -54,6 +54,7 @@ class DeviceBackend:
         """Take over an executor; :meth:`close` closes it."""
         self.executor, self.dims = executor, dims
         self._encoder = Workspace(executor, ("encoder",))
+        self._decoding = tuple(graph for graph in DECODING if graph in executor.graphs)
         self._encoding, self._lock = threading.Lock(), threading.Lock()
         self._idle: list[Workspace] = []
         self._fitting: dict[tuple[int, ...], int] = {}
@@ -126,13 +127,13 @@ class DeviceBackend:
         with self._lock:
             if self._idle:
                 return self._idle.pop()
-        n_bytes = self.executor.lane_memory(DECODING)
+        n_bytes = self.executor.lane_memory(self._decoding)
         if n_bytes > self.executor.available():
             raise EngineError(
                 f"a session needs {_mib(n_bytes)} of working memory on the device;"
                 f" {_mib(self.executor.available())} are free: decode less at once"
             )
-        return Workspace(self.executor, DECODING)
+        return Workspace(self.executor, self._decoding)
 
     def release(self, workspace: Workspace) -> None:
         """Keep a workspace for the next session, or close it where enough are kept."""

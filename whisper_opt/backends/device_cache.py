@@ -1,4 +1,4 @@
-"""The slots of one session on a device: what the four graphs read and write, and how it moves.
+"""The slots of one session on a device: what the graphs read and write there, and how it moves.
 
 Self caches have the model's whole context as their capacity and are written in place. There are two
 sides of them: a reordering that cannot be done by a few copies gathers one side into the other, and
@@ -13,10 +13,12 @@ from typing import Callable, NamedTuple, Protocol
 import numpy as np
 
 from whisper_opt.arrays import F32, Bool, Int, NDArray
-from whisper_opt.backends.executor import Buffer, Executor, Tensor
-from whisper_opt.backends.slots import Joining
+from whisper_opt.backends.device_run import Ring
+from whisper_opt.backends.executor import Buffer, Chain, Executor, Tensor
+from whisper_opt.backends.slots import Joining, Slots
 from whisper_opt.backends.workspace import Arena, Fields, Workspace, size_of
 from whisper_opt.dims import ModelDims
+from whisper_opt.protocol import GreedyRows, Run
 
 __all__ = ["Cross", "DeviceCache", "DeviceModel"]
 
@@ -103,6 +105,7 @@ class DeviceCache:
             name: tensor.shape[1] for name, tensor in decoder.items() if name[:5] == "atten"
         }
         self.n_choices = model.executor.tensors("choose")["tokens"].shape[1]
+        self._advances = "advance" in model.executor.graphs
         self._require(self.n_slots, n_at=2)
         arena = workspace.grow("cross", cross.tensors, self.n_audio)
         order = np.arange(self.n_audio)
@@ -127,6 +130,7 @@ class DeviceCache:
                 "outputs": size_of(self._outputs(call)),
                 "last": size_of(self._last_fields(n * group)) if n_at > 1 else 0,
                 "masks": size_of(self._masks(n * group)),
+                **(Ring.size(n * group, self._dims.n_vocab) if self._advances else {}),
             }
             return workspace.growth(sizes, ("cross", side) if kept else ())
 
@@ -171,13 +175,7 @@ class DeviceCache:
         workspace = self._workspace
         n_slots, n_new = tokens.shape
         call = _Call(self.n_audio, n_slots, n_new, at.shape[1], len(aligned))
-        if call not in self._known:
-            sizes = {"outputs": size_of(self._outputs(call))}
-            self._model.require(1, lambda _: workspace.growth(sizes))
-            self._known.add(call)
-        if not self._fed:
-            workspace.grow(self._side, self._tensors, n_slots)
-            self._fed = True
+        self._prepare(call)
         fields = {"tokens": tokens, "start": start, "at": at, "aligned": aligned}
         inputs = workspace.pack("inputs", {k: (np.int64, v.shape) for k, v in fields.items()})
         outputs = workspace.arrays("outputs", self._outputs(call))
@@ -186,20 +184,73 @@ class DeviceCache:
         workspace.upload(inputs)
 
         def buffers() -> dict[str, Buffer]:
-            held = workspace.arena(self._side).entries(0, n_slots)
-            return {
-                **inputs.device,
-                **workspace.arena("cross").entries(0, call.n_audio),
-                **held,
-                **{f"{name}_out": buffer for name, buffer in held.items()},
-                **outputs,
-            }
+            return self._decoding(call, {**inputs.device, **outputs})
 
         if n_new == 1 and not call.n_aligned:
             workspace.call(("decoder", call, self._side), "decoder", buffers)
         else:
             workspace.once("decoder", buffers())
         return outputs
+
+    def _prepare(self, call: _Call) -> None:
+        """See that there is memory for a call, and a cache to be written."""
+        workspace = self._workspace
+        if call not in self._known:
+            sizes = {"outputs": size_of(self._outputs(call))}
+            self._model.require(1, lambda _: workspace.growth(sizes))
+            self._known.add(call)
+        if not self._fed:
+            workspace.grow(self._side, self._tensors, call.n_slots)
+            self._fed = True
+
+    def _decoding(self, call: _Call, others: Mapping[str, Buffer]) -> dict[str, Buffer]:
+        """All that a call of the decoder reads and writes: ``others``, and what is kept."""
+        held = self._workspace.arena(self._side).entries(0, call.n_slots)
+        return {
+            **self._workspace.arena("cross").entries(0, call.n_audio),
+            **held,
+            **{f"{name}_out": buffer for name, buffer in held.items()},
+            **others,
+        }
+
+    @property
+    def advances(self) -> bool:
+        """Whether these slots can go on by themselves (:meth:`go_on`)."""
+        shapes = {"tokens": (self.n_slots, 1)}
+        return self._advances and self._fits("advance", shapes)
+
+    def go_on(self, tokens: Int, start: Int, rows: GreedyRows, steps: int, slots: Slots) -> Run:
+        """Feed and sample until a row has ended; see :class:`whisper_opt.protocol.Runner`.
+
+        Args:
+            tokens: int64 [n_seq] that are fed first.
+            start: int64 [n_seq] their positions.
+            rows: how each row goes on.
+            steps: tokens that there is room for, at most.
+            slots: where the rows sit.
+        """
+        workspace, call = self._workspace, _Call(self.n_audio, self.n_slots, 1, 1, 0)
+        self._prepare(call)
+        outputs = workspace.arrays("outputs", self._outputs(call))
+        ring = Ring(workspace, call.n_slots, self._dims.n_vocab)
+        ring.feed(tokens, start, rows, slots.owner)
+
+        def launch(place: int) -> None:
+            workspace.chain(
+                ("step", call, self._side, place),
+                lambda: Chain(
+                    (
+                        (
+                            "decoder",
+                            self._decoding(call, {**ring.decoder_inputs(place), **outputs}),
+                        ),
+                        ("advance", ring.advance_buffers(place, outputs["logits"])),
+                    ),
+                    (ring.download(place),),
+                ),
+            )
+
+        return ring.run(launch, steps, rows.eot, slots.of_row)
 
     def read(self, buffer: Buffer) -> NDArray:
         """Wait for an array, and read it; valid until the next one is read."""

@@ -20,7 +20,7 @@ from whisper_opt.backends.inputs import closed
 from whisper_opt.backends.slots import Layout
 from whisper_opt.backends.workspace import Workspace
 from whisper_opt.errors import EngineError
-from whisper_opt.protocol import Attention, Logits, Session, TokenMask, Top
+from whisper_opt.protocol import Attention, GreedyRows, Logits, Run, Session, TokenMask, Top
 from whisper_opt.topk import HostLogits
 
 __all__ = ["DeviceLogits", "DeviceSession"]
@@ -41,7 +41,7 @@ def _distinct(wanted: Int) -> tuple[Int, Int]:
 
 
 class DeviceSession:
-    """Implements :class:`whisper_opt.protocol.Session` over an executor."""
+    """Implements :class:`whisper_opt.protocol.Runner` over an executor."""
 
     def __init__(
         self, model: DeviceModel, workspace: Workspace, cross: Cross, audios: tuple[int, ...]
@@ -146,6 +146,25 @@ class DeviceSession:
                     rows = np.flatnonzero(here[:, column])
                     scores[rows, column] = found[rows, place]
         return HostLogits(scores)
+
+    @property
+    def runs(self) -> bool:
+        return self._cache is not None and self._cache.advances
+
+    def run(self, tokens: Int, rows: GreedyRows, steps: int) -> Run:
+        n_seq = len(tokens)
+        self._check_room(np.ones(n_seq, np.int64))
+        self._drop_audios()
+        self._widest(1, 1, aligned=False)
+        before, slots = self._layout.length, self._layout.slots
+        steps = min(steps, self._dims.n_text_ctx - int(before.max()))
+        with self._changing() as cache:
+            found = cache.go_on(tokens[:, 0], before, rows, steps, slots)
+            fed = np.concatenate([tokens, found.tokens[:-1].T], axis=1)
+            lengths = (fed != rows.eot[:, None]).sum(axis=1)  # nothing else follows an end of text
+            self._write(fed, lengths)
+            self._layout.length = before + lengths
+        return found
 
     def attention(self, tokens: Int, lengths: Int) -> Attention:
         """All scores of a fresh session's first tokens, and its cross-attention with them."""

@@ -1,4 +1,4 @@
-"""What a session needs of a device, and nothing else: memory, copies, and four graphs to run.
+"""What a session needs of a device, and nothing else: memory, copies, and a few graphs to run.
 
 Everything above (slots, caches, reordering, choice, limits) is the same code on every device, in
 ``device_backend.py`` and below. An executor is the only part that a test on the CPU leaves out; so
@@ -18,15 +18,24 @@ from whisper_opt.arrays import NDArray
 
 __all__ = [
     "ALIGNMENT",
+    "GRAPHS",
+    "OPTIONAL",
     "Block",
     "Buffer",
     "Call",
+    "Chain",
     "Executor",
     "HostBlock",
     "Lane",
+    "Mark",
     "Tensor",
     "aligned",
 ]
+
+GRAPHS = ("encoder", "decoder", "choose", "reorder")
+"""What every executor has loaded."""
+OPTIONAL = ("advance",)
+"""What engines have that were exported since: without it, a session goes step by step."""
 
 ALIGNMENT = 256
 """Bytes: where a tensor may begin in device memory (CUDA and TensorRT)."""
@@ -96,14 +105,40 @@ class Buffer:
         return Buffer(self.block, self.dtype, (n, *self.shape[1:]), self.offset + first * step)
 
 
+@dataclasses.dataclass(frozen=True)
+class Chain:
+    """Graphs run one after another, and what then comes to the host.
+
+    Attributes:
+        runs: graphs, each at most once, and the buffers of all their inputs and outputs by name.
+        downloads: pinned host memory, and what is copied there.
+    """
+
+    runs: tuple[tuple[str, Mapping[str, Buffer]], ...]
+    downloads: tuple[tuple[NDArray, Buffer], ...] = ()
+
+
 class Call(Protocol):
-    """A graph bound to buffers, to be run again and again (a CUDA graph after the first run)."""
+    """A chain bound to its buffers, to be run again and again (a CUDA graph after two runs)."""
 
     def run(self) -> None:
         """Enqueue it."""
 
     def close(self) -> None:
         """Forget it; its runs must be done."""
+
+
+class Mark(Protocol):
+    """A place in a lane's queue, to be waited for while what comes after it goes on."""
+
+    def set(self) -> None:
+        """Place it after everything asked so far."""
+
+    def wait(self) -> None:
+        """Wait until what was asked before it is done."""
+
+    def close(self) -> None:
+        """Forget it."""
 
 
 class Lane(Protocol):
@@ -116,7 +151,7 @@ class Lane(Protocol):
         """Copy pinned host memory, which must not change before :meth:`synchronize`."""
 
     def download(self, target: NDArray, source: Buffer) -> None:
-        """Copy to pinned host memory, to be read after :meth:`synchronize`."""
+        """Copy to pinned host memory, to be read after :meth:`synchronize` or a mark."""
 
     def copy(self, target: Buffer, source: Buffer) -> None:
         """Copy on the device; the two do not overlap."""
@@ -127,8 +162,11 @@ class Lane(Protocol):
     def run(self, graph: str, buffers: Mapping[str, Buffer]) -> None:
         """Run a graph once, on every input and output by name."""
 
-    def bind(self, graph: str, buffers: Mapping[str, Buffer]) -> Call:
-        """Prepare runs of a graph on the same buffers."""
+    def bind(self, chain: Chain) -> Call:
+        """Prepare runs of graphs on the same buffers."""
+
+    def mark(self) -> Mark:
+        """A new mark, not yet set."""
 
     def synchronize(self) -> None:
         """Wait until everything asked so far is done."""
@@ -138,10 +176,14 @@ class Lane(Protocol):
 
 
 class Executor(Protocol):
-    """A device that has loaded ``encoder``, ``decoder``, ``choose`` and ``reorder``.
+    """A device that has loaded ``GRAPHS``, and those of ``OPTIONAL`` that the engine has.
 
     Safe to use from several threads, each in a lane of its own.
     """
+
+    @property
+    def graphs(self) -> tuple[str, ...]:
+        """Names of the graphs that are loaded."""
 
     def tensors(self, graph: str) -> Mapping[str, Tensor]:
         """Inputs and outputs of a graph by name."""

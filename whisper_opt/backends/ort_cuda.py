@@ -23,7 +23,7 @@ import numpy as np
 from whisper_opt.backends.cuda import Copies, Cuda, DeviceBlock, PinnedBlock
 from whisper_opt.backends.device_backend import DeviceBackend
 from whisper_opt.backends.device_session import DeviceSession
-from whisper_opt.backends.executor import Buffer, Tensor
+from whisper_opt.backends.executor import GRAPHS, OPTIONAL, Buffer, Chain, Tensor
 from whisper_opt.backends.ort_graph import graph_tensors, import_onnxruntime, load_graph
 from whisper_opt.dims import N_FRAMES, ModelDims
 from whisper_opt.engine import Engine
@@ -34,7 +34,6 @@ __all__ = ["CudaBackend", "OrtExecutor", "cuda_providers"]
 
 _log = logging.getLogger(__name__)
 
-GRAPHS = ("encoder", "decoder", "choose", "reorder")
 ENCODER_BATCH = 16
 """Windows that the TensorRT provider's encoder takes at once."""
 RESERVE = 256 << 20
@@ -98,7 +97,7 @@ def _cache_directory(engine: Engine, device_index: int) -> Path | None:
     return None
 
 
-class _Call:
+class _Bound:
     """A graph and the buffers bound to it."""
 
     def __init__(
@@ -132,6 +131,24 @@ class _Call:
         self._keep.clear()
 
 
+class _Call:
+    """Graphs and their buffers, and what is downloaded after them."""
+
+    def __init__(self, lane: _Lane, runs: Sequence[_Bound], chain: Chain) -> None:
+        self._lane, self._runs, self._downloads = lane, runs, list(chain.downloads)
+
+    def run(self) -> None:
+        for bound in self._runs:
+            bound.run()
+        for target, source in self._downloads:
+            self._lane.download(target, source)
+
+    def close(self) -> None:
+        self._downloads.clear()
+        for bound in self._runs:
+            bound.close()
+
+
 class _Lane(Copies):
     """Copies, and runs of graphs, each of which waits for the copies before it."""
 
@@ -140,10 +157,11 @@ class _Lane(Copies):
         self._executor = executor
 
     def run(self, graph: str, buffers: Mapping[str, Buffer]) -> None:
-        self.bind(graph, buffers).run()
+        _Bound(self._executor, self, graph, buffers).run()
 
-    def bind(self, graph: str, buffers: Mapping[str, Buffer]) -> _Call:
-        return _Call(self._executor, self, graph, buffers)
+    def bind(self, chain: Chain) -> _Call:
+        runs = [_Bound(self._executor, self, graph, buffers) for graph, buffers in chain.runs]
+        return _Call(self, runs, chain)
 
 
 class OrtExecutor:
@@ -159,13 +177,14 @@ class OrtExecutor:
         """Take over loaded graphs.
 
         Args:
-            sessions: inference sessions of ``encoder``, ``decoder``, ``choose`` and ``reorder``.
+            sessions: inference sessions of ``GRAPHS`` and any of ``OPTIONAL``, by name.
             cuda: the GPU.
             device: what ONNX Runtime calls the device, and its index: ``("cuda", 0)``.
             encoder_batch: whole windows that the encoder takes at once; None: anything.
         """
         self._sessions, self.cuda, self.device = dict(sessions), cuda, device
         self._encoder_batch = encoder_batch
+        self.graphs = tuple(sessions)
         self._tensors = {
             name: {
                 value: tensor
@@ -264,7 +283,8 @@ class CudaBackend(OrtDeviceBackend):
             onnxruntime.preload_dlls()
         on_cuda = cuda_providers(device_index)
         sessions = {}
-        for name in GRAPHS:
+        more = (name for name in OPTIONAL if f"{name}.onnx" in engine.manifest.files)
+        for name in (*GRAPHS, *more):
             with_tensorrt = tensorrt_provider and name == "encoder"
             providers = tensorrt_providers(engine, device_index) if with_tensorrt else on_cuda
             sessions[name] = load_graph(engine, f"{name}.onnx", threads, providers)

@@ -12,16 +12,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Callable
 
 from whisper_opt.backends.cuda import Copies, Cuda, DeviceBlock, PinnedBlock
-from whisper_opt.backends.executor import Buffer, Tensor, aligned
+from whisper_opt.backends.executor import GRAPHS, Buffer, Chain, Tensor, aligned
 from whisper_opt.errors import EngineError
 from whisper_opt.plan_spec import PlanSpec
 from whisper_opt.trt_library import Context, Library, Plan
 
-__all__ = ["GRAPHS", "TrtExecutor"]
+__all__ = ["TrtExecutor"]
 
 _log = logging.getLogger(__name__)
-
-GRAPHS = ("encoder", "decoder", "choose", "reorder")
 
 
 def _inputs(plan: Plan) -> list[str]:
@@ -43,16 +41,18 @@ class TrtExecutor:
         library: Library,
         read: Callable[[str], bytes],
         *,
+        graphs: Sequence[str] = GRAPHS,
         device_index: int = 0,
         cuda_graphs: bool = True,
         spec: PlanSpec | None = None,
         runtime: Any = None,
     ) -> None:
-        """Load the plans of the four graphs onto a GPU.
+        """Load the plans of the graphs onto a GPU.
 
         Args:
             library: the TensorRT that they were built with.
             read: gives the plan of a graph by name (:meth:`whisper_opt.plans.Plans.read`).
+            graphs: which there are.
             device_index: which GPU.
             cuda_graphs: replay calls as CUDA graphs.
             spec: what they were built with (:attr:`whisper_opt.plans.BuildRecord.spec`).
@@ -64,7 +64,8 @@ class TrtExecutor:
         """
         self.cuda = Cuda(device_index, runtime)
         self.cuda_graphs = cuda_graphs
-        self._plans = {name: _opened(library, name, read(name), spec) for name in GRAPHS}
+        self.graphs = tuple(graphs)
+        self._plans = {name: _opened(library, name, read(name), spec) for name in self.graphs}
         self._limits = {
             graph: [
                 {name: plan.limits(name, profile) for name in _inputs(plan)}
@@ -167,8 +168,8 @@ class _Lane(Copies):
     def run(self, graph: str, buffers: Mapping[str, Buffer]) -> None:
         self.enqueue(graph, buffers)
 
-    def bind(self, graph: str, buffers: Mapping[str, Buffer]) -> _Call:
-        return _Call(self, graph, dict(buffers), self._owner.cuda_graphs)
+    def bind(self, chain: Chain) -> _Call:
+        return _Call(self, chain, self._owner.cuda_graphs)
 
     def _let_go(self) -> None:
         self._contexts.clear()
@@ -176,13 +177,11 @@ class _Lane(Copies):
 
 
 class _Call:
-    """A graph on fixed buffers: launched, launched and captured, then replayed."""
+    """Graphs on fixed buffers: launched, launched and captured, then replayed as one."""
 
-    def __init__(
-        self, lane: _Lane, graph: str, buffers: dict[str, Buffer], cuda_graphs: bool
-    ) -> None:
+    def __init__(self, lane: _Lane, chain: Chain, cuda_graphs: bool) -> None:
         self._cuda_graphs = cuda_graphs
-        self._lane, self._graph, self._buffers = lane, graph, buffers
+        self._lane, self._chain = lane, chain
         self._n_runs = 0
         self._replay: Any = None
         self._destroy: Callable[[], object] = lambda: None
@@ -192,12 +191,17 @@ class _Call:
         if self._replay is not None:
             lane.cuda("cudaGraphLaunch", self._replay, lane.stream)
             return
-        context = lane.enqueue(self._graph, self._buffers)
+        contexts = [lane.enqueue(graph, buffers) for graph, buffers in self._chain.runs]
+        self._download()
         self._n_runs += 1
         if self._n_runs == 2 and self._cuda_graphs:
-            self._capture(context)
+            self._capture(contexts)
 
-    def _capture(self, context: Context) -> None:
+    def _download(self) -> None:
+        for target, source in self._chain.downloads:
+            self._lane.download(target, source)
+
+    def _capture(self, contexts: Sequence[Context]) -> None:
         """Record what was just run; a context must have run with its shapes before."""
         cuda, stream = self._lane.cuda, self._lane.stream
         graph = None
@@ -206,17 +210,20 @@ class _Call:
             mode = cuda.runtime.cudaStreamCaptureMode.cudaStreamCaptureModeRelaxed
             cuda("cudaStreamBeginCapture", stream, mode)
             try:
-                context.run(int(stream))
+                for context in contexts:
+                    context.run(int(stream))
+                self._download()
             finally:
                 graph = cuda("cudaStreamEndCapture", stream)
             self._replay = cuda("cudaGraphInstantiate", graph, 0)
             self._destroy = cuda.owned(self, "cudaGraphExecDestroy", self._replay)
         except EngineError as error:
-            _log.warning("%s is launched without a CUDA graph: %s", self._graph, str(error))
+            names = " and ".join(graph for graph, _ in self._chain.runs)
+            _log.warning("%s is launched without a CUDA graph: %s", names, str(error))
         finally:
             if graph is not None:
                 cuda.release("cudaGraphDestroy", graph)
 
     def close(self) -> None:
         self._destroy()
-        self._buffers.clear()
+        self._chain = Chain(())

@@ -79,6 +79,7 @@ class TrtBackend(DeviceBackend):
         executor = TrtExecutor(
             found,
             plans.read,
+            graphs=plans.graphs,
             device_index=gpu.index,
             cuda_graphs=cuda_graphs,
             spec=plans.record.spec,

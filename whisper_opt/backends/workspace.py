@@ -19,8 +19,10 @@ from whisper_opt.backends.executor import (
     Block,
     Buffer,
     Call,
+    Chain,
     Executor,
     HostBlock,
+    Mark,
     Tensor,
     aligned,
 )
@@ -108,6 +110,7 @@ class Workspace:
         self._blocks: dict[str, Block] = {}
         self._pinned: dict[str, HostBlock] = {}
         self._arenas: dict[str, Arena] = {}
+        self._marks: dict[int, Mark] = {}
         self._calls: collections.OrderedDict[tuple[Any, ...], Call] = collections.OrderedDict()
         self._pending: list[object] = []
         self._sent: set[str] = set()
@@ -221,17 +224,21 @@ class Workspace:
     def call(
         self, key: tuple[Any, ...], graph: str, buffers: Callable[[], Mapping[str, Buffer]]
     ) -> None:
-        """Run a graph that will be run on the same buffers again.
+        """Run a graph that will be run on the same buffers again; see :meth:`chain`."""
+        self.chain(key, lambda: Chain(((graph, buffers()),)))
 
-        ``buffers`` are asked for once a ``key``: they may be others for the same key only after a
-        block has grown.
+    def chain(self, key: tuple[Any, ...], chain: Callable[[], Chain]) -> None:
+        """Run graphs that will be run on the same buffers again.
+
+        The ``chain`` is asked for once a ``key``: it may be another one for the same key only after
+        a block has grown.
         """
         call = self._calls.get(key)
         if call is None:
             if len(self._calls) >= MAX_CALLS:
                 self.settle()
                 self._calls.popitem(last=False)[1].close()
-            call = self._calls[key] = self.lane.bind(graph, buffers())
+            call = self._calls[key] = self.lane.bind(chain())
         self._calls.move_to_end(key)
         self._busy = True
         call.run()
@@ -257,6 +264,16 @@ class Workspace:
                 first, old = int(to[begin]), int(of[begin])
                 self.copy(target.entries(first, n), source.entries(old, n))
                 begin = end
+
+    def mark(self, number: int) -> None:
+        """Set a mark after everything asked so far."""
+        if number not in self._marks:
+            self._marks[number] = self.lane.mark()
+        self._marks[number].set()
+
+    def wait(self, number: int) -> None:
+        """Wait until everything asked before a mark is done; what came after may go on."""
+        self._marks[number].wait()
 
     def hold(self, used: object) -> None:
         """Keep an object alive until the work that uses it is done."""
@@ -288,6 +305,9 @@ class Workspace:
                 block.free()
             for host in self._pinned.values():
                 host.free()
+            for mark in self._marks.values():
+                mark.close()
+            self._marks.clear()
             self._blocks.clear()
             self._arenas.clear()
             self._pinned.clear()

@@ -15,8 +15,18 @@ import numpy as np
 
 from whisper_opt.arrays import F32, Int
 from whisper_opt.decode.rules import Rule
-from whisper_opt.decode.search import Hypothesis, Search
-from whisper_opt.protocol import Backend, Ban, Encoded, Logits, Session, TokenMask, Top
+from whisper_opt.decode.runs import GreedyRow, greedy_row, greedy_rows
+from whisper_opt.decode.search import Greedy, Hypothesis, Search
+from whisper_opt.protocol import (
+    Backend,
+    Ban,
+    Encoded,
+    Logits,
+    Runner,
+    Session,
+    TokenMask,
+    Top,
+)
 from whisper_opt.topk import log_softmax, penalized, sample, top_k
 
 __all__ = ["Batch", "Decoded", "Task", "decode", "next_token_logprobs"]
@@ -70,6 +80,14 @@ class _Row:
         self.live = 1  # hypotheses in the session
         self.left = task.max_new_tokens
         self.begin = n_vocab if task.timestamp_begin is None else task.timestamp_begin
+        self.greedy = self._greedy(n_vocab)
+
+    def _greedy(self, n_vocab: int) -> GreedyRow | None:
+        """How a session may go on by itself; None where it needs the host."""
+        task, search = self.task, self.search
+        if not isinstance(search, Greedy) or task.repetition_penalty != 1:
+            return None
+        return greedy_row(task.rules, task.timestamp_begin, search.eot, n_vocab)
 
     def step(self, top: Top) -> list[int]:
         parents = self.search.step(top)
@@ -157,6 +175,20 @@ def _advance(session: Session, rows: list[_Row], top: Top) -> Int:
     return np.array(tokens, np.int64)[:, None]
 
 
+def _run(session: Runner, tokens: Int, rows: Sequence[_Row], greedy: Sequence[GreedyRow]) -> Int:
+    """Let the session sample by itself until a row is done; returns the new tokens [n_seq, 1]."""
+    state = greedy_rows(greedy, [row.search.rows[0] for row in rows])
+    found = session.run(tokens, state, min(row.left for row in rows))
+    for tokens_now, logprobs in zip(found.tokens, found.logprobs):
+        for i, row in enumerate(rows):
+            if row.live:
+                row.step(Top(tokens_now[i : i + 1, None], logprobs[i : i + 1, None]))
+    keep = [i for i, row in enumerate(rows) if row.live]
+    if keep:
+        session.gather(np.array(keep, np.int64))
+    return np.array([[rows[i].search.rows[0][-1]] for i in keep], np.int64).reshape(-1, 1)
+
+
 class Batch:
     """Windows that are decoded together; they join and leave between steps.
 
@@ -237,12 +269,24 @@ class Batch:
         self._done.extend(row for row in rows if not row.live)
         return tokens, [row for row in rows if row.live]
 
+    def _sample(self, session: Session) -> tuple[Int, list[_Row]]:
+        """One token in every window, or several where the session needs nobody for that."""
+        greedy = [row.greedy for row in self._rows if row.greedy is not None]
+        if len(greedy) == len(self._rows) and isinstance(session, Runner) and session.runs:
+            tokens = _run(session, self._tokens, self._rows, greedy)
+            self._done.extend(row for row in self._rows if not row.live)
+            return tokens, [row for row in self._rows if row.live]
+        at = np.zeros_like(self._tokens) if _needs_scores(self._rows) else None
+        return self._choose_next(session, self._rows, session.extend(self._tokens, at=at))
+
     def step(self) -> dict[int, Decoded]:
-        """Sample one token in every window; returns the answers of those that are finished."""
+        """Sample a token in every window, or more; returns the answers of those that are finished.
+
+        Where all are greedy and have no rules but the usual ones, a session that can run by itself
+        does so until one of them is finished.
+        """
         if self._session is not None:
-            at = np.zeros_like(self._tokens) if _needs_scores(self._rows) else None
-            logits = self._session.extend(self._tokens, at=at)
-            self._tokens, self._rows = self._choose_next(self._session, self._rows, logits)
+            self._tokens, self._rows = self._sample(self._session)
             if not self._rows:
                 self._session.close()
                 self._session = None

@@ -136,6 +136,7 @@ class Greedy(Sample):
     def __init__(self, eot: int) -> None:
         """``eot`` is the id that ends the answer."""
         super().__init__(eot)
+        self.eot = eot
 
 
 class Beam:
