@@ -13,7 +13,7 @@ __all__ = ["HERE", "RTX", "entries", "fake_engine", "fake_plans"]
 
 HERE = Target("tensorrt", "11.4.0.106", ("sm_86",), "NVIDIA GeForce RTX 3060", "linux-x86_64")
 RTX = Target("tensorrt-rtx", "1.7.1.116", ("sm_86", "sm_89"), None, "linux-x86_64")
-DEVICE_GRAPHS = ("choose.onnx", "reorder.onnx")
+DEVICE_GRAPHS = ("choose.onnx", "advance.onnx", "reorder.onnx")
 
 
 def entries(folder: Path, names: tuple[str, ...]) -> dict[str, FileEntry]:

@@ -364,7 +364,7 @@ def test_bad_specs(options: dict[str, Any], message: str) -> None:
         ({"profile": "step.n_audio=0:1:1"}, r"step.n_audio is 0:1:1; expected 1 <= MIN"),
         ({"profile": "step.n_audio=1:1:9"}, r"expected at most 8, max_batch$"),
         ({"profile": "step.n_seq=1:5:41"}, r"expected at most 40, max_batch times max_beam"),
-        ({"profile": "warmup.n_seq=1:1:1"}, "profile names 'warmup'; expected one of align, ch"),
+        ({"profile": "warmup.n_seq=1:1:1"}, "profile names 'warmup'; expected one of advance, al"),
         ({"profile": "step.n_mels=1:1:1"}, "profile 'step' has no dimension 'n_mels'; expected"),
     ],
 )

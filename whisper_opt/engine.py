@@ -4,7 +4,7 @@
                      size and sha256 of every other file
     tokenizer.json
     encoder.onnx encoder.data decoder.onnx decoder.data
-    choose.onnx reorder.onnx    (dialect ``standard``)
+    choose.onnx advance.onnx reorder.onnx    (what a GPU runs; older engines lack the second)
 
 Reading one checks the manifest and every file's size; ``verify=True`` also checks the hashes.
 """

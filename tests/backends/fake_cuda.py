@@ -61,6 +61,7 @@ class _Stream:
     def __init__(self, number: int) -> None:
         self.number = number
         self.work: list[Callable[[], None]] = []
+        self.n_done = 0
         self.captured: list[Callable[[], None]] | None = None
         self.thread: int | None = None
 
@@ -76,6 +77,7 @@ class FakeCuda:
     cudaStreamCaptureMode = _Mode  # noqa: N815
     cudaStreamNonBlocking = 1  # noqa: N815
     cudaHostAllocDefault = 0  # noqa: N815
+    cudaEventDisableTiming = 2  # noqa: N815
 
     def __init__(self, memory: int = 1 << 34) -> None:
         self.memory = memory
@@ -85,6 +87,8 @@ class FakeCuda:
         self.device: dict[int, Any] = {}
         self.pinned: dict[int, Any] = {}
         self.streams: dict[int, _Stream] = {}
+        self.events: dict[int, tuple[_Stream, int] | None] = {}
+        """Where each one was recorded: the stream, and how much had been asked of that."""
         self.graphs: set[Any] = set()
         self.replays: set[Any] = set()
         self._chosen: set[int] = set()
@@ -139,6 +143,7 @@ class FakeCuda:
             "device": self.device,
             "pinned": self.pinned,
             "streams": self.streams,
+            "events": self.events,
             "graphs": self.graphs,
             "replays": self.replays,
         }
@@ -204,9 +209,39 @@ class FakeCuda:
     def _cudaStreamSynchronize(self, stream: _Stream) -> tuple[Any, ...]:  # noqa: N802
         if stream.captured is not None:
             raise ViolationError("a stream is synchronized while it is captured")
-        work, stream.work = stream.work, []
+        self._work(stream, len(stream.work))
+        return (_Error.cudaSuccess,)
+
+    def _work(self, stream: _Stream, n: int) -> None:
+        """Do the first ``n`` things that are left to do in a stream."""
+        work, stream.work = stream.work[:n], stream.work[n:]
+        stream.n_done += n
         for task in work:
             task()
+
+    def _cudaEventCreateWithFlags(self, flags: int) -> tuple[Any, ...]:  # noqa: N802
+        assert flags == self.cudaEventDisableTiming
+        event = 9000 + len(self.calls)
+        self.events[event] = None
+        return _Error.cudaSuccess, event
+
+    def _cudaEventRecord(self, event: int, stream: _Stream) -> tuple[Any, ...]:  # noqa: N802
+        if stream.captured is not None:
+            raise ViolationError("an event is recorded in a capture, and would not be seen outside")
+        self.events[event] = stream, stream.n_done + len(stream.work)
+        return (_Error.cudaSuccess,)
+
+    def _cudaEventSynchronize(self, event: int) -> tuple[Any, ...]:  # noqa: N802
+        """Does what comes before the event, and nothing of what comes after."""
+        recorded = self.events[event]
+        if recorded is None:
+            raise ViolationError("an event is waited for that was never recorded")
+        stream, n_before = recorded
+        self._work(stream, max(n_before - stream.n_done, 0))
+        return (_Error.cudaSuccess,)
+
+    def _cudaEventDestroy(self, event: int) -> tuple[Any, ...]:  # noqa: N802
+        self.events.pop(event)
         return (_Error.cudaSuccess,)
 
     def _cudaMemcpyAsync(  # noqa: N802

@@ -21,8 +21,9 @@ from whisper_opt.backends.ort_cuda import OrtDeviceBackend, OrtExecutor
 from whisper_opt.backends.ort_graph import load_graph
 from whisper_opt.backends.trt import TrtExecutor
 from whisper_opt.engine import Engine
-from whisper_opt.export.device_graphs import build_choose, build_reorder
+from whisper_opt.export.device_graphs import build_advance, build_choose, build_reorder
 from whisper_opt.plan_spec import PlanSpec
+from whisper_opt.plans import graphs_of
 from whisper_opt.protocol import Backend
 
 __all__ = [
@@ -67,6 +68,7 @@ def cuda_backend(engine: Engine, cuda: FakeCuda) -> OrtDeviceBackend:
     dims, dialect = engine.manifest.dims, engine.manifest.dialect
     small = {
         "choose": build_choose(dims.n_vocab, dialect=dialect),
+        "advance": build_advance(dims.n_vocab, dialect),
         "reorder": build_reorder(dims, dialect=dialect),
     }
     sessions = {name: load_graph(engine, f"{name}.onnx", 1) for name in ("encoder", "decoder")}
@@ -79,7 +81,8 @@ def cuda_backend(engine: Engine, cuda: FakeCuda) -> OrtDeviceBackend:
 
 def trt_executor(engine: Engine, cuda: FakeCuda, plans: PlanSpec = PLANS) -> TrtExecutor:
     """The executor for TensorRT over fakes."""
-    return TrtExecutor(fake_library(cuda), plan_reader(engine, plans), runtime=cuda)
+    graphs = graphs_of(engine.manifest)
+    return TrtExecutor(fake_library(cuda), plan_reader(engine, plans), graphs=graphs, runtime=cuda)
 
 
 def mels(n_audio: int, n_frames: int = 160) -> F32:

@@ -20,7 +20,7 @@ from tests.models import random_dims
 from whisper_opt.arrays import F32
 from whisper_opt.backends import ort_cuda
 from whisper_opt.backends.cuda import Cuda
-from whisper_opt.backends.executor import Buffer
+from whisper_opt.backends.executor import GRAPHS, OPTIONAL, Buffer
 from whisper_opt.backends.ort import OrtBackend
 from whisper_opt.backends.ort_cuda import CudaBackend, OrtDeviceBackend, OrtExecutor
 from whisper_opt.backends.ort_graph import load_graph
@@ -90,7 +90,7 @@ def test_scores_are_those_of_the_cpu(engine: Engine, cuda: FakeCuda) -> None:
 
 
 def test_an_fp16_engine_has_all_that_a_gpu_needs(half: Engine, cuda: FakeCuda) -> None:
-    sessions = {name: load_graph(half, f"{name}.onnx", 1) for name in ort_cuda.GRAPHS}
+    sessions = {name: load_graph(half, f"{name}.onnx", 1) for name in (*GRAPHS, *OPTIONAL)}
     executor = OrtExecutor(sessions, Cuda(0, cuda), ("cpu", 0))
     assert executor.tensors("decoder")["self_k_0"].dtype == np.float16
     backend = OrtDeviceBackend(executor, DIMS, half.manifest.dialect)
@@ -104,14 +104,14 @@ def test_several_tokens_on_a_past_are_fed_singly_where_they_must_be(
 ) -> None:
     backend = cuda_backend(engine, cuda)
     widths = []
-    real = ort_cuda._Lane.bind
+    real = ort_cuda._Bound.__init__
 
-    def bind(lane: Any, graph: str, buffers: Any) -> Any:
+    def bind(bound: Any, executor: Any, lane: Any, graph: str, buffers: Any) -> None:
         if graph == "decoder":
             widths.append(buffers["tokens"].shape[1])
-        return real(lane, graph, buffers)
+        real(bound, executor, lane, graph, buffers)
 
-    monkeypatch.setattr(ort_cuda._Lane, "bind", bind)
+    monkeypatch.setattr(ort_cuda._Bound, "__init__", bind)
     session = backend.open(backend.encode(mels(1)))
     session.extend(np.array([[1, 2, 3]]))
     session.extend(np.array([[4, 5, 6]]))
@@ -176,7 +176,7 @@ def test_graphs_are_loaded_for_cuda(
 ) -> None:
     runtime = Runtime(monkeypatch)
     backend = CudaBackend(half, device_index=0, threads=1, runtime=cuda)
-    assert sorted(runtime.loaded) == [f"{name}.onnx" for name in sorted(ort_cuda.GRAPHS)]
+    assert sorted(runtime.loaded) == sorted(f"{name}.onnx" for name in (*GRAPHS, *OPTIONAL))
     for providers in runtime.loaded.values():
         ((name, options),) = providers
         assert (name, options["device_id"], options["use_tf32"]) == (

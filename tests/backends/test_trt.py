@@ -15,8 +15,8 @@ from tests.backends.subjects import DIMS, mels, trt_executor
 from tests.engines import random_engine
 from whisper_opt.backends.cuda import Cuda, load_runtime
 from whisper_opt.backends.device_backend import DeviceBackend
-from whisper_opt.backends.executor import Buffer
-from whisper_opt.backends.trt import GRAPHS, TrtExecutor, _opened
+from whisper_opt.backends.executor import GRAPHS, Buffer, Chain
+from whisper_opt.backends.trt import TrtExecutor, _opened
 from whisper_opt.engine import Engine
 from whisper_opt.errors import BackendUnavailable, EngineError
 from whisper_opt.plan_spec import PlanSpec
@@ -101,7 +101,7 @@ def test_a_call_is_captured_the_second_time(executor: TrtExecutor, cuda: FakeCud
     lane = executor.lane(("decoder", "choose"))
     buffers, _ = chosen(executor, 2)
     lane.zero(Buffer(buffers["logits"].block, I64, (1 << 13,)))
-    call = lane.bind("choose", buffers)
+    call = lane.bind(Chain((("choose", buffers),)))
     names(cuda)
     call.run()
     assert names(cuda) == []  # launched by TensorRT
@@ -128,7 +128,7 @@ def test_replays_keep_their_own_shapes(executor: TrtExecutor, cuda: FakeCuda) ->
     for n in (2, 4):
         buffers, block = chosen(executor, n)
         lane.zero(Buffer(block, I64, (1 << 13,)))
-        calls.append(lane.bind("choose", buffers))
+        calls.append(lane.bind(Chain((("choose", buffers),))))
         tokens.append(buffers["tokens"])
     for _ in range(4):
         for call in calls:
@@ -150,7 +150,7 @@ def test_what_cannot_be_captured_is_launched(
     lane = executor.lane(("choose",))
     buffers, block = chosen(executor, 1)
     lane.zero(Buffer(block, I64, (1 << 13,)))
-    call = lane.bind("choose", buffers)
+    call = lane.bind(Chain((("choose", buffers),)))
     for _ in range(5):
         call.run()
     lane.synchronize()

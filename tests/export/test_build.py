@@ -42,7 +42,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 def test_files(exported: Engine) -> None:
     files = {*ENGINE_FILES}
     if exported.manifest.dialect == "standard":
-        files |= {"choose.onnx", "reorder.onnx"}
+        files |= {"choose.onnx", "advance.onnx", "reorder.onnx"}
     assert {path.name for path in exported.path.iterdir()} == {*files, MANIFEST}
     assert [path.name for path in exported.path.parent.iterdir()] == ["engine"]
     assert read_engine(exported.path, verify=True) == exported

@@ -1,4 +1,6 @@
-"""``choose`` against its specification, on any mask there can be; ``reorder`` against numpy."""
+"""``choose`` against its specification, on any mask there can be; ``advance`` against the rules and
+that specification; ``reorder`` against numpy.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,11 @@ from onnx.reference.op_run import OpRun
 from tests.engines import DIALECTS, require, runs, sharp_checkpoint
 from tests.models import random_dims
 from whisper_opt.arrays import F32, Bool, Int, NDArray
+from whisper_opt.decode.rules import NoRepeat, Rule, SuppressAtBegin, SuppressTokens, Timestamps
+from whisper_opt.decode.runs import GreedyRow, greedy_row, greedy_rows
 from whisper_opt.engine import read_engine
 from whisper_opt.export import export
-from whisper_opt.export.device_graphs import CHOICES, build_choose, build_reorder
+from whisper_opt.export.device_graphs import CHOICES, build_advance, build_choose, build_reorder
 from whisper_opt.protocol import TokenMask, Top
 from whisper_opt.topk import top_k
 
@@ -151,6 +155,153 @@ def test_ties_do_not_rest_on_the_operator() -> None:
     same(run(graph, logits, mask), top_k(logits, CHOICES, mask))
 
 
+# --- advance --------------------------------------------------------------------------------------
+
+EOT, NO_TIMESTAMPS = 70, 79
+
+
+class Answer:
+    """An answer under way: the host's rules, and the tokens sampled so far, one at least."""
+
+    def __init__(self, rng: np.random.Generator, n: int) -> None:
+        self.timed = rng.random() < 0.7
+        suppressed = rng.choice(EOT, rng.integers(0, 40), replace=False)
+        specials = np.arange(EOT + 1, BEGIN)
+        self.rules: list[Rule] = [SuppressAtBegin(np.array([3, EOT]))]
+        if rng.random() < 0.9:
+            self.rules.append(SuppressTokens(np.concatenate([suppressed, specials])))
+        if self.timed:
+            latest = int(rng.integers(0, 10)) if rng.random() < 0.5 else None
+            self.rules.append(Timestamps(BEGIN, EOT, NO_TIMESTAMPS, latest))
+        times = rng.random(n) < rng.choice([0.0, 0.3, 0.6, 1.0])
+        self.sampled = np.where(
+            times, rng.integers(BEGIN, N_VOCAB, n), rng.integers(0, EOT, n)
+        ).tolist()
+        if rng.random() < 0.8:  # as they come: they grow
+            self.sampled = [
+                max(token, *(t for t in self.sampled[: i + 1])) if token >= BEGIN else token
+                for i, token in enumerate(self.sampled)
+            ]
+        self.begin = BEGIN if self.timed else None
+        self.ended = False
+
+    def row(self) -> GreedyRow:
+        found = greedy_row(self.rules, self.begin, EOT, N_VOCAB)
+        assert found is not None
+        return found
+
+    def best(self, logits: F32) -> tuple[Top, Bool]:
+        """What the host samples, and whether that is beyond rounding."""
+        ban = np.zeros((1, N_VOCAB), np.bool_)
+        for rule in self.rules:
+            rule(self.sampled, ban[0])
+        mask = TokenMask(ban, np.array([BEGIN if self.timed else N_VOCAB]))
+        return top_k(logits[None], 1, mask), ~near_tie(logits[None], mask)
+
+
+class Rows:
+    """The same answers on the device's side: what ``advance`` is fed, and what it hands on."""
+
+    def __init__(self, answers: list[Answer], start: Int) -> None:
+        rows = greedy_rows([answer.row() for answer in answers], [a.sampled for a in answers])
+        self.fixed = {
+            "ban": rows.ban,
+            "timestamp_begin": rows.timestamp_begin,
+            "eot": rows.eot,
+        }
+        self.tokens = np.array([[answer.sampled[-1]] for answer in answers])
+        self.previous, self.latest, self.start = rows.previous[:, None], rows.latest, start
+
+    def step(self, graph: Any, logits: F32) -> F32:
+        state = {
+            "tokens": self.tokens,
+            "previous": self.previous,
+            "latest": self.latest,
+            "start": self.start,
+        }
+        self.previous = self.tokens
+        names = ["tokens_out", "latest_out", "start_out", "logprobs"]
+        found = graph.run(names, {"logits": logits, **self.fixed, **state})
+        self.tokens, self.latest, self.start, logprobs = found
+        return np.asarray(logprobs)
+
+
+@pytest.mark.parametrize("kind", ["plain", "flat", "ties", "half"])
+def test_steps_equal_the_rules_of_the_host(kind: str) -> None:
+    """Hundreds of windows of 1 to 12 tokens, each decoded for ten more."""
+    graph = session(build_advance(N_VOCAB).model)
+    rng = np.random.default_rng([len(kind), 7])
+    answers = [Answer(rng, int(rng.integers(1, 13))) for _ in range(300)]
+    start = rng.integers(1, 400, len(answers))
+    rows = Rows(answers, start)
+    n_kinds: dict[str, int] = dict.fromkeys(("text", "time", "end", "banned"), 0)
+    for _ in range(10):
+        logits = random_logits(rng, len(answers), kind)
+        logits[rng.random(len(answers)) < 0.05, EOT] = 1e4
+        logprobs, moved = rows.step(graph, logits), rows.start - start
+        start = rows.start
+        for i, answer in enumerate(answers):
+            token = int(rows.tokens[i, 0])
+            assert moved[i] == (0 if answer.ended else 1)
+            if answer.ended:
+                assert (token, logprobs[i]) == (EOT, 0.0)
+                continue
+            best, clear = answer.best(logits[i])
+            if clear.all():
+                assert token == best.tokens[0, 0], (answer.sampled, token)
+                np.testing.assert_allclose(logprobs[i], best.logprobs[0, 0], rtol=0, atol=2e-5)
+            answer.ended = token == EOT
+            answer.sampled.append(token)
+            kind_of = "end" if token == EOT else "time" if token >= BEGIN else "text"
+            n_kinds["banned" if np.isneginf(logprobs[i]) else kind_of] += 1
+    assert min(n_kinds[name] for name in ("text", "time", "end")) > 50, n_kinds
+
+
+def test_a_step_without_anything_allowed() -> None:
+    """The lowest id, as everywhere, with no likelihood."""
+    graph = session(build_advance(N_VOCAB).model)
+    rows = Rows([Answer(np.random.default_rng(seed), 1) for seed in range(8)], np.arange(8))
+    rows.fixed["ban"][...] = True
+    logprobs = rows.step(graph, random_logits(np.random.default_rng(0), 8, "plain"))
+    assert rows.tokens.ravel().tolist() == [0] * 8
+    assert np.isneginf(logprobs).all()
+
+
+def test_likeliest_tokens_are_those_of_choose(choose: Any) -> None:
+    """To the last bit: whether the host or the device takes the steps cannot be told."""
+    graph = session(build_advance(N_VOCAB).model)
+    rng = np.random.default_rng(11)
+    answers = [Answer(rng, 3) for _ in range(300)]
+    rows, logits = Rows(answers, np.arange(300)), random_logits(rng, 300, "plain")
+    ban = np.zeros((300, N_VOCAB), np.bool_)
+    for banned, answer in zip(ban, answers):
+        for rule in answer.rules:
+            rule(answer.sampled, banned)
+    found = run(choose, logits, TokenMask(ban, rows.fixed["timestamp_begin"]))
+    logprobs = rows.step(graph, logits)
+    np.testing.assert_array_equal(rows.tokens[:, 0], found.tokens[:, 0])
+    np.testing.assert_array_equal(logprobs, found.logprobs[:, 0])
+
+
+def test_what_needs_the_host() -> None:
+    fixed: list[Rule] = [SuppressTokens(np.array([1]))]
+    timed = Timestamps(BEGIN, EOT, NO_TIMESTAMPS, 5)
+    assert greedy_row(fixed, None, EOT, N_VOCAB) is not None
+    assert greedy_row([*fixed, timed], BEGIN, EOT, N_VOCAB) is not None
+    for rules, begin, eot in (
+        ([*fixed, NoRepeat(3, EOT)], None, EOT),
+        ([*fixed, timed], None, EOT),  # bans without the comparison
+        (fixed, BEGIN, EOT),  # the comparison without bans
+        ([timed], BEGIN, EOT + 1),
+        ([timed], BEGIN + 1, EOT),
+        ([timed, timed], BEGIN, EOT),
+    ):
+        assert greedy_row(rules, begin, eot, N_VOCAB) is None
+
+
+# --- reorder --------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("half", [False, True])
 def test_reorder_copies_drops_and_permutes(half: bool) -> None:
     dims = random_dims(n_vocab=2000)
@@ -178,7 +329,7 @@ def test_engines_of_the_standard_dialect_hold_them(tmp_path: Path, dialect: str)
     dims = random_dims(n_vocab=2000)
     engine = export(sharp_checkpoint(dims), tmp_path / "engine", dialect=dialect)
     read_engine(engine.path, verify=True)
-    names = {"choose.onnx", "reorder.onnx"}
+    names = {"choose.onnx", "advance.onnx", "reorder.onnx"}
     assert names & set(engine.manifest.files) == (names if dialect == "standard" else set())
     for name in names & set(engine.manifest.files):
         model = onnx.load(engine.file(name))

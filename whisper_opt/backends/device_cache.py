@@ -130,7 +130,6 @@ class DeviceCache:
                 "outputs": size_of(self._outputs(call)),
                 "last": size_of(self._last_fields(n * group)) if n_at > 1 else 0,
                 "masks": size_of(self._masks(n * group)),
-                **(Ring.size(n * group, self._dims.n_vocab) if self._advances else {}),
             }
             return workspace.growth(sizes, ("cross", side) if kept else ())
 
@@ -215,9 +214,13 @@ class DeviceCache:
 
     @property
     def advances(self) -> bool:
-        """Whether these slots can go on by themselves (:meth:`go_on`)."""
-        shapes = {"tokens": (self.n_slots, 1)}
-        return self._advances and self._fits("advance", shapes)
+        """Whether these slots can go on by themselves (:meth:`go_on`); the little memory that it
+        takes must be there too.
+        """
+        if not (self._advances and self._fits("advance", {"tokens": (self.n_slots, 1)})):
+            return False
+        growth = self._workspace.growth(Ring.size(self.n_slots, self._dims.n_vocab))
+        return growth <= 0 or growth <= self._model.executor.available()
 
     def go_on(self, tokens: Int, start: Int, rows: GreedyRows, steps: int, slots: Slots) -> Run:
         """Feed and sample until a row has ended; see :class:`whisper_opt.protocol.Runner`.
