@@ -469,9 +469,13 @@ class _Context:
         }
         for name, found in zip(engine.outputs, engine.session.run(list(engine.outputs), feeds)):
             self._view(name, addresses[name], found.shape)[...] = found
-        for name in engine.outputs:
-            if name.endswith("_out") and engine.inputs.keys() >= {name[:-4], "start"}:
-                assert addresses[name] == addresses[name[:-4]], "the cache is not in place"
+        in_place = {name for name in engine.outputs if name[:-4] in engine.inputs}
+        in_place = {name for name in in_place if name[:5] == "self_" and "start" in engine.inputs}
+        for name in in_place:
+            assert addresses[name] == addresses[name[:-4]], "the cache is not in place"
+        for name in set(engine.outputs) - in_place:
+            if addresses[name] in (addresses[other] for other in engine.inputs):
+                raise ViolationError(f"{name} is written over an input")
 
     def _view(self, name: str, address: int, shape: Sequence[int]) -> Any:
         dtype = np.dtype(self.engine.get_tensor_dtype(name))

@@ -9,23 +9,26 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Union
 
 import numpy as np
 import pytest
 
 from tests.backends.subjects import DIMS, N_CTX, TOLERANCE, mels, pad
 from whisper_opt.arrays import F32, Bool
+from whisper_opt.decode.rules import Rule, SuppressTokens, Timestamps
+from whisper_opt.decode.runs import greedy_row, greedy_rows
 from whisper_opt.errors import EngineError
-from whisper_opt.protocol import Backend, Encoded, Session, TokenMask, Top
-from whisper_opt.topk import top_k
+from whisper_opt.protocol import Backend, Encoded, Run, Runner, Session, TokenMask, Top
+from whisper_opt.topk import top_k, top_row
 
-__all__ = ["N_AUDIO", "Answer", "Truths", "program", "run"]
+__all__ = ["N_AUDIO", "Answer", "Choice", "Greedy", "Truths", "mismatch", "program", "run"]
 
 N_AUDIO = 5
 """Windows that programs choose from."""
 MAX_ROWS = 7
 BEGIN = DIMS.n_vocab - DIMS.n_audio_ctx - 1
+EOT = 100
 
 Row = tuple[int, tuple[int, ...]]
 """An audio and the tokens fed after it."""
@@ -52,6 +55,78 @@ class Answer:
     audio: int
     tokens: tuple[int, ...]
     scores: F32
+
+
+@dataclasses.dataclass(frozen=True)
+class Greedy:
+    """How a row goes on by itself.
+
+    Attributes:
+        sampled: what it has sampled so far; the last one is to be fed.
+        allowed: ids that may be sampled.
+        timed: whether it is under the timestamp rules.
+    """
+
+    sampled: tuple[int, ...]
+    allowed: tuple[int, ...]
+    timed: bool
+
+    @property
+    def rules(self) -> list[Rule]:
+        banned = np.setdiff1d(np.arange(DIMS.n_vocab), self.allowed)
+        rules: list[Rule] = [SuppressTokens(banned)]
+        if self.timed:
+            rules.append(Timestamps(BEGIN, EOT, BEGIN - 1, None))
+        return rules
+
+    @property
+    def begin(self) -> int | None:
+        return BEGIN if self.timed else None
+
+    @property
+    def mask(self) -> TokenMask:
+        ban = np.zeros((1, DIMS.n_vocab), np.bool_)
+        for rule in self.rules:
+            rule(self.sampled, ban[0])
+        return TokenMask(ban, np.array([self.begin or DIMS.n_vocab]))
+
+    def after(self, token: int) -> Greedy:
+        return dataclasses.replace(self, sampled=(*self.sampled, token))
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """A token that a row took as its best.
+
+    Attributes:
+        audio: the window.
+        tokens: everything fed to that row.
+        mask: what it might have taken.
+        token: what it took.
+        logprob: what was said of that.
+    """
+
+    audio: int
+    tokens: tuple[int, ...]
+    mask: TokenMask
+    token: int
+    logprob: float
+
+
+def mismatch(answer: Union[Answer, Choice], truth: F32) -> float:
+    """How far an answer is from what follows from the true scores [n_vocab] after its tokens."""
+    if isinstance(answer, Answer):
+        return float(np.abs(answer.scores - truth).max())
+    if _near_tie(truth[None], answer.mask, 1e-3).any():
+        return 0.0
+    allowed = np.where(answer.mask.ban[0], np.float32(-np.inf), truth)
+    tokens, logprobs = top_row(allowed, int(answer.mask.timestamp_begin[0]), 5)
+    if answer.token not in tokens:
+        return np.inf
+    expected = logprobs[tokens.index(answer.token)]
+    if expected == -np.inf or answer.logprob == -np.inf:  # nothing was allowed
+        return 0.0 if (expected, answer.token) == (answer.logprob, 0) else np.inf
+    return max(abs(expected - answer.logprob), logprobs[0] - expected)
 
 
 class _Writer:
@@ -123,6 +198,31 @@ class _Writer:
         begin = np.where(self.rng.random(n) < 0.5, BEGIN, DIMS.n_vocab).astype(np.int64)
         return Step("top", (int(self.rng.choice([1, 2, 6, 11, 13])), TokenMask(ban, begin)))
 
+    def run(self) -> Step | None:
+        """Rows that go on by themselves: to the last step, or to an end that comes at once."""
+        room = N_CTX - max(self.lengths)
+        if room < 1:
+            return None
+        steps = int(min(self.rng.choice([1, 2, 3, 5, 12]), room))
+        ends = self.rng.random(len(self.lengths)) < self.rng.choice([0, 0, 0.4, 1])
+        rows = [self._greedy(ending=bool(end)) for end in ends]
+        if ends.all():
+            self.lengths = [length + 1 for length in self.lengths]
+        else:
+            self.lengths = [n + steps for n, end in zip(self.lengths, ends) if not end]
+        return Step("run", (rows, steps))
+
+    def _greedy(self, *, ending: bool) -> Greedy:
+        sampled = self.new_tokens(int(self.rng.integers(1, 5)))
+        if self.rng.random() < 0.5:
+            times = self.rng.integers(BEGIN, DIMS.n_vocab, len(sampled))
+            which = self.rng.random(len(sampled)) < 0.6
+            sampled = tuple(np.where(which, times, sampled).tolist())
+        sampled = tuple(token + (token == EOT) for token in sampled)
+        allowed = np.flatnonzero(self.rng.random(DIMS.n_vocab) < self.rng.choice([0.01, 0.7, 1]))
+        allowed = np.array([EOT]) if ending else allowed[allowed != EOT]
+        return Greedy(sampled, tuple(allowed.tolist()), bool(self.rng.random() < 0.6))
+
     def attention(self) -> Step:
         audios = self.rng.integers(0, N_AUDIO, self.rng.integers(1, 4)).tolist()
         sequences = [self.new_tokens(int(self.rng.integers(1, 12))) for _ in audios]
@@ -135,9 +235,9 @@ class _Writer:
             near = [N_CTX - int(n) for n in self.rng.integers(2, 12, len(self.lengths))]
             near[0] -= int(self.rng.choice([0, 300]))
             yield self.extend(near)
-        verbs = ["extend", "gather", "append", "attention", "overfull", "again"]
+        verbs = ["extend", "gather", "append", "attention", "overfull", "again", "run"]
         for _ in range(n_steps):
-            verb = self.rng.choice(verbs, p=[0.48, 0.32, 0.1, 0.03, 0.04, 0.03])
+            verb = self.rng.choice(verbs, p=[0.4, 0.3, 0.1, 0.03, 0.04, 0.03, 0.1])
             if verb == "extend":
                 step = self.extend()
                 yield step
@@ -145,8 +245,8 @@ class _Writer:
                     yield self.masks()
             elif verb == "gather":
                 yield self.gather()
-            elif verb == "append":
-                step_or_none = self.append()
+            elif verb in ("append", "run"):
+                step_or_none = self.append() if verb == "append" else self.run()
                 if step_or_none is not None:
                     yield step_or_none
             elif verb == "attention":
@@ -173,7 +273,7 @@ class _Run:
         self.rows: list[Row] = []
         self.session: Session | None = None
         self.logits: Any = None
-        self.answers: list[Answer] = []
+        self.answers: list[Union[Answer, Choice]] = []
 
     def call(self, step: Step) -> None:
         getattr(self, step.verb)(step.what)
@@ -207,6 +307,53 @@ class _Run:
     def gather(self, rows: list[int]) -> None:
         self.live().gather(np.array(rows, np.int64))
         self.rows = [self.rows[row] for row in rows]
+
+    def run(self, what: tuple[list[Greedy], int]) -> None:
+        """By itself where the session can; the host asks it step by step where not."""
+        rows, steps = what
+        while steps:
+            session = self.live()
+            by_itself = isinstance(session, Runner) and session.runs
+            found = self._by_itself(rows, steps) if by_itself else self._by_host(rows)
+            assert 1 <= len(found.tokens) <= steps
+            steps -= len(found.tokens)
+            for tokens, logprobs in zip(found.tokens.tolist(), found.logprobs.tolist()):
+                rows = [
+                    self._took(i, row, *each)
+                    for i, (row, *each) in enumerate(zip(rows, tokens, logprobs))
+                ]
+            live = [i for i, row in enumerate(rows) if row.sampled[-1] != EOT]
+            if not live:
+                return
+            if len(live) < len(rows):
+                self.gather(live)
+                rows = [rows[i] for i in live]
+
+    def _took(self, i: int, row: Greedy, token: int, logprob: float) -> Greedy:
+        """Note a token of row i, which had ended already where it was fed none."""
+        if row.sampled[-1] == EOT:
+            assert (token, logprob) == (EOT, 0.0)
+            return row
+        audio, held = self.rows[i]
+        self.rows[i] = audio, (*held, row.sampled[-1])
+        self.answers.append(Choice(audio, self.rows[i][1], row.mask, token, logprob))
+        return row.after(token)
+
+    def _by_itself(self, rows: list[Greedy], steps: int) -> Run:
+        session = self.live()
+        assert isinstance(session, Runner)
+        found = [greedy_row(row.rules, row.begin, EOT, DIMS.n_vocab) for row in rows]
+        fixed = [row for row in found if row is not None]
+        assert len(fixed) == len(rows)
+        tokens = np.array([[row.sampled[-1]] for row in rows])
+        return session.run(tokens, greedy_rows(fixed, [row.sampled for row in rows]), steps)
+
+    def _by_host(self, rows: list[Greedy]) -> Run:
+        logits = self.live().extend(np.array([[row.sampled[-1]] for row in rows]))
+        ban = np.concatenate([row.mask.ban for row in rows])
+        begin = np.concatenate([row.mask.timestamp_begin for row in rows])
+        top = logits.top(1, TokenMask(ban, begin))
+        return Run(top.tokens.T, top.logprobs.T)
 
     def append(self, steps: list[Step]) -> None:
         other = _Run(self.backend, self.encoded)
@@ -253,17 +400,17 @@ def check_top(found: Top, scores: F32, k: int, mask: TokenMask) -> None:
     np.testing.assert_allclose(found.logprobs[clear], expected.logprobs[clear], rtol=0, atol=1e-5)
 
 
-def _near_tie(scores: F32, mask: TokenMask) -> Bool:
+def _near_tie(scores: F32, mask: TokenMask, within: float = 1e-6) -> Bool:
     allowed = np.where(mask.ban, np.float64(-1e30), scores.astype(np.float64))
     text, times = allowed[:, :BEGIN].max(axis=1), allowed[:, BEGIN:]
     peak = times.max(axis=1)
     together = peak + np.log(np.exp(times - peak[:, None]).sum(axis=1))
-    near: Bool = np.abs(together - text) < 1e-6 * (1 + np.abs(text))
+    near: Bool = np.abs(together - text) < within * (1 + np.abs(text))
     ruled: Bool = near & (mask.timestamp_begin < DIMS.n_vocab) & (text > -1e29)
     return ruled
 
 
-def run(backend: Backend, encoded: Encoded, steps: Sequence[Step]) -> list[Answer]:
+def run(backend: Backend, encoded: Encoded, steps: Sequence[Step]) -> list[Union[Answer, Choice]]:
     """Run a program on the windows of ``mels(N_AUDIO)``; returns everything it was told."""
     going = _Run(backend, encoded)
     for step in steps:
@@ -278,7 +425,7 @@ class Truths:
         self._backend = backend
         self._encoded = [backend.encode(mel[None]) for mel in mels(N_AUDIO)]
 
-    def of(self, answers: Sequence[Answer]) -> dict[Row, F32]:
+    def of(self, answers: Sequence[Union[Answer, Choice]]) -> dict[Row, F32]:
         """Scores [n_vocab] for the row of each answer."""
         wanted = {(answer.audio, answer.tokens) for answer in answers}
         found: dict[Row, F32] = {}

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.backends.fake_cuda import FakeCuda
-from tests.backends.programs import BEGIN, N_AUDIO, Truths, check_top, program, run
+from tests.backends.programs import BEGIN, N_AUDIO, Truths, check_top, mismatch, program, run
 from tests.backends.subjects import DIMS, TOLERANCE, mels, trt_executor
 from tests.engines import random_engine
 from whisper_opt.arrays import F32, Int
@@ -340,7 +340,7 @@ def test_programs_on_plans_of_few_tokens(
         answers = run(gpu.backend, encoded, program(seed))
         expected = truths.of(answers)
         for answer in answers:
-            error = np.abs(answer.scores - expected[answer.audio, answer.tokens]).max()
+            error = mismatch(answer, expected[answer.audio, answer.tokens])
             assert error < TOLERANCE, f"program {seed}"
     assert len(gpu.cuda.streams) == 1
     del encoded
@@ -441,7 +441,7 @@ def test_sessions_of_several_threads(engine: Engine, truths: Truths, fake_gpu: b
         assert isinstance(answers, list), answers
         expected = truths.of([answer for part in answers for answer in part])
         for answer in (answer for part in answers for answer in part):
-            error = np.abs(answer.scores - expected[answer.audio, answer.tokens]).max()
+            error = mismatch(answer, expected[answer.audio, answer.tokens])
             assert error < TOLERANCE
     backend.close()
     if fake_gpu:

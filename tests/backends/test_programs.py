@@ -11,10 +11,9 @@ import collections
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from tests.backends.programs import N_AUDIO, Truths, program, run
+from tests.backends.programs import N_AUDIO, Truths, mismatch, program, run
 from tests.backends.subjects import BACKENDS, N_CTX, TOLERANCE, make_backend, mels
 from tests.engines import runs
 from whisper_opt.protocol import Backend
@@ -45,7 +44,7 @@ def test_random_programs(backends: dict[str, Backend], name: str) -> None:
         answers = run(backend, encoded, program(seed))
         expected = truths.of(answers)
         for answer in answers:
-            error = np.abs(answer.scores - expected[answer.audio, answer.tokens]).max()
+            error = mismatch(answer, expected[answer.audio, answer.tokens])
             assert error < TOLERANCE, f"program {seed}: off by {error:.1e}: {answer}"
 
 
@@ -61,7 +60,8 @@ def test_programs_ask_everything() -> None:
                 lengths += [len(tokens) for tokens in step.what[0]]
             grown += step.verb == "gather" and len(step.what) > 4
         full += max(lengths) > N_CTX - 15
-    for verb in ("open", "extend", "gather", "append", "attention", "overfull", "top", "close"):
+    every = "open extend gather append attention overfull top close run"
+    for verb in every.split():
         assert verbs[verb] > 100, verbs
     assert full > 40
     assert grown > 200

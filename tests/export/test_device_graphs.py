@@ -195,7 +195,7 @@ class Answer:
         ban = np.zeros((1, N_VOCAB), np.bool_)
         for rule in self.rules:
             rule(self.sampled, ban[0])
-        mask = TokenMask(ban, np.array([BEGIN if self.timed else N_VOCAB]))
+        mask = TokenMask(ban, np.full(1, BEGIN if self.timed else N_VOCAB))
         return top_k(logits[None], 1, mask), ~near_tie(logits[None], mask)
 
 
