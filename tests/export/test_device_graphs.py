@@ -204,7 +204,7 @@ class Rows:
 
     def __init__(self, answers: list[Answer], start: Int) -> None:
         rows = greedy_rows([answer.row() for answer in answers], [a.sampled for a in answers])
-        self.fixed = {
+        self.fixed: dict[str, Any] = {
             "ban": rows.ban,
             "timestamp_begin": rows.timestamp_begin,
             "eot": rows.eot,
