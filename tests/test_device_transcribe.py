@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,15 @@ from tests.engines import require
 from tests.test_many import talkative_checkpoint
 from tests.test_model import noise
 from whisper_opt import Transcript, Whisper
+from whisper_opt.arrays import Int
 from whisper_opt.backends.cpu_executor import CpuExecutor
 from whisper_opt.backends.device_backend import DeviceBackend
+from whisper_opt.backends.device_session import DeviceSession
 from whisper_opt.backends.ort import OrtBackend
 from whisper_opt.engine import Engine
 from whisper_opt.export import export
 from whisper_opt.plan_spec import PlanSpec
-from whisper_opt.protocol import Backend
+from whisper_opt.protocol import Backend, GreedyRows, Run
 
 JFK = ROOT / "examples" / "jfk.flac"
 
@@ -96,6 +99,63 @@ def test_random_model(engine: Engine, device: Backend, name: str) -> None:
         assert isinstance(transcript, Transcript)
         assert isinstance(other, Transcript)
         same(transcript, other)
+
+
+GREEDY: dict[str, dict[str, Any]] = {
+    "plain": {"without_timestamps": True, "hotwords": "one two"},
+    "lists": {"suppress_tokens": (7, 30, 200), "max_initial_timestamp": 4.0},
+    "ladder": {"temperature": (0.0, 0.6), "best_of": 2, "logprob_threshold": -1.9},
+    "batch": {"batch_size": 3},
+}
+
+
+@pytest.mark.parametrize("name", GREEDY)
+def test_steps_at_once_change_nothing(
+    engine: Engine, device: Backend, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not a bit of the transcripts; in a batch, rows leave a little later, which rounds anew."""
+    options = {
+        "language": "en",
+        "max_new_tokens": 14,
+        "no_speech_threshold": None,
+        "vad": "off",
+        "temperature": 0.0,
+        "batch_size": 1,
+        **GREEDY[name],
+    }
+    recordings = [noise(seconds, seed) for seed, seconds in enumerate((0.7, 4.0, 2.0))]
+    steps: list[int] = []
+    real = DeviceSession.run
+
+    def run(session: DeviceSession, tokens: Int, rows: GreedyRows, most: int) -> Run:
+        found = real(session, tokens, rows, most)
+        steps.append(len(found.tokens))
+        return found
+
+    monkeypatch.setattr(DeviceSession, "run", run)
+    found = dict(Whisper(engine, device).transcribe_many(recordings, **options))
+    assert sum(steps) > len(steps)
+    n_runs = len(steps)
+    monkeypatch.setattr(DeviceSession, "runs", False)
+    expected = dict(Whisper(engine, device).transcribe_many(recordings, **options))
+    assert len(steps) == n_runs
+    assert len(found) == len(recordings)
+    for number, transcript in found.items():
+        other = expected[number]
+        assert isinstance(transcript, Transcript)
+        assert isinstance(other, Transcript)
+        same(transcript, other)
+        assert transcript == other or name == "batch"
+
+
+def test_a_transcription_given_up_in_the_middle(engine: Engine, device: Backend) -> None:
+    """Whoever stops listening leaves the device as it was, for the next one."""
+    model = Whisper(engine, device)
+    options: dict[str, Any] = {"language": "en", "max_new_tokens": 6, "vad": "off"}
+    expected = model.transcribe(noise(31.0, 3), **options)
+    with contextlib.closing(model.stream(noise(31.0, 3), **options)) as segments:
+        next(iter(segments))
+    assert model.transcribe(noise(31.0, 3), **options) == expected
 
 
 @pytest.mark.slow
