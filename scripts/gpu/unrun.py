@@ -63,6 +63,7 @@ ENTRIES = (
     Entry("whisper_opt/backends/executor.py", (), _SAME, "conformance/*"),
     Entry("whisper_opt/backends/workspace.py", (), _SAME, "conformance/*"),
     Entry("whisper_opt/backends/device_cache.py", (), _SAME, "conformance/*"),
+    Entry("whisper_opt/backends/device_run.py", (), _SAME, "conformance/*"),
     Entry("whisper_opt/backends/device_session.py", (), _SAME, "conformance/*"),
     Entry("whisper_opt/backends/device_backend.py", (), _SAME, "conformance/*"),
     Entry("whisper_opt/backends/cuda.py", (), _FAKES, "conformance/*"),

@@ -227,7 +227,10 @@ def test_timestamps_come_in_pairs_and_grow(backend: DeviceBackend) -> None:
 # --- without --------------------------------------------------------------------------------------
 
 
-def test_an_engine_from_before_goes_step_by_step(engine: Engine) -> None:
+def test_an_engine_from_before_goes_step_by_step(
+    engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     manifest = engine.manifest
     files = {name: entry for name, entry in manifest.files.items() if name != "advance.onnx"}
     old = Engine(engine.path, dataclasses.replace(manifest, files=files))
@@ -239,6 +242,7 @@ def test_an_engine_from_before_goes_step_by_step(engine: Engine) -> None:
         assert not session.runs
         step(session, np.array([1, 2]))
         session.close()
+    assert caplog.text.count("the engine has no advance.onnx") == 2
 
 
 def test_plans_for_fewer_rows(engine: Engine) -> None:

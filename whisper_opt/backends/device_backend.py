@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import weakref
 from collections.abc import Sequence
@@ -20,6 +21,8 @@ from whisper_opt.errors import EngineError
 from whisper_opt.protocol import Attention, Encoded
 
 __all__ = ["DeviceBackend", "DeviceEncoded"]
+
+_log = logging.getLogger(__name__)
 
 DECODING = ("decoder", "choose", "reorder", *OPTIONAL)
 N_IDLE = 2
@@ -55,6 +58,8 @@ class DeviceBackend:
         self.executor, self.dims = executor, dims
         self._encoder = Workspace(executor, ("encoder",))
         self._decoding = tuple(graph for graph in DECODING if graph in executor.graphs)
+        for graph in set(OPTIONAL) - set(executor.graphs):
+            _log.info("the engine has no %s.onnx: every step waits for the host", graph)
         self._encoding, self._lock = threading.Lock(), threading.Lock()
         self._idle: list[Workspace] = []
         self._fitting: dict[tuple[int, ...], int] = {}

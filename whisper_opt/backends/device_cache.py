@@ -214,8 +214,9 @@ class DeviceCache:
 
     @property
     def advances(self) -> bool:
-        """Whether these slots can go on by themselves (:meth:`go_on`); the little memory that it
-        takes must be there too.
+        """Whether these slots can go on by themselves (:meth:`go_on`).
+
+        The little memory that it takes must be there too: who lacks it goes step by step.
         """
         if not (self._advances and self._fits("advance", {"tokens": (self.n_slots, 1)})):
             return False

@@ -95,7 +95,8 @@ class DeviceSession:
             if width == n_new:
                 logits = self._feed(before, 0, n_new, distinct, columns)
             else:
-                logits = self._feed_in_parts(before, n_new, wanted, width)
+                scores = self._feed_in_parts(before, n_new, distinct, width)
+                logits = HostLogits(scores[:, columns])
             self._layout.length = before + lengths
         return logits
 
@@ -129,8 +130,8 @@ class DeviceSession:
         outputs = self._open.run(tokens[owner], start[owner], at[owner], _NONE)
         return DeviceLogits(self, self._n_calls, outputs["logits"], columns)
 
-    def _feed_in_parts(self, before: Int, n_new: int, wanted: Int, width: int) -> HostLogits:
-        """Feed more tokens than one call takes; scores are collected on the host."""
+    def _feed_in_parts(self, before: Int, n_new: int, wanted: Int, width: int) -> F32:
+        """Feed more tokens than one call takes; their scores are collected on the host."""
         scores = np.zeros((*wanted.shape, self._dims.n_vocab), np.float32)
         for begin in range(0, n_new, width):
             end = min(begin + width, n_new)
@@ -145,7 +146,7 @@ class DeviceSession:
                 for place, column in enumerate(group):
                     rows = np.flatnonzero(here[:, column])
                     scores[rows, column] = found[rows, place]
-        return HostLogits(scores)
+        return scores
 
     @property
     def runs(self) -> bool:
