@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 from whisper_opt.arrays import F32, Int, NDArray
 from whisper_opt.backends.inputs import checked_mel
@@ -16,7 +17,14 @@ from whisper_opt.errors import EngineError, OptionError
 from whisper_opt.protocol import Attention, Encoded
 from whisper_opt.screen import Screen
 
-__all__ = ["OrtBackend", "OrtEncoded"]
+__all__ = ["Graph", "OrtBackend", "OrtEncoded"]
+
+
+class Graph(Protocol):
+    """What computes a graph, called as a session of ONNX Runtime is."""
+
+    def run(self, names: Sequence[str], feeds: Mapping[str, NDArray]) -> Sequence[NDArray]:
+        """The outputs called ``names``."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,13 +48,16 @@ class OrtEncoded:
 class OrtBackend:
     """Runs the encoder and decoder graphs of an engine on the CPU with ONNX Runtime."""
 
-    def __init__(self, engine: Engine, *, threads: int | None = None) -> None:
+    def __init__(
+        self, engine: Engine, *, threads: int | None = None, encoder: Graph | None = None
+    ) -> None:
         """Load both graphs.
 
         Args:
             engine: an opened engine directory.
             threads: threads within an operator; None leaves the choice (one a physical core) to
                 ONNX Runtime.
+            encoder: computes the engine's encoder instead of ONNX Runtime.
 
         Raises:
             BackendUnavailable: ONNX Runtime is missing, or too old for the engine's dialect.
@@ -60,7 +71,7 @@ class OrtBackend:
         self.dims: ModelDims = engine.manifest.dims
         self.dialect = engine.manifest.dialect
         with Background(lambda: load_graph(engine, "decoder.onnx", threads)) as decoder:
-            self.encoder = load_graph(engine, "encoder.onnx", threads)
+            self.encoder: Graph = encoder or load_graph(engine, "encoder.onnx", threads)
             graph = decoder.result()
         screen = Screen.of(engine.tensor) if engine.manifest.tensors else None
         self.decoder = Decoder(graph, self.dims, self.dialect, screen)
