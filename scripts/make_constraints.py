@@ -39,7 +39,7 @@ _PIN = re.compile(r"(?P<name>[a-z0-9]+(?:-[a-z0-9]+)*)==(?P<version>[0-9A-Za-z.!
 _REQUIREMENT = re.compile(
     r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)(?:\[(?P<extras>[^\]]*)\])?(?P<rest>.*)"
 )
-_BEFORE = re.compile(r"python_version\s*<\s*['\"](?P<version>[0-9.]+)['\"]")
+_MARKER = re.compile(r"python_version\s*(?P<sign><|>=)\s*['\"](?P<version>[0-9.]+)['\"]")
 
 
 def canonical(name: str) -> str:
@@ -87,8 +87,7 @@ def direct_requirements(pyproject: Path, python: str, extras: Iterable[str]) -> 
         match = _REQUIREMENT.match(line)
         if match is None:
             raise SystemExit(f"{pyproject}: cannot read the requirement {line!r}")
-        before = _BEFORE.search(match["rest"])
-        if before is not None and version_key(python) >= version_key(before["version"]):
+        if not _applies(match["rest"], python):
             continue
         if canonical(match["name"]) == DISTRIBUTION:
             for extra in (match["extras"] or "").split(","):
@@ -96,6 +95,14 @@ def direct_requirements(pyproject: Path, python: str, extras: Iterable[str]) -> 
         else:
             names.add(canonical(match["name"]))
     return names
+
+
+def _applies(markers: str, python: str) -> bool:
+    found = _MARKER.search(markers)
+    if found is None:
+        return True
+    older = version_key(python) < version_key(found["version"])
+    return older == (found["sign"] == "<")
 
 
 def read_pins(path: Path) -> dict[str, str]:

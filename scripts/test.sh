@@ -38,8 +38,16 @@ else
 fi
 echo "== $rtx_verdict"
 
+if version=$(.venv-test/bin/python -c 'import openvino; print(openvino.__version__)' 2>/dev/null); then
+    openvino_verdict="OpenVINO: tested with $version"
+else
+    openvino_verdict="OpenVINO: NOT TESTED (needs Python 3.10 or later)"
+fi
+echo "== $openvino_verdict"
+
 make --no-print-directory lint type constraints-check PY=.venv-test/bin/python
 echo "== tests"
 .venv-test/bin/python -m pytest "$@"
 echo "== $python39_verdict"
 echo "== $rtx_verdict"
+echo "== $openvino_verdict"

@@ -12,13 +12,17 @@ import importlib
 import importlib.util
 import logging
 from collections.abc import Mapping
-from typing import Callable, Union
+from typing import TYPE_CHECKING, Callable, Union
 
+from whisper_opt.encoders import EncoderChoice, choose_encoder
 from whisper_opt.engine import Engine, Manifest
 from whisper_opt.errors import BackendUnavailable, EngineError, OptionError, WhisperOptError
 from whisper_opt.gpus import Driver, Gpu, find_gpus
 from whisper_opt.options import LoadOptions
 from whisper_opt.protocol import Backend
+
+if TYPE_CHECKING:
+    from whisper_opt.backends.ort import Graph
 
 __all__ = ["Machine", "OpenedBackend", "open_backend", "usable"]
 
@@ -72,6 +76,22 @@ class Machine:
             if importlib.util.find_spec(name) is not None:
                 return name
         return None
+
+    @functools.cached_property
+    def openvino(self) -> Union[str, None]:
+        """Version of OpenVINO, if it is installed."""
+        return _version("openvino")
+
+    @functools.cached_property
+    def products(self) -> dict[str, float]:
+        """Seconds that a product takes in each arithmetic of OpenVINO; measured, 0.2 s.
+
+        Raises:
+            BackendUnavailable: OpenVINO is missing.
+        """
+        from whisper_opt.backends.openvino_probe import product_times
+
+        return product_times()
 
 
 def _version(distribution: str) -> Union[str, None]:
@@ -163,11 +183,13 @@ class OpenedBackend:
         backend: ready to encode.
         device: ``cpu``, ``cuda`` or ``tensorrt``.
         reason: one line for people.
+        encoder_precision: ``engine``, or what the CPU computes the encoder in instead.
     """
 
     backend: Backend
     device: str
     reason: str
+    encoder_precision: str = "engine"
 
 
 def open_backend(
@@ -189,7 +211,10 @@ def open_backend(
             raise refused
         return _opened(engine, options, options.device, "as asked", machine)
     passed: list[str] = []
-    for device in ("tensorrt", "cuda"):
+    gpus: tuple[str, ...] = ("tensorrt", "cuda")
+    if options.encoder_precision in ("bf16", "int8"):
+        gpus, passed = (), [f"encoder_precision {options.encoder_precision} is the CPU's"]
+    for device in gpus:
         refused = usable(device, machine, index=options.device_index, manifest=engine.manifest)
         if refused is None:
             try:
@@ -213,10 +238,10 @@ def _opened(
 ) -> OpenedBackend:
     if device == "cuda" and len(machine.builds) > 1:
         _log.warning("onnxruntime and onnxruntime-gpu are both installed; %s", CUDA_EXTRAS)
-    if device == "cpu" and engine.manifest.precision == "fp16":
-        _log.warning("%s is fp16, which a CPU computes slowly; export it as fp32", engine.path)
+    if device == "cpu":
+        return _opened_cpu(engine, options, reason, machine)
     backend = _LOADERS[device](engine, options, machine)
-    where = device if device == "cpu" else f"{device} ({_gpu(machine, options.device_index)})"
+    where = f"{device} ({_gpu(machine, options.device_index)})"
     _log.info("%s runs on %s: %s", engine.path, where, reason)
     return OpenedBackend(backend, device, reason)
 
@@ -226,10 +251,40 @@ def _gpu(machine: Machine, index: int) -> str:
     return gpus[index].name if index < len(gpus) else f"GPU {index}"
 
 
-def _cpu(engine: Engine, options: LoadOptions, machine: Machine) -> Backend:
+def _opened_cpu(
+    engine: Engine, options: LoadOptions, reason: str, machine: Machine
+) -> OpenedBackend:
     from whisper_opt.backends.ort import OrtBackend
 
-    return OrtBackend(engine, threads=options.threads)
+    if engine.manifest.precision == "fp16":
+        _log.warning("%s is fp16, which a CPU computes slowly; export it as fp32", engine.path)
+    choice, encoder = _cpu_encoder(engine, options, machine)
+    backend = OrtBackend(engine, threads=options.threads, encoder=encoder)
+    _log.info("%s runs on cpu: %s", engine.path, reason)
+    if options.encoder_precision != "engine":
+        _log.info("%s: encoder in %s: %s", engine.path, choice.precision, choice.reason)
+    return OpenedBackend(backend, "cpu", reason, choice.precision)
+
+
+def _cpu_encoder(
+    engine: Engine, options: LoadOptions, machine: Machine
+) -> tuple[EncoderChoice, Union[Graph, None]]:
+    """What is chosen, and what computes it; None: ONNX Runtime."""
+    choice = choose_encoder(
+        options.encoder_precision, engine.manifest.precision, lambda: machine.products
+    )
+    if choice.precision == "engine":
+        return choice, None
+    from whisper_opt.backends.openvino_encoder import OpenVinoEncoder
+
+    try:
+        encoder = OpenVinoEncoder(engine, choice.precision, threads=options.threads)
+    except WhisperOptError as error:
+        if options.encoder_precision != "auto":
+            raise
+        _log.warning("auto: the encoder cannot be computed in %s: %s", choice.precision, str(error))
+        return EncoderChoice("engine", str(error)), None
+    return choice, encoder
 
 
 def _cuda(engine: Engine, options: LoadOptions, machine: Machine) -> Backend:
@@ -276,7 +331,6 @@ def _build(engine: Engine, gpu: Gpu, library: Union[str, None]) -> None:
 
 
 _LOADERS: dict[str, Callable[[Engine, LoadOptions, Machine], Backend]] = {
-    "cpu": _cpu,
     "cuda": _cuda,
     "tensorrt": _tensorrt,
 }

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any, TextIO
 
 from whisper_opt.devices import SUITS, Machine, usable
+from whisper_opt.encoders import choose_encoder
 from whisper_opt.processor import memory_bytes, processor
 from whisper_opt.trt_library import LIBRARIES, probe
 
@@ -102,6 +103,14 @@ def _devices(machine: Machine) -> Iterator[str]:
     best = next((name for name in ("tensorrt", "cuda") if usable(name, machine) is None), None)
     gpu_too = f"; {best} for engines exported for it" if best else ""
     yield f"device       auto: cpu{gpu_too}"
+    yield from _encoder(machine)
+
+
+def _encoder(machine: Machine) -> Iterator[str]:
+    """What ``encoder_precision`` auto comes to on this CPU."""
+    choice = choose_encoder("auto", "fp32", lambda: machine.products)
+    with_what = f" through OpenVINO {machine.openvino}" if choice.precision != "engine" else ""
+    yield f"encoder      auto: {choice.precision}{with_what} with fp32 engines ({choice.reason})"
 
 
 def _dotted(version: tuple[int, int]) -> str:

@@ -15,6 +15,7 @@ from whisper_opt.fields import KINDS, check_fields, items, option
 
 __all__ = [
     "DEVICES",
+    "ENCODER_PRECISIONS",
     "KINDS",
     "LIBRARIES",
     "STRATEGIES",
@@ -32,6 +33,7 @@ STRATEGIES = ("sequential", "batched")
 VAD_MODES = ("off", "check", "cut")
 DEVICES = ("auto", "cpu", "cuda", "tensorrt")
 LIBRARIES = ("tensorrt", "tensorrt-rtx")
+ENCODER_PRECISIONS = ("engine", "bf16", "int8", "auto")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +58,14 @@ class LoadOptions:
         "threads of what the CPU computes; default: one a physical core",
         low=1,
         metavar="N",
+    )
+    encoder_precision: str = option(
+        "engine",
+        "text",
+        "what the CPU computes the encoder of an fp32 engine in: engine: as it was exported, the"
+        " words of the reference; bf16, int8: through OpenVINO; auto: the most exact of them that"
+        " is clearly faster on this CPU",
+        choices=ENCODER_PRECISIONS,
     )
     cuda_graphs: Union[bool, None] = option(
         None,
@@ -90,6 +100,11 @@ class LoadOptions:
             raise OptionError(
                 f"threads is {self.threads}, but device is 'tensorrt', where the CPU computes"
                 " nothing; leave it out"
+            )
+        if self.encoder_precision != "engine" and self.device in ("cuda", "tensorrt"):
+            raise OptionError(
+                f"encoder_precision is {self.encoder_precision!r}, but device is {self.device!r},"
+                " which computes in the precision of the engine; leave it out, or use device='cpu'"
             )
         self._only("cuda_graphs", self.cuda_graphs is not None, "tensorrt")
         self._only("tensorrt_library", self.tensorrt_library is not None, "tensorrt")

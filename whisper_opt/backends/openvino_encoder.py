@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from whisper_opt.arrays import F32, NDArray
 from whisper_opt.backends.openvino_int8 import pack_products
 from whisper_opt.dims import HEAD_DIM, ModelDims
 from whisper_opt.engine import Engine
-from whisper_opt.errors import BackendUnavailable, EngineError
+from whisper_opt.errors import BackendUnavailable, EngineError, WhisperOptError
 
 __all__ = ["OpenVinoEncoder", "capabilities", "compiled", "import_openvino"]
 
@@ -34,7 +35,7 @@ def import_openvino() -> Any:
     except ImportError as error:
         raise BackendUnavailable(
             f"OpenVINO does not import ({error}), and it is what computes an encoder in bf16 or"
-            " int8; pip install 'whisper-opt[openvino]'"
+            " int8; pip install 'whisper-opt[openvino]' (Python 3.10 or later)"
         ) from error
     return openvino
 
@@ -78,7 +79,8 @@ class OpenVinoEncoder:
             threads: as for :func:`compiled`.
 
         Raises:
-            BackendUnavailable: OpenVINO is missing, or this CPU has no bfloat16 arithmetic.
+            BackendUnavailable: OpenVINO is missing or too old, or this CPU has no bfloat16
+                arithmetic.
             EngineError: the engine is not fp32, or OpenVINO cannot load the graph.
         """
         runtime = import_openvino()
@@ -100,9 +102,7 @@ class OpenVinoEncoder:
         try:
             self._request = compiled(core, core.read_model(path), precision, threads)
         except Exception as error:  # OpenVINO's errors are RuntimeError, and not only that
-            raise EngineError(
-                f"OpenVINO {runtime.__version__} cannot load {path}: {_first_line(error)}"
-            ) from error
+            raise _refused(runtime.__version__, path, error) from error
         self._tensor = runtime.Tensor
         self._lock = threading.Lock()
 
@@ -134,8 +134,20 @@ class OpenVinoEncoder:
         return (len(mel), self._dims.n_text_head, *tail)
 
 
+def _refused(version: str, path: Path, error: Exception) -> WhisperOptError:
+    """What to raise for a graph that does not load."""
+    reason = _first_line(error)
+    if any(words in str(error) for words in ("does not support the following", "No conversion")):
+        return BackendUnavailable(
+            f"OpenVINO {version} is too old for {path} ({reason}); pip install --upgrade"
+            " 'whisper-opt[openvino]' (Python 3.10 or later)"
+        )
+    return EngineError(f"OpenVINO {version} cannot load {path}: {reason}")
+
+
 def _first_line(error: Exception) -> str:
-    """The line of an OpenVINO error that says something: the first names a source file."""
+    """The line of an OpenVINO error that says most: the first ones name source files."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     said = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
+    said.sort(key=lambda line: "operations:" not in line)  # the others stay in order
     return (said or lines or [type(error).__name__])[0][:300]
