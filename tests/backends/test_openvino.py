@@ -128,8 +128,7 @@ def test_programs_over_what_it_gives(standard: Engine, precision: str, seed: int
     answers = programs.run(backend, encoded, programs.program(seed))
     truths = programs.Truths(backend).of(answers)
     for answer in answers:
-        expected = truths[answer.audio, answer.tokens]
-        np.testing.assert_allclose(answer.scores, expected, rtol=0, atol=TOLERANCE)
+        assert programs.mismatch(answer, truths[answer.audio, answer.tokens]) < TOLERANCE
 
 
 @needs_openvino
