@@ -67,7 +67,7 @@ class Blocks(torch.nn.Module):  # type: ignore[misc,unused-ignore]  # untyped wh
 
 
 class Encoder(Blocks):
-    """mel [n, n_mels, 3000] -> keys and values [n_layer, n, 1500, n_state]."""
+    """mel [n, n_mels, n_frames] -> keys and values [n_layer, n, n_frames / 2, n_state]."""
 
     def __init__(self, dims: dict[str, int], weights: dict[str, Any]) -> None:
         super().__init__(dims, weights, "audio")
@@ -78,7 +78,8 @@ class Encoder(Blocks):
         for conv, stride in (("encoder.conv1", 1), ("encoder.conv2", 2)):
             weight, bias = self.weight(f"{conv}.weight"), self.weight(f"{conv}.bias")
             x = functional.gelu(functional.conv1d(x, weight, bias, stride=stride, padding=1))
-        x = x.transpose(1, 2) + self.weight("encoder.positional_embedding")
+        positions = self.weight("encoder.positional_embedding")
+        x = x.transpose(1, 2) + positions[: (mel.shape[2] + 1) // 2]
         for i in range(self.n_layer):
             block = f"encoder.blocks.{i}"
             q, k, v = self.projected(self.norm(x, f"{block}.attn_ln"), f"{block}.attn")
@@ -145,7 +146,7 @@ def export(weights: Path, metadata: dict[str, Any], folder: Path) -> None:
         folder / "encoder.onnx",
         ("mel",),
         CROSS,
-        {"mel": {0: "n_audio"}},
+        {"mel": {0: "n_audio", 2: "n_frames"}},
         metadata,
     )
     _write(
@@ -175,6 +176,7 @@ def _write(
 ) -> None:
     cached = [name for name in (*names, *outputs) if name.startswith(("n_", "in_", "out_"))]
     axes = {name: {1: "n_audio"} for name in cached}
+    axes.update({name: {1: "n_audio", 2: "n_audio_ctx"} for name in CROSS if name in axes})
     torch.onnx.export(
         module.eval(),
         inputs,

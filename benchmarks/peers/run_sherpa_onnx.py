@@ -19,7 +19,10 @@ class System(Peer):
     def __init__(self, model: str, threads: int, precision: str) -> None:
         suffix = {"float32": ".onnx", "int8": ".int8.onnx"}[precision]
         folder = Path(model)
-        self.about = {"versions": {"sherpa-onnx": version("sherpa-onnx")}}
+        self.about = {
+            "versions": {"sherpa-onnx": version("sherpa-onnx")},
+            "notes": ["encodes 10 s of padding, not 30 s"],
+        }
         self._recognizers: dict[str, Any] = {}
         self._options = {
             "encoder": str(folder / f"encoder{suffix}"),
