@@ -208,9 +208,10 @@ class Row:
     error: str = ""
 
 
-def measure(case: Case, rows: Sequence[Row], args: argparse.Namespace) -> list[float | None]:
-    """Fill the rows; returns how many cores others kept busy before each run."""
-    busy: list[float | None] = []
+def measure(
+    case: Case, rows: Sequence[Row], args: argparse.Namespace, busy: list[float | None]
+) -> None:
+    """Fill the rows, and how many cores others kept busy before each run."""
     with contextlib.closing(Pool(args.alive)) as pool:
         order = turns(len(rows), args.rounds * len(case.recordings))
         for n, i in enumerate(order):
@@ -228,7 +229,6 @@ def measure(case: Case, rows: Sequence[Row], args: argparse.Namespace) -> list[f
                 pool.drop(row.system.name)
                 continue
             row.answers.setdefault(recording.name, []).append(answer)
-    return busy
 
 
 def _new(row: Row, pool: Pool, job: dict[str, Any]) -> Worker:
@@ -256,8 +256,9 @@ def result(case: Case, row: Row) -> dict[str, Any]:
         "system": system.name,
         "precision": system.precision or row.loaded.get("precision"),
     }
-    if row.error or not row.answers:
-        return {**entry, "not_measured": row.error or system.refusal(case)}
+    heard = [recording for recording in case.recordings if recording.name in row.answers]
+    if row.error or len(heard) < len(case.recordings):
+        return {**entry, "not_measured": row.error or "interrupted"}
     wall = {name: [a["seconds"] for a in answers] for name, answers in row.answers.items()}
     internal = {
         name: [sum(a["internal"]) for a in answers]
@@ -365,12 +366,17 @@ def main() -> int:
     }
     if (found["machine"]["busy_cores_before"] or 0) > BUSY:
         log.warning("others keep the machine busy: times will mean little")
+    interrupted = False
     with tempfile.TemporaryDirectory() as folder:
         for case in cases(args, Path(folder)):
             print(f"\n## {case.title}\n", flush=True)
             systems = [*ours(args, case.model), *peers(args, case.model)]
             rows = [Row(system, error=system.refusal(case)) for system in systems]
-            busy = measure(case, rows, args)
+            busy: list[float | None] = []
+            try:
+                measure(case, rows, args, busy)
+            except KeyboardInterrupt:
+                interrupted = True
             entries = [result(case, row) for row in rows]
             print(report(entries), flush=True)
             kept = {"model": case.model, "set": case.name, "beam": case.beam, "batch": case.batch}
@@ -378,8 +384,10 @@ def main() -> int:
             kept.update(audio_seconds=round(seconds, 2), busy_cores=busy, systems=entries)
             found["cases"].append(kept)
             write_json(args.out, found)
-    print(f"\nfigures: {args.out.name}")
-    return 0
+            if interrupted:
+                break
+    print(f"\n{'interrupted; ' if interrupted else ''}figures: {args.out.name}")
+    return 1 if interrupted else 0
 
 
 if __name__ == "__main__":

@@ -5,7 +5,10 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
+import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -93,6 +96,40 @@ def test_worker_is_stopped_while_nobody_asks_and_gone_when_closed() -> None:
             time.sleep(0.02)
         assert _state(pid) == "T"
     assert not Path(f"/proc/{pid}").exists()
+
+
+def test_closing_does_not_wait_for_a_job_in_flight() -> None:
+    worker = Worker(FAKE)
+    worker.ask("load")
+    pid = worker.ask("transcribe", audio=[])["pid"]
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        worker.ask("transcribe", audio=[], sleep=60)
+    begin = time.perf_counter()
+    worker.close()
+    assert time.perf_counter() - begin < 4
+    assert not Path(f"/proc/{pid}").exists()
+
+
+ABANDON = """
+import os
+from tests.test_bench import FAKE, Worker
+worker = Worker(FAKE)
+worker.ask("load")
+print(worker.ask("transcribe", audio=[])["pid"], flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux' parent death signal")
+def test_stopped_worker_does_not_outlive_its_parent() -> None:
+    run = [sys.executable, "-c", ABANDON]
+    pid = int(subprocess.run(run, cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout)
+    for _ in range(250):
+        if not Path(f"/proc/{pid}").exists() or _state(pid) == "Z":
+            return
+        time.sleep(0.02)
+    pytest.fail(f"process {pid} is still there, in state {_state(pid)}")
 
 
 def test_pool_ends_the_longest_unused() -> None:

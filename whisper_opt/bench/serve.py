@@ -21,6 +21,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import signal
 import sys
 import time
 import traceback
@@ -96,9 +97,19 @@ def _jobs(lines: TextIO) -> Iterator[Job]:
             yield job
 
 
+def _die_with_parent() -> None:
+    """A stopped process never notices that nobody will ask again; Linux can end it."""
+    if sys.platform == "linux":
+        import ctypes
+
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, int(signal.SIGKILL))
+
+
 def main() -> None:
     """Serve the system that the arguments name."""
     folder, module = sys.argv[1:]
+    _die_with_parent()
     sys.path[0] = folder  # instead of the folder of this file, whose names are for the library
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what a system prints, in C too, is no answer

@@ -60,6 +60,7 @@ class Worker:
         self.program = program
         self._process: subprocess.Popen[str] | None = None
         self._errors: Any = None
+        self._at_work = False
 
     def ask(self, job: str, **fields: Any) -> dict[str, Any]:
         """Do a job and return its answer.
@@ -71,7 +72,7 @@ class Worker:
         self._signal(process, "SIGCONT")
         assert process.stdin is not None
         assert process.stdout is not None
-        line = ""
+        line, self._at_work = "", True
         with contextlib.suppress(OSError):  # it died: no line comes either
             process.stdin.write(json.dumps({"job": job, **fields}) + "\n")
             process.stdin.flush()
@@ -80,6 +81,7 @@ class Worker:
             said, status = self._last_words(), process.wait()
             self.close()
             raise WorkerError(f"{self.program.name} died with status {status}: {said}")
+        self._at_work = False
         self._signal(process, "SIGSTOP")
         answer: dict[str, Any] = json.loads(line)
         if not answer.pop("ok"):
@@ -120,13 +122,17 @@ class Worker:
         process, self._process = self._process, None
         if process is None:
             return
-        self._signal(process, "SIGCONT")
-        with contextlib.suppress(OSError, ValueError):
-            process.communicate('{"job": "quit"}\n', timeout=_QUIT_SECONDS)
+        if not self._at_work:
+            self._signal(process, "SIGCONT")
+            with contextlib.suppress(OSError, ValueError, subprocess.TimeoutExpired):
+                process.communicate('{"job": "quit"}\n', timeout=_QUIT_SECONDS)
         if process.poll() is None:
-            process.kill()
-            process.wait()
-        self._errors.close()
+            _kill(process)
+        pipes: tuple[Any, ...] = (process.stdin, process.stdout, self._errors)
+        for pipe in pipes:
+            with contextlib.suppress(OSError):  # it may not have read all
+                pipe.close()
+        self._at_work = False
 
     def __enter__(self) -> Worker:
         """The worker itself."""
@@ -140,6 +146,16 @@ class Worker:
     ) -> None:
         """Close."""
         self.close()
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    """End a process and whatever it runs."""
+    if hasattr(os, "killpg"):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # it leads a session of its own
+    else:
+        process.kill()
+    process.wait()
 
 
 class Pool:
