@@ -11,9 +11,22 @@ import pytest
 from tests.engines import random_engine
 from tests.models import random_dims, tokenizer_json
 from whisper_opt.arrays import F32, Int
+from whisper_opt.backends.cpu_executor import CpuExecutor
+from whisper_opt.backends.device_backend import DeviceBackend
+from whisper_opt.backends.device_session import DeviceSession
 from whisper_opt.backends.ort import OrtBackend
+from whisper_opt.engine import Engine
 from whisper_opt.export.compare import compare_backends
-from whisper_opt.protocol import Attention, Encoded, Logits, Session, TokenMask, Top
+from whisper_opt.protocol import (
+    Attention,
+    Encoded,
+    GreedyRows,
+    Logits,
+    Run,
+    Session,
+    TokenMask,
+    Top,
+)
 from whisper_opt.tokens import Vocab
 
 DIMS = random_dims(n_audio_layer=1)
@@ -21,8 +34,12 @@ Change = Callable[[F32], F32]
 
 
 @pytest.fixture(scope="module")
-def backend(tmp_path_factory: pytest.TempPathFactory) -> OrtBackend:
-    engine = random_engine(tmp_path_factory.mktemp("engines") / "e", DIMS, "standard")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    return random_engine(tmp_path_factory.mktemp("engines") / "e", DIMS, "standard")
+
+
+@pytest.fixture(scope="module")
+def backend(engine: Engine) -> OrtBackend:
     return OrtBackend(engine, threads=1)
 
 
@@ -100,6 +117,63 @@ def test_the_same_backend_is_equal(backend: OrtBackend, vocab: Vocab) -> None:
 def test_rounding_is_equal(backend: OrtBackend, vocab: Vocab) -> None:
     rounds = Faulty(backend, scores=lambda scores: scores.astype(np.float16).astype(np.float32))
     assert compare_backends(backend, rounds, vocab)["status"] == "equal"
+
+
+class Unruly(DeviceBackend):
+    """A device whose own steps are wrong in one way."""
+
+    change: Callable[[Run], Run]
+
+    def open(self, audio: Encoded) -> DeviceSession:
+        session, change = super().open(audio), self.change
+        real = session.run
+
+        def run(tokens: Int, rows: GreedyRows, steps: int) -> Run:
+            return change(real(tokens, rows, steps))
+
+        session.run = run  # type: ignore[method-assign]
+        return session
+
+
+def other_token(run: Run) -> Run:
+    run.tokens[3, 0] = (run.tokens[3, 0] + 1) % 100
+    return run
+
+
+def other_likelihood(run: Run) -> Run:
+    run.logprobs[5, 1] -= 1.0
+    return run
+
+
+def no_likelihood(run: Run) -> Run:
+    run.logprobs[0, 0] = np.nan
+    return run
+
+
+def a_rule_forgotten(run: Run) -> Run:
+    run.tokens[1, 0] = 7  # text after a timestamp that stands alone
+    run.tokens[0, 0] = DIMS.n_vocab - 1
+    return run
+
+
+@pytest.mark.parametrize(
+    ("change", "status"),
+    [
+        (lambda run: run, "equal"),
+        (other_token, "differ"),
+        (other_likelihood, "differ"),
+        (no_likelihood, "differ"),
+        (a_rule_forgotten, "differ"),
+    ],
+)
+def test_steps_of_the_device(
+    engine: Engine, backend: OrtBackend, vocab: Vocab, change: Callable[[Run], Run], status: str
+) -> None:
+    device = Unruly(CpuExecutor(engine, threads=1), DIMS)
+    device.change = change
+    found = compare_backends(backend, device, vocab)
+    assert found["status"] == status
+    assert ("not chosen by their scores" in found["detail"]) == (status == "differ")
 
 
 def nan_in_one_row(scores: F32) -> F32:

@@ -4,8 +4,8 @@ Plans may build without complaint and compute garbage on one kind of GPU. So two
 by both, in every way that sessions decode: a prompt at once, hypotheses that fan out, swap and go,
 single steps. The ONNX engine chooses the tokens; both are given them, and the likeliest next tokens
 are compared at every position. Tokens whose scores are as close as 16-bit arithmetic errs count as
-equal. The plans' own choice (``choose``) must be that of their scores, and no score, nor what the
-alignment heads look at, may be far off.
+equal. The plans' own choices (``choose``, and ``advance`` in steps that the device takes by itself)
+must be those of their scores, and no score, nor what the alignment heads look at, may be far off.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ from typing import Any
 import numpy as np
 
 from whisper_opt.arrays import F32, Int
+from whisper_opt.decode.rules import Rule, SuppressTokens, Timestamps
+from whisper_opt.decode.runs import GreedyRow, greedy_row, greedy_rows
 from whisper_opt.dims import N_SAMPLES, SAMPLE_RATE
 from whisper_opt.export.precision import FP16
 from whisper_opt.features import log_mel
-from whisper_opt.protocol import Backend, Logits, Session, TokenMask
+from whisper_opt.protocol import Backend, Encoded, Logits, Run, Runner, Session, TokenMask
 from whisper_opt.tokens import Vocab
+from whisper_opt.topk import log_sum_exp, top_row
 
 __all__ = ["compare_backends"]
 
@@ -109,6 +112,61 @@ def _extend(pair: tuple[Session, Session], tokens: Int, tally: _Tally) -> F32:
     return expected
 
 
+def _run(session: Session, first: Int, rows: list[GreedyRow]) -> Run | None:
+    """Let a session go on by itself; None where it does not."""
+    if not (isinstance(session, Runner) and session.runs):
+        return None
+    state = greedy_rows(rows, [[token] for token in first.tolist()])
+    return session.run(first[:, None], state, N_STEPS)
+
+
+def _wrong_steps(backend: Backend, heard: Encoded, prompt: Int, vocab: Vocab) -> int:
+    """How many tokens of steps that the device takes by itself are not those of single steps.
+
+    One window is under the timestamp rules, the other is not.
+    """
+    never = SuppressTokens(np.array(sorted(set(vocab.never_sampled())), np.int64))
+    begin, eot, n_vocab = vocab.timestamp_begin, vocab.eot, backend.dims.n_vocab
+    timed = Timestamps(begin, eot, vocab.no_timestamps, None)
+    rules: list[list[Rule]] = [[never, timed], [never]]
+    begins = [begin, None]
+    rows = [greedy_row(rule, start, eot, n_vocab) for rule, start in zip(rules, begins)]
+    first = np.array([begin, 1], np.int64)
+    sessions = [backend.open(heard) for _ in range(2)]
+    try:
+        for session in sessions:
+            session.extend(prompt)
+        run = _run(sessions[0], first, [row for row in rows if row is not None])
+        if run is None:
+            return 0
+        wrong, sampled = 0, [[token] for token in first.tolist()]
+        for chosen, logprobs in zip(run.tokens.tolist(), run.logprobs.tolist()):
+            scores = _last(sessions[1].extend(np.array([[row[-1]] for row in sampled])))
+            for i, history in enumerate(sampled):
+                if history[-1] != eot:
+                    mask = np.zeros(n_vocab, np.bool_)
+                    for rule in rules[i]:
+                        rule(history, mask)
+                    allowed = np.where(mask, np.float32(-np.inf), scores[i])
+                    wrong += _is_wrong(allowed, begins[i] or n_vocab, chosen[i], logprobs[i])
+                history.append(chosen[i])
+        return wrong
+    finally:
+        for session in sessions:
+            session.close()
+
+
+def _is_wrong(scores: F32, begin: int, token: int, logprob: float) -> bool:
+    """Whether a token is not the best of scores [n_vocab] by more than rounding."""
+    within = FP16.logits_tolerance * float(np.abs(scores[np.isfinite(scores)]).max(initial=1.0))
+    (best,), (expected,) = top_row(scores.copy(), begin, 1)
+    if token == best:
+        return not abs(logprob - expected) <= within
+    if (token < begin) != (best < begin):  # timestamps together against the best text
+        return not abs(log_sum_exp(scores[begin:]) - scores[:begin].max()) <= within
+    return not scores[best] - scores[token] <= within
+
+
 def compare_backends(reference: Backend, candidate: Backend, vocab: Vocab) -> dict[str, Any]:
     """Decode the same windows with both and compare every next token.
 
@@ -146,4 +204,5 @@ def compare_backends(reference: Backend, candidate: Backend, vocab: Vocab) -> di
     finally:
         for session in pair:
             session.close()
+    tally.choices += _wrong_steps(candidate, heard[1], prompt, vocab)
     return tally.result()
