@@ -66,7 +66,7 @@ def test_build_then_fresh(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     answer = {"status": "equal", "detail": "24 of 24"}
-    monkeypatch.setattr("whisper_opt.cli_build.token_check", lambda: lambda *_: answer)
+    monkeypatch.setattr("whisper_opt.cli_build.token_check", lambda index: lambda *_: answer)
     assert run(engine.path) == 0
     n_plans = len(graphs_of(engine.manifest))
     line = capsys.readouterr().out
@@ -96,6 +96,8 @@ def test_every_option_is_passed_on(
         "--gpu",
         "sm_86",
         "8.9",
+        "--device-index",
+        "1",
         "--force",
         "--max-batch",
         "3",
@@ -116,6 +118,7 @@ def test_every_option_is_passed_on(
         "spec": PlanSpec(3, 2, "prefill.n_new=1:2:3", True, "same-sm", True),
         "library": "tensorrt-rtx",
         "gpus": ["sm_86", "8.9"],
+        "device_index": 1,
         "timing_cache": tmp_path / "cache",
         "force": True,
     }

@@ -18,11 +18,17 @@ from gpu.outcome import FAILED, NOT_AVAILABLE, OK, NotAvailableError, Results
 from gpu.report import report
 from gpu.sizes import SIZES, random_checkpoint
 
-from tests.engines import runs
+from tests.engines import random_engine, require, runs
+from tests.models import random_dims
 from whisper_opt.arrays import Int
+from whisper_opt.backends.cpu_executor import CpuExecutor
+from whisper_opt.backends.device_backend import DeviceBackend
+from whisper_opt.backends.device_session import DeviceSession
 from whisper_opt.backends.fake import FakeBackend
 from whisper_opt.gpus import Driver, Gpu
+from whisper_opt.protocol import GreedyRows, Run
 
+RUNNING = random_dims(n_vocab=2000)
 ENVIRONMENT: dict[str, Any] = {"device": "-", "packages": {"numpy": "2"}}
 
 
@@ -351,6 +357,34 @@ def test_a_backend_agrees_with_itself() -> None:
     assert found["largest_error_in_standard_deviations"] == 0
 
 
+@pytest.fixture(scope="module")
+def device(tmp_path_factory: pytest.TempPathFactory) -> DeviceBackend:
+    require("standard")
+    engine = random_engine(tmp_path_factory.mktemp("runs") / "engine", RUNNING, "standard")
+    return DeviceBackend(CpuExecutor(engine, threads=1), RUNNING)
+
+
+def test_steps_that_a_device_takes_by_itself(
+    device: DeviceBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are compared with single steps, and timed beside them."""
+    assert conform.check_runs(device) == 80
+    assert conform.check_runs(FakeBackend(RUNNING)) is None
+    found = measure.latency(device, measure.Case(1, 1), 0.05, 4)
+    assert found["run"]["p50_ms"] > 0
+    assert "run" not in measure.latency(device, measure.Case(1, 5), 0.05, 4)
+    real = DeviceSession.run
+
+    def run(session: DeviceSession, tokens: Int, rows: GreedyRows, steps: int) -> Run:
+        found = real(session, tokens, rows, steps)
+        found.tokens[7, 1] ^= 1
+        return found
+
+    monkeypatch.setattr(DeviceSession, "run", run)
+    with pytest.raises(conform.DisagreementError, match="step 7 by itself"):
+        conform.check_runs(device)
+
+
 def test_a_wrong_answer_is_found() -> None:
     with pytest.raises(conform.DisagreementError, match="other best tokens at step 2 row 0"):
         conform.compare(_Off(DIMS), FakeBackend(DIMS))
@@ -361,7 +395,7 @@ def test_a_wrong_answer_is_found() -> None:
 
 def test_the_report_says_what_is_left_and_what_failed() -> None:
     figures = {"p50_ms": 2.0, "p95_ms": 3.0, "n": 5}
-    part = {name: figures for name in ("encode", "prefill", "step")}
+    part = {name: figures for name in ("encode", "prefill", "step", "run")}
     content = {
         "environment": ENVIRONMENT,
         "checks": {
@@ -385,6 +419,6 @@ def test_the_report_says_what_is_left_and_what_failed() -> None:
     assert "copy 3000 GB/s, product 600.00 TFLOP/s" in text
     (row,) = (line for line in text.splitlines() if line.startswith("base/cuda b1 beam1"))
     cells = [cell.strip() for cell in row.split("|")]
-    assert cells[1:] == ["2.0", "0.16", "2.0", "2.0", "3.0", "0.039", "51.4"]
+    assert cells[1:] == ["2.0", "0.16", "2.0", "2.0", "3.0", "2.0", "0.039", "51.4"]
     assert "EngineError: too big" in text
     assert "base/cuda b64 beam5" in text

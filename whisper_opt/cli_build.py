@@ -39,6 +39,13 @@ def add_build_arguments(parser: argparse.ArgumentParser) -> None:
         " without one, all that TensorRT for RTX knows)",
     )
     parser.add_argument(
+        "--device-index",
+        metavar="N",
+        type=int,
+        default=0,
+        help="which GPU builds, where there are several (0)",
+    )
+    parser.add_argument(
         "--timing-cache",
         metavar="FILE",
         type=Path,
@@ -74,9 +81,10 @@ def _build(args: argparse.Namespace) -> int:
             spec,
             library=args.library,
             gpus=args.gpu,
+            device_index=args.device_index,
             timing_cache=args.timing_cache,
             force=args.force,
-            check_tokens=token_check(),
+            check_tokens=token_check(args.device_index),
             on_progress=on_progress,
             on_wait=on_wait,
         )

@@ -326,6 +326,7 @@ def _build(engine: Engine, gpu: Gpu, library: Union[str, None]) -> None:
         engine,
         library=library,
         gpus=["sm_{}{}".format(*gpu.sm)],
+        device_index=gpu.index,
         check_tokens=token_check(gpu.index),
     )
 

@@ -12,9 +12,9 @@ import numpy as np
 from gpu.measure import mels
 from whisper_opt import Whisper
 from whisper_opt.arrays import F32, Int
-from whisper_opt.protocol import Backend
+from whisper_opt.protocol import Backend, GreedyRows, Runner, TokenMask
 
-__all__ = ["DisagreementError", "compare", "compare_speech", "program"]
+__all__ = ["DisagreementError", "check_runs", "compare", "compare_speech", "program"]
 
 EXPLAINED = 0.05
 """A different best token is rounding where the reference's scores of both tokens lie closer than
@@ -82,6 +82,49 @@ def program(backend: Backend, seed: int = 0, n_audio: int = 2, steps: int = 40) 
     session.close()
 
 
+def check_runs(backend: Backend, seed: int = 0, n_audio: int = 2, steps: int = 40) -> int | None:
+    """Whether steps that a session takes by itself give what it gives step by step.
+
+    Half of the rows are under the timestamp rules, as far as single steps can tell: all that they
+    may sample is text.
+
+    Returns:
+        How many tokens were compared; None where sessions do not run by themselves.
+
+    Raises:
+        DisagreementError: a token or its likelihood differs.
+    """
+    n_vocab = backend.dims.n_vocab
+    draw, encoded = _Rows(n_vocab, seed), backend.encode(mels(backend.dims, n_audio))
+    sessions = [backend.open(encoded) for _ in range(2)]
+    try:
+        one, other = sessions
+        if not (isinstance(one, Runner) and one.runs):
+            return None
+        prompt, tokens = draw.tokens(np.full(n_audio, 4)), draw.tokens(np.ones(n_audio, np.int64))
+        for session in sessions:
+            session.extend(prompt)
+        begin = n_vocab - 1500
+        tokens %= begin
+        ban = np.tile(np.arange(n_vocab) >= begin, (n_audio, 1))
+        begins = np.where(np.arange(n_audio) % 2, begin, n_vocab)
+        rows = GreedyRows(ban, begins, np.full(n_audio, -1, np.int64), begins, begins - 1)
+        found = one.run(tokens, rows, steps)
+        for step, (chosen, logprobs) in enumerate(zip(found.tokens, found.logprobs)):
+            top = other.extend(tokens).top(1, TokenMask(ban, begins))
+            far = np.abs(logprobs - top.logprobs[:, 0]).max()
+            if (chosen != top.tokens[:, 0]).any() or not far < EXPLAINED:
+                raise DisagreementError(
+                    f"step {step} by itself: {chosen.tolist()} instead of {top.tokens.tolist()},"
+                    f" likelihoods off by {far:.2g}"
+                )
+            tokens = top.tokens
+        return found.tokens.size
+    finally:
+        for session in sessions:
+            session.close()
+
+
 def compare(backend: Backend, reference: Backend, seed: int = 0) -> dict[str, Any]:
     """Run one program on both.
 
@@ -111,7 +154,7 @@ def compare(backend: Backend, reference: Backend, seed: int = 0) -> dict[str, An
     }
     if unexplained:
         raise DisagreementError(f"other best tokens at {', '.join(unexplained[:5])}; {result}")
-    return result
+    return {**result, "tokens_of_runs": check_runs(backend, seed)}
 
 
 def compare_speech(ours: Whisper, reference: Whisper, clips: list[Path]) -> dict[str, Any]:

@@ -147,6 +147,7 @@ def plans(setting: Setting, size: str, library: str) -> Plans:
             PlanSpec(max_batch=64 if large else 16, max_beam=5),
             library=library,
             gpus=["sm_{}{}".format(*gpu.sm)],
+            device_index=gpu.index,
             check_tokens=token_check(gpu.index),
         )
     except BackendUnavailable as error:

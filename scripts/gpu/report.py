@@ -30,6 +30,7 @@ def report(content: Mapping[str, Any], sizes: Mapping[str, ModelDims]) -> str:
         "prefill",
         "step p50",
         "p95",
+        "in runs",
         "at least",
         "times",
     )
@@ -75,7 +76,7 @@ def _latency(
             if found is None or "error" in found:
                 if found is not None or case.name in check["left"]:
                     why = "not yet" if found is None else found["error"][:60]
-                    yield f"{rest} {case.name}", why, *[""] * 6
+                    yield f"{rest} {case.name}", why, *[""] * 7
                 continue
             encode, step = found["encode"]["p50_ms"], found["step"]["p50_ms"]
             least: tuple[object, object, object] = ("", "", "")
@@ -91,6 +92,7 @@ def _latency(
                 found["prefill"]["p50_ms"],
                 step,
                 found["step"]["p95_ms"],
+                found.get("run", {}).get("p50_ms", ""),
                 *least[1:],
             )
 

@@ -118,7 +118,7 @@ def test_real_models(name: str, gpus: tuple[str, ...], tmp_path: Path, library: 
 def test_turbo_shaped_model(tmp_path: Path, unverified: None) -> None:
     engine = random_engine(tmp_path / "turbo", random_dims(**TURBO, **NARROW))
     plans = build_plans(engine, PlanSpec(max_batch=2, max_beam=2), gpus=["sm_89"])
-    assert {"encoder.plan", "decoder.plan"} <= set(plans.record.files)
+    assert {f"{graph}.plan" for graph in GRAPHS} == set(plans.record.files)
     check_layers(plans.record.layers["decoder"]["counts"], 4, decoder=True)
 
 

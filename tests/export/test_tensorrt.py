@@ -184,6 +184,36 @@ def test_targets() -> None:
     assert find_target(rtx, ["sm_75", "sm_86"], CARD).device is None
 
 
+def test_another_gpu_than_the_first(
+    engine: Engine, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the target, and the current one of both threads that the library works in."""
+    second = Gpu(1, "NVIDIA L4", (8, 9), 24 << 30)
+    two = Driver((*CARD.gpus, second), CARD.cuda)
+    full = Library("tensorrt", FakeTensorRT())
+    found = find_target(full, None, two, 1)
+    assert (found.gpus, found.device) == (("sm_89",), "NVIDIA L4")
+    assert find_target(full, None, two).gpus == ("sm_86",)
+    with pytest.raises(OptionError, match=r"sm_86; expected sm_89, the GPU here"):
+        find_target(full, ["sm_86"], two, 1)
+    with pytest.raises(OptionError, match=r"device_index is 2; this machine has 2 GPU\(s\)"):
+        find_target(full, None, two, 2)
+    chosen: list[tuple[int, int]] = []
+
+    class Cuda:
+        def __init__(self, index: int) -> None:
+            self.index = index
+
+        def __call__(self, name: str) -> None:
+            chosen.append((self.index, threading.get_ident()))
+
+    monkeypatch.setattr(tensorrt, "Cuda", Cuda)
+    machine.driver = two
+    build_plans(engine, device_index=1)
+    assert {index for index, _ in chosen} == {1}
+    assert len({thread for _, thread in chosen}) > 1
+
+
 @pytest.mark.parametrize("gpu", ["sm_90", "sm_89"])
 def test_unknown_gpus(gpu: str) -> None:
     rtx = Library("tensorrt-rtx", FakeTensorRT("1.7.1.116", rtx=True))

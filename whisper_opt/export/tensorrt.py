@@ -20,6 +20,7 @@ from typing import Any, Callable, Union
 
 import onnx
 
+from whisper_opt.backends.cuda import Cuda
 from whisper_opt.dims import ModelDims
 from whisper_opt.engine import Engine, read_engine
 from whisper_opt.errors import BackendUnavailable, EngineError, OptionError, VerificationError
@@ -52,22 +53,32 @@ TokenCheck = Callable[[Engine, Plans], Mapping[str, Any]]
 
 
 def find_target(
-    library: Library, gpus: Sequence[str] | None = None, driver: Driver | None = None
+    library: Library,
+    gpus: Sequence[str] | None = None,
+    driver: Driver | None = None,
+    device_index: int = 0,
 ) -> Target:
-    """What plans are built for: the GPUs asked for, else the first one here, else all.
+    """What plans are built for: the GPUs asked for, else the one here, else all.
 
     Args:
         library: the TensorRT that builds.
         gpus: compute capabilities (``sm_86``, ``8.6``); only TensorRT for RTX takes others than
             that of the GPU here.
         driver: what the NVIDIA driver answered (default: it is asked).
+        device_index: which GPU is the one here, where there are several.
 
     Raises:
         BackendUnavailable: the library needs a GPU to build, and there is none.
-        OptionError: the library does not build for one of ``gpus``.
+        OptionError: the library does not build for one of ``gpus``, or there is no GPU of this
+            index.
     """
     driver = driver or find_gpus()
-    here = _sm(driver)
+    if device_index and device_index not in range(len(driver.gpus)):
+        raise OptionError(
+            f"device_index is {device_index}; this machine has {len(driver.gpus)} GPU(s), counted"
+            " from 0"
+        )
+    here = _sm(driver, device_index)
     wanted = tuple(dict.fromkeys(parse_gpu(gpu) for gpu in gpus or ()))
     if not library.is_rtx and here is None:
         raise BackendUnavailable(
@@ -84,13 +95,21 @@ def find_target(
             )
     chosen = wanted or ((here,) if here else known)
     ordered = tuple(sorted(chosen, key=lambda gpu: int(gpu[3:])))
-    at_hand = driver.gpus[0].name if ordered == (here,) else None
+    at_hand = driver.gpus[device_index].name if ordered == (here,) else None
     return Target(library.name, library.version, ordered, at_hand)
 
 
-def _sm(driver: Driver) -> str | None:
-    """Compute capability of the first GPU."""
-    return "sm_{}{}".format(*driver.gpus[0].sm) if driver.gpus else None
+def _sm(driver: Driver, device_index: int) -> str | None:
+    """Compute capability of a GPU."""
+    return "sm_{}{}".format(*driver.gpus[device_index].sm) if driver.gpus else None
+
+
+def _selector(device_index: int) -> Callable[[], object]:
+    """What makes a GPU the current one of the calling thread, on which TensorRT builds."""
+    if device_index == 0:  # which it is anyway, and nothing is asked of a machine without one
+        return lambda: None
+    cuda = Cuda(device_index)
+    return lambda: cuda("cudaMemGetInfo")
 
 
 def build_plans(
@@ -99,6 +118,7 @@ def build_plans(
     *,
     library: str | None = None,
     gpus: Sequence[str] | None = None,
+    device_index: int = 0,
     timing_cache: Union[str, Path, None] = None,
     force: bool = False,
     check_tokens: TokenCheck | None = None,
@@ -115,6 +135,7 @@ def build_plans(
         library: ``tensorrt`` or ``tensorrt-rtx`` (default: the first that works).
         gpus: compute capabilities to build for (default: the GPU here; without one, all that
             TensorRT for RTX builds for).
+        device_index: which GPU builds, and is the one here, where there are several.
         timing_cache: file of measurements that is read and added to (TensorRT only).
         force: build even what is fresh, and replace what is foreign.
         check_tokens: called with the new plans where there is a GPU to run them.
@@ -139,9 +160,9 @@ def build_plans(
     found = load_library(library)
     _check_library(found, spec, timing_cache)
     driver = find_gpus()
-    target = find_target(found, gpus, driver)
+    target = find_target(found, gpus, driver, device_index)
     cache = None if timing_cache is None else Path(timing_cache)
-    builder = _Builder(engine, spec, profiles, found, target, driver, cache)
+    builder = _Builder(engine, spec, profiles, found, target, driver, device_index, cache)
     home = engine.path / "trt"
     with locked(home, on_wait):
         seen = look(engine, target, spec, verify=True)
@@ -239,13 +260,14 @@ class _Builder:
         library: Library,
         target: Target,
         driver: Driver,
+        device_index: int,
         timing_cache: Path | None,
     ) -> None:
         self._engine, self._spec, self._profiles = engine, spec, profiles
         self._library, self._target, self._driver = library, target, driver
         self._timing_cache = timing_cache
-        here = _sm(driver)
-        self._runs_here = here is not None and here in target.gpus
+        self._here, self._select = _sm(driver, device_index), _selector(device_index)
+        self._runs_here = self._here is not None and self._here in target.gpus
 
     def build(
         self, folder: Path, on_progress: BuildProgress, check_tokens: TokenCheck | None
@@ -288,12 +310,12 @@ class _Builder:
         path = self._engine.file(f"{graph}.onnx")
         model = onnx.load(str(path), load_external_data=False)
         inputs = _fix(model, _fixed_sizes(self._engine.manifest.dims))
-        network = Network(self._library, model.SerializeToString(), path)
+        network = Network(self._library, model.SerializeToString(), path, self._select)
         self._check_cache(graph, network)
         settings = Settings(
             profiles=[_shapes(inputs, profile) for profile in self._profiles[graph]],
             gpus=self._target.gpus if self._library.is_rtx else (),
-            here=_sm(self._driver),
+            here=self._here,
             version_compatible=self._spec.version_compatible,
             hardware_compatibility=self._spec.hardware_compatibility,
             weight_streaming=self._spec.weight_streaming,

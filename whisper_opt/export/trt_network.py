@@ -102,13 +102,27 @@ def _monitor(trt: Any, phases: _Phases) -> Any:
 class Network:
     """A parsed graph, strongly typed: every precision is what the ONNX file says."""
 
-    def __init__(self, library: Library, model: bytes, path: Path) -> None:
+    def __init__(
+        self,
+        library: Library,
+        model: bytes,
+        path: Path,
+        select: Callable[[], object] = lambda: None,
+    ) -> None:
         """Parse a serialized ONNX model; its external data lie beside ``path``.
+
+        Args:
+            library: what parses and builds.
+            model: the model.
+            path: where it was read.
+            select: makes the GPU that builds the current one of the calling thread.
 
         Raises:
             EngineError: the parser refuses it; the message names the node.
         """
         self._library, self._path, trt = library, path, library.module
+        self._select = select
+        select()
         library.messages.clear()
         self._builder = trt.Builder(library.messages.logger)
         typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
@@ -159,6 +173,7 @@ class Network:
 
         def work() -> None:
             try:
+                self._select()
                 plans.append(self._builder.build_serialized_network(self._network, config))
             except BaseException as error:  # handed to the caller's thread
                 failures.append(error)
