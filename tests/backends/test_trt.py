@@ -361,6 +361,7 @@ def test_the_runtime_has_what_is_called() -> None:
             assert int(real[member.name]) == member.value
     assert runtime.cudaStreamNonBlocking == FakeCuda.cudaStreamNonBlocking
     assert runtime.cudaHostAllocDefault == FakeCuda.cudaHostAllocDefault
+    assert runtime.cudaEventDisableTiming == FakeCuda.cudaEventDisableTiming
     assert runtime.cudaGetErrorString(runtime.cudaError_t.cudaErrorMemoryAllocation)[1] == (
         b"out of memory"
     )

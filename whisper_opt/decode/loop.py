@@ -8,6 +8,7 @@ finished leaves the batch and another may take its place (continuous batching: Y
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Callable
 
@@ -80,14 +81,15 @@ class _Row:
         self.live = 1  # hypotheses in the session
         self.left = task.max_new_tokens
         self.begin = n_vocab if task.timestamp_begin is None else task.timestamp_begin
-        self.greedy = self._greedy(n_vocab)
+        self._n_vocab = n_vocab
 
-    def _greedy(self, n_vocab: int) -> GreedyRow | None:
+    @functools.cached_property
+    def greedy(self) -> GreedyRow | None:
         """How a session may go on by itself; None where it needs the host."""
         task, search = self.task, self.search
         if not isinstance(search, Greedy) or task.repetition_penalty != 1:
             return None
-        return greedy_row(task.rules, task.timestamp_begin, search.eot, n_vocab)
+        return greedy_row(task.rules, task.timestamp_begin, search.eot, self._n_vocab)
 
     def step(self, top: Top) -> list[int]:
         parents = self.search.step(top)
@@ -271,11 +273,12 @@ class Batch:
 
     def _sample(self, session: Session) -> tuple[Int, list[_Row]]:
         """One token in every window, or several where the session needs nobody for that."""
-        greedy = [row.greedy for row in self._rows if row.greedy is not None]
-        if len(greedy) == len(self._rows) and isinstance(session, Runner) and session.runs:
-            tokens = _run(session, self._tokens, self._rows, greedy)
-            self._done.extend(row for row in self._rows if not row.live)
-            return tokens, [row for row in self._rows if row.live]
+        if getattr(session, "runs", False) and isinstance(session, Runner):
+            greedy = [row.greedy for row in self._rows if row.greedy is not None]
+            if len(greedy) == len(self._rows):
+                tokens = _run(session, self._tokens, self._rows, greedy)
+                self._done.extend(row for row in self._rows if not row.live)
+                return tokens, [row for row in self._rows if row.live]
         at = np.zeros_like(self._tokens) if _needs_scores(self._rows) else None
         return self._choose_next(session, self._rows, session.extend(self._tokens, at=at))
 
