@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import itertools
 import logging
 import statistics
 import subprocess
@@ -32,7 +33,14 @@ from peers.catalog import BENCHMARKS, PEERS, Peer, environments, python_of
 from whisper_opt.bench.machine import BUSY, busy_cores
 from whisper_opt.bench.measure import turns
 from whisper_opt.bench.recordings import Recording, write_wav
-from whisper_opt.bench.report import environment, error_text, errors, table, write_json
+from whisper_opt.bench.report import (
+    environment,
+    error_text,
+    errors,
+    precision_text,
+    table,
+    write_json,
+)
 from whisper_opt.bench.workers import Pool, Program, Worker, WorkerError
 
 SETS = ("jfk", "read", "long")
@@ -118,11 +126,13 @@ def ours(args: argparse.Namespace, model: str) -> Iterator[System]:
         from whisper_opt.export import export
 
         export(args.models_dir / model, folders[0])
-    for folder in folders:
+    for folder, encoder in itertools.product(folders, args.encoder_precision):
         if (folder / "manifest.json").is_file():
             name = f"whisper_opt {folder.name[len(model) + 1 :]}".strip()
+            name += "" if encoder == "engine" else f", {encoder} encoder"
             program = Program(name, ROOT, "whisper_opt.bench.system")
-            load = {"model": str(folder.resolve()), "options": {"threads": args.threads}}
+            options = {"threads": args.threads, "encoder_precision": encoder, "device": "cpu"}
+            load = {"model": str(folder.resolve()), "options": options}
             yield System(name, "", program, load)
 
 
@@ -254,7 +264,7 @@ def result(case: Case, row: Row) -> dict[str, Any]:
     system = row.system
     entry: dict[str, Any] = {
         "system": system.name,
-        "precision": system.precision or row.loaded.get("precision"),
+        "precision": system.precision or (precision_text(row.loaded) if row.loaded else None),
     }
     heard = [recording for recording in case.recordings if recording.name in row.answers]
     if row.error or len(heard) < len(case.recordings):
@@ -330,6 +340,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", default=["tiny.en", "base"])
     parser.add_argument("--models-dir", type=Path, default=ROOT / "models", help="checkpoints")
     parser.add_argument("--engines", type=Path, default=ROOT / "engines")
+    parser.add_argument("--encoder-precision", nargs="+", default=["engine"], help="of ours")
     parser.add_argument("--converted", type=Path, default=ROOT / "build" / "peers" / "models")
     parser.add_argument(
         "--no-convert", dest="convert", action="store_false", help="convert nothing"

@@ -20,7 +20,7 @@ import soundfile
 import whisper_opt.strategies  # noqa: F401  # one of the modules that are watched
 from tests.models import random_dims
 from whisper_opt import audio
-from whisper_opt.backends.fake import FakeBackend
+from whisper_opt.backends.fake import FakeBackend, FakeSession
 from whisper_opt.bench import machine, plots, report, serve
 from whisper_opt.bench.compare import compare, percent
 from whisper_opt.bench.grid import Configuration, Grid, read_grid
@@ -29,7 +29,7 @@ from whisper_opt.bench.recordings import Recording, from_files, from_manifest, o
 from whisper_opt.bench.stages import STAGES, Clock, TimedBackend, watching
 from whisper_opt.bench.workers import Pool, Program, Worker, WorkerError
 from whisper_opt.errors import BackendUnavailable, OptionError, WhisperOptError
-from whisper_opt.protocol import TokenMask
+from whisper_opt.protocol import Run, Runner, TokenMask
 
 ROOT = Path(__file__).parent.parent
 FAKE = Program("fake", ROOT, "tests.fake_peer")
@@ -208,6 +208,31 @@ def test_timed_backend_gives_what_the_backend_gives() -> None:
     assert not clock.seconds
 
 
+def test_sessions_that_run_by_themselves_still_do() -> None:
+    class Running(FakeSession):
+        runs = True
+
+        def run(self, tokens: Any, rows: Any, steps: int) -> Run:
+            time.sleep(0.03)
+            return Run(np.zeros((steps, 1), np.int64), np.zeros((steps, 1), np.float32))
+
+    class Backend(FakeBackend):
+        def open(self, audio: Any) -> FakeSession:
+            return Running(self, audio)
+
+    clock, mel = Clock(), np.zeros((1, 80, 3000), np.float32)
+    backend = TimedBackend(Backend(random_dims()), clock)
+    session: Any = backend.open(backend.encode(mel))
+    assert isinstance(session, Runner)
+    session.extend(np.array([[1]]))
+    rows: Any = None
+    session.run(np.array([[2]]), rows, 3)
+    assert len(clock.steps) == 3
+    assert 0.03 <= sum(clock.steps) == pytest.approx(clock.seconds["step"], rel=0.2)
+    plain = TimedBackend(FakeBackend(random_dims()), clock)
+    assert not isinstance(plain.open(plain.encode(mel)), Runner)
+
+
 def test_watching_sees_the_functions_that_strategies_call_and_leaves_no_trace() -> None:
     strategies: Any = sys.modules["whisper_opt.strategies"]
     before = (strategies.load_audio, strategies.log_mel, audio.AudioStream.__next__)
@@ -229,6 +254,7 @@ def test_grid_is_every_combination() -> None:
     assert len(found) == 8
     assert found[0].name == "a, 1 thread, greedy"
     assert found[-1].name == "b, 2 threads, beam 5"
+    assert Configuration(Path("a"), "bf16").name == "a, bf16 encoder, greedy"
     assert Configuration(Path("x/a"), batch_size=4, seconds=2.5).name == "a, greedy, batch 4, 2.5 s"
 
 

@@ -14,13 +14,13 @@ from tqdm import tqdm
 from whisper_opt.bench.compare import compare, percent
 from whisper_opt.bench.grid import Grid, read_grid
 from whisper_opt.bench.machine import BUSY
-from whisper_opt.bench.measure import Benchmark, Found, Settings, options_of
+from whisper_opt.bench.measure import Benchmark, Found, Settings, load_options, options_of
 from whisper_opt.bench.plots import check_plots, plot
 from whisper_opt.bench.recordings import Recording, from_files, from_manifest
 from whisper_opt.bench.report import environment, figures, overview, read_json, write_json
 from whisper_opt.cli_options import add_options, complain
 from whisper_opt.errors import OptionError
-from whisper_opt.options import LoadOptions, TranscribeOptions
+from whisper_opt.options import ENCODER_PRECISIONS, LoadOptions, TranscribeOptions
 
 __all__ = ["EXAMPLES", "SLOWER", "add_bench_arguments"]
 
@@ -41,7 +41,7 @@ exit status {SLOWER}: something became slower than --fail-if-slower allows
 """
 """What follows the arguments in the command's help."""
 
-_GRID = ("threads", "beam_size", "batch_size", "seconds")
+_GRID = ("encoder_precision", "threads", "beam_size", "batch_size", "seconds")
 
 
 def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,6 +68,13 @@ def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
         help="recordings of the manifest with that value only; repeat for more fields",
     )
     grid = parser.add_argument_group("every combination of these is measured")
+    grid.add_argument(
+        "--encoder-precision",
+        nargs="+",
+        action="extend",
+        choices=ENCODER_PRECISIONS,
+        help="what the CPU computes the encoder in (default: engine)",
+    )
     _add_list(grid, "--threads", int, "N", "CPU threads (default: the library's choice)")
     _add_list(grid, "--beam-size", int, "N", "hypotheses of beam search; 1: greedy (default: 1)")
     _add_list(
@@ -90,12 +97,15 @@ def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
         "--grid",
         metavar="FILE",
         type=Path,
-        help="TOML file with engines, audio, manifest, only, threads, beam_size, batch_size,"
-        " seconds, and tables load and options; what is given here goes before what it says",
+        help="TOML file with engines, audio, manifest, only, encoder_precision, threads, beam_size,"
+        " batch_size, seconds, and tables load and options; what is given here goes before what it"
+        " says",
     )
     _add_how(parser.add_argument_group("how it is measured"))
     _add_results(parser.add_argument_group("results"))
-    add_options(parser.add_argument_group("device options"), LoadOptions, ("threads",))
+    add_options(
+        parser.add_argument_group("device options"), LoadOptions, ("threads", "encoder_precision")
+    )
     add_options(
         parser.add_argument_group("transcription options"),
         TranscribeOptions,
@@ -260,7 +270,7 @@ def _plan(args: argparse.Namespace) -> tuple[Grid, list[Recording], Settings]:
     settings = _settings(args, listed)
     for configuration in grid.configurations():  # contradictions are found before any work
         TranscribeOptions(**options_of(configuration, settings))
-        LoadOptions(**{**settings.load, "threads": configuration.threads})
+        LoadOptions(**load_options(configuration, settings))
     recordings = from_files(audio) + (from_manifest(manifest, only) if manifest else [])
     return grid, recordings, settings
 

@@ -25,9 +25,11 @@ class Configuration:
         beam_size: hypotheses of beam search; 1 is greedy.
         batch_size: windows at once; 1 transcribes recordings one by one, more side by side.
         seconds: length of the sound; None takes the recordings as they are.
+        encoder_precision: of ``LoadOptions``; None leaves the default.
     """
 
     engine: Path
+    encoder_precision: Union[str, None] = None
     threads: Union[int, None] = None
     beam_size: int = 1
     batch_size: int = 1
@@ -37,6 +39,8 @@ class Configuration:
     def name(self) -> str:
         """What progress and tables call it; the same in every run of the same grid."""
         parts = [self.engine.name]
+        encoder = self.encoder_precision
+        parts += [] if encoder is None else [f"{encoder} encoder"]
         parts += [] if self.threads is None else [f"{self.threads} thread{'s'[: self.threads > 1]}"]
         parts.append("greedy" if self.beam_size == 1 else f"beam {self.beam_size}")
         parts += [] if self.batch_size == 1 else [f"batch {self.batch_size}"]
@@ -53,6 +57,7 @@ class Grid:
     """
 
     engines: tuple[Path, ...]
+    encoder_precision: tuple[Union[str, None], ...] = (None,)
     threads: tuple[Union[int, None], ...] = (None,)
     beam_size: tuple[int, ...] = (1,)
     batch_size: tuple[int, ...] = (1,)
@@ -81,7 +86,12 @@ class Grid:
         return [
             Configuration(*values)
             for values in itertools.product(
-                self.engines, self.threads, self.beam_size, self.batch_size, self.seconds
+                self.engines,
+                self.encoder_precision,
+                self.threads,
+                self.beam_size,
+                self.batch_size,
+                self.seconds,
             )
         ]
 
@@ -101,9 +111,9 @@ def _listed(values: Sequence[Any]) -> str:
 def read_grid(path: Path) -> dict[str, Any]:
     """The lists and options of a TOML file, relative paths being relative to it.
 
-    ``engines``, ``audio``, ``threads``, ``beam_size``, ``batch_size`` and ``seconds`` are lists (or
-    single values), ``manifest`` and ``only`` say what to listen to, and the tables ``load`` and
-    ``options`` hold fields of ``LoadOptions`` and ``TranscribeOptions``.
+    ``engines``, ``audio``, ``encoder_precision``, ``threads``, ``beam_size``, ``batch_size`` and
+    ``seconds`` are lists (or single values), ``manifest`` and ``only`` say what to listen to, and
+    the tables ``load`` and ``options`` hold fields of ``LoadOptions`` and ``TranscribeOptions``.
 
     Raises:
         OptionError: it cannot be read, or holds something else.
@@ -130,7 +140,7 @@ def read_grid(path: Path) -> dict[str, Any]:
     return found
 
 
-_LISTS = ("threads", "beam_size", "batch_size", "seconds", "only")
+_LISTS = ("encoder_precision", "threads", "beam_size", "batch_size", "seconds", "only")
 _PATHS = ("engines", "audio")
 
 

@@ -23,7 +23,7 @@ from whisper_opt.bench.workers import Pool, Program, Worker, WorkerError
 from whisper_opt.engine import read_engine
 from whisper_opt.processor import memory_bytes
 
-__all__ = ["Benchmark", "Found", "Settings", "jobs", "options_of", "turns"]
+__all__ = ["Benchmark", "Found", "Settings", "jobs", "load_options", "options_of", "turns"]
 
 _FOLDER = Path(whisper_opt.__file__).resolve().parent.parent
 _SPARE = 1 << 28
@@ -38,7 +38,7 @@ class Settings:
         rounds: runs of every configuration that count.
         warm_up: runs without a clock in every new process.
         pause: seconds before each run.
-        load: fields of ``LoadOptions`` other than threads.
+        load: fields of ``LoadOptions`` other than those of the grid.
         options: fields of ``TranscribeOptions`` other than beam and batch.
         arrays: sound is read before the clock runs.
     """
@@ -104,6 +104,15 @@ def options_of(configuration: Configuration, settings: Settings) -> dict[str, An
     return options
 
 
+def load_options(configuration: Configuration, settings: Settings) -> dict[str, Any]:
+    """Fields of ``LoadOptions``."""
+    chosen = {
+        "threads": configuration.threads,
+        "encoder_precision": configuration.encoder_precision,
+    }
+    return {**settings.load, **{name: v for name, v in chosen.items() if v is not None}}
+
+
 class Benchmark:
     """Measures configurations on recordings."""
 
@@ -163,11 +172,9 @@ class Benchmark:
     def _new(self, found: Found) -> Worker:
         configuration = found.configuration
         worker = Worker(Program(configuration.name, _FOLDER, "whisper_opt.bench.system"))
-        options = dict(self._settings.load)
-        if configuration.threads is not None:
-            options["threads"] = configuration.threads
         try:
             path = str(configuration.engine.resolve())
+            options = load_options(configuration, self._settings)
             loaded = worker.ask("load", model=path, options=options)
         except BaseException:
             worker.close()

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from whisper_opt.bench.report import precision_text
 from whisper_opt.errors import BackendUnavailable, OptionError
 
 __all__ = ["check_plots", "plot", "series"]
@@ -64,7 +65,7 @@ def _label(entry: Mapping[str, Any]) -> str:
     beam = "greedy" if entry["beam_size"] == 1 else f"beam {entry['beam_size']}"
     n = entry["threads"]
     threads = "" if n is None else f", {n} thread{'s'[: n > 1]}"
-    return f"{entry['engine']} {entry['precision']}{threads}, {beam}"
+    return f"{entry['engine']} {precision_text(entry)}{threads}, {beam}"
 
 
 _AXES = {

@@ -30,6 +30,7 @@ __all__ = [
     "write_json",
 ]
 
+_LOADED = ("precision", "encoder_precision", "dialect", "device")
 FORMAT = 1
 """Of the JSON file; changes when a reader would misunderstand it."""
 
@@ -67,7 +68,7 @@ def figures(found: Found, settings: Settings) -> dict[str, Any]:
         "beam_size": configuration.beam_size,
         "batch_size": configuration.batch_size,
         "length_s": configuration.seconds,
-        **{key: found.loaded.get(key) for key in ("precision", "dialect", "device")},
+        **{key: found.loaded.get(key) for key in _LOADED},
     }
     if found.error is not None:
         entry["error"] = found.error
@@ -256,7 +257,7 @@ def _row(entry: Mapping[str, Any]) -> Sequence[object]:
     steps, memory = entry["step_ms"], entry["memory"]
     return (
         entry["name"],
-        entry["precision"],
+        precision_text(entry),
         entry["device"],
         f"{entry['median_s']:.3f}",
         f"{entry['slowest_s'] / entry['fastest_s']:.2f}",
@@ -265,6 +266,12 @@ def _row(entry: Mapping[str, Any]) -> Sequence[object]:
         *(_mebibytes(memory.get(key)) for key in ("peak_bytes", "growth_bytes")),
         error_text(entry["errors"]),
     )
+
+
+def precision_text(entry: Mapping[str, Any]) -> str:
+    """The engine's precision, and the encoder's where that is another."""
+    encoder = entry.get("encoder_precision") or "engine"
+    return f"{entry['precision']}{'' if encoder == 'engine' else f', {encoder} encoder'}"
 
 
 def _stages(entry: Mapping[str, Any]) -> Sequence[object]:

@@ -21,7 +21,18 @@ from typing import Any, Callable, TypeVar
 from whisper_opt import align, audio, features, vad
 from whisper_opt.arrays import F32, Int
 from whisper_opt.dims import ModelDims
-from whisper_opt.protocol import Attention, Backend, Encoded, Logits, Session, TokenMask, Top
+from whisper_opt.protocol import (
+    Attention,
+    Backend,
+    Encoded,
+    GreedyRows,
+    Logits,
+    Run,
+    Runner,
+    Session,
+    TokenMask,
+    Top,
+)
 
 __all__ = ["STAGES", "Clock", "TimedBackend", "watching"]
 
@@ -156,6 +167,27 @@ class TimedSession:
         return getattr(self.session, name)
 
 
+class TimedRunner(TimedSession):
+    """The same for a session that can take several steps by itself; each counts."""
+
+    session: Runner
+
+    @property
+    def runs(self) -> bool:
+        """As the session."""
+        return self.session.runs
+
+    def run(self, tokens: Int, rows: GreedyRows, steps: int) -> Run:
+        """As the session."""
+        begin = time.perf_counter()
+        with self._clock.stage("step"):
+            found = self.session.run(tokens, rows, steps)
+        n = len(found.tokens)
+        self._clock.steps += [(time.perf_counter() - begin) / n] * n
+        self._stage = "step"
+        return found
+
+
 class TimedBackend:
     """A backend that tells a clock how long it takes."""
 
@@ -178,7 +210,10 @@ class TimedBackend:
     def open(self, audio: Encoded) -> TimedSession:
         """As the backend."""
         with self._clock.stage("prefill"):
-            return TimedSession(self._backend.open(audio), self._clock)
+            session = self._backend.open(audio)
+        # the decode loop asks for the type, so what cannot run by itself must not look as if
+        timed = TimedRunner if isinstance(session, Runner) else TimedSession
+        return timed(session, self._clock)
 
     def attention(self, audio: Encoded, tokens: Int, lengths: Int) -> Attention:
         """As the backend."""

@@ -29,12 +29,14 @@ class System:
         opened = open_backend(engine, load)
         self._clock = Clock()
         backend = TimedBackend(opened.backend, self._clock)
-        self._model = Whisper(engine, backend, opened.device)
+        precision = opened.encoder_precision
+        self._model = Whisper(engine, backend, opened.device, encoder_precision=precision)
         manifest = engine.manifest
         self.about = {
             "versions": versions(),
             "device": opened.device,
             "precision": manifest.precision,
+            "encoder_precision": precision,
             "dialect": manifest.dialect,
         }
 
