@@ -24,8 +24,9 @@ from whisper_opt.backends.fake import FakeBackend, FakeSession
 from whisper_opt.bench import machine, plots, report, serve
 from whisper_opt.bench.compare import compare, percent
 from whisper_opt.bench.grid import Configuration, Grid, read_grid
-from whisper_opt.bench.measure import Found, Settings, jobs, turns
+from whisper_opt.bench.measure import Found, jobs, turns
 from whisper_opt.bench.recordings import Recording, from_files, from_manifest, of_length
+from whisper_opt.bench.settings import Settings
 from whisper_opt.bench.stages import STAGES, Clock, TimedBackend, watching
 from whisper_opt.bench.workers import Pool, Program, Worker, WorkerError
 from whisper_opt.errors import BackendUnavailable, OptionError, WhisperOptError

@@ -284,3 +284,12 @@ def test_with_the_extra_errors_are_counted_and_plots_drawn(
     (first, _) = json.loads(path.read_text())["configurations"]
     assert first["errors"]["words"] == 3
     assert first["errors"]["wer"] > 0
+
+
+def test_other_commands_do_not_load_what_measures() -> None:
+    code = "import sys, whisper_opt.cli; print([m for m in sys.modules if 'bench' in m])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, check=True
+    )
+    loaded = {"whisper_opt.bench", "whisper_opt.bench.settings", "whisper_opt.cli_bench"}
+    assert set(re.findall(r"[\w.]+", done.stdout.decode())) == loaded

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Callable
 
@@ -19,36 +19,16 @@ import whisper_opt
 from whisper_opt.bench.grid import Configuration
 from whisper_opt.bench.machine import busy_cores
 from whisper_opt.bench.recordings import Recording, of_length
+from whisper_opt.bench.settings import Settings
 from whisper_opt.bench.workers import Pool, Program, Worker, WorkerError
 from whisper_opt.engine import read_engine
 from whisper_opt.processor import memory_bytes
 
-__all__ = ["Benchmark", "Found", "Settings", "jobs", "load_options", "options_of", "turns"]
+__all__ = ["Benchmark", "Found", "jobs", "load_options", "options_of", "turns"]
 
 _FOLDER = Path(whisper_opt.__file__).resolve().parent.parent
 _SPARE = 1 << 28
 """What a process takes besides an engine, roughly, in bytes."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """How to measure.
-
-    Attributes:
-        rounds: runs of every configuration that count.
-        warm_up: runs without a clock in every new process.
-        pause: seconds before each run.
-        load: fields of ``LoadOptions`` other than those of the grid.
-        options: fields of ``TranscribeOptions`` other than beam and batch.
-        arrays: sound is read before the clock runs.
-    """
-
-    rounds: int = 5
-    warm_up: int = 1
-    pause: float = 0.3
-    load: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    arrays: bool = False
 
 
 @dataclasses.dataclass

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Union
 
 import numpy as np
-import soundfile
 
 from whisper_opt.arrays import F32
 from whisper_opt.audio import load_audio
@@ -114,4 +113,6 @@ def of_length(recordings: Sequence[Recording], seconds: float, folder: Path) -> 
 
 def write_wav(path: Path, samples: F32) -> None:
     """16 kHz mono samples [n] as 16-bit PCM, which any system's reader knows."""
+    import soundfile
+
     soundfile.write(path, samples, SAMPLE_RATE, "PCM_16")

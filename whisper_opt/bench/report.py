@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from whisper_opt.bench.machine import command_line, commit, machine, versions
-from whisper_opt.bench.measure import Found, Settings
+from whisper_opt.bench.measure import Found
 from whisper_opt.bench.recordings import Recording
 from whisper_opt.bench.scoring import BY_CHARACTER, check_scoring, score, whole
+from whisper_opt.bench.settings import Settings
 from whisper_opt.bench.stages import STAGES
 from whisper_opt.errors import BackendUnavailable, WhisperOptError
 
