@@ -171,7 +171,7 @@ class Scheduler:
         self._flights.update(zip(self._batch.add(audio, tasks), flights))
 
     def _step(self) -> list[Recording]:
-        """One token everywhere; returns the recordings that got an answer."""
+        """A token everywhere, or more; returns the recordings that got an answer."""
         touched: list[Recording] = []
         again: list[_Flight] = []
         for number, decoded in self._batch.step().items():
