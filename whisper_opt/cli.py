@@ -114,8 +114,9 @@ def _add_export(commands: Any) -> None:
     parser.add_argument(
         "--precision",
         default="fp32",
-        choices=("fp32", "fp16"),
-        help="arithmetic: fp32 (default), or fp16 for NVIDIA GPUs; a CPU runs fp16 slowly",
+        choices=("fp32", "fp16", "int8"),
+        help="arithmetic: fp32 (default); int8 for CPUs: a quarter of the size, and faster; fp16"
+        " for NVIDIA GPUs, which a CPU runs slowly",
     )
     parser.add_argument(
         "--tokenizer",

@@ -53,6 +53,8 @@ def load_graph(
         options.intra_op_num_threads = threads
     # the two graphs take turns: a pool that spins after its run would slow the other one
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    # 8-bit products without VNNI would overflow their 16-bit sums: exact ones there
+    options.add_session_config_entry("session.x64quantprecision", "1")
     try:
         return runtime.InferenceSession(str(engine.file(name)), options, providers=list(providers))
     except Exception as error:  # the runtime's errors share no base class

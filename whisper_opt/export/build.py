@@ -28,7 +28,8 @@ from whisper_opt.export.device_graphs import build_device_graphs
 from whisper_opt.export.dialects import make_dialect
 from whisper_opt.export.graph import build_decoder, build_encoder
 from whisper_opt.export.pieces import PiecewiseGraph, require_onnxruntime
-from whisper_opt.export.precision import make_precision
+from whisper_opt.export.precision import Precision, make_precision
+from whisper_opt.export.spread import made_up, observe
 from whisper_opt.export.verify import verify
 from whisper_opt.export.writer import directory, write_bytes, write_graph, write_text
 from whisper_opt.screen import Screen
@@ -84,6 +85,10 @@ def export(
     """
     types = make_precision(precision)
     make_dialect(dialect)
+    if types.bits is not None and dialect != "contrib":
+        raise OptionError(
+            f"precision {precision} is for CPUs and the contrib dialect; the dialect is {dialect!r}"
+        )
     require_onnxruntime(dialect)
     report = on_progress or (lambda stage, done, total: None)
     with directory(Path(target), overwrite=overwrite) as folder:
@@ -95,14 +100,7 @@ def export(
         checkpoint = _with_heads(checkpoint, alignment_heads)
         Vocab(checkpoint.tokenizer_json, checkpoint.dims)  # refuses a tokenizer that does not fit
         files = {"tokenizer.json": write_text(folder / "tokenizer.json", checkpoint.tokenizer_json)}
-        parts = {
-            "encoder": build_encoder(
-                checkpoint.dims, checkpoint.tensors, make_dialect(dialect), types
-            ),
-            "decoder": build_decoder(
-                checkpoint.dims, checkpoint.tensors, make_dialect(dialect), checkpoint.heads, types
-            ),
-        }
+        parts = _build(checkpoint, dialect, types)
         written, tensors = _write(parts, folder, report)
         files.update(written)
         if dialect == "standard" or precision == "fp16":  # what a GPU runs
@@ -120,6 +118,19 @@ def export(
         manifest = _manifest(checkpoint, precision, dialect, parity, files, tensors)
         write_text(folder / MANIFEST, manifest.to_json())
     return read_engine(target)
+
+
+def _build(
+    checkpoint: Checkpoint, dialect: str, types: Precision
+) -> dict[str, tuple[OnnxGraph, list[str]]]:
+    dims, tensors = checkpoint.dims, checkpoint.tensors
+    spreads = None if types.bits is None else observe(checkpoint, made_up(checkpoint))
+    return {
+        "encoder": build_encoder(dims, tensors, make_dialect(dialect), types, spreads),
+        "decoder": build_decoder(
+            dims, tensors, make_dialect(dialect), checkpoint.heads, types, spreads
+        ),
+    }
 
 
 def _with_heads(

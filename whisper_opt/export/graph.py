@@ -25,73 +25,23 @@ nothing; for word times N must equal A.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Callable, Protocol
+from typing import Protocol
 
 import numpy as np
 from onnx import TensorProto
 
-from whisper_opt.arrays import F32
 from whisper_opt.checkpoints.checkpoint import Tensor
 from whisper_opt.dims import HEAD_DIM, ModelDims
 from whisper_opt.export.builder import GraphBuilder, OnnxGraph
 from whisper_opt.export.head import embed, exact_head, screened_head
+from whisper_opt.export.linear import Linear
 from whisper_opt.export.precision import FP32, Precision
+from whisper_opt.export.quantize import QuantizedLinear
+from whisper_opt.export.spread import Spread
 
-__all__ = ["Dialect", "Linear", "Rows", "build_decoder", "build_encoder"]
+__all__ = ["Dialect", "Rows", "build_decoder", "build_encoder"]
 
 _FLOAT, _INT64 = TensorProto.FLOAT, TensorProto.INT64
-
-
-class Linear:
-    """The projections of one attention, by name, as [n_in, n_out] weights and [n_out] biases."""
-
-    def __init__(
-        self, builder: GraphBuilder, tensors: Mapping[str, Tensor], types: Precision
-    ) -> None:
-        """Bind a builder, the checkpoint tensors and the types they are used in."""
-        self.builder = builder
-        self.tensors = tensors
-        self.types = types
-
-    def _weight(self, name: str, shape: Sequence[int], read: Callable[[], F32]) -> str:
-        return self.builder.weight(name, shape, read, self.types.compute)
-
-    def _matrix(self, name: str) -> str:
-        tensor = self.tensors[f"{name}.weight"]
-        n_out, n_in = tensor.shape
-        return self._weight(
-            f"{name}.weight", (n_in, n_out), lambda: np.ascontiguousarray(tensor.read().T)
-        )
-
-    def vector(self, name: str, dtype: Any = None) -> str:
-        """Declare a tensor as it stands in the checkpoint, in the type of products or another."""
-        tensor = self.tensors[name]
-        return self.builder.weight(name, tensor.shape, tensor.read, dtype or self.types.compute)
-
-    def __call__(self, value: str, name: str, *, bias: bool = True) -> str:
-        """``value @ weight.T + bias`` of the ``nn.Linear`` called ``name``."""
-        product = self.builder.node("MatMul", value, self._matrix(name))
-        return self.builder.node("Add", product, self.vector(f"{name}.bias")) if bias else product
-
-    def qkv(self, value: str, name: str) -> str:
-        """Query, key and value projections as one product [.., 3 * n_state] (key bias is zero)."""
-        parts = [self.tensors[f"{name}.{part}.weight"] for part in ("query", "key", "value")]
-        biases = [self.tensors[f"{name}.{part}.bias"] for part in ("query", "value")]
-        state = parts[0].shape[0]
-
-        def weight() -> F32:
-            return np.ascontiguousarray(np.concatenate([part.read() for part in parts]).T)
-
-        def bias() -> F32:
-            query, val = (tensor.read() for tensor in biases)
-            return np.concatenate([query, np.zeros(state, np.float32), val])
-
-        product = self.builder.node(
-            "MatMul", value, self._weight(f"{name}.qkv.weight", (state, 3 * state), weight)
-        )
-        return self.builder.node(
-            "Add", product, self._weight(f"{name}.qkv.bias", (3 * state,), bias)
-        )
 
 
 class Rows:
@@ -142,8 +92,7 @@ def _norm(builder: GraphBuilder, linear: Linear, value: str, name: str) -> str:
     normed = builder.node(
         "LayerNormalization",
         builder.cast(value, types.residual, np.float32),
-        linear.vector(f"{name}.weight", np.float32),
-        linear.vector(f"{name}.bias", np.float32),
+        *linear.norm(name),
         axis=-1,
         epsilon=1e-5,
     )
@@ -171,8 +120,23 @@ def _mlp(builder: GraphBuilder, linear: Linear, dialect: Dialect, value: str, bl
     return _contribute(builder, linear, value, dialect.gelu(builder, hidden), f"{block}.mlp.2")
 
 
+def _linear(
+    builder: GraphBuilder,
+    tensors: Mapping[str, Tensor],
+    types: Precision,
+    spreads: Mapping[str, Spread] | None,
+) -> Linear:
+    if types.bits is None:
+        return Linear(builder, tensors, types)
+    return QuantizedLinear(builder, tensors, types, spreads or {})
+
+
 def build_encoder(
-    dims: ModelDims, tensors: Mapping[str, Tensor], dialect: Dialect, types: Precision = FP32
+    dims: ModelDims,
+    tensors: Mapping[str, Tensor],
+    dialect: Dialect,
+    types: Precision = FP32,
+    spreads: Mapping[str, Spread] | None = None,
 ) -> tuple[OnnxGraph, list[str]]:
     """The encoder, with the cross-attention keys and values of every decoder layer as outputs.
 
@@ -181,13 +145,14 @@ def build_encoder(
         tensors: canonical checkpoint tensors (:func:`~whisper_opt.checkpoints.expected_shapes`).
         dialect: operator family.
         types: the type of every value.
+        spreads: what the products are given, where their weights become integers.
 
     Returns:
         The graph, and the names of the residual stream between layers: places where the graph can
         be cut into pieces that compute the same thing.
     """
     builder = GraphBuilder("whisper_encoder")
-    linear = Linear(builder, tensors, types)
+    linear = _linear(builder, tensors, types, spreads)
     mel = builder.input("mel", _FLOAT, ["n_audio", dims.n_mels, "n_frames"])
     value, cuts = builder.cast(mel, np.float32, types.compute), []
     for conv, stride in (("encoder.conv1", 1), ("encoder.conv2", dims.frames_per_position)):
@@ -264,6 +229,7 @@ def build_decoder(
     dialect: Dialect,
     alignment_heads: Sequence[tuple[int, int]] | None = None,
     types: Precision = FP32,
+    spreads: Mapping[str, Spread] | None = None,
 ) -> tuple[OnnxGraph, list[str]]:
     """The decoder over a fixed-capacity cache; one graph for prefill (S > 1) and steps (S = 1).
 
@@ -272,7 +238,7 @@ def build_decoder(
     """
     watched_heads = alignment_heads or dims.default_alignment_heads
     builder = GraphBuilder("whisper_decoder")
-    linear = Linear(builder, tensors, types)
+    linear = _linear(builder, tensors, types, spreads)
     rows = Rows(builder, dims)
     dialect.begin_decoder(builder, rows)
     aligned = builder.input("aligned", _INT64, ["n_aligned"])
@@ -324,7 +290,7 @@ def build_decoder(
     builder.scope("decoder.ln")
     cuts.append(value)
     hidden = _wanted(builder, linear, rows, value)
-    if dialect.screens and types.compute == np.float32:
+    if dialect.screens and types.compute == np.float32 and types.bits is None:
         screened_head(builder, hidden, dims, tensors)
     else:
         logits = exact_head(builder, hidden, dims, tensors, types)

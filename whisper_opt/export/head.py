@@ -21,7 +21,7 @@ from whisper_opt.checkpoints.checkpoint import Tensor
 from whisper_opt.dims import ModelDims
 from whisper_opt.export.builder import MICROSOFT, GraphBuilder
 from whisper_opt.export.precision import FP32, Precision
-from whisper_opt.export.screen import quantize_head
+from whisper_opt.export.screen import QuantizedHead, quantize_head
 from whisper_opt.screen import STEPS
 
 __all__ = ["EMBEDDING", "embed", "exact_head", "screened_head"]
@@ -41,6 +41,8 @@ def embed(
     """Declare the embedding, which :func:`exact_head` uses too, and look tokens [N, S] up."""
     tensor = tensors[EMBEDDING]
     vocab, state = tensor.shape
+    if types.bits is not None:
+        return _embed_integers(builder, tokens, tensors)
     if types.compute == np.float32:
         table = builder.weight(EMBEDDING, tensor.shape, tensor.read, types.compute)
         return builder.node("Gather", table, tokens)
@@ -63,6 +65,8 @@ def exact_head(
     types: Precision = FP32,
 ) -> str:
     """Scores f32 [N, P, n_vocab] of the head's inputs [N, P, n_text_state]."""
+    if types.bits is not None:
+        return _quantized_head(builder, hidden, dims, tensors)
     flat = builder.reshape(hidden, [-1, dims.n_text_state])
     if types.compute == np.float32:
         scores = builder.node("Gemm", flat, EMBEDDING, transB=1)
@@ -117,6 +121,40 @@ def screened_head(
     builder.output(hidden, "hidden", _FLOAT, ["n_seq", "n_at", dims.n_text_state])
 
 
+class _Integers:
+    """Weights of the head in 8 bits, declared as they are used; quantized once."""
+
+    def __init__(
+        self, builder: GraphBuilder, tensors: Mapping[str, Tensor], scope: str = "screen"
+    ) -> None:
+        parts = (EMBEDDING, "decoder.ln.weight", "decoder.ln.bias")
+        head = functools.lru_cache(maxsize=1)(lambda: quantize_head(*(tensors[p] for p in parts)))
+        vocab, state = tensors[EMBEDDING].shape
+        self.builder = builder
+        self._scope = scope
+        self._head: Callable[[], QuantizedHead] = head
+        self.shapes = {
+            "weight": (state, vocab),
+            "scale": (vocab,),
+            "mean": (state,),
+            "shrink": (state,),
+            "error": (vocab,),
+            "norm": (1,),
+        }
+
+    def read(self, name: str) -> Callable[[], NDArray]:
+        return lambda: getattr(self._head(), name)
+
+    def __call__(self, name: str) -> str:
+        dtype = np.int8 if name == "weight" else np.float32
+        name, shape, read = f"{self._scope}.{name}", self.shapes[name], self.read(name)
+        return self.builder.weight(name, shape, read, dtype)
+
+    def host(self, *names: str) -> None:
+        for name in names:
+            self.builder.host(f"{self._scope}.{name}", self.shapes[name], self.read(name))
+
+
 def _rough(
     builder: GraphBuilder,
     hidden: str,
@@ -124,37 +162,63 @@ def _rough(
     dims: ModelDims,
     tensors: Mapping[str, Tensor],
 ) -> str:
-    parts = (EMBEDDING, "decoder.ln.weight", "decoder.ln.bias")
-    head = functools.lru_cache(maxsize=1)(lambda: quantize_head(*(tensors[p] for p in parts)))
-    state, vocab = dims.n_text_state, dims.n_vocab
+    weights = _Integers(builder, tensors)
+    builder.host(EMBEDDING, (dims.n_vocab, dims.n_text_state), tensors[EMBEDDING].read)
+    weights.host("mean", "shrink", "error", "norm")
+    shrunk, loudest = _shrunk(builder, hidden, weights)
+    shrunk, loudest = (builder.node("Gather", x, screened, axis=1) for x in (shrunk, loudest))
+    return _products(builder, shrunk, loudest, weights)
 
-    def read(name: str) -> Callable[[], NDArray]:
-        return lambda: getattr(head(), name)
 
-    def weight(name: str, *shape: int, dtype: type = np.float32) -> str:
-        return builder.weight(f"screen.{name}", shape, read(name), dtype)
-
-    builder.host(EMBEDDING, (vocab, state), tensors[EMBEDDING].read)
-    for name, shape in (("mean", state), ("shrink", state), ("error", vocab), ("norm", 1)):
-        builder.host(f"screen.{name}", (shape,), read(name))
-    shrunk = builder.node("Mul", hidden, weight("shrink", state))
+def _shrunk(builder: GraphBuilder, hidden: str, weights: _Integers) -> tuple[str, str]:
+    """The head's input with quieter channels, and the largest magnitude of each row."""
+    shrunk = builder.node("Mul", hidden, weights("shrink"))
     # of all positions: ONNX Runtime 1.19 does not reduce an empty tensor to the right shape
     loudest = builder.node(
         "ReduceMax", builder.node("Abs", shrunk), builder.constant([-1]), keepdims=1
     )
-    shrunk, loudest = (builder.node("Gather", x, screened, axis=1) for x in (shrunk, loudest))
+    return shrunk, loudest
+
+
+def _products(builder: GraphBuilder, shrunk: str, loudest: str, weights: _Integers) -> str:
+    """Scores [N, R, n_vocab] in 8 bits, without what the mean row adds."""
+    state, vocab = weights.shapes["weight"]
     pair, worth = _two_rows(builder, shrunk, loudest)
     products = builder.node(
         "MatMulIntegerToFloat",
         builder.reshape(pair, [-1, state]),
-        weight("weight", state, vocab, dtype=np.int8),
+        weights("weight"),
         _number(builder, 1),
-        weight("scale", vocab),
+        weights("scale"),
         builder.constant(np.array(STEPS + 1, np.uint8)),
         domain=MICROSOFT,
     )
     products = _unflatten(builder, products, shrunk, [2, vocab])
     return builder.node("Squeeze", builder.node("MatMul", worth, products), builder.constant([2]))
+
+
+def _embed_integers(builder: GraphBuilder, tokens: str, tensors: Mapping[str, Tensor]) -> str:
+    """Columns of the head's weights as embeddings [N, S, n_text_state]: one matrix for both."""
+    weights = _Integers(builder, tensors, "decoder.head")
+    columns = builder.node("Gather", weights("weight"), tokens, axis=1)
+    columns = builder.node("Cast", builder.transpose(columns, [1, 2, 0]), to=_FLOAT)
+    scale = builder.node("Gather", weights("scale"), tokens)
+    scale = builder.node("Unsqueeze", scale, builder.constant([2]))
+    rows = builder.node("Mul", builder.node("Mul", columns, scale), weights("shrink"))
+    return builder.node("Add", rows, weights("mean"))
+
+
+def _quantized_head(
+    builder: GraphBuilder, hidden: str, dims: ModelDims, tensors: Mapping[str, Tensor]
+) -> str:
+    """Scores f32 [N, P, n_vocab] from 8-bit weights; inputs keep 14 bits."""
+    weights = _Integers(builder, tensors, "decoder.head")
+    scores = _products(builder, *_shrunk(builder, hidden, weights), weights)
+    state = dims.n_text_state
+    mean = builder.weight(
+        "decoder.head.mean_column", (state, 1), lambda: weights.read("mean")()[:, None]
+    )
+    return builder.node("Add", scores, builder.node("MatMul", hidden, mean))
 
 
 def _number(builder: GraphBuilder, value: float) -> str:

@@ -16,7 +16,7 @@ from onnx import helper
 
 from whisper_opt.errors import OptionError
 
-__all__ = ["FP16", "FP32", "PRECISIONS", "Precision", "make_precision"]
+__all__ = ["FP16", "FP32", "INT8", "PRECISIONS", "Precision", "make_precision"]
 
 _F16, _F32 = np.dtype(np.float16), np.dtype(np.float32)
 
@@ -37,6 +37,8 @@ class Precision:
         cross_tolerance: how large that share may be of the cross-attention keys and values, and of
             the attention scores.
         logits_tolerance: how large it may be of the scores.
+        bits: of the decoder's weights where they are integers (the encoder's then have 8); None
+            where they are floats.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Precision:
     measure: str
     cross_tolerance: float
     logits_tolerance: float
+    bits: int | None = None
 
     @property
     def kv(self) -> int:
@@ -55,7 +58,9 @@ class Precision:
 # rounding alone gives 4e-5 on ONNX Runtime 1.32, 1.3e-4 on 1.19 (tiny.en, noise), and 3e-6
 FP32 = Precision("fp32", _F32, _F32, "largest", cross_tolerance=1e-3, logits_tolerance=1e-4)
 FP16 = Precision("fp16", _F16, _F32, "rms", cross_tolerance=1e-2, logits_tolerance=1e-2)
-PRECISIONS: Mapping[str, Precision] = {types.name: types for types in (FP32, FP16)}
+# what 8 bits do to noise is more than what they do to speech: docs/int8.md
+INT8 = Precision("int8", _F32, _F32, "rms", cross_tolerance=0.15, logits_tolerance=0.25, bits=8)
+PRECISIONS: Mapping[str, Precision] = {types.name: types for types in (FP32, FP16, INT8)}
 """Every arithmetic an engine can be exported in, by name."""
 
 

@@ -1,0 +1,72 @@
+"""The projections of a model as nodes of a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Callable
+
+import numpy as np
+
+from whisper_opt.arrays import F32
+from whisper_opt.checkpoints.checkpoint import Tensor
+from whisper_opt.export.builder import GraphBuilder
+from whisper_opt.export.precision import Precision
+
+__all__ = ["Linear"]
+
+
+class Linear:
+    """The projections of one attention, by name, as [n_in, n_out] weights and [n_out] biases."""
+
+    def __init__(
+        self, builder: GraphBuilder, tensors: Mapping[str, Tensor], types: Precision
+    ) -> None:
+        """Bind a builder, the checkpoint tensors and the types they are used in."""
+        self.builder = builder
+        self.tensors = tensors
+        self.types = types
+
+    def _weight(self, name: str, shape: Sequence[int], read: Callable[[], F32]) -> str:
+        return self.builder.weight(name, shape, read, self.types.compute)
+
+    def _matrix(self, name: str) -> str:
+        tensor = self.tensors[f"{name}.weight"]
+        n_out, n_in = tensor.shape
+        return self._weight(
+            f"{name}.weight", (n_in, n_out), lambda: np.ascontiguousarray(tensor.read().T)
+        )
+
+    def vector(self, name: str, dtype: Any = None) -> str:
+        """Declare a tensor as it stands in the checkpoint, in the type of products or another."""
+        tensor = self.tensors[name]
+        return self.builder.weight(name, tensor.shape, tensor.read, dtype or self.types.compute)
+
+    def norm(self, name: str) -> tuple[str, str]:
+        """Weight and bias of the layer normalization called ``name``, float32."""
+        weight, bias = (self.vector(f"{name}.{part}", np.float32) for part in ("weight", "bias"))
+        return weight, bias
+
+    def __call__(self, value: str, name: str, *, bias: bool = True) -> str:
+        """``value @ weight.T + bias`` of the ``nn.Linear`` called ``name``."""
+        product = self.builder.node("MatMul", value, self._matrix(name))
+        return self.builder.node("Add", product, self.vector(f"{name}.bias")) if bias else product
+
+    def qkv(self, value: str, name: str) -> str:
+        """Query, key and value projections as one product [.., 3 * n_state] (key bias is zero)."""
+        parts = [self.tensors[f"{name}.{part}.weight"] for part in ("query", "key", "value")]
+        biases = [self.tensors[f"{name}.{part}.bias"] for part in ("query", "value")]
+        state = parts[0].shape[0]
+
+        def weight() -> F32:
+            return np.ascontiguousarray(np.concatenate([part.read() for part in parts]).T)
+
+        def bias() -> F32:
+            query, val = (tensor.read() for tensor in biases)
+            return np.concatenate([query, np.zeros(state, np.float32), val])
+
+        product = self.builder.node(
+            "MatMul", value, self._weight(f"{name}.qkv.weight", (state, 3 * state), weight)
+        )
+        return self.builder.node(
+            "Add", product, self._weight(f"{name}.qkv.bias", (3 * state,), bias)
+        )

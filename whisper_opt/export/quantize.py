@@ -1,0 +1,224 @@
+"""Products in 8 bits: per-channel weights, activations by row or in one known range.
+
+A product ``x @ W`` of floats becomes a product of integers (``MatMulIntegerToFloat``: unsigned 8
+bits by signed 8 bits, summed in 32 bits, exactly). Every column of W has a scale of its own. Three
+kinds of inputs get their scale in three ways, none of which lets rows disturb each other:
+
+``known``  inputs from a layer normalization, in the encoder: rows of a layer normalization are all
+           about equally large, so one scale, found at export, serves all of them.
+``row``    each row is divided by its largest magnitude, which its products are multiplied by.
+``gelu``   the same after a GELU, which is never less than -0.17: zero is not in the middle, and the
+           positive side gets nearly all of the 255 steps.
+
+What makes the known range narrow, and the rows of ``row`` easy, is folded into the layer
+normalization and is exact but for rounding: each channel's mean is taken out (``x @ W = (x - m) @ W
++ m @ W``) and loud channels are made quieter while their weights grow (SmoothQuant: Xiao et al.
+2022, arXiv:2211.10438), by powers of two.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from whisper_opt.arrays import F32, NDArray
+from whisper_opt.checkpoints.checkpoint import Tensor
+from whisper_opt.export.builder import MICROSOFT, GraphBuilder
+from whisper_opt.export.linear import Linear
+from whisper_opt.export.precision import Precision
+from whisper_opt.export.spread import Spread
+
+__all__ = ["GELU_LOW", "GELU_ZERO", "Folded", "QuantizedLinear", "fold", "round_columns"]
+
+GELU_LOW = 0.17
+"""A GELU is nowhere less than minus this."""
+GELU_ZERO = 16
+"""The integer that stands for zero after a GELU."""
+_GELU_STEPS = 255 - GELU_ZERO
+_LEAST = 1e-20
+"""Rows smaller than this are taken to be this large: no division by zero."""
+_ROOM = 1.5
+"""The known range over what was seen at export."""
+
+
+class Folded:
+    """What is moved from the inputs of some products into their weights and biases.
+
+    Attributes:
+        mean: float32 [n_in], taken from the input.
+        quiet: float32 [n_in], what the input is divided by, powers of two.
+        reach: largest magnitude of the input after that.
+    """
+
+    def __init__(self, mean: F32, quiet: F32, reach: float) -> None:
+        """See the attributes."""
+        self.mean = mean
+        self.quiet = quiet
+        self.reach = reach
+
+
+def fold(spread: Spread, loudest_weights: F32) -> Folded:
+    """Share the unevenness of channels between an input and the weights that multiply it.
+
+    Args:
+        spread: of the input.
+        loudest_weights: float32 [n_in], largest magnitude of each channel's weights.
+    """
+    ratio = np.log2(np.maximum(spread.peak, 1e-6) / np.maximum(loudest_weights, 1e-6))
+    quiet = np.exp2(np.rint((ratio - ratio.mean()) / 2)).astype(np.float32)
+    reach = float((spread.peak / quiet).max())
+    grid = 2.0 ** (np.floor(np.log2(reach)) - 4)
+    return Folded(spread.mean, quiet, float(np.ceil(reach / grid) * grid))
+
+
+def round_columns(weight: F32) -> tuple[NDArray, F32]:
+    """Float32 [n_in, n_out] as int8 of the same shape and a scale for each column."""
+    scale = np.maximum(np.abs(weight).max(axis=0) / np.float32(127), np.float32(1e-12))
+    return np.rint(weight / scale).astype(np.int8), scale.astype(np.float32)
+
+
+class QuantizedLinear(Linear):
+    """Projections as :class:`~whisper_opt.export.linear.Linear`, in 8 bits."""
+
+    def __init__(
+        self,
+        builder: GraphBuilder,
+        tensors: Mapping[str, Tensor],
+        types: Precision,
+        spreads: Mapping[str, Spread],
+    ) -> None:
+        """``spreads``: of the inputs of all products, by their names."""
+        super().__init__(builder, tensors, types)
+        self._spreads = spreads
+        self._folded: dict[str, Folded] = {}
+
+    # what is folded
+
+    def _consumers(self, norm: str) -> list[str]:
+        """The projections whose input is a layer normalization; none for the output head's."""
+        if norm == "encoder.ln_post":
+            ends = (".cross_attn.key", ".cross_attn.value")
+            return [name[:-7] for name in self.tensors if name[:-7].endswith(ends)]
+        block, _, kind = norm.rpartition(".")
+        parts = {
+            "attn_ln": ("attn.query", "attn.key", "attn.value"),
+            "cross_attn_ln": ("cross_attn.query",),
+            "mlp_ln": ("mlp.0",),
+        }
+        return [f"{block}.{part}" for part in parts.get(kind, ())]
+
+    def _fold(self, norm: str) -> Folded:
+        if norm not in self._folded:
+            names = self._consumers(norm)
+            loudest = [np.abs(self.tensors[f"{name}.weight"].read()).max(axis=0) for name in names]
+            self._folded[norm] = fold(self._spreads[names[0]], np.max(loudest, axis=0))
+        return self._folded[norm]
+
+    def _norm_before(self, product: str) -> str:
+        """The layer normalization that a projection reads, or nothing."""
+        block, _, part = product.rpartition(".")
+        if part in ("key", "value") and block.endswith(".cross_attn"):
+            return "encoder.ln_post"
+        if part in ("query", "key", "value"):
+            return f"{block}_ln"
+        return f"{block}_ln" if product.endswith(".mlp.0") else ""
+
+    def norm(self, name: str) -> tuple[str, str]:
+        """As of :class:`Linear`, with what is folded into it."""
+        if not self._consumers(name):
+            return super().norm(name)
+        folded = self._fold(name)
+        gain, shift = (self.tensors[f"{name}.{part}"] for part in ("weight", "bias"))
+        state = gain.shape
+        return (
+            self.builder.weight(f"{name}.weight", state, lambda: gain.read() / folded.quiet),
+            self.builder.weight(
+                f"{name}.bias", state, lambda: (shift.read() - folded.mean) / folded.quiet
+            ),
+        )
+
+    # products
+
+    def __call__(self, value: str, name: str, *, bias: bool = True) -> str:
+        """As of :class:`Linear`; without its bias, what the mean adds is added all the same."""
+        return self._product(value, name, [name], bias=bias and f"{name}.bias" in self.tensors)
+
+    def qkv(self, value: str, name: str) -> str:
+        """As of :class:`Linear`."""
+        parts = [f"{name}.{part}" for part in ("query", "key", "value")]
+        return self._product(value, f"{name}.qkv", parts, bias=True)
+
+    def _product(self, value: str, name: str, parts: Sequence[str], *, bias: bool) -> str:
+        """The projections ``parts`` of one value, side by side."""
+        norm = self._norm_before(parts[0])
+        folded = self._fold(norm) if norm else None
+        shape = self._shape(parts)
+        columns = functools.lru_cache(maxsize=1)(lambda: round_columns(self._read(parts, folded)))
+        weight = self.builder.weight(f"{name}.weight", shape, lambda: columns()[0], np.int8)
+        scale = self.builder.weight(f"{name}.scale", shape[1:], lambda: columns()[1])
+        offset = ""
+        if bias or folded is not None:
+            offset = self.builder.weight(
+                f"{name}.bias", shape[1:], lambda: self._offset(parts, folded, bias)
+            )
+        if folded is not None and norm.startswith("encoder."):
+            return self._known(value, weight, scale, offset, folded.reach * _ROOM)
+        if name.endswith(".mlp.2"):
+            return self._by_row(value, weight, scale, offset, after_gelu=True)
+        return self._by_row(value, weight, scale, offset)
+
+    def _shape(self, parts: Sequence[str]) -> tuple[int, int]:
+        shapes = [self.tensors[f"{part}.weight"].shape for part in parts]
+        return shapes[0][1], sum(shape[0] for shape in shapes)
+
+    def _read(self, parts: Sequence[str], folded: Folded | None) -> F32:
+        weight = np.concatenate([self.tensors[f"{part}.weight"].read() for part in parts]).T
+        return np.ascontiguousarray(weight if folded is None else weight * folded.quiet[:, None])
+
+    def _offset(self, parts: Sequence[str], folded: Folded | None, bias: bool) -> F32:
+        """Biases [n_out], and what the mean adds; keys have none of their own."""
+        found = []
+        for part in parts:
+            weight, own = self.tensors[f"{part}.weight"], self.tensors.get(f"{part}.bias")
+            total = own.read() if bias and own is not None else np.zeros(weight.shape[0])
+            if folded is not None:
+                total = total + np.einsum("on,n->o", weight.read(), folded.mean, dtype=np.float64)
+            found.append(total)
+        return np.concatenate(found).astype(np.float32)
+
+    def _number(self, value: float) -> str:
+        return self.builder.constant(np.array(value, np.float32))
+
+    def _zero(self, value: int) -> str:
+        return self.builder.constant(np.array(value, np.uint8))
+
+    def _integers(self, value: str, step: str, zero: str, rest: Sequence[str]) -> str:
+        """Round a value to unsigned 8 bits and multiply it; ``rest``: weight, scale, bias."""
+        weight, scale, *bias = rest
+        rounded = self.builder.node("QuantizeLinear", value, step, zero)
+        more = ["", *bias] if bias and bias[0] else []
+        inputs = [rounded, weight, step, scale, zero, *more]
+        return self.builder.node("MatMulIntegerToFloat", *inputs, domain=MICROSOFT)
+
+    def _known(self, value: str, weight: str, scale: str, bias: str, reach: float) -> str:
+        step = self._number(reach / 127)
+        return self._integers(value, step, self._zero(128), (weight, scale, bias))
+
+    def _by_row(
+        self, value: str, weight: str, scale: str, bias: str, *, after_gelu: bool = False
+    ) -> str:
+        builder = self.builder
+        steps, zero, least = 127, 128, _LEAST
+        sizes = value
+        if after_gelu:  # so large that the least value of a GELU is no less than integer 0
+            steps, zero, least = _GELU_STEPS, GELU_ZERO, GELU_LOW * _GELU_STEPS / GELU_ZERO
+        else:
+            sizes = builder.node("Abs", value)
+        loudest = builder.node("ReduceMax", sizes, builder.constant([-1]), keepdims=1)
+        loudest = builder.node("Max", loudest, self._number(least))
+        even = builder.node("Div", value, loudest)
+        product = self._integers(even, self._number(1 / steps), self._zero(zero), (weight, scale))
+        product = builder.node("Mul", product, loudest)
+        return builder.node("Add", product, bias) if bias else product
