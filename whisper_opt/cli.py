@@ -114,9 +114,11 @@ def _add_export(commands: Any) -> None:
     parser.add_argument(
         "--precision",
         default="fp32",
-        choices=("fp32", "fp16", "int8"),
-        help="arithmetic: fp32 (default); int8 for CPUs: a quarter of the size, and faster; fp16"
-        " for NVIDIA GPUs, which a CPU runs slowly",
+        choices=("fp32", "fp16", "fp16-storage", "int8", "int4"),
+        help="arithmetic: fp32 (default); int8 for CPUs: a quarter of the size, and faster;"
+        " int4 for CPUs: the least memory;"
+        " fp16-storage for CPUs: half the size, arithmetic of fp32; fp16 for NVIDIA GPUs, which a"
+        " CPU runs slowly",
     )
     parser.add_argument(
         "--tokenizer",

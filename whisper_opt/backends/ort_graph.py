@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import platform
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +14,7 @@ from whisper_opt.backends.executor import Tensor
 from whisper_opt.engine import Engine
 from whisper_opt.errors import BackendUnavailable, EngineError
 
-__all__ = ["graph_tensors", "import_onnxruntime", "load_graph"]
+__all__ = ["graph_tensors", "import_onnxruntime", "load_graph", "sums_overflow"]
 
 
 def import_onnxruntime() -> Any:
@@ -24,6 +27,22 @@ def import_onnxruntime() -> Any:
             " pip install 'whisper-opt[cpu]'"
         ) from error
     return onnxruntime
+
+
+@functools.lru_cache(maxsize=1)
+def sums_overflow() -> bool:
+    """Whether products of 8-bit integers may overflow 16-bit sums here: x86 processors before VNNI.
+
+    ONNX Runtime then has exact kernels at half the speed, which must be asked for; it would use
+    them on every x86 processor. Where the processor cannot be asked, they are taken to be needed.
+    """
+    if platform.machine().lower() not in ("x86_64", "amd64", "i386", "i686"):
+        return False
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split()
+    except OSError:
+        return True
+    return "avx512_vnni" not in flags and "avx_vnni" not in flags
 
 
 def load_graph(
@@ -53,8 +72,8 @@ def load_graph(
         options.intra_op_num_threads = threads
     # the two graphs take turns: a pool that spins after its run would slow the other one
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    # 8-bit products without VNNI would overflow their 16-bit sums: exact ones there
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    if sums_overflow():
+        options.add_session_config_entry("session.x64quantprecision", "1")
     try:
         return runtime.InferenceSession(str(engine.file(name)), options, providers=list(providers))
     except Exception as error:  # the runtime's errors share no base class

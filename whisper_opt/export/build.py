@@ -11,7 +11,9 @@ from typing import Any, Callable, Union
 import numpy as np
 import onnx
 
+from whisper_opt.arrays import F32
 from whisper_opt.checkpoints import Checkpoint, load_checkpoint
+from whisper_opt.checkpoints.checkpoint import Tensor
 from whisper_opt.dims import ModelDims
 from whisper_opt.engine import (
     MANIFEST,
@@ -124,6 +126,9 @@ def _build(
     checkpoint: Checkpoint, dialect: str, types: Precision
 ) -> dict[str, tuple[OnnxGraph, list[str]]]:
     dims, tensors = checkpoint.dims, checkpoint.tensors
+    if types.storage is not None and types.bits is None:
+        # the screened head's proof is about the values that are stored
+        tensors = {name: _rounded(tensor, types.storage) for name, tensor in tensors.items()}
     spreads = None if types.bits is None else observe(checkpoint, made_up(checkpoint))
     return {
         "encoder": build_encoder(dims, tensors, make_dialect(dialect), types, spreads),
@@ -131,6 +136,21 @@ def _build(
             dims, tensors, make_dialect(dialect), checkpoint.heads, types, spreads
         ),
     }
+
+
+def _rounded(tensor: Tensor, dtype: np.dtype[Any]) -> Tensor:
+    """A matrix as it is after being stored in a narrower type; a vector as it is."""
+    if len(tensor.shape) == 1:
+        return tensor
+
+    def read() -> F32:
+        values = tensor.read()
+        with np.errstate(over="ignore"):
+            narrow = values.astype(dtype)
+        # what does not fit is left to the writer to refuse
+        return narrow.astype(np.float32) if np.isfinite(narrow).all() else values
+
+    return Tensor(tensor.shape, read)
 
 
 def _with_heads(

@@ -35,6 +35,7 @@ from whisper_opt.dims import HEAD_DIM, ModelDims
 from whisper_opt.export.builder import GraphBuilder, OnnxGraph
 from whisper_opt.export.head import embed, exact_head, screened_head
 from whisper_opt.export.linear import Linear
+from whisper_opt.export.nibbles import NibbleLinear
 from whisper_opt.export.precision import FP32, Precision
 from whisper_opt.export.quantize import QuantizedLinear
 from whisper_opt.export.spread import Spread
@@ -125,9 +126,12 @@ def _linear(
     tensors: Mapping[str, Tensor],
     types: Precision,
     spreads: Mapping[str, Spread] | None,
+    bits: int | None,
 ) -> Linear:
-    if types.bits is None:
+    if bits is None:
         return Linear(builder, tensors, types)
+    if bits == 4:
+        return NibbleLinear(builder, tensors, types)
     return QuantizedLinear(builder, tensors, types, spreads or {})
 
 
@@ -152,7 +156,8 @@ def build_encoder(
         be cut into pieces that compute the same thing.
     """
     builder = GraphBuilder("whisper_encoder")
-    linear = _linear(builder, tensors, types, spreads)
+    encoder_bits = None if types.bits is None else 8
+    linear = _linear(builder, tensors, types, spreads, encoder_bits)
     mel = builder.input("mel", _FLOAT, ["n_audio", dims.n_mels, "n_frames"])
     value, cuts = builder.cast(mel, np.float32, types.compute), []
     for conv, stride in (("encoder.conv1", 1), ("encoder.conv2", dims.frames_per_position)):
@@ -238,7 +243,7 @@ def build_decoder(
     """
     watched_heads = alignment_heads or dims.default_alignment_heads
     builder = GraphBuilder("whisper_decoder")
-    linear = _linear(builder, tensors, types, spreads)
+    linear = _linear(builder, tensors, types, spreads, types.bits)
     rows = Rows(builder, dims)
     dialect.begin_decoder(builder, rows)
     aligned = builder.input("aligned", _INT64, ["n_aligned"])
@@ -291,7 +296,7 @@ def build_decoder(
     cuts.append(value)
     hidden = _wanted(builder, linear, rows, value)
     if dialect.screens and types.compute == np.float32 and types.bits is None:
-        screened_head(builder, hidden, dims, tensors)
+        screened_head(builder, hidden, dims, tensors, types)
     else:
         logits = exact_head(builder, hidden, dims, tensors, types)
         builder.output(logits, "logits", _FLOAT, ["n_seq", "n_at", dims.n_vocab])

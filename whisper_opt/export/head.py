@@ -16,10 +16,11 @@ from typing import Callable
 import numpy as np
 from onnx import TensorProto
 
-from whisper_opt.arrays import NDArray
+from whisper_opt.arrays import F32, NDArray
 from whisper_opt.checkpoints.checkpoint import Tensor
 from whisper_opt.dims import ModelDims
 from whisper_opt.export.builder import MICROSOFT, GraphBuilder
+from whisper_opt.export.nibbles import BLOCK, nibble_product, pack
 from whisper_opt.export.precision import FP32, Precision
 from whisper_opt.export.screen import QuantizedHead, quantize_head
 from whisper_opt.screen import STEPS
@@ -42,10 +43,12 @@ def embed(
     tensor = tensors[EMBEDDING]
     vocab, state = tensor.shape
     if types.bits is not None:
-        return _embed_integers(builder, tokens, tensors)
+        make = _embed_nibbles if types.bits == 4 else _embed_integers
+        return make(builder, tokens, tensors)
     if types.compute == np.float32:
-        table = builder.weight(EMBEDDING, tensor.shape, tensor.read, types.compute)
-        return builder.node("Gather", table, tokens)
+        stored = types.storage or types.compute
+        table = builder.weight(EMBEDDING, tensor.shape, tensor.read, stored)
+        return builder.cast(builder.node("Gather", table, tokens), stored, np.float32)
 
     def read() -> NDArray:
         more = np.eye(1, _COLUMNS, dtype=types.compute).repeat(vocab, axis=0)
@@ -66,10 +69,12 @@ def exact_head(
 ) -> str:
     """Scores f32 [N, P, n_vocab] of the head's inputs [N, P, n_text_state]."""
     if types.bits is not None:
-        return _quantized_head(builder, hidden, dims, tensors)
+        make = _nibble_head if types.bits == 4 else _quantized_head
+        return make(builder, hidden, tensors)
     flat = builder.reshape(hidden, [-1, dims.n_text_state])
     if types.compute == np.float32:
-        scores = builder.node("Gemm", flat, EMBEDDING, transB=1)
+        table = builder.cast(EMBEDDING, types.storage or types.compute, np.float32)
+        scores = builder.node("Gemm", flat, table, transB=1)
     else:
         scores = _centred(builder, flat, tensors[EMBEDDING], types)
     return _unflatten(builder, scores, hidden, [dims.n_vocab])
@@ -103,7 +108,11 @@ def _unflatten(builder: GraphBuilder, value: str, like: str, tail: list[int]) ->
 
 
 def screened_head(
-    builder: GraphBuilder, hidden: str, dims: ModelDims, tensors: Mapping[str, Tensor]
+    builder: GraphBuilder,
+    hidden: str,
+    dims: ModelDims,
+    tensors: Mapping[str, Tensor],
+    types: Precision = FP32,
 ) -> None:
     """Declare what :mod:`whisper_opt.screen` works with: inputs, outputs and tensors.
 
@@ -114,7 +123,8 @@ def screened_head(
     builder.scope("decoder.screen")
     exact = builder.input("exact", _INT64, ["n_exact"])
     screened = builder.input("screened", _INT64, ["n_screened"])
-    logits = exact_head(builder, builder.node("Gather", hidden, exact, axis=1), dims, tensors)
+    chosen = builder.node("Gather", hidden, exact, axis=1)
+    logits = exact_head(builder, chosen, dims, tensors, types)
     rough = _rough(builder, hidden, screened, dims, tensors)
     builder.output(logits, "logits", _FLOAT, ["n_seq", "n_exact", dims.n_vocab])
     builder.output(rough, "rough", _FLOAT, ["n_seq", "n_screened", dims.n_vocab])
@@ -208,17 +218,74 @@ def _embed_integers(builder: GraphBuilder, tokens: str, tensors: Mapping[str, Te
     return builder.node("Add", rows, weights("mean"))
 
 
-def _quantized_head(
-    builder: GraphBuilder, hidden: str, dims: ModelDims, tensors: Mapping[str, Tensor]
-) -> str:
+def _quantized_head(builder: GraphBuilder, hidden: str, tensors: Mapping[str, Tensor]) -> str:
     """Scores f32 [N, P, n_vocab] from 8-bit weights; inputs keep 14 bits."""
     weights = _Integers(builder, tensors, "decoder.head")
     scores = _products(builder, *_shrunk(builder, hidden, weights), weights)
-    state = dims.n_text_state
-    mean = builder.weight(
-        "decoder.head.mean_column", (state, 1), lambda: weights.read("mean")()[:, None]
+    return _add_mean(builder, scores, hidden, tensors)
+
+
+def _add_mean(
+    builder: GraphBuilder, scores: str, hidden: str, tensors: Mapping[str, Tensor]
+) -> str:
+    """Scores to which the mean row of the embedding is given back."""
+    state = tensors[EMBEDDING].shape[1]
+    column = builder.weight(
+        "decoder.head.mean_column", (state, 1), lambda: _mean(tensors[EMBEDDING].read())[:, None]
     )
-    return builder.node("Add", scores, builder.node("MatMul", hidden, mean))
+    return builder.node("Add", scores, builder.node("MatMul", hidden, column))
+
+
+def _mean(rows: F32) -> F32:
+    mean: F32 = np.add.reduce(rows, axis=0) / np.float32(len(rows))
+    return mean
+
+
+def _nibbles(builder: GraphBuilder, tensors: Mapping[str, Tensor]) -> tuple[str, str, str]:
+    """The embedding in 4 bits: packed weights, steps [n_vocab, blocks], mean row."""
+    embedding = tensors[EMBEDDING]
+    vocab, state = embedding.shape
+    blocks = state // BLOCK
+
+    @functools.lru_cache(maxsize=1)
+    def packed() -> tuple[NDArray, F32]:
+        rows = embedding.read()
+        return pack(rows - _mean(rows))
+
+    return (
+        builder.weight(
+            "decoder.head.weight", (vocab, blocks, BLOCK // 2), lambda: packed()[0], np.uint8
+        ),
+        builder.weight("decoder.head.steps", (vocab, blocks), lambda: packed()[1]),
+        builder.weight("decoder.head.mean", (state,), lambda: _mean(embedding.read())),
+    )
+
+
+def _embed_nibbles(builder: GraphBuilder, tokens: str, tensors: Mapping[str, Tensor]) -> str:
+    """Rows of the head's weights as embeddings [N, S, n_text_state]."""
+    weight, steps, mean = _nibbles(builder, tensors)
+    state = tensors[EMBEDDING].shape[1]
+    pairs = builder.node("Cast", builder.node("Gather", weight, tokens), to=TensorProto.INT32)
+    sixteen = builder.constant(np.array(16, np.int32))
+    high = builder.node("Div", pairs, sixteen)
+    low = builder.node("Sub", pairs, builder.node("Mul", high, sixteen))
+    axis = builder.constant([4])
+    both = [builder.node("Unsqueeze", half, axis) for half in (low, high)]
+    integers = builder.node("Cast", builder.node("Concat", *both, axis=4), to=_FLOAT)
+    integers = builder.reshape(integers, [0, 0, state // BLOCK, BLOCK])
+    centred = builder.node("Sub", integers, _number(builder, 8))
+    scale = builder.node("Unsqueeze", builder.node("Gather", steps, tokens), builder.constant([3]))
+    rows = builder.reshape(builder.node("Mul", centred, scale), [0, 0, state])
+    return builder.node("Add", rows, mean)
+
+
+def _nibble_head(builder: GraphBuilder, hidden: str, tensors: Mapping[str, Tensor]) -> str:
+    """Scores f32 [N, P, n_vocab] from weights of 4 bits."""
+    weight, steps, _ = _nibbles(builder, tensors)
+    vocab, state = tensors[EMBEDDING].shape
+    flat = builder.reshape(steps, [-1])
+    scores = nibble_product(builder, hidden, weight, flat, state, vocab)
+    return _add_mean(builder, scores, hidden, tensors)
 
 
 def _number(builder: GraphBuilder, value: float) -> str:

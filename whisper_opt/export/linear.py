@@ -27,7 +27,15 @@ class Linear:
         self.types = types
 
     def _weight(self, name: str, shape: Sequence[int], read: Callable[[], F32]) -> str:
-        return self.builder.weight(name, shape, read, self.types.compute)
+        return self._declare(name, shape, read, self.types.compute)
+
+    def _declare(self, name: str, shape: Sequence[int], read: Callable[[], F32], dtype: Any) -> str:
+        """A weight of a type; what is large may be stored in another (``Precision.storage``)."""
+        stored = self.types.storage
+        if stored is None or len(shape) == 1:
+            return self.builder.weight(name, shape, read, dtype)
+        # constant: ONNX Runtime converts it once, when it loads the graph
+        return self.builder.cast(self.builder.weight(name, shape, read, stored), stored, dtype)
 
     def _matrix(self, name: str) -> str:
         tensor = self.tensors[f"{name}.weight"]
@@ -39,7 +47,7 @@ class Linear:
     def vector(self, name: str, dtype: Any = None) -> str:
         """Declare a tensor as it stands in the checkpoint, in the type of products or another."""
         tensor = self.tensors[name]
-        return self.builder.weight(name, tensor.shape, tensor.read, dtype or self.types.compute)
+        return self._declare(name, tensor.shape, tensor.read, dtype or self.types.compute)
 
     def norm(self, name: str) -> tuple[str, str]:
         """Weight and bias of the layer normalization called ``name``, float32."""
@@ -54,19 +62,22 @@ class Linear:
     def qkv(self, value: str, name: str) -> str:
         """Query, key and value projections as one product [.., 3 * n_state] (key bias is zero)."""
         parts = [self.tensors[f"{name}.{part}.weight"] for part in ("query", "key", "value")]
-        biases = [self.tensors[f"{name}.{part}.bias"] for part in ("query", "value")]
         state = parts[0].shape[0]
 
         def weight() -> F32:
             return np.ascontiguousarray(np.concatenate([part.read() for part in parts]).T)
 
-        def bias() -> F32:
-            query, val = (tensor.read() for tensor in biases)
-            return np.concatenate([query, np.zeros(state, np.float32), val])
-
         product = self.builder.node(
             "MatMul", value, self._weight(f"{name}.qkv.weight", (state, 3 * state), weight)
         )
-        return self.builder.node(
-            "Add", product, self._weight(f"{name}.qkv.bias", (3 * state,), bias)
-        )
+        return self.builder.node("Add", product, self.qkv_bias(name))
+
+    def qkv_bias(self, name: str) -> str:
+        """Biases [3 * n_state] of an attention's query, key (zero) and value projections."""
+        query, val = (self.tensors[f"{name}.{part}.bias"] for part in ("query", "value"))
+        state = query.shape[0]
+
+        def bias() -> F32:
+            return np.concatenate([query.read(), np.zeros(state, np.float32), val.read()])
+
+        return self._weight(f"{name}.qkv.bias", (3 * state,), bias)

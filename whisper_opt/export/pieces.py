@@ -15,6 +15,7 @@ from typing import Any
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from whisper_opt.arrays import NDArray
+from whisper_opt.backends.ort_graph import sums_overflow
 from whisper_opt.errors import BackendUnavailable, VerificationError
 from whisper_opt.export.builder import OnnxGraph
 
@@ -166,6 +167,8 @@ class PiecewiseGraph:
     def _session(self, piece: ModelProto) -> Any:
         options = self._runtime.SessionOptions()
         options.log_severity_level = 3
+        if sums_overflow():
+            options.add_session_config_entry("session.x64quantprecision", "1")
         providers = ["CPUExecutionProvider"]
         if len(self._pieces) == 1:
             if self._single is None:

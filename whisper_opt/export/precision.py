@@ -16,7 +16,7 @@ from onnx import helper
 
 from whisper_opt.errors import OptionError
 
-__all__ = ["FP16", "FP32", "INT8", "PRECISIONS", "Precision", "make_precision"]
+__all__ = ["FP16", "FP32", "INT4", "INT8", "PRECISIONS", "STORED", "Precision", "make_precision"]
 
 _F16, _F32 = np.dtype(np.float16), np.dtype(np.float32)
 
@@ -39,6 +39,8 @@ class Precision:
         logits_tolerance: how large it may be of the scores.
         bits: of the decoder's weights where they are integers (the encoder's then have 8); None
             where they are floats.
+        storage: type in the files of what is computed in another one, and converted at load:
+            matrices of floats, positions, convolutions. None where that is ``compute``.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Precision:
     cross_tolerance: float
     logits_tolerance: float
     bits: int | None = None
+    storage: np.dtype[Any] | None = None
 
     @property
     def kv(self) -> int:
@@ -58,9 +61,19 @@ class Precision:
 # rounding alone gives 4e-5 on ONNX Runtime 1.32, 1.3e-4 on 1.19 (tiny.en, noise), and 3e-6
 FP32 = Precision("fp32", _F32, _F32, "largest", cross_tolerance=1e-3, logits_tolerance=1e-4)
 FP16 = Precision("fp16", _F16, _F32, "rms", cross_tolerance=1e-2, logits_tolerance=1e-2)
+STORED = Precision(
+    "fp16-storage", _F32, _F32, "rms", cross_tolerance=2e-3, logits_tolerance=2e-3, storage=_F16
+)
 # what 8 bits do to noise is more than what they do to speech: docs/int8.md
-INT8 = Precision("int8", _F32, _F32, "rms", cross_tolerance=0.15, logits_tolerance=0.25, bits=8)
-PRECISIONS: Mapping[str, Precision] = {types.name: types for types in (FP32, FP16, INT8)}
+INT8 = Precision(
+    "int8", _F32, _F32, "rms", cross_tolerance=0.15, logits_tolerance=0.25, bits=8, storage=_F16
+)
+INT4 = Precision(
+    "int4", _F32, _F32, "rms", cross_tolerance=0.2, logits_tolerance=0.5, bits=4, storage=_F16
+)
+PRECISIONS: Mapping[str, Precision] = {
+    types.name: types for types in (FP32, FP16, STORED, INT8, INT4)
+}
 """Every arithmetic an engine can be exported in, by name."""
 
 
