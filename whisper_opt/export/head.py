@@ -20,14 +20,13 @@ from whisper_opt.arrays import F32, NDArray
 from whisper_opt.checkpoints.checkpoint import Tensor
 from whisper_opt.dims import ModelDims
 from whisper_opt.export.builder import MICROSOFT, GraphBuilder
-from whisper_opt.export.nibbles import BLOCK, nibble_product, pack
+from whisper_opt.export.nibbles import BLOCK, EMBEDDING, mean_row, nibble_product, pack
 from whisper_opt.export.precision import FP32, Precision
 from whisper_opt.export.screen import QuantizedHead, quantize_head
 from whisper_opt.screen import STEPS
 
 __all__ = ["EMBEDDING", "embed", "exact_head", "screened_head"]
 
-EMBEDDING = "decoder.token_embedding.weight"
 LIFT = 17.0
 """The guess: how far the best score lies above the mean one. On speech 12 to 21 in tiny.en; where
 probabilities are sharp and there are 50,000 tokens it cannot be far from that in any model."""
@@ -231,14 +230,9 @@ def _add_mean(
     """Scores to which the mean row of the embedding is given back."""
     state = tensors[EMBEDDING].shape[1]
     column = builder.weight(
-        "decoder.head.mean_column", (state, 1), lambda: _mean(tensors[EMBEDDING].read())[:, None]
+        "decoder.head.mean_column", (state, 1), lambda: mean_row(tensors[EMBEDDING].read())[:, None]
     )
     return builder.node("Add", scores, builder.node("MatMul", hidden, column))
-
-
-def _mean(rows: F32) -> F32:
-    mean: F32 = np.add.reduce(rows, axis=0) / np.float32(len(rows))
-    return mean
 
 
 def _nibbles(builder: GraphBuilder, tensors: Mapping[str, Tensor]) -> tuple[str, str, str]:
@@ -250,14 +244,14 @@ def _nibbles(builder: GraphBuilder, tensors: Mapping[str, Tensor]) -> tuple[str,
     @functools.lru_cache(maxsize=1)
     def packed() -> tuple[NDArray, F32]:
         rows = embedding.read()
-        return pack(rows - _mean(rows))
+        return pack(rows - mean_row(rows))
 
     return (
         builder.weight(
             "decoder.head.weight", (vocab, blocks, BLOCK // 2), lambda: packed()[0], np.uint8
         ),
         builder.weight("decoder.head.steps", (vocab, blocks), lambda: packed()[1]),
-        builder.weight("decoder.head.mean", (state,), lambda: _mean(embedding.read())),
+        builder.weight("decoder.head.mean", (state,), lambda: mean_row(embedding.read())),
     )
 
 

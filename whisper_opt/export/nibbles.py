@@ -7,16 +7,27 @@ other, and with blocks of 32 its sums are the same bits for any number of rows.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from whisper_opt.arrays import F32, NDArray
+from whisper_opt.checkpoints.checkpoint import Tensor
 from whisper_opt.export.builder import MICROSOFT, GraphBuilder
 from whisper_opt.export.linear import Linear
 
-__all__ = ["BLOCK", "NibbleLinear", "nibble_product", "pack", "unpack"]
+__all__ = [
+    "BLOCK",
+    "EMBEDDING",
+    "NibbleLinear",
+    "as_stored",
+    "mean_row",
+    "nibble_product",
+    "pack",
+    "unpack",
+]
 
+EMBEDDING = "decoder.token_embedding.weight"
 BLOCK = 32
 """Weights that share a scale, along the input."""
 _SHRINK = (1.0, 0.94, 0.88, 0.82)
@@ -65,6 +76,34 @@ def unpack(packed: NDArray, steps: F32) -> F32:
     integers = np.stack([packed & 15, packed >> 4], -1).reshape(*steps.shape, BLOCK)
     values: F32 = (integers.astype(np.float32) - 8) * steps[..., None]
     return values.reshape(len(values), -1)
+
+
+def as_stored(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Checkpoint tensors with those of the decoder that get 4 bits replaced by what they become."""
+    return {name: _as_stored(name, tensor) for name, tensor in tensors.items()}
+
+
+def _as_stored(name: str, tensor: Tensor) -> Tensor:
+    if name == EMBEDDING:
+
+        def embedding() -> F32:
+            rows = tensor.read()
+            mean = mean_row(rows)
+            return unpack(*pack(rows - mean)) + mean
+
+        return Tensor(tensor.shape, embedding)
+    in_encoder = ("cross_attn.key.weight", "cross_attn.value.weight")
+    if not name.startswith("decoder.blocks.") or name.endswith(in_encoder):
+        return tensor
+    if len(tensor.shape) == 1:
+        return tensor
+    return Tensor(tensor.shape, lambda: unpack(*pack(tensor.read())))
+
+
+def mean_row(rows: F32) -> F32:
+    """Mean of the rows of a matrix."""
+    mean: F32 = np.add.reduce(rows, axis=0) / np.float32(len(rows))
+    return mean
 
 
 def nibble_product(
