@@ -86,6 +86,7 @@ def as_stored(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _as_stored(name: str, tensor: Tensor) -> Tensor:
     if name == EMBEDDING:
 
+        @functools.lru_cache(maxsize=1)
         def embedding() -> F32:
             rows = tensor.read()
             mean = mean_row(rows)

@@ -69,7 +69,7 @@ INT8 = Precision(
     "int8", _F32, _F32, "rms", cross_tolerance=0.15, logits_tolerance=0.25, bits=8, storage=_F16
 )
 INT4 = Precision(
-    "int4", _F32, _F32, "rms", cross_tolerance=0.15, logits_tolerance=0.25, bits=4, storage=_F16
+    "int4", _F32, _F32, "rms", cross_tolerance=0.15, logits_tolerance=0.4, bits=4, storage=_F16
 )
 PRECISIONS: Mapping[str, Precision] = {
     types.name: types for types in (FP32, FP16, STORED, INT8, INT4)
