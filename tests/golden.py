@@ -232,7 +232,8 @@ def wanted(model: str, config: str) -> list[str]:
     """Ids of the clips that the file of ``model`` and ``config`` is to have, in manifest order.
 
     Every clip with samples for ``CONFIGS``, ``words`` and ``beam5``. The others leave out copies of
-    one clip in other formats; ``RANKED`` leave out nothing else. ``translate`` has the clips that are not English, none for tiny.en.
+    one clip in other formats; ``RANKED`` leave out nothing else. ``translate`` has the
+    clips that are not English, none for tiny.en.
     tiny.en has for ``FULLER`` all clips below 40 s and the longer English ones below ``LONGEST_S``.
     All else is the shortest clip of every language and kind of recording below ``LONGEST_S``; for
     ``clip-times``, of those that are long enough; and only those of more than one window where
