@@ -21,6 +21,7 @@ from whisper_opt.errors import BackendUnavailable, EngineError
 from whisper_opt.gpus import Driver, Gpu
 from whisper_opt.options import LoadOptions
 from whisper_opt.plan_check import token_check
+from whisper_opt.plans import graphs_of
 
 CARD = Gpu(0, "NVIDIA GeForce RTX 3060", (8, 6), 12 << 30)
 
@@ -54,7 +55,9 @@ class World:
         if not self.plans[target.library]:
             raise EngineError(f"no plans for {target.directory}")
         record = SimpleNamespace(target=target, spec=PLANS)
-        return SimpleNamespace(read=plan_reader(engine, PLANS), record=record)
+        return SimpleNamespace(
+            read=plan_reader(engine, PLANS), graphs=graphs_of(engine.manifest), record=record
+        )
 
 
 def test_plans_of_the_first_library_that_has_some(
@@ -152,7 +155,9 @@ def test_a_build_is_told_the_gpu_and_checks_tokens(
     devices._build(engine, CARD, "tensorrt")
     assert (told["library"], told["gpus"]) == ("tensorrt", ["sm_86"])
     record = SimpleNamespace(target=SimpleNamespace(library="tensorrt"), spec=PLANS)
-    plans = SimpleNamespace(read=plan_reader(engine, PLANS), record=record)
+    plans = SimpleNamespace(
+        read=plan_reader(engine, PLANS), graphs=graphs_of(engine.manifest), record=record
+    )
     assert told["check_tokens"](engine, plans)["status"] == "equal"
 
 
