@@ -10,7 +10,7 @@ import numpy as np
 
 from whisper_opt.arrays import F32, Int, NDArray
 from whisper_opt.backends.inputs import closed
-from whisper_opt.backends.slots import Layout
+from whisper_opt.backends.slots import Layout, Past
 from whisper_opt.dims import HEAD_DIM, ModelDims
 from whisper_opt.errors import EngineError
 from whisper_opt.protocol import Attention, Logits, Session
@@ -19,8 +19,9 @@ from whisper_opt.topk import HostLogits
 
 __all__ = ["CAPACITIES", "Decoder", "OrtSession"]
 
-CAPACITIES = (64, 128, 256, 448)
-"""Cache sizes in positions: a step costs less in a small cache, and growing copies it once."""
+CAPACITIES = {"contrib": (192, 448), "standard": (64, 128, 256, 448)}
+"""Cache sizes in positions, by dialect: growing copies the cache. A step of ``standard`` costs less
+in a small one, a step of ``contrib`` the same in any, and few windows have 192 tokens."""
 _NONE: Int = np.zeros(0, np.int64)
 
 
@@ -57,19 +58,26 @@ class _Buffers:
         self.n = n
         return True
 
-    def arrange(self, source: Int, used: int | None = None) -> bool:
-        """Entry i becomes old entry ``source[i]``, its first ``used`` positions (axis 2) at least.
+    def arrange(self, source: Int, parts: Sequence[tuple[Int, slice]] | None = None) -> bool:
+        """Entry i becomes old entry ``source[i]``.
+
+        Args:
+            source: which old entry each one becomes.
+            parts: entries, and the positions (axis 2) in which they differ from their source;
+                default: all of those that move.
 
         Returns:
             Whether the arrays are other ones than before.
         """
         n, old_n = len(source), self.n
         grown = self.resize(max(n, old_n))
-        moved = np.flatnonzero(source != np.arange(n))
-        if len(moved):
-            for array in self.arrays:
-                # the right side is a copy, so that entries may change places
-                array[moved, :, :used] = array[source[moved], :, :used]
+        if parts is None:
+            parts = [(np.flatnonzero(source != np.arange(n)), slice(None))]
+        for array in self.arrays:
+            # all are read before the first is written, so that entries may change places
+            values = [array[source[moved], :, span] for moved, span in parts]
+            for (moved, span), value in zip(parts, values):
+                array[moved, :, span] = value
         self.n = n
         return grown
 
@@ -112,6 +120,7 @@ class OrtSession:
         self._own_cross = False  # the arrays are the caller's until they have to change
         self._layout = Layout(n_audio)
         self._cache = _Buffers((), n_audio)
+        self._past = Past(n_audio, 0)
         self._capacity = 0
         self._bindings: dict[tuple[int, ...], _Binding] = {}
 
@@ -205,6 +214,7 @@ class OrtSession:
         binding.start[...] = start[owner]
         binding.at[...] = wanted[owner]
         binding.aligned[...] = aligned
+        self._past.write(binding.start, tokens.shape[1])
         binding.run(self._model.session)
         return binding
 
@@ -224,7 +234,8 @@ class OrtSession:
         """Make room for n positions in every row."""
         if n <= self._capacity:
             return
-        capacity = next((size for size in CAPACITIES if size >= n), -(-n // 64) * 64)
+        sizes = CAPACITIES[self._model.dialect]
+        capacity = next((size for size in sizes if size >= n), -(-n // 64) * 64)
         n_slots = len(self._layout.slots.owner)
         shape = (n_slots, self._dims.n_text_head, capacity, HEAD_DIM)
         old, held = self._cache.views(), self._capacity
@@ -233,6 +244,10 @@ class OrtSession:
         for array, past in zip(new, old):
             array[:, :, :held] = past
         self._cache = _Buffers(new, n_slots)
+        if old:
+            self._past.grow(capacity)
+        else:
+            self._past = Past(n_slots, capacity)
         self._capacity = capacity
         self._bindings.clear()
 
@@ -246,7 +261,9 @@ class OrtSession:
         """Slot i takes the past of old slot ``source[i]``."""
         if not self._cache.arrays:  # nothing was fed yet
             self._cache.n = len(source)
-        elif self._cache.arrange(source, int(self._length.max(initial=0))):
+            return
+        parts = self._past.arrange(source, int(self._length.max(initial=0)))
+        if self._cache.arrange(source, parts):
             self._bindings.clear()
 
     def _drop_audios(self) -> None:
@@ -278,6 +295,7 @@ class OrtSession:
         self._rearrange(joining.slots)
         for array, past in zip(self._cache.arrays, other._cache.arrays):
             array[joining.joined, :, :used] = past[joining.source, :, :used]
+        self._past.take(joining.joined, other._past, joining.source, used)
         other.close()
 
     def close(self) -> None:

@@ -6,12 +6,13 @@ Integers alone: what moves where. The sessions move the arrays.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 
 from whisper_opt.arrays import Int
 
-__all__ = ["Compaction", "Joining", "Layout", "Slots"]
+__all__ = ["Compaction", "Joining", "Layout", "Past", "Slots"]
 
 
 class Slots:
@@ -130,3 +131,53 @@ class Layout:
         joined = np.flatnonzero(~mine)
         source = other.slots.of_row[owner[joined] - n_rows]
         return Joining(place, self._kept(slots, before), joined, source)
+
+
+class Past:
+    """Which write the positions of every slot hold, so that it is known what slots share.
+
+    Hypotheses of one audio have one past up to where they part: what comes before need not move
+    when they change places.
+    """
+
+    _serial = itertools.count(1)
+
+    def __init__(self, n_slots: int, capacity: int) -> None:
+        """Nothing was written, which all slots share."""
+        self._writes = np.zeros((n_slots, capacity), np.int64)
+
+    def grow(self, capacity: int) -> None:
+        """Have more positions."""
+        more = capacity - self._writes.shape[1]
+        self._writes = np.pad(self._writes, ((0, 0), (0, more)))
+
+    def write(self, start: Int, n_new: int) -> None:
+        """Every slot writes ``n_new`` positions, from ``start`` [n_slots] on."""
+        slots = np.arange(len(start))[:, None]
+        # no two slots write the same, not even the same token
+        self._writes[slots, start[:, None] + np.arange(n_new)] = (next(self._serial) << 20) + slots
+
+    def take(self, slots: Int, other: Past, source: Int, used: int) -> None:
+        """Some slots take the first ``used`` positions of slots elsewhere."""
+        self._writes[slots, :used] = other._writes[source, :used]
+
+    def arrange(self, source: Int, used: int) -> list[tuple[Int, slice]]:
+        """Slot i takes the past of old slot ``source[i]``.
+
+        Returns:
+            What has to be copied: slots, and the positions in which they differ from their source;
+            a few such pairs, that together cover little more than the differences.
+        """
+        n, n_old = len(source), len(self._writes)
+        before = np.pad(self._writes, ((0, max(n - n_old, 0)), (0, 0)))
+        self._writes = before[source]
+        moved = np.flatnonzero(source != np.arange(n))
+        if not used:
+            return []
+        differ = self._writes[moved, :used] != before[moved, :used]
+        some = differ.any(axis=1)
+        moved, first = moved[some], differ[some].argmax(axis=1)
+        # together go those that parted about as long ago: up to 4 positions, up to 16, ...
+        ages = np.ceil(np.log2(used - first) / 2)
+        groups = [ages == age for age in np.unique(ages)]
+        return [(moved[group], slice(int(first[group].min()), used)) for group in groups]
