@@ -38,9 +38,9 @@ STEPS = 63
 _DEPTH = 7.0
 """Scores this far below the best are computed exactly too, for the sum that probabilities are
 divided by; what lies further down is a small part of it and its errors cancel."""
-_HEAVY = 256
-"""No more of them than this: each of the others is less than a 256th of the sum, whose error is at
-most a 16th of that of a rough score then (about 0.02)."""
+_HEAVY = 2048
+"""No more of them than this: each of the others is less than a 2048th of the sum, whose error is
+about a 45th of that of a rough score then (0.02) at most."""
 _WIDER = 10.0
 """As :data:`_DEPTH`, for a first look at where the k best may lie."""
 _MOST = 4096

@@ -295,7 +295,8 @@ class OrtSession:
         self._rearrange(joining.slots)
         for array, past in zip(self._cache.arrays, other._cache.arrays):
             array[joining.joined, :, :used] = past[joining.source, :, :used]
-        self._past.take(joining.joined, other._past, joining.source, used)
+        if used:
+            self._past.take(joining.joined, other._past, joining.source, used)
         other.close()
 
     def close(self) -> None:
