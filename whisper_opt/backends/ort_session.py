@@ -121,6 +121,7 @@ class OrtSession:
         self._layout = Layout(n_audio)
         self._cache = _Buffers((), n_audio)
         self._past = Past(n_audio, 0)
+        self._pending: Int | None = None  # the old slot that each slot shall take, when it is time
         self._capacity = 0
         self._bindings: dict[tuple[int, ...], _Binding] = {}
 
@@ -231,24 +232,28 @@ class OrtSession:
         return self._bindings[key]
 
     def _reserve(self, n: int) -> None:
-        """Make room for n positions in every row."""
-        if n <= self._capacity:
+        """Make room for n positions in every row, and for every row."""
+        if n <= self._capacity and self._pending is None:
             return
-        sizes = CAPACITIES[self._model.dialect]
-        capacity = next((size for size in sizes if size >= n), -(-n // 64) * 64)
-        n_slots = len(self._layout.slots.owner)
-        shape = (n_slots, self._dims.n_text_head, capacity, HEAD_DIM)
-        old, held = self._cache.views(), self._capacity
+        if n > self._capacity:
+            sizes = CAPACITIES[self._model.dialect]
+            self._capacity = next((size for size in sizes if size >= n), -(-n // 64) * 64)
+        n_slots, n_old = len(self._layout.slots.owner), self._cache.n
+        # twice as many as before, so that a batch that fills up one by one is not copied each time
+        room = n_slots if self._pending is None else max(n_slots, 2 * n_old)
+        shape = (room, self._dims.n_text_head, self._capacity, HEAD_DIM)
+        source = np.arange(n_old) if self._pending is None else self._pending
+        used = int(self._length.max(initial=0))
+        old = self._cache.views()
         # the graphs have one type for all keys and values
         new = [np.zeros(shape, heard.dtype) for heard in self._cross.arrays]
         for array, past in zip(new, old):
-            array[:, :, :held] = past
-        self._cache = _Buffers(new, n_slots)
+            array[:n_slots, :, :used] = past[source, :, :used]
+        before, self._past = self._past, Past(n_slots, self._capacity)
         if old:
-            self._past.grow(capacity)
-        else:
-            self._past = Past(n_slots, capacity)
-        self._capacity = capacity
+            self._past.take(np.arange(n_slots), before, source, used)
+        self._cache = _Buffers(new, n_slots)
+        self._pending = None
         self._bindings.clear()
 
     def gather(self, rows: Int) -> None:
@@ -258,13 +263,21 @@ class OrtSession:
         self._rearrange(self._layout.gather(rows))
 
     def _rearrange(self, source: Int) -> None:
-        """Slot i takes the past of old slot ``source[i]``."""
+        """Slot i takes the past of old slot ``source[i]``.
+
+        Where there are more of them than there is room for, that waits until it is needed: windows
+        that join a batch are copied there at once.
+        """
         if not self._cache.arrays:  # nothing was fed yet
             self._cache.n = len(source)
-            return
-        parts = self._past.arrange(source, int(self._length.max(initial=0)))
-        if self._cache.arrange(source, parts):
-            self._bindings.clear()
+        elif self._pending is not None:
+            self._pending = self._pending[source]
+        elif len(source) > len(self._cache.arrays[0]):
+            self._pending = source
+        else:
+            self._cache.arrange(
+                source, self._past.arrange(source, int(self._length.max(initial=0)))
+            )
 
     def _drop_audios(self) -> None:
         compaction = self._layout.compact()
@@ -293,10 +306,12 @@ class OrtSession:
         for array, heard in zip(self._cross.arrays, other._cross.views()):
             array[joining.place] = heard
         self._rearrange(joining.slots)
-        for array, past in zip(self._cache.arrays, other._cache.arrays):
-            array[joining.joined, :, :used] = past[joining.source, :, :used]
         if used:
-            self._past.take(joining.joined, other._past, joining.source, used)
+            self._reserve(used)
+            source = joining.source if other._pending is None else other._pending[joining.source]
+            for array, past in zip(self._cache.arrays, other._cache.arrays):
+                array[joining.joined, :, :used] = past[source, :, :used]
+            self._past.take(joining.joined, other._past, source, used)
         other.close()
 
     def close(self) -> None:

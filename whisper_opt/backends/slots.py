@@ -146,11 +146,6 @@ class Past:
         """Nothing was written, which all slots share."""
         self._writes = np.zeros((n_slots, capacity), np.int64)
 
-    def grow(self, capacity: int) -> None:
-        """Have more positions."""
-        more = capacity - self._writes.shape[1]
-        self._writes = np.pad(self._writes, ((0, 0), (0, more)))
-
     def write(self, start: Int, n_new: int) -> None:
         """Every slot writes ``n_new`` positions, from ``start`` [n_slots] on."""
         slots = np.arange(len(start))[:, None]
