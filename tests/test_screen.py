@@ -7,12 +7,13 @@ import dataclasses
 import numpy as np
 import pytest
 
-from whisper_opt import screen as screening
+from whisper_opt import screened
 from whisper_opt.arrays import F32, Bool
 from whisper_opt.checkpoints.checkpoint import Tensor
 from whisper_opt.export.screen import QuantizedHead, quantize_head
 from whisper_opt.protocol import TokenMask
-from whisper_opt.screen import STEPS, Inputs, Screen, ScreenedLogits, Surveyor
+from whisper_opt.screen import STEPS, Inputs, Screen
+from whisper_opt.screened import ScreenedLogits, Surveyor
 from whisper_opt.topk import top_k
 
 N_VOCAB, N_STATE, BEGIN = 3000, 128, 2400
@@ -113,7 +114,7 @@ def test_scores_close_together_are_all_computed(k: int) -> None:
 
 @pytest.mark.parametrize("k", [1, 6])
 def test_too_many_candidates_take_the_whole_head(monkeypatch: pytest.MonkeyPatch, k: int) -> None:
-    monkeypatch.setattr(screening, "_MOST", 3)
+    monkeypatch.setattr(screened, "_MOST", 3)
     head = make_head(6)
     scores = head.scores()
     _check(head, scores, _masks(6, scores), k)
@@ -167,8 +168,8 @@ def test_bounds_hold_and_are_worth_having() -> None:
 
 def test_without_the_bounds_it_would_be_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     """The cases of this file are hard enough that trusting rough scores shows."""
-    monkeypatch.setattr(screening, "_DEPTH", 0.0)
-    monkeypatch.setattr(screening, "_WIDER", 0.0)
+    monkeypatch.setattr(screened, "_DEPTH", 0.0)
+    monkeypatch.setattr(screened, "_WIDER", 0.0)
     wrong = 0
     for seed in range(12):
         head = make_head(seed)

@@ -14,7 +14,8 @@ from whisper_opt.backends.slots import Layout, Past
 from whisper_opt.dims import HEAD_DIM, ModelDims
 from whisper_opt.errors import EngineError
 from whisper_opt.protocol import Attention, Logits, Session
-from whisper_opt.screen import Screen, ScreenedLogits
+from whisper_opt.screen import Screen
+from whisper_opt.screened import ScreenedLogits
 from whisper_opt.topk import HostLogits
 
 __all__ = ["CAPACITIES", "Decoder", "OrtSession"]
