@@ -3,7 +3,8 @@
 ONNX Runtime's CPU provider has few float16 kernels. It computes the other operators in float32 and
 leaves out the rounding between them, so an fp16 engine looks better there than on a device that
 stores every value as float16. Here each float16 value of a graph becomes a float32 one that is
-rounded to float16 where it is made: what a GPU does that accumulates in float32 and stores float16.
+rounded to float16 where it is made: what a GPU does that accumulates in float32 and stores float16,
+with self-attention as one operator, as in a TensorRT plan.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from whisper_opt.engine import MANIFEST, Engine, read_engine, sha256
+from whisper_opt.export.tensorrt_ops import with_attention
 
 __all__ = ["rounded", "rounded_engine"]
 
@@ -46,6 +48,7 @@ def rounded(model: ModelProto) -> ModelProto:
 
     Weights stay float16 in the data file; inputs and outputs become float32.
     """
+    model = with_attention(model)
     types = _types(model)
     graph = model.graph
     halves = {tensor.name for tensor in graph.initializer if tensor.data_type == F16}

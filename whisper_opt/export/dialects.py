@@ -3,19 +3,22 @@
 ``contrib``   ONNX Runtime's own operators (com.microsoft), opset 20 and IR 10: runs on ONNX Runtime
               1.19 (the newest for Python 3.9) and later, on the CPU.
 ``standard``  opset 24 ``TensorScatter`` and ``Attention`` with a boolean mask built in the graph:
-              what TensorRT 10.15 and later reads, and ONNX Runtime from 1.24 on.
+              what TensorRT 10.15 and later reads, and ONNX Runtime from 1.24 on. In float16
+              ``Attention`` is written out (``Precision.fused``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 from onnx import TensorProto
 
 from whisper_opt.dims import HEAD_DIM
 from whisper_opt.errors import OptionError
 from whisper_opt.export.builder import MICROSOFT, GraphBuilder
 from whisper_opt.export.graph import Dialect, Rows
+from whisper_opt.export.precision import Precision
 
 __all__ = ["DIALECTS", "Contrib", "Standard", "make_dialect"]
 
@@ -36,7 +39,9 @@ class Contrib:
     def gelu(self, builder: GraphBuilder, value: str) -> str:
         return builder.node("Gelu", value, domain=MICROSOFT)
 
-    def encoder_attention(self, builder: GraphBuilder, qkv: str, n_head: int) -> str:
+    def encoder_attention(
+        self, builder: GraphBuilder, qkv: str, n_head: int, types: Precision
+    ) -> str:
         query, key, val = builder.nodes("Split", [qkv], 3, axis=-1, num_outputs=3)
         return builder.node(
             "MultiHeadAttention", query, key, val, domain=MICROSOFT, num_heads=n_head
@@ -54,7 +59,12 @@ class Contrib:
         self._total = builder.node("Cast", total, to=TensorProto.INT32)
 
     def self_attention(
-        self, builder: GraphBuilder, qkv: str, cache: tuple[str, str], n_head: int
+        self,
+        builder: GraphBuilder,
+        qkv: str,
+        cache: tuple[str, str],
+        n_head: int,
+        types: Precision,
     ) -> tuple[str, str, str]:
         mixed, key, val = builder.nodes(
             "GroupQueryAttention",
@@ -86,10 +96,29 @@ class Standard:
     def _merge(builder: GraphBuilder, value: str, n_head: int) -> str:
         return builder.reshape(builder.transpose(value, [0, 2, 1, 3]), [0, 0, n_head * HEAD_DIM])
 
-    def encoder_attention(self, builder: GraphBuilder, qkv: str, n_head: int) -> str:
+    def encoder_attention(
+        self, builder: GraphBuilder, qkv: str, n_head: int, types: Precision
+    ) -> str:
         parts = builder.nodes("Split", [qkv], 3, axis=-1, num_outputs=3)
         query, key, val = (self._heads(builder, part, n_head) for part in parts)
-        return self._merge(builder, builder.node("Attention", query, key, val), n_head)
+        return self._merge(builder, self._attend(builder, types, query, key, val), n_head)
+
+    @staticmethod
+    def _attend(
+        builder: GraphBuilder, types: Precision, query: str, key: str, val: str, *mask: str
+    ) -> str:
+        """Attention of [N, H, S, 64] to [N, H, C, 64], where ``mask`` [N, 1, S, C] is true."""
+        if types.fused:
+            return builder.node("Attention", query, key, val, *mask)
+        scale = builder.constant(np.array(HEAD_DIM**-0.5, types.compute))
+        keys = builder.transpose(key, [0, 1, 3, 2])
+        scores = builder.node("MatMul", builder.node("Mul", query, scale), keys)
+        scores = builder.cast(scores, types.compute, np.float32)
+        if mask:
+            lowest = builder.constant(np.array(-np.inf, np.float32))
+            scores = builder.node("Where", *mask, scores, lowest)
+        weights = builder.node("Softmax", scores, axis=-1)
+        return builder.node("MatMul", builder.cast(weights, np.float32, types.compute), val)
 
     def begin_decoder(self, builder: GraphBuilder, rows: Rows) -> None:
         self._start = rows.start
@@ -104,7 +133,12 @@ class Standard:
         return builder.node("LessOrEqual", slots, self._positions)
 
     def self_attention(
-        self, builder: GraphBuilder, qkv: str, cache: tuple[str, str], n_head: int
+        self,
+        builder: GraphBuilder,
+        qkv: str,
+        cache: tuple[str, str],
+        n_head: int,
+        types: Precision,
     ) -> tuple[str, str, str]:
         parts = builder.nodes("Split", [qkv], 3, axis=-1, num_outputs=3)
         query, key, val = (self._heads(builder, part, n_head) for part in parts)
@@ -114,7 +148,7 @@ class Standard:
         )
         if not self._mask:
             self._mask = self._causal_mask(builder, cache[0])
-        mixed = builder.node("Attention", query, key, val, self._mask)
+        mixed = self._attend(builder, types, query, key, val, self._mask)
         return self._merge(builder, mixed, n_head), key, val
 
 

@@ -75,14 +75,21 @@ class Dialect(Protocol):
     def gelu(self, builder: GraphBuilder, value: str) -> str:
         """Exact (erf) GELU."""
 
-    def encoder_attention(self, builder: GraphBuilder, qkv: str, n_head: int) -> str:
+    def encoder_attention(
+        self, builder: GraphBuilder, qkv: str, n_head: int, types: Precision
+    ) -> str:
         """Bidirectional attention of packed [A, T, 3 * n_state] -> [A, T, n_state]."""
 
     def begin_decoder(self, builder: GraphBuilder, rows: Rows) -> None:
         """Derive whatever the layers share (lengths or masks)."""
 
     def self_attention(
-        self, builder: GraphBuilder, qkv: str, cache: tuple[str, str], n_head: int
+        self,
+        builder: GraphBuilder,
+        qkv: str,
+        cache: tuple[str, str],
+        n_head: int,
+        types: Precision,
     ) -> tuple[str, str, str]:
         """Append packed [N, S, 3 * n_state] to the cache and attend -> (mix, key', value')."""
 
@@ -166,6 +173,8 @@ def build_encoder(
         value = builder.node(
             "Conv", value, *weights, kernel_shape=[3], pads=[1, 1], strides=[stride]
         )
+        if conv == "encoder.conv2":  # what follows is the residual stream
+            value = builder.cast(value, types.compute, types.residual)
         value = dialect.gelu(builder, value)
     value = builder.transpose(value, [0, 2, 1])
     positions = builder.node(
@@ -175,13 +184,13 @@ def build_encoder(
         builder.dim(value, 1),
         builder.constant([0]),
     )
-    value = _add(builder, linear, positions, value)
+    value = builder.node("Add", positions, value)
     for i in range(dims.n_audio_layer):
         block = f"encoder.blocks.{i}"
         builder.scope(block)
         cuts.append(value)
         qkv = linear.qkv(_norm(builder, linear, value, f"{block}.attn_ln"), f"{block}.attn")
-        mixed = dialect.encoder_attention(builder, qkv, dims.n_audio_head)
+        mixed = dialect.encoder_attention(builder, qkv, dims.n_audio_head, types)
         value = _contribute(builder, linear, value, mixed, f"{block}.attn.out")
         value = _mlp(builder, linear, dialect, value, block)
     builder.scope("encoder.ln_post")
@@ -276,7 +285,7 @@ def build_decoder(
         builder.scope(block)
         cuts.append(value)
         qkv = linear.qkv(_norm(builder, linear, value, f"{block}.attn_ln"), f"{block}.attn")
-        mixed, *cache = dialect.self_attention(builder, qkv, caches[i], dims.n_text_head)
+        mixed, *cache = dialect.self_attention(builder, qkv, caches[i], dims.n_text_head, types)
         updated.append(cache)
         value = _contribute(builder, linear, value, mixed, f"{block}.attn.out")
         normed = _norm(builder, linear, value, f"{block}.cross_attn_ln")

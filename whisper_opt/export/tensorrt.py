@@ -24,6 +24,7 @@ from whisper_opt.backends.cuda import Cuda
 from whisper_opt.dims import ModelDims
 from whisper_opt.engine import Engine, read_engine
 from whisper_opt.errors import BackendUnavailable, EngineError, OptionError, VerificationError
+from whisper_opt.export.tensorrt_ops import with_attention
 from whisper_opt.export.trt_network import Network, Settings, Shapes
 from whisper_opt.export.writer import write_bytes, write_text
 from whisper_opt.gpus import Driver, find_gpus
@@ -308,7 +309,7 @@ class _Builder:
 
     def _build_graph(self, graph: str, on_progress: BuildProgress) -> tuple[Any, dict[str, Any]]:
         path = self._engine.file(f"{graph}.onnx")
-        model = onnx.load(str(path), load_external_data=False)
+        model = with_attention(onnx.load(str(path), load_external_data=False))
         inputs = _fix(model, _fixed_sizes(self._engine.manifest.dims))
         network = Network(self._library, model.SerializeToString(), path, self._select)
         self._check_cache(graph, network)

@@ -1,4 +1,7 @@
-"""TensorRT's own operators in place of the standard ones, in a graph of the ``standard`` dialect.
+"""What TensorRT is given in place of what a graph of the ``standard`` dialect says.
+
+Attention that is written out (``Precision.fused``) becomes the one operator that computes it: a
+fused kernel, whose scores and softmax are float32. That is part of every build.
 
 TensorRT's parser reads ``TensorScatter`` and ``Attention``, and rewrites them as layers of its own.
 From 11.0 on it also reads those layers directly, as nodes of the default domain that no other
@@ -8,7 +11,7 @@ runtime knows: ``TRT_KVCacheUpdate(cache, update, write_indices)``, which writes
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import onnx
@@ -17,9 +20,65 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 from whisper_opt.dims import HEAD_DIM
 from whisper_opt.errors import EngineError
 
-__all__ = ["with_tensorrt_ops"]
+__all__ = ["with_attention", "with_tensorrt_ops"]
 
 _SCALE = "tensorrt_query_scale"
+
+
+def with_attention(model: ModelProto) -> ModelProto:
+    """A copy in which written-out self-attention is one ``Attention``.
+
+    Raises:
+        EngineError: a float16 softmax of scores in float32 is not part of what is written out for
+            self-attention.
+    """
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    made = {output: node for node in copy.graph.node for output in node.output}
+    last = {}
+    for node in copy.graph.node:
+        cast = made.get(node.input[0]) if node.op_type == "MatMul" else None
+        if cast is not None and _reads(made, cast, "Cast", "Softmax"):
+            last[node.name] = _attention(made, node)
+    gone = {inner.name for _, inside in last.values() for inner in inside}
+    nodes = [
+        last[node.name][0] if node.name in last else node
+        for node in copy.graph.node
+        if node.name not in gone
+    ]
+    del copy.graph.node[:]
+    copy.graph.node.extend(nodes)
+    return copy
+
+
+def _reads(made: Mapping[str, NodeProto], node: NodeProto, *ops: str) -> bool:
+    """Whether a node is of the first kind, its first input made by one of the second, and so on."""
+    first, *others = ops
+    if node.op_type != first:
+        return False
+    before = made.get(node.input[0])
+    return not others or (before is not None and _reads(made, before, *others))
+
+
+def _attention(made: Mapping[str, NodeProto], mix: NodeProto) -> tuple[NodeProto, list[NodeProto]]:
+    """The ``Attention`` in place of a product with softmaxed scores, and what it takes in."""
+    inside, mask = [made[mix.input[0]]], []
+    inside.append(made[inside[-1].input[0]])  # Softmax
+    before = made[inside[-1].input[0]]
+    if before.op_type == "Where":
+        mask = [before.input[0]]
+        inside.append(before)
+        before = made[before.input[1]]
+    if not _reads(made, before, "Cast", "MatMul", "Mul"):
+        raise EngineError(
+            f"the softmax before {mix.name} is not one of self-attention as this version writes it;"
+            " export the engine again"
+        )
+    product = made[before.input[0]]
+    query, keys = (made[name] for name in product.input)
+    inside += [before, product, query, keys]
+    inputs = [query.input[0], keys.input[0], mix.input[1], *mask]
+    return helper.make_node("Attention", inputs, mix.output, name=mix.name), inside
 
 
 def with_tensorrt_ops(model: ModelProto) -> ModelProto:
@@ -29,8 +88,7 @@ def with_tensorrt_ops(model: ModelProto) -> ModelProto:
         EngineError: the graph is not of the ``standard`` dialect, or an operator says something
             that its counterpart cannot.
     """
-    copy = ModelProto()
-    copy.CopyFrom(model)
+    copy = with_attention(model)
     types = _types(copy)
     nodes = [new for node in copy.graph.node for new in _rewritten(node)]
     scaled = {types[node.input[0]] for node in copy.graph.node if node.op_type == "Attention"}
