@@ -26,6 +26,7 @@ from whisper_opt.engine import Engine
 from whisper_opt.errors import EngineError
 from whisper_opt.export import build, export, tensorrt
 from whisper_opt.export.tensorrt import build_plans
+from whisper_opt.export.tensorrt_ops import with_attention
 from whisper_opt.export.trt_network import Network, Settings
 from whisper_opt.plan_spec import PlanSpec
 from whisper_opt.plans import GRAPHS, RECORD, Fresh, look
@@ -73,6 +74,7 @@ def networks(engine: Engine, library: Library) -> dict[str, Network]:
     found = {}
     for graph in ("encoder", "decoder"):
         model = onnx.load(str(engine.file(f"{graph}.onnx")), load_external_data=False)
+        model = with_attention(model)
         tensorrt._fix(model, tensorrt._fixed_sizes(engine.manifest.dims))
         found[graph] = Network(library, model.SerializeToString(), engine.file(f"{graph}.onnx"))
     return found

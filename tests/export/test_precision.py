@@ -77,7 +77,7 @@ def test_normalization_and_stream_are_float32_and_products_float16(stem: str) ->
     norms = [node for node in model.graph.node if node.op_type == "LayerNormalization"]
     assert len(norms) == (5 if stem == "encoder" else 7)
     assert {types[name] for node in norms for name in (*node.input, *node.output)} == {SINGLE}
-    heavy = [node for node in model.graph.node if node.op_type in ("MatMul", "Attention", "Conv")]
+    heavy = [node for node in model.graph.node if node.op_type in ("MatMul", "Conv")]
     assert {types[node.input[0]] for node in heavy} == {HALF}
     stored = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     of_norms = ("ln.weight", "ln.bias", "ln_post.weight", "ln_post.bias")
@@ -85,6 +85,24 @@ def test_normalization_and_stream_are_float32_and_products_float16(stem: str) ->
     for name, kind in stored.items():
         if name.startswith(("encoder.", "decoder.")):
             assert kind == (SINGLE if name.endswith((*of_norms, *sums)) else HALF), name
+
+
+@pytest.mark.parametrize("stem", ["encoder", "decoder"])
+def test_softmax_of_self_attention_is_float32(stem: str) -> None:
+    model = graph_of(stem, "standard", "fp16")
+    types = types_of(model)
+    softmax = [types[node.output[0]] for node in model.graph.node if node.op_type == "Softmax"]
+    assert softmax == ([SINGLE] * 2 if stem == "encoder" else [SINGLE, HALF] * 2)  # HALF: cross
+    assert "Attention" not in {node.op_type for node in model.graph.node}
+    plain = [node.op_type for node in graph_of(stem, "standard", "fp32").graph.node]
+    assert plain.count("Attention") == 2
+
+
+def test_what_enters_the_stream_of_the_encoder_is_not_rounded_after_its_gelu() -> None:
+    model = graph_of("encoder", "standard", "fp16")
+    types = types_of(model)
+    gelus = [node for node in model.graph.node if node.op_type == "Gelu"]
+    assert [types[node.output[0]] for node in gelus] == [HALF, SINGLE, HALF, HALF]  # conv1, conv2
 
 
 @pytest.mark.parametrize("dialect", ["contrib", "standard"])

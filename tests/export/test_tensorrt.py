@@ -100,6 +100,17 @@ def test_fixed_dimensions_are_constants(machine: Machine, engine: Engine) -> Non
     assert shapes["tokens"] == ["n_seq", "n_new"]
 
 
+def test_written_out_attention_is_one_operator_in_a_plan(machine: Machine, tmp_path: Path) -> None:
+    require("standard")
+    target = tmp_path / "small"
+    engine = export(random_checkpoint(SMALL), target, dialect="standard", precision="fp16")
+    build_plans(engine)
+    for graph, softmax in (("encoder", 0), ("decoder", SMALL.n_text_layer)):
+        found = [node.op_type for node in machine.trt.parsed[f"whisper_{graph}"].node]
+        layers = getattr(SMALL, "n_audio_layer" if graph == "encoder" else "n_text_layer")
+        assert (found.count("Attention"), found.count("Softmax")) == (layers, softmax)
+
+
 def test_profiles_have_every_input(machine: Machine, engine: Engine) -> None:
     build_plans(engine, PlanSpec(max_batch=2, max_beam=3))
     encoder, decoder = machine.trt.configs[:2]
