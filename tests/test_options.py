@@ -369,7 +369,7 @@ def test_what_does_not_contradict_is_taken(given: dict[str, Any]) -> None:
         ({}, True),
         ({"condition_on_previous_text": True}, True),
         ({"condition_on_previous_text": False}, False),
-        ({"strategy": "batched"}, False),
+        ({"strategy": "batched"}, True),
         ({"strategy": "batched", "condition_on_previous_text": False}, False),
     ],
 )
@@ -415,7 +415,7 @@ def test_options_for_speech_are_the_same_but_for_how_it_is_found() -> None:
     assert found.vad_mode == "off"
     assert (found.strategy, found.conditions, found.clip_timestamps) == (
         "sequential",
-        False,
+        True,
         (1.0, 2.0),
     )
     assert (found.beam_size, found.batch_size, found.language) == (5, 2, "de")

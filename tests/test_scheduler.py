@@ -692,9 +692,7 @@ def piece_by_piece(
     found: list[Segment] = []
     for start, end in spans:
         piece = sound[round(start * 16000) : round(end * 16000)]
-        alone = quiet_model().transcribe(
-            piece, condition_on_previous_text=False, vad="off", **options
-        )
+        alone = quiet_model().transcribe(piece, vad="off", **options)
         found += [moved(segment, start, len(found) + i) for i, segment in enumerate(alone)]
     return found
 
@@ -709,6 +707,7 @@ def piece_by_piece(
         {"word_timestamps": True},
         {"initial_prompt": "Ann", "prefix": "so"},
         {"hotwords": "Bob"},
+        {"condition_on_previous_text": False},
     ],
     ids=lambda options: " ".join(options) or "defaults",
 )

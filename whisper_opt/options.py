@@ -257,7 +257,8 @@ class TranscribeOptions:
     condition_on_previous_text: Union[bool, None] = option(
         None,
         "flag",
-        "give each window the text before it as a prompt; default: yes, but not in batched mode",
+        "give each window the text before it as a prompt; default: yes, in batched mode that of the"
+        " same stretch of speech",
     )
     initial_prompt: Union[str, None] = option(
         None,
@@ -445,9 +446,8 @@ class TranscribeOptions:
 
     @property
     def conditions(self) -> bool:
-        """``condition_on_previous_text``, decided."""
-        given = self.condition_on_previous_text
-        return self.strategy == "sequential" if given is None else given
+        """Whether a window is told the text that is known to come before it."""
+        return self.condition_on_previous_text is not False
 
     @property
     def vad_mode(self) -> str:
@@ -541,8 +541,9 @@ class TranscribeOptions:
         if self.strategy == "batched":
             if self.condition_on_previous_text:
                 raise OptionError(
-                    "condition_on_previous_text is on, but in batched mode the text before a window"
-                    " is not known when it is decoded; use the sequential strategy"
+                    "condition_on_previous_text is on, but in batched mode the text before a stretch"
+                    " of speech is not known when it is decoded; leave the option out (windows are"
+                    " told the text of their own stretch) or use the sequential strategy"
                 )
             if self.vad_mode != "cut" and not self.clip_timestamps:
                 raise OptionError(
