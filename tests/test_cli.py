@@ -116,7 +116,7 @@ def test_help_tells_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     text = {part.split(",")[0].split()[0]: " ".join(part.split()) for part in arguments}
     assert "None" not in " ".join(text.values())
     assert "(default:" not in text["condition-on-previous-text"]
-    assert "not in batched mode" in text["condition-on-previous-text"]
+    assert "in batched mode that of the same" in text["condition-on-previous-text"]
     assert text["word-timestamps"].endswith("(default: no)")
     assert text["suppress-blank"].endswith("(default: yes)")
     assert text["no-speech-threshold"].endswith("(default: 0.6; none turns it off)")
