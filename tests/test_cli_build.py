@@ -66,7 +66,7 @@ def test_build_then_fresh(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     answer = {"status": "equal", "detail": "24 of 24"}
-    monkeypatch.setattr("whisper_opt.cli_build.token_check", lambda index: lambda *_: answer)
+    monkeypatch.setattr("whisper_opt.plan_check.token_check", lambda index: lambda *_: answer)
     assert run(engine.path) == 0
     n_plans = len(graphs_of(engine.manifest))
     line = capsys.readouterr().out

@@ -10,12 +10,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from whisper_opt import cli_bench, cli_build
 from whisper_opt.cli_options import complain
 from whisper_opt.cli_transcribe import EXAMPLES, add_arguments, add_load_arguments, load
-from whisper_opt.doctor import doctor
 from whisper_opt.engine import Engine, read_engine
 from whisper_opt.errors import OptionError, WhisperOptError
 from whisper_opt.version import __version__
@@ -71,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_inspect(commands)
     _add_heads(commands)
     command = _command(commands, "doctor", "check this installation and say what is missing", "")
-    command.set_defaults(run=lambda args: doctor(sys.stdout))
+    command.set_defaults(run=_doctor)
     return parser
 
 
@@ -84,6 +81,12 @@ def _command(commands: Any, name: str, summary: str, more: str) -> argparse.Argu
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     return parser
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from whisper_opt.doctor import doctor
+
+    return doctor(sys.stdout)
 
 
 # export
@@ -148,6 +151,8 @@ _heads.__name__ = "list of LAYER.HEAD"  # argparse names it in its message
 
 
 def _export(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
     from whisper_opt.export import export  # the export half and its packages load only here
 
     begin = time.perf_counter()

@@ -6,10 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from tqdm import tqdm
-
 from whisper_opt.cli_options import add_options, options_from
-from whisper_opt.plan_check import token_check
 from whisper_opt.plan_spec import PlanSpec
 
 __all__ = ["EXAMPLES", "add_build_arguments"]
@@ -60,7 +57,10 @@ def add_build_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _build(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
     from whisper_opt.export.tensorrt import build_plans  # needs packages of the export half
+    from whisper_opt.plan_check import token_check
 
     spec = options_from(args, PlanSpec)
     started = False
