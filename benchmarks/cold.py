@@ -124,7 +124,7 @@ def figures(runs: dict[str, list[Start]]) -> dict[str, Any]:
 
 
 def _median(values: Any) -> float:
-    return round(statistics.median(values), 4)
+    return round(float(statistics.median(values)), 4)
 
 
 def main() -> int:

@@ -452,6 +452,20 @@ def test_interrupted_export_leaves_nothing(tmp_path: Path) -> None:
     assert list(target.parent.iterdir()) == []
 
 
+def test_a_terminal_is_shown_how_far_it_is(
+    engine: Path, short: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ("transcribe", engine, short, "--language", "en", "--max-new-tokens", "8")
+    assert run(*command) == 0
+    assert "s of audio\r" not in capsys.readouterr().err
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert run(*command) == 0
+    shown = capsys.readouterr().err
+    assert "short.wav" in shown
+    assert "100%" in shown
+    assert "1/1 s of audio" in shown
+
+
 def test_interrupted_transcription_leaves_nothing(engine: Path, short: str, tmp_path: Path) -> None:
     code = """
         import os, signal, sys

@@ -131,6 +131,14 @@ print(json.dumps([light, found, listed, hasattr(whisper_opt, "nothing"),
     assert module
 
 
+def test_the_command_imports_no_more_than_transcribing_needs() -> None:
+    script = "import whisper_opt.cli\nprint(json.dumps(sorted(sys.modules)))"
+    loaded = run(script)
+    unused = ("tqdm", "onnxruntime", "tiktoken", "soundfile", "importlib.metadata", "email")
+    assert "whisper_opt.model" in loaded
+    assert not {*unused, "whisper_opt.backends", "whisper_opt.doctor"} & {*loaded}
+
+
 def test_a_missing_package_is_named_and_not_what_was_asked_for() -> None:
     script = """
 sys.modules["numpy"] = None

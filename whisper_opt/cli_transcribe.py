@@ -178,21 +178,24 @@ class _Bar:
     """Seconds of sound done, on a terminal; nothing elsewhere."""
 
     def __init__(self, name: str) -> None:
-        self._tqdm: Any = None
-        if sys.stderr.isatty():
+        self._name = name
+        self._tqdm: Any = None  # made when there is something to show
+
+    def show(self, done: float, total: float) -> None:
+        if not sys.stderr.isatty():
+            return
+        if self._tqdm is None:
             from tqdm import tqdm  # takes a quarter as long to import as numpy
 
             self._tqdm = tqdm(
                 unit="s",
-                desc=name,
+                desc=self._name,
+                total=total,
                 leave=False,
                 bar_format="{desc}: {percentage:3.0f}% {bar} {n:.0f}/{total:.0f} s of audio",
             )
-
-    def show(self, done: float, total: float) -> None:
-        if self._tqdm is not None:
-            self._tqdm.total, self._tqdm.n = total, done
-            self._tqdm.refresh()
+        self._tqdm.total, self._tqdm.n = total, done
+        self._tqdm.refresh()
 
     def print(self, text: str) -> None:
         if self._tqdm is not None:
