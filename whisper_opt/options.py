@@ -541,9 +541,10 @@ class TranscribeOptions:
         if self.strategy == "batched":
             if self.condition_on_previous_text:
                 raise OptionError(
-                    "condition_on_previous_text is on, but in batched mode the text before a stretch"
-                    " of speech is not known when it is decoded; leave the option out (windows are"
-                    " told the text of their own stretch) or use the sequential strategy"
+                    "condition_on_previous_text is on, but in batched mode the text before a"
+                    " stretch of speech is not known when it is decoded; leave the option out"
+                    " (windows are told the text of their own stretch) or use the sequential"
+                    " strategy"
                 )
             if self.vad_mode != "cut" and not self.clip_timestamps:
                 raise OptionError(
