@@ -62,8 +62,11 @@ class Ours:
 
     name = "whisper_opt"
 
-    def __init__(self, engine: Path, checkpoint: Path, threads: int) -> None:
+    def __init__(
+        self, engine: Path, checkpoint: Path, threads: int, precision: str = "fp32"
+    ) -> None:
         self._path = engine
+        self._precision = precision
         self._checkpoint = checkpoint
         self._threads = threads
 
@@ -73,7 +76,7 @@ class Ours:
         if not (self._path / "manifest.json").is_file():
             from whisper_opt.export import export
 
-            export(self._checkpoint, self._path)
+            export(self._checkpoint, self._path, precision=self._precision)
         return self._path
 
     @functools.cached_property
