@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +136,19 @@ def _add_export(commands: Any) -> None:
         help="heads that word times are read from, or all, to find them with the heads command"
         " (default: the checkpoint's)",
     )
+    parser.add_argument(
+        "--calibrate",
+        metavar="DIR",
+        type=Path,
+        help="with int8 or int4: measure on the recordings in DIR what rounding each group of"
+        " products costs, keep the costliest more exact, and print and store what was measured",
+    )
+    parser.add_argument(
+        "--keep",
+        metavar="PERCENT",
+        type=float,
+        help="with --calibrate: how much larger the weights may become for that (default: 3)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing engine")
     parser.set_defaults(run=_export)
 
@@ -154,7 +167,10 @@ def _export(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from whisper_opt.export import export  # the export half and its packages load only here
+    from whisper_opt.export.build import KEEP
 
+    if args.keep is not None and args.calibrate is None:
+        raise OptionError("--keep says what a calibration may spend; give --calibrate DIR too")
     begin = time.perf_counter()
     with tqdm(unit="B", unit_scale=True, disable=None, leave=False) as bar:
 
@@ -172,8 +188,12 @@ def _export(args: argparse.Namespace) -> int:
             revision=args.revision,
             alignment_heads=args.alignment_heads,
             overwrite=args.overwrite,
+            calibrate_on=args.calibrate,
+            keep=KEEP if args.keep is None else args.keep / 100,
             on_progress=on_progress,
         )
+    if engine.manifest.calibration:
+        print("\n".join(_calibration(engine.manifest.calibration)))
     parity = engine.manifest.parity
     size = sum(entry.size for entry in engine.manifest.files.values())
     print(
@@ -183,6 +203,23 @@ def _export(args: argparse.Namespace) -> int:
         f" ({parity['measure']} score {parity['logits_scale']:.3g})"
     )
     return 0
+
+
+def _calibration(found: Mapping[str, Any]) -> Iterator[str]:
+    """The table of what rounding costs, the costliest first."""
+    groups = sorted(found["groups"].items(), key=lambda item: -item[1]["divergence"])
+    width = max(len(name) for name, _ in groups)
+    yield f"{'rounded alone':{width}}  nats a token  keys and values  more bytes"
+    for name, cost in groups:
+        yield (
+            f"{name:{width}}  {cost['divergence']:12.2e}  {cost['cross_error']:15.4f}"
+            f"  {cost['more_bytes']:10,}{'  kept' if cost['kept'] else ''}"
+        )
+    yield (
+        f"all rounded: {found['divergence']:.2e} nats a token; with what is kept:"
+        f" {found['kept_divergence']:.2e}; {found['tokens']} tokens of"
+        f" {len(found['recordings'])} recordings"
+    )
 
 
 # heads
@@ -250,6 +287,12 @@ def _description(engine: Engine) -> Iterator[str]:
         yield (
             f"             {label}: {measure} error {parity.get(f'{what}_error', 0):.3g},"
             f" {measure} value {parity.get(f'{what}_scale', 0):.3g}"
+        )
+    if manifest.calibration:
+        kept = sum(bool(cost["kept"]) for cost in manifest.calibration["groups"].values())
+        yield (
+            f"calibrated   on {len(manifest.calibration['recordings'])} recordings; {kept} groups"
+            f" of products kept: {manifest.calibration['kept_divergence']:.2g} nats a token"
         )
     other = parity.get("openai_whisper")
     yield f"             openai-whisper: {'not compared' if other is None else f'{other:.3g}'}"

@@ -84,6 +84,8 @@ class Manifest:
         parity: what verification measured at export.
         files: every file by name.
         tensors: what the runtime reads itself, by name (:mod:`whisper_opt.screen`).
+        calibration: what rounding each group of products cost on recordings; empty where none were
+            given (``export --calibrate``).
         format_version: layout version.
     """
 
@@ -98,11 +100,14 @@ class Manifest:
     parity: Mapping[str, Any]
     files: Mapping[str, FileEntry]
     tensors: Mapping[str, TensorEntry] = dataclasses.field(default_factory=dict)
+    calibration: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> str:
         """The text of ``manifest.json``; short lists stay on one line."""
         values = {**dataclasses.asdict(self), "dims": self.dims.to_dict()}
+        if not self.calibration:
+            del values["calibration"]
         order = ["format_version", *(name for name in values if name != "format_version")]
         lines = []
         for name in order:
@@ -172,6 +177,7 @@ class Manifest:
             tensors={
                 name: TensorEntry.from_dict(entry) for name, entry in values["tensors"].items()
             },
+            calibration=dict(values.get("calibration", {})),
             format_version=int(values["format_version"]),
         )
 

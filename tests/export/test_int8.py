@@ -16,18 +16,22 @@ from tests.conftest import Engines
 from tests.engines import sharp_checkpoint
 from tests.export.exports import change_weight, snapshot
 from tests.golden import clip, clip_pcm
-from tests.models import as_tensor, random_dims
+from tests.models import as_tensor, random_checkpoint, random_dims
 from whisper_opt.arrays import F32, Int
 from whisper_opt.backends.ort import OrtBackend
 from whisper_opt.checkpoints import Checkpoint
+from whisper_opt.checkpoints.checkpoint import expected_shapes
 from whisper_opt.engine import Engine
 from whisper_opt.errors import OptionError, VerificationError
 from whisper_opt.export import export
 from whisper_opt.export.builder import GraphBuilder
+from whisper_opt.export.dialects import make_dialect
+from whisper_opt.export.folding import fold
+from whisper_opt.export.graph import build_decoder
 from whisper_opt.export.linear import Linear
-from whisper_opt.export.nibbles import BLOCK, NibbleLinear, pack, unpack
+from whisper_opt.export.nibbles import BLOCK, SPECIAL, NibbleLinear, pack, unpack
 from whisper_opt.export.precision import INT4, INT8
-from whisper_opt.export.quantize import GELU_LOW, GELU_ZERO, QuantizedLinear, fold, round_columns
+from whisper_opt.export.quantize import GELU_LOW, GELU_ZERO, QuantizedLinear, round_columns
 from whisper_opt.export.reference import gelu
 from whisper_opt.export.spread import Spread, made_up, observe
 from whisper_opt.export.verify import noise_mel
@@ -269,7 +273,24 @@ def test_sizes(integers: dict[str, Engine], small: Checkpoint) -> None:
 
     pages = 4096 * 80  # a tensor begins on a page of its own, and few are large here
     assert size(integers["int8"]) < 2 * weights + pages
-    assert size(integers["int4"]) < size(integers["int8"])
+
+
+def test_int4_takes_five_eighths_of_a_byte_where_it_has_4_bits() -> None:
+    dims = random_dims()
+    state, layers = dims.n_text_state, dims.n_text_layer
+    held = random_checkpoint(dims).tensors
+    spreads = {
+        name[:-7]: Spread(np.zeros(shape[-1], np.float32), np.ones(shape[-1], np.float32))
+        for name, shape in expected_shapes(dims).items()
+        if name.endswith(".weight")
+    }
+    graph, _ = build_decoder(dims, held, make_dialect("contrib"), None, INT4, spreads)
+    share = 4 / 8 + 2 / BLOCK  # a step of two bytes a block
+    words = (dims.n_vocab - SPECIAL) * state * share + SPECIAL * state * 2
+    products = layers * state**2 * (4 + 10 * share)  # self-attention keeps 8 bits
+    positions = dims.n_text_ctx * state * 2
+    found = sum(weight.nbytes for weight in graph.weights)
+    assert found - words - products - positions < 100 * state * layers  # vectors
 
 
 @pytest.mark.parametrize("precision", INTEGERS)

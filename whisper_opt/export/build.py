@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,17 +33,21 @@ from whisper_opt.export.graph import build_decoder, build_encoder
 from whisper_opt.export.nibbles import as_stored
 from whisper_opt.export.pieces import PiecewiseGraph, require_onnxruntime
 from whisper_opt.export.precision import Precision, make_precision
-from whisper_opt.export.spread import made_up, observe
+from whisper_opt.export.sensitivity import calibrate, find_recordings
+from whisper_opt.export.spread import Spread, made_up, observe
 from whisper_opt.export.verify import verify
 from whisper_opt.export.writer import directory, write_bytes, write_graph, write_text
 from whisper_opt.screen import Screen
 from whisper_opt.tokens import Vocab
 from whisper_opt.version import __version__
 
-__all__ = ["ExportProgress", "export"]
+__all__ = ["KEEP", "ExportProgress", "export"]
 
 ExportProgress = Callable[[str, float, float], None]
-"""Called with (stage, done, total); stages are ``write`` (bytes) and ``verify`` (steps)."""
+"""Called with (stage, done, total); stages are ``calibrate`` (passes), ``write`` (bytes) and
+``verify`` (steps)."""
+KEEP = 0.03
+"""How much larger the weights may become by what a calibration keeps exact."""
 
 
 def export(
@@ -56,6 +61,8 @@ def export(
     alignment_heads: Union[str, Sequence[tuple[int, int]], None] = None,
     overwrite: bool = False,
     verified: bool = True,
+    calibrate_on: Union[str, Path, None] = None,
+    keep: float = KEEP,
     on_progress: ExportProgress | None = None,
 ) -> Engine:
     """Export a checkpoint to a verified engine directory.
@@ -64,7 +71,7 @@ def export(
         source: a Hugging Face directory or hub id, an OpenAI ``.pt`` file, a CTranslate2 directory,
             or a loaded :class:`~whisper_opt.checkpoints.Checkpoint`.
         target: directory to create.
-        precision: arithmetic of the graphs: ``fp32`` or ``fp16``.
+        precision: arithmetic of the graphs, one of ``PRECISIONS``.
         dialect: ``contrib`` (ONNX Runtime) or ``standard`` (TensorRT, and ONNX Runtime >= 1.24).
         tokenizer: ``tokenizer.json`` or directory holding one, for sources without.
         revision: branch, tag or commit of a hub id.
@@ -74,6 +81,9 @@ def export(
         overwrite: replace an engine that exists.
         verified: False for weights that mean nothing, as some benchmarks have: their graphs are
             not run, and the manifest says so.
+        calibrate_on: folder of recordings on which to measure what rounding each group of products
+            costs (int8 and int4); the manifest says what was found.
+        keep: how much larger the weights may become, as a share, for what is then kept exact.
         on_progress: called as the work goes on.
 
     Returns:
@@ -81,7 +91,8 @@ def export(
 
     Raises:
         CheckpointError: the source cannot be read.
-        OptionError: unknown precision or dialect.
+        OptionError: unknown precision or dialect, or nothing to calibrate with.
+        AudioError: a recording cannot be read.
         EngineError: the target exists or cannot be written.
         BackendUnavailable: ONNX Runtime, which verifies, is missing or too old for the dialect.
         VerificationError: the graphs do not compute what the checkpoint computes; nothing is left.
@@ -92,6 +103,7 @@ def export(
         raise OptionError(
             f"precision {precision} is for CPUs and the contrib dialect; the dialect is {dialect!r}"
         )
+    _check_calibration(types, calibrate_on, keep)
     require_onnxruntime(dialect)
     report = on_progress or (lambda stage, done, total: None)
     with directory(Path(target), overwrite=overwrite) as folder:
@@ -103,7 +115,8 @@ def export(
         checkpoint = _with_heads(checkpoint, alignment_heads)
         Vocab(checkpoint.tokenizer_json, checkpoint.dims)  # refuses a tokenizer that does not fit
         files = {"tokenizer.json": write_text(folder / "tokenizer.json", checkpoint.tokenizer_json)}
-        parts = _build(checkpoint, dialect, types)
+        types, spreads, calibration = _calibrated(checkpoint, types, calibrate_on, keep, report)
+        parts = _build(checkpoint, dialect, types, spreads)
         written, tensors = _write(parts, folder, report)
         files.update(written)
         if dialect == "standard" or precision == "fp16":  # what a GPU runs
@@ -118,24 +131,66 @@ def export(
             screen = Screen.of(lambda name: map_tensor(folder, tensors[name])) if tensors else None
             judge = checkpoint
             if types.bits == 4:  # what 4 bits lose is not an error of the graphs
-                judge = dataclasses.replace(checkpoint, tensors=as_stored(checkpoint.tensors))
+                judge = dataclasses.replace(
+                    checkpoint, tensors=as_stored(checkpoint.tensors, types.kept)
+                )
             parity = verify(judge, encoder, decoder, screen, precision=types).to_dict()
             if judge is not checkpoint:
                 parity = {**parity, "reference": "numpy fp32, decoder weights as rounded to 4 bits"}
             report("verify", 1, 1)
         manifest = _manifest(checkpoint, precision, dialect, parity, files, tensors)
+        manifest = dataclasses.replace(manifest, calibration=calibration)
         write_text(folder / MANIFEST, manifest.to_json())
     return read_engine(target)
 
 
+def _check_calibration(types: Precision, folder: Union[str, Path, None], keep: float) -> None:
+    if not 0 <= keep <= 1:
+        raise OptionError(f"keep is {keep}; expected a share of the size, from 0 to 1")
+    if folder is None:
+        return
+    if types.bits is None:
+        raise OptionError(
+            f"--calibrate measures what rounding to integers costs; precision is {types.name!r},"
+            " expected int8 or int4"
+        )
+    find_recordings(Path(folder))  # before the checkpoint is read
+
+
+def _calibrated(
+    checkpoint: Checkpoint,
+    types: Precision,
+    folder: Union[str, Path, None],
+    keep: float,
+    report: ExportProgress,
+) -> tuple[Precision, Mapping[str, Spread] | None, Mapping[str, Any]]:
+    """The policy, what products are given, and what is said of it in the manifest."""
+    if types.bits is None:
+        return types, None, {}
+    if folder is None:
+        return types, observe(checkpoint, made_up(checkpoint)), {}
+    weights = sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
+    budget = round(keep * weights * types.bits / 8)
+    found = calibrate(
+        checkpoint,
+        types,
+        Path(folder),
+        budget,
+        lambda done, total: report("calibrate", done, total),
+    )
+    return found.precision, found.spreads, found.report
+
+
 def _build(
-    checkpoint: Checkpoint, dialect: str, types: Precision
+    checkpoint: Checkpoint,
+    dialect: str,
+    types: Precision,
+    spreads: Mapping[str, Spread] | None,
 ) -> dict[str, tuple[OnnxGraph, list[str]]]:
     dims, tensors = checkpoint.dims, checkpoint.tensors
     if types.storage is not None and types.bits is None:
         # the screened head's proof is about the values that are stored
         tensors = {name: _rounded(tensor, types.storage) for name, tensor in tensors.items()}
-    spreads = None if types.bits is None else observe(checkpoint, made_up(checkpoint))
     return {
         "encoder": build_encoder(dims, tensors, make_dialect(dialect), types, spreads),
         "decoder": build_decoder(

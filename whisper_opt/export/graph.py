@@ -35,6 +35,7 @@ from whisper_opt.dims import HEAD_DIM, ModelDims
 from whisper_opt.export.builder import GraphBuilder, OnnxGraph
 from whisper_opt.export.head import embed, exact_head, screened_head
 from whisper_opt.export.linear import Linear
+from whisper_opt.export.mixed import MixedLinear
 from whisper_opt.export.nibbles import NibbleLinear
 from whisper_opt.export.precision import FP32, Precision
 from whisper_opt.export.quantize import QuantizedLinear
@@ -137,9 +138,12 @@ def _linear(
 ) -> Linear:
     if bits is None:
         return Linear(builder, tensors, types)
+    whole = QuantizedLinear(builder, tensors, types, spreads or {})
+    most: Linear = whole
+    better = Linear(builder, tensors, types)
     if bits == 4:
-        return NibbleLinear(builder, tensors, types)
-    return QuantizedLinear(builder, tensors, types, spreads or {})
+        most, better = NibbleLinear(builder, tensors, types), whole
+    return MixedLinear(most, better, types.kept) if types.kept else most
 
 
 def build_encoder(
@@ -275,7 +279,7 @@ def build_decoder(
     n_audio = builder.dim("cross_k_0", 0)
     unfold = builder.node("Shape", rows.tokens)
     unfold = builder.node("Concat", unfold, builder.constant([dims.n_text_state]), axis=0)
-    value = embed(builder, rows.tokens, tensors, types)
+    value = embed(builder, rows.tokens, tensors, types.head)
     table = linear.vector("decoder.positional_embedding", types.residual)
     value = _add(builder, linear, builder.node("Gather", table, rows.positions), value)
     cuts, updated = [], []
@@ -307,7 +311,7 @@ def build_decoder(
     if dialect.screens and types.compute == np.float32 and types.bits is None:
         screened_head(builder, hidden, dims, tensors, types)
     else:
-        logits = exact_head(builder, hidden, dims, tensors, types)
+        logits = exact_head(builder, hidden, dims, tensors, types.head)
         builder.output(logits, "logits", _FLOAT, ["n_seq", "n_at", dims.n_vocab])
     for i, (heads, scores) in watched.items():
         shape: list[int | str] = ["n_audio", heads, "n_aligned", "n_ctx"]

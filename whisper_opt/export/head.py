@@ -11,16 +11,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Callable
+from typing import Any, Callable
 
 import numpy as np
 from onnx import TensorProto
 
-from whisper_opt.arrays import F32, NDArray
+from whisper_opt.arrays import NDArray
 from whisper_opt.checkpoints.checkpoint import Tensor
 from whisper_opt.dims import ModelDims
 from whisper_opt.export.builder import MICROSOFT, GraphBuilder
-from whisper_opt.export.nibbles import BLOCK, EMBEDDING, mean_row, nibble_product, pack
+from whisper_opt.export.nibbles import BLOCK, EMBEDDING, SPECIAL, NibbleHead, nibble_product
 from whisper_opt.export.precision import FP32, Precision
 from whisper_opt.export.screen import QuantizedHead, quantize_head
 from whisper_opt.screen import STEPS
@@ -221,65 +221,71 @@ def _quantized_head(builder: GraphBuilder, hidden: str, tensors: Mapping[str, Te
     """Scores f32 [N, P, n_vocab] from 8-bit weights; inputs keep 14 bits."""
     weights = _Integers(builder, tensors, "decoder.head")
     scores = _products(builder, *_shrunk(builder, hidden, weights), weights)
-    return _add_mean(builder, scores, hidden, tensors)
+    return _add_mean(builder, scores, hidden, weights("mean"))
 
 
-def _add_mean(
-    builder: GraphBuilder, scores: str, hidden: str, tensors: Mapping[str, Tensor]
-) -> str:
+def _add_mean(builder: GraphBuilder, scores: str, hidden: str, mean: str) -> str:
     """Scores to which the mean row of the embedding is given back."""
-    state = tensors[EMBEDDING].shape[1]
-    column = builder.weight(
-        "decoder.head.mean_column", (state, 1), lambda: mean_row(tensors[EMBEDDING].read())[:, None]
-    )
+    column = builder.node("Unsqueeze", mean, builder.constant([1]))
     return builder.node("Add", scores, builder.node("MatMul", hidden, column))
 
 
-def _nibbles(builder: GraphBuilder, tensors: Mapping[str, Tensor]) -> tuple[str, str, str]:
-    """The embedding in 4 bits: packed weights, steps [n_vocab, blocks], mean row."""
-    embedding = tensors[EMBEDDING]
-    vocab, state = embedding.shape
-    blocks = state // BLOCK
+class _Nibbles:
+    """Weights of the head in 4 bits, declared as they are used; rounded once."""
 
-    @functools.lru_cache(maxsize=1)
-    def packed() -> tuple[NDArray, F32]:
-        rows = embedding.read()
-        return pack(rows - mean_row(rows))
+    def __init__(self, builder: GraphBuilder, tensors: Mapping[str, Tensor]) -> None:
+        head = functools.lru_cache(maxsize=1)(lambda: NibbleHead(tensors))
+        vocab, self.state = tensors[EMBEDDING].shape
+        self.words, self.blocks = vocab - SPECIAL, self.state // BLOCK
 
-    return (
-        builder.weight(
-            "decoder.head.weight", (vocab, blocks, BLOCK // 2), lambda: packed()[0], np.uint8
-        ),
-        builder.weight("decoder.head.steps", (vocab, blocks), lambda: packed()[1]),
-        builder.weight("decoder.head.mean", (state,), lambda: mean_row(embedding.read())),
-    )
+        def weight(name: str, shape: tuple[int, ...], dtype: Any = np.float32) -> str:
+            read = functools.partial(lambda name: getattr(head(), name), name)
+            return builder.weight(f"decoder.head.{name}", shape, read, dtype)
+
+        self.packed = weight("packed", (self.words, self.blocks, BLOCK // 2), np.uint8)
+        self.steps = weight("steps", (self.words, self.blocks), np.float16)
+        self.special = weight("special", (SPECIAL, self.state), np.float16)
+        self.shrink = weight("shrink", (self.state,))
+        self.mean = weight("mean", (self.state,))
 
 
 def _embed_nibbles(builder: GraphBuilder, tokens: str, tensors: Mapping[str, Tensor]) -> str:
     """Rows of the head's weights as embeddings [N, S, n_text_state]."""
-    weight, steps, mean = _nibbles(builder, tensors)
-    state = tensors[EMBEDDING].shape[1]
-    pairs = builder.node("Cast", builder.node("Gather", weight, tokens), to=TensorProto.INT32)
+    head = _Nibbles(builder, tensors)
+    last, first = builder.constant(head.words - 1), builder.constant(head.words)
+    rows = _words(builder, builder.node("Min", tokens, last), head)
+    beyond = builder.node("Max", builder.node("Sub", tokens, first), builder.constant(0))
+    special = builder.node("Gather", head.special, beyond)
+    special = builder.cast(special, np.float16, np.float32)
+    is_word = builder.node("Unsqueeze", builder.node("Less", tokens, first), builder.constant([2]))
+    return builder.node("Where", is_word, rows, special)
+
+
+def _words(builder: GraphBuilder, tokens: str, head: _Nibbles) -> str:
+    """Embeddings [N, S, n_text_state] of tokens whose rows have 4 bits."""
+    pairs = builder.node("Cast", builder.node("Gather", head.packed, tokens), to=TensorProto.INT32)
     sixteen = builder.constant(np.array(16, np.int32))
     high = builder.node("Div", pairs, sixteen)
     low = builder.node("Sub", pairs, builder.node("Mul", high, sixteen))
     axis = builder.constant([4])
     both = [builder.node("Unsqueeze", half, axis) for half in (low, high)]
     integers = builder.node("Cast", builder.node("Concat", *both, axis=4), to=_FLOAT)
-    integers = builder.reshape(integers, [0, 0, state // BLOCK, BLOCK])
+    integers = builder.reshape(integers, [0, 0, head.blocks, BLOCK])
     centred = builder.node("Sub", integers, _number(builder, 8))
-    scale = builder.node("Unsqueeze", builder.node("Gather", steps, tokens), builder.constant([3]))
-    rows = builder.reshape(builder.node("Mul", centred, scale), [0, 0, state])
-    return builder.node("Add", rows, mean)
+    scale = builder.cast(builder.node("Gather", head.steps, tokens), np.float16, np.float32)
+    scale = builder.node("Unsqueeze", scale, builder.constant([3]))
+    rows = builder.reshape(builder.node("Mul", centred, scale), [0, 0, head.state])
+    return builder.node("Add", builder.node("Mul", rows, head.shrink), head.mean)
 
 
 def _nibble_head(builder: GraphBuilder, hidden: str, tensors: Mapping[str, Tensor]) -> str:
-    """Scores f32 [N, P, n_vocab] from weights of 4 bits."""
-    weight, steps, _ = _nibbles(builder, tensors)
-    vocab, state = tensors[EMBEDDING].shape
-    flat = builder.reshape(steps, [-1])
-    scores = nibble_product(builder, hidden, weight, flat, state, vocab)
-    return _add_mean(builder, scores, hidden, tensors)
+    """Scores f32 [N, P, n_vocab] from weights of 4 bits, and of float16 for special tokens."""
+    head = _Nibbles(builder, tensors)
+    shrunk = builder.node("Mul", hidden, head.shrink)
+    scores = nibble_product(builder, shrunk, head.packed, head.steps, head.state, head.words)
+    words = _add_mean(builder, scores, hidden, head.mean)
+    special = builder.transpose(builder.cast(head.special, np.float16, np.float32), [1, 0])
+    return builder.node("Concat", words, builder.node("MatMul", hidden, special), axis=2)
 
 
 def _number(builder: GraphBuilder, value: float) -> str:

@@ -7,21 +7,24 @@ other, and with blocks of 32 its sums are the same bits for any number of rows.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
 from whisper_opt.arrays import F32, NDArray
 from whisper_opt.checkpoints.checkpoint import Tensor
 from whisper_opt.export.builder import MICROSOFT, GraphBuilder
+from whisper_opt.export.groups import CROSS, HEAD, chosen, group_of
 from whisper_opt.export.linear import Linear
+from whisper_opt.export.screen import evened
 
 __all__ = [
     "BLOCK",
     "EMBEDDING",
+    "SPECIAL",
+    "NibbleHead",
     "NibbleLinear",
     "as_stored",
-    "mean_row",
     "nibble_product",
     "pack",
     "unpack",
@@ -33,6 +36,11 @@ BLOCK = 32
 _SHRINK = (1.0, 0.94, 0.88, 0.82)
 """Steps tried for each block, as shares of the one that reaches its largest weight."""
 _ROWS = 1024
+_LEAST = 1e-6
+"""Blocks smaller than this are zeros; an eighth of it is a float16 number."""
+SPECIAL = 1632
+"""Rows at the end of the embedding that stay float16: times and special tokens, about 1,610. A text
+ends, and a segment too, where one of them beats all words; 4 bits make it miss its end."""
 
 
 def pack(weight: F32) -> tuple[NDArray, F32]:
@@ -40,8 +48,8 @@ def pack(weight: F32) -> tuple[NDArray, F32]:
 
     Returns:
         uint8 [n_out, n_in / BLOCK, BLOCK / 2], two weights a byte, the first in the low half, 8
-        standing for zero; and float32 [n_out, n_in / BLOCK] steps, negative where the largest
-        weight of a block is positive (-8 is one step further from zero than 7).
+        standing for zero; and float32 [n_out, n_in / BLOCK] steps that float16 can hold, negative
+        where the largest weight of a block is positive (-8 is one step further from zero than 7).
     """
     n_out, n_in = weight.shape
     packed = np.empty((n_out, n_in // BLOCK, BLOCK // 2), np.uint8)
@@ -57,12 +65,12 @@ def pack(weight: F32) -> tuple[NDArray, F32]:
 def _rounded(blocks: F32) -> tuple[NDArray, F32]:
     """Integers 0 to 15 of the shape of ``blocks`` and the steps of the blocks."""
     peak = np.take_along_axis(blocks, np.abs(blocks).argmax(-1)[..., None], -1)
-    widest = np.where(np.abs(peak) > 1e-12, peak, np.float32(-1e-12)) / np.float32(-8)
+    widest = np.where(np.abs(peak) > _LEAST, peak, np.float32(-_LEAST)) / np.float32(-8)
     found = np.zeros(blocks.shape, np.uint8)
     step = np.zeros_like(widest)
     least = np.full_like(widest, np.inf)
     for share in _SHRINK:
-        trial = widest * np.float32(share)
+        trial = (widest * np.float32(share)).astype(np.float16).astype(np.float32)
         integers = np.clip(np.rint(blocks / trial), -8, 7)
         cost = ((integers * trial - blocks) ** 2).sum(-1, keepdims=True)
         better = cost < least
@@ -78,39 +86,59 @@ def unpack(packed: NDArray, steps: F32) -> F32:
     return values.reshape(len(values), -1)
 
 
-def as_stored(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Checkpoint tensors with those of the decoder that get 4 bits replaced by what they become."""
-    return {name: _as_stored(name, tensor) for name, tensor in tensors.items()}
+class NibbleHead:
+    """The embedding in 4 bits, but for its last rows.
+
+    Attributes:
+        packed, steps: as of :func:`pack`, of the rows before the last.
+        mean: float32 [n_text_state], mean row, taken out before rounding.
+        shrink: float32 [n_text_state], factors of the input; weights were divided by them.
+        special: float32 [SPECIAL, n_text_state], the last rows as float16 numbers.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        """Round the embedding of a checkpoint."""
+        rows = tensors[EMBEDDING].read()
+        gain, bias = (tensors[f"decoder.ln.{part}"].read() for part in ("weight", "bias"))
+        self.mean, grow = evened(rows, gain, bias)
+        self.shrink: F32 = np.float32(1) / grow
+        words = len(rows) - SPECIAL
+        self.packed, self.steps = pack((rows[:words] - self.mean) * grow)
+        self.special: F32 = rows[words:].astype(np.float16).astype(np.float32)
+
+    def rows(self) -> F32:
+        """The embedding [n_vocab, n_text_state] that this stands for."""
+        words = unpack(self.packed, self.steps) * self.shrink + self.mean
+        return np.concatenate([words, self.special])
 
 
-def _as_stored(name: str, tensor: Tensor) -> Tensor:
-    if name == EMBEDDING:
+def as_stored(tensors: Mapping[str, Tensor], kept: Collection[str] = ()) -> dict[str, Tensor]:
+    """Checkpoint tensors with those of the decoder that get 4 bits replaced by what they become.
 
-        @functools.lru_cache(maxsize=1)
-        def embedding() -> F32:
-            rows = tensor.read()
-            mean = mean_row(rows)
-            return unpack(*pack(rows - mean)) + mean
+    ``kept``: groups (:func:`whisper_opt.export.groups.chosen`) that are left alone.
+    """
 
-        return Tensor(tensor.shape, embedding)
-    in_encoder = ("cross_attn.key.weight", "cross_attn.value.weight")
-    if not name.startswith("decoder.blocks.") or name.endswith(in_encoder):
-        return tensor
-    if len(tensor.shape) == 1:
-        return tensor
-    return Tensor(tensor.shape, lambda: unpack(*pack(tensor.read())))
+    def stored(name: str, tensor: Tensor) -> Tensor:
+        if name == EMBEDDING:
+            if chosen(HEAD, kept):
+                return tensor
+            return Tensor(tensor.shape, functools.lru_cache(1)(lambda: NibbleHead(tensors).rows()))
+        group = group_of(name[:-7])
+        if not name.startswith("decoder.blocks.") or group == CROSS or chosen(group, kept):
+            return tensor
+        if len(tensor.shape) == 1:
+            return tensor
+        return Tensor(tensor.shape, lambda: unpack(*pack(tensor.read())))
 
-
-def mean_row(rows: F32) -> F32:
-    """Mean of the rows of a matrix."""
-    mean: F32 = np.add.reduce(rows, axis=0) / np.float32(len(rows))
-    return mean
+    return {name: stored(name, tensor) for name, tensor in tensors.items()}
 
 
 def nibble_product(
     builder: GraphBuilder, value: str, weight: str, steps: str, k: int, n: int
 ) -> str:
-    """``value`` [.., k] times packed weights [n, k]."""
+    """``value`` [.., k] times packed weights [n, k]; ``steps`` are float16."""
+    # constant: ONNX Runtime converts them once, when it loads the graph
+    steps = builder.reshape(builder.cast(steps, np.float16, np.float32), [-1])
     return builder.node(
         "MatMulNBits",
         value,
@@ -152,6 +180,6 @@ class NibbleLinear(Linear):
             f"{name}.weight", (n_out, blocks, BLOCK // 2), lambda: packed()[0], np.uint8
         )
         steps = self.builder.weight(
-            f"{name}.steps", (n_out * blocks,), lambda: packed()[1].reshape(-1)
+            f"{name}.steps", (n_out, blocks), lambda: packed()[1], np.float16
         )
         return nibble_product(self.builder, value, weight, steps, n_in, n_out)

@@ -15,6 +15,7 @@ import numpy as np
 from onnx import helper
 
 from whisper_opt.errors import OptionError
+from whisper_opt.export.groups import HEAD, chosen
 
 __all__ = ["FP16", "FP32", "INT4", "INT8", "PRECISIONS", "STORED", "Precision", "make_precision"]
 
@@ -45,6 +46,8 @@ class Precision:
             rounds its scores to float16 on the CPU, no fused kernel of a GPU does; so the graph
             says what such a kernel computes (float32 scores and softmax between float16 products)
             and a TensorRT build makes one operator of it (``tensorrt_ops.with_attention``).
+        kept: groups of products (:mod:`whisper_opt.export.groups`) that are a step more exact than
+            the rest: float32 where the rest has 8 bits, 8 bits where it has 4.
     """
 
     name: str
@@ -56,6 +59,14 @@ class Precision:
     bits: int | None = None
     storage: np.dtype[Any] | None = None
     fused: bool = True
+    kept: frozenset[str] = frozenset()
+
+    @property
+    def head(self) -> Precision:
+        """The policy of the embedding, which is the output head's too."""
+        if not chosen(HEAD, self.kept):
+            return self
+        return dataclasses.replace(self, bits=8 if self.bits == 4 else None, kept=frozenset())
 
     @property
     def kv(self) -> int:
@@ -75,8 +86,17 @@ STORED = Precision(
 INT8 = Precision(
     "int8", _F32, _F32, "rms", cross_tolerance=0.15, logits_tolerance=0.25, bits=8, storage=_F16
 )
+# self-attention is what 4 bits hurt most for its size
 INT4 = Precision(
-    "int4", _F32, _F32, "rms", cross_tolerance=0.15, logits_tolerance=0.4, bits=4, storage=_F16
+    "int4",
+    _F32,
+    _F32,
+    "rms",
+    cross_tolerance=0.15,
+    logits_tolerance=0.4,
+    bits=4,
+    storage=_F16,
+    kept=frozenset({"decoder.blocks.*.attn.qkv", "decoder.blocks.*.attn.out"}),
 )
 PRECISIONS: Mapping[str, Precision] = {
     types.name: types for types in (FP32, FP16, STORED, INT8, INT4)

@@ -26,51 +26,30 @@ import numpy as np
 from whisper_opt.arrays import F32, NDArray
 from whisper_opt.checkpoints.checkpoint import Tensor
 from whisper_opt.export.builder import MICROSOFT, GraphBuilder
+from whisper_opt.export.folding import Folded, Folds, norm_before
 from whisper_opt.export.linear import Linear
 from whisper_opt.export.precision import Precision
 from whisper_opt.export.spread import Spread
 
-__all__ = ["GELU_LOW", "GELU_ZERO", "Folded", "QuantizedLinear", "fold", "round_columns"]
+__all__ = [
+    "GELU_LOW",
+    "GELU_STEPS",
+    "GELU_ZERO",
+    "LEAST",
+    "ROOM",
+    "QuantizedLinear",
+    "round_columns",
+]
 
 GELU_LOW = 0.17
 """A GELU is nowhere less than minus this."""
 GELU_ZERO = 16
 """The integer that stands for zero after a GELU."""
-_GELU_STEPS = 255 - GELU_ZERO
-_LEAST = 1e-20
+GELU_STEPS = 255 - GELU_ZERO
+LEAST = 1e-20
 """Rows smaller than this are taken to be this large: no division by zero."""
-_ROOM = 1.5
+ROOM = 1.5
 """The known range over what was seen at export."""
-
-
-class Folded:
-    """What is moved from the inputs of some products into their weights and biases.
-
-    Attributes:
-        mean: float32 [n_in], taken from the input.
-        quiet: float32 [n_in], what the input is divided by, powers of two.
-        reach: largest magnitude of the input after that.
-    """
-
-    def __init__(self, mean: F32, quiet: F32, reach: float) -> None:
-        """See the attributes."""
-        self.mean = mean
-        self.quiet = quiet
-        self.reach = reach
-
-
-def fold(spread: Spread, loudest_weights: F32) -> Folded:
-    """Share the unevenness of channels between an input and the weights that multiply it.
-
-    Args:
-        spread: of the input.
-        loudest_weights: float32 [n_in], largest magnitude of each channel's weights.
-    """
-    ratio = np.log2(np.maximum(spread.peak, 1e-6) / np.maximum(loudest_weights, 1e-6))
-    quiet = np.exp2(np.rint((ratio - ratio.mean()) / 2)).astype(np.float32)
-    reach = float((spread.peak / quiet).max())
-    grid = 2.0 ** (np.floor(np.log2(reach)) - 4)
-    return Folded(spread.mean, quiet, float(np.ceil(reach / grid) * grid))
 
 
 def round_columns(weight: F32) -> tuple[NDArray, F32]:
@@ -91,45 +70,13 @@ class QuantizedLinear(Linear):
     ) -> None:
         """``spreads``: of the inputs of all products, by their names."""
         super().__init__(builder, tensors, types)
-        self._spreads = spreads
-        self._folded: dict[str, Folded] = {}
-
-    # what is folded
-
-    def _consumers(self, norm: str) -> list[str]:
-        """The projections whose input is a layer normalization; none for the output head's."""
-        if norm == "encoder.ln_post":
-            ends = (".cross_attn.key", ".cross_attn.value")
-            return [name[:-7] for name in self.tensors if name[:-7].endswith(ends)]
-        block, _, kind = norm.rpartition(".")
-        parts = {
-            "attn_ln": ("attn.query", "attn.key", "attn.value"),
-            "cross_attn_ln": ("cross_attn.query",),
-            "mlp_ln": ("mlp.0",),
-        }
-        return [f"{block}.{part}" for part in parts.get(kind, ())]
-
-    def _fold(self, norm: str) -> Folded:
-        if norm not in self._folded:
-            names = self._consumers(norm)
-            loudest = [np.abs(self.tensors[f"{name}.weight"].read()).max(axis=0) for name in names]
-            self._folded[norm] = fold(self._spreads[names[0]], np.max(loudest, axis=0))
-        return self._folded[norm]
-
-    def _norm_before(self, product: str) -> str:
-        """The layer normalization that a projection reads, or nothing."""
-        block, _, part = product.rpartition(".")
-        if part in ("key", "value") and block.endswith(".cross_attn"):
-            return "encoder.ln_post"
-        if part in ("query", "key", "value"):
-            return f"{block}_ln"
-        return f"{block}_ln" if product.endswith(".mlp.0") else ""
+        self._folds = Folds(tensors, spreads)
 
     def norm(self, name: str) -> tuple[str, str]:
         """As of :class:`Linear`, with what is folded into it."""
-        if not self._consumers(name):
+        if not self._folds.consumers(name):
             return super().norm(name)
-        folded = self._fold(name)
+        folded = self._folds.into(name)
         gain, shift = (self.tensors[f"{name}.{part}"] for part in ("weight", "bias"))
         state = gain.shape
         return (
@@ -152,8 +99,8 @@ class QuantizedLinear(Linear):
 
     def _product(self, value: str, name: str, parts: Sequence[str], *, bias: bool) -> str:
         """The projections ``parts`` of one value, side by side."""
-        norm = self._norm_before(parts[0])
-        folded = self._fold(norm) if norm else None
+        norm = norm_before(parts[0])
+        folded = self._folds.into(norm) if norm else None
         shape = self._shape(parts)
         columns = functools.lru_cache(maxsize=1)(lambda: round_columns(self._read(parts, folded)))
         weight = self.builder.weight(f"{name}.weight", shape, lambda: columns()[0], np.int8)
@@ -164,7 +111,7 @@ class QuantizedLinear(Linear):
                 f"{name}.bias", shape[1:], lambda: self._offset(parts, folded, bias)
             )
         if folded is not None and norm.startswith("encoder."):
-            return self._known(value, weight, scale, offset, folded.reach * _ROOM)
+            return self._known(value, weight, scale, offset, folded.reach * ROOM)
         if name.endswith(".mlp.2"):
             return self._by_row(value, weight, scale, offset, after_gelu=True)
         return self._by_row(value, weight, scale, offset)
@@ -210,10 +157,10 @@ class QuantizedLinear(Linear):
         self, value: str, weight: str, scale: str, bias: str, *, after_gelu: bool = False
     ) -> str:
         builder = self.builder
-        steps, zero, least = 127, 128, _LEAST
+        steps, zero, least = 127, 128, LEAST
         sizes = value
         if after_gelu:  # so large that the least value of a GELU is no less than integer 0
-            steps, zero, least = _GELU_STEPS, GELU_ZERO, GELU_LOW * _GELU_STEPS / GELU_ZERO
+            steps, zero, least = GELU_STEPS, GELU_ZERO, GELU_LOW * GELU_STEPS / GELU_ZERO
         else:
             sizes = builder.node("Abs", value)
         loudest = builder.node("ReduceMax", sizes, builder.constant([-1]), keepdims=1)

@@ -71,6 +71,10 @@ class Reference:
         product: F32 = x @ self._read(f"{name}.weight").T
         return product + self._read(f"{name}.bias") if bias else product
 
+    def _embedding(self) -> F32:
+        """[n_vocab, n_text_state], the output head's too."""
+        return self._read("decoder.token_embedding.weight")
+
     def _norm(self, x: F32, name: str) -> F32:
         return layer_norm(x, self._read(f"{name}.weight"), self._read(f"{name}.bias"))
 
@@ -97,16 +101,27 @@ class Reference:
 
     def encode(self, mel: F32) -> F32:
         """Encoder output [n_ctx, n_audio_state] of one log-mel window [n_mels, n_frames]."""
+        return self.encode_from(self.stem(mel), 0)
+
+    def stem(self, mel: F32) -> F32:
+        """What the first encoder layer is given [n_ctx, n_audio_state]."""
         x = gelu(self._conv(mel, "encoder.conv1", 1))
         x = gelu(self._conv(x, "encoder.conv2", self._dims.frames_per_position)).T
-        x = x + self._read("encoder.positional_embedding")[: len(x)]
-        for i in range(self._dims.n_audio_layer):
-            block = f"encoder.blocks.{i}"
-            x = x + self._self_attention(
-                self._norm(x, f"{block}.attn_ln"), f"{block}.attn", causal=False
-            )
-            x = x + self._mlp(x, block)
+        return cast(F32, x + self._read("encoder.positional_embedding")[: len(x)])
+
+    def encode_from(self, x: F32, first: int) -> F32:
+        """Encoder output of what layer ``first`` is given."""
+        for i in range(first, self._dims.n_audio_layer):
+            x = self.layer(x, i)
         return self._norm(x, "encoder.ln_post")
+
+    def layer(self, x: F32, i: int) -> F32:
+        """What an encoder layer makes of the residual stream [n_ctx, n_audio_state]."""
+        block = f"encoder.blocks.{i}"
+        x = x + self._self_attention(
+            self._norm(x, f"{block}.attn_ln"), f"{block}.attn", causal=False
+        )
+        return cast(F32, x + self._mlp(x, block))
 
     def cross(self, audio: F32, layer: int) -> tuple[F32, F32]:
         """Cross-attention keys and values [n_ctx, H, 64] of one decoder layer."""
@@ -132,7 +147,7 @@ class Reference:
         [len(heads), len(tokens), n_ctx] a sequence.
         """
         watched: list[list[F32]] = [[] for _ in sequences]
-        embedding = self._read("decoder.token_embedding.weight")
+        embedding = self._embedding()
         positions = self._read("decoder.positional_embedding")
         states = [embedding[tokens] + positions[: len(tokens)] for tokens in sequences]
         for i in range(self._dims.n_text_layer):

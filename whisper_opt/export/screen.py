@@ -9,7 +9,7 @@ import numpy as np
 from whisper_opt.arrays import F32, NDArray
 from whisper_opt.checkpoints.checkpoint import Tensor
 
-__all__ = ["QuantizedHead", "quantize_head"]
+__all__ = ["QuantizedHead", "evened", "quantize_head"]
 
 _BLOCK = 1024
 
@@ -35,6 +35,26 @@ class QuantizedHead:
     norm: F32
 
 
+def evened(rows: F32, gain: F32, bias: F32) -> tuple[F32, F32]:
+    """What is done to the head before it is rounded.
+
+    Args:
+        rows: float32 [n_vocab, n_text_state] token embedding.
+        gain: float32 [n_text_state] weight of the layer norm before the head.
+        bias: float32 [n_text_state] bias of it.
+
+    Returns:
+        float32 [n_text_state] mean row, which is taken out, and factors of the channels, by which
+        the input is divided: both sides of the product then have the same spread in every channel.
+    """
+    n_vocab = np.float32(len(rows))
+    mean: F32 = np.add.reduce(rows, axis=0) / n_vocab
+    loud = np.sqrt(gain**2 + bias**2)
+    spread = np.sqrt(np.einsum("vn,vn->n", rows, rows) / n_vocab - mean**2)
+    grow = np.sqrt(np.maximum(loud, 1e-6) / np.maximum(spread, 1e-6)).astype(np.float32)
+    return mean, grow
+
+
 def quantize_head(embedding: Tensor, gain: Tensor, bias: Tensor) -> QuantizedHead:
     """Round the head to 8 bits a weight, one scale a token.
 
@@ -45,11 +65,7 @@ def quantize_head(embedding: Tensor, gain: Tensor, bias: Tensor) -> QuantizedHea
     """
     rows = embedding.read()
     n_vocab, n_state = rows.shape
-    mean = np.add.reduce(rows, axis=0) / np.float32(n_vocab)
-    # both sides of the product get the same spread in every channel
-    loud = np.sqrt(gain.read() ** 2 + bias.read() ** 2)
-    spread = np.sqrt(np.einsum("vn,vn->n", rows, rows) / np.float32(n_vocab) - mean**2)
-    grow = np.sqrt(np.maximum(loud, 1e-6) / np.maximum(spread, 1e-6)).astype(np.float32)
+    mean, grow = evened(rows, gain.read(), bias.read())
     weight = np.empty((n_state, n_vocab), np.int8)
     scale, error, norm = (np.empty(n_vocab, np.float32) for _ in range(3))
     for begin in range(0, n_vocab, _BLOCK):  # in pieces that stay in the cache

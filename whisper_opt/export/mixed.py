@@ -1,0 +1,41 @@
+"""Projections of two kinds in one graph: most rounded, some kept a step more exact."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from whisper_opt.export.groups import chosen, group_of
+from whisper_opt.export.linear import Linear
+
+__all__ = ["MixedLinear"]
+
+
+class MixedLinear(Linear):
+    """Projections as :class:`~whisper_opt.export.linear.Linear`, by one of two others."""
+
+    def __init__(self, most: Linear, kept: Linear, groups: Collection[str]) -> None:
+        """``kept`` has the products of ``groups``: :func:`whisper_opt.export.groups.chosen`."""
+        super().__init__(most.builder, most.tensors, most.types)
+        self._most = most
+        self._kept = kept
+        self._groups = groups
+
+    def _of(self, name: str) -> Linear:
+        return self._kept if chosen(group_of(name), self._groups) else self._most
+
+    def vector(self, name: str, dtype: Any = None) -> str:
+        """As of :class:`Linear`."""
+        return self._most.vector(name, dtype)
+
+    def norm(self, name: str) -> tuple[str, str]:
+        """As of :class:`Linear`: with what its products want folded into it."""
+        return self._of(name).norm(name)
+
+    def __call__(self, value: str, name: str, *, bias: bool = True) -> str:
+        """As of :class:`Linear`."""
+        return self._of(name)(value, name, bias=bias)
+
+    def qkv(self, value: str, name: str) -> str:
+        """As of :class:`Linear`."""
+        return self._of(f"{name}.query").qkv(value, name)
