@@ -34,35 +34,43 @@ def log_softmax(scores: F32) -> F32:
     return result
 
 
-def log_sum_exp(scores: F32) -> float:
-    """Natural logarithm of the summed exponentials; -inf of nothing but -inf."""
+def log_sum_exp(scores: F32, room: F32 | None = None) -> float:
+    """Natural logarithm of the summed exponentials; -inf of nothing but -inf.
+
+    ``room``: at least as many float32, overwritten; saves taking memory.
+    """
     peak = float(scores.max())
     if peak == -np.inf:
         return peak
-    shifted = scores - np.float32(peak)
+    shifted = np.subtract(
+        scores, np.float32(peak), out=None if room is None else room[: len(scores)]
+    )
     np.exp(shifted, out=shifted)
-    return peak + float(np.log(shifted.sum(dtype=np.float32)))
+    return peak + float(np.log(np.einsum("t->", shifted)))  # a third of the time of a sum
 
 
-def _allowed(scores: F32, begin: int) -> tuple[F32, int, float]:
+def _allowed(scores: F32, begin: int, room: F32 | None = None) -> tuple[F32, int, float]:
     """What one row may choose from: scores (-inf where banned), first id, log of their sum."""
     if begin < len(scores):
-        timestamps = log_sum_exp(scores[begin:])
+        timestamps = log_sum_exp(scores[begin:], room)
         if timestamps > float(scores[:begin].max()):
             return scores[begin:], begin, timestamps
     # with every token banned nothing is likely: -inf, not -inf minus -inf
-    return scores, 0, max(log_sum_exp(scores), float(np.finfo(np.float32).min))
+    return scores, 0, max(log_sum_exp(scores, room), float(np.finfo(np.float32).min))
 
 
-def top_row(scores: F32, begin: int, k: int) -> tuple[list[int], list[float]]:
+def top_row(
+    scores: F32, begin: int, k: int, room: F32 | None = None
+) -> tuple[list[int], list[float]]:
     """The k best ids of one row and their log-probabilities.
 
     Args:
         scores: float32 [n_vocab], -inf where banned; overwritten.
         begin: id of ``<|0.00|>`` under the timestamp rules, else n_vocab.
         k: how many.
+        room: float32 [n_vocab], overwritten; saves taking memory.
     """
-    candidates, first, normalizer = _allowed(scores, begin)
+    candidates, first, normalizer = _allowed(scores, begin, room)
     best: list[int] = []
     logprobs: list[float] = []
     while len(best) < k:  # a few maxima cost less than one partition
@@ -100,8 +108,14 @@ def top_k(scores: F32, k: int, mask: TokenMask) -> Top:
     Returns:
         Tokens and log-probabilities [n_seq, k], best first.
     """
-    allowed = np.where(mask.ban, np.float32(-np.inf), penalized(scores, mask))
-    rows = [top_row(row, begin, k) for row, begin in zip(allowed, mask.timestamp_begin.tolist())]
+    scores = penalized(scores, mask)
+    # one row at a time, which stays in a core's own memory
+    allowed, room = np.empty((2, scores.shape[1]), np.float32)
+    rows = []
+    for i, begin in enumerate(mask.timestamp_begin.tolist()):
+        np.copyto(allowed, scores[i])
+        mask.forbid(i, allowed)
+        rows.append(top_row(allowed, begin, k, room))
     return Top(
         np.array([tokens for tokens, _ in rows], np.int64),
         np.array([logprobs for _, logprobs in rows], np.float32),
