@@ -82,9 +82,10 @@ FP16 = Precision(
 STORED = Precision(
     "fp16-storage", _F32, _F32, "rms", cross_tolerance=4e-3, logits_tolerance=4e-3, storage=_F16
 )
-# what 8 bits do to noise is more than what they do to speech: docs/int8.md
+# what 8 bits do to noise is more than what they do to speech, and more in deeper models; what is
+# wrong is far beyond: docs/int8.md
 INT8 = Precision(
-    "int8", _F32, _F32, "rms", cross_tolerance=0.15, logits_tolerance=0.25, bits=8, storage=_F16
+    "int8", _F32, _F32, "rms", cross_tolerance=0.25, logits_tolerance=0.25, bits=8, storage=_F16
 )
 # self-attention is what 4 bits hurt most for its size
 INT4 = Precision(
@@ -92,7 +93,7 @@ INT4 = Precision(
     _F32,
     _F32,
     "rms",
-    cross_tolerance=0.15,
+    cross_tolerance=0.25,
     logits_tolerance=0.4,
     bits=4,
     storage=_F16,
