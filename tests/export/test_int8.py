@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -145,15 +146,15 @@ def folded_case(name: str) -> tuple[dict[str, Any], F32, Spread]:
     return held, rows, Spread(mean, np.abs(value - mean).max(axis=0))
 
 
-@pytest.mark.parametrize("side", ["encoder", "decoder"])
+@pytest.mark.parametrize("block", ["encoder.blocks.0", "encoder.blocks.1", "decoder.blocks.0"])
 def test_what_is_folded_into_a_normalization_changes_nothing_but_rounding(
-    side: str, tmp_path: Path
+    block: str, tmp_path: Path
 ) -> None:
-    name = f"{side}.blocks.0.mlp.0"
+    name = f"{block}.mlp.0"
     held, rows, spread = folded_case(name)
     builder = GraphBuilder("norm")
     linear = QuantizedLinear(builder, held, INT8, {name: spread})
-    linear.norm(f"{side}.blocks.0.mlp_ln")
+    linear.norm(f"{block}.mlp_ln")
     gain, shift = (weight.read() for weight in builder.finish(20, 10).weights)
     # what the graph's own normalization would hand on
     value = (rows * gain + shift).astype(np.float32)
@@ -173,7 +174,7 @@ def test_what_is_folded_into_a_normalization_changes_nothing_but_rounding(
 
 
 def test_the_known_range_is_that_of_numpy(tmp_path: Path) -> None:
-    name = "encoder.blocks.0.mlp.0"
+    name = "encoder.blocks.1.mlp.0"
     held, rows, spread = folded_case(name)
     weight = held[f"{name}.weight"].read()
     folded = fold(spread, np.abs(weight).max(axis=0))
@@ -189,6 +190,21 @@ def test_the_known_range_is_that_of_numpy(tmp_path: Path) -> None:
     offset = held[f"{name}.bias"].read() + weight @ folded.mean
     expected = (integers @ columns.astype(np.int64)) * (step * scale) + offset
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_only_later_layers_of_the_encoder_have_a_known_range(tmp_path: Path) -> None:
+    """A row that is ten times as large as what was seen at export is clipped, or is not."""
+    for block, clipped in (("encoder.blocks.0", False), ("encoder.blocks.1", True)):
+        name = f"{block}.mlp.0"
+        held, rows, spread = folded_case(name)
+        make = functools.partial(QuantizedLinear, tensors=held, types=INT8, spreads={name: spread})
+        folded = fold(spread, np.abs(held[f"{name}.weight"].read()).max(axis=0))
+        value = 10 * ((rows * LOUD + 5 * LOUD - folded.mean) / folded.quiet).astype(np.float32)
+        found = run_product(tmp_path, make, name, value)
+        weight, bias = held[f"{name}.weight"].read(), held[f"{name}.bias"].read()
+        exact = (value * folded.quiet + folded.mean) @ weight.T + bias
+        error = np.linalg.norm(found - exact) / np.linalg.norm(exact)
+        assert (error > 0.1) == clipped
 
 
 def test_what_is_folded_is_powers_of_two() -> None:

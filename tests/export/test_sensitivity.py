@@ -116,6 +116,7 @@ def share(found: F32, expected: F32) -> float:
 ENCODER = tuple(group for group in groups_of(DIMS) if group.startswith("encoder."))
 ALONE = [
     (INT8, "encoder.blocks.0.attn.qkv"),
+    (INT8, "encoder.blocks.1.attn.qkv"),
     (INT8, "encoder.blocks.1.attn.out"),
     (INT8, "encoder.blocks.1.mlp.2"),
     (INT8, CROSS),

@@ -15,7 +15,7 @@ from whisper_opt.arrays import F32
 from whisper_opt.checkpoints.checkpoint import Tensor
 from whisper_opt.export.spread import Spread
 
-__all__ = ["Folded", "Folds", "fold", "norm_before"]
+__all__ = ["Folded", "Folds", "fold", "norm_before", "ranged"]
 
 
 class Folded:
@@ -56,6 +56,17 @@ def norm_before(product: str) -> str:
     if part in ("query", "key", "value"):
         return f"{block}_ln"
     return f"{block}_ln" if product.endswith(".mlp.0") else ""
+
+
+def ranged(product: str) -> bool:
+    """Whether one scale, found at export, serves all rows of a product's input.
+
+    So it is behind the encoder's layer normalizations but for those of the first layer: what they
+    are given is little more than the sound itself, and a common scale there costs ten times as much
+    as in any other layer (docs/int8.md).
+    """
+    norm = norm_before(product)
+    return norm.startswith("encoder.") and not norm.startswith("encoder.blocks.0.")
 
 
 class Folds:

@@ -4,8 +4,8 @@ A product ``x @ W`` of floats becomes a product of integers (``MatMulIntegerToFl
 bits by signed 8 bits, summed in 32 bits, exactly). Every column of W has a scale of its own. Three
 kinds of inputs get their scale in three ways, none of which lets rows disturb each other:
 
-``known``  inputs from a layer normalization, in the encoder: rows of a layer normalization are all
-           about equally large, so one scale, found at export, serves all of them.
+``known``  inputs from a layer normalization, in the encoder but for its first layer: rows of one are
+           all about equally large, so one scale, found at export, serves all of them.
 ``row``    each row is divided by its largest magnitude, which its products are multiplied by.
 ``gelu``   the same after a GELU, which is never less than -0.17: zero is not in the middle, and the
            positive side gets nearly all of the 255 steps.
@@ -26,7 +26,7 @@ import numpy as np
 from whisper_opt.arrays import F32, NDArray
 from whisper_opt.checkpoints.checkpoint import Tensor
 from whisper_opt.export.builder import MICROSOFT, GraphBuilder
-from whisper_opt.export.folding import Folded, Folds, norm_before
+from whisper_opt.export.folding import Folded, Folds, norm_before, ranged
 from whisper_opt.export.linear import Linear
 from whisper_opt.export.precision import Precision
 from whisper_opt.export.spread import Spread
@@ -110,7 +110,7 @@ class QuantizedLinear(Linear):
             offset = self.builder.weight(
                 f"{name}.bias", shape[1:], lambda: self._offset(parts, folded, bias)
             )
-        if folded is not None and norm.startswith("encoder."):
+        if folded is not None and ranged(parts[0]):
             return self._known(value, weight, scale, offset, folded.reach * ROOM)
         if name.endswith(".mlp.2"):
             return self._by_row(value, weight, scale, offset, after_gelu=True)

@@ -14,7 +14,7 @@ import numpy as np
 
 from whisper_opt.arrays import F32
 from whisper_opt.checkpoints.checkpoint import Checkpoint
-from whisper_opt.export.folding import Folds, norm_before
+from whisper_opt.export.folding import Folds, norm_before, ranged
 from whisper_opt.export.groups import HEAD, chosen, group_of
 from whisper_opt.export.nibbles import BLOCK, EMBEDDING, NibbleHead, pack, unpack
 from whisper_opt.export.precision import Precision
@@ -86,8 +86,7 @@ class Rounded(Reference):
         elif norm_before(name):
             folded = self._folds.into(norm_before(name))
             even = (x - folded.mean) / folded.quiet
-            known = norm_before(name).startswith("encoder.")
-            even = _in_range(even, folded.reach * ROOM) if known else _by_row(even)
+            even = _in_range(even, folded.reach * ROOM) if ranged(name) else _by_row(even)
             product = even @ weight + self._read(f"{name}.weight") @ folded.mean
         else:
             product = (_after_gelu(x) if name.endswith(".mlp.2") else _by_row(x)) @ weight
