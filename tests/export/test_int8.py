@@ -146,7 +146,7 @@ def folded_case(name: str) -> tuple[dict[str, Any], F32, Spread]:
     return held, rows, Spread(mean, np.abs(value - mean).max(axis=0))
 
 
-@pytest.mark.parametrize("block", ["encoder.blocks.0", "encoder.blocks.1", "decoder.blocks.0"])
+@pytest.mark.parametrize("block", ["encoder.blocks.0", "decoder.blocks.0"])
 def test_what_is_folded_into_a_normalization_changes_nothing_but_rounding(
     block: str, tmp_path: Path
 ) -> None:
@@ -173,45 +173,23 @@ def test_what_is_folded_into_a_normalization_changes_nothing_but_rounding(
     assert error < plainly / 2
 
 
-def test_the_known_range_is_that_of_numpy(tmp_path: Path) -> None:
+def test_no_sound_is_out_of_range(tmp_path: Path) -> None:
+    """A row that is ten times as large as what was seen at export is rounded as well."""
     name = "encoder.blocks.1.mlp.0"
     held, rows, spread = folded_case(name)
-    weight = held[f"{name}.weight"].read()
-    folded = fold(spread, np.abs(weight).max(axis=0))
-    plain = rows * LOUD + 5 * LOUD
-    value = ((plain - folded.mean) / folded.quiet).astype(np.float32)
-    value[0] *= 9  # out of range: clipped, not wrapped
-    found = run_product(
-        tmp_path, lambda b: QuantizedLinear(b, held, INT8, {name: spread}), name, value
-    )
-    columns, scale = round_columns(np.ascontiguousarray(weight.T * folded.quiet[:, None]))
-    step = np.float32(folded.reach * 1.5 / 127)
-    integers = np.clip(np.rint(value / step) + 128, 0, 255).astype(np.int64) - 128
-    offset = held[f"{name}.bias"].read() + weight @ folded.mean
-    expected = (integers @ columns.astype(np.int64)) * (step * scale) + offset
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)
-
-
-def test_only_later_layers_of_the_encoder_have_a_known_range(tmp_path: Path) -> None:
-    """A row that is ten times as large as what was seen at export is clipped, or is not."""
-    for block, clipped in (("encoder.blocks.0", False), ("encoder.blocks.1", True)):
-        name = f"{block}.mlp.0"
-        held, rows, spread = folded_case(name)
-        make = functools.partial(QuantizedLinear, tensors=held, types=INT8, spreads={name: spread})
-        folded = fold(spread, np.abs(held[f"{name}.weight"].read()).max(axis=0))
-        value = 10 * ((rows * LOUD + 5 * LOUD - folded.mean) / folded.quiet).astype(np.float32)
-        found = run_product(tmp_path, make, name, value)
-        weight, bias = held[f"{name}.weight"].read(), held[f"{name}.bias"].read()
-        exact = (value * folded.quiet + folded.mean) @ weight.T + bias
-        error = np.linalg.norm(found - exact) / np.linalg.norm(exact)
-        assert (error > 0.1) == clipped
+    make = functools.partial(QuantizedLinear, tensors=held, types=INT8, spreads={name: spread})
+    folded = fold(spread, np.abs(held[f"{name}.weight"].read()).max(axis=0))
+    value = 10 * ((rows * LOUD + 5 * LOUD - folded.mean) / folded.quiet).astype(np.float32)
+    found = run_product(tmp_path, make, name, value)
+    weight, bias = held[f"{name}.weight"].read(), held[f"{name}.bias"].read()
+    exact = (value * folded.quiet + folded.mean) @ weight.T + bias
+    assert np.linalg.norm(found - exact) < 0.03 * np.linalg.norm(exact)
 
 
 def test_what_is_folded_is_powers_of_two() -> None:
     spread = Spread(np.zeros(64, np.float32), LOUD)
     folded = fold(spread, np.abs(RNG.standard_normal(64)).astype(np.float32))
     np.testing.assert_array_equal(np.exp2(np.rint(np.log2(folded.quiet))), folded.quiet)
-    assert folded.reach >= (LOUD / folded.quiet).max()
 
 
 def test_nibbles_come_back() -> None:

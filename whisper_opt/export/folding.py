@@ -15,7 +15,7 @@ from whisper_opt.arrays import F32
 from whisper_opt.checkpoints.checkpoint import Tensor
 from whisper_opt.export.spread import Spread
 
-__all__ = ["Folded", "Folds", "fold", "norm_before", "ranged"]
+__all__ = ["Folded", "Folds", "fold", "norm_before"]
 
 
 class Folded:
@@ -24,14 +24,12 @@ class Folded:
     Attributes:
         mean: float32 [n_in], taken from the input.
         quiet: float32 [n_in], what the input is divided by, powers of two.
-        reach: largest magnitude of the input after that.
     """
 
-    def __init__(self, mean: F32, quiet: F32, reach: float) -> None:
+    def __init__(self, mean: F32, quiet: F32) -> None:
         """See the attributes."""
         self.mean = mean
         self.quiet = quiet
-        self.reach = reach
 
 
 def fold(spread: Spread, loudest_weights: F32) -> Folded:
@@ -43,9 +41,7 @@ def fold(spread: Spread, loudest_weights: F32) -> Folded:
     """
     ratio = np.log2(np.maximum(spread.peak, 1e-6) / np.maximum(loudest_weights, 1e-6))
     quiet = np.exp2(np.rint((ratio - ratio.mean()) / 2)).astype(np.float32)
-    reach = float((spread.peak / quiet).max())
-    grid = 2.0 ** (np.floor(np.log2(reach)) - 4)
-    return Folded(spread.mean, quiet, float(np.ceil(reach / grid) * grid))
+    return Folded(spread.mean, quiet)
 
 
 def norm_before(product: str) -> str:
@@ -56,17 +52,6 @@ def norm_before(product: str) -> str:
     if part in ("query", "key", "value"):
         return f"{block}_ln"
     return f"{block}_ln" if product.endswith(".mlp.0") else ""
-
-
-def ranged(product: str) -> bool:
-    """Whether one scale, found at export, serves all rows of a product's input.
-
-    So it is behind the encoder's layer normalizations but for those of the first layer: what they
-    are given is little more than the sound itself, and a common scale there costs ten times as much
-    as in any other layer (docs/int8.md).
-    """
-    norm = norm_before(product)
-    return norm.startswith("encoder.") and not norm.startswith("encoder.blocks.0.")
 
 
 class Folds:

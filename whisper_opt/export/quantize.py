@@ -1,19 +1,13 @@
-"""Products in 8 bits: per-channel weights, activations by row or in one known range.
+"""Products in 8 bits: per-channel weights, activations by row.
 
 A product ``x @ W`` of floats becomes a product of integers (``MatMulIntegerToFloat``: unsigned 8
-bits by signed 8 bits, summed in 32 bits, exactly). Every column of W has a scale of its own. Three
-kinds of inputs get their scale in three ways, none of which lets rows disturb each other:
+bits by signed 8 bits, summed in 32 bits, exactly). Every column of W has a scale of its own. Each
+row of x is divided by its largest magnitude, which its products are multiplied by: rows do not
+disturb each other, and no sound is out of a range that was found on others. After a GELU, which is
+never less than -0.17, zero is not in the middle, and the positive side gets nearly all of the 255
+steps.
 
-``known``  inputs from a layer normalization, in the encoder but for its first layer: rows of one are
-           all about equally large, so one scale, found at export, serves all of them.
-``row``    each row is divided by its largest magnitude, which its products are multiplied by.
-``gelu``   the same after a GELU, which is never less than -0.17: zero is not in the middle, and the
-           positive side gets nearly all of the 255 steps.
-
-What makes the known range narrow, and the rows of ``row`` easy, is folded into the layer
-normalization and is exact but for rounding: each channel's mean is taken out (``x @ W = (x - m) @ W
-+ m @ W``) and loud channels are made quieter while their weights grow (SmoothQuant: Xiao et al.
-2022, arXiv:2211.10438), by powers of two.
+What makes rows easy to round is in :mod:`whisper_opt.export.folding`.
 """
 
 from __future__ import annotations
@@ -26,7 +20,7 @@ import numpy as np
 from whisper_opt.arrays import F32, NDArray
 from whisper_opt.checkpoints.checkpoint import Tensor
 from whisper_opt.export.builder import MICROSOFT, GraphBuilder
-from whisper_opt.export.folding import Folded, Folds, norm_before, ranged
+from whisper_opt.export.folding import Folded, Folds, norm_before
 from whisper_opt.export.linear import Linear
 from whisper_opt.export.precision import Precision
 from whisper_opt.export.spread import Spread
@@ -36,7 +30,6 @@ __all__ = [
     "GELU_STEPS",
     "GELU_ZERO",
     "LEAST",
-    "ROOM",
     "QuantizedLinear",
     "round_columns",
 ]
@@ -48,8 +41,6 @@ GELU_ZERO = 16
 GELU_STEPS = 255 - GELU_ZERO
 LEAST = 1e-20
 """Rows smaller than this are taken to be this large: no division by zero."""
-ROOM = 1.5
-"""The known range over what was seen at export."""
 
 
 def round_columns(weight: F32) -> tuple[NDArray, F32]:
@@ -110,8 +101,6 @@ class QuantizedLinear(Linear):
             offset = self.builder.weight(
                 f"{name}.bias", shape[1:], lambda: self._offset(parts, folded, bias)
             )
-        if folded is not None and ranged(parts[0]):
-            return self._known(value, weight, scale, offset, folded.reach * ROOM)
         if name.endswith(".mlp.2"):
             return self._by_row(value, weight, scale, offset, after_gelu=True)
         return self._by_row(value, weight, scale, offset)
@@ -141,17 +130,11 @@ class QuantizedLinear(Linear):
     def _zero(self, value: int) -> str:
         return self.builder.constant(np.array(value, np.uint8))
 
-    def _integers(self, value: str, step: str, zero: str, rest: Sequence[str]) -> str:
-        """Round a value to unsigned 8 bits and multiply it; ``rest``: weight, scale, bias."""
-        weight, scale, *bias = rest
+    def _integers(self, value: str, step: str, zero: str, weight: str, scale: str) -> str:
+        """Round a value to unsigned 8 bits and multiply it."""
         rounded = self.builder.node("QuantizeLinear", value, step, zero)
-        more = ["", *bias] if bias and bias[0] else []
-        inputs = [rounded, weight, step, scale, zero, *more]
+        inputs = [rounded, weight, step, scale, zero]
         return self.builder.node("MatMulIntegerToFloat", *inputs, domain=MICROSOFT)
-
-    def _known(self, value: str, weight: str, scale: str, bias: str, reach: float) -> str:
-        step = self._number(reach / 127)
-        return self._integers(value, step, self._zero(128), (weight, scale, bias))
 
     def _by_row(
         self, value: str, weight: str, scale: str, bias: str, *, after_gelu: bool = False
@@ -166,6 +149,7 @@ class QuantizedLinear(Linear):
         loudest = builder.node("ReduceMax", sizes, builder.constant([-1]), keepdims=1)
         loudest = builder.node("Max", loudest, self._number(least))
         even = builder.node("Div", value, loudest)
-        product = self._integers(even, self._number(1 / steps), self._zero(zero), (weight, scale))
+        step = self._number(1 / steps)
+        product = self._integers(even, step, self._zero(zero), weight, scale)
         product = builder.node("Mul", product, loudest)
         return builder.node("Add", product, bias) if bias else product

@@ -14,7 +14,7 @@ import numpy as np
 
 from whisper_opt.arrays import F32
 from whisper_opt.checkpoints.checkpoint import Checkpoint
-from whisper_opt.export.folding import Folds, norm_before, ranged
+from whisper_opt.export.folding import Folds, norm_before
 from whisper_opt.export.groups import HEAD, chosen, group_of
 from whisper_opt.export.nibbles import BLOCK, EMBEDDING, NibbleHead, pack, unpack
 from whisper_opt.export.precision import Precision
@@ -23,7 +23,6 @@ from whisper_opt.export.quantize import (
     GELU_STEPS,
     GELU_ZERO,
     LEAST,
-    ROOM,
     round_columns,
 )
 from whisper_opt.export.reference import Reference
@@ -44,12 +43,6 @@ def _after_gelu(x: F32) -> F32:
     least = np.float32(GELU_LOW * GELU_STEPS / GELU_ZERO)
     step = np.maximum(x.max(axis=-1, keepdims=True), least) / np.float32(GELU_STEPS)
     rounded: F32 = np.rint(x / step) * step
-    return rounded
-
-
-def _in_range(x: F32, reach: float) -> F32:
-    step = np.float32(reach / 127)
-    rounded: F32 = np.clip(np.rint(x / step), -128, 127) * step
     return rounded
 
 
@@ -85,8 +78,7 @@ class Rounded(Reference):
             product = _by_row(blocks).reshape(x.shape) @ weight
         elif norm_before(name):
             folded = self._folds.into(norm_before(name))
-            even = (x - folded.mean) / folded.quiet
-            even = _in_range(even, folded.reach * ROOM) if ranged(name) else _by_row(even)
+            even = _by_row((x - folded.mean) / folded.quiet)
             product = even @ weight + self._read(f"{name}.weight") @ folded.mean
         else:
             product = (_after_gelu(x) if name.endswith(".mlp.2") else _by_row(x)) @ weight
