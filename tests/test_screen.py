@@ -56,14 +56,14 @@ def _rough(quantized: QuantizedHead, hidden: F32) -> F32:
     return result
 
 
-def make_head(seed: int, *, flat: bool = False) -> Head:
+def make_head(seed: int, *, flat: bool = False, half: bool = False) -> Head:
     """Channels of very different size and a mean row, as trained models have them."""
     rng = np.random.default_rng(seed)
     gain = np.exp(rng.normal(0, 1, N_STATE)).astype(np.float32)
     bias = rng.normal(0, 0.3, N_STATE).astype(np.float32)
     gain[rng.integers(0, N_STATE, 3)] *= 20
     rows = rng.normal(0, 0.3, (N_VOCAB, N_STATE)) / np.sqrt(gain) + rng.normal(0, 0.1, N_STATE)
-    embedding = rows.astype(np.float32)
+    embedding = rows.astype(np.float16 if half else np.float32).astype(np.float32)
     hidden = (rng.normal(0, 1, (N_ROWS, N_STATE)) * gain + bias).astype(np.float32)
     if flat:
         hidden *= np.float32(1e-2)
@@ -190,6 +190,17 @@ def test_a_penalty_is_weighed_on_exact_scores() -> None:
     penalty = np.full(N_ROWS, 1.3, np.float32)
     mask = TokenMask(plain.ban, plain.timestamp_begin, seen, penalty)
     _check(head, scores, mask, 2)
+
+
+@pytest.mark.parametrize("k", [1, 6])
+def test_an_embedding_that_is_stored_in_float16(k: int) -> None:
+    """The bounds are about the rounded values; what is chosen is what these give."""
+    wide = make_head(3, half=True)
+    half = wide.screen.embedding.astype(np.float16)
+    head = dataclasses.replace(wide, screen=dataclasses.replace(wide.screen, embedding=half))
+    scores = wide.scores()
+    _check(head, scores, _masks(3, scores), k)
+    np.testing.assert_allclose(head.logits().numpy()[:, -1], scores, rtol=1e-5, atol=1e-4)
 
 
 def test_all_scores_can_be_had() -> None:

@@ -47,7 +47,8 @@ class Screen:
     """The output head in fp32, and how far the 8-bit copy of it can be off.
 
     Attributes:
-        embedding: float32 [n_vocab, n_text_state], the token embedding: the output head.
+        embedding: float32 or, where that is how it is stored, float16 [n_vocab, n_text_state], the
+            token embedding: the output head.
         mean: float32 [n_text_state], its mean row.
         shrink: float32 [n_text_state], factors of the head's input before it is rounded.
         error: float32 [n_vocab], norm of what rounding took from each row (as scaled against
@@ -55,7 +56,7 @@ class Screen:
         norm: largest norm of a rounded row.
     """
 
-    embedding: F32
+    embedding: NDArray
     mean: F32
     shrink: F32
     error: F32
@@ -171,7 +172,10 @@ class Inputs:
             part = slice(start, start + _BLOCK)
             some = tokens[part]
             weights, inputs = scratch.weights[: len(some)], scratch.inputs[: len(some)]
-            self._screen.embedding.take(some, axis=0, out=weights, mode="clip")
+            if self._screen.embedding.dtype == weights.dtype:
+                self._screen.embedding.take(some, axis=0, out=weights, mode="clip")
+            else:
+                weights[:] = self._screen.embedding.take(some, axis=0, mode="clip")
             self._hidden.take(rows[part], axis=0, out=inputs, mode="clip")
             np.einsum("td,td->t", weights, inputs, out=result[part])
         return result

@@ -37,6 +37,7 @@ from whisper_opt.export.reference import gelu
 from whisper_opt.export.spread import Spread, made_up, observe
 from whisper_opt.export.verify import noise_mel
 from whisper_opt.export.writer import write_graph
+from whisper_opt.protocol import TokenMask
 
 DIMS = random_dims(n_vocab=2000, n_audio_state=64, n_text_state=64, n_audio_layer=1, n_text_layer=1)
 INTEGERS = ("int8", "int4")
@@ -376,6 +377,24 @@ def test_storage_in_float16_computes_as_fp32(small: Checkpoint, tmp_path: Path) 
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
     sizes = [sum(f.size for f in e.manifest.files.values()) for e in (full, stored)]
     assert sizes[1] < 0.65 * sizes[0]
+
+
+def test_the_best_tokens_of_storage_in_float16(small: Checkpoint, tmp_path: Path) -> None:
+    engine = export(small, tmp_path / "engine", precision="fp16-storage")
+    backend = OrtBackend(engine, threads=1)
+    heard = backend.encode(noise_mel(DIMS)[None, :, :800])
+    tokens = np.random.default_rng(2).integers(0, 2000, (1, 6)).astype(np.int64)
+    best = []
+    for choose in ("top", "numpy"):
+        session = backend.open(heard)
+        scores = session.extend(tokens)
+        if choose == "top":
+            mask = TokenMask(np.zeros((1, 2000), np.bool_), np.array([2000]))
+            best.append(scores.top(5, mask).tokens[0].tolist())
+        else:
+            best.append(np.argsort(-scores.numpy()[0, -1])[:5].tolist())
+        session.close()
+    assert best[0] == best[1]
 
 
 def test_storage_in_float16_refuses_what_does_not_fit(small: Checkpoint, tmp_path: Path) -> None:
