@@ -187,8 +187,10 @@ def main() -> int:
         for name in args.models:
             model = Model(name, args)
             label = f"{variant}-{args.precision}"
-            graphs = [model.engine(label).file(f) for f in ("encoder.onnx", "decoder.onnx")]
-            key = (label, name, digest(graphs))
+            engine = model.engine(label)
+            stems = ("encoder", "decoder")
+            files = [engine.file(f"{stem}.{end}") for stem in stems for end in ("onnx", "data")]
+            key = (label, name, digest(files))
             sounds = sorted((clip for clip in clips(name) if clip.duration_s > 0), key=_order)
             sounds = sounds[: 3 if args.quick else args.clips]
             tokens, scores = [], []

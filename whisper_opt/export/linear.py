@@ -11,6 +11,7 @@ from whisper_opt.arrays import F32
 from whisper_opt.checkpoints.checkpoint import Tensor
 from whisper_opt.export.builder import GraphBuilder
 from whisper_opt.export.precision import Precision
+from whisper_opt.export.rotation import rotated
 
 __all__ = ["Linear"]
 
@@ -65,7 +66,8 @@ class Linear:
         state = parts[0].shape[0]
 
         def weight() -> F32:
-            return np.ascontiguousarray(np.concatenate([part.read() for part in parts]).T)
+            whole = np.ascontiguousarray(np.concatenate([part.read() for part in parts]).T)
+            return self._turned(whole, name)
 
         product = self.builder.node(
             "MatMul", value, self._weight(f"{name}.qkv.weight", (state, 3 * state), weight)
@@ -78,6 +80,14 @@ class Linear:
         state = query.shape[0]
 
         def bias() -> F32:
-            return np.concatenate([query.read(), np.zeros(state, np.float32), val.read()])
+            whole = np.concatenate([query.read(), np.zeros(state, np.float32), val.read()])
+            return self._turned(whole, name)
 
         return self._weight(f"{name}.qkv.bias", (3 * state,), bias)
+
+    def _turned(self, whole: F32, name: str) -> F32:
+        """Queries and keys of [.., 3 * n_state] as they are rounded: see ``Precision.rotated``."""
+        if not (self.types.rotated and name.startswith("decoder.")):
+            return whole
+        queries_and_keys, values = np.split(whole, [2 * whole.shape[-1] // 3], axis=-1)
+        return np.concatenate([rotated(queries_and_keys), values], axis=-1)

@@ -46,6 +46,9 @@ class Precision:
             rounds its scores to float16 on the CPU, no fused kernel of a GPU does; so the graph
             says what such a kernel computes (float32 scores and softmax between float16 products)
             and a TensorRT build makes one operator of it (``tensorrt_ops.with_attention``).
+        rotated: whether queries and keys of the decoder's self-attention are in a basis in which
+            rounding costs less (:mod:`whisper_opt.export.rotation`). Elsewhere that was measured to
+            win no more than weights lose that are no float16 numbers any more.
         kept: groups of products (:mod:`whisper_opt.export.groups`) that are a step more exact than
             the rest: float32 where the rest has 8 bits, 8 bits where it has 4.
     """
@@ -59,6 +62,7 @@ class Precision:
     bits: int | None = None
     storage: np.dtype[Any] | None = None
     fused: bool = True
+    rotated: bool = False
     kept: frozenset[str] = frozenset()
 
     @property
@@ -77,7 +81,14 @@ class Precision:
 # rounding alone gives 4e-5 on ONNX Runtime 1.32, 1.3e-4 on 1.19 (tiny.en, noise), and 3e-6
 FP32 = Precision("fp32", _F32, _F32, "largest", cross_tolerance=1e-3, logits_tolerance=1e-4)
 FP16 = Precision(
-    "fp16", _F16, _F32, "rms", cross_tolerance=1e-2, logits_tolerance=1e-2, fused=False
+    "fp16",
+    _F16,
+    _F32,
+    "rms",
+    cross_tolerance=1e-2,
+    logits_tolerance=1e-2,
+    fused=False,
+    rotated=True,
 )
 STORED = Precision(
     "fp16-storage", _F32, _F32, "rms", cross_tolerance=4e-3, logits_tolerance=4e-3, storage=_F16
