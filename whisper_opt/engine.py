@@ -35,8 +35,10 @@ __all__ = [
     "sha256",
 ]
 
-FORMAT_VERSION = 3
-"""Version of the directory layout and the graphs' signatures; a reader refuses any other."""
+FORMAT_VERSION = 4
+"""Version of the directory layout and the graphs' signatures."""
+OLDEST_VERSION = 3
+"""The oldest that is read: it knew no ``padding``, and nothing else differs."""
 MANIFEST = "manifest.json"
 ENGINE_FILES = ("tokenizer.json", "encoder.onnx", "encoder.data", "decoder.onnx", "decoder.data")
 """Every file an engine has besides its manifest."""
@@ -84,6 +86,8 @@ class Manifest:
         parity: what verification measured at export.
         files: every file by name.
         tensors: what the runtime reads itself, by name (:mod:`whisper_opt.screen`).
+        padding: lengths of the parts in which padding is heard (:mod:`whisper_opt.padding`), in
+            positions; None where all of it is.
         calibration: what rounding each group of products cost on recordings; empty where none were
             given (``export --calibrate``).
         format_version: layout version.
@@ -100,14 +104,16 @@ class Manifest:
     parity: Mapping[str, Any]
     files: Mapping[str, FileEntry]
     tensors: Mapping[str, TensorEntry] = dataclasses.field(default_factory=dict)
+    padding: tuple[int, ...] | None = None
     calibration: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> str:
         """The text of ``manifest.json``; short lists stay on one line."""
         values = {**dataclasses.asdict(self), "dims": self.dims.to_dict()}
-        if not self.calibration:
-            del values["calibration"]
+        for name in ("calibration", "padding"):
+            if not values[name]:
+                del values[name]
         order = ["format_version", *(name for name in values if name != "format_version")]
         lines = []
         for name in order:
@@ -138,10 +144,10 @@ class Manifest:
                 f"{where} has format version {version}; this whisper-opt reads up to"
                 f" {FORMAT_VERSION}: upgrade whisper-opt, or export the engine again with it"
             )
-        if version < FORMAT_VERSION:
+        if version < OLDEST_VERSION:
             raise EngineError(
-                f"{where} has format version {version}; this whisper-opt reads {FORMAT_VERSION}:"
-                " export the engine again"
+                f"{where} has format version {version}; this whisper-opt reads {OLDEST_VERSION} to"
+                f" {FORMAT_VERSION}: export the engine again"
             )
         try:
             return cls._from_values(values)
@@ -177,9 +183,17 @@ class Manifest:
             tensors={
                 name: TensorEntry.from_dict(entry) for name, entry in values["tensors"].items()
             },
+            padding=_parts(values.get("padding"), int(values["dims"]["n_audio_ctx"])),
             calibration=dict(values.get("calibration", {})),
             format_version=int(values["format_version"]),
         )
+
+
+def _parts(values: Any, n_ctx: int) -> tuple[int, ...] | None:
+    parts = _ids(values)
+    if parts is not None and (min(parts, default=0) < 1 or sum(parts) != n_ctx):
+        raise ValueError(f"padding: parts that do not make {n_ctx} positions")
+    return parts
 
 
 def _ids(values: Any) -> tuple[int, ...] | None:

@@ -14,6 +14,7 @@ from whisper_opt.background import Background
 from whisper_opt.dims import ModelDims
 from whisper_opt.engine import Engine
 from whisper_opt.errors import EngineError, OptionError
+from whisper_opt.padding import Heard, Padding
 from whisper_opt.protocol import Attention, Encoded
 from whisper_opt.screen import Screen
 
@@ -31,18 +32,20 @@ class Graph(Protocol):
 class OrtEncoded:
     """Cross-attention keys [A, H, 64, T] and values [A, H, T, 64]: per layer k then v.
 
-    Float32, or float16 where the engine computes in that; so is the cache of a session.
+    Float32, or float16 where the engine computes in that; so is the cache of a session. Of an
+    engine that hears padding by parts, ``heard`` says what was heard, and keys have 65 rows.
     """
 
     cross: tuple[NDArray, ...]
+    heard: Heard | None = None
 
     def __len__(self) -> int:
         return len(self.cross[0])
 
     def take(self, audios: Sequence[int]) -> OrtEncoded:
         if len(audios) == 1:  # a view
-            return OrtEncoded(tuple(array[audios[0] :][:1] for array in self.cross))
-        return OrtEncoded(tuple(array[list(audios)] for array in self.cross))
+            return OrtEncoded(tuple(array[audios[0] :][:1] for array in self.cross), self.heard)
+        return OrtEncoded(tuple(array[list(audios)] for array in self.cross), self.heard)
 
 
 class OrtBackend:
@@ -75,6 +78,8 @@ class OrtBackend:
             graph = decoder.result()
         screen = Screen.of(engine.tensor) if engine.manifest.tensors else None
         self.decoder = Decoder(graph, self.dims, self.dialect, screen)
+        parts = engine.manifest.padding
+        self._padding = None if parts is None else Padding(parts, self.dims.frames_per_position)
         self._cross_names = [
             f"cross_{kind}_{i}" for i in range(self.dims.n_text_layer) for kind in ("k", "v")
         ]
@@ -82,7 +87,11 @@ class OrtBackend:
     def encode(self, mel: F32) -> OrtEncoded:
         """See :meth:`whisper_opt.protocol.Backend.encode`; raises EngineError on a wrong shape."""
         mel = checked_mel(self.dims, mel)
-        return OrtEncoded(tuple(self.encoder.run(self._cross_names, {"mel": mel})))
+        if self._padding is None:
+            return OrtEncoded(tuple(self.encoder.run(self._cross_names, {"mel": mel})))
+        heard = self._padding.heard(mel)
+        cross = tuple(self.encoder.run(self._cross_names, heard.feeds()))
+        return OrtEncoded(cross, heard._replace(mel=mel[:0]))
 
     def open(self, audio: Encoded) -> OrtSession:
         """See :meth:`whisper_opt.protocol.Backend.open`."""
@@ -94,6 +103,9 @@ class OrtBackend:
         """See :meth:`whisper_opt.protocol.Backend.attention`."""
         session = self.open(audio)
         try:
-            return session.attention(tokens, lengths)
+            found = session.attention(tokens, lengths)
         finally:
             session.close()
+        if isinstance(audio, OrtEncoded) and audio.heard is not None:
+            return dataclasses.replace(found, scores=audio.heard.spread(found.scores))
+        return found

@@ -13,6 +13,7 @@ from whisper_opt.backends.inputs import closed
 from whisper_opt.backends.slots import Layout, Past
 from whisper_opt.dims import HEAD_DIM, ModelDims
 from whisper_opt.errors import EngineError
+from whisper_opt.padding import widened
 from whisper_opt.protocol import Attention, Logits, Session
 from whisper_opt.screen import Screen
 from whisper_opt.screened import ScreenedLogits
@@ -300,11 +301,13 @@ class OrtSession:
         other._check_open()
         used = int(other._length.max(initial=0))
         self._reserve(used)
+        self._widen(other._cross.arrays[1].shape[2])
         joining = self._layout.append(other._layout)
         if self._cross.resize(self._layout.n_audio, copy=not self._own_cross):
             self._bindings.clear()
         self._own_cross = True
-        for array, heard in zip(self._cross.arrays, other._cross.views()):
+        n_ctx = self._cross.arrays[1].shape[2]
+        for array, heard in zip(self._cross.arrays, widened(other._cross.views(), n_ctx)):
             array[joining.place] = heard
         self._rearrange(joining.slots)
         if used:
@@ -314,6 +317,13 @@ class OrtSession:
                 array[joining.joined, :, :used] = past[source, :, :used]
             self._past.take(joining.joined, other._past, source, used)
         other.close()
+
+    def _widen(self, n_ctx: int) -> None:
+        """Make room for audios of ``n_ctx`` positions."""
+        if n_ctx > self._cross.arrays[1].shape[2]:
+            self._cross = _Buffers(widened(self._cross.arrays, n_ctx), self._cross.n)
+            self._own_cross = True
+            self._bindings.clear()
 
     def close(self) -> None:
         self._bindings.clear()

@@ -31,6 +31,7 @@ from whisper_opt.export.device_graphs import build_device_graphs
 from whisper_opt.export.dialects import make_dialect
 from whisper_opt.export.graph import build_decoder, build_encoder
 from whisper_opt.export.nibbles import as_stored
+from whisper_opt.export.padding import padding_parts
 from whisper_opt.export.pieces import PiecewiseGraph, require_onnxruntime
 from whisper_opt.export.precision import Precision, make_precision
 from whisper_opt.export.sensitivity import calibrate, find_recordings
@@ -122,6 +123,7 @@ def export(
         if dialect == "standard" or precision == "fp16":  # what a GPU runs
             decoding = parts["decoder"][0]
             files.update(_write_device_graphs(folder, checkpoint.dims, decoding, dialect))
+        parts_heard = padding_parts(checkpoint) if types.partial else None
         parity: Mapping[str, Any] = {"input": "none: not verified"}
         if verified:
             report("verify", 0, 1)
@@ -134,12 +136,14 @@ def export(
                 judge = dataclasses.replace(
                     checkpoint, tensors=as_stored(checkpoint.tensors, types.kept)
                 )
-            parity = verify(judge, encoder, decoder, screen, precision=types).to_dict()
+            parity = verify(
+                judge, encoder, decoder, screen, precision=types, parts=parts_heard
+            ).to_dict()
             if judge is not checkpoint:
                 parity = {**parity, "reference": "numpy fp32, decoder weights as rounded to 4 bits"}
             report("verify", 1, 1)
         manifest = _manifest(checkpoint, precision, dialect, parity, files, tensors)
-        manifest = dataclasses.replace(manifest, calibration=calibration)
+        manifest = dataclasses.replace(manifest, calibration=calibration, padding=parts_heard)
         write_text(folder / MANIFEST, manifest.to_json())
     return read_engine(target)
 

@@ -144,6 +144,25 @@ class GraphBuilder:
         """Add a node with one output and return its name."""
         return self.nodes(op, inputs, 1, domain, **attrs)[0]
 
+    def either(
+        self,
+        condition: str,
+        op: str,
+        inputs: Sequence[str],
+        otherwise: Sequence[str],
+        domain: str = "",
+        **attrs: Any,
+    ) -> str:
+        """One node that reads ``inputs`` where ``condition`` (a bool scalar) holds, else others."""
+        branches = {}
+        for branch, given in (("then_branch", inputs), ("else_branch", otherwise)):
+            self._count += 1
+            name = f"{self._scope}{op}_{self._count}"
+            node = helper.make_node(op, list(given), [name], name=name, domain=domain, **attrs)
+            info = helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+            branches[branch] = helper.make_graph([node], branch, [], [info])
+        return self.node("If", condition, **branches)
+
     def reshape(self, value: str, shape: Sequence[int]) -> str:
         """Reshape; 0 keeps a dimension, -1 is inferred."""
         return self.node("Reshape", value, self.constant(list(shape)))
@@ -166,7 +185,7 @@ class GraphBuilder:
             initializers.append(tensor)
         graph = helper.make_graph(self._nodes, self.name, self._inputs, self._outputs, initializers)
         opsets = [helper.make_opsetid("", opset)]
-        if any(node.domain == MICROSOFT for node in self._nodes):
+        if any(node.domain == MICROSOFT or node.op_type == "If" for node in self._nodes):
             opsets.append(helper.make_opsetid(MICROSOFT, 1))
         model = helper.make_model(
             graph, opset_imports=opsets, ir_version=ir_version, producer_name="whisper-opt"

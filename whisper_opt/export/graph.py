@@ -6,6 +6,7 @@ cache capacity, T encoder positions, H heads of 64):
 
     encoder   mel f32 [A, n_mels, F] -> cross_k_i kv [A, H, 64, T], cross_v_i kv [A, H, T, 64]
               (one pair a decoder layer; keys lie as the product with a query reads them)
+              one of integers takes more, and its keys have 65 rows: see ``partial``
     decoder   tokens i64 [N, S], start i64 [N], at i64 [N, P], aligned i64 [Q],
               self_k_i, self_v_i kv [N, H, C, 64], cross_k_i, cross_v_i as above
               -> logits f32 [N, P, n_vocab], self_k_i_out, self_v_i_out kv [N, H, C, 64],
@@ -37,6 +38,7 @@ from whisper_opt.export.head import embed, exact_head, screened_head
 from whisper_opt.export.linear import Linear
 from whisper_opt.export.mixed import MixedLinear
 from whisper_opt.export.nibbles import NibbleLinear
+from whisper_opt.export.partial import COUNTED, PartialPadding, counting_queries
 from whisper_opt.export.precision import FP32, Precision
 from whisper_opt.export.quantize import QuantizedLinear
 from whisper_opt.export.spread import Spread
@@ -170,31 +172,25 @@ def build_encoder(
     encoder_bits = None if types.bits is None else 8
     linear = _linear(builder, tensors, types, spreads, encoder_bits)
     mel = builder.input("mel", _FLOAT, ["n_audio", dims.n_mels, "n_frames"])
-    value, cuts = builder.cast(mel, np.float32, types.compute), []
-    for conv, stride in (("encoder.conv1", 1), ("encoder.conv2", dims.frames_per_position)):
-        builder.scope(conv)
-        weights = (linear.vector(f"{conv}.weight"), linear.vector(f"{conv}.bias"))
-        value = builder.node(
-            "Conv", value, *weights, kernel_shape=[3], pads=[1, 1], strides=[stride]
-        )
-        if conv == "encoder.conv2":  # what follows is the residual stream
-            value = builder.cast(value, types.compute, types.residual)
-        value = dialect.gelu(builder, value)
-    value = builder.transpose(value, [0, 2, 1])
-    positions = builder.node(
-        "Slice",
-        linear.vector("encoder.positional_embedding", types.residual),
-        builder.constant([0]),
-        builder.dim(value, 1),
-        builder.constant([0]),
-    )
-    value = builder.node("Add", positions, value)
+    padding = PartialPadding(builder) if types.partial else None
+    value, cuts = _stem(builder, linear, dialect, dims, mel), []
+    builder.scope("encoder.positional_embedding")
+    table = linear.vector("encoder.positional_embedding", types.residual)
+    if padding is None:
+        sizes = builder.constant([0]), builder.dim(value, 1), builder.constant([0])
+        value = builder.node("Add", builder.node("Slice", table, *sizes), value)
+    else:
+        value = padding.all_positions(value, table)
     for i in range(dims.n_audio_layer):
         block = f"encoder.blocks.{i}"
         builder.scope(block)
         cuts.append(value)
         qkv = linear.qkv(_norm(builder, linear, value, f"{block}.attn_ln"), f"{block}.attn")
-        mixed = dialect.encoder_attention(builder, qkv, dims.n_audio_head, types)
+        if padding is None:
+            mixed = dialect.encoder_attention(builder, qkv, dims.n_audio_head, types)
+        else:
+            mixed = padding.attention(qkv, dims.n_audio_head, first=i == 0)
+            value = padding.heard(value) if i == 0 else value
         value = _contribute(builder, linear, value, mixed, f"{block}.attn.out")
         value = _mlp(builder, linear, dialect, value, block)
     builder.scope("encoder.ln_post")
@@ -206,13 +202,34 @@ def build_encoder(
             name = f"decoder.blocks.{i}.cross_attn.{part}"
             heads = linear(value, name, bias=part == "value")
             heads = builder.reshape(heads, [0, 0, dims.n_text_head, HEAD_DIM])
+            if padding is not None and kind == "k":
+                heads = padding.counted(heads, dims.n_text_head)
             heads = builder.transpose(heads, order)
-            builder.output(heads, f"cross_{kind}_{i}", types.kv, _cross_shape(dims, kind))
+            builder.output(heads, f"cross_{kind}_{i}", types.kv, _cross_shape(dims, kind, types))
     return builder.finish(dialect.opset, dialect.ir_version), cuts
 
 
-def _cross_shape(dims: ModelDims, kind: str) -> list[int | str]:
-    tail: list[int | str] = [HEAD_DIM, "n_ctx"] if kind == "k" else ["n_ctx", HEAD_DIM]
+def _stem(
+    builder: GraphBuilder, linear: Linear, dialect: Dialect, dims: ModelDims, mel: str
+) -> str:
+    """The convolutions: [A, n_mels, F] -> [A, F / 2, n_audio_state]."""
+    types = linear.types
+    value = builder.cast(mel, np.float32, types.compute)
+    for conv, stride in (("encoder.conv1", 1), ("encoder.conv2", dims.frames_per_position)):
+        builder.scope(conv)
+        weights = (linear.vector(f"{conv}.weight"), linear.vector(f"{conv}.bias"))
+        value = builder.node(
+            "Conv", value, *weights, kernel_shape=[3], pads=[1, 1], strides=[stride]
+        )
+        if conv == "encoder.conv2":  # what follows is the residual stream
+            value = builder.cast(value, types.compute, types.residual)
+        value = dialect.gelu(builder, value)
+    return builder.transpose(value, [0, 2, 1])
+
+
+def _cross_shape(dims: ModelDims, kind: str, types: Precision) -> list[int | str]:
+    rows = COUNTED if types.partial else HEAD_DIM
+    tail: list[int | str] = [rows, "n_ctx"] if kind == "k" else ["n_ctx", HEAD_DIM]
     return ["n_audio", dims.n_text_head, *tail]
 
 
@@ -235,6 +252,8 @@ def _cross_attention(
     heads = builder.transpose(builder.reshape(query, [0, 0, n_head, HEAD_DIM]), [0, 2, 1, 3])
     scale = builder.constant(np.array(HEAD_DIM**-0.5, types.compute))
     scaled = builder.node("Mul", heads, scale)
+    if types.partial:
+        scaled = counting_queries(builder, scaled)
     scores = builder.node("MatMul", scaled, cross[0])
     mixed = builder.node("MatMul", builder.node("Softmax", scores, axis=-1), cross[1])
     merged = builder.reshape(builder.transpose(mixed, [0, 2, 1, 3]), [0, 0, n_head * HEAD_DIM])
@@ -271,8 +290,8 @@ def build_decoder(
     ]
     crosses = [
         (
-            builder.input(f"cross_k_{i}", types.kv, _cross_shape(dims, "k")),
-            builder.input(f"cross_v_{i}", types.kv, _cross_shape(dims, "v")),
+            builder.input(f"cross_k_{i}", types.kv, _cross_shape(dims, "k", types)),
+            builder.input(f"cross_v_{i}", types.kv, _cross_shape(dims, "v", types)),
         )
         for i in layers
     ]

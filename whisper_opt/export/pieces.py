@@ -33,7 +33,7 @@ def extract(model: ModelProto, inputs: Sequence[str], outputs: Sequence[str]) ->
     producers = {name: node for node in model.graph.node for name in node.output}
     known, needed = set(inputs), _needed(producers, inputs, outputs)
     nodes = [node for node in model.graph.node if node.name in needed]
-    used = {name for node in nodes for name in node.input}
+    used = {name for node in nodes for name in _read(node)}
     infos = {info.name: info for info in (*model.graph.input, *model.graph.output)}
 
     def info(name: str) -> Any:
@@ -61,8 +61,14 @@ def _needed(
         if name in given or node is None or node.name in needed:
             continue
         needed.add(node.name)
-        wanted.extend(node.input)
+        wanted.extend(_read(node))
     return needed
+
+
+def _read(node: NodeProto) -> list[str]:
+    """What a node reads, the branches of an ``If`` included."""
+    inner = (one for attribute in node.attribute for one in attribute.g.node)
+    return [*node.input, *(name for one in inner for name in one.input)]
 
 
 def require_onnxruntime(dialect: str = "contrib") -> Any:

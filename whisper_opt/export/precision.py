@@ -73,6 +73,11 @@ class Precision:
         return dataclasses.replace(self, bits=8 if self.bits == 4 else None, kept=frozenset())
 
     @property
+    def partial(self) -> bool:
+        """Whether padding is heard by parts: less exact, and faster the shorter the sound is."""
+        return self.bits is not None
+
+    @property
     def kv(self) -> int:
         """ONNX element type of the keys and values that go in and out of the graphs."""
         return int(helper.np_dtype_to_tensor_dtype(self.compute))

@@ -8,7 +8,7 @@ throughout; weights are read layer by layer and dropped.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Callable, cast
 
 import numpy as np
 
@@ -40,18 +40,33 @@ def layer_norm(x: F32, weight: F32, bias: F32) -> F32:
     return cast(F32, centered / np.sqrt(variance + np.float32(1e-5)) * weight + bias)
 
 
-def _attend(query: F32, key: F32, value: F32, *, causal: bool) -> F32:
-    """Scaled dot-product attention of [n, H, d] arrays -> [n_query, H * d], a head at a time."""
+def _attend(
+    query: F32,
+    key: F32,
+    value: F32,
+    *,
+    causal: bool,
+    weighed: Callable[..., None],
+    counts: Int | None = None,
+) -> F32:
+    """Scaled dot-product attention of [n, H, d] arrays -> [n_query, H * d], a head at a time.
+
+    ``weighed`` is called with the weights [n_query, n_key] of every head, and ``causal``;
+    ``counts`` says for how many keys each one stands.
+    """
     n_query, n_head, width = query.shape
     mixed = np.empty((n_query, n_head * width), np.float32)
     future = np.triu(np.ones((n_query, len(key)), np.bool_), 1) if causal else None
     for head in range(n_head):
         scores = query[:, head] @ key[:, head].T * np.float32(width**-0.5)
+        if counts is not None:
+            scores += np.log(counts).astype(np.float32)
         if future is not None:
             scores[future] = -np.inf
         scores -= scores.max(axis=-1, keepdims=True)
         np.exp(scores, out=scores)
         scores /= scores.sum(axis=-1, keepdims=True)
+        weighed(scores, causal=causal)
         mixed[:, head * width : (head + 1) * width] = scores @ value[:, head]
     return mixed
 
@@ -81,11 +96,19 @@ class Reference:
     def _heads(self, x: F32) -> F32:
         return x.reshape(len(x), -1, HEAD_DIM)
 
-    def _self_attention(self, x: F32, name: str, *, causal: bool) -> F32:
-        query = self._heads(self._linear(x, f"{name}.query"))
+    def _self_attention(
+        self, x: F32, name: str, *, causal: bool, at: Int | None = None, counts: Int | None = None
+    ) -> F32:
+        """``at``: the positions that ask (default: all)."""
+        asking = x if at is None else x[at]
+        query = self._heads(self._linear(asking, f"{name}.query"))
         key = self._heads(self._linear(x, f"{name}.key", bias=False))
         value = self._heads(self._linear(x, f"{name}.value"))
-        return self._linear(_attend(query, key, value, causal=causal), f"{name}.out")
+        mixed = _attend(query, key, value, causal=causal, weighed=self._weighed, counts=counts)
+        return self._linear(mixed, f"{name}.out")
+
+    def _weighed(self, weights: F32, *, causal: bool) -> None:
+        """Called with the attention [n_query, n_key] of every head; here nobody wants to know."""
 
     def _mlp(self, x: F32, block: str) -> F32:
         hidden = gelu(self._linear(self._norm(x, f"{block}.mlp_ln"), f"{block}.mlp.0"))
@@ -102,6 +125,22 @@ class Reference:
     def encode(self, mel: F32) -> F32:
         """Encoder output [n_ctx, n_audio_state] of one log-mel window [n_mels, n_frames]."""
         return self.encode_from(self.stem(mel), 0)
+
+    def encode_heard(self, mel: F32, positions: Int, counts: Int) -> F32:
+        """Encoder output [n_heard, n_audio_state] where padding is heard by parts.
+
+        Arguments as of :class:`whisper_opt.padding.Heard`, but a whole window [n_mels, n_frames].
+        """
+        x = self.stem(mel)
+        for i in range(self._dims.n_audio_layer):
+            block = f"encoder.blocks.{i}"
+            normed = self._norm(x, f"{block}.attn_ln")
+            x, at, weights = (x[positions], positions, None) if i == 0 else (x, None, counts)
+            x = x + self._self_attention(
+                normed, f"{block}.attn", causal=False, at=at, counts=weights
+            )
+            x = x + self._mlp(x, block)
+        return self._norm(x, "encoder.ln_post")
 
     def stem(self, mel: F32) -> F32:
         """What the first encoder layer is given [n_ctx, n_audio_state]."""
@@ -139,12 +178,17 @@ class Reference:
         return self.decode(audio, sequences)[0]
 
     def decode(
-        self, audio: F32, sequences: list[Int], heads: Sequence[tuple[int, int]] = ()
+        self,
+        audio: F32,
+        sequences: list[Int],
+        heads: Sequence[tuple[int, int]] = (),
+        counts: Int | None = None,
     ) -> tuple[list[F32], list[F32]]:
         """Scores as :meth:`logits`, and cross-attention scores before the softmax.
 
         The latter are those of ``heads``, (layer, head) pairs in the order of layers:
-        [len(heads), len(tokens), n_ctx] a sequence.
+        [len(heads), len(tokens), n_ctx] a sequence. ``counts``: for how many positions each of the
+        audio stands.
         """
         watched: list[list[F32]] = [[] for _ in sequences]
         embedding = self._embedding()
@@ -164,7 +208,9 @@ class Reference:
                     for layer, head in heads
                     if layer == i
                 )
-                mixed = _attend(query, key, value, causal=False)
+                mixed = _attend(
+                    query, key, value, causal=False, weighed=self._weighed, counts=counts
+                )
                 x = x + self._linear(mixed, f"{block}.cross_attn.out")
                 states[j] = x + self._mlp(x, block)
         empty = np.zeros((0, 0, len(audio)), np.float32)

@@ -22,6 +22,7 @@ from whisper_opt.export.oracle import openai_logits
 from whisper_opt.export.pieces import PiecewiseGraph
 from whisper_opt.export.precision import FP32, Precision
 from whisper_opt.export.reference import Reference
+from whisper_opt.padding import Heard, Padding
 from whisper_opt.screen import Inputs, Screen
 
 __all__ = ["Parity", "noise_mel", "verify"]
@@ -29,6 +30,8 @@ __all__ = ["Parity", "noise_mel", "verify"]
 SEED = 20220921
 _PREFILL = 8
 _STEPS = 3
+_SHORT = 150
+"""Frames of sound in the window whose padding is heard by parts."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +93,7 @@ def verify(
     screen: Screen | None = None,
     *,
     precision: Precision = FP32,
+    parts: Sequence[int] | None = None,
 ) -> Parity:
     """Compare an exported engine with its checkpoint.
 
@@ -99,6 +103,7 @@ def verify(
         decoder: the decoder graph.
         screen: the output head, if the decoder screens it.
         precision: what is measured, and how large errors may be.
+        parts: in which padding is heard, where it is heard by parts.
 
     Raises:
         VerificationError: a value is not finite, or an error exceeds its tolerance.
@@ -108,9 +113,13 @@ def verify(
     mel = noise_mel(dims)
     reference = Reference(checkpoint)
     audio = reference.encode(mel)
-    cross = encoder.run({"mel": mel[None]})
+    whole = Heard.whole(mel[None], dims.frames_per_position)
+    cross = _encode(encoder, whole)
     cross_error, cross_scale = _compare_cross(reference, audio, cross, dims, measure)
     _judge("cross-attention keys and values", cross_error, precision.cross_tolerance * cross_scale)
+    if parts is not None:
+        padding = Padding(parts, dims.frames_per_position)
+        _verify_parts(checkpoint, encoder, decoder, padding, precision)
     sequences = _sequences(dims)
     found, screen_share = _drive(decoder, cross, sequences, dims, screen)
     expected, watched = reference.decode(audio, sequences[:1], checkpoint.heads)
@@ -144,6 +153,34 @@ def verify(
     )
 
 
+def _encode(encoder: PiecewiseGraph, heard: Heard) -> dict[str, NDArray]:
+    return encoder.run({name: heard.feeds()[name] for name in encoder.inputs})
+
+
+def _verify_parts(
+    checkpoint: Checkpoint,
+    encoder: PiecewiseGraph,
+    decoder: PiecewiseGraph,
+    padding: Padding,
+    precision: Precision,
+) -> None:
+    """Compare with the reference what is heard of a short sound, and the scores after a prompt."""
+    dims, reference = checkpoint.dims, Reference(checkpoint)
+    measure = _MEASURES[precision.measure]
+    mel = noise_mel(dims, SEED + 1)
+    mel[:, _SHORT:] = 0
+    heard = padding.heard(mel[None])
+    audio = reference.encode_heard(mel, heard.positions, heard.counts)
+    cross = _encode(encoder, heard)
+    error, scale = _compare_cross(reference, audio, cross, dims, measure)
+    _judge("keys and values of padding", error, precision.cross_tolerance * scale)
+    tokens = _sequences(dims)[0]
+    found = _fed_whole(decoder, cross, tokens, dims, at=np.arange(len(tokens)))["logits"]
+    expected = reference.decode(audio, [tokens], counts=heard.counts)[0]
+    error, scale = measure(zip(expected, found))
+    _judge("decoder scores after padding", error, precision.logits_tolerance * scale)
+
+
 def _sequences(dims: ModelDims) -> list[Int]:
     """Two token sequences whose prefills differ in length and whose steps begin there."""
     draw = np.random.default_rng(SEED)
@@ -161,7 +198,7 @@ def _compare_cross(
     def pairs() -> Any:
         for i in range(dims.n_text_layer):
             key, value = reference.cross(audio, i)
-            yield key.transpose(1, 2, 0), found[f"cross_k_{i}"][0]
+            yield key.transpose(1, 2, 0), found[f"cross_k_{i}"][0, :, :HEAD_DIM]
             yield value.transpose(1, 0, 2), found[f"cross_v_{i}"][0]
 
     return measure(pairs())
@@ -233,19 +270,25 @@ def _empty_cache(n_seq: int, dims: ModelDims, cross: Mapping[str, NDArray]) -> d
 
 def _attention(
     decoder: PiecewiseGraph, cross: dict[str, NDArray], tokens: Int, dims: ModelDims
-) -> NDArray:
-    """Cross-attention scores [n_heads, n, n_ctx] of one sequence, as word times ask for them."""
-    order = np.arange(len(tokens))
+) -> F32:
+    """Cross-attention scores [n_heads, n_tokens, n_ctx] of one sequence fed at once."""
+    out = _fed_whole(decoder, cross, tokens, dims, at=np.array([len(tokens) - 1]))
+    layers = [out[name][0] for name in out if name.startswith("attention_")]
+    return np.concatenate(layers)
+
+
+def _fed_whole(
+    decoder: PiecewiseGraph, cross: dict[str, NDArray], tokens: Int, dims: ModelDims, at: Int
+) -> dict[str, NDArray]:
+    """What the decoder gives for one sequence fed at once, with scores at ``at``."""
     feeds = {
         "tokens": tokens[None],
         "start": np.zeros(1, np.int64),
-        "at": order[None, -1:],
-        "aligned": order,
+        "at": at[None],
+        "aligned": np.arange(len(tokens)),
     }
     columns = _all_columns(decoder, feeds["at"])
-    out = decoder.run({**feeds, **columns, **cross, **_empty_cache(1, dims, cross)})
-    layers = [out[name][0] for name in out if name.startswith("attention_")]
-    return np.concatenate(layers)
+    return decoder.run({**feeds, **columns, **cross, **_empty_cache(1, dims, cross)})
 
 
 def _largest(pairs: Any) -> tuple[float, float]:

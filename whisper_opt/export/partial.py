@@ -1,0 +1,99 @@
+"""The part of an encoder graph that hears padding by parts (:mod:`whisper_opt.padding`).
+
+Two further inputs, ``positions`` i64 [n_heard] and ``counts`` f32 [n_heard], say which positions
+are heard and for how many each stands. What ``mel`` does not reach repeats its last position, which
+must be padding. A key that stands for n positions counts n times: log n is added to its scores.
+
+The first layer's keys and values are those of every position: what padding looks like there hangs
+on nothing that is said, so they cost one product and no attention; and that layer attends to the
+positions next to each, which are not there afterwards (tiny.en gives its two neighbours 0.16 of
+0.97). The other layers attend to what is heard alone.
+
+Cross-attention keys have a 65th row, 8 log n: the decoder's queries end in a one.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from onnx import TensorProto
+
+from whisper_opt.dims import HEAD_DIM
+from whisper_opt.export.builder import MICROSOFT, GraphBuilder
+
+__all__ = ["COUNTED", "PartialPadding", "counting_queries"]
+
+COUNTED = HEAD_DIM + 1
+"""Rows of keys whose last one says how often they count."""
+
+
+class PartialPadding:
+    """What the layers of one encoder share."""
+
+    def __init__(self, builder: GraphBuilder) -> None:
+        """Declare the inputs."""
+        self._builder = builder
+        self._positions = builder.input("positions", TensorProto.INT64, ["n_heard"])
+        counts = builder.input("counts", TensorProto.FLOAT, ["n_heard"])
+        self._log = builder.node("Log", counts)
+        zero, one = builder.constant(0), builder.constant(1)
+        n_ctx = builder.node("Add", builder.node("ReduceMax", self._positions, keepdims=0), one)
+        self._n_ctx = builder.node("Unsqueeze", n_ctx, builder.constant([0]))
+        self._order = builder.node("Range", zero, n_ctx, one)
+        n_heard = builder.dim(self._positions, 0)
+        self._by_parts = builder.node(
+            "Less", builder.node("Squeeze", n_heard), builder.node("Squeeze", n_ctx)
+        )
+        square = builder.node("Concat", builder.constant([1, 1]), n_heard, n_heard, axis=0)
+        self._bias = builder.node("Expand", self._log, square)
+
+    def all_positions(self, value: str, table: str) -> str:
+        """[A, C, n_state] of the convolutions, and the positions -> [A, n_ctx, n_state]."""
+        builder = self._builder
+        last = builder.node("Sub", builder.dim(value, 1), builder.constant([1]))
+        reached = builder.node("Min", self._order, last)
+        value = builder.node("Gather", value, reached, axis=1)
+        known = builder.node(
+            "Slice", table, builder.constant([0]), self._n_ctx, builder.constant([0])
+        )
+        return builder.node("Add", known, value)
+
+    def heard(self, value: str) -> str:
+        """[A, n_ctx, n_state] -> [A, n_heard, n_state]."""
+        return self._builder.node("Gather", value, self._positions, axis=1)
+
+    def attention(self, qkv: str, n_head: int, *, first: bool) -> str:
+        """Attention of packed [A, n, 3 * n_state] -> [A, n_heard, n_state].
+
+        The ``first`` layer is given every position, the others what is heard.
+        """
+        builder = self._builder
+        query, key, val = builder.nodes("Split", [qkv], 3, axis=-1, num_outputs=3)
+        if first:
+            parts = (self.heard(query), key, val)
+            return builder.node("MultiHeadAttention", *parts, domain=MICROSOFT, num_heads=n_head)
+        plain = (query, key, val)
+        return builder.either(
+            self._by_parts,
+            "MultiHeadAttention",
+            (*plain, "", "", self._bias),
+            plain,
+            domain=MICROSOFT,
+            num_heads=n_head,
+        )
+
+    def counted(self, heads: str, n_head: int) -> str:
+        """Keys [A, n_heard, H, 64] with what their counts add to a score: [A, n_heard, H, 65]."""
+        builder = self._builder
+        column = builder.node(
+            "Mul", self._log, builder.constant(np.array(HEAD_DIM**0.5, np.float32))
+        )
+        column = builder.node("Unsqueeze", column, builder.constant([1, 2]))
+        n_audio, n_heard = builder.dim(heads, 0), builder.dim(heads, 1)
+        shape = builder.node("Concat", n_audio, n_heard, builder.constant([n_head, 1]), axis=0)
+        return builder.node("Concat", heads, builder.node("Expand", column, shape), axis=3)
+
+
+def counting_queries(builder: GraphBuilder, query: str) -> str:
+    """Scaled queries [A, H, S, 64] for keys that count: [A, H, S, 65]."""
+    one = builder.constant(np.array(HEAD_DIM**-0.5, np.float32))
+    return builder.node("Pad", query, builder.constant([0, 1]), one, builder.constant([3]))

@@ -1,0 +1,119 @@
+"""Padding of a window, heard by parts: what an encoder of 8 bits is given of it.
+
+Most windows end in padding, and hearing all of it is most of the work for a short sound. It cannot
+be left out either: Whisper rests its attention there (base 30 to 65 % of it in cross-attention),
+always on the same positions. So one position stands for a whole part of the padding, and counts as
+often as the part is long; the parts come from the export, short where much attention rests
+(:mod:`whisper_opt.export.padding`).
+
+Method: keys that stand for several are what token merging calls proportional attention (Bolya et
+al. 2022, arXiv:2210.09461); which positions to keep, and that the first layer hears all of them,
+come from measurements of Whisper (docs/int8.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from whisper_opt.arrays import F32, Int, NDArray
+from whisper_opt.dims import HEAD_DIM
+from whisper_opt.errors import EngineError
+
+__all__ = ["Heard", "Padding", "widened"]
+
+MARGIN = 16
+"""Positions of padding right behind the sound (20 ms each) that are all heard."""
+_MUTE = -1e4
+"""What a key that does not count adds to a score, times 8: no exponential of it is left."""
+WORTH_IT = 0.9
+"""Share of the positions at which hearing by parts saves more than it costs."""
+
+
+class Heard(NamedTuple):
+    """What an encoder is given.
+
+    Attributes:
+        mel: float32 [n_audio, n_mels, n_frames], cut where nothing but padding follows.
+        positions: int64 [n_heard], ascending: positions of the window that are heard.
+        counts: int64 [n_heard], for how many positions each stands; all ones but in padding.
+    """
+
+    mel: F32
+    positions: Int
+    counts: Int
+
+    @classmethod
+    def whole(cls, mel: F32, frames_per_position: int) -> Heard:
+        """All positions of a window."""
+        order: Int = np.arange(-(-mel.shape[2] // frames_per_position), dtype=np.int64)
+        return cls(mel, order, np.ones_like(order))
+
+    def feeds(self) -> dict[str, NDArray]:
+        """The encoder's inputs."""
+        counts = self.counts.astype(np.float32)
+        return {"mel": self.mel, "positions": self.positions, "counts": counts}
+
+    def spread(self, scores: F32) -> F32:
+        """Attention scores [..., n_heard] before the softmax as those of all positions.
+
+        What a position stands for has the scores it has, without what its count adds to them.
+        """
+        own = scores - np.log(self.counts).astype(np.float32)
+        return np.repeat(own, self.counts, axis=-1)
+
+
+class Padding:
+    """How one model hears padding."""
+
+    def __init__(self, parts: Sequence[int], frames_per_position: int) -> None:
+        """``parts``: lengths of the parts of a window in positions, in order."""
+        self._ends: Int = np.cumsum(parts, dtype=np.int64)
+        self._frames = frames_per_position
+
+    def heard(self, mel: F32) -> Heard:
+        """Windows of log-mel [n_audio, n_mels, n_frames], padded with zeros, as they are heard.
+
+        Windows that are heard together are as long as the longest of them.
+        """
+        n_ctx = -(-mel.shape[2] // self._frames)
+        if n_ctx == self._ends[-1]:
+            sound = np.flatnonzero(mel.any(axis=(0, 1)))
+            n_frames = int(sound[-1]) + 1 if len(sound) else 0
+            exact = -(-n_frames // self._frames) + MARGIN
+            positions, counts = self._positions(exact)
+            if len(positions) <= WORTH_IT * n_ctx:
+                return Heard(
+                    np.ascontiguousarray(mel[:, :, : exact * self._frames]), positions, counts
+                )
+        return Heard.whole(mel, self._frames)
+
+    def _positions(self, exact: int) -> tuple[Int, Int]:
+        """The first ``exact`` positions, and the middle of every part that follows."""
+        n_ctx = int(self._ends[-1])
+        ends = self._ends[self._ends > exact]
+        starts = np.concatenate([[min(exact, n_ctx)], ends[:-1]])[: len(ends)]
+        single = np.arange(min(exact, n_ctx))
+        positions = np.concatenate([single, (starts + ends) // 2])
+        counts = np.concatenate([np.ones_like(single), ends - starts])
+        return positions, counts
+
+
+def widened(cross: Sequence[NDArray], n_ctx: int) -> list[NDArray]:
+    """Cross-attention keys and values as those of ``n_ctx`` positions, of which new ones are mute.
+
+    Raises:
+        EngineError: these keys have no row that says how often they count, so none can be mute.
+    """
+    missing = n_ctx - cross[1].shape[2]
+    if not missing:
+        return list(cross)
+    if cross[0].shape[2] == HEAD_DIM:
+        raise EngineError("windows of different lengths cannot share a session of this engine")
+    keys = [np.pad(array, ((0, 0), (0, 0), (0, 0), (0, missing))) for array in cross[::2]]
+    for array in keys:
+        array[:, :, HEAD_DIM, -missing:] = _MUTE
+    values = [np.pad(array, ((0, 0), (0, 0), (0, missing), (0, 0))) for array in cross[1::2]]
+    return [array for pair in zip(keys, values) for array in pair]
