@@ -150,7 +150,7 @@ def test_an_impossible_format_version(engine_dir: Path, version: object) -> None
     assert f"has format version {version!r}; expected {FORMAT_VERSION}" in said
 
 
-OTHERWISE = ("format_version", "calibration")  # tested above; need not be there
+OTHERWISE = ("format_version", "calibration", "padding")  # tested above; need not be there
 FIELDS = [f.name for f in dataclasses.fields(Manifest) if f.name not in OTHERWISE]
 
 
@@ -176,6 +176,9 @@ def test_a_missing_field(engine_dir: Path, name: str) -> None:
         lambda values: values.update(source=None),
         lambda values: values.update(files=["encoder.onnx"]),
         lambda values: values.update(files={"encoder.onnx": 3}),
+        lambda values: values.update(padding=[16, 16]),
+        lambda values: values.update(padding=[0, values["dims"]["n_audio_ctx"]]),
+        lambda values: values.update(padding=["many"]),
         lambda values: values["files"]["encoder.onnx"].pop("size"),
         lambda values: values["files"]["encoder.onnx"].update(size=float("inf")),
     ],

@@ -259,7 +259,8 @@ def _opened_cpu(
     if engine.manifest.precision == "fp16":
         _log.warning("%s is fp16, which a CPU computes slowly; export it as fp32", engine.path)
     choice, encoder = _cpu_encoder(engine, options, machine)
-    backend = OrtBackend(engine, threads=options.threads, encoder=encoder)
+    whole = options.padding == "whole"
+    backend = OrtBackend(engine, threads=options.threads, encoder=encoder, whole_padding=whole)
     _log.info("%s runs on cpu: %s", engine.path, reason)
     if options.encoder_precision != "engine":
         _log.info("%s: encoder in %s: %s", engine.path, choice.precision, choice.reason)

@@ -82,6 +82,7 @@ class Whisper:
         device_index: int = LoadOptions.device_index,
         threads: int | None = LoadOptions.threads,
         encoder_precision: str = LoadOptions.encoder_precision,
+        padding: str = LoadOptions.padding,
         cuda_graphs: bool | None = LoadOptions.cuda_graphs,
         tensorrt_library: str | None = LoadOptions.tensorrt_library,
         build_plans: bool = LoadOptions.build_plans,
@@ -99,6 +100,8 @@ class Whisper:
             encoder_precision: ``engine``: the encoder is computed as it was exported; ``bf16`` or
                 ``int8``: by OpenVINO on the CPU, from an fp32 engine (needs the ``openvino``
                 extra); ``auto``: the most exact of them that is clearly faster on this CPU.
+            padding: how engines of 8 and 4 bits hear the padding behind a short sound: ``auto``,
+                by parts, which is faster; ``whole``, as every other engine does.
             cuda_graphs: with ``tensorrt``, replay decoding steps as CUDA graphs (None: yes).
             tensorrt_library: with ``tensorrt``, that or ``tensorrt-rtx`` (None: the first that has
                 plans).
@@ -118,6 +121,7 @@ class Whisper:
             device_index=device_index,
             threads=threads,
             encoder_precision=encoder_precision,
+            padding=padding,
             cuda_graphs=cuda_graphs,
             tensorrt_library=tensorrt_library,
             build_plans=build_plans,

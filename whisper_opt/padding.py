@@ -68,8 +68,14 @@ class Heard(NamedTuple):
 class Padding:
     """How one model hears padding."""
 
-    def __init__(self, parts: Sequence[int], frames_per_position: int) -> None:
-        """``parts``: lengths of the parts of a window in positions, in order."""
+    def __init__(
+        self, parts: Sequence[int], frames_per_position: int, *, whole: bool = False
+    ) -> None:
+        """``parts``: lengths of the parts of a window, in positions and in order.
+
+        ``whole``: hear all padding nevertheless.
+        """
+        self._whole = whole
         self._ends: Int = np.cumsum(parts, dtype=np.int64)
         self._frames = frames_per_position
 
@@ -79,7 +85,7 @@ class Padding:
         Windows that are heard together are as long as the longest of them.
         """
         n_ctx = -(-mel.shape[2] // self._frames)
-        if n_ctx == self._ends[-1]:
+        if n_ctx == self._ends[-1] and not self._whole:
             sound = np.flatnonzero(mel.any(axis=(0, 1)))
             n_frames = int(sound[-1]) + 1 if len(sound) else 0
             exact = -(-n_frames // self._frames) + MARGIN

@@ -29,6 +29,7 @@ from whisper_opt.export.rounding import Rounded
 from whisper_opt.export.sensitivity import Cost, calibrate, choose, find_recordings
 from whisper_opt.export.spread import made_up, observe
 from whisper_opt.export.verify import noise_mel
+from whisper_opt.padding import Heard
 
 DIMS = random_dims(n_vocab=8000, n_audio_state=64, n_text_state=64, n_audio_layer=2, n_text_layer=1)
 TOKENS = np.random.default_rng(5).integers(0, 8000, 12).astype(np.int64)
@@ -92,7 +93,7 @@ def scores_of(engine: Engine, mel: F32) -> tuple[F32, F32]:
         model = onnx.load(str(engine.file(f"{stem}.onnx")), load_external_data=False)
         return PiecewiseGraph(OnnxGraph(model, ()), [], engine.path, stem)
 
-    cross = graph("encoder").run({"mel": mel[None]})
+    cross = graph("encoder").run(Heard.whole(mel[None], DIMS.frames_per_position).feeds())
     cache = {
         f"self_{kind}_0": np.zeros((1, DIMS.n_text_head, 64, 64), np.float32) for kind in ("k", "v")
     }
@@ -106,7 +107,7 @@ def scores_of(engine: Engine, mel: F32) -> tuple[F32, F32]:
             **cache,
         }
     )
-    return cross["cross_k_0"][0], out["logits"][0]
+    return cross["cross_k_0"][0, :, :64], out["logits"][0]
 
 
 def share(found: F32, expected: F32) -> float:

@@ -52,7 +52,12 @@ class OrtBackend:
     """Runs the encoder and decoder graphs of an engine on the CPU with ONNX Runtime."""
 
     def __init__(
-        self, engine: Engine, *, threads: int | None = None, encoder: Graph | None = None
+        self,
+        engine: Engine,
+        *,
+        threads: int | None = None,
+        encoder: Graph | None = None,
+        whole_padding: bool = False,
     ) -> None:
         """Load both graphs.
 
@@ -61,6 +66,7 @@ class OrtBackend:
             threads: threads within an operator; None leaves the choice (one a physical core) to
                 ONNX Runtime.
             encoder: computes the engine's encoder instead of ONNX Runtime.
+            whole_padding: hear all padding, where the engine would hear it by parts.
 
         Raises:
             BackendUnavailable: ONNX Runtime is missing, or too old for the engine's dialect.
@@ -79,7 +85,9 @@ class OrtBackend:
         screen = Screen.of(engine.tensor) if engine.manifest.tensors else None
         self.decoder = Decoder(graph, self.dims, self.dialect, screen)
         parts = engine.manifest.padding
-        self._padding = None if parts is None else Padding(parts, self.dims.frames_per_position)
+        self._padding: Padding | None = None
+        if parts is not None:
+            self._padding = Padding(parts, self.dims.frames_per_position, whole=whole_padding)
         self._cross_names = [
             f"cross_{kind}_{i}" for i in range(self.dims.n_text_layer) for kind in ("k", "v")
         ]

@@ -22,9 +22,9 @@ __all__ = ["padding_parts", "parts_of"]
 _SECONDS = 1
 """Sound in the window that is listened to; the rest is padding."""
 _TOKENS = 24
-_LONGEST = 16
+_LONGEST = 12
 """Positions that one may stand for at most."""
-_SHARE = 9
+_SHARE = 7
 """One part for so many positions of the window, on average."""
 _EVENNESS = 0.75
 """How much a part's length hangs on the attention it gets: 0 not at all, 1 wholly."""
