@@ -32,7 +32,9 @@ from whisper_opt.engine import read_engine
 
 PRECISIONS = ("fp32", "fp16-storage", "int8", "int4")
 WORSE = {"fp16-storage": 0.2, "int8": 0.2, "int4": 1.0}
-"""Errors in a hundred English words that a precision may make more than fp32."""
+"""Errors in a hundred English words, and characters of other languages, that a precision may make
+more than fp32."""
+OTHERS = "other languages, CER"
 BYTES = 1.15
 """Bytes a parameter that an int8 engine may have on disk."""
 
@@ -94,16 +96,19 @@ def transcripts(found: Sequence[System], chosen: Sequence[Clip], pieces: Pieces,
     return texts
 
 
-def _scores(texts: Mapping[str, str], chosen: Iterable[Clip]) -> Score:
-    return whole(score(c.text, texts[c.id], c.language or "en") for c in chosen)
+def _scores(texts: Mapping[str, str], chosen: Iterable[Clip], *, letters: bool = False) -> Score:
+    """``letters``: by character, whatever the language."""
+    language = BY_CHARACTER[0] if letters else None
+    return whole(score(c.text, texts[c.id], language or c.language or "en") for c in chosen)
 
 
 def _by_group(chosen: Sequence[Clip]) -> dict[str, list[Clip]]:
-    """Clips in English, in other languages with spaces, and in those scored by character."""
+    """Clips in English, in other languages with spaces, in those without, and in all others."""
     groups: dict[str, list[Clip]] = {"English, WER": [], "others, WER": [], "ja and zh, CER": []}
     for clip in chosen:
         other = "ja and zh, CER" if clip.language in BY_CHARACTER else "others, WER"
         groups["English, WER" if clip.language == "en" else other].append(clip)
+    groups[OTHERS] = [clip for clip in chosen if clip.language != "en"]
     return {name: clips for name, clips in groups.items() if clips}
 
 
@@ -113,8 +118,8 @@ def rates_table(texts: Texts, chosen: Sequence[Clip], sizes: Mapping[str, int]) 
     lines = []
     for name, row in texts.items():
         cells = []
-        for clips in groups.values():
-            found = _scores(row, clips)
+        for group, clips in groups.items():
+            found = _scores(row, clips, letters=group == OTHERS)
             cells += [f"{found.rate:.2f}", f"{found.errors} of {found.words}"]
         same = sum(row[c.id] == texts[first][c.id] for c in chosen)
         size = f"{sizes[name] / 1e6:.1f}" if name in sizes else ""
@@ -137,18 +142,21 @@ def differences_table(texts: Texts, chosen: Sequence[Clip]) -> str:
 def verdicts(
     model: str, texts: Texts, chosen: Sequence[Clip], sizes: Mapping[str, int], parameters: int
 ) -> list[Verdict]:
-    english = [clip for clip in chosen if clip.language == "en"]
-    rates = {name: _scores(row, english).rate for name, row in texts.items()}
     found = []
-    for name, worse in WORSE.items():
-        if name in rates and "fp32" in rates:
-            found.append(
-                Verdict(
-                    f"{model} {name}: at most {worse} worse than fp32",
-                    rates[name] <= rates["fp32"] + worse,
-                    f"WER {rates[name]:.2f} and {rates['fp32']:.2f}",
+    for group, clips in _by_group(chosen).items():
+        if group not in ("English, WER", OTHERS):
+            continue
+        letters = group == OTHERS
+        rates = {name: _scores(row, clips, letters=letters).rate for name, row in texts.items()}
+        for name, worse in WORSE.items():
+            if name in rates and "fp32" in rates:
+                found.append(
+                    Verdict(
+                        f"{model} {name}: at most {worse} worse than fp32",
+                        rates[name] <= rates["fp32"] + worse,
+                        f"{group}: {rates[name]:.2f} and {rates['fp32']:.2f}",
+                    )
                 )
-            )
     if "int8" in sizes:
         share = sizes["int8"] / parameters
         figures = f"{sizes['int8']:,} bytes, {share:.3f} a parameter"
@@ -181,7 +189,9 @@ def run(args: argparse.Namespace, model: str, pieces: Pieces) -> tuple[dict[str,
         "rates": {
             name: {
                 group: {**dataclasses.asdict(s), "rate": s.rate}
-                for group, s in ((g, _scores(row, clips)) for g, clips in groups.items())
+                for group, s in (
+                    (g, _scores(row, clips, letters=g == OTHERS)) for g, clips in groups.items()
+                )
             }
             for name, row in texts.items()
         },
