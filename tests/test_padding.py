@@ -268,6 +268,29 @@ def test_a_whole_window_and_a_short_one_join(engine: Engine) -> None:
     session.close()
 
 
+def test_a_window_in_a_batch_is_heard_as_it_is_alone(engine: Engine) -> None:
+    backend = OrtBackend(engine, threads=1)
+    mels = [short(300), short(3000, 1), short(900, 2), short(900, 3)]
+    together = backend.encode(np.stack(mels))
+    tokens, lengths = np.repeat(TOKENS[None], 4, axis=0), np.full(4, len(TOKENS))
+    found = backend.attention(together, tokens, lengths)
+    assert found.scores.shape[3] == N_CTX
+    for i, mel in enumerate(mels):
+        alone = backend.encode(mel[None])
+        one, n_heard = together.take([i]), alone.cross[1].shape[2]
+        for expected, array in zip(alone.cross[1::2], one.cross[1::2]):
+            np.testing.assert_array_equal(array[:, :, :n_heard], expected)
+            assert not array[:, :, n_heard:].any()
+        wanted = backend.attention(alone, TOKENS[None], lengths[:1])
+        scale = float(np.abs(wanted.logits).max())
+        for batched in (found.logits[i], backend.attention(one, tokens[:1], lengths[:1]).logits[0]):
+            np.testing.assert_allclose(batched, wanted.logits[0], atol=2e-3 * scale)
+        np.testing.assert_allclose(found.scores[i], wanted.scores[0], atol=0.05)
+    pair = backend.encode(np.stack(mels[2:]))
+    for array, expected in zip(pair.take([1]).cross, together.take([3]).cross):
+        np.testing.assert_array_equal(array[..., :64, :], expected[..., :64, : array.shape[3]])
+
+
 def test_engines_that_cannot_mute_refuse_windows_of_other_lengths(tmp_path: Path) -> None:
     backend = OrtBackend(random_engine(tmp_path / "fp32", DIMS), threads=1)
     sessions = [
@@ -287,8 +310,7 @@ def test_attention_is_of_all_positions(small: Checkpoint, engine: Engine) -> Non
         audio = backend.encode(mel[None])
         assert (audio.cross[1].shape[2] == N_CTX) is whole
         found = backend.attention(audio, TOKENS[None], np.array([len(TOKENS)])).scores[0]
-        heard = audio.heard
-        assert heard is not None
+        (heard,) = audio.heard
         exact = reference.encode_heard(mel, heard.positions, heard.counts)
         (expected,) = reference.decode(exact, [TOKENS], small.heads, counts=heard.counts)[1]
         expected = np.repeat(expected, heard.counts, axis=2)

@@ -82,7 +82,7 @@ class Padding:
     def heard(self, mel: F32) -> Heard:
         """Windows of log-mel [n_audio, n_mels, n_frames], padded with zeros, as they are heard.
 
-        Windows that are heard together are as long as the longest of them.
+        Windows given together are all heard as the longest of them is.
         """
         n_ctx = -(-mel.shape[2] // self._frames)
         if n_ctx == self._ends[-1] and not self._whole:

@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+import numpy as np
+
 from whisper_opt.arrays import F32, Int, NDArray
 from whisper_opt.backends.inputs import checked_mel
 from whisper_opt.backends.ort_graph import load_graph
@@ -14,7 +16,7 @@ from whisper_opt.background import Background
 from whisper_opt.dims import ModelDims
 from whisper_opt.engine import Engine
 from whisper_opt.errors import EngineError, OptionError
-from whisper_opt.padding import Heard, Padding
+from whisper_opt.padding import Heard, Padding, widened
 from whisper_opt.protocol import Attention, Encoded
 from whisper_opt.screen import Screen
 
@@ -33,19 +35,21 @@ class OrtEncoded:
     """Cross-attention keys [A, H, 64, T] and values [A, H, T, 64]: per layer k then v.
 
     Float32, or float16 where the engine computes in that; so is the cache of a session. Of an
-    engine that hears padding by parts, ``heard`` says what was heard, and keys have 65 rows.
+    engine that hears padding by parts, ``heard`` says what was heard of each audio, and keys have
+    65 rows.
     """
 
     cross: tuple[NDArray, ...]
-    heard: Heard | None = None
+    heard: tuple[Heard, ...] = ()
 
     def __len__(self) -> int:
         return len(self.cross[0])
 
     def take(self, audios: Sequence[int]) -> OrtEncoded:
+        heard = tuple(self.heard[i] for i in audios) if self.heard else ()
         if len(audios) == 1:  # a view
-            return OrtEncoded(tuple(array[audios[0] :][:1] for array in self.cross), self.heard)
-        return OrtEncoded(tuple(array[list(audios)] for array in self.cross), self.heard)
+            return OrtEncoded(tuple(array[audios[0] :][:1] for array in self.cross), heard)
+        return OrtEncoded(tuple(array[list(audios)] for array in self.cross), heard)
 
 
 class OrtBackend:
@@ -97,9 +101,18 @@ class OrtBackend:
         mel = checked_mel(self.dims, mel)
         if self._padding is None:
             return OrtEncoded(tuple(self.encoder.run(self._cross_names, {"mel": mel})))
-        heard = self._padding.heard(mel)
-        cross = tuple(self.encoder.run(self._cross_names, heard.feeds()))
-        return OrtEncoded(cross, heard._replace(mel=mel[:0]))
+        heard = [self._padding.heard(window[None]) for window in mel]
+        return OrtEncoded(self._hear(heard), tuple(each._replace(mel=mel[:0]) for each in heard))
+
+    def _hear(self, heard: Sequence[Heard]) -> tuple[NDArray, ...]:
+        """Keys and values of windows; each is heard as it would be alone."""
+        if len({each.mel.shape[2] for each in heard}) == 1:
+            together = heard[0]._replace(mel=np.concatenate([each.mel for each in heard]))
+            return tuple(self.encoder.run(self._cross_names, together.feeds()))
+        each = [self.encoder.run(self._cross_names, one.feeds()) for one in heard]
+        n_ctx = max(len(one.positions) for one in heard)
+        rows = zip(*(widened(cross, n_ctx) for cross in each))
+        return tuple(np.concatenate(arrays) for arrays in rows)
 
     def open(self, audio: Encoded) -> OrtSession:
         """See :meth:`whisper_opt.protocol.Backend.open`."""
@@ -114,6 +127,8 @@ class OrtBackend:
             found = session.attention(tokens, lengths)
         finally:
             session.close()
-        if isinstance(audio, OrtEncoded) and audio.heard is not None:
-            return dataclasses.replace(found, scores=audio.heard.spread(found.scores))
+        if isinstance(audio, OrtEncoded) and audio.heard:
+            rows = zip(audio.heard, found.scores)
+            scores = [one.spread(row[..., : len(one.positions)]) for one, row in rows]
+            return dataclasses.replace(found, scores=np.stack(scores))
         return found
