@@ -144,23 +144,20 @@ class GraphBuilder:
         """Add a node with one output and return its name."""
         return self.nodes(op, inputs, 1, domain, **attrs)[0]
 
-    def either(
-        self,
-        condition: str,
-        op: str,
-        inputs: Sequence[str],
-        otherwise: Sequence[str],
-        domain: str = "",
-        **attrs: Any,
-    ) -> str:
-        """One node that reads ``inputs`` where ``condition`` (a bool scalar) holds, else others."""
-        branches = {}
-        for branch, given in (("then_branch", inputs), ("else_branch", otherwise)):
-            self._count += 1
-            name = f"{self._scope}{op}_{self._count}"
-            node = helper.make_node(op, list(given), [name], name=name, domain=domain, **attrs)
-            info = helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
-            branches[branch] = helper.make_graph([node], branch, [], [info])
+    def either(self, condition: str, then: Callable[[], str], otherwise: Callable[[], str]) -> str:
+        """What ``then`` builds where ``condition`` (a bool scalar) holds, else the other.
+
+        Both return the name of a float32 value, and may read whatever the graph has.
+        """
+        branches, around = {}, self._nodes
+        for branch, build in (("then_branch", then), ("else_branch", otherwise)):
+            self._nodes = []
+            try:
+                value = build()
+                info = helper.make_tensor_value_info(value, TensorProto.FLOAT, None)
+                branches[branch] = helper.make_graph(self._nodes, branch, [], [info])
+            finally:
+                self._nodes = around
         return self.node("If", condition, **branches)
 
     def reshape(self, value: str, shape: Sequence[int]) -> str:

@@ -253,7 +253,7 @@ def _cross_attention(
     scale = builder.constant(np.array(HEAD_DIM**-0.5, types.compute))
     scaled = builder.node("Mul", heads, scale)
     if types.partial:
-        scaled = counting_queries(builder, scaled)
+        scaled = counting_queries(builder, scaled, HEAD_DIM**-0.5)
     scores = builder.node("MatMul", scaled, cross[0])
     mixed = builder.node("MatMul", builder.node("Softmax", scores, axis=-1), cross[1])
     merged = builder.reshape(builder.transpose(mixed, [0, 2, 1, 3]), [0, 0, n_head * HEAD_DIM])

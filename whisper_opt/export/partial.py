@@ -9,7 +9,9 @@ on nothing that is said, so they cost one product and no attention; and that lay
 positions next to each, which are not there afterwards (tiny.en gives its two neighbours 0.16 of
 0.97). The other layers attend to what is heard alone.
 
-Cross-attention keys have a 65th row, 8 log n: the decoder's queries end in a one.
+So keys have a 65th component, 8 log n, and queries end in a one (an eighth, once scaled). ONNX
+Runtime's own way to add to scores, ``attention_bias``, is [A, H, n, n] in version 1.19, which reads
+past the end of one that is shared by a batch.
 """
 
 from __future__ import annotations
@@ -44,8 +46,6 @@ class PartialPadding:
         self._by_parts = builder.node(
             "Less", builder.node("Squeeze", n_heard), builder.node("Squeeze", n_ctx)
         )
-        square = builder.node("Concat", builder.constant([1, 1]), n_heard, n_heard, axis=0)
-        self._bias = builder.node("Expand", self._log, square)
 
     def all_positions(self, value: str, table: str) -> str:
         """[A, C, n_state] of the convolutions, and the positions -> [A, n_ctx, n_state]."""
@@ -72,15 +72,25 @@ class PartialPadding:
         if first:
             parts = (self.heard(query), key, val)
             return builder.node("MultiHeadAttention", *parts, domain=MICROSOFT, num_heads=n_head)
-        plain = (query, key, val)
-        return builder.either(
-            self._by_parts,
-            "MultiHeadAttention",
-            (*plain, "", "", self._bias),
-            plain,
-            domain=MICROSOFT,
-            num_heads=n_head,
-        )
+
+        def plain() -> str:
+            parts = (query, key, val)
+            return builder.node("MultiHeadAttention", *parts, domain=MICROSOFT, num_heads=n_head)
+
+        def counting() -> str:
+            wide = [0, 0, n_head * COUNTED]
+            heads = [builder.reshape(part, [0, 0, n_head, HEAD_DIM]) for part in (query, key)]
+            return builder.node(
+                "MultiHeadAttention",
+                builder.reshape(counting_queries(builder, heads[0], 1.0), wide),
+                builder.reshape(self.counted(heads[1], n_head), wide),
+                val,
+                domain=MICROSOFT,
+                num_heads=n_head,
+                scale=HEAD_DIM**-0.5,
+            )
+
+        return builder.either(self._by_parts, counting, plain)
 
     def counted(self, heads: str, n_head: int) -> str:
         """Keys [A, n_heard, H, 64] with what their counts add to a score: [A, n_heard, H, 65]."""
@@ -94,7 +104,7 @@ class PartialPadding:
         return builder.node("Concat", heads, builder.node("Expand", column, shape), axis=3)
 
 
-def counting_queries(builder: GraphBuilder, query: str) -> str:
-    """Scaled queries [A, H, S, 64] for keys that count: [A, H, S, 65]."""
-    one = builder.constant(np.array(HEAD_DIM**-0.5, np.float32))
-    return builder.node("Pad", query, builder.constant([0, 1]), one, builder.constant([3]))
+def counting_queries(builder: GraphBuilder, query: str, one: float) -> str:
+    """Queries [a, b, c, 64] for keys that count: [a, b, c, 65]; scaled ones end in a scaled one."""
+    ending = builder.constant(np.array(one, np.float32))
+    return builder.node("Pad", query, builder.constant([0, 1]), ending, builder.constant([3]))
