@@ -88,6 +88,16 @@ def test_a_window_that_is_cut_already_is_heard_as_it_is() -> None:
     np.testing.assert_array_equal(heard.positions, np.arange(301))
 
 
+def test_the_shorter_the_sound_the_finer_its_padding() -> None:
+    padding = Padding([10] * 150, 2)
+    largest = [
+        int(padding.heard(short(n_frames)[None]).counts.max()) for n_frames in (100, 500, 900)
+    ]
+    assert largest == [4, 5, 10]
+    for n_frames in range(0, 1000, 100):
+        assert len(padding.heard(short(n_frames)[None]).positions) <= 0.4 * N_CTX
+
+
 def test_windows_together_are_as_long_as_the_longest() -> None:
     padding = Padding([10] * 150, 2)
     both = padding.heard(np.stack([short(100), short(700, 1)]))

@@ -28,6 +28,10 @@ MARGIN = 16
 """Positions of padding right behind the sound (20 ms each) that are all heard."""
 _MUTE = -1e4
 """What a key that does not count adds to a score, times 8: no exponential of it is left."""
+SPLITS = (3, 2, 1)
+ROOM = 0.4
+"""Share of the positions up to which parts are split, in three or in two: a sound of a second or
+two leaves more to padding, and costs little."""
 WORTH_IT = 0.9
 """Share of the positions at which hearing by parts saves more than it costs."""
 
@@ -76,7 +80,8 @@ class Padding:
         ``whole``: hear all padding nevertheless.
         """
         self._whole = whole
-        self._ends: Int = np.cumsum(parts, dtype=np.int64)
+        self._n_ctx = sum(parts)
+        self._ends = {n: _ends(parts, n) for n in SPLITS}
         self._frames = frames_per_position
 
     def heard(self, mel: F32) -> Heard:
@@ -85,7 +90,7 @@ class Padding:
         Windows given together are all heard as the longest of them is.
         """
         n_ctx = -(-mel.shape[2] // self._frames)
-        if n_ctx == self._ends[-1] and not self._whole:
+        if n_ctx == self._n_ctx and not self._whole:
             sound = np.flatnonzero(mel.any(axis=(0, 1)))
             n_frames = int(sound[-1]) + 1 if len(sound) else 0
             exact = -(-n_frames // self._frames) + MARGIN
@@ -98,13 +103,25 @@ class Padding:
 
     def _positions(self, exact: int) -> tuple[Int, Int]:
         """The first ``exact`` positions, and the middle of every part that follows."""
-        n_ctx = int(self._ends[-1])
-        ends = self._ends[self._ends > exact]
-        starts = np.concatenate([[min(exact, n_ctx)], ends[:-1]])[: len(ends)]
-        single = np.arange(min(exact, n_ctx))
-        positions = np.concatenate([single, (starts + ends) // 2])
-        counts = np.concatenate([np.ones_like(single), ends - starts])
-        return positions, counts
+        exact = min(exact, self._n_ctx)
+        single: Int = np.arange(exact, dtype=np.int64)
+        for n in SPLITS:
+            ends = self._ends[n][self._ends[n] > exact]
+            starts = np.concatenate([[exact], ends[:-1]])[: len(ends)]
+            positions = np.concatenate([single, (starts + ends) // 2])
+            if len(positions) <= ROOM * self._n_ctx:
+                break
+        return positions, np.concatenate([np.ones_like(single), ends - starts])
+
+
+def _ends(parts: Sequence[int], n: int) -> Int:
+    """Where parts end that are split into ``n``, or into single positions."""
+    ends, start = [], 0
+    for part in parts:
+        pieces = min(n, part)
+        ends += [start + part * (i + 1) // pieces for i in range(pieces)]
+        start += part
+    return np.array(ends, np.int64)
 
 
 def widened(cross: Sequence[NDArray], n_ctx: int) -> list[NDArray]:
