@@ -6,8 +6,8 @@ must be padding. A key that stands for n positions counts n times: log n is adde
 
 The first layer's keys and values are those of every position: what padding looks like there hangs
 on nothing that is said, so they cost one product and no attention; and that layer attends to the
-positions next to each, which are not there afterwards (tiny.en gives its two neighbours 0.16 of
-0.97). The other layers attend to what is heard alone.
+positions next to each, which parts do not have (in tiny.en 0.17 of it goes to the next one). The
+other layers attend to what is heard alone.
 
 So keys have a 65th component, 8 log n, and queries end in a one (an eighth, once scaled). ONNX
 Runtime's own way to add to scores, ``attention_bias``, is [A, H, n, n] in version 1.19, which reads
