@@ -20,6 +20,7 @@ from tests.models_write import write_ctranslate2, write_huggingface
 from whisper_opt.checkpoints import Checkpoint
 from whisper_opt.cli import main
 from whisper_opt.cli_transcribe import Output
+from whisper_opt.engine import FORMAT_VERSION
 from whisper_opt.export import export
 from whisper_opt.options import SubtitleOptions, TranscribeOptions
 from whisper_opt.results import Segment, Transcript, Word
@@ -393,7 +394,10 @@ def test_a_newer_format_is_refused(
     copy = _copy(engine, tmp_path)
     manifest = copy / "manifest.json"
     text = manifest.read_text(encoding="utf-8")
-    manifest.write_text(text.replace('"format_version": 3', '"format_version": 4'))
+    newer = text.replace(
+        f'"format_version": {FORMAT_VERSION}', f'"format_version": {FORMAT_VERSION + 1}'
+    )
+    manifest.write_text(newer)
     assert run("transcribe", copy, JFK) == 1
     assert "upgrade whisper-opt" in one_line(capsys)
 
