@@ -34,7 +34,7 @@ PRECISIONS = ("fp32", "fp16-storage", "int8", "int4")
 WORSE = {"fp16-storage": 0.2, "int8": 0.2, "int4": 1.0}
 """Errors in a hundred English words, and characters of other languages, that a precision may make
 more than fp32."""
-OTHERS = "other languages, CER"
+ENGLISH, OTHERS = "English, WER", "other languages, CER"
 BYTES = 1.15
 """Bytes a parameter that an int8 engine may have on disk."""
 
@@ -96,18 +96,18 @@ def transcripts(found: Sequence[System], chosen: Sequence[Clip], pieces: Pieces,
     return texts
 
 
-def _scores(texts: Mapping[str, str], chosen: Iterable[Clip], *, letters: bool = False) -> Score:
-    """``letters``: by character, whatever the language."""
-    language = BY_CHARACTER[0] if letters else None
+def _scores(texts: Mapping[str, str], group: str, chosen: Iterable[Clip]) -> Score:
+    """Errors in the clips of a group of :func:`_by_group`."""
+    language = BY_CHARACTER[0] if group == OTHERS else None
     return whole(score(c.text, texts[c.id], language or c.language or "en") for c in chosen)
 
 
 def _by_group(chosen: Sequence[Clip]) -> dict[str, list[Clip]]:
     """Clips in English, in other languages with spaces, in those without, and in all others."""
-    groups: dict[str, list[Clip]] = {"English, WER": [], "others, WER": [], "ja and zh, CER": []}
+    groups: dict[str, list[Clip]] = {ENGLISH: [], "others, WER": [], "ja and zh, CER": []}
     for clip in chosen:
         other = "ja and zh, CER" if clip.language in BY_CHARACTER else "others, WER"
-        groups["English, WER" if clip.language == "en" else other].append(clip)
+        groups[ENGLISH if clip.language == "en" else other].append(clip)
     groups[OTHERS] = [clip for clip in chosen if clip.language != "en"]
     return {name: clips for name, clips in groups.items() if clips}
 
@@ -119,7 +119,7 @@ def rates_table(texts: Texts, chosen: Sequence[Clip], sizes: Mapping[str, int]) 
     for name, row in texts.items():
         cells = []
         for group, clips in groups.items():
-            found = _scores(row, clips, letters=group == OTHERS)
+            found = _scores(row, group, clips)
             cells += [f"{found.rate:.2f}", f"{found.errors} of {found.words}"]
         same = sum(row[c.id] == texts[first][c.id] for c in chosen)
         size = f"{sizes[name] / 1e6:.1f}" if name in sizes else ""
@@ -143,11 +143,9 @@ def verdicts(
     model: str, texts: Texts, chosen: Sequence[Clip], sizes: Mapping[str, int], parameters: int
 ) -> list[Verdict]:
     found = []
-    for group, clips in _by_group(chosen).items():
-        if group not in ("English, WER", OTHERS):
-            continue
-        letters = group == OTHERS
-        rates = {name: _scores(row, clips, letters=letters).rate for name, row in texts.items()}
+    groups = _by_group(chosen)
+    for group in [name for name in groups if name in (ENGLISH, OTHERS)]:
+        rates = {name: _scores(row, group, groups[group]).rate for name, row in texts.items()}
         for name, worse in WORSE.items():
             if name in rates and "fp32" in rates:
                 found.append(
@@ -189,9 +187,7 @@ def run(args: argparse.Namespace, model: str, pieces: Pieces) -> tuple[dict[str,
         "rates": {
             name: {
                 group: {**dataclasses.asdict(s), "rate": s.rate}
-                for group, s in (
-                    (g, _scores(row, clips, letters=g == OTHERS)) for g, clips in groups.items()
-                )
+                for group, s in ((g, _scores(row, g, clips)) for g, clips in groups.items())
             }
             for name, row in texts.items()
         },

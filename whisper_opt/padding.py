@@ -22,7 +22,7 @@ from whisper_opt.arrays import F32, Int, NDArray
 from whisper_opt.dims import HEAD_DIM
 from whisper_opt.errors import EngineError
 
-__all__ = ["Heard", "Padding", "widened"]
+__all__ = ["Heard", "Padding", "spread", "widened"]
 
 MARGIN = 16
 """Positions of padding right behind the sound (20 ms each) that are all heard."""
@@ -41,32 +41,28 @@ class Heard(NamedTuple):
 
     Attributes:
         mel: float32 [n_audio, n_mels, n_frames], cut where nothing but padding follows.
-        positions: int64 [n_heard], ascending: positions of the window that are heard.
-        counts: int64 [n_heard], for how many positions each stands; all ones but in padding.
+        counts: int64 [n_heard], for how many positions of the window each stands that is heard; all
+            ones but in padding.
     """
 
     mel: F32
-    positions: Int
     counts: Int
+
+    @property
+    def positions(self) -> Int:
+        """int64 [n_heard], ascending: those heard, each in the middle of what it stands for."""
+        positions: Int = np.cumsum(self.counts) - self.counts + self.counts // 2
+        return positions
 
     @classmethod
     def whole(cls, mel: F32, frames_per_position: int) -> Heard:
         """All positions of a window."""
-        order: Int = np.arange(-(-mel.shape[2] // frames_per_position), dtype=np.int64)
-        return cls(mel, order, np.ones_like(order))
+        return cls(mel, np.ones(-(-mel.shape[2] // frames_per_position), np.int64))
 
     def feeds(self) -> dict[str, NDArray]:
         """The encoder's inputs."""
         counts = self.counts.astype(np.float32)
         return {"mel": self.mel, "positions": self.positions, "counts": counts}
-
-    def spread(self, scores: F32) -> F32:
-        """Attention scores [..., n_heard] before the softmax as those of all positions.
-
-        What a position stands for has the scores it has, without what its count adds to them.
-        """
-        own = scores - np.log(self.counts).astype(np.float32)
-        return np.repeat(own, self.counts, axis=-1)
 
 
 class Padding:
@@ -94,24 +90,20 @@ class Padding:
             sound = np.flatnonzero(mel.any(axis=(0, 1)))
             n_frames = int(sound[-1]) + 1 if len(sound) else 0
             exact = -(-n_frames // self._frames) + MARGIN
-            positions, counts = self._positions(exact)
-            if len(positions) <= WORTH_IT * n_ctx:
-                return Heard(
-                    np.ascontiguousarray(mel[:, :, : exact * self._frames]), positions, counts
-                )
+            counts = self._counts(exact)
+            if len(counts) <= WORTH_IT * n_ctx:
+                return Heard(np.ascontiguousarray(mel[:, :, : exact * self._frames]), counts)
         return Heard.whole(mel, self._frames)
 
-    def _positions(self, exact: int) -> tuple[Int, Int]:
-        """The first ``exact`` positions, and the middle of every part that follows."""
+    def _counts(self, exact: int) -> Int:
+        """The first ``exact`` positions by themselves, and the parts that follow."""
         exact = min(exact, self._n_ctx)
-        single: Int = np.arange(exact, dtype=np.int64)
         for n in SPLITS:
             ends = self._ends[n][self._ends[n] > exact]
-            starts = np.concatenate([[exact], ends[:-1]])[: len(ends)]
-            positions = np.concatenate([single, (starts + ends) // 2])
-            if len(positions) <= ROOM * self._n_ctx:
+            if exact + len(ends) <= ROOM * self._n_ctx:
                 break
-        return positions, np.concatenate([np.ones_like(single), ends - starts])
+        parts = np.diff(ends, prepend=exact)
+        return np.concatenate([np.ones(exact, np.int64), parts])
 
 
 def _ends(parts: Sequence[int], n: int) -> Int:
@@ -122,6 +114,15 @@ def _ends(parts: Sequence[int], n: int) -> Int:
         ends += [start + part * (i + 1) // pieces for i in range(pieces)]
         start += part
     return np.array(ends, np.int64)
+
+
+def spread(scores: F32, counts: Int) -> F32:
+    """Attention scores [..., n_heard] before the softmax as those of all positions.
+
+    What a position stands for has the scores it has, without what its count adds to them.
+    """
+    own = scores - np.log(counts).astype(np.float32)
+    return np.repeat(own, counts, axis=-1)
 
 
 def widened(cross: Sequence[NDArray], n_ctx: int) -> list[NDArray]:

@@ -16,7 +16,7 @@ from whisper_opt.background import Background
 from whisper_opt.dims import ModelDims
 from whisper_opt.engine import Engine
 from whisper_opt.errors import EngineError, OptionError
-from whisper_opt.padding import Heard, Padding, widened
+from whisper_opt.padding import Heard, Padding, spread, widened
 from whisper_opt.protocol import Attention, Encoded
 from whisper_opt.screen import Screen
 
@@ -35,21 +35,21 @@ class OrtEncoded:
     """Cross-attention keys [A, H, 64, T] and values [A, H, T, 64]: per layer k then v.
 
     Float32, or float16 where the engine computes in that; so is the cache of a session. Of an
-    engine that hears padding by parts, ``heard`` says what was heard of each audio, and keys have
-    65 rows.
+    engine that hears padding by parts, ``counts`` says for how many positions of each audio those
+    heard stand (:class:`whisper_opt.padding.Heard`), and keys have 65 rows.
     """
 
     cross: tuple[NDArray, ...]
-    heard: tuple[Heard, ...] = ()
+    counts: tuple[Int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.cross[0])
 
     def take(self, audios: Sequence[int]) -> OrtEncoded:
-        heard = tuple(self.heard[i] for i in audios) if self.heard else ()
+        counts = tuple(self.counts[i] for i in audios) if self.counts else ()
         if len(audios) == 1:  # a view
-            return OrtEncoded(tuple(array[audios[0] :][:1] for array in self.cross), heard)
-        return OrtEncoded(tuple(array[list(audios)] for array in self.cross), heard)
+            return OrtEncoded(tuple(array[audios[0] :][:1] for array in self.cross), counts)
+        return OrtEncoded(tuple(array[list(audios)] for array in self.cross), counts)
 
 
 class OrtBackend:
@@ -102,7 +102,7 @@ class OrtBackend:
         if self._padding is None:
             return OrtEncoded(tuple(self.encoder.run(self._cross_names, {"mel": mel})))
         heard = [self._padding.heard(window[None]) for window in mel]
-        return OrtEncoded(self._hear(heard), tuple(each._replace(mel=mel[:0]) for each in heard))
+        return OrtEncoded(self._hear(heard), tuple(each.counts for each in heard))
 
     def _hear(self, heard: Sequence[Heard]) -> tuple[NDArray, ...]:
         """Keys and values of windows; each is heard as it would be alone."""
@@ -110,7 +110,7 @@ class OrtBackend:
             together = heard[0]._replace(mel=np.concatenate([each.mel for each in heard]))
             return tuple(self.encoder.run(self._cross_names, together.feeds()))
         each = [self.encoder.run(self._cross_names, one.feeds()) for one in heard]
-        n_ctx = max(len(one.positions) for one in heard)
+        n_ctx = max(len(one.counts) for one in heard)
         rows = zip(*(widened(cross, n_ctx) for cross in each))
         return tuple(np.concatenate(arrays) for arrays in rows)
 
@@ -127,8 +127,8 @@ class OrtBackend:
             found = session.attention(tokens, lengths)
         finally:
             session.close()
-        if isinstance(audio, OrtEncoded) and audio.heard:
-            rows = zip(audio.heard, found.scores)
-            scores = [one.spread(row[..., : len(one.positions)]) for one, row in rows]
+        if isinstance(audio, OrtEncoded) and audio.counts:
+            rows = zip(found.scores, audio.counts)
+            scores = [spread(row[..., : len(counts)], counts) for row, counts in rows]
             return dataclasses.replace(found, scores=np.stack(scores))
         return found

@@ -301,13 +301,12 @@ class OrtSession:
         other._check_open()
         used = int(other._length.max(initial=0))
         self._reserve(used)
-        self._widen(other._cross.arrays[1].shape[2])
+        self._widen(other._n_heard)
         joining = self._layout.append(other._layout)
         if self._cross.resize(self._layout.n_audio, copy=not self._own_cross):
             self._bindings.clear()
         self._own_cross = True
-        n_ctx = self._cross.arrays[1].shape[2]
-        for array, heard in zip(self._cross.arrays, widened(other._cross.views(), n_ctx)):
+        for array, heard in zip(self._cross.arrays, widened(other._cross.views(), self._n_heard)):
             array[joining.place] = heard
         self._rearrange(joining.slots)
         if used:
@@ -318,10 +317,15 @@ class OrtSession:
             self._past.take(joining.joined, other._past, source, used)
         other.close()
 
-    def _widen(self, n_ctx: int) -> None:
-        """Make room for audios of ``n_ctx`` positions."""
-        if n_ctx > self._cross.arrays[1].shape[2]:
-            self._cross = _Buffers(widened(self._cross.arrays, n_ctx), self._cross.n)
+    @property
+    def _n_heard(self) -> int:
+        """Positions of an audio for which there is room."""
+        return int(self._cross.arrays[1].shape[2])
+
+    def _widen(self, n_heard: int) -> None:
+        """Make room for audios of ``n_heard`` positions."""
+        if n_heard > self._n_heard:
+            self._cross = _Buffers(widened(self._cross.arrays, n_heard), self._cross.n)
             self._own_cross = True
             self._bindings.clear()
 

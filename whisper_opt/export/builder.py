@@ -68,6 +68,7 @@ class GraphBuilder:
         """Start an empty graph called ``name``."""
         self.name = name
         self._nodes: list[NodeProto] = []
+        self._domains: set[str] = set()
         self._inputs: list[ValueInfoProto] = []
         self._outputs: list[ValueInfoProto] = []
         self._constants: dict[str, TensorProto] = {}
@@ -134,6 +135,7 @@ class GraphBuilder:
         """Add a node and return the names of its outputs."""
         self._count += 1
         base = f"{self._scope}{op}_{self._count}"
+        self._domains.add(domain)
         names = [base if n_outputs == 1 else f"{base}.{i}" for i in range(n_outputs)]
         self._nodes.append(
             helper.make_node(op, list(inputs), names, name=base, domain=domain, **attrs)
@@ -182,7 +184,7 @@ class GraphBuilder:
             initializers.append(tensor)
         graph = helper.make_graph(self._nodes, self.name, self._inputs, self._outputs, initializers)
         opsets = [helper.make_opsetid("", opset)]
-        if any(node.domain == MICROSOFT or node.op_type == "If" for node in self._nodes):
+        if MICROSOFT in self._domains:
             opsets.append(helper.make_opsetid(MICROSOFT, 1))
         model = helper.make_model(
             graph, opset_imports=opsets, ir_version=ir_version, producer_name="whisper-opt"

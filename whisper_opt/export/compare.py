@@ -18,8 +18,9 @@ import numpy as np
 from whisper_opt.arrays import F32, Int
 from whisper_opt.decode.rules import Rule, SuppressTokens, Timestamps
 from whisper_opt.decode.runs import GreedyRow, greedy_row, greedy_rows
-from whisper_opt.dims import N_SAMPLES, SAMPLE_RATE
+from whisper_opt.dims import N_SAMPLES
 from whisper_opt.export.precision import FP16
+from whisper_opt.export.sounds import seconds, voice
 from whisper_opt.features import log_mel
 from whisper_opt.protocol import Backend, Encoded, Logits, Run, Runner, Session, TokenMask
 from whisper_opt.tokens import Vocab
@@ -77,13 +78,10 @@ class _Tally:
 
 def _sounds(n_mels: int) -> F32:
     """Two windows [2, n_mels, 3000] of tones that glide and pause, as voices do."""
-    time = np.arange(N_SAMPLES, dtype=np.float64) / SAMPLE_RATE
+    time = seconds(N_SAMPLES)
     windows = []
     for pitch, pace in ((120.0, 3.0), (210.0, 4.5)):
-        phase = 2 * np.pi * (pitch * time + 8 * np.sin(2 * np.pi * 0.7 * time))
-        voice = sum(np.sin(k * phase) / k for k in range(1, 9))
-        loud = np.clip(np.sin(2 * np.pi * pace * time), 0, 1) * (time % 10 < 7)
-        windows.append(log_mel((0.2 * voice * loud).astype(np.float32), n_mels).head())
+        windows.append(log_mel(voice(time, pitch, pace, time % 10 < 7), n_mels).head())
     return np.stack(windows)
 
 

@@ -15,6 +15,7 @@ from whisper_opt.arrays import F32, NDArray
 from whisper_opt.checkpoints.checkpoint import Checkpoint
 from whisper_opt.dims import HOP_LENGTH, SAMPLE_RATE
 from whisper_opt.export.reference import Reference
+from whisper_opt.export.sounds import seconds, voice
 from whisper_opt.features import log_mel
 
 __all__ = ["padding_parts", "parts_of"]
@@ -63,11 +64,7 @@ def padding_parts(checkpoint: Checkpoint) -> tuple[int, ...]:
     """
     dims = checkpoint.dims
     n_sound = _SECONDS * SAMPLE_RATE // HOP_LENGTH // dims.frames_per_position
-    time = np.arange(_SECONDS * SAMPLE_RATE, dtype=np.float64) / SAMPLE_RATE
-    phase = 2 * np.pi * (120.0 * time + 8 * np.sin(2 * np.pi * 0.7 * time))
-    voice = np.asarray(sum(np.sin(k * phase) / k for k in range(1, 9)))
-    loud = 0.2 * np.clip(np.sin(2 * np.pi * 3.0 * time), 0, 1)
-    sound = (voice * loud).astype(np.float32)
+    sound = voice(seconds(_SECONDS * SAMPLE_RATE), pitch=120.0, pace=3.0)
     mel = np.zeros((dims.n_mels, dims.n_audio_ctx * dims.frames_per_position), np.float32)
     heard = log_mel(sound, dims.n_mels).head()[:, : _SECONDS * SAMPLE_RATE // HOP_LENGTH]
     mel[:, : heard.shape[1]] = heard[:, : mel.shape[1]]

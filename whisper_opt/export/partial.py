@@ -36,7 +36,10 @@ class PartialPadding:
         self._builder = builder
         self._positions = builder.input("positions", TensorProto.INT64, ["n_heard"])
         counts = builder.input("counts", TensorProto.FLOAT, ["n_heard"])
-        self._log = builder.node("Log", counts)
+        # [n_heard, 1, 1], what a count adds to a score before that is scaled
+        unscaled = builder.constant(np.array(HEAD_DIM**0.5, np.float32))
+        column = builder.node("Mul", builder.node("Log", counts), unscaled)
+        self._column = builder.node("Unsqueeze", column, builder.constant([1, 2]))
         zero, one = builder.constant(0), builder.constant(1)
         n_ctx = builder.node("ReduceSum", counts, keepdims=0)
         n_ctx = builder.node("Cast", n_ctx, to=TensorProto.INT64)
@@ -69,39 +72,36 @@ class PartialPadding:
         """
         builder = self._builder
         query, key, val = builder.nodes("Split", [qkv], 3, axis=-1, num_outputs=3)
-        if first:
-            parts = (self.heard(query), key, val)
-            return builder.node("MultiHeadAttention", *parts, domain=MICROSOFT, num_heads=n_head)
 
-        def plain() -> str:
-            parts = (query, key, val)
-            return builder.node("MultiHeadAttention", *parts, domain=MICROSOFT, num_heads=n_head)
-
-        def counting() -> str:
-            wide = [0, 0, n_head * COUNTED]
-            heads = [builder.reshape(part, [0, 0, n_head, HEAD_DIM]) for part in (query, key)]
+        def attend(query: str, key: str) -> str:
             return builder.node(
                 "MultiHeadAttention",
-                builder.reshape(counting_queries(builder, heads[0], 1.0), wide),
-                builder.reshape(self.counted(heads[1], n_head), wide),
+                query,
+                key,
                 val,
                 domain=MICROSOFT,
                 num_heads=n_head,
                 scale=HEAD_DIM**-0.5,
             )
 
-        return builder.either(self._by_parts, counting, plain)
+        def counting() -> str:
+            wide = [0, 0, n_head * COUNTED]
+            heads = [builder.reshape(part, [0, 0, n_head, HEAD_DIM]) for part in (query, key)]
+            return attend(
+                builder.reshape(counting_queries(builder, heads[0], 1.0), wide),
+                builder.reshape(self.counted(heads[1], n_head), wide),
+            )
+
+        if first:
+            return attend(self.heard(query), key)
+        return builder.either(self._by_parts, counting, lambda: attend(query, key))
 
     def counted(self, heads: str, n_head: int) -> str:
         """Keys [A, n_heard, H, 64] with what their counts add to a score: [A, n_heard, H, 65]."""
         builder = self._builder
-        column = builder.node(
-            "Mul", self._log, builder.constant(np.array(HEAD_DIM**0.5, np.float32))
-        )
-        column = builder.node("Unsqueeze", column, builder.constant([1, 2]))
         n_audio, n_heard = builder.dim(heads, 0), builder.dim(heads, 1)
         shape = builder.node("Concat", n_audio, n_heard, builder.constant([n_head, 1]), axis=0)
-        return builder.node("Concat", heads, builder.node("Expand", column, shape), axis=3)
+        return builder.node("Concat", heads, builder.node("Expand", self._column, shape), axis=3)
 
 
 def counting_queries(builder: GraphBuilder, query: str, one: float) -> str:

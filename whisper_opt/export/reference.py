@@ -131,15 +131,9 @@ class Reference:
 
         Arguments as of :class:`whisper_opt.padding.Heard`, but a whole window [n_mels, n_frames].
         """
-        x = self.stem(mel)
-        for i in range(self._dims.n_audio_layer):
-            block = f"encoder.blocks.{i}"
-            normed = self._norm(x, f"{block}.attn_ln")
-            x, at, weights = (x[positions], positions, None) if i == 0 else (x, None, counts)
-            x = x + self._self_attention(
-                normed, f"{block}.attn", causal=False, at=at, counts=weights
-            )
-            x = x + self._mlp(x, block)
+        x = self.layer(self.stem(mel), 0, at=positions)
+        for i in range(1, self._dims.n_audio_layer):
+            x = self.layer(x, i, counts=counts)
         return self._norm(x, "encoder.ln_post")
 
     def stem(self, mel: F32) -> F32:
@@ -154,12 +148,16 @@ class Reference:
             x = self.layer(x, i)
         return self._norm(x, "encoder.ln_post")
 
-    def layer(self, x: F32, i: int) -> F32:
-        """What an encoder layer makes of the residual stream [n_ctx, n_audio_state]."""
+    def layer(self, x: F32, i: int, *, at: Int | None = None, counts: Int | None = None) -> F32:
+        """What an encoder layer makes of the residual stream [n_ctx, n_audio_state].
+
+        ``at``: the positions that go on (default: all); ``counts``: for how many each stands.
+        """
         block = f"encoder.blocks.{i}"
-        x = x + self._self_attention(
-            self._norm(x, f"{block}.attn_ln"), f"{block}.attn", causal=False
+        mixed = self._self_attention(
+            self._norm(x, f"{block}.attn_ln"), f"{block}.attn", causal=False, at=at, counts=counts
         )
+        x = (x if at is None else x[at]) + mixed
         return cast(F32, x + self._mlp(x, block))
 
     def cross(self, audio: F32, layer: int) -> tuple[F32, F32]:

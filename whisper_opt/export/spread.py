@@ -17,6 +17,7 @@ from whisper_opt.arrays import F32, Int
 from whisper_opt.checkpoints.checkpoint import Checkpoint
 from whisper_opt.dims import HOP_LENGTH, SAMPLE_RATE
 from whisper_opt.export.reference import Reference
+from whisper_opt.export.sounds import seconds, voice
 from whisper_opt.export.verify import noise_mel
 from whisper_opt.features import log_mel
 
@@ -91,14 +92,11 @@ def made_up(checkpoint: Checkpoint) -> Sequence[Sample]:
     """Samples that need no recording: noise, and tones that glide and pause, as voices do."""
     dims = checkpoint.dims
     frames = _SECONDS * SAMPLE_RATE // HOP_LENGTH
-    time = np.arange(_SECONDS * SAMPLE_RATE, dtype=np.float64) / SAMPLE_RATE
+    time = seconds(_SECONDS * SAMPLE_RATE)
     draw = np.random.default_rng(1)
     mels = [noise_mel(dims)[:, :frames]]
     for pitch, pace in ((120.0, 3.0), (210.0, 4.5)):
-        phase = 2 * np.pi * (pitch * time + 8 * np.sin(2 * np.pi * 0.7 * time))
-        voice = sum(np.sin(k * phase) / k for k in range(1, 9))
-        loud = np.clip(np.sin(2 * np.pi * pace * time), 0, 1) * (time < 0.7 * _SECONDS)
-        sound = (0.2 * voice * loud).astype(np.float32)
+        sound = voice(time, pitch, pace, time < 0.7 * _SECONDS)
         mels.append(np.ascontiguousarray(log_mel(sound, dims.n_mels).head()[:, :frames]))
     n = min(_TOKENS, dims.n_text_ctx)
     return [Sample(mel, draw.integers(0, dims.n_vocab, n).astype(np.int64)) for mel in mels]

@@ -113,13 +113,11 @@ def verify(
     mel = noise_mel(dims)
     reference = Reference(checkpoint)
     audio = reference.encode(mel)
-    whole = Heard.whole(mel[None], dims.frames_per_position)
-    cross = _encode(encoder, whole)
+    cross = _encode(encoder, Heard.whole(mel[None], dims.frames_per_position))
     cross_error, cross_scale = _compare_cross(reference, audio, cross, dims, measure)
     _judge("cross-attention keys and values", cross_error, precision.cross_tolerance * cross_scale)
     if parts is not None:
-        padding = Padding(parts, dims.frames_per_position)
-        _verify_parts(checkpoint, encoder, decoder, padding, precision)
+        _verify_parts(checkpoint, encoder, decoder, parts, precision)
     sequences = _sequences(dims)
     found, screen_share = _drive(decoder, cross, sequences, dims, screen)
     expected, watched = reference.decode(audio, sequences[:1], checkpoint.heads)
@@ -154,14 +152,15 @@ def verify(
 
 
 def _encode(encoder: PiecewiseGraph, heard: Heard) -> dict[str, NDArray]:
-    return encoder.run({name: heard.feeds()[name] for name in encoder.inputs})
+    feeds = heard.feeds()
+    return encoder.run({name: feeds[name] for name in encoder.inputs})
 
 
 def _verify_parts(
     checkpoint: Checkpoint,
     encoder: PiecewiseGraph,
     decoder: PiecewiseGraph,
-    padding: Padding,
+    parts: Sequence[int],
     precision: Precision,
 ) -> None:
     """Compare with the reference what is heard of a short sound, and the scores after a prompt.
@@ -173,7 +172,7 @@ def _verify_parts(
     measure = _MEASURES[precision.measure]
     mel = noise_mel(dims, SEED + 1)
     mel[:, _SHORT:] = 0
-    heard = padding.heard(mel[None])
+    heard = Padding(parts, dims.frames_per_position).heard(mel[None])
     audio = reference.encode_heard(mel, heard.positions, heard.counts)
     cross = _encode(encoder, heard)
     error, scale = _compare_cross(reference, audio, cross, dims, measure)
