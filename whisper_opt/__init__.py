@@ -22,9 +22,10 @@ from whisper_opt.errors import (
 from whisper_opt.version import __version__
 
 if TYPE_CHECKING:
-    from whisper_opt.model import Stream, Whisper
+    from whisper_opt.model import Whisper
     from whisper_opt.options import SubtitleOptions, TranscribeOptions, VadOptions
     from whisper_opt.results import Segment, Transcript, Word
+    from whisper_opt.stream import Stream
 
 __all__ = [
     "AudioError",
@@ -46,9 +47,10 @@ __all__ = [
 ]
 
 _HOME = {
-    **dict.fromkeys(("Stream", "Whisper"), "model"),
+    "Whisper": "model",
     **dict.fromkeys(("SubtitleOptions", "TranscribeOptions", "VadOptions"), "options"),
     **dict.fromkeys(("Segment", "Transcript", "Word"), "results"),
+    "Stream": "stream",
 }
 """The modules of names that are imported when they are first used: numpy alone takes 0.1 s."""
 

@@ -50,6 +50,9 @@ ExportProgress = Callable[[str, float, float], None]
 KEEP = 0.03
 """How much larger the weights may become by what a calibration keeps exact."""
 
+_Parts = Mapping[str, tuple[OnnxGraph, list[str]]]
+"""Encoder and decoder by name, and where each can be cut."""
+
 
 def export(
     source: Union[str, Path, Checkpoint],
@@ -98,54 +101,42 @@ def export(
         BackendUnavailable: ONNX Runtime, which verifies, is missing or too old for the dialect.
         VerificationError: the graphs do not compute what the checkpoint computes; nothing is left.
     """
+    types = _policy(precision, dialect)
+    _check_calibration(types, calibrate_on, keep)
+    require_onnxruntime(dialect)
+    report = on_progress or (lambda stage, done, total: None)
+    with directory(Path(target), overwrite=overwrite) as folder:
+        if not isinstance(source, Checkpoint):
+            source = load_checkpoint(source, tokenizer=tokenizer, revision=revision)
+        checkpoint = _with_heads(source, alignment_heads)
+        Vocab(checkpoint.tokenizer_json, checkpoint.dims)  # refuses a tokenizer that does not fit
+        types, spreads, calibration = _calibrated(checkpoint, types, calibrate_on, keep, report)
+        parts = _build(checkpoint, dialect, types, spreads)
+        files, tensors = _write(checkpoint, dialect, types, parts, folder, report)
+        padding = padding_parts(checkpoint) if types.partial else None
+        parity: Mapping[str, Any] = {"input": "none: not verified"}
+        if verified:
+            report("verify", 0, 1)
+            parity = _verified(checkpoint, types, parts, folder, tensors, padding)
+            report("verify", 1, 1)
+        manifest = dataclasses.replace(
+            _manifest(checkpoint, precision, dialect, parity, files, tensors),
+            calibration=calibration,
+            padding=padding,
+        )
+        write_text(folder / MANIFEST, manifest.to_json())
+    return read_engine(target)
+
+
+def _policy(precision: str, dialect: str) -> Precision:
+    """The types of ``precision``; refused where the dialect has no such operators."""
     types = make_precision(precision)
     make_dialect(dialect)
     if types.bits is not None and dialect != "contrib":
         raise OptionError(
             f"precision {precision} is for CPUs and the contrib dialect; the dialect is {dialect!r}"
         )
-    _check_calibration(types, calibrate_on, keep)
-    require_onnxruntime(dialect)
-    report = on_progress or (lambda stage, done, total: None)
-    with directory(Path(target), overwrite=overwrite) as folder:
-        checkpoint = (
-            source
-            if isinstance(source, Checkpoint)
-            else load_checkpoint(source, tokenizer=tokenizer, revision=revision)
-        )
-        checkpoint = _with_heads(checkpoint, alignment_heads)
-        Vocab(checkpoint.tokenizer_json, checkpoint.dims)  # refuses a tokenizer that does not fit
-        files = {"tokenizer.json": write_text(folder / "tokenizer.json", checkpoint.tokenizer_json)}
-        types, spreads, calibration = _calibrated(checkpoint, types, calibrate_on, keep, report)
-        parts = _build(checkpoint, dialect, types, spreads)
-        written, tensors = _write(parts, folder, report)
-        files.update(written)
-        if dialect == "standard" or precision == "fp16":  # what a GPU runs
-            decoding = parts["decoder"][0]
-            files.update(_write_device_graphs(folder, checkpoint.dims, decoding, dialect))
-        parts_heard = padding_parts(checkpoint) if types.partial else None
-        parity: Mapping[str, Any] = {"input": "none: not verified"}
-        if verified:
-            report("verify", 0, 1)
-            encoder, decoder = (
-                PiecewiseGraph(graph, cuts, folder, stem) for stem, (graph, cuts) in parts.items()
-            )
-            screen = Screen.of(lambda name: map_tensor(folder, tensors[name])) if tensors else None
-            judge = checkpoint
-            if types.bits == 4:  # what 4 bits lose is not an error of the graphs
-                judge = dataclasses.replace(
-                    checkpoint, tensors=as_stored(checkpoint.tensors, types.kept)
-                )
-            parity = verify(
-                judge, encoder, decoder, screen, precision=types, parts=parts_heard
-            ).to_dict()
-            if judge is not checkpoint:
-                parity = {**parity, "reference": "numpy fp32, decoder weights as rounded to 4 bits"}
-            report("verify", 1, 1)
-        manifest = _manifest(checkpoint, precision, dialect, parity, files, tensors)
-        manifest = dataclasses.replace(manifest, calibration=calibration, padding=parts_heard)
-        write_text(folder / MANIFEST, manifest.to_json())
-    return read_engine(target)
+    return types
 
 
 def _check_calibration(types: Precision, folder: Union[str, Path, None], keep: float) -> None:
@@ -190,7 +181,7 @@ def _build(
     dialect: str,
     types: Precision,
     spreads: Mapping[str, Spread] | None,
-) -> dict[str, tuple[OnnxGraph, list[str]]]:
+) -> _Parts:
     dims, tensors = checkpoint.dims, checkpoint.tensors
     if types.storage is not None and types.bits is None:
         # the screened head's proof is about the values that are stored
@@ -260,10 +251,14 @@ def _manifest(
 
 
 def _write(
-    parts: Mapping[str, tuple[OnnxGraph, list[str]]],
+    checkpoint: Checkpoint,
+    dialect: str,
+    types: Precision,
+    parts: _Parts,
     folder: Path,
     report: ExportProgress,
 ) -> tuple[dict[str, FileEntry], dict[str, TensorEntry]]:
+    """Everything but the manifest: what the files are, and where the runtime's tensors lie."""
     total = sum(weight.nbytes for graph, _ in parts.values() for weight in graph.stored)
     done = 0
 
@@ -272,12 +267,15 @@ def _write(
         done += n
         report("write", done, total)
 
-    files: dict[str, FileEntry] = {}
+    files = {"tokenizer.json": write_text(folder / "tokenizer.json", checkpoint.tokenizer_json)}
     tensors: dict[str, TensorEntry] = {}
     for stem, (graph, _) in parts.items():
         written, located = write_graph(graph, folder, stem, advance)
         files.update(written)
         tensors.update(located)
+    if dialect == "standard" or types.name == "fp16":  # what a GPU runs
+        decoder = parts["decoder"][0]
+        files.update(_write_device_graphs(folder, checkpoint.dims, decoder, dialect))
     return files, tensors
 
 
@@ -289,6 +287,27 @@ def _write_device_graphs(
         f"{stem}.onnx": write_bytes(folder / f"{stem}.onnx", graph.model.SerializeToString())
         for stem, graph in graphs.items()
     }
+
+
+def _verified(
+    checkpoint: Checkpoint,
+    types: Precision,
+    parts: _Parts,
+    folder: Path,
+    tensors: Mapping[str, TensorEntry],
+    padding: tuple[int, ...] | None,
+) -> Mapping[str, Any]:
+    """What a comparison with the checkpoint found; see :func:`whisper_opt.export.verify.verify`."""
+    encoder, decoder = (
+        PiecewiseGraph(graph, cuts, folder, stem) for stem, (graph, cuts) in parts.items()
+    )
+    screen = Screen.of(lambda name: map_tensor(folder, tensors[name])) if tensors else None
+    judge, note = checkpoint, {}
+    if types.bits == 4:  # what 4 bits lose is not an error of the graphs
+        judge = dataclasses.replace(checkpoint, tensors=as_stored(checkpoint.tensors, types.kept))
+        note = {"reference": "numpy fp32, decoder weights as rounded to 4 bits"}
+    parity = verify(judge, encoder, decoder, screen, precision=types, parts=padding)
+    return {**parity.to_dict(), **note}
 
 
 def _tools() -> dict[str, str]:
