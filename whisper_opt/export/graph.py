@@ -97,17 +97,16 @@ class Dialect(Protocol):
         """Append packed [N, S, 3 * n_state] to the cache and attend -> (mix, key', value')."""
 
 
+def _normalized(builder: GraphBuilder, linear: Linear, value: str, name: str) -> str:
+    """Layer normalization of the residual stream, in float32."""
+    value = builder.cast(value, linear.types.residual, np.float32)
+    return builder.node("LayerNormalization", value, *linear.norm(name), axis=-1, epsilon=1e-5)
+
+
 def _norm(builder: GraphBuilder, linear: Linear, value: str, name: str) -> str:
-    """Layer normalization of the residual stream, in float32, as an input of products."""
-    types = linear.types
-    normed = builder.node(
-        "LayerNormalization",
-        builder.cast(value, types.residual, np.float32),
-        *linear.norm(name),
-        axis=-1,
-        epsilon=1e-5,
-    )
-    return builder.cast(normed, np.float32, types.compute)
+    """Layer normalization of the residual stream, as an input of products."""
+    normed = _normalized(builder, linear, value, name)
+    return builder.cast(normed, np.float32, linear.types.compute)
 
 
 def _add(builder: GraphBuilder, linear: Linear, value: str, branch: str) -> str:
@@ -342,7 +341,7 @@ def build_decoder(
 
 
 def _wanted(builder: GraphBuilder, linear: Linear, rows: Rows, value: str) -> str:
-    """What the head is given [N, P, n_text_state], at the wanted positions."""
+    """What the head is given, f32 [N, P, n_text_state], at the wanted positions."""
     index = builder.node("Unsqueeze", rows.at, builder.constant([2]))
     wanted = builder.node("GatherND", value, index, batch_dims=1)
-    return _norm(builder, linear, wanted, "decoder.ln")
+    return _normalized(builder, linear, wanted, "decoder.ln")

@@ -4,7 +4,8 @@ Scores of a Whisper are about 20, where neighbouring float16 numbers are 0.016 a
 costs more than all other rounding of a float16 model together. In float16 the head therefore
 computes scores less a guess at the best one, which are exact where it matters, and gives the guess
 back in float32. The guess is taken inside the product: the embedding has a further column of ones,
-its input minus the guess, so that nothing is rounded before it is subtracted.
+its input minus the guess, so that nothing is rounded before it is subtracted. The input has two
+rows, it rounded to float16 and what that left over, which one reading of the embedding serves.
 """
 
 from __future__ import annotations
@@ -80,20 +81,27 @@ def exact_head(
 
 
 def _centred(builder: GraphBuilder, flat: str, embedding: Tensor, types: Precision) -> str:
-    """Scores f32 [n, n_vocab], rounded relative to a guess at the best one of each row."""
+    """Scores f32 [n, n_vocab] of f32 [n, n_text_state], rounded relative to a guess at the best."""
 
     def minus_mean() -> NDArray:
         mean = embedding.read().mean(axis=0)
         return np.outer(-mean, np.eye(1, _COLUMNS)[0]).astype(np.float32)
 
-    columns = (embedding.shape[1], _COLUMNS)
-    weight = builder.weight("decoder.head.minus_mean", columns, minus_mean, types.compute)
+    vocab, state = embedding.shape
+    weight = builder.weight("decoder.head.minus_mean", (state, _COLUMNS), minus_mean, types.compute)
     lift = builder.constant((-LIFT * np.eye(1, _COLUMNS)[0]).astype(types.compute))
-    minus = builder.node("Add", builder.node("MatMul", flat, weight), lift)  # [n, 8]: -guess, 0...
-    wider = builder.node("Concat", flat, minus, axis=1)
-    scores = builder.cast(
-        builder.node("Gemm", wider, EMBEDDING, transB=1), types.compute, np.float32
-    )
+    rounded = builder.cast(flat, np.float32, types.compute)
+    minus = builder.node(
+        "Add", builder.node("MatMul", rounded, weight), lift
+    )  # [n, 8]: -guess, 0...
+    rest = builder.node("Sub", flat, builder.cast(rounded, types.compute, np.float32))
+    padding = builder.constant([0, 0, 0, _COLUMNS])
+    second = builder.node("Pad", builder.cast(rest, np.float32, types.compute), padding)
+    pair = builder.node("Concat", rounded, minus, second, axis=1)
+    pair = builder.reshape(pair, [-1, state + _COLUMNS])  # [2 n, n_text_state + 8]
+    scores = builder.node("Gemm", pair, EMBEDDING, transB=1)
+    scores = builder.reshape(builder.cast(scores, types.compute, np.float32), [-1, 2, vocab])
+    scores = builder.node("ReduceSum", scores, builder.constant([1]), keepdims=0)
     zero, one = builder.constant([0]), builder.constant([1])
     taken = builder.node("Slice", minus, zero, one, one)
     return builder.node("Sub", scores, builder.cast(taken, types.compute, np.float32))
