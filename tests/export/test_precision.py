@@ -8,12 +8,14 @@ from typing import Callable
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import ModelProto, TensorProto
 
+from tests.conftest import ROOT
 from tests.engines import require, sharp_checkpoint
 from tests.models import as_tensor, random_checkpoint, random_dims
-from whisper_opt.arrays import F32
+from whisper_opt.arrays import F32, NDArray
 from whisper_opt.backends.ort import OrtBackend
 from whisper_opt.checkpoints import Checkpoint
 from whisper_opt.dims import ModelDims
@@ -22,6 +24,7 @@ from whisper_opt.export import build, export
 from whisper_opt.export.builder import GraphBuilder
 from whisper_opt.export.dialects import make_dialect
 from whisper_opt.export.graph import build_decoder, build_encoder
+from whisper_opt.export.head import EMBEDDING, LIFT, embed, exact_head
 from whisper_opt.export.precision import FP16, PRECISIONS, make_precision
 from whisper_opt.export.verify import noise_mel
 from whisper_opt.export.writer import write_graph
@@ -77,7 +80,7 @@ def test_normalization_and_stream_are_float32_and_products_float16(stem: str) ->
     norms = [node for node in model.graph.node if node.op_type == "LayerNormalization"]
     assert len(norms) == (5 if stem == "encoder" else 7)
     assert {types[name] for node in norms for name in (*node.input, *node.output)} == {SINGLE}
-    heavy = [node for node in model.graph.node if node.op_type in ("MatMul", "Conv")]
+    heavy = [node for node in model.graph.node if node.op_type in ("MatMul", "Gemm", "Conv")]
     assert {types[node.input[0]] for node in heavy} == {HALF}
     stored = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     of_norms = ("ln.weight", "ln.bias", "ln_post.weight", "ln_post.bias")
@@ -96,6 +99,58 @@ def test_softmax_of_self_attention_is_float32(stem: str) -> None:
     assert "Attention" not in {node.op_type for node in model.graph.node}
     plain = [node.op_type for node in graph_of(stem, "standard", "fp32").graph.node]
     assert plain.count("Attention") == 2
+
+
+def head_scores(hidden: F32, folder: Path, change: Callable[[ModelProto], ModelProto]) -> F32:
+    """Scores [N, P, n_vocab] that the output head alone gives in fp16, its graph changed."""
+    dialect = make_dialect("contrib")
+    builder = GraphBuilder("head")
+    tokens = builder.input("tokens", TensorProto.INT64, ["n", "s"])
+    given = builder.input("hidden", SINGLE, ["n", "p", DIMS.n_text_state])
+    found = embed(builder, tokens, CHECKPOINT.tensors, FP16)
+    scores = exact_head(builder, given, DIMS, CHECKPOINT.tensors, FP16)
+    builder.output(found, "embedded", FP16.kv, ["n", "s", DIMS.n_text_state])
+    builder.output(scores, "logits", SINGLE, ["n", "p", DIMS.n_vocab])
+    graph = builder.finish(dialect.opset, dialect.ir_version)
+    folder.mkdir()
+    write_graph(graph, folder, "head", lambda _: None)
+    path = folder / "head.onnx"
+    path.write_bytes(change(onnx.load(str(path), load_external_data=False)).SerializeToString())
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    feeds = {"tokens": np.zeros((1, 1), np.int64), "hidden": hidden}
+    logits: F32 = session.run(["logits"], feeds)[0]
+    return logits
+
+
+@pytest.mark.parametrize("product", ["of ONNX Runtime", "rounded"])
+def test_scores_are_of_the_head_s_input_and_not_of_that_rounded(
+    product: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The CPU provider does not round the product; a GPU does, and benchmarks/rounded.py."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from rounded import rounded
+
+    weights = CHECKPOINT.tensors[EMBEDDING].read().astype(np.float16).astype(np.float64)
+    length = np.linalg.norm(weights) / weights.shape[0] ** 0.5
+    drawn = np.random.default_rng(5).standard_normal((3, 40, weights.shape[1]))
+    hidden = (drawn * 5 / length).astype(np.float32)  # the best scores are about the guess
+    exact = hidden.astype(np.float64) @ weights.T
+    one_row = hidden.astype(np.float16).astype(np.float64) @ weights.T
+    near = np.abs(exact - exact.mean(axis=-1, keepdims=True) - LIFT) < 1
+    assert near.sum() > 100
+
+    def error(scores: NDArray) -> float:
+        return float(np.sqrt(np.mean((scores - exact)[near] ** 2)))
+
+    change = rounded if product == "rounded" else lambda model: model
+    found = head_scores(hidden, tmp_path / "head", change)
+    assert 0 < error(found) < error(one_row) / (3 if product == "rounded" else 100)
+    assert head_scores(hidden[:, :0], tmp_path / "nothing", change).shape == (3, 0, DIMS.n_vocab)
+
+
+def test_the_head_reads_its_weights_once() -> None:
+    nodes = graph_of("decoder", "standard", "fp16").graph.node
+    assert sorted(n.op_type for n in nodes if EMBEDDING in n.input) == ["Gather", "Gemm"]
 
 
 def test_what_enters_the_stream_of_the_encoder_is_not_rounded_after_its_gelu() -> None:

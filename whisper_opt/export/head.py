@@ -84,16 +84,15 @@ def _centred(builder: GraphBuilder, flat: str, embedding: Tensor, types: Precisi
     """Scores f32 [n, n_vocab] of f32 [n, n_text_state], rounded relative to a guess at the best."""
 
     def minus_mean() -> NDArray:
-        mean = embedding.read().mean(axis=0)
-        return np.outer(-mean, np.eye(1, _COLUMNS)[0]).astype(np.float32)
+        row = embedding.read().mean(axis=0)
+        return np.outer(-row, np.eye(1, _COLUMNS)[0]).astype(np.float32)
 
     vocab, state = embedding.shape
     weight = builder.weight("decoder.head.minus_mean", (state, _COLUMNS), minus_mean, types.compute)
     lift = builder.constant((-LIFT * np.eye(1, _COLUMNS)[0]).astype(types.compute))
     rounded = builder.cast(flat, np.float32, types.compute)
-    minus = builder.node(
-        "Add", builder.node("MatMul", rounded, weight), lift
-    )  # [n, 8]: -guess, 0...
+    mean = builder.node("MatMul", rounded, weight)
+    minus = builder.node("Add", mean, lift)  # [n, 8]: -guess, 0...
     rest = builder.node("Sub", flat, builder.cast(rounded, types.compute, np.float32))
     padding = builder.constant([0, 0, 0, _COLUMNS])
     second = builder.node("Pad", builder.cast(rest, np.float32, types.compute), padding)
