@@ -148,6 +148,12 @@ def test_scores_are_of_the_head_s_input_and_not_of_that_rounded(
     assert head_scores(hidden[:, :0], tmp_path / "nothing", change).shape == (3, 0, DIMS.n_vocab)
 
 
+def test_a_gpu_has_every_operator_of_the_decoder() -> None:
+    """ONNX Runtime's CUDA provider has no Pad of opset 19 to 23 (microsoft/onnxruntime#26393)."""
+    nodes = graph_of("decoder", "contrib", "fp16").graph.node
+    assert "Pad" not in {node.op_type for node in nodes}
+
+
 def test_the_head_reads_its_weights_once() -> None:
     nodes = graph_of("decoder", "standard", "fp16").graph.node
     assert sorted(n.op_type for n in nodes if EMBEDDING in n.input) == ["Gather", "Gemm"]

@@ -94,13 +94,14 @@ def _centred(builder: GraphBuilder, flat: str, embedding: Tensor, types: Precisi
     mean = builder.node("MatMul", rounded, weight)
     minus = builder.node("Add", mean, lift)  # [n, 8]: -guess, 0...
     rest = builder.node("Sub", flat, builder.cast(rounded, types.compute, np.float32))
-    padding = builder.constant([0, 0, 0, _COLUMNS])
-    second = builder.node("Pad", builder.cast(rest, np.float32, types.compute), padding)
-    pair = builder.node("Concat", rounded, minus, second, axis=1)
+    rest = builder.cast(rest, np.float32, types.compute)
+    zeros = builder.node("Sub", minus, minus)  # not Pad, which CUDA has not in every opset
+    pair = builder.node("Concat", rounded, minus, rest, zeros, axis=1)
     pair = builder.reshape(pair, [-1, state + _COLUMNS])  # [2 n, n_text_state + 8]
-    scores = builder.node("Gemm", pair, EMBEDDING, transB=1)
-    scores = builder.reshape(builder.cast(scores, types.compute, np.float32), [-1, 2, vocab])
-    scores = builder.node("ReduceSum", scores, builder.constant([1]), keepdims=0)
+    both = builder.node("Gemm", pair, EMBEDDING, transB=1)
+    both = builder.reshape(builder.cast(both, types.compute, np.float32), [-1, 2 * vocab])
+    halves = builder.nodes("Split", [both, builder.constant([vocab, vocab])], 2, axis=1)
+    scores = builder.node("Add", *halves)
     zero, one = builder.constant([0]), builder.constant([1])
     taken = builder.node("Slice", minus, zero, one, one)
     return builder.node("Sub", scores, builder.cast(taken, types.compute, np.float32))
