@@ -272,57 +272,18 @@ def build_decoder(
     Arguments and return value as :func:`build_encoder`; ``alignment_heads`` are (layer, head) pairs
     in the order of layers (default: :attr:`ModelDims.default_alignment_heads`).
     """
-    watched_heads = alignment_heads or dims.default_alignment_heads
     builder = GraphBuilder("whisper_decoder")
     linear = _linear(builder, tensors, types, spreads, types.bits)
-    rows = Rows(builder, dims)
-    dialect.begin_decoder(builder, rows)
-    aligned = builder.input("aligned", _INT64, ["n_aligned"])
-    head: list[int | str] = ["n_seq", dims.n_text_head, "capacity", HEAD_DIM]
-    layers = range(dims.n_text_layer)
-    caches = [
-        (
-            builder.input(f"self_k_{i}", types.kv, head),
-            builder.input(f"self_v_{i}", types.kv, head),
-        )
-        for i in layers
-    ]
-    crosses = [
-        (
-            builder.input(f"cross_k_{i}", types.kv, _cross_shape(dims, "k", types)),
-            builder.input(f"cross_v_{i}", types.kv, _cross_shape(dims, "v", types)),
-        )
-        for i in layers
-    ]
-    n_audio = builder.dim("cross_k_0", 0)
-    unfold = builder.node("Shape", rows.tokens)
-    unfold = builder.node("Concat", unfold, builder.constant([dims.n_text_state]), axis=0)
+    watched = alignment_heads or dims.default_alignment_heads
+    layers = _DecoderLayers(builder, linear, dialect, dims, watched)
+    rows = layers.rows
     value = embed(builder, rows.tokens, tensors, types.head)
     table = linear.vector("decoder.positional_embedding", types.residual)
     value = _add(builder, linear, builder.node("Gather", table, rows.positions), value)
-    cuts, updated = [], []
-    watched: dict[int, tuple[int, str]] = {}
-    for i in layers:
-        block = f"decoder.blocks.{i}"
-        builder.scope(block)
+    cuts = []
+    for i in range(dims.n_text_layer):
         cuts.append(value)
-        qkv = linear.qkv(_norm(builder, linear, value, f"{block}.attn_ln"), f"{block}.attn")
-        mixed, *cache = dialect.self_attention(builder, qkv, caches[i], dims.n_text_head, types)
-        updated.append(cache)
-        value = _contribute(builder, linear, value, mixed, f"{block}.attn.out")
-        normed = _norm(builder, linear, value, f"{block}.cross_attn_ln")
-        query = _fold(
-            builder, linear(normed, f"{block}.cross_attn.query"), n_audio, dims.n_text_state
-        )
-        mixed, scores = _cross_attention(builder, query, crosses[i], dims.n_text_head, types)
-        chosen = [h for layer, h in watched_heads if layer == i]
-        if chosen:  # tokens first: where none are wanted, nothing is copied
-            scores = builder.node("Gather", scores, aligned, axis=2)
-            scores = builder.node("Gather", scores, builder.constant(chosen), axis=1)
-            watched[i] = len(chosen), builder.cast(scores, types.compute, np.float32)
-        mixed = builder.node("Reshape", mixed, unfold)
-        value = _contribute(builder, linear, value, mixed, f"{block}.cross_attn.out")
-        value = _mlp(builder, linear, dialect, value, block)
+        value = layers.layer(value, i)
     builder.scope("decoder.ln")
     cuts.append(value)
     hidden = _wanted(builder, linear, rows, value)
@@ -331,13 +292,87 @@ def build_decoder(
     else:
         logits = exact_head(builder, hidden, dims, tensors, types.head)
         builder.output(logits, "logits", _FLOAT, ["n_seq", "n_at", dims.n_vocab])
-    for i, (heads, scores) in watched.items():
-        shape: list[int | str] = ["n_audio", heads, "n_aligned", "n_ctx"]
-        builder.output(scores, f"attention_{i}", _FLOAT, shape)
-    for i, (key, val) in enumerate(updated):
-        builder.output(key, f"self_k_{i}_out", types.kv, head)
-        builder.output(val, f"self_v_{i}_out", types.kv, head)
+    layers.outputs()
     return builder.finish(dialect.opset, dialect.ir_version), cuts
+
+
+class _DecoderLayers:
+    """The layers of one decoder, and what they share."""
+
+    def __init__(
+        self,
+        builder: GraphBuilder,
+        linear: Linear,
+        dialect: Dialect,
+        dims: ModelDims,
+        watched: Sequence[tuple[int, int]],
+    ) -> None:
+        """Declare the inputs; ``watched`` are the (layer, head) pairs whose scores are outputs."""
+        self._builder, self._linear, self._dialect, self._dims = builder, linear, dialect, dims
+        self._watched = watched
+        self.rows = Rows(builder, dims)
+        dialect.begin_decoder(builder, self.rows)
+        self._aligned = builder.input("aligned", _INT64, ["n_aligned"])
+        types = linear.types
+        own: list[int | str] = ["n_seq", dims.n_text_head, "capacity", HEAD_DIM]
+        heard = [_cross_shape(dims, kind, types) for kind in ("k", "v")]
+        self._caches = self._pairs("self", [own, own])
+        self._crosses = self._pairs("cross", heard)
+        self._own = own
+        self._n_audio = builder.dim("cross_k_0", 0)
+        shape = builder.node("Shape", self.rows.tokens)
+        self._unfold = builder.node("Concat", shape, builder.constant([dims.n_text_state]), axis=0)
+        self._updated: list[Sequence[str]] = []
+        self._scores: dict[int, tuple[int, str]] = {}
+
+    def _pairs(self, name: str, shapes: Sequence[list[int | str]]) -> list[tuple[str, str]]:
+        """Keys and values of every layer as inputs."""
+        kv, declare = self._linear.types.kv, self._builder.input
+        return [
+            (declare(f"{name}_k_{i}", kv, shapes[0]), declare(f"{name}_v_{i}", kv, shapes[1]))
+            for i in range(self._dims.n_text_layer)
+        ]
+
+    def layer(self, value: str, i: int) -> str:
+        """What layer ``i`` makes of the residual stream."""
+        builder, linear, dims = self._builder, self._linear, self._dims
+        block = f"decoder.blocks.{i}"
+        builder.scope(block)
+        qkv = linear.qkv(_norm(builder, linear, value, f"{block}.attn_ln"), f"{block}.attn")
+        mixed, *cache = self._dialect.self_attention(
+            builder, qkv, self._caches[i], dims.n_text_head, linear.types
+        )
+        self._updated.append(cache)
+        value = _contribute(builder, linear, value, mixed, f"{block}.attn.out")
+        normed = _norm(builder, linear, value, f"{block}.cross_attn_ln")
+        query = linear(normed, f"{block}.cross_attn.query")
+        query = _fold(builder, query, self._n_audio, dims.n_text_state)
+        mixed, scores = _cross_attention(
+            builder, query, self._crosses[i], dims.n_text_head, linear.types
+        )
+        self._watch(i, scores)
+        mixed = builder.node("Reshape", mixed, self._unfold)
+        value = _contribute(builder, linear, value, mixed, f"{block}.cross_attn.out")
+        return _mlp(builder, linear, self._dialect, value, block)
+
+    def _watch(self, i: int, scores: str) -> None:
+        builder = self._builder
+        chosen = [head for layer, head in self._watched if layer == i]
+        if chosen:  # tokens first: where none are wanted, nothing is copied
+            scores = builder.node("Gather", scores, self._aligned, axis=2)
+            scores = builder.node("Gather", scores, builder.constant(chosen), axis=1)
+            scores = builder.cast(scores, self._linear.types.compute, np.float32)
+            self._scores[i] = len(chosen), scores
+
+    def outputs(self) -> None:
+        """Declare what the layers give beside the residual stream."""
+        builder, kv = self._builder, self._linear.types.kv
+        for i, (heads, scores) in self._scores.items():
+            shape: list[int | str] = ["n_audio", heads, "n_aligned", "n_ctx"]
+            builder.output(scores, f"attention_{i}", _FLOAT, shape)
+        for i, (key, value) in enumerate(self._updated):
+            builder.output(key, f"self_k_{i}_out", kv, self._own)
+            builder.output(value, f"self_v_{i}_out", kv, self._own)
 
 
 def _wanted(builder: GraphBuilder, linear: Linear, rows: Rows, value: str) -> str:
