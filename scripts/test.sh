@@ -47,7 +47,8 @@ echo "== $openvino_verdict"
 
 make --no-print-directory lint type constraints-check PY=.venv-test/bin/python
 echo "== tests"
-.venv-test/bin/python -m pytest "$@"
+# a process takes up to 5 GB: no more than four
+.venv-test/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal "$@"
 echo "== $python39_verdict"
 echo "== $rtx_verdict"
 echo "== $openvino_verdict"
