@@ -148,7 +148,7 @@ def test_scores_are_of_the_head_s_input_and_not_of_that_rounded(
     assert head_scores(hidden[:, :0], tmp_path / "nothing", change).shape == (3, 0, DIMS.n_vocab)
 
 
-def test_a_gpu_has_every_operator_of_the_decoder() -> None:
+def test_the_decoder_has_no_pad() -> None:
     """ONNX Runtime's CUDA provider has no Pad of opset 19 to 23 (microsoft/onnxruntime#26393)."""
     nodes = graph_of("decoder", "contrib", "fp16").graph.node
     assert "Pad" not in {node.op_type for node in nodes}

@@ -84,15 +84,15 @@ def _centred(builder: GraphBuilder, flat: str, embedding: Tensor, types: Precisi
     """Scores f32 [n, n_vocab] of f32 [n, n_text_state], rounded relative to a guess at the best."""
 
     def minus_mean() -> NDArray:
-        row = embedding.read().mean(axis=0)
-        return np.outer(-row, np.eye(1, _COLUMNS)[0]).astype(np.float32)
+        mean = embedding.read().mean(axis=0)
+        return np.outer(-mean, np.eye(1, _COLUMNS)[0]).astype(np.float32)
 
     vocab, state = embedding.shape
     weight = builder.weight("decoder.head.minus_mean", (state, _COLUMNS), minus_mean, types.compute)
     lift = builder.constant((-LIFT * np.eye(1, _COLUMNS)[0]).astype(types.compute))
     rounded = builder.cast(flat, np.float32, types.compute)
-    mean = builder.node("MatMul", rounded, weight)
-    minus = builder.node("Add", mean, lift)  # [n, 8]: -guess, 0...
+    minus = builder.node("MatMul", rounded, weight)
+    minus = builder.node("Add", minus, lift)  # [n, 8]: -guess, 0...
     rest = builder.node("Sub", flat, builder.cast(rounded, types.compute, np.float32))
     rest = builder.cast(rest, np.float32, types.compute)
     zeros = builder.node("Sub", minus, minus)  # not Pad, which CUDA has not in every opset
