@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -62,6 +63,7 @@ class OrtBackend:
         threads: int | None = None,
         encoder: Graph | None = None,
         whole_padding: bool = False,
+        kernels: bool = True,
     ) -> None:
         """Load both graphs.
 
@@ -71,6 +73,8 @@ class OrtBackend:
                 ONNX Runtime.
             encoder: computes the engine's encoder instead of ONNX Runtime.
             whole_padding: hear all padding, where the engine would hear it by parts.
+            kernels: use compiled kernels, where they can be used here and the engine has operators
+                that they are for.
 
         Raises:
             BackendUnavailable: ONNX Runtime is missing, or too old for the engine's dialect.
@@ -83,8 +87,9 @@ class OrtBackend:
             raise OptionError(f"threads is {threads!r}; expected a positive integer or None")
         self.dims: ModelDims = engine.manifest.dims
         self.dialect = engine.manifest.dialect
-        with Background(lambda: load_graph(engine, "decoder.onnx", threads)) as decoder:
-            self.encoder: Graph = encoder or load_graph(engine, "encoder.onnx", threads)
+        load = functools.partial(load_graph, engine, threads=threads, kernels=kernels)
+        with Background(lambda: load("decoder.onnx")) as decoder:
+            self.encoder: Graph = encoder or load("encoder.onnx")
             graph = decoder.result()
         screen = Screen.of(engine.tensor) if engine.manifest.tensors else None
         self.decoder = Decoder(graph, self.dims, self.dialect, screen)

@@ -13,6 +13,7 @@ import numpy as np
 from whisper_opt.backends.executor import Tensor
 from whisper_opt.engine import Engine
 from whisper_opt.errors import BackendUnavailable, EngineError
+from whisper_opt.native import kernel_library
 
 __all__ = ["graph_tensors", "import_onnxruntime", "load_graph", "sums_overflow"]
 
@@ -50,6 +51,8 @@ def load_graph(
     name: str,
     threads: int | None = None,
     providers: Sequence[Any] = ("CPUExecutionProvider",),
+    *,
+    kernels: bool = False,
 ) -> Any:
     """An inference session for one graph of an engine.
 
@@ -59,6 +62,7 @@ def load_graph(
         threads: threads within an operator; None leaves the choice to ONNX Runtime.
         providers: what computes, as ONNX Runtime takes it; what the first cannot do is left to the
             next, at last to the CPU.
+        kernels: use compiled kernels (:mod:`whisper_opt.native`), where they can be used here.
 
     Raises:
         BackendUnavailable: ONNX Runtime is missing, or too old for the engine's dialect.
@@ -74,6 +78,9 @@ def load_graph(
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if sums_overflow():
         options.add_session_config_entry("session.x64quantprecision", "1")
+    library = kernel_library() if kernels else None
+    if library is not None:
+        options.register_custom_ops_library(str(library))
     try:
         return runtime.InferenceSession(str(engine.file(name)), options, providers=list(providers))
     except Exception as error:  # the runtime's errors share no base class

@@ -13,13 +13,23 @@ from collections.abc import Sequence
 from typing import Any, Callable
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+from onnx import (
+    FunctionProto,
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    ValueInfoProto,
+    helper,
+    numpy_helper,
+)
 
 from whisper_opt.arrays import NDArray
 
-__all__ = ["GraphBuilder", "OnnxGraph", "Weight"]
+__all__ = ["MICROSOFT", "OWN", "GraphBuilder", "OnnxGraph", "Weight"]
 
 MICROSOFT = "com.microsoft"
+OWN = "whisper_opt"
+"""The domain of operators that a graph defines itself (:meth:`GraphBuilder.define`)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +84,7 @@ class GraphBuilder:
         self._constants: dict[str, TensorProto] = {}
         self._weights: dict[str, Weight] = {}
         self._host: dict[str, Weight] = {}
+        self._functions: dict[str, _Function] = {}
         self._count = 0
         self._scope = ""
 
@@ -162,6 +173,27 @@ class GraphBuilder:
                 self._nodes = around
         return self.node("If", condition, **branches)
 
+    def define(
+        self,
+        name: str,
+        inputs: Sequence[str],
+        body: Callable[[GraphBuilder], str],
+        attributes: Sequence[str] = (),
+    ) -> None:
+        """Define an operator of domain :data:`OWN`, unless the graph has it already.
+
+        Args:
+            name: of the operator.
+            inputs: names of its inputs, which ``body`` reads.
+            body: builds what it computes, in a builder of its own, and returns the output.
+            attributes: names of its attributes, for what implements the operator otherwise.
+        """
+        if name in self._functions:
+            return
+        builder = GraphBuilder(name)
+        output = body(builder)
+        self._functions[name] = _Function(builder, tuple(inputs), output, tuple(attributes))
+
     def reshape(self, value: str, shape: Sequence[int]) -> str:
         """Reshape; 0 keeps a dimension, -1 is inferred."""
         return self.node("Reshape", value, self.constant(list(shape)))
@@ -183,10 +215,46 @@ class GraphBuilder:
             tensor.dims.extend(weight.shape)
             initializers.append(tensor)
         graph = helper.make_graph(self._nodes, self.name, self._inputs, self._outputs, initializers)
-        opsets = [helper.make_opsetid("", opset)]
-        if MICROSOFT in self._domains:
-            opsets.append(helper.make_opsetid(MICROSOFT, 1))
+        opsets = self._opsets(opset)
+        functions = [function.finish(opset) for function in self._functions.values()]
         model = helper.make_model(
-            graph, opset_imports=opsets, ir_version=ir_version, producer_name="whisper-opt"
+            graph,
+            opset_imports=opsets,
+            functions=functions,
+            ir_version=ir_version,
+            producer_name="whisper-opt",
         )
         return OnnxGraph(model, tuple(self._weights.values()), tuple(self._host.values()))
+
+    def _opsets(self, opset: int) -> list[Any]:
+        others = sorted(self._domains - {""})
+        return [helper.make_opsetid("", opset), *(helper.make_opsetid(name, 1) for name in others)]
+
+    def _body(self) -> list[NodeProto]:
+        """The nodes, behind nodes that make the constants: a function has no initializers."""
+        constants = [
+            helper.make_node("Constant", [], [tensor.name], value=tensor)
+            for tensor in self._constants.values()
+        ]
+        return [*constants, *self._nodes]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Function:
+    """An operator that a graph defines."""
+
+    builder: GraphBuilder
+    inputs: tuple[str, ...]
+    output: str
+    attributes: tuple[str, ...]
+
+    def finish(self, opset: int) -> FunctionProto:
+        return helper.make_function(
+            OWN,
+            self.builder.name,
+            self.inputs,
+            [self.output],
+            self.builder._body(),
+            self.builder._opsets(opset),
+            self.attributes,
+        )

@@ -38,7 +38,8 @@ from whisper_opt.export.head import embed, exact_head, screened_head
 from whisper_opt.export.linear import Linear
 from whisper_opt.export.mixed import MixedLinear
 from whisper_opt.export.nibbles import NibbleLinear
-from whisper_opt.export.partial import COUNTED, PartialPadding, counting_queries
+from whisper_opt.export.operators import COUNTED, counting_queries
+from whisper_opt.export.partial import PartialPadding
 from whisper_opt.export.precision import FP32, Precision
 from whisper_opt.export.quantize import QuantizedLinear
 from whisper_opt.export.spread import Spread
@@ -97,37 +98,15 @@ class Dialect(Protocol):
         """Append packed [N, S, 3 * n_state] to the cache and attend -> (mix, key', value')."""
 
 
-def _normalized(builder: GraphBuilder, linear: Linear, value: str, name: str) -> str:
-    """Layer normalization of the residual stream, in float32."""
-    value = builder.cast(value, linear.types.residual, np.float32)
-    return builder.node("LayerNormalization", value, *linear.norm(name), axis=-1, epsilon=1e-5)
-
-
-def _norm(builder: GraphBuilder, linear: Linear, value: str, name: str) -> str:
-    """Layer normalization of the residual stream, as an input of products."""
-    normed = _normalized(builder, linear, value, name)
-    return builder.cast(normed, np.float32, linear.types.compute)
-
-
 def _add(builder: GraphBuilder, linear: Linear, value: str, branch: str) -> str:
     """A value of the residual stream and one that was computed."""
     types = linear.types
     return builder.node("Add", value, builder.cast(branch, types.compute, types.residual))
 
 
-def _contribute(
-    builder: GraphBuilder, linear: Linear, value: str, inner: str, projection: str
-) -> str:
-    """The residual stream after what a layer adds, whose bias is not rounded to its product."""
-    types = linear.types
-    product = builder.cast(linear(inner, projection, bias=False), types.compute, types.residual)
-    branch = builder.node("Add", product, linear.vector(f"{projection}.bias", types.residual))
-    return builder.node("Add", value, branch)
-
-
-def _mlp(builder: GraphBuilder, linear: Linear, dialect: Dialect, value: str, block: str) -> str:
-    hidden = linear(_norm(builder, linear, value, f"{block}.mlp_ln"), f"{block}.mlp.0")
-    return _contribute(builder, linear, value, dialect.gelu(builder, hidden), f"{block}.mlp.2")
+def _mlp(linear: Linear, dialect: Dialect, value: str, block: str) -> str:
+    hidden = linear.of_norm(value, f"{block}.mlp_ln", f"{block}.mlp.0")
+    return linear.gelu_added(value, hidden, f"{block}.mlp.2", dialect.gelu)
 
 
 def _linear(
@@ -184,17 +163,17 @@ def build_encoder(
         block = f"encoder.blocks.{i}"
         builder.scope(block)
         cuts.append(value)
-        qkv = linear.qkv(_norm(builder, linear, value, f"{block}.attn_ln"), f"{block}.attn")
+        qkv = linear.qkv_of_norm(value, f"{block}.attn_ln", f"{block}.attn")
         if padding is None:
             mixed = dialect.encoder_attention(builder, qkv, dims.n_audio_head, types)
         else:
             mixed = padding.attention(qkv, dims.n_audio_head, first=i == 0)
             value = padding.heard(value) if i == 0 else value
-        value = _contribute(builder, linear, value, mixed, f"{block}.attn.out")
-        value = _mlp(builder, linear, dialect, value, block)
+        value = linear.added(value, mixed, f"{block}.attn.out")
+        value = _mlp(linear, dialect, value, block)
     builder.scope("encoder.ln_post")
     cuts.append(value)
-    value = _norm(builder, linear, value, "encoder.ln_post")
+    value = linear.inputs(value, "encoder.ln_post")
     for i in range(dims.n_text_layer):
         builder.scope(f"decoder.blocks.{i}.cross_attn")
         for kind, part, order in (("k", "key", [0, 2, 3, 1]), ("v", "value", [0, 2, 1, 3])):
@@ -338,22 +317,21 @@ class _DecoderLayers:
         builder, linear, dims = self._builder, self._linear, self._dims
         block = f"decoder.blocks.{i}"
         builder.scope(block)
-        qkv = linear.qkv(_norm(builder, linear, value, f"{block}.attn_ln"), f"{block}.attn")
+        qkv = linear.qkv_of_norm(value, f"{block}.attn_ln", f"{block}.attn")
         mixed, *cache = self._dialect.self_attention(
             builder, qkv, self._caches[i], dims.n_text_head, linear.types
         )
         self._updated.append(cache)
-        value = _contribute(builder, linear, value, mixed, f"{block}.attn.out")
-        normed = _norm(builder, linear, value, f"{block}.cross_attn_ln")
-        query = linear(normed, f"{block}.cross_attn.query")
+        value = linear.added(value, mixed, f"{block}.attn.out")
+        query = linear.of_norm(value, f"{block}.cross_attn_ln", f"{block}.cross_attn.query")
         query = _fold(builder, query, self._n_audio, dims.n_text_state)
         mixed, scores = _cross_attention(
             builder, query, self._crosses[i], dims.n_text_head, linear.types
         )
         self._watch(i, scores)
         mixed = builder.node("Reshape", mixed, self._unfold)
-        value = _contribute(builder, linear, value, mixed, f"{block}.cross_attn.out")
-        return _mlp(builder, linear, self._dialect, value, block)
+        value = linear.added(value, mixed, f"{block}.cross_attn.out")
+        return _mlp(linear, self._dialect, value, block)
 
     def _watch(self, i: int, scores: str) -> None:
         builder = self._builder
@@ -379,4 +357,4 @@ def _wanted(builder: GraphBuilder, linear: Linear, rows: Rows, value: str) -> st
     """What the head is given, f32 [N, P, n_text_state], at the wanted positions."""
     index = builder.node("Unsqueeze", rows.at, builder.constant([2]))
     wanted = builder.node("GatherND", value, index, batch_dims=1)
-    return _normalized(builder, linear, wanted, "decoder.ln")
+    return linear.normalized(wanted, "decoder.ln")

@@ -13,7 +13,10 @@ from whisper_opt.export.builder import GraphBuilder
 from whisper_opt.export.precision import Precision
 from whisper_opt.export.rotation import rotated
 
-__all__ = ["Linear"]
+__all__ = ["Gelu", "Linear"]
+
+Gelu = Callable[[GraphBuilder, str], str]
+"""Builds the exact GELU of a value."""
 
 
 class Linear:
@@ -54,6 +57,39 @@ class Linear:
         """Weight and bias of the layer normalization called ``name``, float32."""
         weight, bias = (self.vector(f"{name}.{part}", np.float32) for part in ("weight", "bias"))
         return weight, bias
+
+    def normalized(self, value: str, name: str) -> str:
+        """Layer normalization of the residual stream, in float32."""
+        value = self.builder.cast(value, self.types.residual, np.float32)
+        return self.builder.node(
+            "LayerNormalization", value, *self.norm(name), axis=-1, epsilon=1e-5
+        )
+
+    def inputs(self, value: str, norm: str) -> str:
+        """Layer normalization of the residual stream, as an input of products."""
+        return self.builder.cast(self.normalized(value, norm), np.float32, self.types.compute)
+
+    def of_norm(self, value: str, norm: str, name: str) -> str:
+        """The projection called ``name`` of the residual stream, normalized."""
+        return self(self.inputs(value, norm), name)
+
+    def qkv_of_norm(self, value: str, norm: str, name: str) -> str:
+        """As :meth:`qkv`, of the residual stream, normalized."""
+        return self.qkv(self.inputs(value, norm), name)
+
+    def added(self, value: str, inner: str, name: str) -> str:
+        """The residual stream and a projection, whose bias is not rounded to its product."""
+        product = self.builder.cast(
+            self(inner, name, bias=False), self.types.compute, self.types.residual
+        )
+        branch = self.builder.node(
+            "Add", product, self.vector(f"{name}.bias", self.types.residual)
+        )
+        return self.builder.node("Add", value, branch)
+
+    def gelu_added(self, value: str, inner: str, name: str, gelu: Gelu) -> str:
+        """As :meth:`added`, of the GELU of ``inner``."""
+        return self.added(value, gelu(self.builder, inner), name)
 
     def __call__(self, value: str, name: str, *, bias: bool = True) -> str:
         """``value @ weight.T + bias`` of the ``nn.Linear`` called ``name``."""

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import Any
 
 from whisper_opt.export.groups import chosen, group_of
-from whisper_opt.export.linear import Linear
+from whisper_opt.export.linear import Gelu, Linear
 
 __all__ = ["MixedLinear"]
 
@@ -39,3 +39,19 @@ class MixedLinear(Linear):
     def qkv(self, value: str, name: str) -> str:
         """As of :class:`Linear`."""
         return self._of(f"{name}.query").qkv(value, name)
+
+    def of_norm(self, value: str, norm: str, name: str) -> str:
+        """As of :class:`Linear`."""
+        return self._of(name).of_norm(value, norm, name)
+
+    def qkv_of_norm(self, value: str, norm: str, name: str) -> str:
+        """As of :class:`Linear`."""
+        return self._of(f"{name}.query").qkv_of_norm(value, norm, name)
+
+    def added(self, value: str, inner: str, name: str) -> str:
+        """As of :class:`Linear`."""
+        return self._of(name).added(value, inner, name)
+
+    def gelu_added(self, value: str, inner: str, name: str, gelu: Gelu) -> str:
+        """As of :class:`Linear`."""
+        return self._of(name).gelu_added(value, inner, name, gelu)

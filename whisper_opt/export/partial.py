@@ -20,12 +20,10 @@ import numpy as np
 from onnx import TensorProto
 
 from whisper_opt.dims import HEAD_DIM
-from whisper_opt.export.builder import MICROSOFT, GraphBuilder
+from whisper_opt.export.builder import GraphBuilder
+from whisper_opt.export.operators import counted_keys, encoder_attention, encoder_attention_at
 
-__all__ = ["COUNTED", "PartialPadding", "counting_queries"]
-
-COUNTED = HEAD_DIM + 1
-"""Rows of keys whose last one says how often they count."""
+__all__ = ["PartialPadding"]
 
 
 class PartialPadding:
@@ -70,41 +68,13 @@ class PartialPadding:
 
         The ``first`` layer is given every position, the others what is heard.
         """
-        builder = self._builder
-        query, key, val = builder.nodes("Split", [qkv], 3, axis=-1, num_outputs=3)
-
-        def attend(query: str, key: str) -> str:
-            return builder.node(
-                "MultiHeadAttention",
-                query,
-                key,
-                val,
-                domain=MICROSOFT,
-                num_heads=n_head,
-                scale=HEAD_DIM**-0.5,
-            )
-
-        def counting() -> str:
-            wide = [0, 0, n_head * COUNTED]
-            heads = [builder.reshape(part, [0, 0, n_head, HEAD_DIM]) for part in (query, key)]
-            return attend(
-                builder.reshape(counting_queries(builder, heads[0], 1.0), wide),
-                builder.reshape(self.counted(heads[1], n_head), wide),
-            )
-
         if first:
-            return attend(self.heard(query), key)
-        return builder.either(self._by_parts, counting, lambda: attend(query, key))
+            operator = encoder_attention_at(n_head)
+            return operator(self._builder, qkv, self._positions, num_heads=n_head)
+        operator = encoder_attention(n_head)
+        inputs = (qkv, self._column, self._by_parts)
+        return operator(self._builder, *inputs, num_heads=n_head)
 
     def counted(self, heads: str, n_head: int) -> str:
         """Keys [A, n_heard, H, 64] with what their counts add to a score: [A, n_heard, H, 65]."""
-        builder = self._builder
-        n_audio, n_heard = builder.dim(heads, 0), builder.dim(heads, 1)
-        shape = builder.node("Concat", n_audio, n_heard, builder.constant([n_head, 1]), axis=0)
-        return builder.node("Concat", heads, builder.node("Expand", self._column, shape), axis=3)
-
-
-def counting_queries(builder: GraphBuilder, query: str, one: float) -> str:
-    """Queries [a, b, c, 64] for keys that count: [a, b, c, 65]; scaled ones end in a scaled one."""
-    ending = builder.constant(np.array(one, np.float32))
-    return builder.node("Pad", query, builder.constant([0, 1]), ending, builder.constant([3]))
+        return counted_keys(self._builder, heads, self._column, n_head)

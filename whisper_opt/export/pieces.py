@@ -47,7 +47,12 @@ def extract(model: ModelProto, inputs: Sequence[str], outputs: Sequence[str]) ->
         [info(name) for name in outputs],
         [tensor for tensor in model.graph.initializer if tensor.name in used],
     )
-    return helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
+    return helper.make_model(
+        graph,
+        opset_imports=model.opset_import,
+        functions=model.functions,
+        ir_version=model.ir_version,
+    )
 
 
 def _needed(

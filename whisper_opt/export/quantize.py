@@ -19,28 +19,20 @@ import numpy as np
 
 from whisper_opt.arrays import F32, NDArray
 from whisper_opt.checkpoints.checkpoint import Tensor
-from whisper_opt.export.builder import MICROSOFT, GraphBuilder
+from whisper_opt.export.builder import GraphBuilder
 from whisper_opt.export.folding import Folded, Folds, norm_before
-from whisper_opt.export.linear import Linear
+from whisper_opt.export.linear import Gelu, Linear
+from whisper_opt.export.operators import (
+    GELU_LINEAR_ADD,
+    LINEAR,
+    LINEAR_ADD,
+    NORM_LINEAR,
+    Operator,
+)
 from whisper_opt.export.precision import Precision
 from whisper_opt.export.spread import Spread
 
-__all__ = [
-    "GELU_LOW",
-    "GELU_STEPS",
-    "GELU_ZERO",
-    "LEAST",
-    "QuantizedLinear",
-    "round_columns",
-]
-
-GELU_LOW = 0.17
-"""A GELU is nowhere less than minus this."""
-GELU_ZERO = 16
-"""The integer that stands for zero after a GELU."""
-GELU_STEPS = 255 - GELU_ZERO
-LEAST = 1e-20
-"""Rows smaller than this are taken to be this large: no division by zero."""
+__all__ = ["QuantizedLinear", "round_columns"]
 
 
 def round_columns(weight: F32) -> tuple[NDArray, F32]:
@@ -81,29 +73,49 @@ class QuantizedLinear(Linear):
 
     def __call__(self, value: str, name: str, *, bias: bool = True) -> str:
         """As of :class:`Linear`; without its bias, what the mean adds is added all the same."""
-        return self._product(value, name, [name], bias=bias and f"{name}.bias" in self.tensors)
+        return self._product(LINEAR, [value], name, [name], bias=bias)
 
     def qkv(self, value: str, name: str) -> str:
         """As of :class:`Linear`."""
-        parts = [f"{name}.{part}" for part in ("query", "key", "value")]
-        return self._product(value, f"{name}.qkv", parts, bias=True)
+        return self._product(LINEAR, [value], f"{name}.qkv", _qkv(name))
 
-    def _product(self, value: str, name: str, parts: Sequence[str], *, bias: bool) -> str:
-        """The projections ``parts`` of one value, side by side."""
+    def of_norm(self, value: str, norm: str, name: str) -> str:
+        """As of :class:`Linear`."""
+        return self._product(NORM_LINEAR, [value, *self.norm(norm)], name, [name])
+
+    def qkv_of_norm(self, value: str, norm: str, name: str) -> str:
+        """As of :class:`Linear`."""
+        return self._product(NORM_LINEAR, [value, *self.norm(norm)], f"{name}.qkv", _qkv(name))
+
+    def added(self, value: str, inner: str, name: str) -> str:
+        """As of :class:`Linear`."""
+        return self._product(LINEAR_ADD, [inner], name, [name], [value])
+
+    def gelu_added(self, value: str, inner: str, name: str, gelu: Gelu) -> str:
+        """As of :class:`Linear`."""
+        return self._product(GELU_LINEAR_ADD, [inner], name, [name], [value])
+
+    def _product(
+        self,
+        operator: Operator,
+        first: Sequence[str],
+        name: str,
+        parts: Sequence[str],
+        last: Sequence[str] = (),
+        *,
+        bias: bool = True,
+    ) -> str:
+        """The projections ``parts`` side by side, by an operator that is given other values too."""
         norm = norm_before(parts[0])
         folded = self._folds.into(norm) if norm else None
         shape = self._shape(parts)
         columns = functools.lru_cache(maxsize=1)(lambda: round_columns(self._read(parts, folded)))
         weight = self.builder.weight(f"{name}.weight", shape, lambda: columns()[0], np.int8)
         scale = self.builder.weight(f"{name}.scale", shape[1:], lambda: columns()[1])
-        offset = ""
-        if bias or folded is not None:
-            offset = self.builder.weight(
-                f"{name}.bias", shape[1:], lambda: self._offset(parts, folded, bias)
-            )
-        if name.endswith(".mlp.2"):
-            return self._by_row(value, weight, scale, offset, after_gelu=True)
-        return self._by_row(value, weight, scale, offset)
+        offset = self.builder.weight(
+            f"{name}.bias", shape[1:], lambda: self._offset(parts, folded, bias)
+        )
+        return operator(self.builder, *first, weight, scale, offset, *last)
 
     def _shape(self, parts: Sequence[str]) -> tuple[int, int]:
         shapes = [self.tensors[f"{part}.weight"].shape for part in parts]
@@ -124,32 +136,6 @@ class QuantizedLinear(Linear):
             found.append(total)
         return np.concatenate(found).astype(np.float32)
 
-    def _number(self, value: float) -> str:
-        return self.builder.constant(np.array(value, np.float32))
 
-    def _zero(self, value: int) -> str:
-        return self.builder.constant(np.array(value, np.uint8))
-
-    def _integers(self, value: str, step: str, zero: str, weight: str, scale: str) -> str:
-        """Round a value to unsigned 8 bits and multiply it."""
-        rounded = self.builder.node("QuantizeLinear", value, step, zero)
-        inputs = [rounded, weight, step, scale, zero]
-        return self.builder.node("MatMulIntegerToFloat", *inputs, domain=MICROSOFT)
-
-    def _by_row(
-        self, value: str, weight: str, scale: str, bias: str, *, after_gelu: bool = False
-    ) -> str:
-        builder = self.builder
-        steps, zero, least = 127, 128, LEAST
-        sizes = value
-        if after_gelu:  # so large that the least value of a GELU is no less than integer 0
-            steps, zero, least = GELU_STEPS, GELU_ZERO, GELU_LOW * GELU_STEPS / GELU_ZERO
-        else:
-            sizes = builder.node("Abs", value)
-        loudest = builder.node("ReduceMax", sizes, builder.constant([-1]), keepdims=1)
-        loudest = builder.node("Max", loudest, self._number(least))
-        even = builder.node("Div", value, loudest)
-        step = self._number(1 / steps)
-        product = self._integers(even, step, self._zero(zero), weight, scale)
-        product = builder.node("Mul", product, loudest)
-        return builder.node("Add", product, bias) if bias else product
+def _qkv(name: str) -> list[str]:
+    return [f"{name}.{part}" for part in ("query", "key", "value")]

@@ -17,14 +17,9 @@ from whisper_opt.checkpoints.checkpoint import Checkpoint
 from whisper_opt.export.folding import Folds, norm_before
 from whisper_opt.export.groups import HEAD, chosen, group_of
 from whisper_opt.export.nibbles import BLOCK, EMBEDDING, NibbleHead, pack, unpack
+from whisper_opt.export.operators import GELU_LOW, GELU_STEPS, GELU_ZERO, LEAST
 from whisper_opt.export.precision import Precision
-from whisper_opt.export.quantize import (
-    GELU_LOW,
-    GELU_STEPS,
-    GELU_ZERO,
-    LEAST,
-    round_columns,
-)
+from whisper_opt.export.quantize import round_columns
 from whisper_opt.export.reference import Reference
 from whisper_opt.export.screen import quantize_head
 from whisper_opt.export.spread import Spread

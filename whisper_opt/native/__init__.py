@@ -1,0 +1,37 @@
+"""Compiled kernels of the operators that 8-bit engines define (:mod:`whisper_opt.export.operators`).
+
+A library for ONNX Runtime, written in C for processors with AVX-512 VNNI and compiled when the
+package is built, where there is a compiler (``hatch_build.py``). It is a faster way, never a needed
+one: an engine runs without it, and nothing else here is compiled.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from pathlib import Path
+
+__all__ = ["LIBRARY", "kernel_library", "why_no_kernels"]
+
+LIBRARY = Path(__file__).with_name("libwhisper_opt.so")
+"""Where the compiled library is, if there is one."""
+
+
+@functools.lru_cache(maxsize=1)
+def why_no_kernels() -> str | None:
+    """Why the kernels cannot be used here; None where they can."""
+    if not LIBRARY.exists():
+        return (
+            "not compiled: the package was built without a C compiler, or not for Linux on x86-64;"
+            " install a compiler (gcc or clang), then whisper-opt once more, from source"
+        )
+    try:
+        supported = ctypes.CDLL(str(LIBRARY)).whisper_opt_supported
+    except (OSError, AttributeError) as error:
+        return f"{LIBRARY} cannot be loaded ({error}); install whisper-opt once more"
+    return None if supported() else "this processor has no AVX-512 VNNI"
+
+
+def kernel_library() -> Path | None:
+    """The library to register with ONNX Runtime; None where it cannot be used."""
+    return None if why_no_kernels() else LIBRARY

@@ -1,0 +1,217 @@
+/* Products with weights in 8 bits, and what rounds their inputs. */
+#include "kernels.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+#include "tile.h"
+
+enum {
+  BLOCK = 96,      /* rows that one task multiplies */
+  PANELS = 8,      /* panels that one task reads, at most */
+  FEW = 8,         /* rows that are rounded at once: handing them out would cost more */
+  ROUNDED = 32,    /* rows that one task rounds */
+};
+
+/* whisper_opt/export/quantize.py: LEAST, GELU_ZERO, GELU_STEPS, GELU_LOW */
+static const float LEAST = 1e-20f, GELU_LEAST = 0.17f * 239 / 16;
+enum { ZERO = 128, STEPS = 127, GELU_ZERO = 16, GELU_STEPS = 239 };
+
+int pack_weight(Packed *packed, const int8_t *weight, int64_t n_in, int64_t n_out) {
+  const int64_t n_panels = (n_out + PANEL - 1) / PANEL;
+  packed->n_in = n_in;
+  packed->n_out = n_out;
+  packed->panels = aligned_alloc(64, n_panels * PANEL * n_in);
+  packed->sums = aligned_alloc(64, n_panels * PANEL * sizeof(int32_t));
+  if (!packed->panels || !packed->sums) {
+    free_weight(packed);
+    return -1;
+  }
+  memset(packed->panels, 0, n_panels * PANEL * n_in);
+  memset(packed->sums, 0, n_panels * PANEL * sizeof(int32_t));
+  for (int64_t row = 0; row < n_in; row++) {
+    int8_t *to = packed->panels + row / 4 * 4 * PANEL + row % 4;
+    const int8_t *from = weight + row * n_out;
+    for (int64_t column = 0; column < n_out; column++) {
+      to[column / PANEL * PANEL * n_in + column % PANEL * 4] = from[column];
+      packed->sums[column] += from[column];
+    }
+  }
+  return 0;
+}
+
+void free_weight(Packed *packed) {
+  free(packed->panels);
+  free(packed->sums);
+  packed->panels = NULL;
+  packed->sums = NULL;
+}
+
+/* Exact GELU: erf by Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.28 (error 3e-7). */
+VNNI_INLINE __m512 gelu(__m512 x) {
+  const __m512 one = _mm512_set1_ps(1);
+  const __m512 z = _mm512_mul_ps(_mm512_abs_ps(x), _mm512_set1_ps(0.707106781f));
+  __m512 sum = _mm512_set1_ps(0.0000430638f);
+  sum = _mm512_fmadd_ps(sum, z, _mm512_set1_ps(0.0002765672f));
+  sum = _mm512_fmadd_ps(sum, z, _mm512_set1_ps(0.0001520143f));
+  sum = _mm512_fmadd_ps(sum, z, _mm512_set1_ps(0.0092705272f));
+  sum = _mm512_fmadd_ps(sum, z, _mm512_set1_ps(0.0422820123f));
+  sum = _mm512_fmadd_ps(sum, z, _mm512_set1_ps(0.0705230784f));
+  sum = _mm512_fmadd_ps(sum, z, one);
+  __m512 rest = _mm512_rcp14_ps(sum); /* then one step of Newton's, and to the 16th power */
+  rest = _mm512_mul_ps(rest, _mm512_fnmadd_ps(sum, rest, _mm512_set1_ps(2)));
+  rest = _mm512_mul_ps(rest, rest);
+  rest = _mm512_mul_ps(rest, rest);
+  rest = _mm512_mul_ps(rest, rest);
+  rest = _mm512_mul_ps(rest, rest);
+  const __m512 half = _mm512_mul_ps(x, _mm512_set1_ps(0.5f));
+  return _mm512_fmadd_ps(_mm512_abs_ps(half), _mm512_sub_ps(one, rest), half);
+}
+
+/* GELU of a row; returns the largest of its values. */
+VNNI static float gelu_row(const float *x, int64_t n, float *to) {
+  __m512 most = _mm512_setzero_ps();
+  for (int64_t i = 0; i < n; i += LANES) {
+    const __m512 value = gelu(_mm512_loadu_ps(x + i));
+    _mm512_store_ps(to + i, value);
+    most = _mm512_max_ps(most, value);
+  }
+  return _mm512_reduce_max_ps(most);
+}
+
+/* Layer normalization of a row; returns the largest magnitude. */
+VNNI static float norm_row(const float *x, int64_t n, const float *gain, const float *shift, float *to) {
+  __m512 sum = _mm512_setzero_ps(), squares = _mm512_setzero_ps(), most = _mm512_setzero_ps();
+  for (int64_t i = 0; i < n; i += LANES) sum = _mm512_add_ps(sum, _mm512_loadu_ps(x + i));
+  const __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(sum) / n);
+  for (int64_t i = 0; i < n; i += LANES) {
+    const __m512 centred = _mm512_sub_ps(_mm512_loadu_ps(x + i), mean);
+    _mm512_store_ps(to + i, centred);
+    squares = _mm512_fmadd_ps(centred, centred, squares);
+  }
+  const __m512 factor = _mm512_set1_ps(1 / sqrtf(_mm512_reduce_add_ps(squares) / n + 1e-5f));
+  for (int64_t i = 0; i < n; i += LANES) {
+    const __m512 even = _mm512_mul_ps(_mm512_load_ps(to + i), factor);
+    const __m512 value = _mm512_fmadd_ps(even, _mm512_loadu_ps(gain + i), _mm512_loadu_ps(shift + i));
+    _mm512_store_ps(to + i, value);
+    most = _mm512_max_ps(most, _mm512_abs_ps(value));
+  }
+  return _mm512_reduce_max_ps(most);
+}
+
+VNNI static float loudest_of_row(const float *x, int64_t n) {
+  __m512 most = _mm512_setzero_ps();
+  for (int64_t i = 0; i < n; i += LANES) most = _mm512_max_ps(most, _mm512_abs_ps(_mm512_loadu_ps(x + i)));
+  return _mm512_reduce_max_ps(most);
+}
+
+/* One call of `linear`: its inputs, rounded, and how its product is divided. */
+typedef struct Job {
+  const Linear *what;
+  uint8_t *bytes; /* [n_rows, n_in] */
+  float *step;    /* [n_rows], what a step of a row is worth */
+  int64_t panels; /* of one task */
+} Job;
+
+VNNI static void round_row(const Job *job, int64_t row) {
+  const Linear *what = job->what;
+  const int64_t n = what->weight->n_in;
+  const float *x = what->x + row * n;
+  float changed[n] __attribute__((aligned(64)));
+  float loudest;
+  if (what->gelu) {
+    loudest = gelu_row(x, n, changed);
+    x = changed;
+  } else if (what->gain) {
+    loudest = norm_row(x, n, what->gain, what->shift, changed);
+    x = changed;
+  } else {
+    loudest = loudest_of_row(x, n);
+  }
+  loudest = fmaxf(loudest, what->gelu ? GELU_LEAST : LEAST);
+  const float steps = what->gelu ? GELU_STEPS : STEPS;
+  const __m512 factor = _mm512_set1_ps(steps / loudest);
+  const __m512i zero = _mm512_set1_epi32(what->gelu ? GELU_ZERO : ZERO);
+  uint8_t *to = job->bytes + row * n;
+  for (int64_t i = 0; i < n; i += LANES) {
+    const __m512i integers = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x + i), factor));
+    const __m512i bytes = _mm512_max_epi32(_mm512_add_epi32(integers, zero), _mm512_setzero_si512());
+    _mm_storeu_si128((void *)(to + i), _mm512_cvtusepi32_epi8(bytes));
+  }
+  job->step[row] = loudest / steps;
+}
+
+static void round_rows(void *data, size_t task) {
+  const Job *job = data;
+  const int64_t first = (int64_t)task * ROUNDED, n_rows = job->what->n_rows;
+  for (int64_t row = first; row < first + ROUNDED && row < n_rows; row++) round_row(job, row);
+}
+
+VNNI_INLINE void multiply(const int rows, const Job *job, int64_t row, int64_t panel) {
+  const Linear *what = job->what;
+  const int64_t n_in = what->weight->n_in, n_out = what->weight->n_out, column = panel * PANEL;
+  const int32_t *sums = what->weight->sums + column;
+  const __m512i zero = _mm512_set1_epi32(what->gelu ? -GELU_ZERO : -ZERO);
+  const __m512i from0 = _mm512_mullo_epi32(_mm512_load_si512(sums), zero);
+  const __m512i from1 = _mm512_mullo_epi32(_mm512_load_si512(sums + 16), zero);
+  const __m512i from2 = _mm512_mullo_epi32(_mm512_load_si512(sums + 32), zero);
+  const __m512i from3 = _mm512_mullo_epi32(_mm512_load_si512(sums + 48), zero);
+  TILE_PRODUCTS(job->bytes + row * n_in, n_in, what->weight->panels + column * n_in, n_in / 4)
+#define COLUMN(j)                                                                                 \
+  const int64_t left##j = n_out - column - LANES * j;                                             \
+  const __mmask16 some##j = left##j >= LANES ? 0xffff : left##j > 0 ? (1u << left##j) - 1 : 0;     \
+  const __m512 scale##j = _mm512_maskz_loadu_ps(some##j, what->scale + column + LANES * j);        \
+  const __m512 bias##j = _mm512_maskz_loadu_ps(some##j, what->bias + column + LANES * j);
+  COLUMN(0) COLUMN(1) COLUMN(2) COLUMN(3)
+#undef COLUMN
+#define STORE(r, j)                                                                               \
+  if (rows > r) {                                                                                 \
+    const int64_t at = (row + r) * n_out + column + LANES * j;                                    \
+    const __m512 worth = _mm512_mul_ps(scale##j, _mm512_set1_ps(job->step[row + r]));             \
+    __m512 value = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum##r##j), worth, bias##j);                \
+    if (what->residual)                                                                           \
+      value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(some##j, what->residual + at));          \
+    _mm512_mask_storeu_ps(what->y + at, some##j, value);                                          \
+  }
+  EACH(STORE)
+#undef STORE
+}
+
+typedef void (*Multiply)(const Job *job, int64_t row, int64_t panel);
+#define MULTIPLY(n) \
+  VNNI static void multiply_##n(const Job *job, int64_t row, int64_t panel) { multiply(n, job, row, panel); }
+MULTIPLY(1) MULTIPLY(2) MULTIPLY(3) MULTIPLY(4) MULTIPLY(5) MULTIPLY(6)
+static const Multiply MULTIPLIES[] = {NULL,       multiply_1, multiply_2, multiply_3,
+                                      multiply_4, multiply_5, multiply_6};
+
+static int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+static void multiply_block(void *data, size_t task) {
+  const Job *job = data;
+  const int64_t n_panels = divided_up(job->what->weight->n_out, PANEL);
+  const int64_t groups = divided_up(n_panels, job->panels);
+  const int64_t first_panel = (int64_t)task % groups * job->panels;
+  const int64_t end_panel = at_most(first_panel + job->panels, n_panels);
+  const int64_t first = (int64_t)task / groups * BLOCK, end = at_most(first + BLOCK, job->what->n_rows);
+  for (int64_t panel = first_panel; panel < end_panel; panel++)
+    for (int64_t row = first; row < end; row += TILE) MULTIPLIES[at_most(TILE, end - row)](job, row, panel);
+}
+
+int linear(const Linear *what, Threads threads) {
+  const int64_t n_rows = what->n_rows, n_in = what->weight->n_in;
+  if (n_rows == 0) return 0;
+  uint8_t *bytes = malloc(n_rows * (n_in + sizeof(float)));
+  if (!bytes) return -1;
+  Job job = {what, bytes, (float *)(bytes + n_rows * n_in), PANELS};
+  if (n_rows <= FEW)
+    round_rows(&job, 0);
+  else
+    threads.run(threads.context, round_rows, divided_up(n_rows, ROUNDED), &job);
+  const int64_t blocks = divided_up(n_rows, BLOCK), n_panels = divided_up(what->weight->n_out, PANEL);
+  /* few rows: smaller tasks, so that there are about eight at least */
+  job.panels = at_most(PANELS, divided_up(n_panels * blocks, 8));
+  threads.run(threads.context, multiply_block, blocks * divided_up(n_panels, job.panels), &job);
+  free(bytes);
+  return 0;
+}
