@@ -14,6 +14,7 @@ from typing import Any, Callable
 
 import numpy as np
 from onnx import (
+    AttributeProto,
     FunctionProto,
     ModelProto,
     NodeProto,
@@ -177,7 +178,7 @@ class GraphBuilder:
         self,
         name: str,
         inputs: Sequence[str],
-        body: Callable[[GraphBuilder], str],
+        body: Callable[[GraphBuilder], Sequence[str]],
         attributes: Sequence[str] = (),
     ) -> None:
         """Define an operator of domain :data:`OWN`, unless the graph has it already.
@@ -185,14 +186,23 @@ class GraphBuilder:
         Args:
             name: of the operator.
             inputs: names of its inputs, which ``body`` reads.
-            body: builds what it computes, in a builder of its own, and returns the output.
-            attributes: names of its attributes, for what implements the operator otherwise.
+            body: builds what it computes, in a builder of its own, and returns the outputs.
+            attributes: names of its attributes, for :meth:`attribute` and for what implements the
+                operator otherwise.
         """
         if name in self._functions:
             return
         builder = GraphBuilder(name)
-        output = body(builder)
-        self._functions[name] = _Function(builder, tuple(inputs), output, tuple(attributes))
+        outputs = tuple(body(builder))
+        self._functions[name] = _Function(builder, tuple(inputs), outputs, tuple(attributes))
+
+    def attribute(self, name: str) -> str:
+        """An integer attribute of the operator that is being defined, as int64 scalar."""
+        value = self.node("Constant")
+        attribute = self._nodes[-1].attribute.add()
+        attribute.name, attribute.ref_attr_name = "value_int", name
+        attribute.type = AttributeProto.INT
+        return value
 
     def reshape(self, value: str, shape: Sequence[int]) -> str:
         """Reshape; 0 keeps a dimension, -1 is inferred."""
@@ -245,7 +255,7 @@ class _Function:
 
     builder: GraphBuilder
     inputs: tuple[str, ...]
-    output: str
+    outputs: tuple[str, ...]
     attributes: tuple[str, ...]
 
     def finish(self, opset: int) -> FunctionProto:
@@ -253,7 +263,7 @@ class _Function:
             OWN,
             self.builder.name,
             self.inputs,
-            [self.output],
+            self.outputs,
             self.builder._body(),
             self.builder._opsets(opset),
             self.attributes,

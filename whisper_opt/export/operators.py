@@ -53,19 +53,25 @@ class Operator:
     Attributes:
         name: of the operator.
         inputs: names of its inputs.
-        body: builds what it computes of inputs of these names.
+        body: builds what it computes of inputs of these names, and returns the outputs.
         attributes: names of its attributes, which the kernel reads and ``body`` need not.
     """
 
     name: str
     inputs: tuple[str, ...]
-    body: Callable[[GraphBuilder], str]
+    body: Callable[[GraphBuilder], Sequence[str]]
     attributes: tuple[str, ...] = ()
 
     def __call__(self, builder: GraphBuilder, *inputs: str, **attributes: Any) -> str:
         """Add a node, and the definition if the graph has none yet; returns the output's name."""
+        return self.nodes(builder, inputs, 1, **attributes)[0]
+
+    def nodes(
+        self, builder: GraphBuilder, inputs: Sequence[str], n_outputs: int, **attributes: Any
+    ) -> list[str]:
+        """As calling it, for operators with several outputs; returns their names."""
         builder.define(self.name, self.inputs, self.body, self.attributes)
-        return builder.node(self.name, *inputs, domain=OWN, **attributes)
+        return builder.nodes(self.name, inputs, n_outputs, OWN, **attributes)
 
 
 def _number(builder: GraphBuilder, value: float) -> str:
@@ -90,22 +96,22 @@ def _product(builder: GraphBuilder, value: str, *, after_gelu: bool = False) -> 
     return builder.node("Add", builder.node("Mul", product, loudest), "bias")
 
 
-def _linear(builder: GraphBuilder) -> str:
-    return _product(builder, "x")
+def _linear(builder: GraphBuilder) -> list[str]:
+    return [_product(builder, "x")]
 
 
-def _norm_linear(builder: GraphBuilder) -> str:
+def _norm_linear(builder: GraphBuilder) -> list[str]:
     normed = builder.node("LayerNormalization", "x", "gain", "shift", axis=-1, epsilon=1e-5)
-    return _product(builder, normed)
+    return [_product(builder, normed)]
 
 
-def _linear_add(builder: GraphBuilder) -> str:
-    return builder.node("Add", "residual", _product(builder, "x"))
+def _linear_add(builder: GraphBuilder) -> list[str]:
+    return [builder.node("Add", "residual", _product(builder, "x"))]
 
 
-def _gelu_linear_add(builder: GraphBuilder) -> str:
+def _gelu_linear_add(builder: GraphBuilder) -> list[str]:
     after = builder.node("Gelu", "x", domain=MICROSOFT)
-    return builder.node("Add", "residual", _product(builder, after, after_gelu=True))
+    return [builder.node("Add", "residual", _product(builder, after, after_gelu=True))]
 
 
 _WEIGHTS: Sequence[str] = ("weight", "scale", "bias")
@@ -123,11 +129,11 @@ GELU_LINEAR_ADD = Operator("GeluLinear8Add", ("x", *_WEIGHTS, "residual"), _gelu
 def encoder_attention(n_head: int) -> Operator:
     """Every position attends to all: qkv [A, n, 3 * n_state] -> [A, n, n_state].
 
-    Inputs ``added`` [n, 1, 1], what is added to scores before they are divided by 8, and
-    ``by_parts``, a bool scalar: whether anything is.
+    Inputs ``added`` [n], what is added to the scores of a key, and ``by_parts``, a bool scalar:
+    whether anything is.
     """
 
-    def body(builder: GraphBuilder) -> str:
+    def body(builder: GraphBuilder) -> list[str]:
         query, key, val = builder.nodes("Split", ["qkv"], 3, axis=-1, num_outputs=3)
 
         def counting() -> str:
@@ -137,9 +143,9 @@ def encoder_attention(n_head: int) -> Operator:
             keys = builder.reshape(counted_keys(builder, heads[1], "added", n_head), wide)
             return _attend(builder, n_head, queries, keys, val)
 
-        return builder.either(
-            "by_parts", counting, lambda: _attend(builder, n_head, query, key, val)
-        )
+        return [
+            builder.either("by_parts", counting, lambda: _attend(builder, n_head, query, key, val))
+        ]
 
     return Operator("EncoderAttention", ("qkv", "added", "by_parts"), body, ("num_heads",))
 
@@ -147,10 +153,10 @@ def encoder_attention(n_head: int) -> Operator:
 def encoder_attention_at(n_head: int) -> Operator:
     """Positions i64 [m] attend to all: qkv [A, n, 3 * n_state] -> [A, m, n_state]."""
 
-    def body(builder: GraphBuilder) -> str:
+    def body(builder: GraphBuilder) -> list[str]:
         query, key, val = builder.nodes("Split", ["qkv"], 3, axis=-1, num_outputs=3)
         query = builder.node("Gather", query, "positions", axis=1)
-        return _attend(builder, n_head, query, key, val)
+        return [_attend(builder, n_head, query, key, val)]
 
     return Operator("EncoderAttentionAt", ("qkv", "positions"), body, ("num_heads",))
 
@@ -161,10 +167,12 @@ def _attend(builder: GraphBuilder, n_head: int, *qkv: str) -> str:
 
 
 def counted_keys(builder: GraphBuilder, heads: str, added: str, n_head: int) -> str:
-    """Keys [A, n, H, 64] with what is added to a score, [n, 1, 1]: [A, n, H, 65]."""
+    """Keys [A, n, H, 64] with what is added to a scaled score, [n]: [A, n, H, 65]."""
+    unscaled = builder.node("Mul", added, _number(builder, HEAD_DIM**0.5))
+    column = builder.node("Unsqueeze", unscaled, builder.constant([1, 2]))
     n_audio, n_heard = builder.dim(heads, 0), builder.dim(heads, 1)
     shape = builder.node("Concat", n_audio, n_heard, builder.constant([n_head, 1]), axis=0)
-    return builder.node("Concat", heads, builder.node("Expand", added, shape), axis=3)
+    return builder.node("Concat", heads, builder.node("Expand", column, shape), axis=3)
 
 
 def counting_queries(builder: GraphBuilder, query: str, one: float) -> str:

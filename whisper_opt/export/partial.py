@@ -16,7 +16,6 @@ past the end of one that is shared by a batch.
 
 from __future__ import annotations
 
-import numpy as np
 from onnx import TensorProto
 
 from whisper_opt.dims import HEAD_DIM
@@ -34,10 +33,8 @@ class PartialPadding:
         self._builder = builder
         self._positions = builder.input("positions", TensorProto.INT64, ["n_heard"])
         counts = builder.input("counts", TensorProto.FLOAT, ["n_heard"])
-        # [n_heard, 1, 1], what a count adds to a score before that is scaled
-        unscaled = builder.constant(np.array(HEAD_DIM**0.5, np.float32))
-        column = builder.node("Mul", builder.node("Log", counts), unscaled)
-        self._column = builder.node("Unsqueeze", column, builder.constant([1, 2]))
+        self.added = builder.node("Log", counts)
+        """[n_heard], what a key that stands for several positions has added to its scores."""
         zero, one = builder.constant(0), builder.constant(1)
         n_ctx = builder.node("ReduceSum", counts, keepdims=0)
         n_ctx = builder.node("Cast", n_ctx, to=TensorProto.INT64)
@@ -72,9 +69,9 @@ class PartialPadding:
             operator = encoder_attention_at(n_head)
             return operator(self._builder, qkv, self._positions, num_heads=n_head)
         operator = encoder_attention(n_head)
-        inputs = (qkv, self._column, self._by_parts)
+        inputs = (qkv, self.added, self._by_parts)
         return operator(self._builder, *inputs, num_heads=n_head)
 
     def counted(self, heads: str, n_head: int) -> str:
         """Keys [A, n_heard, H, 64] with what their counts add to a score: [A, n_heard, H, 65]."""
-        return counted_keys(self._builder, heads, self._column, n_head)
+        return counted_keys(self._builder, heads, self.added, n_head)

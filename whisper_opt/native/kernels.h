@@ -22,7 +22,8 @@ typedef struct Packed {
   int32_t *sums;      /* [n_out, rounded up to 64], of every column */
 } Packed;
 
-enum { HEAD = 64 };
+enum { HEAD = 64, BLOCK = 128 }; /* channels of a head; keys are packed by so many */
+static const float SCALE = 0.125f; /* of scores: one by the root of HEAD */
 
 /* Packs int8 [n_in, n_out]; n_in must be a multiple of 16. */
 int pack_weight(Packed *packed, const int8_t *weight, int64_t n_in, int64_t n_out);
@@ -42,14 +43,41 @@ typedef struct Linear {
 } Linear;
 int linear(const Linear *what, Threads threads);
 
-/* y [n_audio, n_queries, n_head * 64]: every query attends to all keys of its audio. */
+/* The encoder's: y [n_audio, n_queries, n_head * 64]; every query attends to all keys of its audio. */
 typedef struct Attention {
   int64_t n_audio, n_head, n_keys, n_queries;
-  const float *qkv;          /* [n_audio, n_keys, 3 * n_head * 64]: queries, keys, values */
-  const int64_t *positions;  /* [n_queries], whose queries are meant, or NULL: all */
-  const float *unscaled;     /* [n_keys], added to scores before they are divided by 8, or NULL */
+  const float *qkv;         /* [n_audio, n_keys, 3 * n_head * 64]: queries, keys, values */
+  const int64_t *positions; /* [n_queries], whose queries are meant, or NULL: all */
+  const float *added;       /* [n_keys], to the scores, or NULL */
   float *y;
 } Attention;
 int attention(const Attention *what, Threads threads);
+
+/* Keys or values of the decoder's attention to the audio, rounded by channel. */
+typedef struct Pack {
+  int64_t n_audio, n_head, n;
+  const float *x;  /* [n_audio, n, n_head * 64] */
+  int keys;
+  uint8_t *packed; /* keys [n_audio, n_head, n' / 64, 16, 64, 4], 128 is zero; or signed values
+                      [n_audio, n_head, n' / 4, 64, 4]; n' is n rounded up to whole blocks */
+  float *step;     /* [n_audio, n_head, 64] */
+} Pack;
+void pack_heads(const Pack *what, Threads threads);
+
+/* That attention: y [n_audio, n_queries, n_head * 64]. */
+typedef struct Cross {
+  int64_t n_audio, n_head, n_keys, n_queries; /* n_keys: a multiple of BLOCK */
+  int64_t n_layer, layer;
+  const float *queries; /* [n_audio, n_queries, n_head * 64] */
+  const uint8_t *keys;  /* as packed, of one layer */
+  const int8_t *values;
+  const float *steps;   /* [n_audio, n_layer, 2, n_head, 64], of keys and values */
+  const float *added;   /* [n_audio, n_keys], to the scores; -1e30 where there is no key */
+  float *y;
+} Cross;
+void cross_attention(const Cross *what, Threads threads);
+
+/* Its scores: y [n_audio, n_heads, n_rows, n_keys], of some heads and queries. */
+void cross_scores(const Cross *what, const int64_t *heads, int64_t n_heads, const int64_t *rows, int64_t n_rows);
 
 #endif

@@ -7,7 +7,7 @@
 #include "tile.h"
 
 enum {
-  BLOCK = 96,      /* rows that one task multiplies */
+  TASK_ROWS = 96,  /* that one task multiplies */
   PANELS = 8,      /* panels that one task reads, at most */
   FEW = 8,         /* rows that are rounded at once: handing them out would cost more */
   ROUNDED = 32,    /* rows that one task rounds */
@@ -156,7 +156,10 @@ VNNI_INLINE void multiply(const int rows, const Job *job, int64_t row, int64_t p
   const __m512i from1 = _mm512_mullo_epi32(_mm512_load_si512(sums + 16), zero);
   const __m512i from2 = _mm512_mullo_epi32(_mm512_load_si512(sums + 32), zero);
   const __m512i from3 = _mm512_mullo_epi32(_mm512_load_si512(sums + 48), zero);
-  TILE_PRODUCTS(job->bytes + row * n_in, n_in, what->weight->panels + column * n_in, n_in / 4)
+#define DECLARE(r, j) __m512i sum##r##j = from##j;
+  EACH(DECLARE)
+#undef DECLARE
+  TILE_PRODUCTS(job->bytes + row * n_in, n_in, what->weight->panels + column * n_in, n_in / 4, SIGNED_PANEL)
 #define COLUMN(j)                                                                                 \
   const int64_t left##j = n_out - column - LANES * j;                                             \
   const __mmask16 some##j = left##j >= LANES ? 0xffff : left##j > 0 ? (1u << left##j) - 1 : 0;     \
@@ -193,7 +196,7 @@ static void multiply_block(void *data, size_t task) {
   const int64_t groups = divided_up(n_panels, job->panels);
   const int64_t first_panel = (int64_t)task % groups * job->panels;
   const int64_t end_panel = at_most(first_panel + job->panels, n_panels);
-  const int64_t first = (int64_t)task / groups * BLOCK, end = at_most(first + BLOCK, job->what->n_rows);
+  const int64_t first = (int64_t)task / groups * TASK_ROWS, end = at_most(first + TASK_ROWS, job->what->n_rows);
   for (int64_t panel = first_panel; panel < end_panel; panel++)
     for (int64_t row = first; row < end; row += TILE) MULTIPLIES[at_most(TILE, end - row)](job, row, panel);
 }
@@ -208,7 +211,7 @@ int linear(const Linear *what, Threads threads) {
     round_rows(&job, 0);
   else
     threads.run(threads.context, round_rows, divided_up(n_rows, ROUNDED), &job);
-  const int64_t blocks = divided_up(n_rows, BLOCK), n_panels = divided_up(what->weight->n_out, PANEL);
+  const int64_t blocks = divided_up(n_rows, TASK_ROWS), n_panels = divided_up(what->weight->n_out, PANEL);
   /* few rows: smaller tasks, so that there are about eight at least */
   job.panels = at_most(PANELS, divided_up(n_panels * blocks, 8));
   threads.run(threads.context, multiply_block, blocks * divided_up(n_panels, job.panels), &job);

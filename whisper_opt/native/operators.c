@@ -20,39 +20,44 @@ static const OrtApi *api; /* of the process: every session is given the same one
     if (status_) return status_;                         \
   } while (0)
 
-typedef enum { LINEAR, ATTENTION, ATTENTION_AT } Kind;
-enum { MAX_INPUTS = 6, NONE = -1 };
+enum { MAX_INPUTS = 6, MAX_OUTPUTS = 2, MAX_DIMS = 6, NONE = -1 };
 
-/* An operator: types and places of its inputs. */
+typedef struct Kernel Kernel;
+typedef OrtStatus *(*Compute)(const Kernel *kernel, OrtKernelContext *context, Threads threads);
+
+/* An operator, the types of its inputs and outputs, and where products find what they need. */
 typedef struct Operator {
   OrtCustomOp base; /* must be first: ONNX Runtime hands out its address */
   const char *name;
-  Kind kind;
-  size_t n_inputs;
-  int types[MAX_INPUTS];
-  int weight;   /* of LINEAR: followed by scale and bias */
-  int norm;     /* gain, followed by shift */
+  Compute compute;
+  size_t n_inputs, n_outputs;
+  int inputs[MAX_INPUTS], outputs[MAX_OUTPUTS];
+  int weight; /* an input, followed by scale and bias; 0 where there is no product */
+  int norm;   /* gain, followed by shift */
   int residual;
   int gelu;
+  int takes_layer;
 } Operator;
 
 /* An operator in a session. */
-typedef struct Kernel {
+struct Kernel {
   const Operator *operator;
   Packed weight;
-  int64_t n_head;
-} Kernel;
+  int64_t n_head, layer;
+};
 
 typedef struct Shape {
-  int64_t sizes[4];
+  int64_t sizes[MAX_DIMS];
   size_t n;
 } Shape;
+
+static OrtStatus *refused(const char *why) { return CALL(CreateStatus, ORT_FAIL, why); }
 
 static OrtStatus *shape_of(const OrtValue *value, Shape *shape) {
   OrtTensorTypeAndShapeInfo *info = NULL;
   TRY(GetTensorTypeAndShape, value, &info);
   OrtStatus *status = CALL(GetDimensionsCount, info, &shape->n);
-  if (!status && shape->n > 4) status = CALL(CreateStatus, ORT_FAIL, "whisper_opt: more than 4 dimensions");
+  if (!status && shape->n > MAX_DIMS) status = refused("more dimensions than any input has");
   if (!status) status = CALL(GetDimensions, info, shape->sizes, shape->n);
   CALL(ReleaseTensorTypeAndShapeInfo, info);
   return status;
@@ -67,10 +72,10 @@ static OrtStatus *input(const OrtKernelContext *context, int i, const void **dat
   return shape ? shape_of(value, shape) : NULL;
 }
 
-static OrtStatus *output(OrtKernelContext *context, const Shape *shape, float **data) {
+static OrtStatus *output(OrtKernelContext *context, size_t i, Shape shape, void **data) {
   OrtValue *value = NULL;
-  TRY(KernelContext_GetOutput, context, 0, shape->sizes, shape->n, &value);
-  return CALL(GetTensorMutableData, value, (void **)data);
+  TRY(KernelContext_GetOutput, context, i, shape.sizes, shape.n, &value);
+  return CALL(GetTensorMutableData, value, data);
 }
 
 static void run_on_threads(const void *context, void (*work)(void *, size_t), size_t count, void *data) {
@@ -78,9 +83,7 @@ static void run_on_threads(const void *context, void (*work)(void *, size_t), si
   CALL(KernelContext_ParallelFor, context, work, count, count, data);
 }
 
-static OrtStatus *finished(int code) {
-  return code ? CALL(CreateStatus, ORT_FAIL, "whisper_opt: out of memory") : NULL;
-}
+static OrtStatus *finished(int code) { return code ? refused("out of memory") : NULL; }
 
 static OrtStatus *pack_constant(const OrtKernelInfo *info, Kernel *kernel) {
   int constant = 0;
@@ -88,13 +91,18 @@ static OrtStatus *pack_constant(const OrtKernelInfo *info, Kernel *kernel) {
   void *weight = NULL;
   Shape shape;
   TRY(KernelInfoGetConstantInput_tensor, info, (size_t)kernel->operator->weight, &constant, &value);
-  if (!constant) return CALL(CreateStatus, ORT_FAIL, "whisper_opt: weights must be constant");
+  if (!constant) return refused("weights must be constant");
   TRY(GetTensorMutableData, (OrtValue *)value, &weight);
   OrtStatus *status = shape_of(value, &shape);
   if (status) return status;
   if (shape.n != 2 || shape.sizes[0] % 16)
-    return CALL(CreateStatus, ORT_FAIL, "whisper_opt: weights must be [multiple of 16, any]");
+    return refused("weights must be [multiple of 16, any]");
   return finished(pack_weight(&kernel->weight, weight, shape.sizes[0], shape.sizes[1]));
+}
+
+static OrtStatus *read_attributes(const OrtKernelInfo *info, Kernel *kernel) {
+  TRY(KernelInfoGetAttribute_int64, info, "num_heads", &kernel->n_head);
+  return kernel->operator->takes_layer ? CALL(KernelInfoGetAttribute_int64, info, "layer", &kernel->layer) : NULL;
 }
 
 static OrtStatus *create(const OrtCustomOp *op, const OrtApi *unused, const OrtKernelInfo *info, void **created) {
@@ -102,9 +110,7 @@ static OrtStatus *create(const OrtCustomOp *op, const OrtApi *unused, const OrtK
   Kernel *kernel = calloc(1, sizeof *kernel);
   if (!kernel) return finished(-1);
   kernel->operator=(const Operator *) op;
-  OrtStatus *status = kernel->operator->kind == LINEAR
-                          ? pack_constant(info, kernel)
-                          : CALL(KernelInfoGetAttribute_int64, info, "num_heads", &kernel->n_head);
+  OrtStatus *status = kernel->operator->weight ? pack_constant(info, kernel) : read_attributes(info, kernel);
   if (status)
     free(kernel);
   else
@@ -129,39 +135,127 @@ static OrtStatus *compute_linear(const Kernel *kernel, OrtKernelContext *context
   if (!status) status = input(context, op->weight + 2, (const void **)&what.bias, NULL);
   if (!status) status = input(context, op->residual, (const void **)&what.residual, NULL);
   if (status) return status;
-  if (shape.n == 0 || shape.sizes[shape.n - 1] != kernel->weight.n_in)
-    return CALL(CreateStatus, ORT_FAIL, "whisper_opt: x is not [.., n_in]");
+  if (shape.n == 0 || shape.sizes[shape.n - 1] != kernel->weight.n_in) return refused("x is not [.., n_in]");
   for (size_t i = 0; i + 1 < shape.n; i++) what.n_rows *= shape.sizes[i];
   shape.sizes[shape.n - 1] = kernel->weight.n_out;
-  status = output(context, &shape, &what.y);
+  status = output(context, 0, shape, (void **)&what.y);
   return status ? status : finished(linear(&what, threads));
 }
 
-static OrtStatus *compute_attention(const Kernel *kernel, OrtKernelContext *context, Threads threads) {
+static OrtStatus *attend_self(const Kernel *kernel, OrtKernelContext *context, Threads threads, int chosen) {
   Attention what = {.n_head = kernel->n_head};
-  Shape shape, chosen;
+  Shape shape, other;
+  const void *second = NULL;
   OrtStatus *status = input(context, 0, (const void **)&what.qkv, &shape);
+  if (!status) status = input(context, 1, &second, &other);
   if (status) return status;
-  if (shape.n != 3 || shape.sizes[2] != 3 * HEAD * kernel->n_head)
-    return CALL(CreateStatus, ORT_FAIL, "whisper_opt: qkv is not [n_audio, n, 3 * num_heads * 64]");
+  if (shape.n != 3 || shape.sizes[2] != 3 * HEAD * kernel->n_head || other.n == 0)
+    return refused("qkv is not [n_audio, n, 3 * num_heads * 64]");
   what.n_audio = shape.sizes[0];
-  what.n_keys = what.n_queries = shape.sizes[1];
-  if (kernel->operator->kind == ATTENTION_AT) {
-    status = input(context, 1, (const void **)&what.positions, &chosen);
-    if (!status) what.n_queries = chosen.sizes[0];
-  } else {
-    status = input(context, 1, (const void **)&what.unscaled, NULL);
-  }
-  if (status) return status;
+  what.n_keys = shape.sizes[1];
+  what.n_queries = chosen ? other.sizes[0] : what.n_keys;
+  if (chosen)
+    what.positions = second;
+  else
+    what.added = second;
   const Shape mixed = {{what.n_audio, what.n_queries, HEAD * kernel->n_head}, 3};
-  status = output(context, &mixed, &what.y);
+  status = output(context, 0, mixed, (void **)&what.y);
   return status ? status : finished(attention(&what, threads));
+}
+
+static OrtStatus *compute_attention(const Kernel *kernel, OrtKernelContext *context, Threads threads) {
+  return attend_self(kernel, context, threads, 0);
+}
+
+static OrtStatus *compute_attention_at(const Kernel *kernel, OrtKernelContext *context, Threads threads) {
+  return attend_self(kernel, context, threads, 1);
+}
+
+static OrtStatus *pack(const Kernel *kernel, OrtKernelContext *context, Threads threads, int keys) {
+  Pack what = {.n_head = kernel->n_head, .keys = keys};
+  Shape shape;
+  OrtStatus *status = input(context, 0, (const void **)&what.x, &shape);
+  if (status) return status;
+  if (shape.n != 3 || shape.sizes[2] != HEAD * kernel->n_head) return refused("x is not [n_audio, n, num_heads * 64]");
+  what.n_audio = shape.sizes[0];
+  what.n = shape.sizes[1];
+  const int64_t n = (what.n + BLOCK - 1) / BLOCK * BLOCK;
+  const Shape panels = {{what.n_audio, what.n_head, n / 64, HEAD / 4, 64, 4}, 6};
+  const Shape quads = {{what.n_audio, what.n_head, n / 4, HEAD, 4}, 5};
+  const Shape step = {{what.n_audio, what.n_head, HEAD}, 3};
+  status = output(context, 0, keys ? panels : quads, (void **)&what.packed);
+  if (!status) status = output(context, 1, step, (void **)&what.step);
+  if (!status) pack_heads(&what, threads);
+  return status;
+}
+
+static OrtStatus *compute_pack_keys(const Kernel *kernel, OrtKernelContext *context, Threads threads) {
+  return pack(kernel, context, threads, 1);
+}
+
+static OrtStatus *compute_pack_values(const Kernel *kernel, OrtKernelContext *context, Threads threads) {
+  return pack(kernel, context, threads, 0);
+}
+
+/* What both operators of the decoder's attention to the audio read, from input `steps` on: steps, added. */
+static OrtStatus *read_cross(const Kernel *kernel, OrtKernelContext *context, int steps, Cross *what) {
+  Shape queries, keys, all, added;
+  OrtStatus *status = input(context, 0, (const void **)&what->queries, &queries);
+  if (!status) status = input(context, 1, (const void **)&what->keys, &keys);
+  if (!status) status = input(context, steps, (const void **)&what->steps, &all);
+  if (!status) status = input(context, steps + 1, (const void **)&what->added, &added);
+  if (status) return status;
+  what->n_head = kernel->n_head;
+  what->layer = kernel->layer;
+  what->n_audio = queries.sizes[0];
+  what->n_queries = queries.sizes[1];
+  what->n_keys = keys.sizes[2] * 64;
+  what->n_layer = all.sizes[1];
+  if (queries.n != 3 || queries.sizes[2] != HEAD * kernel->n_head || keys.n != 6 || keys.sizes[0] != what->n_audio ||
+      keys.sizes[1] != what->n_head || all.n != 5 || all.sizes[0] != what->n_audio || what->layer >= what->n_layer ||
+      all.sizes[3] != what->n_head || added.n != 2 || added.sizes[0] != what->n_audio ||
+      added.sizes[1] != what->n_keys || what->n_keys % BLOCK)
+    return refused("queries, keys, steps and what is added to scores do not fit together");
+  return NULL;
+}
+
+static OrtStatus *compute_cross(const Kernel *kernel, OrtKernelContext *context, Threads threads) {
+  Cross what = {0};
+  Shape values;
+  OrtStatus *status = read_cross(kernel, context, 3, &what);
+  if (!status) status = input(context, 2, (const void **)&what.values, &values);
+  if (status) return status;
+  if (values.n != 5 || values.sizes[0] != what.n_audio || values.sizes[2] * 4 != what.n_keys)
+    return refused("values do not fit the keys");
+  const Shape mixed = {{what.n_audio, what.n_queries, HEAD * what.n_head}, 3};
+  status = output(context, 0, mixed, (void **)&what.y);
+  if (!status) cross_attention(&what, threads);
+  return status;
+}
+
+static OrtStatus *compute_scores(const Kernel *kernel, OrtKernelContext *context, Threads threads) {
+  (void)threads; /* once a window: not worth it */
+  Cross what = {0};
+  Shape heads, rows;
+  const int64_t *chosen = NULL, *wanted = NULL;
+  OrtStatus *status = read_cross(kernel, context, 2, &what);
+  if (!status) status = input(context, 4, (const void **)&chosen, &heads);
+  if (!status) status = input(context, 5, (const void **)&wanted, &rows);
+  if (status) return status;
+  for (int64_t i = 0; i < heads.sizes[0]; i++)
+    if (chosen[i] < 0 || chosen[i] >= what.n_head) return refused("there is no such head");
+  for (int64_t i = 0; i < rows.sizes[0]; i++)
+    if (wanted[i] < 0 || wanted[i] >= what.n_queries) return refused("there is no such query");
+  const Shape shape = {{what.n_audio, heads.sizes[0], rows.sizes[0], what.n_keys}, 4};
+  status = output(context, 0, shape, (void **)&what.y);
+  if (!status) cross_scores(&what, chosen, heads.sizes[0], wanted, rows.sizes[0]);
+  return status;
 }
 
 static OrtStatus *compute(void *created, OrtKernelContext *context) {
   const Kernel *kernel = created;
   const Threads threads = {context, run_on_threads};
-  return (kernel->operator->kind == LINEAR ? compute_linear : compute_attention)(kernel, context, threads);
+  return kernel->operator->compute(kernel, context, threads);
 }
 
 static const char *name_of(const OrtCustomOp *op) { return ((const Operator *)op)->name; }
@@ -169,16 +263,10 @@ static const char *on_cpu(const OrtCustomOp *op) {
   (void)op;
   return NULL;
 }
-static int type_of_input(const OrtCustomOp *op, size_t i) { return ((const Operator *)op)->types[i]; }
+static int type_of_input(const OrtCustomOp *op, size_t i) { return ((const Operator *)op)->inputs[i]; }
 static size_t count_inputs(const OrtCustomOp *op) { return ((const Operator *)op)->n_inputs; }
-static int type_of_output(const OrtCustomOp *op, size_t i) {
-  (void)op, (void)i;
-  return ORT_FLOAT;
-}
-static size_t count_outputs(const OrtCustomOp *op) {
-  (void)op;
-  return 1;
-}
+static int type_of_output(const OrtCustomOp *op, size_t i) { return ((const Operator *)op)->outputs[i]; }
+static size_t count_outputs(const OrtCustomOp *op) { return ((const Operator *)op)->n_outputs; }
 static int required(const OrtCustomOp *op, size_t i) { /* and: memory of the device itself */
   (void)op, (void)i;
   return 0;
@@ -203,13 +291,28 @@ static int newest(const OrtCustomOp *op) {
            .CreateKernelV2 = create, .KernelComputeV2 = compute, .GetStartVersion = one,                  \
            .GetEndVersion = newest}
 #define WEIGHTS ORT_INT8, ORT_FLOAT, ORT_FLOAT
+#define PRODUCT(label, n, types, weight_, norm_, residual_, gelu_)                                     \
+  {BASE, .name = label, .compute = compute_linear, .n_inputs = n, .n_outputs = 1, .inputs = types,     \
+   .outputs = {ORT_FLOAT}, .weight = weight_, .norm = norm_, .residual = residual_, .gelu = gelu_}
+#define TYPES(...) {__VA_ARGS__}
 static const Operator OPERATORS[] = {
-    {BASE, "Linear8", LINEAR, 4, {ORT_FLOAT, WEIGHTS}, 1, NONE, NONE, 0},
-    {BASE, "NormLinear8", LINEAR, 6, {ORT_FLOAT, ORT_FLOAT, ORT_FLOAT, WEIGHTS}, 3, 1, NONE, 0},
-    {BASE, "Linear8Add", LINEAR, 5, {ORT_FLOAT, WEIGHTS, ORT_FLOAT}, 1, NONE, 4, 0},
-    {BASE, "GeluLinear8Add", LINEAR, 5, {ORT_FLOAT, WEIGHTS, ORT_FLOAT}, 1, NONE, 4, 1},
-    {BASE, "EncoderAttention", ATTENTION, 3, {ORT_FLOAT, ORT_FLOAT, ORT_BOOL}, NONE, NONE, NONE, 0},
-    {BASE, "EncoderAttentionAt", ATTENTION_AT, 2, {ORT_FLOAT, ORT_INT64}, NONE, NONE, NONE, 0},
+    PRODUCT("Linear8", 4, TYPES(ORT_FLOAT, WEIGHTS), 1, NONE, NONE, 0),
+    PRODUCT("NormLinear8", 6, TYPES(ORT_FLOAT, ORT_FLOAT, ORT_FLOAT, WEIGHTS), 3, 1, NONE, 0),
+    PRODUCT("Linear8Add", 5, TYPES(ORT_FLOAT, WEIGHTS, ORT_FLOAT), 1, NONE, 4, 0),
+    PRODUCT("GeluLinear8Add", 5, TYPES(ORT_FLOAT, WEIGHTS, ORT_FLOAT), 1, NONE, 4, 1),
+    {BASE, .name = "EncoderAttention", .compute = compute_attention, .n_inputs = 3, .n_outputs = 1,
+     .inputs = {ORT_FLOAT, ORT_FLOAT, ORT_BOOL}, .outputs = {ORT_FLOAT}},
+    {BASE, .name = "EncoderAttentionAt", .compute = compute_attention_at, .n_inputs = 2, .n_outputs = 1,
+     .inputs = {ORT_FLOAT, ORT_INT64}, .outputs = {ORT_FLOAT}},
+    {BASE, .name = "PackKeys", .compute = compute_pack_keys, .n_inputs = 1, .n_outputs = 2,
+     .inputs = {ORT_FLOAT}, .outputs = {ORT_UINT8, ORT_FLOAT}},
+    {BASE, .name = "PackValues", .compute = compute_pack_values, .n_inputs = 1, .n_outputs = 2,
+     .inputs = {ORT_FLOAT}, .outputs = {ORT_INT8, ORT_FLOAT}},
+    {BASE, .name = "CrossAttention", .compute = compute_cross, .n_inputs = 5, .n_outputs = 1,
+     .inputs = {ORT_FLOAT, ORT_UINT8, ORT_INT8, ORT_FLOAT, ORT_FLOAT}, .outputs = {ORT_FLOAT}, .takes_layer = 1},
+    {BASE, .name = "CrossScores", .compute = compute_scores, .n_inputs = 6, .n_outputs = 1,
+     .inputs = {ORT_FLOAT, ORT_UINT8, ORT_FLOAT, ORT_FLOAT, ORT_INT64, ORT_INT64}, .outputs = {ORT_FLOAT},
+     .takes_layer = 1},
 };
 
 /* Whether this processor has the instructions that the kernels are made of. */
