@@ -4,6 +4,7 @@
                      size and sha256 of every other file
     tokenizer.json
     encoder.onnx encoder.data decoder.onnx decoder.data
+    encoder.packed.onnx decoder.packed.onnx    (engines of 8 and 4 bits: the same for kernels)
     choose.onnx advance.onnx reorder.onnx    (what a GPU runs; older engines lack the second)
 
 Reading one checks the manifest and every file's size; ``verify=True`` also checks the hashes.
@@ -26,6 +27,8 @@ from whisper_opt.errors import CheckpointError, EngineError
 __all__ = [
     "FORMAT_VERSION",
     "MANIFEST",
+    "PACKED",
+    "PLAIN",
     "Engine",
     "FileEntry",
     "Manifest",
@@ -42,6 +45,9 @@ OLDEST_VERSION = 3
 MANIFEST = "manifest.json"
 ENGINE_FILES = ("tokenizer.json", "encoder.onnx", "encoder.data", "decoder.onnx", "decoder.data")
 """Every file an engine has besides its manifest."""
+PLAIN = ("encoder.onnx", "decoder.onnx")
+PACKED = ("encoder.packed.onnx", "decoder.packed.onnx")
+"""Graphs over the same weights that hand keys and values over packed for kernels; both or none."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,12 @@ from whisper_opt.arrays import F32, Int, NDArray
 from whisper_opt.dims import HEAD_DIM
 from whisper_opt.errors import EngineError
 
-__all__ = ["Heard", "Padding", "spread", "widened"]
+__all__ = ["BLOCK", "MUTE", "Heard", "Padding", "spread", "widened"]
+
+BLOCK = 128
+"""Packed keys come in so many."""
+MUTE = -1e30
+"""What is added to the score of a packed key that nobody stands behind."""
 
 MARGIN = 16
 """Positions of padding right behind the sound (20 ms each) that are all heard."""

@@ -10,14 +10,16 @@ from typing import Protocol
 import numpy as np
 
 from whisper_opt.arrays import F32, Int, NDArray
+from whisper_opt.backends.cross import CrossLayout
 from whisper_opt.backends.inputs import checked_mel
 from whisper_opt.backends.ort_graph import load_graph
 from whisper_opt.backends.ort_session import Decoder, OrtSession
 from whisper_opt.background import Background
 from whisper_opt.dims import ModelDims
-from whisper_opt.engine import Engine
+from whisper_opt.engine import PACKED, PLAIN, Engine
 from whisper_opt.errors import EngineError, OptionError
-from whisper_opt.padding import Heard, Padding, spread, widened
+from whisper_opt.native import kernel_library
+from whisper_opt.padding import Heard, Padding, spread
 from whisper_opt.protocol import Attention, Encoded
 from whisper_opt.screen import Screen
 
@@ -35,9 +37,10 @@ class Graph(Protocol):
 class OrtEncoded:
     """Cross-attention keys [A, H, 64, T] and values [A, H, T, 64]: per layer k then v.
 
-    Float32, or float16 where the engine computes in that; so is the cache of a session. Of an
-    engine that hears padding by parts, ``counts`` says for how many positions of each audio those
-    heard stand (:class:`whisper_opt.padding.Heard`), and keys have 65 rows.
+    Float32, or float16 where the engine computes in that. Of an engine that hears padding by parts,
+    ``counts`` says for how many positions of each audio those heard stand
+    (:class:`whisper_opt.padding.Heard`), and keys have 65 rows; or all is packed for kernels
+    (:class:`whisper_opt.backends.cross.CrossLayout`).
     """
 
     cross: tuple[NDArray, ...]
@@ -88,24 +91,24 @@ class OrtBackend:
         self.dims: ModelDims = engine.manifest.dims
         self.dialect = engine.manifest.dialect
         load = functools.partial(load_graph, engine, threads=threads, kernels=kernels)
-        with Background(lambda: load("decoder.onnx")) as decoder:
-            self.encoder: Graph = encoder or load("encoder.onnx")
+        packed = kernels and PACKED[0] in engine.manifest.files and kernel_library() is not None
+        names = PACKED if packed else PLAIN
+        with Background(lambda: load(names[1])) as decoder:
+            self.encoder: Graph = encoder or load(names[0])
             graph = decoder.result()
         screen = Screen.of(engine.tensor) if engine.manifest.tensors else None
-        self.decoder = Decoder(graph, self.dims, self.dialect, screen)
+        self._cross = CrossLayout(self.dims.n_text_layer, packed)
+        self.decoder = Decoder(graph, self.dims, self.dialect, screen, self._cross)
         parts = engine.manifest.padding
         self._padding: Padding | None = None
         if parts is not None:
             self._padding = Padding(parts, self.dims.frames_per_position, whole=whole_padding)
-        self._cross_names = [
-            f"cross_{kind}_{i}" for i in range(self.dims.n_text_layer) for kind in ("k", "v")
-        ]
 
     def encode(self, mel: F32) -> OrtEncoded:
         """See :meth:`whisper_opt.protocol.Backend.encode`; raises EngineError on a wrong shape."""
         mel = checked_mel(self.dims, mel)
         if self._padding is None:
-            return OrtEncoded(tuple(self.encoder.run(self._cross_names, {"mel": mel})))
+            return OrtEncoded(tuple(self.encoder.run(self._cross.names, {"mel": mel})))
         heard = [self._padding.heard(window[None]) for window in mel]
         return OrtEncoded(self._hear(heard), tuple(each.counts for each in heard))
 
@@ -113,10 +116,10 @@ class OrtBackend:
         """Keys and values of windows; each is heard as it would be alone."""
         if len({each.mel.shape[2] for each in heard}) == 1:
             together = heard[0]._replace(mel=np.concatenate([each.mel for each in heard]))
-            return tuple(self.encoder.run(self._cross_names, together.feeds()))
-        each = [self.encoder.run(self._cross_names, one.feeds()) for one in heard]
-        n_ctx = max(len(one.counts) for one in heard)
-        rows = zip(*(widened(cross, n_ctx) for cross in each))
+            return tuple(self.encoder.run(self._cross.names, together.feeds()))
+        each = [self.encoder.run(self._cross.names, one.feeds()) for one in heard]
+        n_keys = max(map(self._cross.n_keys, each))
+        rows = zip(*(self._cross.widened(arrays, n_keys) for arrays in each))
         return tuple(np.concatenate(arrays) for arrays in rows)
 
     def open(self, audio: Encoded) -> OrtSession:

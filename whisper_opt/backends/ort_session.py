@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from whisper_opt.arrays import F32, Int, NDArray
+from whisper_opt.arrays import F32, Int, NDArray, aligned_zeros
+from whisper_opt.backends.cross import CrossLayout
 from whisper_opt.backends.inputs import closed
+from whisper_opt.backends.ort_graph import graph_tensors
 from whisper_opt.backends.slots import Layout, Past
 from whisper_opt.dims import HEAD_DIM, ModelDims
 from whisper_opt.errors import EngineError
-from whisper_opt.padding import widened
 from whisper_opt.protocol import Attention, Logits, Session
 from whisper_opt.screen import Screen
 from whisper_opt.screened import ScreenedLogits
@@ -54,7 +56,7 @@ class _Buffers:
             return False
         room = n if n <= room else max(n, 2 * self.n)
         for i, old in enumerate(self.arrays):
-            new = np.zeros((room, *old.shape[1:]), old.dtype)
+            new = aligned_zeros((room, *old.shape[1:]), old.dtype)
             new[: self.n] = old[: self.n][:n]
             self.arrays[i] = new
         self.n = n
@@ -74,12 +76,16 @@ class _Buffers:
         n, old_n = len(source), self.n
         grown = self.resize(max(n, old_n))
         if parts is None:
-            parts = [(np.flatnonzero(source != np.arange(n)), slice(None))]
+            places: list[tuple[Int, tuple[slice, ...]]] = [
+                (np.flatnonzero(source != np.arange(n)), ())
+            ]
+        else:
+            places = [(moved, (slice(None), span)) for moved, span in parts]
         for array in self.arrays:
             # all are read before the first is written, so that entries may change places
-            values = [array[source[moved], :, span] for moved, span in parts]
-            for (moved, span), value in zip(parts, values):
-                array[moved, :, span] = value
+            values = [array[(source[moved], *where)] for moved, where in places]
+            for (moved, where), value in zip(places, values):
+                array[(moved, *where)] = value
         self.n = n
         return grown
 
@@ -93,12 +99,19 @@ class Decoder:
         dims: model dimensions.
         dialect: operator family of the graph.
         screen: what makes rough scores exact; None where the graph's are.
+        cross: how what was heard is handed over.
     """
 
     session: Any
     dims: ModelDims
     dialect: str
     screen: Screen | None
+    cross: CrossLayout
+
+    @functools.cached_property
+    def kv(self) -> np.dtype[Any]:
+        """The type of the cache."""
+        return graph_tensors(self.session)["self_k_0"].dtype
 
 
 class _Call(NamedTuple):
@@ -247,8 +260,7 @@ class OrtSession:
         source = np.arange(n_old) if self._pending is None else self._pending
         used = int(self._length.max(initial=0))
         old = self._cache.views()
-        # the graphs have one type for all keys and values
-        new = [np.zeros(shape, heard.dtype) for heard in self._cross.arrays]
+        new = [np.zeros(shape, self._model.kv) for _ in range(2 * self._dims.n_text_layer)]
         for array, past in zip(new, old):
             array[:n_slots, :, :used] = past[source, :, :used]
         before, self._past = self._past, Past(n_slots, self._capacity)
@@ -306,7 +318,8 @@ class OrtSession:
         if self._cross.resize(self._layout.n_audio, copy=not self._own_cross):
             self._bindings.clear()
         self._own_cross = True
-        for array, heard in zip(self._cross.arrays, widened(other._cross.views(), self._n_heard)):
+        wide = self._model.cross.widened(other._cross.views(), self._n_heard)
+        for array, heard in zip(self._cross.arrays, wide):
             array[joining.place] = heard
         self._rearrange(joining.slots)
         if used:
@@ -320,12 +333,13 @@ class OrtSession:
     @property
     def _n_heard(self) -> int:
         """Positions of an audio for which there is room."""
-        return int(self._cross.arrays[1].shape[2])
+        return self._model.cross.n_keys(self._cross.arrays)
 
     def _widen(self, n_heard: int) -> None:
         """Make room for audios of ``n_heard`` positions."""
         if n_heard > self._n_heard:
-            self._cross = _Buffers(widened(self._cross.arrays, n_heard), self._cross.n)
+            wide = self._model.cross.widened(self._cross.arrays, n_heard)
+            self._cross = _Buffers(wide, self._cross.n)
             self._own_cross = True
             self._bindings.clear()
 
@@ -352,7 +366,7 @@ class _Binding:
         self.at = np.zeros((n_seq, n_at), np.int64)
         self.aligned = np.zeros(n_aligned, np.int64)
         self.logits = np.zeros((n_seq, n_exact, dims.n_vocab), np.float32)
-        n_audio, n_ctx = cross[0].shape[0], cross[0].shape[3]
+        n_audio, n_ctx = len(cross[0]), model.cross.n_keys(cross)
         self._watched = {
             output.name: np.zeros((n_audio, output.shape[1], n_aligned, n_ctx), np.float32)
             for output in decoder.get_outputs()
@@ -363,10 +377,11 @@ class _Binding:
         for name in ("tokens", "start", "at", "aligned"):
             self._input(name, getattr(self, name))
         names = [(i, kind) for i in range(dims.n_text_layer) for kind in ("k", "v")]
-        for (i, kind), held, audio in zip(names, cache, cross):
+        for (i, kind), held in zip(names, cache):
             self._input(f"self_{kind}_{i}", held)
             self._output(f"self_{kind}_{i}_out", held)
-            self._input(f"cross_{kind}_{i}", audio)
+        for name, audio in zip(model.cross.names, cross):
+            self._input(name, audio)
         self._output("logits", self.logits)
         if model.screen is not None:
             self._bind_screen(dims, n_at, n_exact)

@@ -51,7 +51,9 @@ KEEP = 0.03
 """How much larger the weights may become by what a calibration keeps exact."""
 
 _Parts = Mapping[str, tuple[OnnxGraph, list[str]]]
-"""Encoder and decoder by name, and where each can be cut."""
+"""Encoder and decoder by name, ``encoder.packed`` and ``decoder.packed`` where there are such graphs
+too, and where each can be cut."""
+_STEMS = ("encoder", "decoder")
 
 
 def export(
@@ -186,12 +188,16 @@ def _build(
     if types.storage is not None and types.bits is None:
         # the screened head's proof is about the values that are stored
         tensors = {name: _rounded(tensor, types.storage) for name, tensor in tensors.items()}
-    return {
-        "encoder": build_encoder(dims, tensors, make_dialect(dialect), types, spreads),
-        "decoder": build_decoder(
-            dims, tensors, make_dialect(dialect), checkpoint.heads, types, spreads
-        ),
-    }
+    found: dict[str, tuple[OnnxGraph, list[str]]] = {}
+    for suffix in ("", ".packed") if types.partial else ("",):
+        family, packed = make_dialect(dialect), bool(suffix)
+        found[f"encoder{suffix}"] = build_encoder(
+            dims, tensors, make_dialect(dialect), types, spreads, packed=packed
+        )
+        found[f"decoder{suffix}"] = build_decoder(
+            dims, tensors, family, checkpoint.heads, types, spreads, packed=packed
+        )
+    return found
 
 
 def _rounded(tensor: Tensor, dtype: np.dtype[Any]) -> Tensor:
@@ -259,7 +265,7 @@ def _write(
     report: ExportProgress,
 ) -> tuple[dict[str, FileEntry], dict[str, TensorEntry]]:
     """Everything but the manifest: what the files are, and where the runtime's tensors lie."""
-    total = sum(weight.nbytes for graph, _ in parts.values() for weight in graph.stored)
+    total = sum(weight.nbytes for stem in _STEMS for weight in parts[stem][0].stored)
     done = 0
 
     def advance(n: int) -> None:
@@ -269,8 +275,10 @@ def _write(
 
     files = {"tokenizer.json": write_text(folder / "tokenizer.json", checkpoint.tokenizer_json)}
     tensors: dict[str, TensorEntry] = {}
-    for stem, (graph, _) in parts.items():
-        written, located = write_graph(graph, folder, stem, advance)
+    for stem in _STEMS:
+        packed = f"{stem}.packed"
+        variants = {packed: parts[packed][0]} if packed in parts else {}
+        written, located = write_graph(parts[stem][0], folder, stem, advance, variants)
         files.update(written)
         tensors.update(located)
     if dialect == "standard" or types.name == "fp16":  # what a GPU runs
@@ -298,9 +306,8 @@ def _verified(
     padding: tuple[int, ...] | None,
 ) -> Mapping[str, Any]:
     """What a comparison with the checkpoint found; see :func:`whisper_opt.export.verify.verify`."""
-    encoder, decoder = (
-        PiecewiseGraph(graph, cuts, folder, stem) for stem, (graph, cuts) in parts.items()
-    )
+    graphs = {stem: PiecewiseGraph(*part, folder, stem) for stem, part in parts.items()}
+    encoder, decoder = (graphs[stem] for stem in _STEMS)
     screen = Screen.of(lambda name: map_tensor(folder, tensors[name])) if tensors else None
     judge, note = checkpoint, {}
     if types.bits == 4:  # what 4 bits lose is not an error of the graphs

@@ -5,7 +5,8 @@ Signatures (A audios, G hypotheses an audio, N = A * G rows, S new tokens, P wan
 cache capacity, T encoder positions, H heads of 64):
 
     encoder   mel f32 [A, n_mels, F] -> cross_k_i kv [A, H, 64, T], cross_v_i kv [A, H, T, 64]
-              (one pair a decoder layer; keys lie as the product with a query reads them)
+              (one pair a decoder layer; keys lie as the product with a query reads them; or
+              packed: see ``cross``)
               one of integers takes more, and its keys have 65 rows: see ``partial``
     decoder   tokens i64 [N, S], start i64 [N], at i64 [N, P], aligned i64 [Q],
               self_k_i, self_v_i kv [N, H, C, 64], cross_k_i, cross_v_i as above
@@ -34,11 +35,11 @@ from onnx import TensorProto
 from whisper_opt.checkpoints.checkpoint import Tensor
 from whisper_opt.dims import HEAD_DIM, ModelDims
 from whisper_opt.export.builder import GraphBuilder, OnnxGraph
+from whisper_opt.export.cross import Cross, PackedCross, PlainCross
 from whisper_opt.export.head import embed, exact_head, screened_head
 from whisper_opt.export.linear import Linear
 from whisper_opt.export.mixed import MixedLinear
 from whisper_opt.export.nibbles import NibbleLinear
-from whisper_opt.export.operators import COUNTED, counting_queries
 from whisper_opt.export.partial import PartialPadding
 from whisper_opt.export.precision import FP32, Precision
 from whisper_opt.export.quantize import QuantizedLinear
@@ -132,6 +133,8 @@ def build_encoder(
     dialect: Dialect,
     types: Precision = FP32,
     spreads: Mapping[str, Spread] | None = None,
+    *,
+    packed: bool = False,
 ) -> tuple[OnnxGraph, list[str]]:
     """The encoder, with the cross-attention keys and values of every decoder layer as outputs.
 
@@ -141,6 +144,7 @@ def build_encoder(
         dialect: operator family.
         types: the type of every value.
         spreads: what the products are given, where their weights become integers.
+        packed: whether keys and values are handed over as kernels read them.
 
     Returns:
         The graph, and the names of the residual stream between layers: places where the graph can
@@ -174,16 +178,8 @@ def build_encoder(
     builder.scope("encoder.ln_post")
     cuts.append(value)
     value = linear.inputs(value, "encoder.ln_post")
-    for i in range(dims.n_text_layer):
-        builder.scope(f"decoder.blocks.{i}.cross_attn")
-        for kind, part, order in (("k", "key", [0, 2, 3, 1]), ("v", "value", [0, 2, 1, 3])):
-            name = f"decoder.blocks.{i}.cross_attn.{part}"
-            heads = linear(value, name, bias=part == "value")
-            heads = builder.reshape(heads, [0, 0, dims.n_text_head, HEAD_DIM])
-            if padding is not None and kind == "k":
-                heads = padding.counted(heads, dims.n_text_head)
-            heads = builder.transpose(heads, order)
-            builder.output(heads, f"cross_{kind}_{i}", types.kv, _cross_shape(dims, kind, types))
+    cross = PackedCross if packed else PlainCross
+    cross(builder, linear, dims).outputs(value, padding)
     return builder.finish(dialect.opset, dialect.ir_version), cuts
 
 
@@ -205,37 +201,12 @@ def _stem(
     return builder.transpose(value, [0, 2, 1])
 
 
-def _cross_shape(dims: ModelDims, kind: str, types: Precision) -> list[int | str]:
-    rows = COUNTED if types.partial else HEAD_DIM
-    tail: list[int | str] = [rows, "n_ctx"] if kind == "k" else ["n_ctx", HEAD_DIM]
-    return ["n_audio", dims.n_text_head, *tail]
-
-
 def _fold(builder: GraphBuilder, value: str, n_audio: str, n_state: int) -> str:
     """[A * G, S, n_state] -> [A, G * S, n_state]: hypotheses share the keys of their audio."""
     shape = builder.node(
         "Concat", n_audio, builder.constant([-1]), builder.constant([n_state]), axis=0
     )
     return builder.node("Reshape", value, shape)
-
-
-def _cross_attention(
-    builder: GraphBuilder, query: str, cross: tuple[str, str], n_head: int, types: Precision
-) -> tuple[str, str]:
-    """Attend from [A, G * S, n_state] to the audio -> mix of the same shape, scores [A, H, G*S, T].
-
-    Plain products in every dialect: a single query reads transposed keys once and in order, which
-    no attention operator of ONNX Runtime does on the CPU; and word times need the scores.
-    """
-    heads = builder.transpose(builder.reshape(query, [0, 0, n_head, HEAD_DIM]), [0, 2, 1, 3])
-    scale = builder.constant(np.array(HEAD_DIM**-0.5, types.compute))
-    scaled = builder.node("Mul", heads, scale)
-    if types.partial:
-        scaled = counting_queries(builder, scaled, HEAD_DIM**-0.5)
-    scores = builder.node("MatMul", scaled, cross[0])
-    mixed = builder.node("MatMul", builder.node("Softmax", scores, axis=-1), cross[1])
-    merged = builder.reshape(builder.transpose(mixed, [0, 2, 1, 3]), [0, 0, n_head * HEAD_DIM])
-    return merged, scores
 
 
 def build_decoder(
@@ -245,6 +216,8 @@ def build_decoder(
     alignment_heads: Sequence[tuple[int, int]] | None = None,
     types: Precision = FP32,
     spreads: Mapping[str, Spread] | None = None,
+    *,
+    packed: bool = False,
 ) -> tuple[OnnxGraph, list[str]]:
     """The decoder over a fixed-capacity cache; one graph for prefill (S > 1) and steps (S = 1).
 
@@ -254,7 +227,8 @@ def build_decoder(
     builder = GraphBuilder("whisper_decoder")
     linear = _linear(builder, tensors, types, spreads, types.bits)
     watched = alignment_heads or dims.default_alignment_heads
-    layers = _DecoderLayers(builder, linear, dialect, dims, watched)
+    cross = (PackedCross if packed else PlainCross)(builder, linear, dims)
+    layers = _DecoderLayers(builder, linear, dialect, dims, watched, cross)
     rows = layers.rows
     value = embed(builder, rows.tokens, tensors, types.head)
     table = linear.vector("decoder.positional_embedding", types.residual)
@@ -285,6 +259,7 @@ class _DecoderLayers:
         dialect: Dialect,
         dims: ModelDims,
         watched: Sequence[tuple[int, int]],
+        cross: Cross,
     ) -> None:
         """Declare the inputs; ``watched`` are the (layer, head) pairs whose scores are outputs."""
         self._builder, self._linear, self._dialect, self._dims = builder, linear, dialect, dims
@@ -292,25 +267,20 @@ class _DecoderLayers:
         self.rows = Rows(builder, dims)
         dialect.begin_decoder(builder, self.rows)
         self._aligned = builder.input("aligned", _INT64, ["n_aligned"])
-        types = linear.types
-        own: list[int | str] = ["n_seq", dims.n_text_head, "capacity", HEAD_DIM]
-        heard = [_cross_shape(dims, kind, types) for kind in ("k", "v")]
-        self._caches = self._pairs("self", [own, own])
-        self._crosses = self._pairs("cross", heard)
-        self._own = own
-        self._n_audio = builder.dim("cross_k_0", 0)
+        self._own: list[int | str] = ["n_seq", dims.n_text_head, "capacity", HEAD_DIM]
+        self._caches = [
+            (self._cache(f"self_k_{i}"), self._cache(f"self_v_{i}"))
+            for i in range(dims.n_text_layer)
+        ]
+        self._cross = cross
+        self._n_audio = cross.inputs()
         shape = builder.node("Shape", self.rows.tokens)
         self._unfold = builder.node("Concat", shape, builder.constant([dims.n_text_state]), axis=0)
         self._updated: list[Sequence[str]] = []
         self._scores: dict[int, tuple[int, str]] = {}
 
-    def _pairs(self, name: str, shapes: Sequence[list[int | str]]) -> list[tuple[str, str]]:
-        """Keys and values of every layer as inputs."""
-        kv, declare = self._linear.types.kv, self._builder.input
-        return [
-            (declare(f"{name}_k_{i}", kv, shapes[0]), declare(f"{name}_v_{i}", kv, shapes[1]))
-            for i in range(self._dims.n_text_layer)
-        ]
+    def _cache(self, name: str) -> str:
+        return self._builder.input(name, self._linear.types.kv, self._own)
 
     def layer(self, value: str, i: int) -> str:
         """What layer ``i`` makes of the residual stream."""
@@ -325,22 +295,13 @@ class _DecoderLayers:
         value = linear.added(value, mixed, f"{block}.attn.out")
         query = linear.of_norm(value, f"{block}.cross_attn_ln", f"{block}.cross_attn.query")
         query = _fold(builder, query, self._n_audio, dims.n_text_state)
-        mixed, scores = _cross_attention(
-            builder, query, self._crosses[i], dims.n_text_head, linear.types
-        )
-        self._watch(i, scores)
+        heads = [head for layer, head in self._watched if layer == i]
+        mixed, scores = self._cross.attend(i, query, heads, self._aligned)
+        if scores is not None:
+            self._scores[i] = len(heads), scores
         mixed = builder.node("Reshape", mixed, self._unfold)
         value = linear.added(value, mixed, f"{block}.cross_attn.out")
         return _mlp(linear, self._dialect, value, block)
-
-    def _watch(self, i: int, scores: str) -> None:
-        builder = self._builder
-        chosen = [head for layer, head in self._watched if layer == i]
-        if chosen:  # tokens first: where none are wanted, nothing is copied
-            scores = builder.node("Gather", scores, self._aligned, axis=2)
-            scores = builder.node("Gather", scores, builder.constant(chosen), axis=1)
-            scores = builder.cast(scores, self._linear.types.compute, np.float32)
-            self._scores[i] = len(chosen), scores
 
     def outputs(self) -> None:
         """Declare what the layers give beside the residual stream."""

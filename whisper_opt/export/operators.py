@@ -13,9 +13,11 @@ from collections.abc import Sequence
 from typing import Any, Callable
 
 import numpy as np
+from onnx import TensorProto
 
 from whisper_opt.dims import HEAD_DIM
 from whisper_opt.export.builder import MICROSOFT, OWN, GraphBuilder
+from whisper_opt.padding import BLOCK
 
 __all__ = [
     "COUNTED",
@@ -27,15 +29,22 @@ __all__ = [
     "LINEAR",
     "LINEAR_ADD",
     "NORM_LINEAR",
+    "PANEL",
     "Operator",
     "counted_keys",
     "counting_queries",
+    "cross_attention",
+    "cross_scores",
     "encoder_attention",
     "encoder_attention_at",
+    "pack_keys",
+    "pack_values",
 ]
 
 COUNTED = HEAD_DIM + 1
 """Rows of keys whose last one says how often they count."""
+PANEL = 64
+"""Keys that lie side by side in packed keys (:mod:`whisper_opt.export.cross`)."""
 
 GELU_LOW = 0.17
 """A GELU is nowhere less than minus this."""
@@ -179,3 +188,98 @@ def counting_queries(builder: GraphBuilder, query: str, one: float) -> str:
     """Queries [a, b, c, 64] for keys that count: [a, b, c, 65]; scaled ones end in a scaled one."""
     ending = builder.constant(np.array(one, np.float32))
     return builder.node("Pad", query, builder.constant([0, 1]), ending, builder.constant([3]))
+
+
+def _integers(builder: GraphBuilder, n_head: int) -> tuple[str, str]:
+    """``x`` [A, n, n_state] by heads as whole floats [A, H, n', 64], and steps [A, H, 64]."""
+    heads = _heads(builder, "x", n_head)
+    loudest = builder.node(
+        "ReduceMax", builder.node("Abs", heads), builder.constant([2]), keepdims=1
+    )
+    loudest = builder.node("Max", loudest, _number(builder, LEAST))
+    step = builder.node("Div", loudest, _number(builder, 127))
+    whole = builder.node("Round", builder.node("Div", heads, step))
+    behind = builder.node(
+        "Mod", builder.node("Neg", builder.dim(heads, 2)), builder.constant([BLOCK])
+    )
+    none = builder.constant([0])
+    sizes = builder.node("Concat", builder.constant([0] * 6), behind, none, axis=0)
+    return builder.node("Pad", whole, sizes), builder.node("Squeeze", step, builder.constant([2]))
+
+
+def _heads(builder: GraphBuilder, value: str, n_head: int) -> str:
+    """[A, n, n_state] -> [A, H, n, 64]."""
+    return builder.transpose(builder.reshape(value, [0, 0, n_head, HEAD_DIM]), [0, 2, 1, 3])
+
+
+def pack_keys(n_head: int) -> Operator:
+    """X [A, n, n_state] -> keys as :mod:`whisper_opt.export.cross` says, and steps [A, H, 64]."""
+
+    def body(builder: GraphBuilder) -> list[str]:
+        whole, step = _integers(builder, n_head)
+        # what is behind the last key is 0 or 128: nobody looks at it
+        shifted = builder.node("Add", whole, _number(builder, 128))
+        panels = builder.reshape(shifted, [0, 0, -1, PANEL, HEAD_DIM // 4, 4])
+        panels = builder.transpose(panels, [0, 1, 2, 4, 3, 5])
+        return [builder.node("Cast", panels, to=TensorProto.UINT8), step]
+
+    return Operator("PackKeys", ("x",), body, ("num_heads",))
+
+
+def pack_values(n_head: int) -> Operator:
+    """X [A, n, n_state] -> values as :mod:`whisper_opt.export.cross` says, and steps [A, H, 64]."""
+
+    def body(builder: GraphBuilder) -> list[str]:
+        whole, step = _integers(builder, n_head)
+        quads = builder.transpose(builder.reshape(whole, [0, 0, -1, 4, HEAD_DIM]), [0, 1, 2, 4, 3])
+        return [builder.node("Cast", quads, to=TensorProto.INT8), step]
+
+    return Operator("PackValues", ("x",), body, ("num_heads",))
+
+
+def _steps(builder: GraphBuilder, which: int) -> str:
+    """Steps of this layer's keys (0) or values (1): [A, H, 1, 64]."""
+    layer = builder.node("Gather", "steps", builder.attribute("layer"), axis=1)
+    own = builder.node("Gather", layer, builder.constant(which), axis=1)
+    return builder.node("Unsqueeze", own, builder.constant([2]))
+
+
+def _scores(builder: GraphBuilder, n_head: int) -> str:
+    """Scores [A, H, n, T'] of queries [A, n, n_state] with packed keys."""
+    queries = builder.node("Mul", _heads(builder, "queries", n_head), _steps(builder, 0))
+    queries = builder.node("Mul", queries, _number(builder, HEAD_DIM**-0.5))
+    keys = builder.node("Cast", "keys", to=TensorProto.FLOAT)
+    keys = builder.node("Sub", keys, _number(builder, 128))
+    keys = builder.reshape(builder.transpose(keys, [0, 1, 3, 5, 2, 4]), [0, 0, HEAD_DIM, -1])
+    added = builder.node("Unsqueeze", "added", builder.constant([1, 2]))
+    return builder.node("Add", builder.node("MatMul", queries, keys), added)
+
+
+def cross_attention(n_head: int) -> Operator:
+    """Queries [A, n, n_state] attend to packed keys and values of a layer -> [A, n, n_state].
+
+    Inputs ``steps`` and ``added``: :mod:`whisper_opt.export.cross`.
+    """
+
+    def body(builder: GraphBuilder) -> list[str]:
+        weights = builder.node("Softmax", _scores(builder, n_head), axis=-1)
+        values = builder.node("Cast", "values", to=TensorProto.FLOAT)
+        values = builder.transpose(values, [0, 1, 2, 4, 3])
+        values = builder.reshape(values, [0, 0, -1, HEAD_DIM])
+        mixed = builder.node("Mul", builder.node("MatMul", weights, values), _steps(builder, 1))
+        merged = builder.transpose(mixed, [0, 2, 1, 3])
+        return [builder.reshape(merged, [0, 0, n_head * HEAD_DIM])]
+
+    inputs = ("queries", "keys", "values", "steps", "added")
+    return Operator("CrossAttention", inputs, body, ("num_heads", "layer"))
+
+
+def cross_scores(n_head: int) -> Operator:
+    """Its scores [A, n_heads, n_rows, T'], of some heads i64 [n_heads] and rows i64 [n_rows]."""
+
+    def body(builder: GraphBuilder) -> list[str]:
+        scores = builder.node("Gather", _scores(builder, n_head), "rows", axis=2)
+        return [builder.node("Gather", scores, "heads", axis=1)]
+
+    inputs = ("queries", "keys", "steps", "added", "heads", "rows")
+    return Operator("CrossScores", inputs, body, ("num_heads", "layer"))

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from onnx import TensorProto
 
-from whisper_opt.dims import HEAD_DIM
 from whisper_opt.export.builder import GraphBuilder
 from whisper_opt.export.operators import counted_keys, encoder_attention, encoder_attention_at
 

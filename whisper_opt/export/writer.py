@@ -7,8 +7,9 @@ import glob
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Callable
 
 import numpy as np
@@ -58,12 +59,17 @@ class _HashingFile:
 
 
 def write_graph(
-    graph: OnnxGraph, folder: Path, stem: str, progress: Progress
+    graph: OnnxGraph,
+    folder: Path,
+    stem: str,
+    progress: Progress,
+    variants: Mapping[str, OnnxGraph] = MappingProxyType({}),
 ) -> tuple[dict[str, FileEntry], dict[str, TensorEntry]]:
     """Write ``stem.onnx`` and ``stem.data``; weights are read, written and dropped one by one.
 
     Peak memory is a small multiple of the largest tensor. ``graph.model`` is completed with the
-    locations of its weights.
+    locations of its weights. ``variants`` are other graphs over the same weights, or some of them,
+    by the stems of their files.
 
     Returns:
         The files, and where the tensors that the runtime reads itself lie.
@@ -73,22 +79,28 @@ def write_graph(
         OSError: the disk is full or not writable.
     """
     data = f"{stem}.data"
-    slots = {tensor.name: tensor for tensor in graph.model.graph.initializer}
     stream = _HashingFile(folder / data)
     written: dict[str, TensorEntry] = {}
     try:
         for weight in graph.stored:
             written[weight.name] = entry = _append(stream, weight, data)
-            size = stream.size - entry.offset
-            if weight.name in slots:
-                _locate(slots[weight.name], entry, size)
-            progress(size)
+            progress(stream.size - entry.offset)
     except BaseException:
         stream.abandon()
         raise
     entries = {data: stream.close()}
-    entries[f"{stem}.onnx"] = write_bytes(folder / f"{stem}.onnx", graph.model.SerializeToString())
+    for name, model in {stem: graph, **variants}.items():
+        for weight, slot in _slots(model):
+            _locate(slot, written[weight.name], weight.nbytes)
+        path = folder / f"{name}.onnx"
+        entries[path.name] = write_bytes(path, model.model.SerializeToString())
     return entries, {weight.name: written[weight.name] for weight in graph.host}
+
+
+def _slots(graph: OnnxGraph) -> list[tuple[Weight, TensorProto]]:
+    """The weights that a graph has as initializers, with these."""
+    slots = {tensor.name: tensor for tensor in graph.model.graph.initializer}
+    return [(weight, slots[weight.name]) for weight in graph.weights]
 
 
 def _append(stream: _HashingFile, weight: Weight, data: str) -> TensorEntry:

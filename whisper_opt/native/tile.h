@@ -46,10 +46,10 @@ VNNI_INLINE __m512i dot(__m512i sums, __m512i bytes, __m512i signed_bytes) {
     const int8_t *row_ = (const int8_t *)(bytes), *panel_ = (const int8_t *)(panel); \
     const int64_t stride_ = (stride);                                       \
     for (int64_t left_ = (quads); left_ > 0; left_--) {                     \
-      const __m512i column0_ = _mm512_load_si512(panel_);                   \
-      const __m512i column1_ = _mm512_load_si512(panel_ + 64);              \
-      const __m512i column2_ = _mm512_load_si512(panel_ + 128);             \
-      const __m512i column3_ = _mm512_load_si512(panel_ + 192);             \
+      const __m512i column0_ = _mm512_loadu_si512(panel_);                   \
+      const __m512i column1_ = _mm512_loadu_si512(panel_ + 64);              \
+      const __m512i column2_ = _mm512_loadu_si512(panel_ + 128);             \
+      const __m512i column3_ = _mm512_loadu_si512(panel_ + 192);             \
       if (rows <= 2) {                                                      \
         _mm_prefetch((const char *)panel_ + AHEAD, _MM_HINT_T0);            \
         _mm_prefetch((const char *)panel_ + AHEAD + 64, _MM_HINT_T0);       \
