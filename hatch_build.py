@@ -1,4 +1,4 @@
-"""Compiles the kernels (whisper_opt/native) when the package is built; without a compiler, builds without.
+"""Compiles the kernels (whisper_opt/native) when the package is built; without a compiler, none.
 
 As a program it does that alone, beside the sources: python hatch_build.py
 """

@@ -82,9 +82,7 @@ class Linear:
         product = self.builder.cast(
             self(inner, name, bias=False), self.types.compute, self.types.residual
         )
-        branch = self.builder.node(
-            "Add", product, self.vector(f"{name}.bias", self.types.residual)
-        )
+        branch = self.builder.node("Add", product, self.vector(f"{name}.bias", self.types.residual))
         return self.builder.node("Add", value, branch)
 
     def gelu_added(self, value: str, inner: str, name: str, gelu: Gelu) -> str:
