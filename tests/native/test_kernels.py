@@ -93,6 +93,22 @@ def test_a_row_is_the_same_bits_alone_and_in_company(operator: Operator, threads
             np.testing.assert_array_equal(run(runner, **part), together[:, first : first + n])
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_products_of_any_shape(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    operator, n_in = LINEARS[seed % len(LINEARS)], 16 * int(rng.integers(1, 41))
+    n_out, n_rows, n_audio = (int(rng.integers(1, limit)) for limit in (300, 120, 4))
+    model = linear_graph(operator, n_in, n_out, seed)
+    given = feeds(operator, some_rows((n_audio, n_rows, n_in), seed), n_out)
+    found, expected = (
+        run(session(model, kernels=kernels, threads=2), **given) for kernels in (True, False)
+    )
+    far = np.linalg.norm(found - expected, axis=2) / np.linalg.norm(expected, axis=2)
+    assert np.median(far) < 1e-6
+    assert far.max() < 0.05  # an integer of a row of 16
+    assert (far > 2e-5).mean() < 0.02
+
+
 def extreme(n: int) -> dict[str, F32]:
     """Rows [n] that are hard to round."""
     plain = np.random.default_rng(1).standard_normal(n).astype(np.float32)
