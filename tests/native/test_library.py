@@ -18,6 +18,7 @@ from tests.models import random_dims
 from whisper_opt import Whisper, cli, native
 from whisper_opt import doctor as doctor_module
 from whisper_opt.arrays import F32
+from whisper_opt.bench.system import System
 from whisper_opt.devices import Machine, open_backend
 from whisper_opt.engine import Engine
 from whisper_opt.errors import BackendUnavailable, OptionError
@@ -205,6 +206,13 @@ def test_loading_has_the_option(integers: Engine, without: None) -> None:
     Whisper.load(integers.path, threads=1, kernels="off").close()
     with pytest.raises(BackendUnavailable, match="not compiled"):
         Whisper.load(integers.path, threads=1, kernels="native")
+
+
+@needs_kernels
+def test_a_benchmark_says_whether_they_were_used(integers: Engine) -> None:
+    for kernels, used in (("auto", True), ("off", False)):
+        system = System(str(integers.path), {"kernels": kernels, "threads": 1})
+        assert system.about["kernels"] is used
 
 
 # --- the command line -----------------------------------------------------------------------------
