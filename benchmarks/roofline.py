@@ -31,7 +31,8 @@ from onnx import TensorProto, helper
 from whisper_opt.backends.ort import OrtBackend, OrtEncoded
 from whisper_opt.bench.machine import busy_cores
 from whisper_opt.dims import N_FRAMES, ModelDims
-from whisper_opt.engine import Engine, read_engine
+from whisper_opt.engine import PACKED, Engine, read_engine
+from whisper_opt.native import kernel_library
 
 SIZE = 1536
 """Of the square products whose rate is the peak."""
@@ -59,7 +60,8 @@ class Work:
 class Model:
     """The work of one engine's calls."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, kernels: bool) -> None:
+        """``kernels``: whether attention of the encoder and to it is in 8 bits too."""
         manifest = engine.manifest
         if manifest.precision not in ("fp32", "int8"):
             raise SystemExit(f"{engine.path} is {manifest.precision}; expected fp32 or int8")
@@ -67,12 +69,16 @@ class Model:
         self.bits8 = manifest.precision == "int8"
         self.screened = bool(manifest.tensors)
         self.width = 1 if self.bits8 else 4
+        self.kernels = kernels
+        self.cross_width = 1 if kernels else 4
 
-    def _work(self, products: float, exact: float, size: float) -> Work:
-        """``products``: operations on weights; ``exact``: others, in fp32 in every precision."""
-        if self.bits8:
-            return Work(exact, products, size)
-        return Work(exact + products, 0.0, size)
+    def _work(self, products: float, audio: float, exact: float, size: float) -> Work:
+        """``products``: operations on weights; ``audio``: of attention to it; ``exact``: others."""
+        if not self.bits8:
+            return Work(exact + audio + products, 0.0, size)
+        if not self.kernels:
+            return Work(exact + audio, products, size)
+        return Work(exact, products + audio, size)
 
     def encoder(self) -> Work:
         dims, n = self.dims, self.dims.n_audio_ctx
@@ -80,9 +86,10 @@ class Model:
         weights = 12 * d * d * dims.n_audio_layer + 2 * d * dims.n_text_state * dims.n_text_layer
         convolutions = 2 * 3 * d * (dims.n_mels * frames + d * n)
         attention = 4 * n * n * d * dims.n_audio_layer
-        cross = 2 * n * dims.n_text_state * dims.n_text_layer * 4
+        cross = 2 * n * dims.n_text_state * dims.n_text_layer * self.cross_width
         size = weights * self.width + 4 * dims.n_mels * frames + cross
-        return self._work(2.0 * n * weights, float(convolutions + attention), float(size))
+        products = 2.0 * n * weights
+        return self._work(products, float(attention), float(convolutions), float(size))
 
     def decoder(self, rows: int, new: int, past: int, prompt: bool = False) -> Work:
         """A call for rows of one window, ``new`` tokens each on top of ``past``."""
@@ -92,12 +99,12 @@ class Model:
         cross = 2 * dims.n_audio_ctx * d * layers
         cache = 2 * d * layers * rows * (past + new)
         head = dims.n_vocab * d
-        exact = 2.0 * tokens * (cross + 2 * d * layers * (past + new / 2))
-        size = weights * self.width + 4.0 * (cross + cache)
+        audio, own = 2.0 * tokens * cross, 4.0 * tokens * d * layers * (past + new / 2)
+        size = weights * self.width + float(self.cross_width * cross) + 4.0 * cache
         # a prompt's head gives the scores after two tokens: one exact, one as in a step
         n_scores = rows * (2 if prompt else 1)
         size += head * (1 + 4 * (prompt and self.screened)) + 4.0 * n_scores * dims.n_vocab
-        found = self._work(2.0 * tokens * weights, exact, size)
+        found = self._work(2.0 * tokens * weights, audio, own, size)
         full = 2.0 * rows * head if prompt and self.screened else 0.0
         rough = 2 * 2.0 * rows * head * (2 if prompt and not self.screened else 1)  # two rows each
         return dataclasses.replace(found, fp32=found.fp32 + full, int8=found.int8 + rough)
@@ -174,7 +181,8 @@ class Stages:
 
     def __init__(self, engine: Engine, threads: int) -> None:
         self._backend = OrtBackend(engine, threads=threads)
-        self.model = Model(engine)
+        packed = PACKED[1] in engine.manifest.files and kernel_library() is not None
+        self.model = Model(engine, packed)
         rng = np.random.default_rng(0)
         dims = self.model.dims
         frames = dims.n_audio_ctx * dims.frames_per_position
