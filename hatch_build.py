@@ -1,4 +1,4 @@
-"""Compiles the kernels (whisper_opt/native) when the package is built; without a compiler, builds without.
+"""Compiles the kernels (whisper_opt/native) when the package is built; without a compiler, none.
 
 As a program it does that alone, beside the sources: python hatch_build.py
 """
@@ -20,7 +20,7 @@ try:
 except ImportError:  # run as a program
     BuildHookInterface = object
 
-NATIVE = Path(__file__).parent / "whisper_opt" / "native"
+NATIVE = "whisper_opt/native"
 LIBRARY = "libwhisper_opt.so"
 FLAGS = ("-std=gnu11", "-O2", "-fno-math-errno", "-fPIC", "-shared", "-fvisibility=hidden", "-Wall")
 
@@ -33,8 +33,8 @@ def compiler() -> list[str] | None:
     return [found] if found else None
 
 
-def compile_kernels(folder: Path = NATIVE) -> str | None:
-    """Compile the library in ``folder``; returns why there is none, or None.
+def compile_kernels(folder: Path) -> str | None:
+    """Compile the library beside its sources in ``folder``; returns why there is none, or None.
 
     A library from before is replaced when the new one is whole, and removed if there will be none.
     """
@@ -74,15 +74,15 @@ class KernelHook(BuildHookInterface):  # type: ignore[misc]
         """Compile, and say so in the wheel's name."""
         if self.target_name != "wheel":
             return
-        problem = compile_kernels()
+        problem = compile_kernels(Path(self.root) / NATIVE)
         if problem:
             self.app.display_warning(f"whisper-opt is built without compiled kernels: {problem}")
             return
-        build_data["artifacts"].append(f"whisper_opt/native/{LIBRARY}")
+        build_data["artifacts"].append(f"{NATIVE}/{LIBRARY}")
         build_data["pure_python"] = False
         tag = sysconfig.get_platform().replace("-", "_").replace(".", "_")
         build_data["tag"] = f"py3-none-{tag}"
 
 
 if __name__ == "__main__":
-    sys.exit(compile_kernels())
+    sys.exit(compile_kernels(Path(__file__).parent / NATIVE))

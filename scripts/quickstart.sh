@@ -43,6 +43,7 @@ done
 
 python=$(any_python)
 make_venv .venv "$python" ".[cpu,audio,export,hf]"
+make_kernels "$python"
 if [ -z "$model" ]; then
     .venv/bin/python scripts/get_model.py tiny.en >/dev/null
     source=models/tiny.en

@@ -12,6 +12,7 @@ cd "$(dirname "$0")/.."
 . scripts/venv.sh
 
 make_venv .venv-test "$(any_python)" ".[dev]"
+make_kernels .venv-test/bin/python
 .venv-test/bin/python scripts/get_model.py tiny.en base
 
 unset WHISPER_OPT_PY39
@@ -45,6 +46,16 @@ else
 fi
 echo "== $openvino_verdict"
 
+if reason=$(.venv-test/bin/python -c 'from whisper_opt.native import why_no_kernels
+reason = why_no_kernels()
+print(reason or "", end="")
+raise SystemExit(reason is not None)'); then
+    kernels_verdict="Kernels: tested"
+else
+    kernels_verdict="Kernels: NOT TESTED ($reason)"
+fi
+echo "== $kernels_verdict"
+
 make --no-print-directory lint type constraints-check PY=.venv-test/bin/python
 echo "== tests"
 # a process takes up to 5 GB: no more than four
@@ -52,3 +63,4 @@ echo "== tests"
 echo "== $python39_verdict"
 echo "== $rtx_verdict"
 echo "== $openvino_verdict"
+echo "== $kernels_verdict"

@@ -45,6 +45,18 @@ sys.exit(not (libc == "glibc" and new and sys.version_info >= (3, 11)))' || retu
     echo tensorrt-rtx-cu13==1.7.1.116
 }
 
+# make_kernels PYTHON: compiles the kernels beside their sources, unless that was done since they
+# were last changed; says so where there is no compiler, which is no failure.
+make_kernels() {
+    library=whisper_opt/native/libwhisper_opt.so
+    if [ -e "$library" ] &&
+        [ -z "$(find hatch_build.py whisper_opt/native/*.[ch] -newer "$library")" ]; then
+        return 0
+    fi
+    echo "== compiling kernels"
+    "$1" hatch_build.py || echo "== not compiled: 8-bit engines will be slower"
+}
+
 # make_venv DIR PYTHON REQUIREMENT...: an environment with these requirements, pinned by the
 # constraints of its Python. Does nothing if DIR is already that. An interrupted one is made anew:
 # .whisper-opt-venv says that DIR is ours to delete, .whisper-opt-done that it is whole, and as what.

@@ -30,6 +30,7 @@ from whisper_opt.bench.settings import Settings
 from whisper_opt.bench.stages import STAGES, Clock, TimedBackend, watching
 from whisper_opt.bench.workers import Pool, Program, Worker, WorkerError
 from whisper_opt.errors import BackendUnavailable, OptionError, WhisperOptError
+from whisper_opt.native import why_no_kernels
 from whisper_opt.protocol import Run, Runner, TokenMask
 
 ROOT = Path(__file__).parent.parent
@@ -568,5 +569,6 @@ def test_machine_and_versions() -> None:
     assert found["cores"] >= 1
     assert found["cpu"]
     assert set(found) >= {"flags", "memory_bytes", "load_before", "busy_cores_before"}
+    assert found["kernels"] is (why_no_kernels() is None)
     assert {"python", "numpy", "onnxruntime", "whisper_opt"} <= set(machine.versions())
     assert machine.commit(Path("/")) is None

@@ -74,6 +74,7 @@ def test_the_file_tells_everything(measured: Path, engine: Path) -> None:
     assert not re.search(r'"/|=/|\s/', text)  # no absolute path
     assert found["command"].startswith("whisper-opt bench random --manifest manifest.jsonl")
     assert {"cpu", "flags", "cores", "memory_bytes", "load_before"} <= set(found["machine"])
+    assert found["machine"]["kernels"] in (False, True)
     assert {"python", "numpy", "onnxruntime", "whisper_opt"} <= set(found["versions"])
     assert found["recordings"] == [{"name": "noise.wav", "seconds": 2.0, "language": "en"}]
     assert found["settings"]["options"]["max_new_tokens"] == 4
@@ -92,6 +93,7 @@ def test_the_file_tells_everything(measured: Path, engine: Path) -> None:
         assert entry["step_ms"]["p50"] <= entry["step_ms"]["p95"] <= entry["step_ms"]["p99"]
         assert entry["memory"]["peak_bytes"] > entry["memory"]["growth_bytes"]
         assert (entry["precision"], entry["device"]) == ("fp32", "cpu")
+        assert entry["kernels"] is False  # an fp32 engine has nothing for them
     single, double = found["configurations"][:2]
     assert (single["recordings"], double["recordings"]) == (1, 2)
     assert (single["windows"], double["windows"]) == (1, 2)

@@ -56,10 +56,11 @@ def test_keys_and_channels(path: str, python: str) -> None:
 @environments
 def test_conda_specs(path: str, python: str) -> None:
     specs = {str(spec.name.normalized): spec for spec in map(strict_spec, conda_specs(path))}
-    assert specs.keys() == {"python", "pip", "ffmpeg"}
+    assert specs.keys() == {"python", "pip", "ffmpeg", "c-compiler"}
     assert str(specs["python"].version) == f"{python}.*"
     assert specs["pip"].version is None
     assert specs["ffmpeg"].version is None
+    assert specs["c-compiler"].version is None
 
 
 def strict_spec(text: str) -> Any:
@@ -84,7 +85,8 @@ def test_pip_section_names_what_exists(path: str, python: str) -> None:
 def copy_of_repository(target: Path) -> Path:
     """What an install reads, so that nothing is written into the work tree."""
     target.mkdir()
-    for name in ("pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", "environment.yml"):
+    texts = ("README.md", "CHANGELOG.md", "LICENSE")
+    for name in ("pyproject.toml", "hatch_build.py", "environment.yml", *texts):
         shutil.copy(ROOT / name, target / name)
     for name in ("whisper_opt", "constraints", "environments"):
         shutil.copytree(ROOT / name, target / name)
@@ -184,20 +186,25 @@ class Sandbox:
 
     def make(self, *requirements: str, pip_exit: int = 0) -> tuple[int, list[str]]:
         """Exit status, and what pip was asked to install."""
+        call = f"make_venv .venv '{self.python}' \"$@\""
+        status, lines = self._run(call, *requirements, FAKE_PIP_EXIT=str(pip_exit))
+        return status, [line.split(" install ")[1] for line in lines if " install " in line]
+
+    def kernels(self) -> tuple[int, list[str]]:
+        """Exit status of make_kernels, and what Python was asked to run."""
+        return self._run(f"make_kernels '{self.python}'")
+
+    def _run(self, call: str, *arguments: str, **environment: str) -> tuple[int, list[str]]:
         self.log.write_text("")
-        body = f". '{ROOT}/scripts/venv.sh'; make_venv .venv '{self.python}' \"$@\""
         done = subprocess.run(
-            ["sh", "-euc", body, "sh", *requirements],
+            ["sh", "-euc", f". '{ROOT}/scripts/venv.sh'; {call}", "sh", *arguments],
             cwd=self.root,
-            env={**os.environ, "FAKE_LOG": str(self.log), "FAKE_PIP_EXIT": str(pip_exit)},
+            env={**os.environ, "FAKE_LOG": str(self.log), **environment},
             capture_output=True,
             text=True,
             check=False,
         )
-        lines = self.log.read_text().splitlines()
-        return done.returncode, [
-            line.split(" install ")[1] for line in lines if " install " in line
-        ]
+        return done.returncode, self.log.read_text().splitlines()
 
 
 @pytest.fixture
@@ -245,3 +252,27 @@ def test_a_folder_that_is_no_environment_is_refused(sandbox: Sandbox) -> None:
     (sandbox.venv / "precious").touch()
     assert sandbox.make(".[cpu]") == (1, [])
     assert (sandbox.venv / "precious").exists()
+
+
+def test_kernels_are_compiled_when_their_sources_are_newer(sandbox: Sandbox) -> None:
+    folder = sandbox.root / "whisper_opt" / "native"
+    folder.mkdir(parents=True)
+    build, source, library = (
+        sandbox.root / "hatch_build.py",
+        folder / "linear.c",
+        folder / "libwhisper_opt.so",
+    )
+    build.touch()
+    source.touch()
+    assert sandbox.kernels() == (0, ["hatch_build.py"])  # the stand-in makes no library
+    library.touch()
+    os.utime(library, (2e9, 2e9))
+    assert sandbox.kernels() == (0, [])
+    for changed in (build, source):
+        os.utime(changed, (2e9 + 1, 2e9 + 1))
+        assert sandbox.kernels() == (0, ["hatch_build.py"])
+        os.utime(changed, (1e9, 1e9))
+    library.unlink()
+    sandbox.python.write_text("#!/bin/sh\necho no C compiler found >&2\nexit 1\n")
+    status, _ = sandbox.kernels()
+    assert status == 0  # quickstart goes on

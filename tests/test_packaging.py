@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import platform
 import re
 import subprocess
 import sys
@@ -16,10 +17,13 @@ import make_constraints
 import pytest
 from make_constraints import ROOT, canonical, constraints_file, direct_requirements
 
+from hatch_build import compiler
+
 PROJECT = make_constraints.read_project()
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 # pip and setuptools of the environment included, bytecode not: what the archives hold.
 INSTALLED_LIMIT = 200_000_000
+COMPILES = sys.platform == "linux" and platform.machine() == "x86_64" and bool(compiler())
 
 
 def names_in(requirements: list[str]) -> set[str]:
@@ -104,6 +108,21 @@ def test_the_wheel_holds_the_package_and_nothing_else(built: tuple[Path, Path]) 
 
 
 @pytest.mark.slow
+def test_the_wheel_holds_kernels_where_there_is_a_compiler(built: tuple[Path, Path]) -> None:
+    """Made from the source archive, not from the work tree, so they were compiled there."""
+    with zipfile.ZipFile(built[1]) as archive:
+        names = archive.namelist()
+    assert not [name for name in names if name.endswith((".c", ".h"))]
+    libraries = [name for name in names if name.endswith(".so")]
+    if COMPILES:
+        assert libraries == ["whisper_opt/native/libwhisper_opt.so"]
+        assert built[1].name.endswith("-py3-none-linux_x86_64.whl")
+    else:
+        assert libraries == []
+        assert built[1].name.endswith("-py3-none-any.whl")
+
+
+@pytest.mark.slow
 def test_the_wheel_says_what_it_needs(built: tuple[Path, Path]) -> None:
     found = metadata(built[1])
     assert found["License-Expression"] == "MIT"
@@ -120,6 +139,7 @@ def test_the_source_archive_holds_no_data(built: tuple[Path, Path]) -> None:
     top = {name.split("/")[1] for name in names}
     assert top == {
         "whisper_opt",
+        "hatch_build.py",
         "pyproject.toml",
         "PKG-INFO",
         "README.md",
@@ -127,6 +147,10 @@ def test_the_source_archive_holds_no_data(built: tuple[Path, Path]) -> None:
         "LICENSE",
         ".gitignore",
     }
+    held = {Path(name).name for name in names if "/native/" in name}
+    sources = {path.name for path in (ROOT / "whisper_opt" / "native").glob("*.[ch]")}
+    assert held == {*sources, "__init__.py"}
+    assert len(sources) > 3
 
 
 @pytest.mark.slow
@@ -150,3 +174,9 @@ def test_a_clean_install_works_and_is_small(
     shown = subprocess.run(program, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert shown.returncode == 0, shown.stderr
     assert "transcribe" in shown.stdout
+    script = "from whisper_opt.native import why_no_kernels; print(why_no_kernels())"
+    asked = subprocess.run(
+        [str(venv / "bin" / "python"), "-c", script], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert asked.stdout.startswith("not compiled") is not COMPILES, asked.stderr
+    assert "cannot be loaded" not in asked.stdout

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Engines, model_dir
+from whisper_opt.native import why_no_kernels
 
 ROOT = Path(__file__).parent.parent
 WORDS = (
@@ -29,11 +30,38 @@ def test_this_python(engines: Engines) -> None:
     assert found.text == WORDS
 
 
-@pytest.mark.slow
-def test_python_39(engines: Engines, tmp_path: Path) -> None:
+def python_39() -> str:
+    """An interpreter; skips where there is none."""
     python = os.environ.get("WHISPER_OPT_PY39")
     if not python:
         pytest.skip("not tested: WHISPER_OPT_PY39 names no Python 3.9 (scripts/test.sh sets it)")
+    return python
+
+
+@pytest.mark.slow
+def test_kernels_of_python_39() -> None:
+    """The very same tests, in ONNX Runtime 1.19."""
+    python, reason = python_39(), why_no_kernels()
+    if reason:
+        pytest.skip(f"not tested: {reason}")
+    command = [
+        python,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "tests/native/test_kernels.py",
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "passed" in done.stdout
+    assert "skipped" not in done.stdout
+
+
+@pytest.mark.slow
+def test_python_39(engines: Engines, tmp_path: Path) -> None:
+    python = python_39()
     # exported there too: the old onnx package writes the graphs that the old runtime reads
     target = tmp_path / "tiny.en"
     export = [python, "-m", "whisper_opt", "export", str(model_dir("tiny.en")), str(target)]

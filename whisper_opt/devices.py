@@ -184,12 +184,14 @@ class OpenedBackend:
         device: ``cpu``, ``cuda`` or ``tensorrt``.
         reason: one line for people.
         encoder_precision: ``engine``, or what the CPU computes the encoder in instead.
+        kernels: whether compiled kernels compute operators of the engine.
     """
 
     backend: Backend
     device: str
     reason: str
     encoder_precision: str = "engine"
+    kernels: bool = False
 
 
 def open_backend(
@@ -198,9 +200,10 @@ def open_backend(
     """Load an engine on the device that the options name, or on the best one for ``auto``.
 
     Raises:
-        BackendUnavailable: a package or the GPU is missing.
+        BackendUnavailable: a package, the GPU or the compiled kernels are missing.
         EngineError: the engine was not exported for that device, or cannot be loaded.
-        OptionError: there is no GPU of that index.
+        OptionError: there is no GPU of that index, or the engine has no operators for the kernels
+            that were asked for.
     """
     machine = machine or Machine()
     if options.device != "auto":
@@ -210,11 +213,8 @@ def open_backend(
         if refused is not None:
             raise refused
         return _opened(engine, options, options.device, "as asked", machine)
-    passed: list[str] = []
-    gpus: tuple[str, ...] = ("tensorrt", "cuda")
-    if options.encoder_precision in ("bf16", "int8"):
-        gpus, passed = (), [f"encoder_precision {options.encoder_precision} is the CPU's"]
-    for device in gpus:
+    passed = _only_cpu(options)
+    for device in () if passed else ("tensorrt", "cuda"):
         refused = usable(device, machine, index=options.device_index, manifest=engine.manifest)
         if refused is None:
             try:
@@ -231,6 +231,16 @@ def open_backend(
             f" {machine.driver.error}; leave it out"
         )
     return _opened(engine, options, "cpu", "; ".join(passed), machine)
+
+
+def _only_cpu(options: LoadOptions) -> list[str]:
+    """Which options are for the CPU alone."""
+    found = []
+    if options.encoder_precision in ("bf16", "int8"):
+        found.append(f"encoder_precision {options.encoder_precision} is the CPU's")
+    if options.kernels == "native":
+        found.append("kernels native are the CPU's")
+    return found
 
 
 def _opened(
@@ -258,13 +268,42 @@ def _opened_cpu(
 
     if engine.manifest.precision == "fp16":
         _log.warning("%s is fp16, which a CPU computes slowly; export it as fp32", engine.path)
+    kernels = _kernels(engine, options.kernels)
     choice, encoder = _cpu_encoder(engine, options, machine)
-    whole = options.padding == "whole"
-    backend = OrtBackend(engine, threads=options.threads, encoder=encoder, whole_padding=whole)
+    backend = OrtBackend(
+        engine,
+        threads=options.threads,
+        encoder=encoder,
+        whole_padding=options.padding == "whole",
+        kernels=kernels,
+    )
     _log.info("%s runs on cpu: %s", engine.path, reason)
     if options.encoder_precision != "engine":
         _log.info("%s: encoder in %s: %s", engine.path, choice.precision, choice.reason)
-    return OpenedBackend(backend, "cpu", reason, choice.precision)
+    return OpenedBackend(backend, "cpu", reason, choice.precision, kernels)
+
+
+def _kernels(engine: Engine, wanted: str) -> bool:
+    """Whether compiled kernels compute operators of this engine; raises if they must but cannot."""
+    fitting = b"whisper_opt" in engine.file("encoder.onnx").read_bytes()  # the operators' domain
+    if wanted == "native" and not fitting:
+        raise OptionError(
+            f"kernels is 'native', but this {engine.manifest.precision} engine has no operators"
+            " that they are for; leave it out, or whisper-opt export SOURCE DIR --precision int8"
+        )
+    if wanted == "off" or not fitting:
+        return False
+    from whisper_opt.native import why_no_kernels
+
+    problem = why_no_kernels()
+    if problem is None:
+        return True
+    if wanted == "native":
+        raise BackendUnavailable(
+            f"kernels is 'native', but they cannot be used: {problem}; or leave kernels out"
+        )
+    _log.info("%s: 8-bit operators without compiled kernels: %s", engine.path, problem)
+    return False
 
 
 def _cpu_encoder(

@@ -12,6 +12,7 @@ from typing import Any, TextIO
 
 from whisper_opt.devices import SUITS, Machine, usable
 from whisper_opt.encoders import choose_encoder
+from whisper_opt.native import why_no_kernels
 from whisper_opt.processor import memory_bytes, processor
 from whisper_opt.trt_library import LIBRARIES, probe
 
@@ -104,6 +105,7 @@ def _devices(machine: Machine) -> Iterator[str]:
     gpu_too = f"; {best} for engines exported for it" if best else ""
     yield f"device       auto: cpu{gpu_too}"
     yield from _encoder(machine)
+    yield f"kernels      {_kernels()}"
 
 
 def _encoder(machine: Machine) -> Iterator[str]:
@@ -111,6 +113,16 @@ def _encoder(machine: Machine) -> Iterator[str]:
     choice = choose_encoder("auto", "fp32", lambda: machine.products)
     with_what = f" through OpenVINO {machine.openvino}" if choice.precision != "engine" else ""
     yield f"encoder      auto: {choice.precision}{with_what} with fp32 engines ({choice.reason})"
+
+
+def _kernels() -> str:
+    """Whether compiled kernels can be used."""
+    problem = why_no_kernels()
+    return (
+        f"none: {problem}"
+        if problem
+        else "compiled (AVX-512 VNNI): used with int8 and int4 engines"
+    )
 
 
 def _dotted(version: tuple[int, int]) -> str:

@@ -80,6 +80,7 @@ class Whisper:
         threads: int | None = LoadOptions.threads,
         encoder_precision: str = LoadOptions.encoder_precision,
         padding: str = LoadOptions.padding,
+        kernels: str = LoadOptions.kernels,
         cuda_graphs: bool | None = LoadOptions.cuda_graphs,
         tensorrt_library: str | None = LoadOptions.tensorrt_library,
         build_plans: bool = LoadOptions.build_plans,
@@ -99,6 +100,8 @@ class Whisper:
                 extra); ``auto``: the most exact of them that is clearly faster on this CPU.
             padding: how engines of 8 and 4 bits hear the padding behind a short sound: ``auto``,
                 by parts, which is faster; ``whole``, as every other engine does.
+            kernels: what computes 8-bit operators on the CPU: ``native``, compiled kernels of this
+                library; ``off``, ONNX Runtime; ``auto``, the kernels where they can be used.
             cuda_graphs: with ``tensorrt``, replay decoding steps as CUDA graphs (None: yes).
             tensorrt_library: with ``tensorrt``, that or ``tensorrt-rtx`` (None: the first that has
                 plans).
@@ -110,7 +113,7 @@ class Whisper:
         Raises:
             EngineError: no usable engine there, or one exported for another device.
             BackendUnavailable: ONNX Runtime, OpenVINO, TensorRT or the GPU is missing, or too old
-                for this engine.
+                for this engine; or compiled kernels are missing, and were asked for.
             OptionError: an option is out of range, or contradicts the device.
         """
         options = LoadOptions(
@@ -119,6 +122,7 @@ class Whisper:
             threads=threads,
             encoder_precision=encoder_precision,
             padding=padding,
+            kernels=kernels,
             cuda_graphs=cuda_graphs,
             tensorrt_library=tensorrt_library,
             build_plans=build_plans,

@@ -16,6 +16,7 @@ from whisper_opt.fields import KINDS, check_fields, items, option
 __all__ = [
     "DEVICES",
     "ENCODER_PRECISIONS",
+    "KERNELS",
     "KINDS",
     "LIBRARIES",
     "PADDINGS",
@@ -36,6 +37,7 @@ DEVICES = ("auto", "cpu", "cuda", "tensorrt")
 LIBRARIES = ("tensorrt", "tensorrt-rtx")
 ENCODER_PRECISIONS = ("engine", "bf16", "int8", "auto")
 PADDINGS = ("auto", "whole")
+KERNELS = ("auto", "native", "off")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +79,14 @@ class LoadOptions:
         " as every other engine does",
         choices=PADDINGS,
     )
+    kernels: str = option(
+        "auto",
+        "text",
+        "what computes the 8-bit operators of int8 and int4 engines on the CPU: native: this"
+        " library's compiled kernels, or a refusal where they cannot be used; off: ONNX Runtime;"
+        " auto: the kernels where they can be used",
+        choices=KERNELS,
+    )
     cuda_graphs: Union[bool, None] = option(
         None,
         "flag",
@@ -115,6 +125,11 @@ class LoadOptions:
             raise OptionError(
                 f"encoder_precision is {self.encoder_precision!r}, but device is {self.device!r},"
                 " which computes in the precision of the engine; leave it out, or use device='cpu'"
+            )
+        if self.kernels == "native" and self.device in ("cuda", "tensorrt"):
+            raise OptionError(
+                f"kernels is 'native', but device is {self.device!r}, and they are the CPU's; leave"
+                " it out, or use device='cpu'"
             )
         self._only("cuda_graphs", self.cuda_graphs is not None, "tensorrt")
         self._only("tensorrt_library", self.tensorrt_library is not None, "tensorrt")

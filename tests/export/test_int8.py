@@ -29,10 +29,10 @@ from whisper_opt.export.builder import GraphBuilder
 from whisper_opt.export.dialects import make_dialect
 from whisper_opt.export.folding import fold
 from whisper_opt.export.graph import build_decoder
-from whisper_opt.export.linear import Linear
 from whisper_opt.export.nibbles import BLOCK, SPECIAL, NibbleLinear, pack, unpack
+from whisper_opt.export.operators import GELU_LOW, GELU_ZERO
 from whisper_opt.export.precision import INT4, INT8
-from whisper_opt.export.quantize import GELU_LOW, GELU_ZERO, QuantizedLinear, round_columns
+from whisper_opt.export.quantize import QuantizedLinear, round_columns
 from whisper_opt.export.reference import gelu
 from whisper_opt.export.spread import Spread, made_up, observe
 from whisper_opt.export.verify import noise_mel
@@ -72,7 +72,12 @@ def tensors(n_in: int, n_out: int, name: str) -> dict[str, Any]:
     return found
 
 
-def run_product(folder: Path, make: Callable[[GraphBuilder], Linear], name: str, value: F32) -> F32:
+def run_product(
+    folder: Path,
+    make: Callable[[GraphBuilder], Callable[[str, str], str]],
+    name: str,
+    value: F32,
+) -> F32:
     """What a graph of one product makes of ``value``."""
     builder = GraphBuilder("one")
     builder.input("x", TensorProto.FLOAT, ["m", value.shape[1]])
@@ -121,9 +126,15 @@ def test_a_row_of_zeros_is_no_division_by_zero(tmp_path: Path) -> None:
 def test_after_a_gelu_zero_is_near_the_lower_end(tmp_path: Path) -> None:
     name = "encoder.blocks.0.mlp.2"
     held = tensors(128, 96, name)
-    value = gelu(RNG.standard_normal((9, 128)).astype(np.float32) * 3)
-    value[0] = gelu(np.full(128, -0.75, np.float32))  # nothing but the least value
-    found = run_product(tmp_path, lambda b: QuantizedLinear(b, held, INT8, {}), name, value)
+    before = RNG.standard_normal((9, 128)).astype(np.float32) * 3
+    before[0] = -0.75  # nothing but the least value
+    value, residual = gelu(before), RNG.standard_normal(96).astype(np.float32)
+
+    def make(builder: GraphBuilder) -> Callable[[str, str], str]:
+        linear, other = QuantizedLinear(builder, held, INT8, {}), builder.constant(residual)
+        return lambda x, name: linear.gelu_added(other, x, name, lambda *_: "unused")
+
+    found = run_product(tmp_path, make, name, before) - residual
     weight, bias = held[f"{name}.weight"].read(), held[f"{name}.bias"].read()
     steps = 255 - GELU_ZERO
     least = np.float32(GELU_LOW * steps / GELU_ZERO)

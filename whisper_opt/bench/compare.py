@@ -12,7 +12,7 @@ from whisper_opt.errors import OptionError, WhisperOptError
 
 __all__ = ["Comparison", "compare", "percent"]
 
-_SAME = ("cpu", "cores", "flags")
+_SAME = ("cpu", "cores", "flags", "kernels")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Union
 
+from whisper_opt.native import why_no_kernels
 from whisper_opt.processor import memory_bytes, processor
 from whisper_opt.version import __version__
 
@@ -62,11 +63,12 @@ def busy_cores(seconds: float = 0.5) -> Union[float, None]:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, the instructions it has that matter, cores, memory and load."""
+    """Processor, its instructions that matter, whether kernels can use them, memory and load."""
     found = processor()
     return {
         "cpu": found.name,
         "flags": list(found.flags),
+        "kernels": why_no_kernels() is None,
         "cores": found.cores,
         "memory_bytes": memory_bytes().get("MemTotal"),
         "system": f"{platform.system()} {platform.machine()}",

@@ -31,7 +31,7 @@ __all__ = [
     "write_json",
 ]
 
-_LOADED = ("precision", "encoder_precision", "dialect", "device")
+_LOADED = ("precision", "encoder_precision", "dialect", "device", "kernels")
 FORMAT = 1
 """Of the JSON file; changes when a reader would misunderstand it."""
 

@@ -38,6 +38,7 @@ class System:
             "precision": manifest.precision,
             "encoder_precision": precision,
             "dialect": manifest.dialect,
+            "kernels": opened.kernels,
         }
 
     def transcribe(

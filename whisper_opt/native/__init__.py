@@ -1,4 +1,4 @@
-"""Compiled kernels of the operators that 8-bit engines define (:mod:`whisper_opt.export.operators`).
+"""Compiled kernels of the operators that 8-bit engines define (``export/operators.py``).
 
 A library for ONNX Runtime, written in C for processors with AVX-512 VNNI and compiled when the
 package is built, where there is a compiler (``hatch_build.py``). It is a faster way, never a needed
