@@ -18,18 +18,36 @@ from whisper_opt.export.operators import (
     LINEAR_ADD,
     NORM_LINEAR,
     Operator,
+    cross_attention,
+    cross_scores,
     encoder_attention,
     encoder_attention_at,
+    pack_keys,
+    pack_values,
 )
 from whisper_opt.native import LIBRARY
 
-__all__ = ["LINEARS", "attention_graph", "difference", "graph", "linear_graph", "run", "session"]
+__all__ = [
+    "LINEARS",
+    "attention_graph",
+    "cross_graph",
+    "difference",
+    "graph",
+    "linear_graph",
+    "pack_graph",
+    "run",
+    "session",
+]
 
 LINEARS = (LINEAR, NORM_LINEAR, LINEAR_ADD, GELU_LINEAR_ADD)
 TYPES = {
     "positions": TensorProto.INT64,
     "by_parts": TensorProto.BOOL,
     "weight": TensorProto.INT8,
+    "keys": TensorProto.UINT8,
+    "values": TensorProto.INT8,
+    "heads": TensorProto.INT64,
+    "rows": TensorProto.INT64,
 }
 
 
@@ -49,6 +67,11 @@ def graph(
     ]
     output = operator(builder, *inputs, **attributes)
     builder.output(output, "y", TensorProto.FLOAT, list(result))
+    return finished(builder)
+
+
+def finished(builder: GraphBuilder) -> bytes:
+    """The graph, as ONNX Runtime takes it."""
     model: bytes = builder.finish(20, 10).model.SerializeToString()
     return model
 
@@ -76,8 +99,39 @@ def attention_graph(n_head: int, *, at: bool = False) -> bytes:
         shapes: dict[str, list[Any]] = {"qkv": ["a", "n", wide], "positions": ["m"]}
     else:
         operator = encoder_attention(n_head)
-        shapes = {"qkv": ["a", "n", wide], "added": ["n", 1, 1], "by_parts": []}
+        shapes = {"qkv": ["a", "n", wide], "added": ["n"], "by_parts": []}
     return graph(operator, {}, shapes, ["a", "m", 64 * n_head], num_heads=n_head)
+
+
+def pack_graph(n_head: int, *, keys: bool) -> bytes:
+    """Keys or values [a, n, 64 * n_head] as the decoder reads them, and their steps."""
+    builder = GraphBuilder("one")
+    builder.input("x", TensorProto.FLOAT, ["a", "n", 64 * n_head])
+    operator = pack_keys(n_head) if keys else pack_values(n_head)
+    packed, step = operator.nodes(builder, ["x"], 2, num_heads=n_head)
+    tail: list[Any] = ["m", 16, 64, 4] if keys else ["m", 64, 4]
+    kind = TensorProto.UINT8 if keys else TensorProto.INT8
+    builder.output(packed, "packed", kind, ["a", n_head, *tail])
+    builder.output(step, "step", TensorProto.FLOAT, ["a", n_head, 64])
+    return finished(builder)
+
+
+def cross_graph(n_head: int, layer: int, *, scores: bool = False) -> bytes:
+    """The decoder's attention to packed keys and values, or its scores."""
+    wide = 64 * n_head
+    shapes: dict[str, list[Any]] = {
+        "queries": ["a", "q", wide],
+        "keys": ["a", n_head, "p", 16, 64, 4],
+        "values": ["a", n_head, "v", 64, 4],
+        "steps": ["a", "l", 2, n_head, 64],
+        "added": ["a", "n"],
+        "heads": ["h"],
+        "rows": ["r"],
+    }
+    operator = cross_scores(n_head) if scores else cross_attention(n_head)
+    result: list[Any] = ["a", "h", "r", "n"] if scores else ["a", "q", wide]
+    given = {name: shapes[name] for name in operator.inputs}
+    return graph(operator, {}, given, result, num_heads=n_head, layer=layer)
 
 
 def session(model: bytes, *, kernels: bool, threads: int = 1, library: Path = LIBRARY) -> Any:
