@@ -21,12 +21,13 @@ from whisper_opt.arrays import NDArray
 from whisper_opt.checkpoints.checkpoint import Tensor
 from whisper_opt.dims import ModelDims
 from whisper_opt.export.builder import MICROSOFT, GraphBuilder
+from whisper_opt.export.operators import Operator
 from whisper_opt.export.nibbles import BLOCK, EMBEDDING, SPECIAL, NibbleHead, nibble_product
 from whisper_opt.export.precision import FP32, Precision
 from whisper_opt.export.screen import QuantizedHead, quantize_head
 from whisper_opt.screen import STEPS
 
-__all__ = ["EMBEDDING", "embed", "exact_head", "screened_head"]
+__all__ = ["EMBEDDING", "embed", "exact_head", "head8", "screened_head"]
 
 LIFT = 17.0
 """The guess: how far the best score lies above the mean one. On speech 12 to 21 in tiny.en; where
@@ -182,14 +183,15 @@ def _rough(
     weights = _Integers(builder, tensors)
     builder.host(EMBEDDING, (dims.n_vocab, dims.n_text_state), tensors[EMBEDDING].read)
     weights.host("mean", "shrink", "error", "norm")
-    shrunk, loudest = _shrunk(builder, hidden, weights)
+    shrunk, loudest = _shrunk(builder, hidden, weights("shrink"))
     shrunk, loudest = (builder.node("Gather", x, screened, axis=1) for x in (shrunk, loudest))
-    return _products(builder, shrunk, loudest, weights)
+    shape = weights.shapes["weight"]
+    return _products(builder, shrunk, loudest, weights("weight"), weights("scale"), shape)
 
 
-def _shrunk(builder: GraphBuilder, hidden: str, weights: _Integers) -> tuple[str, str]:
+def _shrunk(builder: GraphBuilder, hidden: str, shrink: str) -> tuple[str, str]:
     """The head's input with quieter channels, and the largest magnitude of each row."""
-    shrunk = builder.node("Mul", hidden, weights("shrink"))
+    shrunk = builder.node("Mul", hidden, shrink)
     # of all positions: ONNX Runtime 1.19 does not reduce an empty tensor to the right shape
     loudest = builder.node(
         "ReduceMax", builder.node("Abs", shrunk), builder.constant([-1]), keepdims=1
@@ -197,16 +199,23 @@ def _shrunk(builder: GraphBuilder, hidden: str, weights: _Integers) -> tuple[str
     return shrunk, loudest
 
 
-def _products(builder: GraphBuilder, shrunk: str, loudest: str, weights: _Integers) -> str:
-    """Scores [N, R, n_vocab] in 8 bits, without what the mean row adds."""
-    state, vocab = weights.shapes["weight"]
+def _products(
+    builder: GraphBuilder,
+    shrunk: str,
+    loudest: str,
+    weight: str,
+    scale: str,
+    shape: tuple[int, ...],
+) -> str:
+    """Scores [N, R, n_vocab] in 8 bits, without what the mean row adds; ``shape``: of the weight."""
+    state, vocab = shape
     pair, worth = _two_rows(builder, shrunk, loudest)
     products = builder.node(
         "MatMulIntegerToFloat",
         builder.reshape(pair, [-1, state]),
-        weights("weight"),
+        weight,
         _number(builder, 1),
-        weights("scale"),
+        scale,
         builder.constant(np.array(STEPS + 1, np.uint8)),
         domain=MICROSOFT,
     )
@@ -228,8 +237,24 @@ def _embed_integers(builder: GraphBuilder, tokens: str, tensors: Mapping[str, Te
 def _quantized_head(builder: GraphBuilder, hidden: str, tensors: Mapping[str, Tensor]) -> str:
     """Scores f32 [N, P, n_vocab] from 8-bit weights; inputs keep 14 bits."""
     weights = _Integers(builder, tensors, "decoder.head")
-    scores = _products(builder, *_shrunk(builder, hidden, weights), weights)
-    return _add_mean(builder, scores, hidden, weights("mean"))
+    operator = head8(weights.shapes["weight"])
+    names = ("shrink", "weight", "scale", "mean")
+    return operator(builder, hidden, *(weights(name) for name in names))
+
+
+def head8(shape: tuple[int, ...]) -> Operator:
+    """The head of 8-bit engines: hidden [N, P, n_text_state] -> scores [N, P, n_vocab].
+
+    Inputs ``shrink`` [n_text_state], ``weight`` int8 of ``shape`` [n_text_state, n_vocab], ``scale``
+    [n_vocab] and ``mean`` [n_text_state] as :class:`whisper_opt.export.screen.QuantizedHead` has them.
+    """
+
+    def body(builder: GraphBuilder) -> list[str]:
+        shrunk, loudest = _shrunk(builder, "hidden", "shrink")
+        scores = _products(builder, shrunk, loudest, "weight", "scale", shape)
+        return [_add_mean(builder, scores, "hidden", "mean")]
+
+    return Operator("Head8", ("hidden", "shrink", "weight", "scale", "mean"), body)
 
 
 def _add_mean(builder: GraphBuilder, scores: str, hidden: str, mean: str) -> str:

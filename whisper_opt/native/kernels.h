@@ -43,6 +43,18 @@ typedef struct Linear {
 } Linear;
 int linear(const Linear *what, Threads threads);
 
+/* y [n_rows, n_out] = (x * shrink) @ weight * scale + x . mean: the output head. Its inputs are rounded to two rows
+ * of 8 bits, the second being what the first leaves over (whisper_opt/export/head.py). */
+typedef struct Output {
+  const Packed *weight;
+  int64_t n_rows;
+  const float *x;             /* [n_rows, n_in] */
+  const float *shrink, *mean; /* [n_in] */
+  const float *scale;         /* [n_out] */
+  float *y;
+} Output;
+int output_head(const Output *what, Threads threads);
+
 /* The encoder's: y [n_audio, n_queries, n_head * 64]; every query attends to all keys of its audio. */
 typedef struct Attention {
   int64_t n_audio, n_head, n_keys, n_queries;

@@ -218,3 +218,98 @@ int linear(const Linear *what, Threads threads) {
   free(bytes);
   return 0;
 }
+
+/* The output head: rows of bytes come in pairs. */
+
+typedef struct Pairs {
+  const Output *what;
+  uint8_t *bytes; /* [n_rows, 2, n_in] */
+  float *worth;   /* [n_rows, 2], of a step of either row */
+  float *offset;  /* [n_rows], what the mean adds */
+} Pairs;
+
+VNNI static void round_pair(const Pairs *pairs, int64_t row) {
+  const Output *what = pairs->what;
+  const int64_t n = what->weight->n_in;
+  const float *x = what->x + row * n;
+  uint8_t *high = pairs->bytes + 2 * row * n, *low = high + n;
+  __m512 most = _mm512_set1_ps(1e-30f), sum = _mm512_setzero_ps();
+  for (int64_t i = 0; i < n; i += LANES) {
+    const __m512 value = _mm512_loadu_ps(x + i);
+    most = _mm512_max_ps(most, _mm512_abs_ps(_mm512_mul_ps(value, _mm512_loadu_ps(what->shrink + i))));
+    sum = _mm512_fmadd_ps(value, _mm512_loadu_ps(what->mean + i), sum);
+  }
+  const float step = _mm512_reduce_max_ps(most) / STEPS;
+  const __m512i zero = _mm512_set1_epi32(ZERO);
+  for (int64_t i = 0; i < n; i += LANES) {
+    const __m512 shrunk = _mm512_mul_ps(_mm512_loadu_ps(x + i), _mm512_loadu_ps(what->shrink + i));
+    const __m512 steps = _mm512_div_ps(shrunk, _mm512_set1_ps(step));
+    const __m512i whole = _mm512_cvtps_epi32(steps);
+    const __m512 left = _mm512_sub_ps(steps, _mm512_cvtepi32_ps(whole));
+    const __m512i rest = _mm512_cvtps_epi32(_mm512_mul_ps(left, _mm512_set1_ps(2 * STEPS)));
+    _mm_storeu_si128((void *)(high + i), _mm512_cvtepi32_epi8(_mm512_add_epi32(whole, zero)));
+    _mm_storeu_si128((void *)(low + i), _mm512_cvtepi32_epi8(_mm512_add_epi32(rest, zero)));
+  }
+  pairs->worth[2 * row] = step;
+  pairs->worth[2 * row + 1] = step / (2 * STEPS);
+  pairs->offset[row] = _mm512_reduce_add_ps(sum);
+}
+
+VNNI_INLINE void score(const int rows, const Pairs *pairs, int64_t row, int64_t panel) {
+  const Output *what = pairs->what;
+  const int64_t n_in = what->weight->n_in, n_out = what->weight->n_out, column = panel * PANEL;
+  const int32_t *sums = what->weight->sums + column;
+  const __m512i zero = _mm512_set1_epi32(-ZERO);
+  const __m512i from0 = _mm512_mullo_epi32(_mm512_load_si512(sums), zero);
+  const __m512i from1 = _mm512_mullo_epi32(_mm512_load_si512(sums + 16), zero);
+  const __m512i from2 = _mm512_mullo_epi32(_mm512_load_si512(sums + 32), zero);
+  const __m512i from3 = _mm512_mullo_epi32(_mm512_load_si512(sums + 48), zero);
+#define DECLARE(r, j) __m512i sum##r##j = from##j;
+  EACH(DECLARE)
+#undef DECLARE
+  TILE_PRODUCTS(pairs->bytes + 2 * row * n_in, n_in, what->weight->panels + column * n_in, n_in / 4, SIGNED_PANEL)
+#define SCORE(pair, high, low, j)                                                                        \
+  if (rows > low) {                                                                                      \
+    const int64_t left = n_out - column - LANES * j;                                                     \
+    const __mmask16 some = left >= LANES ? 0xffff : left > 0 ? (1u << left) - 1 : 0;                     \
+    const float *worth = pairs->worth + 2 * (row + pair);                                                \
+    const __m512 rest = _mm512_mul_ps(_mm512_cvtepi32_ps(sum##low##j), _mm512_set1_ps(worth[1]));        \
+    const __m512 all = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum##high##j), _mm512_set1_ps(worth[0]), rest); \
+    const __m512 scale = _mm512_maskz_loadu_ps(some, what->scale + column + LANES * j);                  \
+    const __m512 y = _mm512_fmadd_ps(all, scale, _mm512_set1_ps(pairs->offset[row + pair]));             \
+    _mm512_mask_storeu_ps(what->y + (row + pair) * n_out + column + LANES * j, some, y);                 \
+  }
+#define PAIR(pair, high, low) \
+  SCORE(pair, high, low, 0) SCORE(pair, high, low, 1) SCORE(pair, high, low, 2) SCORE(pair, high, low, 3)
+  PAIR(0, 0, 1) PAIR(1, 2, 3) PAIR(2, 4, 5)
+#undef PAIR
+#undef SCORE
+}
+
+typedef void (*Score)(const Pairs *pairs, int64_t row, int64_t panel);
+#define SCORE_PAIRS(n) \
+  VNNI static void score_##n(const Pairs *pairs, int64_t row, int64_t panel) { score(2 * n, pairs, row, panel); }
+SCORE_PAIRS(1) SCORE_PAIRS(2) SCORE_PAIRS(3)
+static const Score SCORES[] = {NULL, score_1, score_2, score_3};
+
+static void score_block(void *data, size_t task) {
+  const Pairs *pairs = data;
+  const int64_t n_rows = pairs->what->n_rows, n_panels = divided_up(pairs->what->weight->n_out, PANEL);
+  const int64_t first = (int64_t)task * PANELS, end = at_most(first + PANELS, n_panels);
+  for (int64_t panel = first; panel < end; panel++)
+    for (int64_t row = 0; row < n_rows; row += TILE / 2) SCORES[at_most(TILE / 2, n_rows - row)](pairs, row, panel);
+}
+
+int output_head(const Output *what, Threads threads) {
+  const int64_t n_rows = what->n_rows, n_in = what->weight->n_in;
+  if (n_rows == 0) return 0;
+  uint8_t *bytes = malloc(n_rows * (2 * n_in + 3 * sizeof(float)));
+  if (!bytes) return -1;
+  float *worth = (float *)(bytes + 2 * n_rows * n_in);
+  Pairs pairs = {what, bytes, worth, worth + 2 * n_rows};
+  for (int64_t row = 0; row < n_rows; row++) round_pair(&pairs, row);
+  const int64_t n_panels = divided_up(what->weight->n_out, PANEL);
+  threads.run(threads.context, score_block, divided_up(n_panels, PANELS), &pairs);
+  free(bytes);
+  return 0;
+}

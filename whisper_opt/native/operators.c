@@ -142,6 +142,21 @@ static OrtStatus *compute_linear(const Kernel *kernel, OrtKernelContext *context
   return status ? status : finished(linear(&what, threads));
 }
 
+static OrtStatus *compute_head(const Kernel *kernel, OrtKernelContext *context, Threads threads) {
+  Output what = {.weight = &kernel->weight, .n_rows = 1};
+  Shape shape;
+  OrtStatus *status = input(context, 0, (const void **)&what.x, &shape);
+  if (!status) status = input(context, 1, (const void **)&what.shrink, NULL);
+  if (!status) status = input(context, 3, (const void **)&what.scale, NULL);
+  if (!status) status = input(context, 4, (const void **)&what.mean, NULL);
+  if (status) return status;
+  if (shape.n == 0 || shape.sizes[shape.n - 1] != kernel->weight.n_in) return refused("hidden is not [.., n_in]");
+  for (size_t i = 0; i + 1 < shape.n; i++) what.n_rows *= shape.sizes[i];
+  shape.sizes[shape.n - 1] = kernel->weight.n_out;
+  status = output(context, 0, shape, (void **)&what.y);
+  return status ? status : finished(output_head(&what, threads));
+}
+
 static OrtStatus *attend_self(const Kernel *kernel, OrtKernelContext *context, Threads threads, int chosen) {
   Attention what = {.n_head = kernel->n_head};
   Shape shape, other;
@@ -300,6 +315,8 @@ static const Operator OPERATORS[] = {
     PRODUCT("NormLinear8", 6, TYPES(ORT_FLOAT, ORT_FLOAT, ORT_FLOAT, WEIGHTS), 3, 1, NONE, 0),
     PRODUCT("Linear8Add", 5, TYPES(ORT_FLOAT, WEIGHTS, ORT_FLOAT), 1, NONE, 4, 0),
     PRODUCT("GeluLinear8Add", 5, TYPES(ORT_FLOAT, WEIGHTS, ORT_FLOAT), 1, NONE, 4, 1),
+    {BASE, .name = "Head8", .compute = compute_head, .n_inputs = 5, .n_outputs = 1,
+     .inputs = {ORT_FLOAT, ORT_FLOAT, ORT_INT8, ORT_FLOAT, ORT_FLOAT}, .outputs = {ORT_FLOAT}, .weight = 2},
     {BASE, .name = "EncoderAttention", .compute = compute_attention, .n_inputs = 3, .n_outputs = 1,
      .inputs = {ORT_FLOAT, ORT_FLOAT, ORT_BOOL}, .outputs = {ORT_FLOAT}},
     {BASE, .name = "EncoderAttentionAt", .compute = compute_attention_at, .n_inputs = 2, .n_outputs = 1,
