@@ -12,6 +12,7 @@ from onnx import TensorProto
 
 from whisper_opt.arrays import F32, NDArray
 from whisper_opt.export.builder import GraphBuilder
+from whisper_opt.export.head import head8
 from whisper_opt.export.operators import (
     GELU_LINEAR_ADD,
     LINEAR,
@@ -33,6 +34,8 @@ __all__ = [
     "cross_graph",
     "difference",
     "graph",
+    "head_constants",
+    "head_graph",
     "linear_graph",
     "pack_graph",
     "run",
@@ -89,6 +92,23 @@ def linear_graph(operator: Operator, n_in: int, n_out: int, seed: int = 0) -> by
     shapes = {"x": ["a", "m", n_in], "residual": ["a", "m", n_out]}
     given = {name: shape for name, shape in shapes.items() if name in operator.inputs}
     return graph(operator, constants, given, ["a", "m", n_out])
+
+
+def head_constants(n_in: int, n_out: int) -> dict[str, NDArray]:
+    """Random weights of an output head."""
+    rng = np.random.default_rng([n_in, n_out])
+    return {
+        "weight": rng.integers(-127, 128, (n_in, n_out)).astype(np.int8),
+        "scale": rng.uniform(0.5, 2, n_out).astype(np.float32) / np.float32(64 * n_in**0.5),
+        "shrink": rng.uniform(0.5, 2, n_in).astype(np.float32),
+        "mean": rng.standard_normal(n_in).astype(np.float32),
+    }
+
+
+def head_graph(n_in: int, n_out: int) -> bytes:
+    """The output head with these weights; hidden is [a, m, n_in]."""
+    shapes = {"hidden": ["a", "m", n_in]}
+    return graph(head8((n_in, n_out)), head_constants(n_in, n_out), shapes, ["a", "m", n_out])
 
 
 def attention_graph(n_head: int, *, at: bool = False) -> bytes:
