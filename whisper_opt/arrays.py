@@ -24,4 +24,5 @@ def aligned_zeros(shape: Sequence[int], dtype: Any) -> NDArray:
     size = math.prod(shape) * np.dtype(dtype).itemsize
     raw = np.zeros(size + CACHE_LINE, np.uint8)
     start = -raw.ctypes.data % CACHE_LINE
-    return raw[start : start + size].view(dtype).reshape(shape)
+    array: NDArray = raw[start : start + size].view(dtype).reshape(shape)
+    return array

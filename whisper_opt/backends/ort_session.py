@@ -75,17 +75,15 @@ class _Buffers:
         """
         n, old_n = len(source), self.n
         grown = self.resize(max(n, old_n))
+        every: tuple[Any, ...] = ()  # of whatever an entry holds
+        places = [(moved, (slice(None), span)) for moved, span in parts or ()]
         if parts is None:
-            places: list[tuple[Int, tuple[slice, ...]]] = [
-                (np.flatnonzero(source != np.arange(n)), ())
-            ]
-        else:
-            places = [(moved, (slice(None), span)) for moved, span in parts]
+            places = [(np.flatnonzero(source != np.arange(n)), every)]
         for array in self.arrays:
             # all are read before the first is written, so that entries may change places
-            values = [array[(source[moved], *where)] for moved, where in places]
+            values = [array[(source[moved],) + where] for moved, where in places]  # noqa: RUF005
             for (moved, where), value in zip(places, values):
-                array[(moved, *where)] = value
+                array[(moved,) + where] = value  # noqa: RUF005
         self.n = n
         return grown
 

@@ -36,7 +36,7 @@ from whisper_opt.export.pieces import PiecewiseGraph, require_onnxruntime
 from whisper_opt.export.precision import Precision, make_precision
 from whisper_opt.export.sensitivity import calibrate, find_recordings
 from whisper_opt.export.spread import Spread, made_up, observe
-from whisper_opt.export.verify import verify
+from whisper_opt.export.verify import verify, verify_packed
 from whisper_opt.export.writer import directory, write_bytes, write_graph, write_text
 from whisper_opt.screen import Screen
 from whisper_opt.tokens import Vocab
@@ -51,8 +51,8 @@ KEEP = 0.03
 """How much larger the weights may become by what a calibration keeps exact."""
 
 _Parts = Mapping[str, tuple[OnnxGraph, list[str]]]
-"""Encoder and decoder by name, ``encoder.packed`` and ``decoder.packed`` where there are such graphs
-too, and where each can be cut."""
+"""Encoder and decoder by name, ``encoder.packed`` and ``decoder.packed`` where there are such
+graphs too, and where each can be cut."""
 _STEMS = ("encoder", "decoder")
 
 
@@ -309,11 +309,15 @@ def _verified(
     graphs = {stem: PiecewiseGraph(*part, folder, stem) for stem, part in parts.items()}
     encoder, decoder = (graphs[stem] for stem in _STEMS)
     screen = Screen.of(lambda name: map_tensor(folder, tensors[name])) if tensors else None
-    judge, note = checkpoint, {}
+    judge = checkpoint
+    note: dict[str, Any] = {}
     if types.bits == 4:  # what 4 bits lose is not an error of the graphs
         judge = dataclasses.replace(checkpoint, tensors=as_stored(checkpoint.tensors, types.kept))
         note = {"reference": "numpy fp32, decoder weights as rounded to 4 bits"}
     parity = verify(judge, encoder, decoder, screen, precision=types, parts=padding)
+    if padding is not None:
+        packed = (graphs["encoder.packed"], graphs["decoder.packed"])
+        note["packed"] = verify_packed(checkpoint.dims, (encoder, decoder), packed, padding)
     return {**parity.to_dict(), **note}
 
 

@@ -1,14 +1,17 @@
 """How the encoder hands keys and values to the decoder, in two ways.
 
-Plain: per layer ``cross_k_i`` kv [A, H, 64, T] (transposed, as a product with a query reads them) and
-``cross_v_i`` kv [A, H, T, 64]; keys of a graph that hears padding by parts have a 65th row
+Plain: per layer ``cross_k_i`` kv [A, H, 64, T] (transposed, as a product with a query reads them)
+and ``cross_v_i`` kv [A, H, T, 64]; keys of a graph that hears padding by parts have a 65th row
 (:mod:`whisper_opt.export.partial`). Every runtime multiplies them.
 
-Packed: 8 bits, in the order in which kernels read them (:mod:`whisper_opt.native`), T' being T rounded
-up to :data:`BLOCK`: ``cross_k_i`` u8 [A, H, T' / 64, 16, 64, 4], 128 standing for zero; ``cross_v_i`` i8
-[A, H, T' / 4, 64, 4]; ``cross_steps`` f32 [A, L, 2, H, 64], what a step of every channel of keys and
-values is worth; ``cross_added`` f32 [A, T'], what is added to the scores of a key: the logarithm of
-how many it stands for, or :data:`MUTE` where there is none.
+Packed: 8 bits, in the order in which kernels read them (:mod:`whisper_opt.native`), T' being T
+rounded up to :data:`~whisper_opt.padding.BLOCK`:
+
+    cross_k_i    u8 [A, H, T' / 64, 16, 64, 4], 128 standing for zero
+    cross_v_i    i8 [A, H, T' / 4, 64, 4]
+    cross_steps  f32 [A, L, 2, H, 64], what a step of every channel of keys and values is worth
+    cross_added  f32 [A, T'], what is added to the scores of a key: the logarithm of how many it
+                 stands for, or :data:`~whisper_opt.padding.MUTE` where there is none
 """
 
 from __future__ import annotations

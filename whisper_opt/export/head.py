@@ -21,8 +21,8 @@ from whisper_opt.arrays import NDArray
 from whisper_opt.checkpoints.checkpoint import Tensor
 from whisper_opt.dims import ModelDims
 from whisper_opt.export.builder import MICROSOFT, GraphBuilder
-from whisper_opt.export.operators import Operator
 from whisper_opt.export.nibbles import BLOCK, EMBEDDING, SPECIAL, NibbleHead, nibble_product
+from whisper_opt.export.operators import Operator
 from whisper_opt.export.precision import FP32, Precision
 from whisper_opt.export.screen import QuantizedHead, quantize_head
 from whisper_opt.screen import STEPS
@@ -207,7 +207,10 @@ def _products(
     scale: str,
     shape: tuple[int, ...],
 ) -> str:
-    """Scores [N, R, n_vocab] in 8 bits, without what the mean row adds; ``shape``: of the weight."""
+    """Scores [N, R, n_vocab] in 8 bits, without what the mean row adds.
+
+    ``shape``: of the weight.
+    """
     state, vocab = shape
     pair, worth = _two_rows(builder, shrunk, loudest)
     products = builder.node(
@@ -245,8 +248,9 @@ def _quantized_head(builder: GraphBuilder, hidden: str, tensors: Mapping[str, Te
 def head8(shape: tuple[int, ...]) -> Operator:
     """The head of 8-bit engines: hidden [N, P, n_text_state] -> scores [N, P, n_vocab].
 
-    Inputs ``shrink`` [n_text_state], ``weight`` int8 of ``shape`` [n_text_state, n_vocab], ``scale``
-    [n_vocab] and ``mean`` [n_text_state] as :class:`whisper_opt.export.screen.QuantizedHead` has them.
+    Inputs ``shrink`` [n_text_state], ``weight`` int8 of ``shape`` [n_text_state, n_vocab],
+    ``scale`` [n_vocab] and ``mean`` [n_text_state] are those of
+    :class:`whisper_opt.export.screen.QuantizedHead`.
     """
 
     def body(builder: GraphBuilder) -> list[str]:

@@ -25,11 +25,14 @@ from whisper_opt.export.reference import Reference
 from whisper_opt.padding import Heard, Padding
 from whisper_opt.screen import Inputs, Screen
 
-__all__ = ["Parity", "noise_mel", "verify"]
+__all__ = ["PACKED_TOLERANCE", "Parity", "noise_mel", "unpacked", "verify", "verify_packed"]
 
 SEED = 20220921
 _PREFILL = 8
 _STEPS = 3
+PACKED_TOLERANCE = {"cross": 0.02, "logits": 0.2, "attention": 0.1}
+"""Largest errors of what is computed from packed keys and values, root mean square. Rounding them
+moves other integers of the decoder, and noise is no speech: docs/int8.md."""
 _SHORT = 150
 """Frames of sound in the window whose padding is heard by parts."""
 
@@ -151,6 +154,72 @@ def verify(
     )
 
 
+def verify_packed(
+    dims: ModelDims,
+    plain: tuple[PiecewiseGraph, PiecewiseGraph],
+    packed: tuple[PiecewiseGraph, PiecewiseGraph],
+    parts: Sequence[int],
+) -> dict[str, float]:
+    """Compare the graphs that hand packed keys and values over with those that do not.
+
+    On a seeded noise window with padding behind it, and the prefill and steps of :func:`verify`.
+
+    Returns:
+        Errors of keys and values, scores and attention scores: root mean square, as a share of that
+        of what is expected.
+
+    Raises:
+        VerificationError: an error exceeds :data:`PACKED_TOLERANCE`.
+    """
+    mel = noise_mel(dims, SEED + 1)
+    mel[:, _SHORT:] = 0
+    heard = Padding(parts, dims.frames_per_position).heard(mel[None])
+    sequences = _sequences(dims)
+    found = []
+    for encoder, decoder in (plain, packed):
+        cross = _encode(encoder, heard)
+        scores, _ = _drive(decoder, cross, sequences, dims, None)
+        attention = _attention(decoder, cross, sequences[0], dims)[..., : len(heard.counts)]
+        keys_and_values = unpacked(cross, dims) if "cross_steps" in cross else cross
+        found.append((keys_and_values, scores, attention))
+    names = [f"cross_{kind}_{i}" for i in range(dims.n_text_layer) for kind in ("k", "v")]
+    n = len(heard.counts)
+    pairs = {
+        "cross": [(found[0][0][name], found[1][0][name]) for name in names],
+        "logits": list(zip(found[0][1], found[1][1])),
+        "attention": [(found[0][2], found[1][2])],
+    }
+    pairs["cross"] = [_same_part(*pair, n) for pair in pairs["cross"]]
+    errors = {}
+    for what, each in pairs.items():
+        error, scale = _rms(each)
+        _judge(f"packed {what}", error, PACKED_TOLERANCE[what] * scale)
+        errors[what] = error / scale
+    return errors
+
+
+def _same_part(plain: NDArray, packed: NDArray, n: int) -> tuple[NDArray, NDArray]:
+    """Keys [A, H, 65, n] or values [A, H, n, 64] and what was packed of them, where both are."""
+    if plain.shape[2] == n and plain.shape[3] == HEAD_DIM:
+        return plain, packed[:, :, :n]
+    return plain[:, :, :HEAD_DIM], packed[..., :n]
+
+
+def unpacked(cross: Mapping[str, NDArray], dims: ModelDims) -> dict[str, NDArray]:
+    """Packed keys and values as floats: keys [A, H, 64, T'] and values [A, H, T', 64]."""
+    found: dict[str, NDArray] = {}
+    for i in range(dims.n_text_layer):
+        keys, values = cross[f"cross_k_{i}"].astype(np.float32) - 128, cross[f"cross_v_{i}"]
+        steps = cross["cross_steps"][:, i, :, :, None]
+        n_audio, n_head = keys.shape[:2]
+        shape = (n_audio, n_head, HEAD_DIM, -1)
+        keys = keys.transpose(0, 1, 3, 5, 2, 4).reshape(shape)
+        values = values.transpose(0, 1, 2, 4, 3).reshape(n_audio, n_head, -1, HEAD_DIM)
+        found[f"cross_k_{i}"] = keys * steps[:, 0].swapaxes(-1, -2)
+        found[f"cross_v_{i}"] = values * steps[:, 1]
+    return found
+
+
 def _encode(encoder: PiecewiseGraph, heard: Heard) -> dict[str, NDArray]:
     feeds = heard.feeds()
     return encoder.run({name: feeds[name] for name in encoder.inputs})
@@ -264,8 +333,9 @@ def _screen_share(screen: Screen, out: dict[str, NDArray]) -> float:
 
 def _empty_cache(n_seq: int, dims: ModelDims, cross: Mapping[str, NDArray]) -> dict[str, NDArray]:
     shape = (n_seq, dims.n_text_head, 64, HEAD_DIM)
+    dtype = np.float32 if "cross_steps" in cross else cross["cross_k_0"].dtype
     return {
-        f"self_{kind}_{i}": np.zeros(shape, cross[f"cross_{kind}_{i}"].dtype)
+        f"self_{kind}_{i}": np.zeros(shape, dtype)
         for i in range(dims.n_text_layer)
         for kind in ("k", "v")
     }

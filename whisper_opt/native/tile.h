@@ -15,7 +15,7 @@
 #define VNNI __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")))
 #define VNNI_INLINE static inline __attribute__((always_inline)) VNNI
 
-enum { TILE = 6, PANEL = 64, LANES = 16, AHEAD = 2048 };
+enum { TILE = 6, PANEL = 64, LANES = 16 };
 
 VNNI_INLINE __m512i dot(__m512i sums, __m512i bytes, __m512i signed_bytes) {
   __asm__("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(bytes), "v"(signed_bytes));
@@ -50,12 +50,6 @@ VNNI_INLINE __m512i dot(__m512i sums, __m512i bytes, __m512i signed_bytes) {
       const __m512i column1_ = _mm512_loadu_si512(panel_ + 64);              \
       const __m512i column2_ = _mm512_loadu_si512(panel_ + 128);             \
       const __m512i column3_ = _mm512_loadu_si512(panel_ + 192);             \
-      if (rows <= 2) {                                                      \
-        _mm_prefetch((const char *)panel_ + AHEAD, _MM_HINT_T0);            \
-        _mm_prefetch((const char *)panel_ + AHEAD + 64, _MM_HINT_T0);       \
-        _mm_prefetch((const char *)panel_ + AHEAD + 128, _MM_HINT_T0);      \
-        _mm_prefetch((const char *)panel_ + AHEAD + 192, _MM_HINT_T0);      \
-      }                                                                     \
       TILE_ROW_(0, MULTIPLY) TILE_ROW_(1, MULTIPLY) TILE_ROW_(2, MULTIPLY)  \
       TILE_ROW_(3, MULTIPLY) TILE_ROW_(4, MULTIPLY) TILE_ROW_(5, MULTIPLY)  \
       row_ += 4;                                                            \
