@@ -367,14 +367,9 @@ def test_packing(keys: bool, n: int) -> None:
         (found, step), (expected, expected_step) = both
         np.testing.assert_allclose(step, expected_step, rtol=3e-7)
         assert found.shape == expected.shape
-        if keys:  # [a, h, t, 64]
-            order = (0, 1, 2, 4, 3, 5)
-            shape = (n_audio, n_head, -1, 64)
-        else:
-            order = (0, 1, 2, 4, 3)
-            shape = (n_audio, n_head, -1, 64)
+        order = [0, 1, 2, 4, 3, 5][: found.ndim]  # back to [a, h, n', 64]
         one, other = (
-            array.transpose(order).reshape(shape)[:, :, :n].astype(np.int64)
+            array.transpose(order).reshape(n_audio, n_head, -1, 64)[:, :, :n].astype(np.int64)
             for array in (found, expected)
         )
         assert np.abs(one - other).max() <= 1
