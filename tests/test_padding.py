@@ -34,7 +34,8 @@ from whisper_opt.export.reference import Reference
 from whisper_opt.export.verify import noise_mel, verify
 from whisper_opt.export.writer import write_graph
 from whisper_opt.model import Whisper
-from whisper_opt.padding import MARGIN, Heard, Padding, spread
+from whisper_opt.native import why_no_kernels
+from whisper_opt.padding import MARGIN, MUTE, Heard, Padding, spread
 
 DIMS = random_dims(n_vocab=2000, n_audio_layer=3, n_text_layer=2)
 N_CTX = DIMS.n_audio_ctx
@@ -248,11 +249,20 @@ def engine(small: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Engin
     return export(small, folder / "int8", precision="int8", verified=False)
 
 
-def test_a_whole_window_and_a_short_one_join(engine: Engine) -> None:
+@pytest.fixture(params=[False, True], ids=["plain", "packed"])
+def kernels(request: pytest.FixtureRequest) -> bool:
+    """Whether keys and values are packed for compiled kernels."""
+    reason = why_no_kernels()
+    if request.param and reason:
+        pytest.skip(f"not tested: {reason}")
+    return bool(request.param)
+
+
+def test_a_whole_window_and_a_short_one_join(engine: Engine, kernels: bool) -> None:
     """A session that windows of other lengths join gives each the scores that it has alone."""
-    backend = OrtBackend(engine, threads=1)
+    backend = OrtBackend(engine, threads=1, kernels=kernels)
     windows = [backend.encode(mel[None]) for mel in (short(300), short(3000, 1), short(900, 2))]
-    assert len({audio.cross[1].shape[2] for audio in windows}) == 3
+    assert len({len(audio.counts[0]) for audio in windows}) == 3
     alone = []
     for audio in windows:
         session = backend.open(audio)
@@ -271,8 +281,8 @@ def test_a_whole_window_and_a_short_one_join(engine: Engine) -> None:
     session.close()
 
 
-def test_a_window_in_a_batch_is_heard_as_it_is_alone(engine: Engine) -> None:
-    backend = OrtBackend(engine, threads=1)
+def test_a_window_in_a_batch_is_heard_as_it_is_alone(engine: Engine, kernels: bool) -> None:
+    backend = OrtBackend(engine, threads=1, kernels=kernels)
     mels = [short(300), short(3000, 1), short(900, 2), short(900, 3)]
     together = backend.encode(np.stack(mels))
     tokens, lengths = np.repeat(TOKENS[None], 4, axis=0), np.full(4, len(TOKENS))
@@ -280,15 +290,23 @@ def test_a_window_in_a_batch_is_heard_as_it_is_alone(engine: Engine) -> None:
     assert found.scores.shape[3] == N_CTX
     for i, mel in enumerate(mels):
         alone = backend.encode(mel[None])
-        one, n_heard = together.take([i]), alone.cross[1].shape[2]
-        for expected, array in zip(alone.cross[1::2], one.cross[1::2]):
-            np.testing.assert_array_equal(array[:, :, :n_heard], expected)
-            assert not array[:, :, n_heard:].any()
+        one, n_heard = together.take([i]), len(alone.counts[0])
+        if kernels:  # steps, and what is added to the scores of keys
+            np.testing.assert_array_equal(one.cross[-2], alone.cross[-2])
+            added, n_room = one.cross[-1], alone.cross[-1].shape[1]
+            np.testing.assert_array_equal(added[:, :n_room], alone.cross[-1])
+            assert (added[:, n_heard:] == MUTE).all()
+        else:
+            for expected, array in zip(alone.cross[1::2], one.cross[1::2]):
+                np.testing.assert_array_equal(array[:, :, :n_heard], expected)
+                assert not array[:, :, n_heard:].any()
         wanted = backend.attention(alone, TOKENS[None], lengths[:1])
         scale = float(np.abs(wanted.logits).max())
         for batched in (found.logits[i], backend.attention(one, tokens[:1], lengths[:1]).logits[0]):
             np.testing.assert_allclose(batched, wanted.logits[0], atol=2e-3 * scale)
         np.testing.assert_allclose(found.scores[i], wanted.scores[0], atol=0.05)
+    if kernels:
+        return
     pair = backend.encode(np.stack(mels[2:]))
     for array, expected in zip(pair.take([1]).cross, together.take([3]).cross):
         shorter = expected[..., :64, : array.shape[3]]  # ONNX Runtime 1.19 differs in last digits
@@ -306,13 +324,13 @@ def test_engines_that_cannot_mute_refuse_windows_of_other_lengths(tmp_path: Path
         sessions[0].append(sessions[1])
 
 
-def test_attention_is_of_all_positions(small: Checkpoint, engine: Engine) -> None:
+def test_attention_is_of_all_positions(small: Checkpoint, engine: Engine, kernels: bool) -> None:
     """Word times are read from positions; parts give theirs what stands for them has."""
     mel, reference = short(300), Reference(small)
     for whole in (False, True):
-        backend = OrtBackend(engine, threads=1, whole_padding=whole)
+        backend = OrtBackend(engine, threads=1, whole_padding=whole, kernels=kernels)
         audio = backend.encode(mel[None])
-        assert (audio.cross[1].shape[2] == N_CTX) is whole
+        assert (len(audio.counts[0]) == N_CTX) is whole
         found = backend.attention(audio, TOKENS[None], np.array([len(TOKENS)])).scores[0]
         heard = Heard(mel[None], *audio.counts)
         exact = reference.encode_heard(mel, heard.positions, heard.counts)

@@ -12,24 +12,45 @@ from onnx import TensorProto
 
 from whisper_opt.arrays import F32, NDArray
 from whisper_opt.export.builder import GraphBuilder
+from whisper_opt.export.head import head8
 from whisper_opt.export.operators import (
     GELU_LINEAR_ADD,
     LINEAR,
     LINEAR_ADD,
     NORM_LINEAR,
     Operator,
+    cross_attention,
+    cross_scores,
     encoder_attention,
     encoder_attention_at,
+    pack_keys,
+    pack_values,
 )
 from whisper_opt.native import LIBRARY
 
-__all__ = ["LINEARS", "attention_graph", "difference", "graph", "linear_graph", "run", "session"]
+__all__ = [
+    "LINEARS",
+    "attention_graph",
+    "cross_graph",
+    "difference",
+    "graph",
+    "head_constants",
+    "head_graph",
+    "linear_graph",
+    "pack_graph",
+    "run",
+    "session",
+]
 
 LINEARS = (LINEAR, NORM_LINEAR, LINEAR_ADD, GELU_LINEAR_ADD)
 TYPES = {
     "positions": TensorProto.INT64,
     "by_parts": TensorProto.BOOL,
     "weight": TensorProto.INT8,
+    "keys": TensorProto.UINT8,
+    "values": TensorProto.INT8,
+    "heads": TensorProto.INT64,
+    "rows": TensorProto.INT64,
 }
 
 
@@ -49,6 +70,11 @@ def graph(
     ]
     output = operator(builder, *inputs, **attributes)
     builder.output(output, "y", TensorProto.FLOAT, list(result))
+    return finished(builder)
+
+
+def finished(builder: GraphBuilder) -> bytes:
+    """The graph, as ONNX Runtime takes it."""
     model: bytes = builder.finish(20, 10).model.SerializeToString()
     return model
 
@@ -68,6 +94,23 @@ def linear_graph(operator: Operator, n_in: int, n_out: int, seed: int = 0) -> by
     return graph(operator, constants, given, ["a", "m", n_out])
 
 
+def head_constants(n_in: int, n_out: int) -> dict[str, NDArray]:
+    """Random weights of an output head."""
+    rng = np.random.default_rng([n_in, n_out])
+    return {
+        "weight": rng.integers(-127, 128, (n_in, n_out)).astype(np.int8),
+        "scale": rng.uniform(0.5, 2, n_out).astype(np.float32) / np.float32(64 * n_in**0.5),
+        "shrink": rng.uniform(0.5, 2, n_in).astype(np.float32),
+        "mean": rng.standard_normal(n_in).astype(np.float32),
+    }
+
+
+def head_graph(n_in: int, n_out: int) -> bytes:
+    """The output head with these weights; hidden is [a, m, n_in]."""
+    shapes = {"hidden": ["a", "m", n_in]}
+    return graph(head8((n_in, n_out)), head_constants(n_in, n_out), shapes, ["a", "m", n_out])
+
+
 def attention_graph(n_head: int, *, at: bool = False) -> bytes:
     """Attention of the encoder, of all positions or of those in ``positions``."""
     wide = 3 * 64 * n_head
@@ -76,8 +119,39 @@ def attention_graph(n_head: int, *, at: bool = False) -> bytes:
         shapes: dict[str, list[Any]] = {"qkv": ["a", "n", wide], "positions": ["m"]}
     else:
         operator = encoder_attention(n_head)
-        shapes = {"qkv": ["a", "n", wide], "added": ["n", 1, 1], "by_parts": []}
+        shapes = {"qkv": ["a", "n", wide], "added": ["n"], "by_parts": []}
     return graph(operator, {}, shapes, ["a", "m", 64 * n_head], num_heads=n_head)
+
+
+def pack_graph(n_head: int, *, keys: bool) -> bytes:
+    """Keys or values [a, n, 64 * n_head] as the decoder reads them, and their steps."""
+    builder = GraphBuilder("one")
+    builder.input("x", TensorProto.FLOAT, ["a", "n", 64 * n_head])
+    operator = pack_keys(n_head) if keys else pack_values(n_head)
+    packed, step = operator.nodes(builder, ["x"], 2, num_heads=n_head)
+    tail: list[Any] = ["m", 16, 64, 4] if keys else ["m", 64, 4]
+    kind = TensorProto.UINT8 if keys else TensorProto.INT8
+    builder.output(packed, "packed", kind, ["a", n_head, *tail])
+    builder.output(step, "step", TensorProto.FLOAT, ["a", n_head, 64])
+    return finished(builder)
+
+
+def cross_graph(n_head: int, layer: int, *, scores: bool = False) -> bytes:
+    """The decoder's attention to packed keys and values, or its scores."""
+    wide = 64 * n_head
+    shapes: dict[str, list[Any]] = {
+        "queries": ["a", "q", wide],
+        "keys": ["a", n_head, "p", 16, 64, 4],
+        "values": ["a", n_head, "v", 64, 4],
+        "steps": ["a", "l", 2, n_head, 64],
+        "added": ["a", "n"],
+        "heads": ["h"],
+        "rows": ["r"],
+    }
+    operator = cross_scores(n_head) if scores else cross_attention(n_head)
+    result: list[Any] = ["a", "h", "r", "n"] if scores else ["a", "q", wide]
+    given = {name: shapes[name] for name in operator.inputs}
+    return graph(operator, {}, given, result, num_heads=n_head, layer=layer)
 
 
 def session(model: bytes, *, kernels: bool, threads: int = 1, library: Path = LIBRARY) -> Any:
