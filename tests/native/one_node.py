@@ -79,8 +79,10 @@ def finished(builder: GraphBuilder) -> bytes:
     return model
 
 
-def linear_graph(operator: Operator, n_in: int, n_out: int, seed: int = 0) -> bytes:
-    """A product with random weights; x is [a, m, n_in], and residual [a, m, n_out] where it is."""
+def linear_graph(
+    operator: Operator, n_in: int, n_out: int, seed: int = 0, *, rank: int = 3
+) -> bytes:
+    """A product with random weights; x is [a, m, n_in], and residual as large, or of ``rank``."""
     rng = np.random.default_rng([seed, n_in, n_out])
     constants = {
         "weight": rng.integers(-127, 128, (n_in, n_out)).astype(np.int8),
@@ -89,7 +91,10 @@ def linear_graph(operator: Operator, n_in: int, n_out: int, seed: int = 0) -> by
         "gain": rng.uniform(0.5, 2, n_in).astype(np.float32),
         "shift": rng.standard_normal(n_in).astype(np.float32),
     }
-    shapes = {"x": ["a", "m", n_in], "residual": ["a", "m", n_out]}
+    shapes: dict[str, list[Any]] = {
+        "x": ["a", "m", n_in],
+        "residual": ["r", "s", n_out] if rank == 3 else ["r", "s", n_out, "t"],
+    }
     given = {name: shape for name, shape in shapes.items() if name in operator.inputs}
     return graph(operator, constants, given, ["a", "m", n_out])
 

@@ -135,12 +135,25 @@ def extreme(n: int) -> dict[str, F32]:
 
 
 @linears
+@pytest.mark.parametrize("fault", [np.nan, -np.nan, np.inf, -np.inf])
+def test_a_fault_is_seen(operator: Operator, fault: float) -> None:
+    """A row that holds no number gives none; its neighbours are as they were."""
+    model = linear_graph(operator, 128, 70)
+    rows = np.random.default_rng(3).standard_normal((1, 9, 128)).astype(np.float32)
+    sound = run(session(model, kernels=True), **feeds(operator, rows, 70))
+    rows[0, 4, 77] = fault
+    found = run(session(model, kernels=True), **feeds(operator, rows, 70))
+    if not (operator is GELU_LINEAR_ADD and fault == -np.inf):  # whose GELU is 0, or NaN
+        assert not np.isfinite(found[0, 4]).all()
+    others = [i for i in range(9) if i != 4]
+    np.testing.assert_array_equal(found[0, others], sound[0, others])
+
+
+@linears
 @pytest.mark.parametrize("name", extreme(8))
 def test_extreme_rows(operator: Operator, name: str) -> None:
     row = extreme(128)[name]
-    if operator is GELU_LINEAR_ADD:  # the kernel's polynomial overflows at 1e7
-        row = np.clip(row, -1e6, 1e6)
-    elif operator is NORM_LINEAR:  # and the sum of a row at the largest there is
+    if operator is NORM_LINEAR:  # the sum of a row overflows at the largest there is
         row = np.clip(row, -1e30, 1e30)
     model = linear_graph(operator, 128, 70)
     given = feeds(operator, row[None, None], 70)
@@ -155,10 +168,7 @@ def test_extreme_rows(operator: Operator, name: str) -> None:
 @pytest.mark.parametrize("n_in", [64, 384, 512])
 @pytest.mark.parametrize("n_out", [64, 70, 2000])
 def test_the_output_head(n_in: int, n_out: int) -> None:
-    """Inputs keep 16 bits, and 14 where ONNX Runtime computes.
-
-    Measured: 5e-5 of a row from exact products of these weights, the definition 2e-4.
-    """
+    """Inputs keep 14 bits. Measured: 1.1e-4 of a row from exact products of these weights."""
     held = {name: value.astype(np.float64) for name, value in head_constants(n_in, n_out).items()}
     weight = held["shrink"][:, None] * held["weight"] * held["scale"] + held["mean"][:, None]
     model = head_graph(n_in, n_out)
@@ -171,7 +181,7 @@ def test_the_output_head(n_in: int, n_out: int) -> None:
         exact = np.einsum("amn,nv->amv", hidden, weight)
         size = np.linalg.norm(exact, axis=2)
         assert (np.linalg.norm(found - expected, axis=2) / size).max() < 4e-4
-        assert (np.linalg.norm(found - exact, axis=2) / size).max() < 1e-4
+        assert (np.linalg.norm(found - exact, axis=2) / size).max() < 4e-4
         for i in range(0, n_rows, 3):
             alone = run(one, hidden=hidden[:1, i : i + 1])
             np.testing.assert_array_equal(alone[0, 0], found[0, i])
@@ -314,7 +324,7 @@ def test_one_loud_key_among_many_quiet_ones(n: int, score: int) -> None:
     assert difference(found, expected) < QUIET
 
 
-QUIET = 0.15
+QUIET = 0.05
 
 
 def test_scores_of_any_size() -> None:
@@ -470,6 +480,40 @@ def test_weights_that_are_not_constant() -> None:
     shapes: dict[str, list[Any]] = {"x": ["a", "m", 64], "weight": [64, 64]}
     said = refused(graph(LINEAR, held, shapes, ["a", "m", 64]))
     assert "weights must be constant" in said
+
+
+@pytest.mark.parametrize("name", ["scale", "bias", "gain", "shift"])
+def test_vectors_of_another_length(name: str) -> None:
+    held = constants(64, 64)
+    held[name] = held[name][:63]
+    said = refused(graph(NORM_LINEAR, held, {"x": ["a", "m", 64]}, ["a", "m", 64]))
+    assert "a vector does not fit its weights" in said
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 70), (2, 1, 70), (1, 2, 70, 1)])
+def test_a_residual_that_would_have_to_be_spread(shape: tuple[int, ...]) -> None:
+    given = feeds(LINEAR_ADD, np.zeros((1, 2, 64), np.float32), 70)
+    given["residual"] = np.zeros(shape, np.float32)
+    said = refused(linear_graph(LINEAR_ADD, 64, 70, rank=len(shape)), given)
+    assert "residual is not of the shape" in said
+
+
+@pytest.mark.parametrize("position", [-1, 5])
+def test_positions_that_are_not_there(position: int) -> None:
+    shapes: dict[str, list[Any]] = {"qkv": ["a", "n", "w"], "positions": ["m"]}
+    model = graph(encoder_attention_at(1), {}, shapes, ["a", "m", 64], num_heads=1)
+    given = {"qkv": np.zeros((1, 5, 192), np.float32), "positions": np.array([position])}
+    with pytest.raises(Exception, match="there is no such position"):
+        session(model, kernels=True).run(None, given)
+
+
+def test_what_is_added_to_other_keys() -> None:
+    given = {
+        "qkv": np.zeros((1, 5, 192), np.float32),
+        "added": np.zeros(4, np.float32),
+        "by_parts": np.array(False),
+    }
+    assert "added is not [n]" in refused(attention_graph(1), given)
 
 
 def test_heads_of_another_number() -> None:

@@ -16,6 +16,7 @@ enum {
 /* whisper_opt/export/quantize.py: LEAST, GELU_ZERO, GELU_STEPS, GELU_LOW */
 static const float LEAST = 1e-20f, GELU_LEAST = 0.17f * 239 / 16;
 enum { ZERO = 128, STEPS = 127, GELU_ZERO = 16, GELU_STEPS = 239 };
+enum { HEAD_ZERO = 64, HEAD_STEPS = 63 }; /* whisper_opt/screen.py: STEPS */
 
 int pack_weight(Packed *packed, const int8_t *weight, int64_t n_in, int64_t n_out) {
   const int64_t n_panels = (n_out + PANEL - 1) / PANEL;
@@ -50,7 +51,8 @@ void free_weight(Packed *packed) {
 /* Exact GELU: erf by Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.28 (error 3e-7). */
 VNNI_INLINE __m512 gelu(__m512 x) {
   const __m512 one = _mm512_set1_ps(1);
-  const __m512 z = _mm512_mul_ps(_mm512_abs_ps(x), _mm512_set1_ps(0.707106781f));
+  const __m512 far = _mm512_set1_ps(10); /* where erf is 1 and its powers are not infinite yet */
+  const __m512 z = _mm512_min_ps(far, _mm512_mul_ps(_mm512_abs_ps(x), _mm512_set1_ps(0.707106781f)));
   __m512 sum = _mm512_set1_ps(0.0000430638f);
   sum = _mm512_fmadd_ps(sum, z, _mm512_set1_ps(0.0002765672f));
   sum = _mm512_fmadd_ps(sum, z, _mm512_set1_ps(0.0001520143f));
@@ -68,20 +70,30 @@ VNNI_INLINE __m512 gelu(__m512 x) {
   return _mm512_fmadd_ps(_mm512_abs_ps(half), _mm512_sub_ps(one, rest), half);
 }
 
+/* The larger of what is not negative, bit by bit: a NaN is larger than anything, and stays. */
+VNNI_INLINE __m512i larger(__m512i most, __m512 value) { return _mm512_max_epi32(most, _mm512_castps_si512(value)); }
+VNNI_INLINE float largest(__m512i most) {
+  const int32_t bits = _mm512_reduce_max_epi32(most);
+  float value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
 /* GELU of a row; returns the largest of its values. */
 VNNI static float gelu_row(const float *x, int64_t n, float *to) {
-  __m512 most = _mm512_setzero_ps();
+  __m512i most = _mm512_setzero_si512();
   for (int64_t i = 0; i < n; i += LANES) {
     const __m512 value = gelu(_mm512_loadu_ps(x + i));
     _mm512_store_ps(to + i, value);
-    most = _mm512_max_ps(most, value);
+    most = larger(most, value);
   }
-  return _mm512_reduce_max_ps(most);
+  return largest(most);
 }
 
 /* Layer normalization of a row; returns the largest magnitude. */
 VNNI static float norm_row(const float *x, int64_t n, const float *gain, const float *shift, float *to) {
-  __m512 sum = _mm512_setzero_ps(), squares = _mm512_setzero_ps(), most = _mm512_setzero_ps();
+  __m512 sum = _mm512_setzero_ps(), squares = _mm512_setzero_ps();
+  __m512i most = _mm512_setzero_si512();
   for (int64_t i = 0; i < n; i += LANES) sum = _mm512_add_ps(sum, _mm512_loadu_ps(x + i));
   const __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(sum) / n);
   for (int64_t i = 0; i < n; i += LANES) {
@@ -94,15 +106,15 @@ VNNI static float norm_row(const float *x, int64_t n, const float *gain, const f
     const __m512 even = _mm512_mul_ps(_mm512_load_ps(to + i), factor);
     const __m512 value = _mm512_fmadd_ps(even, _mm512_loadu_ps(gain + i), _mm512_loadu_ps(shift + i));
     _mm512_store_ps(to + i, value);
-    most = _mm512_max_ps(most, _mm512_abs_ps(value));
+    most = larger(most, _mm512_abs_ps(value));
   }
-  return _mm512_reduce_max_ps(most);
+  return largest(most);
 }
 
 VNNI static float loudest_of_row(const float *x, int64_t n) {
-  __m512 most = _mm512_setzero_ps();
-  for (int64_t i = 0; i < n; i += LANES) most = _mm512_max_ps(most, _mm512_abs_ps(_mm512_loadu_ps(x + i)));
-  return _mm512_reduce_max_ps(most);
+  __m512i most = _mm512_setzero_si512();
+  for (int64_t i = 0; i < n; i += LANES) most = larger(most, _mm512_abs_ps(_mm512_loadu_ps(x + i)));
+  return largest(most);
 }
 
 /* One call of `linear`: its inputs, rounded, and how its product is divided. */
@@ -128,7 +140,8 @@ VNNI static void round_row(const Job *job, int64_t row) {
   } else {
     loudest = loudest_of_row(x, n);
   }
-  loudest = fmaxf(loudest, what->gelu ? GELU_LEAST : LEAST);
+  const float least = what->gelu ? GELU_LEAST : LEAST;
+  if (loudest < least) loudest = least; /* and a NaN stays, so that it is seen in the product */
   const float steps = what->gelu ? GELU_STEPS : STEPS;
   const __m512 factor = _mm512_set1_ps(steps / loudest);
   const __m512i zero = _mm512_set1_epi32(what->gelu ? GELU_ZERO : ZERO);
@@ -239,19 +252,19 @@ VNNI static void round_pair(const Pairs *pairs, int64_t row) {
     most = _mm512_max_ps(most, _mm512_abs_ps(_mm512_mul_ps(value, _mm512_loadu_ps(what->shrink + i))));
     sum = _mm512_fmadd_ps(value, _mm512_loadu_ps(what->mean + i), sum);
   }
-  const float step = _mm512_reduce_max_ps(most) / STEPS;
-  const __m512i zero = _mm512_set1_epi32(ZERO);
+  const float step = _mm512_reduce_max_ps(most) / HEAD_STEPS;
+  const __m512i zero = _mm512_set1_epi32(HEAD_ZERO);
   for (int64_t i = 0; i < n; i += LANES) {
     const __m512 shrunk = _mm512_mul_ps(_mm512_loadu_ps(x + i), _mm512_loadu_ps(what->shrink + i));
     const __m512 steps = _mm512_div_ps(shrunk, _mm512_set1_ps(step));
     const __m512i whole = _mm512_cvtps_epi32(steps);
     const __m512 left = _mm512_sub_ps(steps, _mm512_cvtepi32_ps(whole));
-    const __m512i rest = _mm512_cvtps_epi32(_mm512_mul_ps(left, _mm512_set1_ps(2 * STEPS)));
+    const __m512i rest = _mm512_cvtps_epi32(_mm512_mul_ps(left, _mm512_set1_ps(2 * HEAD_STEPS)));
     _mm_storeu_si128((void *)(high + i), _mm512_cvtepi32_epi8(_mm512_add_epi32(whole, zero)));
     _mm_storeu_si128((void *)(low + i), _mm512_cvtepi32_epi8(_mm512_add_epi32(rest, zero)));
   }
   pairs->worth[2 * row] = step;
-  pairs->worth[2 * row + 1] = step / (2 * STEPS);
+  pairs->worth[2 * row + 1] = step / (2 * HEAD_STEPS);
   pairs->offset[row] = _mm512_reduce_add_ps(sum);
 }
 
@@ -259,7 +272,7 @@ VNNI_INLINE void score(const int rows, const Pairs *pairs, int64_t row, int64_t 
   const Output *what = pairs->what;
   const int64_t n_in = what->weight->n_in, n_out = what->weight->n_out, column = panel * PANEL;
   const int32_t *sums = what->weight->sums + column;
-  const __m512i zero = _mm512_set1_epi32(-ZERO);
+  const __m512i zero = _mm512_set1_epi32(-HEAD_ZERO);
   const __m512i from0 = _mm512_mullo_epi32(_mm512_load_si512(sums), zero);
   const __m512i from1 = _mm512_mullo_epi32(_mm512_load_si512(sums + 16), zero);
   const __m512i from2 = _mm512_mullo_epi32(_mm512_load_si512(sums + 32), zero);

@@ -1,6 +1,7 @@
 /* The operators of domain "whisper_opt" for ONNX Runtime. What each computes is said by the function of its
  * name in the graph (whisper_opt/export/operators.py), which ONNX Runtime runs where this library is not. */
 #include <stdlib.h>
+#include <string.h>
 
 #include "kernels.h"
 #include "ort_abi.h"
@@ -32,8 +33,9 @@ typedef struct Operator {
   Compute compute;
   size_t n_inputs, n_outputs;
   int inputs[MAX_INPUTS], outputs[MAX_OUTPUTS];
-  int weight; /* an input, followed by scale and bias; 0 where there is no product */
-  int norm;   /* gain, followed by shift */
+  int weight;        /* an input; 0 where there is no product */
+  int of_columns[2]; /* scale, and bias or NONE */
+  int of_rows[2];    /* gain and shift; the head's shrink and mean */
   int residual;
   int gelu;
   int takes_layer;
@@ -85,18 +87,36 @@ static void run_on_threads(const void *context, void (*work)(void *, size_t), si
 
 static OrtStatus *finished(int code) { return code ? refused("out of memory") : NULL; }
 
+static OrtStatus *constant(const OrtKernelInfo *info, int i, const OrtValue **value, Shape *shape) {
+  int is_constant = 0;
+  TRY(KernelInfoGetConstantInput_tensor, info, (size_t)i, &is_constant, value);
+  return is_constant ? shape_of(*value, shape) : refused("weights must be constant");
+}
+
+/* That a constant input has n numbers: they are not counted again when it is read. */
+static OrtStatus *check_vector(const OrtKernelInfo *info, int i, int64_t n) {
+  const OrtValue *value = NULL;
+  Shape shape;
+  if (i == NONE) return NULL;
+  OrtStatus *status = constant(info, i, &value, &shape);
+  if (!status && (shape.n != 1 || shape.sizes[0] != n)) return refused("a vector does not fit its weights");
+  return status;
+}
+
 static OrtStatus *pack_constant(const OrtKernelInfo *info, Kernel *kernel) {
-  int constant = 0;
+  const Operator *op = kernel->operator;
   const OrtValue *value = NULL;
   void *weight = NULL;
   Shape shape;
-  TRY(KernelInfoGetConstantInput_tensor, info, (size_t)kernel->operator->weight, &constant, &value);
-  if (!constant) return refused("weights must be constant");
-  TRY(GetTensorMutableData, (OrtValue *)value, &weight);
-  OrtStatus *status = shape_of(value, &shape);
+  OrtStatus *status = constant(info, op->weight, &value, &shape);
   if (status) return status;
-  if (shape.n != 2 || shape.sizes[0] % 16)
-    return refused("weights must be [multiple of 16, any]");
+  if (shape.n != 2 || shape.sizes[0] % 16) return refused("weights must be [multiple of 16, any]");
+  for (int i = 0; !status && i < 2; i++) {
+    status = check_vector(info, op->of_columns[i], shape.sizes[1]);
+    if (!status) status = check_vector(info, op->of_rows[i], shape.sizes[0]);
+  }
+  if (status) return status;
+  TRY(GetTensorMutableData, (OrtValue *)value, &weight);
   return finished(pack_weight(&kernel->weight, weight, shape.sizes[0], shape.sizes[1]));
 }
 
@@ -127,28 +147,31 @@ static void destroy(void *created) {
 static OrtStatus *compute_linear(const Kernel *kernel, OrtKernelContext *context, Threads threads) {
   const Operator *op = kernel->operator;
   Linear what = {.weight = &kernel->weight, .n_rows = 1, .gelu = op->gelu};
-  Shape shape;
+  Shape shape, residual;
   OrtStatus *status = input(context, 0, (const void **)&what.x, &shape);
-  if (!status) status = input(context, op->norm, (const void **)&what.gain, NULL);
-  if (!status) status = input(context, op->norm == NONE ? NONE : op->norm + 1, (const void **)&what.shift, NULL);
-  if (!status) status = input(context, op->weight + 1, (const void **)&what.scale, NULL);
-  if (!status) status = input(context, op->weight + 2, (const void **)&what.bias, NULL);
-  if (!status) status = input(context, op->residual, (const void **)&what.residual, NULL);
+  if (!status) status = input(context, op->of_rows[0], (const void **)&what.gain, NULL);
+  if (!status) status = input(context, op->of_rows[1], (const void **)&what.shift, NULL);
+  if (!status) status = input(context, op->of_columns[0], (const void **)&what.scale, NULL);
+  if (!status) status = input(context, op->of_columns[1], (const void **)&what.bias, NULL);
+  if (!status) status = input(context, op->residual, (const void **)&what.residual, &residual);
   if (status) return status;
   if (shape.n == 0 || shape.sizes[shape.n - 1] != kernel->weight.n_in) return refused("x is not [.., n_in]");
   for (size_t i = 0; i + 1 < shape.n; i++) what.n_rows *= shape.sizes[i];
   shape.sizes[shape.n - 1] = kernel->weight.n_out;
+  if (what.residual && (residual.n != shape.n || memcmp(residual.sizes, shape.sizes, shape.n * sizeof(int64_t))))
+    return refused("residual is not of the shape of the product");
   status = output(context, 0, shape, (void **)&what.y);
   return status ? status : finished(linear(&what, threads));
 }
 
 static OrtStatus *compute_head(const Kernel *kernel, OrtKernelContext *context, Threads threads) {
+  const Operator *op = kernel->operator;
   Output what = {.weight = &kernel->weight, .n_rows = 1};
   Shape shape;
   OrtStatus *status = input(context, 0, (const void **)&what.x, &shape);
-  if (!status) status = input(context, 1, (const void **)&what.shrink, NULL);
-  if (!status) status = input(context, 3, (const void **)&what.scale, NULL);
-  if (!status) status = input(context, 4, (const void **)&what.mean, NULL);
+  if (!status) status = input(context, op->of_rows[0], (const void **)&what.shrink, NULL);
+  if (!status) status = input(context, op->of_rows[1], (const void **)&what.mean, NULL);
+  if (!status) status = input(context, op->of_columns[0], (const void **)&what.scale, NULL);
   if (status) return status;
   if (shape.n == 0 || shape.sizes[shape.n - 1] != kernel->weight.n_in) return refused("hidden is not [.., n_in]");
   for (size_t i = 0; i + 1 < shape.n; i++) what.n_rows *= shape.sizes[i];
@@ -169,6 +192,10 @@ static OrtStatus *attend_self(const Kernel *kernel, OrtKernelContext *context, T
   what.n_audio = shape.sizes[0];
   what.n_keys = shape.sizes[1];
   what.n_queries = chosen ? other.sizes[0] : what.n_keys;
+  for (int64_t i = 0; chosen && i < what.n_queries; i++)
+    if (((const int64_t *)second)[i] < 0 || ((const int64_t *)second)[i] >= what.n_keys)
+      return refused("there is no such position");
+  if (!chosen && (other.n != 1 || other.sizes[0] != what.n_keys)) return refused("added is not [n]");
   if (chosen)
     what.positions = second;
   else
@@ -306,17 +333,19 @@ static int newest(const OrtCustomOp *op) {
            .CreateKernelV2 = create, .KernelComputeV2 = compute, .GetStartVersion = one,                  \
            .GetEndVersion = newest}
 #define WEIGHTS ORT_INT8, ORT_FLOAT, ORT_FLOAT
-#define PRODUCT(label, n, types, weight_, norm_, residual_, gelu_)                                     \
+#define PRODUCT(label, n, types, weight_, gain, shift, residual_, gelu_)                               \
   {BASE, .name = label, .compute = compute_linear, .n_inputs = n, .n_outputs = 1, .inputs = types,     \
-   .outputs = {ORT_FLOAT}, .weight = weight_, .norm = norm_, .residual = residual_, .gelu = gelu_}
+   .outputs = {ORT_FLOAT}, .weight = weight_, .of_columns = {weight_ + 1, weight_ + 2},                \
+   .of_rows = {gain, shift}, .residual = residual_, .gelu = gelu_}
 #define TYPES(...) {__VA_ARGS__}
 static const Operator OPERATORS[] = {
-    PRODUCT("Linear8", 4, TYPES(ORT_FLOAT, WEIGHTS), 1, NONE, NONE, 0),
-    PRODUCT("NormLinear8", 6, TYPES(ORT_FLOAT, ORT_FLOAT, ORT_FLOAT, WEIGHTS), 3, 1, NONE, 0),
-    PRODUCT("Linear8Add", 5, TYPES(ORT_FLOAT, WEIGHTS, ORT_FLOAT), 1, NONE, 4, 0),
-    PRODUCT("GeluLinear8Add", 5, TYPES(ORT_FLOAT, WEIGHTS, ORT_FLOAT), 1, NONE, 4, 1),
+    PRODUCT("Linear8", 4, TYPES(ORT_FLOAT, WEIGHTS), 1, NONE, NONE, NONE, 0),
+    PRODUCT("NormLinear8", 6, TYPES(ORT_FLOAT, ORT_FLOAT, ORT_FLOAT, WEIGHTS), 3, 1, 2, NONE, 0),
+    PRODUCT("Linear8Add", 5, TYPES(ORT_FLOAT, WEIGHTS, ORT_FLOAT), 1, NONE, NONE, 4, 0),
+    PRODUCT("GeluLinear8Add", 5, TYPES(ORT_FLOAT, WEIGHTS, ORT_FLOAT), 1, NONE, NONE, 4, 1),
     {BASE, .name = "Head8", .compute = compute_head, .n_inputs = 5, .n_outputs = 1,
-     .inputs = {ORT_FLOAT, ORT_FLOAT, ORT_INT8, ORT_FLOAT, ORT_FLOAT}, .outputs = {ORT_FLOAT}, .weight = 2},
+     .inputs = {ORT_FLOAT, ORT_FLOAT, ORT_INT8, ORT_FLOAT, ORT_FLOAT}, .outputs = {ORT_FLOAT}, .weight = 2,
+     .of_columns = {3, NONE}, .of_rows = {1, 4}},
     {BASE, .name = "EncoderAttention", .compute = compute_attention, .n_inputs = 3, .n_outputs = 1,
      .inputs = {ORT_FLOAT, ORT_FLOAT, ORT_BOOL}, .outputs = {ORT_FLOAT}},
     {BASE, .name = "EncoderAttentionAt", .compute = compute_attention_at, .n_inputs = 2, .n_outputs = 1,
