@@ -29,6 +29,7 @@ from whisper_opt.arrays import F32, NDArray
 from whisper_opt.export.operators import (
     GELU_LINEAR_ADD,
     LINEAR,
+    LINEAR_ADD,
     NORM_LINEAR,
     Operator,
     encoder_attention_at,
