@@ -192,14 +192,14 @@ static const ScorePanel SCORE_PANEL[] = {NULL,          score_panel_1, score_pan
 static const MixBlock MIX_BLOCK[] = {NULL,        mix_block_1, mix_block_2, mix_block_3,
                                      mix_block_4, mix_block_5, mix_block_6};
 
-/* Two to the power of x, which is not above 0; error 1e-4. */
+/* 255 times two to the power of x, which is not above 0; error 1e-4 of it. */
 VNNI_INLINE __m512 power(__m512 x) {
   const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   const __m512 part = _mm512_sub_ps(x, whole);
-  __m512 sum = _mm512_set1_ps(0.0558011f);
-  sum = _mm512_fmadd_ps(sum, part, _mm512_set1_ps(0.2402265f));
-  sum = _mm512_fmadd_ps(sum, part, _mm512_set1_ps(0.6931472f));
-  sum = _mm512_fmadd_ps(sum, part, _mm512_set1_ps(1));
+  __m512 sum = _mm512_set1_ps(255 * 0.0558011f);
+  sum = _mm512_fmadd_ps(sum, part, _mm512_set1_ps(255 * 0.2402265f));
+  sum = _mm512_fmadd_ps(sum, part, _mm512_set1_ps(255 * 0.6931472f));
+  sum = _mm512_fmadd_ps(sum, part, _mm512_set1_ps(255));
   return _mm512_scalef_ps(sum, whole);
 }
 
@@ -209,11 +209,11 @@ VNNI static float weigh(const float *scores, float most, uint8_t *weights) {
   __m512 sum = _mm512_setzero_ps();
   for (int t = 0; t < BLOCK; t += LANES) {
     const __m512 weight = power(_mm512_sub_ps(_mm512_load_ps(scores + t), _mm512_set1_ps(most)));
-    const __m512i integers = _mm512_cvtps_epi32(_mm512_mul_ps(weight, _mm512_set1_ps(255)));
+    const __m512i integers = _mm512_cvtps_epi32(weight);
     _mm_store_si128((void *)(weights + t), _mm512_cvtepi32_epi8(integers));
     sum = _mm512_add_ps(sum, weight);
   }
-  return 255 * _mm512_reduce_add_ps(sum);
+  return _mm512_reduce_add_ps(sum);
 }
 
 /* What `rows` queries make of the values of n keys, a multiple of BLOCK; scores: room for [TILE, n]. */

@@ -7,7 +7,7 @@
 #include "tile.h"
 
 enum {
-  TASK_ROWS = 96,  /* that one task multiplies */
+  TASK_ROWS = 48,  /* that one task multiplies */
   PANELS = 8,      /* panels that one task reads, at most */
   FEW = 8,         /* rows that are rounded at once: handing them out would cost more */
   ROUNDED = 32,    /* rows that one task rounds */
