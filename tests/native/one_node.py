@@ -12,24 +12,45 @@ from onnx import TensorProto
 
 from whisper_opt.arrays import F32, NDArray
 from whisper_opt.export.builder import GraphBuilder
+from whisper_opt.export.head import head8
 from whisper_opt.export.operators import (
     GELU_LINEAR_ADD,
     LINEAR,
     LINEAR_ADD,
     NORM_LINEAR,
     Operator,
+    cross_attention,
+    cross_scores,
     encoder_attention,
     encoder_attention_at,
+    pack_keys,
+    pack_values,
 )
 from whisper_opt.native import LIBRARY
 
-__all__ = ["LINEARS", "attention_graph", "difference", "graph", "linear_graph", "run", "session"]
+__all__ = [
+    "LINEARS",
+    "attention_graph",
+    "cross_graph",
+    "difference",
+    "graph",
+    "head_constants",
+    "head_graph",
+    "linear_graph",
+    "pack_graph",
+    "run",
+    "session",
+]
 
 LINEARS = (LINEAR, NORM_LINEAR, LINEAR_ADD, GELU_LINEAR_ADD)
 TYPES = {
     "positions": TensorProto.INT64,
     "by_parts": TensorProto.BOOL,
     "weight": TensorProto.INT8,
+    "keys": TensorProto.UINT8,
+    "values": TensorProto.INT8,
+    "heads": TensorProto.INT64,
+    "rows": TensorProto.INT64,
 }
 
 
@@ -76,8 +97,58 @@ def attention_graph(n_head: int, *, at: bool = False) -> bytes:
         shapes: dict[str, list[Any]] = {"qkv": ["a", "n", wide], "positions": ["m"]}
     else:
         operator = encoder_attention(n_head)
-        shapes = {"qkv": ["a", "n", wide], "added": ["n", 1, 1], "by_parts": []}
+        shapes = {"qkv": ["a", "n", wide], "added": ["n"], "by_parts": []}
     return graph(operator, {}, shapes, ["a", "m", 64 * n_head], num_heads=n_head)
+
+
+def head_constants(n_in: int, n_vocab: int) -> dict[str, NDArray]:
+    """A random output head."""
+    rng = np.random.default_rng([n_in, n_vocab])
+    return {
+        "shrink": rng.uniform(0.25, 1, n_in).astype(np.float32),
+        "weight": rng.integers(-127, 128, (n_in, n_vocab)).astype(np.int8),
+        "scale": rng.uniform(0.5, 2, n_vocab).astype(np.float32) / np.float32(64 * n_in**0.5),
+        "mean": rng.standard_normal(n_in).astype(np.float32) / np.float32(n_in**0.5),
+    }
+
+
+def head_graph(n_in: int, n_vocab: int) -> bytes:
+    """The output head of :func:`head_constants`; hidden is [n_seq, n_at, n_in]."""
+    shapes = {"hidden": ["s", "p", n_in]}
+    operator = head8((n_in, n_vocab))
+    return graph(operator, head_constants(n_in, n_vocab), shapes, ["s", "p", n_vocab])
+
+
+def pack_graph(n_head: int, kind: str) -> bytes:
+    """What packs keys (``k``) or values (``v``): outputs ``packed`` and ``step``."""
+    builder = GraphBuilder("pack")
+    builder.input("x", TensorProto.FLOAT, ["a", "n", "w"])
+    operator = pack_keys(n_head) if kind == "k" else pack_values(n_head)
+    packed, step = operator.nodes(builder, ["x"], 2, num_heads=n_head)
+    if kind == "k":
+        builder.output(packed, "packed", TensorProto.UINT8, ["a", n_head, "p", 16, 64, 4])
+    else:
+        builder.output(packed, "packed", TensorProto.INT8, ["a", n_head, "q", 64, 4])
+    builder.output(step, "step", TensorProto.FLOAT, ["a", n_head, 64])
+    model: bytes = builder.finish(20, 10).model.SerializeToString()
+    return model
+
+
+def cross_graph(n_head: int, layer: int, *, scores: bool = False) -> bytes:
+    """Attention to what was heard, or its scores; inputs have any shape, so as to be refused."""
+    shapes: dict[str, list[Any]] = {
+        "queries": ["a0", "n", "w"],
+        "keys": ["a1", "h1", "p", "c1", "b1", "four1"],
+        "values": ["a2", "h2", "q", "c2", "four2"],
+        "steps": ["a3", "l", "two", "h3", "c3"],
+        "added": ["a4", "t"],
+        "heads": ["h"],
+        "rows": ["m"],
+    }
+    operator = cross_scores(n_head) if scores else cross_attention(n_head)
+    result = ["a", "h", "m", "t"] if scores else ["a", "n", "w"]
+    given = {name: shapes[name] for name in operator.inputs}
+    return graph(operator, {}, given, result, num_heads=n_head, layer=layer)
 
 
 def session(model: bytes, *, kernels: bool, threads: int = 1, library: Path = LIBRARY) -> Any:

@@ -57,8 +57,11 @@ def integers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return export(sharp_checkpoint(DIMS), folder, precision=request.param)
 
 
-def cross(backend: Any) -> F32:
-    found: F32 = backend.encode(noise_mel(DIMS)[None, :, :800]).cross[1]
+def scores(backend: Any) -> F32:
+    """After a few tokens, of some noise."""
+    session = backend.open(backend.encode(noise_mel(DIMS)[None, :, :800]))
+    found: F32 = session.extend(np.arange(5)[None]).numpy()[0, -1]
+    session.close()
     return found
 
 
@@ -150,16 +153,16 @@ def test_auto_and_native_use_them_and_off_does_not(
         "native": True,
         "off": False,
     }
-    found = {name: cross(one.backend) for name, one in opened.items()}
+    found = {name: scores(one.backend) for name, one in opened.items()}
     np.testing.assert_array_equal(found["auto"], found["native"])
     assert (found["off"] != found["auto"]).any()
     far = np.linalg.norm(found["off"] - found["auto"]) / np.linalg.norm(found["off"])
-    assert far < 0.05
+    assert far < 0.1
     monkeypatch.setattr(native, "LIBRARY", tmp_path / "none.so")
     why_no_kernels.cache_clear()
     without = open_backend(integers, LoadOptions(), no_gpu())
     assert without.kernels is False
-    np.testing.assert_array_equal(cross(without.backend), found["off"])
+    np.testing.assert_array_equal(scores(without.backend), found["off"])
 
 
 def test_what_cannot_be_used_is_said_once_and_refused_by_name(
