@@ -272,7 +272,8 @@ def test_a_whole_window_and_a_short_one_join(engine: Engine) -> None:
 
 
 def test_a_window_in_a_batch_is_heard_as_it_is_alone(engine: Engine) -> None:
-    backend = OrtBackend(engine, threads=1)
+    """Of packed keys and values: tests/backends/test_packed.py."""
+    backend = OrtBackend(engine, threads=1, kernels=False)
     mels = [short(300), short(3000, 1), short(900, 2), short(900, 3)]
     together = backend.encode(np.stack(mels))
     tokens, lengths = np.repeat(TOKENS[None], 4, axis=0), np.full(4, len(TOKENS))
@@ -306,13 +307,14 @@ def test_engines_that_cannot_mute_refuse_windows_of_other_lengths(tmp_path: Path
         sessions[0].append(sessions[1])
 
 
-def test_attention_is_of_all_positions(small: Checkpoint, engine: Engine) -> None:
+@pytest.mark.parametrize("kernels", [False, True])
+def test_attention_is_of_all_positions(small: Checkpoint, engine: Engine, kernels: bool) -> None:
     """Word times are read from positions; parts give theirs what stands for them has."""
     mel, reference = short(300), Reference(small)
     for whole in (False, True):
-        backend = OrtBackend(engine, threads=1, whole_padding=whole)
+        backend = OrtBackend(engine, threads=1, whole_padding=whole, kernels=kernels)
         audio = backend.encode(mel[None])
-        assert (audio.cross[1].shape[2] == N_CTX) is whole
+        assert (len(audio.counts[0]) == N_CTX) is whole
         found = backend.attention(audio, TOKENS[None], np.array([len(TOKENS)])).scores[0]
         heard = Heard(mel[None], *audio.counts)
         exact = reference.encode_heard(mel, heard.positions, heard.counts)

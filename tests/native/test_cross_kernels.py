@@ -41,10 +41,12 @@ def by_position(packed: NDArray, kind: str) -> NDArray:
     if kind == "k":
         n_audio, n_head, panels = packed.shape[:3]
         order = packed.transpose(0, 1, 2, 4, 3, 5).reshape(n_audio, n_head, panels * 64, 64)
-        return order.astype(np.int64) - 128
+        unsigned: NDArray = order.astype(np.int64)
+        return unsigned - 128
     n_audio, n_head, quads = packed.shape[:3]
     order = packed.transpose(0, 1, 2, 4, 3).reshape(n_audio, n_head, quads * 4, 64)
-    return order.astype(np.int64)
+    signed: NDArray = order.astype(np.int64)
+    return signed
 
 
 @pytest.mark.parametrize("kind", ["k", "v"])
@@ -125,7 +127,7 @@ def feeds(
     }
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def attending(layer: int, kernels: bool, threads: int = 1, scores: bool = False) -> Any:
     """A session of the operator."""
     model = cross_graph(HEADS, layer, scores=scores)
