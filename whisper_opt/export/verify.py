@@ -22,7 +22,7 @@ from whisper_opt.export.oracle import openai_logits
 from whisper_opt.export.pieces import PiecewiseGraph
 from whisper_opt.export.precision import FP32, Precision
 from whisper_opt.export.reference import Reference
-from whisper_opt.padding import Heard, Padding
+from whisper_opt.padding import MUTE, Heard, Padding
 from whisper_opt.screen import Inputs, Screen
 
 __all__ = ["PACKED_TOLERANCE", "Parity", "noise_mel", "unpacked", "verify", "verify_packed"]
@@ -33,6 +33,8 @@ _STEPS = 3
 PACKED_TOLERANCE = {"cross": 0.02, "logits": 0.2, "attention": 0.1}
 """Largest errors of what is computed from packed keys and values, root mean square. Rounding them
 moves other integers of the decoder, and noise is no speech: docs/int8.md."""
+_COUNTS = 1e-5
+"""Largest error of the logarithm of how many a key stands for."""
 _SHORT = 150
 """Frames of sound in the window whose padding is heard by parts."""
 
@@ -169,7 +171,8 @@ def verify_packed(
         of what is expected.
 
     Raises:
-        VerificationError: an error exceeds :data:`PACKED_TOLERANCE`.
+        VerificationError: an error exceeds :data:`PACKED_TOLERANCE`, or keys count otherwise than
+            they should.
     """
     mel = noise_mel(dims, SEED + 1)
     mel[:, _SHORT:] = 0
@@ -180,8 +183,10 @@ def verify_packed(
         cross = _encode(encoder, heard)
         scores, _ = _drive(decoder, cross, sequences, dims, None)
         attention = _attention(decoder, cross, sequences[0], dims)[..., : len(heard.counts)]
-        keys_and_values = unpacked(cross, dims) if "cross_steps" in cross else cross
-        found.append((keys_and_values, scores, attention))
+        if "cross_added" in cross:
+            _judge("packed counts", _count_error(cross["cross_added"], heard), _COUNTS)
+            cross = unpacked(cross, dims)
+        found.append((cross, scores, attention))
     names = [f"cross_{kind}_{i}" for i in range(dims.n_text_layer) for kind in ("k", "v")]
     n = len(heard.counts)
     pairs = {
@@ -196,6 +201,13 @@ def verify_packed(
         _judge(f"packed {what}", error, PACKED_TOLERANCE[what] * scale)
         errors[what] = error / scale
     return errors
+
+
+def _count_error(added: F32, heard: Heard) -> float:
+    """Error of what is added to scores; that of keys that there are not, in units of ``MUTE``."""
+    n = len(heard.counts)
+    counts = np.abs(added[:, :n] - np.log(heard.counts)).max()
+    return float(max(counts, np.abs(added[:, n:] / MUTE - 1).max(initial=0)))
 
 
 def _same_part(plain: NDArray, packed: NDArray, n: int) -> tuple[NDArray, NDArray]:
