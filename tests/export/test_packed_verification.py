@@ -10,6 +10,7 @@ import pytest
 from onnx import NodeProto, helper, numpy_helper
 
 from tests.engines import sharp_checkpoint
+from tests.export.exports import BUILDERS
 from tests.models import random_dims
 from whisper_opt.arrays import NDArray
 from whisper_opt.checkpoints import Checkpoint
@@ -18,10 +19,6 @@ from whisper_opt.export import build, export
 from whisper_opt.export.builder import OnnxGraph
 
 DIMS = random_dims(n_vocab=2000, n_audio_layer=1, n_text_layer=2)
-BUILDERS: dict[str, Callable[..., Any]] = {
-    "encoder": build.build_encoder,
-    "decoder": build.build_decoder,
-}
 
 
 @pytest.fixture(scope="module")
@@ -36,18 +33,6 @@ def nodes(model: Any, kind: str) -> list[NodeProto]:
 
 def swap_inputs(node: NodeProto, one: int, other: int) -> None:
     node.input[one], node.input[other] = node.input[other], node.input[one]
-
-
-def negated(model: Any, name: str, value: str) -> str:
-    """The name of minus a value, in a function."""
-    function = next(each for each in model.functions if each.name == name)
-    where = next(i for i, node in enumerate(function.node) if value in node.input)
-    user = function.node[where]
-    changed = f"{value}_negated"
-    index = list(user.input).index(value)
-    user.input[index] = changed
-    function.node.insert(where, helper.make_node("Neg", [value], [changed]))
-    return changed
 
 
 def wrong_sign_of_steps(model: Any) -> None:
