@@ -51,6 +51,8 @@ def test_kernels_of_python_39() -> None:
         "-q",
         "-p",
         "no:cacheprovider",
+        "tests/native/test_cross_kernels.py",
+        "tests/native/test_head.py",
         "tests/native/test_kernels.py",
     ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

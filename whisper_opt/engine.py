@@ -288,7 +288,8 @@ def read_engine(path: Union[str, Path], *, verify: bool = False) -> Engine:
     except (OSError, UnicodeDecodeError) as error:
         raise EngineError(f"cannot read {manifest_path}: {error}") from error
     manifest = Manifest.from_json(text, str(manifest_path))
-    lacking = [name for name in ENGINE_FILES if name not in manifest.files]
+    expected = ENGINE_FILES + (PACKED if any(name in manifest.files for name in PACKED) else ())
+    lacking = [name for name in expected if name not in manifest.files]
     if lacking:
         raise EngineError(f"{manifest_path} does not list {lacking[0]}; export the engine again")
     for name, entry in manifest.files.items():

@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime
 
 from tests.backends.fake_cuda import FakeCuda, fake_library, plan_reader
-from tests.engines import random_engine
+from tests.engines import random_engine, sharp_checkpoint
 from tests.models import random_dims
 from whisper_opt.arrays import F32, Int
 from whisper_opt.backends.cpu_executor import CpuExecutor
@@ -21,6 +21,7 @@ from whisper_opt.backends.ort_cuda import OrtDeviceBackend, OrtExecutor
 from whisper_opt.backends.ort_graph import load_graph
 from whisper_opt.backends.trt import TrtExecutor
 from whisper_opt.engine import Engine
+from whisper_opt.export import export
 from whisper_opt.export.device_graphs import build_advance, build_choose, build_reorder
 from whisper_opt.plan_spec import PlanSpec
 from whisper_opt.plans import graphs_of
@@ -31,6 +32,8 @@ __all__ = [
     "DIMS",
     "N_CTX",
     "PLANS",
+    "ROUNDED",
+    "ROUNDED_TOLERANCE",
     "TOLERANCE",
     "cuda_backend",
     "make_backend",
@@ -46,6 +49,10 @@ BACKENDS = ("fake", "contrib", "standard", "device", "tensorrt", "cuda-contrib")
 """``device``: the session of a GPU, its executor replaced by the one for the CPU. ``tensorrt``: the
 executor for TensorRT too, over a CUDA and a TensorRT that are fakes. ``cuda-contrib``: the executor
 of ONNX Runtime on a GPU, over that CUDA and computed on the CPU."""
+ROUNDED = "int8"
+"""Runs random programs too, with compiled kernels where they can be used. A last bit of attention
+to the past turns an integer into the next one, hence a tolerance of its own."""
+ROUNDED_TOLERANCE = 0.05
 PLANS = PlanSpec(max_batch=12, max_beam=8)
 
 
@@ -53,6 +60,8 @@ def make_backend(name: str, folder: Path) -> Backend:
     """One of ``BACKENDS``; skips where the installed ONNX Runtime cannot run it."""
     if name == "fake":
         return FakeBackend(DIMS)
+    if name == ROUNDED:
+        return OrtBackend(export(sharp_checkpoint(DIMS), folder, precision=name), threads=1)
     if name in ("device", "tensorrt"):
         engine = random_engine(folder, DIMS, "standard")
         if name == "device":

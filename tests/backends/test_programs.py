@@ -1,8 +1,8 @@
 """Random programs give the same scores on every backend: 500 of them, 0 mismatches.
 
 A few are run by default, all with ``WHISPER_OPT_PROGRAMS=all`` in the environment. The backends of
-the model are compared with one truth, which makes them equal to one another; the fake one, which
-has scores of its own, with itself.
+the model are compared with one truth, which makes them equal to one another; the fake one and that
+of 8 bits, which have scores of their own, with themselves.
 """
 
 from __future__ import annotations
@@ -14,7 +14,15 @@ from pathlib import Path
 import pytest
 
 from tests.backends.programs import N_AUDIO, Truths, mismatch, program, run
-from tests.backends.subjects import BACKENDS, N_CTX, TOLERANCE, make_backend, mels
+from tests.backends.subjects import (
+    BACKENDS,
+    N_CTX,
+    ROUNDED,
+    ROUNDED_TOLERANCE,
+    TOLERANCE,
+    make_backend,
+    mels,
+)
 from tests.engines import runs
 from whisper_opt.protocol import Backend
 
@@ -28,24 +36,25 @@ def backends(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Backend]:
     folder: Path = tmp_path_factory.mktemp("engines")
     return {
         name: make_backend(name, folder / name)
-        for name in BACKENDS
-        if name in ("fake", "contrib") or runs("standard")
+        for name in (*BACKENDS, ROUNDED)
+        if name in ("fake", "contrib", ROUNDED) or runs("standard")
     }
 
 
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", [*BACKENDS, ROUNDED])
 def test_random_programs(backends: dict[str, Backend], name: str) -> None:
     if name not in backends:
         pytest.skip("not tested: this ONNX Runtime does not run the standard dialect")
     backend = backends[name]
     encoded = backend.encode(mels(N_AUDIO))
-    truths = Truths(backend if name == "fake" else backends["contrib"])
+    truths = Truths(backend if name in ("fake", ROUNDED) else backends["contrib"])
+    tolerance = ROUNDED_TOLERANCE if name == ROUNDED else TOLERANCE
     for seed in SEEDS:
         answers = run(backend, encoded, program(seed))
         expected = truths.of(answers)
         for answer in answers:
             error = mismatch(answer, expected[answer.audio, answer.tokens])
-            assert error < TOLERANCE, f"program {seed}: off by {error:.1e}: {answer}"
+            assert error < tolerance, f"program {seed}: off by {error:.1e}: {answer}"
 
 
 def test_programs_ask_everything() -> None:

@@ -70,11 +70,6 @@ def graph(
     ]
     output = operator(builder, *inputs, **attributes)
     builder.output(output, "y", TensorProto.FLOAT, list(result))
-    return finished(builder)
-
-
-def finished(builder: GraphBuilder) -> bytes:
-    """The graph, as ONNX Runtime takes it."""
     model: bytes = builder.finish(20, 10).model.SerializeToString()
     return model
 
@@ -99,23 +94,6 @@ def linear_graph(
     return graph(operator, constants, given, ["a", "m", n_out])
 
 
-def head_constants(n_in: int, n_out: int) -> dict[str, NDArray]:
-    """Random weights of an output head."""
-    rng = np.random.default_rng([n_in, n_out])
-    return {
-        "weight": rng.integers(-127, 128, (n_in, n_out)).astype(np.int8),
-        "scale": rng.uniform(0.5, 2, n_out).astype(np.float32) / np.float32(64 * n_in**0.5),
-        "shrink": rng.uniform(0.5, 2, n_in).astype(np.float32),
-        "mean": rng.standard_normal(n_in).astype(np.float32),
-    }
-
-
-def head_graph(n_in: int, n_out: int) -> bytes:
-    """The output head with these weights; hidden is [a, m, n_in]."""
-    shapes = {"hidden": ["a", "m", n_in]}
-    return graph(head8((n_in, n_out)), head_constants(n_in, n_out), shapes, ["a", "m", n_out])
-
-
 def attention_graph(n_head: int, *, at: bool = False) -> bytes:
     """Attention of the encoder, of all positions or of those in ``positions``."""
     wide = 3 * 64 * n_head
@@ -128,33 +106,52 @@ def attention_graph(n_head: int, *, at: bool = False) -> bytes:
     return graph(operator, {}, shapes, ["a", "m", 64 * n_head], num_heads=n_head)
 
 
-def pack_graph(n_head: int, *, keys: bool) -> bytes:
-    """Keys or values [a, n, 64 * n_head] as the decoder reads them, and their steps."""
-    builder = GraphBuilder("one")
-    builder.input("x", TensorProto.FLOAT, ["a", "n", 64 * n_head])
-    operator = pack_keys(n_head) if keys else pack_values(n_head)
+def head_constants(n_in: int, n_vocab: int) -> dict[str, NDArray]:
+    """A random output head."""
+    rng = np.random.default_rng([n_in, n_vocab])
+    return {
+        "shrink": rng.uniform(0.25, 1, n_in).astype(np.float32),
+        "weight": rng.integers(-127, 128, (n_in, n_vocab)).astype(np.int8),
+        "scale": rng.uniform(0.5, 2, n_vocab).astype(np.float32) / np.float32(64 * n_in**0.5),
+        "mean": rng.standard_normal(n_in).astype(np.float32) / np.float32(n_in**0.5),
+    }
+
+
+def head_graph(n_in: int, n_vocab: int) -> bytes:
+    """The output head of :func:`head_constants`; hidden is [n_seq, n_at, n_in]."""
+    shapes = {"hidden": ["s", "p", n_in]}
+    operator = head8((n_in, n_vocab))
+    return graph(operator, head_constants(n_in, n_vocab), shapes, ["s", "p", n_vocab])
+
+
+def pack_graph(n_head: int, kind: str) -> bytes:
+    """What packs keys (``k``) or values (``v``): outputs ``packed`` and ``step``."""
+    builder = GraphBuilder("pack")
+    builder.input("x", TensorProto.FLOAT, ["a", "n", "w"])
+    operator = pack_keys(n_head) if kind == "k" else pack_values(n_head)
     packed, step = operator.nodes(builder, ["x"], 2, num_heads=n_head)
-    tail: list[Any] = ["m", 16, 64, 4] if keys else ["m", 64, 4]
-    kind = TensorProto.UINT8 if keys else TensorProto.INT8
-    builder.output(packed, "packed", kind, ["a", n_head, *tail])
+    if kind == "k":
+        builder.output(packed, "packed", TensorProto.UINT8, ["a", n_head, "p", 16, 64, 4])
+    else:
+        builder.output(packed, "packed", TensorProto.INT8, ["a", n_head, "q", 64, 4])
     builder.output(step, "step", TensorProto.FLOAT, ["a", n_head, 64])
-    return finished(builder)
+    model: bytes = builder.finish(20, 10).model.SerializeToString()
+    return model
 
 
 def cross_graph(n_head: int, layer: int, *, scores: bool = False) -> bytes:
-    """The decoder's attention to packed keys and values, or its scores."""
-    wide = 64 * n_head
+    """Attention to what was heard, or its scores; inputs have any shape, so as to be refused."""
     shapes: dict[str, list[Any]] = {
-        "queries": ["a", "q", wide],
-        "keys": ["a", n_head, "p", 16, 64, 4],
-        "values": ["a", n_head, "v", 64, 4],
-        "steps": ["a", "l", 2, n_head, 64],
-        "added": ["a", "n"],
+        "queries": ["a0", "n", "w"],
+        "keys": ["a1", "h1", "p", "c1", "b1", "four1"],
+        "values": ["a2", "h2", "q", "c2", "four2"],
+        "steps": ["a3", "l", "two", "h3", "c3"],
+        "added": ["a4", "t"],
         "heads": ["h"],
-        "rows": ["r"],
+        "rows": ["m"],
     }
     operator = cross_scores(n_head) if scores else cross_attention(n_head)
-    result: list[Any] = ["a", "h", "r", "n"] if scores else ["a", "q", wide]
+    result = ["a", "h", "m", "t"] if scores else ["a", "n", "w"]
     given = {name: shapes[name] for name in operator.inputs}
     return graph(operator, {}, given, result, num_heads=n_head, layer=layer)
 

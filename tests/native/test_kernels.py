@@ -15,13 +15,9 @@ import pytest
 from tests.native.one_node import (
     LINEARS,
     attention_graph,
-    cross_graph,
     difference,
     graph,
-    head_constants,
-    head_graph,
     linear_graph,
-    pack_graph,
     run,
     session,
 )
@@ -34,7 +30,6 @@ from whisper_opt.export.operators import (
     Operator,
     encoder_attention_at,
 )
-from whisper_opt.padding import MUTE
 
 pytestmark = pytest.mark.usefixtures("kernels")
 
@@ -166,40 +161,6 @@ def test_extreme_rows(operator: Operator, name: str) -> None:
         assert difference(found, expected) < 1e-6
 
 
-@pytest.mark.parametrize("n_in", [64, 384, 512])
-@pytest.mark.parametrize("n_out", [64, 70, 2000])
-def test_the_output_head(n_in: int, n_out: int) -> None:
-    """Inputs keep 14 bits. Measured: 1.1e-4 of a row from exact products of these weights."""
-    held = {name: value.astype(np.float64) for name, value in head_constants(n_in, n_out).items()}
-    weight = held["shrink"][:, None] * held["weight"] * held["scale"] + held["mean"][:, None]
-    model = head_graph(n_in, n_out)
-    plain = session(model, kernels=False)
-    one, two = (session(model, kernels=True, threads=threads) for threads in (1, 2))
-    for n_rows, n_audio in itertools.product((1, 2, 3, 4, 5, 7, 8, 97), (1, 2)):
-        hidden = some_rows((n_audio, n_rows, n_in), n_rows)
-        found, expected = run(one, hidden=hidden), run(plain, hidden=hidden)
-        np.testing.assert_array_equal(found, run(two, hidden=hidden))
-        exact = np.einsum("amn,nv->amv", hidden, weight)
-        size = np.linalg.norm(exact, axis=2)
-        assert (np.linalg.norm(found - expected, axis=2) / size).max() < 4e-4
-        assert (np.linalg.norm(found - exact, axis=2) / size).max() < 4e-4
-        for i in range(0, n_rows, 3):
-            alone = run(one, hidden=hidden[:1, i : i + 1])
-            np.testing.assert_array_equal(alone[0, 0], found[0, i])
-
-
-@pytest.mark.parametrize("name", extreme(8))
-def test_the_output_head_of_extreme_rows(name: str) -> None:
-    hidden = np.clip(extreme(128)[name][None, None], -1e30, 1e30)
-    model = head_graph(128, 70)
-    found, expected = (
-        run(session(model, kernels=kernels), hidden=hidden) for kernels in (True, False)
-    )
-    assert np.isfinite(found).all()
-    scale = float(np.abs(expected).max())
-    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-4 * scale)
-
-
 # --- attention ------------------------------------------------------------------------------------
 
 
@@ -325,7 +286,8 @@ def test_one_loud_key_among_many_quiet_ones(n: int, score: int) -> None:
     assert difference(found, expected) < QUIET
 
 
-QUIET = 0.05
+QUIET = 0.15
+"""Of many keys that are less than 1/510 of the loudest of their block: its is their share."""
 
 
 def test_scores_of_any_size() -> None:
@@ -342,102 +304,6 @@ def test_scores_of_any_size() -> None:
         assert np.isfinite(found).all()
         if scale <= 1e-3:  # beyond, another key may be the loudest after rounding
             assert difference(found, run(plain, qkv=value, **nothing)) < 0.005
-
-
-# --- the decoder's attention to what was heard ----------------------------------------------------
-
-
-def packed(n_audio: int, n: int, n_head: int, n_layer: int) -> dict[str, NDArray]:
-    """Inputs of a layer's attention but queries; the last layer is the one that is packed."""
-    rng = np.random.default_rng([n_audio, n, n_head])
-    found: dict[str, NDArray] = {}
-    steps = rng.uniform(0.5, 2, (n_audio, n_layer, 2, n_head, 64)).astype(np.float32)
-    for which, name in enumerate(("keys", "values")):
-        x = (rng.standard_normal((n_audio, n, 64 * n_head)) + 0.5).astype(np.float32)
-        runner = session(pack_graph(n_head, keys=name == "keys"), kernels=False)
-        found[name], step = runner.run(None, {"x": x})
-        steps[:, -1, which] = step
-    room = -(-n // 128) * 128
-    added = np.full((n_audio, room), MUTE, np.float32)
-    added[:, :n] = np.log(rng.integers(1, 10, (n_audio, n)))
-    return {**found, "steps": steps, "added": added}
-
-
-@pytest.mark.parametrize("keys", [True, False])
-@pytest.mark.parametrize("n", KEYS)
-def test_packing(keys: bool, n: int) -> None:
-    """The same integers and steps; what is behind the last key may be anything."""
-    for n_head, n_audio in itertools.product((1, 3), (1, 2)):
-        x = some_rows((n_audio, n, 64 * n_head), n)
-        x[0, 0, 0], x[0, :, 1] = 1e20, 0
-        model = pack_graph(n_head, keys=keys)
-        both = [
-            session(model, kernels=kernels, threads=2).run(None, {"x": x})
-            for kernels in (True, False)
-        ]
-        (found, step), (expected, expected_step) = both
-        np.testing.assert_allclose(step, expected_step, rtol=3e-7)
-        assert found.shape == expected.shape
-        order = [0, 1, 2, 4, 3, 5][: found.ndim]  # back to [a, h, n', 64]
-        one, other = (
-            array.transpose(order).reshape(n_audio, n_head, -1, 64)[:, :, :n].astype(np.int64)
-            for array in (found, expected)
-        )
-        assert np.abs(one - other).max() <= 1
-        assert (one != other).mean() < 1e-4
-
-
-@pytest.mark.parametrize("n_head", [1, 2, 3])
-@pytest.mark.parametrize("n", KEYS)
-def test_attention_to_what_was_heard(n: int, n_head: int) -> None:
-    """Queries and weights in 8 bits against float32; keys and values are the same integers."""
-    model = cross_graph(n_head, 1)
-    plain = session(model, kernels=False)
-    one, two = (session(model, kernels=True, threads=threads) for threads in (1, 2))
-    for n_audio, n_queries in itertools.product((1, 2), (1, 5, 6, 7, 61)):
-        given = packed(n_audio, n, n_head, 2)
-        queries = some_rows((n_audio, n_queries, 64 * n_head), n)
-        found, expected = run(one, queries=queries, **given), run(plain, queries=queries, **given)
-        np.testing.assert_array_equal(found, run(two, queries=queries, **given))
-        assert difference(found, expected) < 0.02
-        for i in range(n_audio):  # alone, and a query at a time
-            alone = {name: value[i : i + 1] for name, value in given.items()}
-            single = run(one, queries=queries[i : i + 1, -1:], **alone)
-            np.testing.assert_array_equal(single[0, 0], found[i, -1])
-
-
-@pytest.mark.parametrize("n_head", [1, 3])
-@pytest.mark.parametrize("n", KEYS)
-def test_scores_of_some_heads_and_queries(n: int, n_head: int) -> None:
-    model = cross_graph(n_head, 1, scores=True)
-    plain, runner = (session(model, kernels=kernels) for kernels in (False, True))
-    given = packed(2, n, n_head, 2)
-    del given["values"]
-    given["queries"] = some_rows((2, 9, 64 * n_head), n)
-    for heads, rows in (([0], [8]), ([n_head - 1, 0], [3, 0, 3]), ([], [1]), ([0], [])):
-        given["heads"], given["rows"] = np.array(heads, np.int64), np.array(rows, np.int64)
-        found, expected = run(runner, **given), run(plain, **given)
-        assert found.shape == expected.shape == (2, len(heads), len(rows), -(-n // 128) * 128)
-        if found.size:
-            assert difference(found[..., :n], expected[..., :n]) < 0.02
-            assert (found[..., n:] < -1e20).all()
-
-
-@pytest.mark.parametrize(("name", "wrong"), [("heads", [1]), ("heads", [-1]), ("rows", [9])])
-def test_scores_of_what_is_not_there(name: str, wrong: list[int]) -> None:
-    given = packed(1, 5, 1, 2)
-    del given["values"]
-    given["queries"] = some_rows((1, 9, 64), 1)
-    given["heads"] = given["rows"] = np.array([0], np.int64)
-    given[name] = np.array(wrong, np.int64)
-    with pytest.raises(Exception, match="there is no such"):
-        session(cross_graph(1, 1, scores=True), kernels=True).run(None, given)
-
-
-def test_layers_that_are_not_there() -> None:
-    given = packed(1, 5, 1, 2)
-    given["queries"] = some_rows((1, 9, 64), 1)
-    assert "do not fit together" in refused(cross_graph(1, 2), given)
 
 
 # --- what is refused ------------------------------------------------------------------------------

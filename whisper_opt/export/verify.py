@@ -17,12 +17,12 @@ import numpy as np
 from whisper_opt.arrays import F32, Int, NDArray
 from whisper_opt.checkpoints.checkpoint import Checkpoint
 from whisper_opt.dims import HEAD_DIM, N_FRAMES, ModelDims
-from whisper_opt.errors import VerificationError
+from whisper_opt.export.measures import MEASURES, judge, rms
 from whisper_opt.export.oracle import openai_logits
 from whisper_opt.export.pieces import PiecewiseGraph
 from whisper_opt.export.precision import FP32, Precision
 from whisper_opt.export.reference import Reference
-from whisper_opt.padding import Heard, Padding
+from whisper_opt.padding import MUTE, Heard, Padding
 from whisper_opt.screen import Inputs, Screen
 
 __all__ = ["PACKED_TOLERANCE", "Parity", "noise_mel", "unpacked", "verify", "verify_packed"]
@@ -33,6 +33,8 @@ _STEPS = 3
 PACKED_TOLERANCE = {"cross": 0.02, "logits": 0.2, "attention": 0.1}
 """Largest errors of what is computed from packed keys and values, root mean square. Rounding them
 moves other integers of the decoder, and noise is no speech: docs/int8.md."""
+_COUNTS = 1e-5
+"""Largest error of the logarithm of how many a key stands for."""
 _SHORT = 150
 """Frames of sound in the window whose padding is heard by parts."""
 
@@ -112,13 +114,13 @@ def verify(
         VerificationError: a value is not finite, or an error exceeds its tolerance.
     """
     dims = checkpoint.dims
-    measure = _MEASURES[precision.measure]
+    measure = MEASURES[precision.measure]
     mel = noise_mel(dims)
     reference = Reference(checkpoint)
     audio = reference.encode(mel)
     cross = _encode(encoder, Heard.whole(mel[None], dims.frames_per_position))
     cross_error, cross_scale = _compare_cross(reference, audio, cross, dims, measure)
-    _judge("cross-attention keys and values", cross_error, precision.cross_tolerance * cross_scale)
+    judge("cross-attention keys and values", cross_error, precision.cross_tolerance * cross_scale)
     if parts is not None:
         _verify_parts(checkpoint, encoder, decoder, parts, precision)
     sequences = _sequences(dims)
@@ -126,16 +128,16 @@ def verify(
     expected, watched = reference.decode(audio, sequences[:1], checkpoint.heads)
     expected += reference.logits(audio, sequences[1:])
     error, scale = measure(zip(expected, found))
-    _judge("decoder scores", error, precision.logits_tolerance * scale)
+    judge("decoder scores", error, precision.logits_tolerance * scale)
     attention_error, attention_scale = measure(
         zip(watched, [_attention(decoder, cross, sequences[0], dims)])
     )
-    _judge("attention scores", attention_error, precision.cross_tolerance * attention_scale)
+    judge("attention scores", attention_error, precision.cross_tolerance * attention_scale)
     oracle = openai_logits(checkpoint, mel, sequences)
     oracle_error = None
     if oracle is not None:
         oracle_error, oracle_scale = measure(zip(oracle, found))
-        _judge(
+        judge(
             "scores against openai-whisper", oracle_error, precision.logits_tolerance * oracle_scale
         )
     return Parity(
@@ -169,7 +171,8 @@ def verify_packed(
         of what is expected.
 
     Raises:
-        VerificationError: an error exceeds :data:`PACKED_TOLERANCE`.
+        VerificationError: an error exceeds :data:`PACKED_TOLERANCE`, or keys count otherwise than
+            they should.
     """
     mel = noise_mel(dims, SEED + 1)
     mel[:, _SHORT:] = 0
@@ -180,8 +183,10 @@ def verify_packed(
         cross = _encode(encoder, heard)
         scores, _ = _drive(decoder, cross, sequences, dims, None)
         attention = _attention(decoder, cross, sequences[0], dims)[..., : len(heard.counts)]
-        keys_and_values = unpacked(cross, dims) if "cross_steps" in cross else cross
-        found.append((keys_and_values, scores, attention))
+        if "cross_added" in cross:
+            judge("packed counts", _count_error(cross["cross_added"], heard), _COUNTS)
+            cross = unpacked(cross, dims)
+        found.append((cross, scores, attention))
     names = [f"cross_{kind}_{i}" for i in range(dims.n_text_layer) for kind in ("k", "v")]
     n = len(heard.counts)
     pairs = {
@@ -192,10 +197,17 @@ def verify_packed(
     pairs["cross"] = [_same_part(*pair, n) for pair in pairs["cross"]]
     errors = {}
     for what, each in pairs.items():
-        error, scale = _rms(each)
-        _judge(f"packed {what}", error, PACKED_TOLERANCE[what] * scale)
+        error, scale = rms(each)
+        judge(f"packed {what}", error, PACKED_TOLERANCE[what] * scale)
         errors[what] = error / scale
     return errors
+
+
+def _count_error(added: F32, heard: Heard) -> float:
+    """Error of what is added to scores; that of keys that there are not, in units of ``MUTE``."""
+    n = len(heard.counts)
+    counts = np.abs(added[:, :n] - np.log(heard.counts)).max()
+    return float(max(counts, np.abs(added[:, n:] / MUTE - 1).max(initial=0)))
 
 
 def _same_part(plain: NDArray, packed: NDArray, n: int) -> tuple[NDArray, NDArray]:
@@ -238,19 +250,19 @@ def _verify_parts(
     where there is no padding), hence twice the tolerances.
     """
     dims, reference = checkpoint.dims, Reference(checkpoint)
-    measure = _MEASURES[precision.measure]
+    measure = MEASURES[precision.measure]
     mel = noise_mel(dims, SEED + 1)
     mel[:, _SHORT:] = 0
     heard = Padding(parts, dims.frames_per_position).heard(mel[None])
     audio = reference.encode_heard(mel, heard.positions, heard.counts)
     cross = _encode(encoder, heard)
     error, scale = _compare_cross(reference, audio, cross, dims, measure)
-    _judge("keys and values of padding", error, 2 * precision.cross_tolerance * scale)
+    judge("keys and values of padding", error, 2 * precision.cross_tolerance * scale)
     tokens = _sequences(dims)[0]
     found = _fed_whole(decoder, cross, tokens, dims, at=np.arange(len(tokens)))["logits"]
     expected = reference.decode(audio, [tokens], counts=heard.counts)[0]
     error, scale = measure(zip(expected, found))
-    _judge("decoder scores after padding", error, 2 * precision.logits_tolerance * scale)
+    judge("decoder scores after padding", error, 2 * precision.logits_tolerance * scale)
 
 
 def _sequences(dims: ModelDims) -> list[Int]:
@@ -327,7 +339,7 @@ def _screen_share(screen: Screen, out: dict[str, NDArray]) -> float:
     for exact, rough, hidden in rows:
         error = np.abs(rough + hidden @ screen.mean - exact)
         share = max(share, float((error / Inputs(screen, hidden[None]).bounds(0, every)).max()))
-    _judge("screened scores, in units of their bounds,", share, 1.0)
+    judge("screened scores, in units of their bounds,", share, 1.0)
     return share
 
 
@@ -362,39 +374,3 @@ def _fed_whole(
     }
     columns = _all_columns(decoder, feeds["at"])
     return decoder.run({**feeds, **columns, **cross, **_empty_cache(1, dims, cross)})
-
-
-def _largest(pairs: Any) -> tuple[float, float]:
-    error = scale = 0.0
-    for expected, found in pairs:
-        if not (np.isfinite(found).all() and np.isfinite(expected).all()):
-            return float("inf"), float(np.abs(expected).max())
-        error = max(error, float(np.abs(found - expected).max()))
-        scale = max(scale, float(np.abs(expected).max()))
-    return error, scale
-
-
-def _rms(pairs: Any) -> tuple[float, float]:
-    """Root mean squares, of the differences and of the values expected; of all pairs together."""
-    squares = np.zeros(2)
-    n = 0
-    for expected, found in pairs:
-        difference = np.asarray(found, np.float64) - expected
-        squares += np.square(difference).sum(), np.square(expected, dtype=np.float64).sum()
-        n += difference.size
-    if not np.isfinite(squares).all():
-        return float("inf"), float(np.sqrt(squares[1] / n))
-    error, scale = np.sqrt(squares / n)
-    return float(error), float(scale)
-
-
-_MEASURES = {"largest": _largest, "rms": _rms}
-
-
-def _judge(what: str, error: float, allowed: float) -> None:
-    if not error <= allowed:
-        raise VerificationError(
-            f"the exported engine's {what} differ from the checkpoint's by {error:.3g}; at most"
-            f" {allowed:.3g} is allowed. No engine was written. Try another ONNX Runtime version;"
-            " if it stays, report it"
-        )

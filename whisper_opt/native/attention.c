@@ -203,17 +203,17 @@ VNNI_INLINE __m512 power(__m512 x) {
   return _mm512_scalef_ps(sum, whole);
 }
 
-/* Weights of a block of keys in steps of 1/255 of the largest; returns their sum before they were rounded, so
- * that what is lost of many quiet ones is not given to the loud. */
-VNNI static float weigh(const float *scores, float most, uint8_t *weights) {
-  __m512 sum = _mm512_setzero_ps();
+/* Weights of a block of keys in steps of 1/255 of the largest; returns their sum: of the steps, so that weights
+ * still sum to one. */
+VNNI static int32_t weigh(const float *scores, float most, uint8_t *weights) {
+  __m512i sum = _mm512_setzero_si512();
   for (int t = 0; t < BLOCK; t += LANES) {
     const __m512 weight = power(_mm512_sub_ps(_mm512_load_ps(scores + t), _mm512_set1_ps(most)));
     const __m512i integers = _mm512_cvtps_epi32(weight);
     _mm_store_si128((void *)(weights + t), _mm512_cvtepi32_epi8(integers));
-    sum = _mm512_add_ps(sum, weight);
+    sum = _mm512_add_epi32(sum, integers);
   }
-  return _mm512_reduce_add_ps(sum);
+  return _mm512_reduce_add_epi32(sum);
 }
 
 /* What `rows` queries make of the values of n keys, a multiple of BLOCK; scores: room for [TILE, n]. */

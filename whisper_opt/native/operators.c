@@ -65,6 +65,10 @@ static OrtStatus *shape_of(const OrtValue *value, Shape *shape) {
   return status;
 }
 
+static int is_shape(const Shape *shape, const int64_t *sizes, size_t n) {
+  return shape->n == n && !memcmp(shape->sizes, sizes, n * sizeof *sizes);
+}
+
 static OrtStatus *input(const OrtKernelContext *context, int i, const void **data, Shape *shape) {
   const OrtValue *value = NULL;
   *data = NULL;
@@ -158,7 +162,7 @@ static OrtStatus *compute_linear(const Kernel *kernel, OrtKernelContext *context
   if (shape.n == 0 || shape.sizes[shape.n - 1] != kernel->weight.n_in) return refused("x is not [.., n_in]");
   for (size_t i = 0; i + 1 < shape.n; i++) what.n_rows *= shape.sizes[i];
   shape.sizes[shape.n - 1] = kernel->weight.n_out;
-  if (what.residual && (residual.n != shape.n || memcmp(residual.sizes, shape.sizes, shape.n * sizeof(int64_t))))
+  if (what.residual && !is_shape(&residual, shape.sizes, shape.n))
     return refused("residual is not of the shape of the product");
   status = output(context, 0, shape, (void **)&what.y);
   return status ? status : finished(linear(&what, threads));
@@ -253,10 +257,11 @@ static OrtStatus *read_cross(const Kernel *kernel, OrtKernelContext *context, in
   what->n_queries = queries.sizes[1];
   what->n_keys = keys.sizes[2] * 64;
   what->n_layer = all.sizes[1];
-  if (queries.n != 3 || queries.sizes[2] != HEAD * kernel->n_head || keys.n != 6 || keys.sizes[0] != what->n_audio ||
-      keys.sizes[1] != what->n_head || all.n != 5 || all.sizes[0] != what->n_audio || what->layer >= what->n_layer ||
-      all.sizes[3] != what->n_head || added.n != 2 || added.sizes[0] != what->n_audio ||
-      added.sizes[1] != what->n_keys || what->n_keys % BLOCK)
+  const int64_t n = what->n_keys, n_audio = what->n_audio, n_head = what->n_head;
+  const int64_t panels[] = {n_audio, n_head, n / 64, HEAD / 4, 64, 4}, mute[] = {n_audio, n};
+  const int64_t steps_of[] = {n_audio, what->n_layer, 2, n_head, HEAD}, rows[] = {n_audio, what->n_queries, n_head * HEAD};
+  if (!is_shape(&queries, rows, 3) || !is_shape(&keys, panels, 6) || !is_shape(&all, steps_of, 5) ||
+      !is_shape(&added, mute, 2) || n % BLOCK || what->layer < 0 || what->layer >= what->n_layer)
     return refused("queries, keys, steps and what is added to scores do not fit together");
   return NULL;
 }
@@ -267,8 +272,8 @@ static OrtStatus *compute_cross(const Kernel *kernel, OrtKernelContext *context,
   OrtStatus *status = read_cross(kernel, context, 3, &what);
   if (!status) status = input(context, 2, (const void **)&what.values, &values);
   if (status) return status;
-  if (values.n != 5 || values.sizes[0] != what.n_audio || values.sizes[2] * 4 != what.n_keys)
-    return refused("values do not fit the keys");
+  const int64_t quads[] = {what.n_audio, what.n_head, what.n_keys / 4, HEAD, 4};
+  if (!is_shape(&values, quads, 5)) return refused("values do not fit together with the keys");
   const Shape mixed = {{what.n_audio, what.n_queries, HEAD * what.n_head}, 3};
   status = output(context, 0, mixed, (void **)&what.y);
   if (!status) cross_attention(&what, threads);
