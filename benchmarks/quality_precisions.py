@@ -24,7 +24,7 @@ from typing import Any
 
 from common import ROOT, Clip, Pieces, Verdict, arguments, clip_pcm, digest, finish, table
 from quality import chosen_clips
-from systems import FasterWhisper, Ours, Settings, System
+from systems import SOURCES, FasterWhisper, Ours, Settings, System
 
 from whisper_opt.bench.scoring import BY_CHARACTER, Score, score, whole
 from whisper_opt.checkpoints import load_checkpoint
@@ -59,8 +59,10 @@ class Engine(Ours):
         makers = [package / part for part in ("bench", "checkpoints", "export")]
         sources = [
             path
-            for path in package.rglob("*.py")
-            if not path.name.startswith("cli") and not any(m in path.parents for m in makers)
+            for path in package.rglob("*")
+            if path.suffix in SOURCES
+            and not path.name.startswith("cli")
+            and not any(m in path.parents for m in makers)
         ]
         return f"{digest(sources)}-{digest([self.engine / 'manifest.json'])}"
 

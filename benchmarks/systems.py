@@ -16,6 +16,11 @@ __all__ = ["FasterWhisper", "OpenaiWhisper", "Ours", "Settings", "System"]
 
 
 @dataclasses.dataclass(frozen=True)
+
+SOURCES = (".py", ".c", ".h")
+"""Endings of files that what is measured is made of."""
+
+
 class Settings:
     """What a transcription is asked to be; each system says it in its own words.
 
@@ -82,7 +87,8 @@ class Ours:
     @functools.cached_property
     def version(self) -> str:
         """Digest of the sources and of the engine's manifest."""
-        sources = digest((ROOT / "whisper_opt").rglob("*.py"))
+        package = ROOT / "whisper_opt"
+        sources = digest(path for path in package.rglob("*") if path.suffix in SOURCES)
         return f"{sources}-{digest([self.engine / 'manifest.json'])}"
 
     @functools.cached_property
