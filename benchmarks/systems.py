@@ -14,13 +14,11 @@ from whisper_opt.arrays import F32
 
 __all__ = ["FasterWhisper", "OpenaiWhisper", "Ours", "Settings", "System"]
 
-
-@dataclasses.dataclass(frozen=True)
-
 SOURCES = (".py", ".c", ".h")
 """Endings of files that what is measured is made of."""
 
 
+@dataclasses.dataclass(frozen=True)
 class Settings:
     """What a transcription is asked to be; each system says it in its own words.
 
