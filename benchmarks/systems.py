@@ -12,7 +12,7 @@ from common import ROOT, digest, package_version
 from whisper_opt import Whisper
 from whisper_opt.arrays import F32
 
-__all__ = ["FasterWhisper", "OpenaiWhisper", "Ours", "Settings", "System"]
+__all__ = ["SOURCES", "FasterWhisper", "OpenaiWhisper", "Ours", "Settings", "System"]
 
 SOURCES = (".py", ".c", ".h")
 """Endings of files that what is measured is made of."""
