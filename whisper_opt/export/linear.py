@@ -74,8 +74,8 @@ class Linear:
         return self(self.inputs(value, norm), name)
 
     def qkv_of_norm(self, value: str, norm: str, name: str) -> str:
-        """As :meth:`qkv`, of the residual stream, normalized."""
-        return self.qkv(self.inputs(value, norm), name)
+        """Its query, key and value projections side by side, [.., 3 * n_state] (key bias is 0)."""
+        return self._qkv(self.inputs(value, norm), name)
 
     def added(self, value: str, inner: str, name: str) -> str:
         """The residual stream and a projection, whose bias is not rounded to its product."""
@@ -94,8 +94,7 @@ class Linear:
         product = self.builder.node("MatMul", value, self._matrix(name))
         return self.builder.node("Add", product, self.vector(f"{name}.bias")) if bias else product
 
-    def qkv(self, value: str, name: str) -> str:
-        """Query, key and value projections as one product [.., 3 * n_state] (key bias is zero)."""
+    def _qkv(self, value: str, name: str) -> str:
         parts = [self.tensors[f"{name}.{part}.weight"] for part in ("query", "key", "value")]
         state = parts[0].shape[0]
 

@@ -36,10 +36,6 @@ class MixedLinear(Linear):
         """As of :class:`Linear`."""
         return self._of(name)(value, name, bias=bias)
 
-    def qkv(self, value: str, name: str) -> str:
-        """As of :class:`Linear`."""
-        return self._of(f"{name}.query").qkv(value, name)
-
     def of_norm(self, value: str, norm: str, name: str) -> str:
         """As of :class:`Linear`."""
         return self._of(name).of_norm(value, norm, name)

@@ -161,8 +161,7 @@ class NibbleLinear(Linear):
         product = self._nibbles(value, name, [name])
         return self.builder.node("Add", product, self.vector(f"{name}.bias")) if bias else product
 
-    def qkv(self, value: str, name: str) -> str:
-        """As of :class:`Linear`."""
+    def _qkv(self, value: str, name: str) -> str:
         parts = [f"{name}.{part}" for part in ("query", "key", "value")]
         product = self._nibbles(value, f"{name}.qkv", parts)
         return self.builder.node("Add", product, self.qkv_bias(name))

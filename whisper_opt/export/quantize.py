@@ -75,17 +75,14 @@ class QuantizedLinear(Linear):
         """As of :class:`Linear`; without its bias, what the mean adds is added all the same."""
         return self._product(LINEAR, [value], name, [name], bias=bias)
 
-    def qkv(self, value: str, name: str) -> str:
-        """As of :class:`Linear`."""
-        return self._product(LINEAR, [value], f"{name}.qkv", _qkv(name))
-
     def of_norm(self, value: str, norm: str, name: str) -> str:
         """As of :class:`Linear`."""
         return self._product(NORM_LINEAR, [value, *self.norm(norm)], name, [name])
 
     def qkv_of_norm(self, value: str, norm: str, name: str) -> str:
         """As of :class:`Linear`."""
-        return self._product(NORM_LINEAR, [value, *self.norm(norm)], f"{name}.qkv", _qkv(name))
+        parts = [f"{name}.{part}" for part in ("query", "key", "value")]
+        return self._product(NORM_LINEAR, [value, *self.norm(norm)], f"{name}.qkv", parts)
 
     def added(self, value: str, inner: str, name: str) -> str:
         """As of :class:`Linear`."""
@@ -135,7 +132,3 @@ class QuantizedLinear(Linear):
                 total = total + np.einsum("on,n->o", weight.read(), folded.mean, dtype=np.float64)
             found.append(total)
         return np.concatenate(found).astype(np.float32)
-
-
-def _qkv(name: str) -> list[str]:
-    return [f"{name}.{part}" for part in ("query", "key", "value")]
