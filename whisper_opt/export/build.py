@@ -190,12 +190,12 @@ def _build(
         tensors = {name: _rounded(tensor, types.storage) for name, tensor in tensors.items()}
     found: dict[str, tuple[OnnxGraph, list[str]]] = {}
     for suffix in ("", ".packed") if types.partial else ("",):
-        family, packed = make_dialect(dialect), bool(suffix)
+        packed = bool(suffix)
         found[f"encoder{suffix}"] = build_encoder(
             dims, tensors, make_dialect(dialect), types, spreads, packed=packed
         )
         found[f"decoder{suffix}"] = build_decoder(
-            dims, tensors, family, checkpoint.heads, types, spreads, packed=packed
+            dims, tensors, make_dialect(dialect), checkpoint.heads, types, spreads, packed=packed
         )
     return found
 

@@ -32,7 +32,7 @@ _PREFILL = 8
 _STEPS = 3
 PACKED_TOLERANCE = {"cross": 0.02, "logits": 0.2, "attention": 0.1}
 """Largest errors of what is computed from packed keys and values, root mean square. Rounding them
-moves other integers of the decoder, and noise is no speech: docs/int8.md."""
+moves other integers of the decoder, and noise is no speech: docs/kernels.md."""
 _COUNTS = 1e-5
 """Largest error of the logarithm of how many a key stands for."""
 _SHORT = 150
@@ -190,11 +190,10 @@ def verify_packed(
     names = [f"cross_{kind}_{i}" for i in range(dims.n_text_layer) for kind in ("k", "v")]
     n = len(heard.counts)
     pairs = {
-        "cross": [(found[0][0][name], found[1][0][name]) for name in names],
+        "cross": [_same_part(found[0][0][name], found[1][0][name], n) for name in names],
         "logits": list(zip(found[0][1], found[1][1])),
         "attention": [(found[0][2], found[1][2])],
     }
-    pairs["cross"] = [_same_part(*pair, n) for pair in pairs["cross"]]
     errors = {}
     for what, each in pairs.items():
         error, scale = rms(each)

@@ -20,9 +20,6 @@ enum {
 static const float OCTAVES = 1.44269504f; /* of a factor of e: weights are powers of two here */
 static const float MUTE = -1e30f;         /* added to the score of a key that is not there */
 
-static int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
-static int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 /* Keys and values of a head. */
 typedef struct Heard {
   uint8_t *keys;      /* panels of 64 keys: [n / 64][16][64][4], 128 is zero */

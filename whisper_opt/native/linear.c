@@ -164,14 +164,7 @@ VNNI_INLINE void multiply(const int rows, const Job *job, int64_t row, int64_t p
   const Linear *what = job->what;
   const int64_t n_in = what->weight->n_in, n_out = what->weight->n_out, column = panel * PANEL;
   const int32_t *sums = what->weight->sums + column;
-  const __m512i zero = _mm512_set1_epi32(what->gelu ? -GELU_ZERO : -ZERO);
-  const __m512i from0 = _mm512_mullo_epi32(_mm512_load_si512(sums), zero);
-  const __m512i from1 = _mm512_mullo_epi32(_mm512_load_si512(sums + 16), zero);
-  const __m512i from2 = _mm512_mullo_epi32(_mm512_load_si512(sums + 32), zero);
-  const __m512i from3 = _mm512_mullo_epi32(_mm512_load_si512(sums + 48), zero);
-#define DECLARE(r, j) __m512i sum##r##j = from##j;
-  EACH(DECLARE)
-#undef DECLARE
+  TILE_FROM_ZERO(sums, what->gelu ? GELU_ZERO : ZERO)
   TILE_PRODUCTS(job->bytes + row * n_in, n_in, what->weight->panels + column * n_in, n_in / 4, SIGNED_PANEL)
 #define COLUMN(j)                                                                                 \
   const int64_t left##j = n_out - column - LANES * j;                                             \
@@ -199,9 +192,6 @@ typedef void (*Multiply)(const Job *job, int64_t row, int64_t panel);
 MULTIPLY(1) MULTIPLY(2) MULTIPLY(3) MULTIPLY(4) MULTIPLY(5) MULTIPLY(6)
 static const Multiply MULTIPLIES[] = {NULL,       multiply_1, multiply_2, multiply_3,
                                       multiply_4, multiply_5, multiply_6};
-
-static int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
-static int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 static void multiply_block(void *data, size_t task) {
   const Job *job = data;
@@ -272,14 +262,7 @@ VNNI_INLINE void score(const int rows, const Pairs *pairs, int64_t row, int64_t 
   const Output *what = pairs->what;
   const int64_t n_in = what->weight->n_in, n_out = what->weight->n_out, column = panel * PANEL;
   const int32_t *sums = what->weight->sums + column;
-  const __m512i zero = _mm512_set1_epi32(-HEAD_ZERO);
-  const __m512i from0 = _mm512_mullo_epi32(_mm512_load_si512(sums), zero);
-  const __m512i from1 = _mm512_mullo_epi32(_mm512_load_si512(sums + 16), zero);
-  const __m512i from2 = _mm512_mullo_epi32(_mm512_load_si512(sums + 32), zero);
-  const __m512i from3 = _mm512_mullo_epi32(_mm512_load_si512(sums + 48), zero);
-#define DECLARE(r, j) __m512i sum##r##j = from##j;
-  EACH(DECLARE)
-#undef DECLARE
+  TILE_FROM_ZERO(sums, HEAD_ZERO)
   TILE_PRODUCTS(pairs->bytes + 2 * row * n_in, n_in, what->weight->panels + column * n_in, n_in / 4, SIGNED_PANEL)
 #define SCORE(pair, high, low, j)                                                                        \
   if (rows > low) {                                                                                      \

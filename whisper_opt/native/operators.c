@@ -225,7 +225,7 @@ static OrtStatus *pack(const Kernel *kernel, OrtKernelContext *context, Threads 
   if (shape.n != 3 || shape.sizes[2] != HEAD * kernel->n_head) return refused("x is not [n_audio, n, num_heads * 64]");
   what.n_audio = shape.sizes[0];
   what.n = shape.sizes[1];
-  const int64_t n = (what.n + BLOCK - 1) / BLOCK * BLOCK;
+  const int64_t n = divided_up(what.n, BLOCK) * BLOCK;
   const Shape panels = {{what.n_audio, what.n_head, n / 64, HEAD / 4, 64, 4}, 6};
   const Shape quads = {{what.n_audio, what.n_head, n / 4, HEAD, 4}, 5};
   const Shape step = {{what.n_audio, what.n_head, HEAD}, 3};
