@@ -24,7 +24,7 @@ test:
 	scripts/test.sh
 
 golden:
-	PYTHONPATH=. $(GOLDEN_PY) scripts/make_golden.py $(GOLDEN_ARGS)
+	PYTHONPATH=. $(GOLDEN_PY) tools/goldens/make_golden.py $(GOLDEN_ARGS)
 
 bench:
 	$(PY) benchmarks/compare_peers.py $(BENCH_ARGS)

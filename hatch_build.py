@@ -1,4 +1,4 @@
-"""Compiles the kernels (whisper_opt/native) when the package is built; without a compiler, none.
+"""Compiles the kernels (whisper_opt/runtime/native) when the package is built; without a compiler, none.
 
 As a program it does that alone, beside the sources: python hatch_build.py
 """
@@ -20,7 +20,7 @@ try:
 except ImportError:  # run as a program
     BuildHookInterface = object
 
-NATIVE = "whisper_opt/native"
+NATIVE = "whisper_opt/runtime/native"
 LIBRARY = "libwhisper_opt.so"
 FLAGS = ("-std=gnu11", "-O2", "-fno-math-errno", "-fPIC", "-shared", "-fvisibility=hidden", "-Wall")
 

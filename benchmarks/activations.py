@@ -25,13 +25,13 @@ from common import Verdict, arguments, clip_pcm, finish, log, table
 from onnx import ModelProto, TensorProto, helper
 from rounded import rounded
 
-from tests.golden import golden
-from whisper_opt.arrays import F32, Int, NDArray
-from whisper_opt.dims import N_FRAMES, ModelDims
-from whisper_opt.engine import Engine, read_engine
+from tests.support.golden import golden
+from whisper_opt.audio.features import log_mel
+from whisper_opt.core.arrays import F32, Int, NDArray
+from whisper_opt.core.dims import N_FRAMES, ModelDims
 from whisper_opt.export import export
-from whisper_opt.features import log_mel
-from whisper_opt.tokens import Vocab
+from whisper_opt.runtime.engine import Engine, read_engine
+from whisper_opt.text.vocabulary import Vocab
 
 LARGEST = 65504.0
 ROOM = 8.0

@@ -19,18 +19,18 @@ from typing import Any, Callable, TypedDict
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-from tests.golden import Clip, clip, clip_pcm, clips  # noqa: E402  # the path is set above
-from whisper_opt.arrays import F32  # noqa: E402
-from whisper_opt.bench.machine import (  # noqa: E402
+from tests.support.golden import Clip, clip, clip_pcm, clips  # noqa: E402  # the path is set above
+from whisper_opt.cli.bench.machine import (  # noqa: E402
     BUSY,
     command_line,
     commit,
     load,
     package_version,
 )
-from whisper_opt.bench.report import table, write_json  # noqa: E402
-from whisper_opt.dims import SAMPLE_RATE  # noqa: E402
-from whisper_opt.processor import processor  # noqa: E402
+from whisper_opt.cli.bench.report import table, write_json  # noqa: E402
+from whisper_opt.core.arrays import F32  # noqa: E402
+from whisper_opt.core.cpu import processor  # noqa: E402
+from whisper_opt.core.dims import SAMPLE_RATE  # noqa: E402
 
 __all__ = [
     "ROOT",

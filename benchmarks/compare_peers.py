@@ -30,10 +30,10 @@ from typing import Any
 from common import ROOT, Clip, clip_pcm, clips, log
 from peers.catalog import BENCHMARKS, PEERS, Peer, environments, python_of
 
-from whisper_opt.bench.machine import BUSY, busy_cores
-from whisper_opt.bench.measure import turns
-from whisper_opt.bench.recordings import Recording, write_wav
-from whisper_opt.bench.report import (
+from whisper_opt.cli.bench.machine import BUSY, busy_cores
+from whisper_opt.cli.bench.measure import turns
+from whisper_opt.cli.bench.recordings import Recording, write_wav
+from whisper_opt.cli.bench.report import (
     environment,
     error_text,
     errors,
@@ -41,7 +41,7 @@ from whisper_opt.bench.report import (
     table,
     write_json,
 )
-from whisper_opt.bench.workers import Pool, Program, Worker, WorkerError
+from whisper_opt.cli.bench.workers import Pool, Program, Worker, WorkerError
 
 SETS = ("jfk", "read", "long")
 
@@ -130,7 +130,7 @@ def ours(args: argparse.Namespace, model: str) -> Iterator[System]:
         if (folder / "manifest.json").is_file():
             name = f"whisper_opt {folder.name[len(model) + 1 :]}".strip()
             name += "" if encoder == "engine" else f", {encoder} encoder"
-            program = Program(name, ROOT, "whisper_opt.bench.system")
+            program = Program(name, ROOT, "whisper_opt.cli.bench.system")
             options = {"threads": args.threads, "encoder_precision": encoder, "device": "cpu"}
             load = {"model": str(folder.resolve()), "options": options}
             yield System(name, "", program, load)

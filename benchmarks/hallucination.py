@@ -21,9 +21,9 @@ from common import SAMPLE_RATE, Pieces, Verdict, arguments, clip, clip_pcm, fini
 from stored import stored_text
 from systems import FasterWhisper, OpenaiWhisper, Ours, Settings, System
 
-from tests.golden import pcm_digest
-from whisper_opt.arrays import F32
-from whisper_opt.bench.scoring import score, unspoken
+from tests.support.golden import pcm_digest
+from whisper_opt.cli.bench.scoring import score, unspoken
+from whisper_opt.core.arrays import F32
 
 SILENT = (
     "ns-silence-10s",

@@ -26,7 +26,7 @@ from common import SAMPLE_RATE, Pieces, Verdict, arguments, clip_pcm, clips, fin
 from systems import Ours
 
 from whisper_opt import Whisper
-from whisper_opt.bench.serve import memory
+from whisper_opt.cli.bench.serve import memory
 
 FACTOR = 1.2
 """How much more memory than the shortest recording the longest may take."""

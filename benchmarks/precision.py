@@ -40,15 +40,15 @@ from common import (
 )
 from rounded import rounded_engine
 
-from tests.closeness import closeness
-from tests.golden import golden, options
+from tests.support.closeness import closeness
+from tests.support.golden import golden, options
 from whisper_opt import TranscribeOptions, Whisper
-from whisper_opt.arrays import F32, NDArray
-from whisper_opt.backends.ort import OrtBackend
-from whisper_opt.engine import Engine, read_engine
+from whisper_opt.audio.features import log_mel
+from whisper_opt.core.arrays import F32, NDArray
 from whisper_opt.export import export
-from whisper_opt.features import log_mel
-from whisper_opt.tokens import Vocab
+from whisper_opt.runtime.engine import Engine, read_engine
+from whisper_opt.runtime.onnxruntime.backend import OrtBackend
+from whisper_opt.text.vocabulary import Vocab
 
 CONFIG = "ts"
 WINDOW_FRAMES = 3000

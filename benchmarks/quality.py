@@ -23,7 +23,7 @@ from common import Clip, Pieces, Verdict, arguments, clip_pcm, clips, finish, ta
 from stored import openai_text, stored_text
 from systems import FasterWhisper, OpenaiWhisper, Ours, Settings, System
 
-from whisper_opt.bench.scoring import Score, score, whole
+from whisper_opt.cli.bench.scoring import Score, score, whole
 
 SEARCHES = {"greedy": 1, "beam 5": 5}
 TOLERANCE = 0.3

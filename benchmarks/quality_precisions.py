@@ -26,9 +26,9 @@ from common import ROOT, Clip, Pieces, Verdict, arguments, clip_pcm, digest, fin
 from quality import chosen_clips
 from systems import SOURCES, FasterWhisper, Ours, Settings, System
 
-from whisper_opt.bench.scoring import BY_CHARACTER, Score, score, whole
-from whisper_opt.checkpoints import load_checkpoint
-from whisper_opt.engine import read_engine
+from whisper_opt.cli.bench.scoring import BY_CHARACTER, Score, score, whole
+from whisper_opt.export.checkpoints import load_checkpoint
+from whisper_opt.runtime.engine import read_engine
 
 PRECISIONS = ("fp32", "fp16-storage", "int8", "int4")
 WORSE = {"fp16-storage": 0.2, "int8": 0.2, "int4": 1.0}

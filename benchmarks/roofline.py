@@ -28,11 +28,11 @@ import onnxruntime
 from common import Verdict, arguments, finish, load, table
 from onnx import TensorProto, helper
 
-from whisper_opt.backends.ort import OrtBackend, OrtEncoded
-from whisper_opt.bench.machine import busy_cores
-from whisper_opt.dims import N_FRAMES, ModelDims
-from whisper_opt.engine import PACKED, Engine, read_engine
-from whisper_opt.native import kernel_library
+from whisper_opt.cli.bench.machine import busy_cores
+from whisper_opt.core.dims import N_FRAMES, ModelDims
+from whisper_opt.runtime.engine import PACKED, Engine, read_engine
+from whisper_opt.runtime.native import kernel_library
+from whisper_opt.runtime.onnxruntime.backend import OrtBackend, OrtEncoded
 
 SIZE = 1536
 """Of the square products whose rate is the peak."""

@@ -16,8 +16,8 @@ from pathlib import Path
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from whisper_opt.engine import MANIFEST, Engine, read_engine, sha256
-from whisper_opt.export.tensorrt_ops import with_attention
+from whisper_opt.export.tensorrt.operators import with_attention
+from whisper_opt.runtime.engine import MANIFEST, Engine, read_engine, sha256
 
 __all__ = ["rounded", "rounded_engine"]
 

@@ -42,8 +42,8 @@ from common import (
 )
 from systems import FasterWhisper, OpenaiWhisper, Ours, Settings, System
 
-from whisper_opt.arrays import F32
-from whisper_opt.bench.scoring import score
+from whisper_opt.cli.bench.scoring import score
+from whisper_opt.core.arrays import F32
 
 PLAIN = Settings(language="en", fallback=False, timestamps=True)
 WINDOW = 30.0

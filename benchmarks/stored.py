@@ -5,7 +5,7 @@ from __future__ import annotations
 from common import clip_pcm
 from systems import Settings, System
 
-from tests.golden import GoldenClip, Window, golden
+from tests.support.golden import GoldenClip, Window, golden
 
 __all__ = ["openai_text", "stored_text"]
 

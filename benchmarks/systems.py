@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from common import ROOT, digest, package_version
 
 from whisper_opt import Whisper
-from whisper_opt.arrays import F32
+from whisper_opt.core.arrays import F32
 
 __all__ = ["SOURCES", "FasterWhisper", "OpenaiWhisper", "Ours", "Settings", "System"]
 

@@ -40,12 +40,12 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Callable, Union
 
-from whisper_opt.checkpoints import Checkpoint, load_checkpoint
-from whisper_opt.engine import MANIFEST, Engine, read_engine, sha256
-from whisper_opt.errors import EngineError, OptionError, WhisperOptError
+from whisper_opt.core.errors import EngineError, OptionError, WhisperOptError
 from whisper_opt.export import export
-from whisper_opt.export.dialects import DIALECTS
-from whisper_opt.export.precision import PRECISIONS
+from whisper_opt.export.checkpoints import Checkpoint, load_checkpoint
+from whisper_opt.export.graphs.dialects import DIALECTS
+from whisper_opt.export.graphs.precision import PRECISIONS
+from whisper_opt.runtime.engine import MANIFEST, Engine, read_engine, sha256
 
 INDEX = "engines.json"
 INDEX_VERSION = 1
@@ -192,7 +192,7 @@ def _heads(value: Any) -> Union[str, tuple[tuple[int, int], ...], None]:
 
 
 def _check_plans(plans: Any, name: str, kinds: Sequence[tuple[str, str]]) -> None:
-    from whisper_opt.plan_spec import PlanSpec
+    from whisper_opt.runtime.tensorrt.plan_spec import PlanSpec
 
     options = [field.name for field in dataclasses.fields(PlanSpec) if field.name != "capacity"]
     _known(plans, (*options, "library", "gpus"), f"the plans of {name}")
@@ -311,10 +311,10 @@ class Builder:
         return entry
 
     def _plans(self, engine: Engine, wanted: Mapping[str, Any]) -> dict[str, Any]:
-        from whisper_opt.export.tensorrt import build_plans
-        from whisper_opt.plan_check import token_check
-        from whisper_opt.plan_spec import PlanSpec
-        from whisper_opt.plans import RECORD
+        from whisper_opt.export.tensorrt.build import build_plans
+        from whisper_opt.export.tensorrt.token_check import token_check
+        from whisper_opt.runtime.tensorrt.plan_spec import PlanSpec
+        from whisper_opt.runtime.tensorrt.plans import RECORD
 
         plans = build_plans(
             engine,

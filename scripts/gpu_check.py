@@ -36,7 +36,7 @@ from gpu.outcome import FAILED, OK, Results  # noqa: E402
 from gpu.report import report  # noqa: E402
 from gpu.sizes import SIZES  # noqa: E402
 
-from whisper_opt.gpus import find_gpus  # noqa: E402
+from whisper_opt.runtime.gpus import find_gpus  # noqa: E402
 
 PACKAGES = (
     "cuda-bindings",

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from whisper_opt.options import LoadOptions, SubtitleOptions, TranscribeOptions, VadOptions
+from whisper_opt.core.options import LoadOptions, SubtitleOptions, TranscribeOptions, VadOptions
 
 TARGET = Path(__file__).parent.parent / "docs" / "options.md"
 SECTIONS = (
@@ -33,13 +33,13 @@ SECTIONS = (
     (
         SubtitleOptions,
         "Subtitles",
-        "Arguments of `SubtitleOptions`, for `whisper_opt.writers.write`; on the command line"
+        "Arguments of `SubtitleOptions`, for `whisper_opt.text.writers.write`; on the command line"
         " `--name-of-option`. They need word times.",
     ),
     (
         VadOptions,
         "Voice activity detection",
-        "Arguments of `VadOptions`, for `whisper_opt.vad`; as transcription options they begin with"
+        "Arguments of `VadOptions`, for `whisper_opt.audio.vad`; as transcription options they begin with"
         " `vad_`.",
     ),
 )
@@ -68,7 +68,7 @@ def page() -> str:
     lines = [
         "# Options",
         "",
-        "Made by `scripts/make_options_doc.py` from `whisper_opt/options.py`.",
+        "Made by `scripts/make_options_doc.py` from `whisper_opt/core/options/__init__.py`.",
     ]
     for options, title, text in SECTIONS:
         lines += ["", f"## {title}", "", text, "", "| option | takes | default | meaning |"]

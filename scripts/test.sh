@@ -46,7 +46,7 @@ else
 fi
 echo "== $openvino_verdict"
 
-if reason=$(.venv-test/bin/python -c 'from whisper_opt.native import why_no_kernels
+if reason=$(.venv-test/bin/python -c 'from whisper_opt.runtime.native import why_no_kernels
 reason = why_no_kernels()
 print(reason or "", end="")
 raise SystemExit(reason is not None)'); then

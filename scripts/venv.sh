@@ -48,9 +48,9 @@ sys.exit(not (libc == "glibc" and new and sys.version_info >= (3, 11)))' || retu
 # make_kernels PYTHON: compiles the kernels beside their sources, unless that was done since they
 # were last changed; says so where there is no compiler, which is no failure.
 make_kernels() {
-    library=whisper_opt/native/libwhisper_opt.so
+    library=whisper_opt/runtime/native/libwhisper_opt.so
     if [ -e "$library" ] &&
-        [ -z "$(find hatch_build.py whisper_opt/native/*.[ch] -newer "$library")" ]; then
+        [ -z "$(find hatch_build.py whisper_opt/runtime/native/*.[ch] -newer "$library")" ]; then
         return 0
     fi
     echo "== compiling kernels"

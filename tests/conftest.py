@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from whisper_opt import Whisper
-from whisper_opt.engine import Engine
 from whisper_opt.export import export
+from whisper_opt.runtime.engine import Engine
 
 ROOT = Path(__file__).parent.parent
 MODELS = Path(os.environ.get("WHISPER_OPT_MODELS", ROOT / "models"))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from whisper_opt.errors import (
+from whisper_opt.core.errors import (
     AudioError,
     BackendUnavailable,
     CheckpointError,
@@ -19,13 +19,13 @@ from whisper_opt.errors import (
     VerificationError,
     WhisperOptError,
 )
-from whisper_opt.version import __version__
+from whisper_opt.core.version import __version__
 
 if TYPE_CHECKING:
-    from whisper_opt.model import Whisper
-    from whisper_opt.options import SubtitleOptions, TranscribeOptions, VadOptions
-    from whisper_opt.results import Segment, Transcript, Word
-    from whisper_opt.stream import Stream
+    from whisper_opt.core.options import SubtitleOptions, TranscribeOptions, VadOptions
+    from whisper_opt.text.results import Segment, Transcript, Word
+    from whisper_opt.transcription.model import Whisper
+    from whisper_opt.transcription.stream import Stream
 
 __all__ = [
     "AudioError",

@@ -2,7 +2,7 @@
 
 import sys
 
-from whisper_opt.cli import main
+from whisper_opt.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -11,7 +11,7 @@ writes, each beside its place and renamed when whole:
     optimum/         Optimum and onnx-asr; exported by the environment ``optimum``
     sherpa/          sherpa-onnx; exported by the environment ``optimum``, too
 
-Any source that whisper-opt exports will do; it is read by whisper_opt.checkpoints, so all peers and
+Any source that whisper-opt exports will do; it is read by whisper_opt.export.checkpoints, so all peers and
 this library have the same values. Half-precision checkpoints lose nothing.
 """
 
@@ -35,12 +35,12 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from peers.catalog import python_of  # noqa: E402  # the path is set above
-from tests.models import byte_alphabet  # noqa: E402
-from tests.models_write import write_ctranslate2, write_huggingface, write_openai_pt  # noqa: E402
-from whisper_opt.arrays import F32  # noqa: E402
-from whisper_opt.checkpoints import Checkpoint, load_checkpoint  # noqa: E402
-from whisper_opt.features import mel_filters  # noqa: E402
-from whisper_opt.tokens import Vocab  # noqa: E402
+from tests.support.models import byte_alphabet  # noqa: E402
+from tests.support.models_write import write_ctranslate2, write_huggingface, write_openai_pt  # noqa: E402
+from whisper_opt.audio.features import mel_filters  # noqa: E402
+from whisper_opt.core.arrays import F32  # noqa: E402
+from whisper_opt.export.checkpoints import Checkpoint, load_checkpoint  # noqa: E402
+from whisper_opt.text.vocabulary import Vocab  # noqa: E402
 
 __all__ = ["FORMS", "convert", "ggml", "quantized"]
 

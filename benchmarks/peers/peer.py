@@ -32,7 +32,7 @@ class Heard:
 
 
 class Peer:
-    """A system behind whisper_opt/bench/serve.py: subclasses load a model and hear."""
+    """A system behind whisper_opt/cli/bench/serve.py: subclasses load a model and hear."""
 
     about: dict[str, Any] = {}  # noqa: RUF012  # replaced, not changed, by subclasses
     """For the answer to ``load``: versions, and notes on what the peer cannot do."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from gpu.measure import PAST, PROMPT, Case, figures
 from gpu.outcome import NotAvailableError
-from whisper_opt.dims import HEAD_DIM, N_FRAMES, ModelDims
+from whisper_opt.core.dims import HEAD_DIM, N_FRAMES, ModelDims
 
 __all__ = ["torch_latency"]
 

@@ -15,7 +15,7 @@ from gpu.engines import PATHS, Setting
 from gpu.outcome import FAILED, NOT_AVAILABLE, OK, NotAvailableError
 from gpu.sizes import SIZES
 from whisper_opt import Whisper
-from whisper_opt.options import LIBRARIES
+from whisper_opt.core.options import LIBRARIES
 
 __all__ = ["Check", "all_checks", "chosen", "run_check"]
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from gpu.measure import mels
 from whisper_opt import Whisper
-from whisper_opt.arrays import F32, Int
-from whisper_opt.protocol import Backend, GreedyRows, Runner, TokenMask
+from whisper_opt.core.arrays import F32, Int
+from whisper_opt.core.backend import Backend, GreedyRows, Runner, TokenMask
 
 __all__ = ["DisagreementError", "check_runs", "compare", "compare_speech", "program"]
 

@@ -9,17 +9,17 @@ from typing import Any, Callable, Union
 
 from gpu.outcome import NotAvailableError
 from gpu.sizes import SIZES, random_checkpoint
-from whisper_opt.backends.ort import OrtBackend
-from whisper_opt.checkpoints import Checkpoint
-from whisper_opt.devices import Machine, open_backend, usable
-from whisper_opt.engine import Engine, read_engine
-from whisper_opt.errors import BackendUnavailable, EngineError
+from whisper_opt.core.backend import Backend
+from whisper_opt.core.errors import BackendUnavailable, EngineError
+from whisper_opt.core.options import LIBRARIES, LoadOptions
 from whisper_opt.export import export
-from whisper_opt.gpus import find_gpus
-from whisper_opt.options import LIBRARIES, LoadOptions
-from whisper_opt.plan_spec import PlanSpec
-from whisper_opt.plans import Plans
-from whisper_opt.protocol import Backend
+from whisper_opt.export.checkpoints import Checkpoint
+from whisper_opt.runtime.devices import Machine, open_backend, usable
+from whisper_opt.runtime.engine import Engine, read_engine
+from whisper_opt.runtime.gpus import find_gpus
+from whisper_opt.runtime.onnxruntime.backend import OrtBackend
+from whisper_opt.runtime.tensorrt.plan_spec import PlanSpec
+from whisper_opt.runtime.tensorrt.plans import Plans
 
 __all__ = ["PATHS", "REFERENCE", "Setting", "Way", "engine", "opened", "plans", "reference"]
 
@@ -133,8 +133,8 @@ def plans(setting: Setting, size: str, library: str) -> Plans:
     Raises:
         NotAvailableError: no such library, or no GPU.
     """
-    from whisper_opt.export.tensorrt import build_plans
-    from whisper_opt.plan_check import token_check
+    from whisper_opt.export.tensorrt.build import build_plans
+    from whisper_opt.export.tensorrt.token_check import token_check
 
     gpus = find_gpus()
     if setting.device_index >= len(gpus.gpus):

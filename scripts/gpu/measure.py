@@ -10,9 +10,9 @@ from typing import Any, Callable
 
 import numpy as np
 
-from whisper_opt.arrays import F32, Int
-from whisper_opt.dims import N_FRAMES, ModelDims
-from whisper_opt.protocol import Backend, GreedyRows, Runner, Session, TokenMask
+from whisper_opt.core.arrays import F32, Int
+from whisper_opt.core.backend import Backend, GreedyRows, Runner, Session, TokenMask
+from whisper_opt.core.dims import N_FRAMES, ModelDims
 
 __all__ = ["CASES", "Case", "figures", "latency"]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from gpu.measure import CASES
 from gpu.roofline import encoder_work, lower_bound, step_work
-from whisper_opt.dims import ModelDims
+from whisper_opt.core.dims import ModelDims
 
 __all__ = ["report"]
 

@@ -10,7 +10,7 @@ from typing import Any, Callable
 import numpy as np
 
 from gpu.outcome import NotAvailableError
-from whisper_opt.dims import ModelDims
+from whisper_opt.core.dims import ModelDims
 
 __all__ = ["RATES", "Work", "encoder_work", "lower_bound", "step_work"]
 

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tests.models import sinusoids, tokenizer_json
-from whisper_opt.arrays import F32
-from whisper_opt.checkpoints.checkpoint import Checkpoint, Source, Tensor, expected_shapes
-from whisper_opt.dims import HEAD_DIM, ModelDims
+from tests.support.models import sinusoids, tokenizer_json
+from whisper_opt.core.arrays import F32
+from whisper_opt.core.dims import HEAD_DIM, ModelDims
+from whisper_opt.export.checkpoints.checkpoint import Checkpoint, Source, Tensor, expected_shapes
 
 __all__ = ["SIZES", "random_checkpoint"]
 

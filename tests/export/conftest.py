@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.engines import sharp_checkpoint
-from tests.export.exports import SMALL
-from whisper_opt.checkpoints import Checkpoint
+from tests.support.engines import sharp_checkpoint
+from tests.support.exports import SMALL
+from whisper_opt.export.checkpoints import Checkpoint
 
 
 @pytest.fixture(scope="module")

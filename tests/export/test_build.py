@@ -12,18 +12,18 @@ import numpy as np
 import onnx
 import pytest
 
-from tests.engines import DIALECTS, require, sharp_checkpoint
-from tests.export.exports import SMALL, change_weight, half, nan_first, snapshot
-from tests.models import random_dims
-from tests.models_write import write_huggingface, write_openai_pt
+from tests.support.engines import DIALECTS, require, sharp_checkpoint
+from tests.support.exports import SMALL, change_weight, half, nan_first, snapshot
+from tests.support.models import random_dims
+from tests.support.models_write import write_huggingface, write_openai_pt
 from whisper_opt import Whisper
-from whisper_opt.arrays import F32
-from whisper_opt.checkpoints import Checkpoint
-from whisper_opt.engine import ENGINE_FILES, MANIFEST, Engine, Manifest, read_engine
-from whisper_opt.errors import EngineError, OptionError, VerificationError
+from whisper_opt.core.arrays import F32
+from whisper_opt.core.errors import EngineError, OptionError, VerificationError
 from whisper_opt.export import export
-from whisper_opt.export.reference import Reference
-from whisper_opt.screen import Screen
+from whisper_opt.export.checkpoints import Checkpoint
+from whisper_opt.export.verification.reference import Reference
+from whisper_opt.runtime.engine import ENGINE_FILES, MANIFEST, Engine, Manifest, read_engine
+from whisper_opt.runtime.head_bounds import Screen
 
 FULL = random_dims()
 

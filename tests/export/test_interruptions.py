@@ -14,12 +14,12 @@ from typing import Any, Callable
 
 import pytest
 
-from tests.engines import sharp_checkpoint
-from tests.export.exports import SMALL, snapshot
-from whisper_opt.checkpoints import Checkpoint
-from whisper_opt.engine import read_engine
-from whisper_opt.errors import EngineError
+from tests.support.engines import sharp_checkpoint
+from tests.support.exports import SMALL, snapshot
+from whisper_opt.core.errors import EngineError
 from whisper_opt.export import export, writer
+from whisper_opt.export.checkpoints import Checkpoint
+from whisper_opt.runtime.engine import read_engine
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -208,8 +208,8 @@ def test_two_exports_at_once_to_one_target(place: Path, small: Checkpoint) -> No
 
 KILLED = """
 import sys, time
-from tests.engines import sharp_checkpoint
-from tests.export.exports import SMALL
+from tests.support.engines import sharp_checkpoint
+from tests.support.exports import SMALL
 from whisper_opt.export import export
 
 def on_progress(stage, done, total):

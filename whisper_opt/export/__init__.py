@@ -1,6 +1,6 @@
 """Checkpoint in, verified engine directory out. The offline half of the library; needs ``onnx``."""
 
-from whisper_opt.errors import BackendUnavailable
+from whisper_opt.core.errors import BackendUnavailable
 
 try:
     import onnx  # noqa: F401  # probed here so that a missing extra is named once

@@ -12,11 +12,25 @@ from typing import Any, Callable, Union
 import numpy as np
 import onnx
 
-from whisper_opt.arrays import F32
-from whisper_opt.checkpoints import Checkpoint, load_checkpoint
-from whisper_opt.checkpoints.checkpoint import Tensor
-from whisper_opt.dims import ModelDims
-from whisper_opt.engine import (
+from whisper_opt.core.arrays import F32
+from whisper_opt.core.dims import ModelDims
+from whisper_opt.core.errors import OptionError
+from whisper_opt.core.version import __version__
+from whisper_opt.export.checkpoints import Checkpoint, load_checkpoint
+from whisper_opt.export.checkpoints.checkpoint import Tensor
+from whisper_opt.export.graphs.builder import OnnxGraph
+from whisper_opt.export.graphs.device_graphs import build_device_graphs
+from whisper_opt.export.graphs.dialects import make_dialect
+from whisper_opt.export.graphs.graph import build_decoder, build_encoder
+from whisper_opt.export.graphs.precision import Precision, make_precision
+from whisper_opt.export.quantization.activation_stats import Spread, made_up, observe
+from whisper_opt.export.quantization.int4 import as_stored
+from whisper_opt.export.quantization.padding_parts import padding_parts
+from whisper_opt.export.quantization.sensitivity import calibrate, find_recordings
+from whisper_opt.export.verification.partitioned import PiecewiseGraph, require_onnxruntime
+from whisper_opt.export.verification.verify import verify, verify_packed
+from whisper_opt.export.writer import directory, write_bytes, write_graph, write_text
+from whisper_opt.runtime.engine import (
     MANIFEST,
     Engine,
     FileEntry,
@@ -25,22 +39,8 @@ from whisper_opt.engine import (
     map_tensor,
     read_engine,
 )
-from whisper_opt.errors import OptionError
-from whisper_opt.export.builder import OnnxGraph
-from whisper_opt.export.device_graphs import build_device_graphs
-from whisper_opt.export.dialects import make_dialect
-from whisper_opt.export.graph import build_decoder, build_encoder
-from whisper_opt.export.nibbles import as_stored
-from whisper_opt.export.padding import padding_parts
-from whisper_opt.export.pieces import PiecewiseGraph, require_onnxruntime
-from whisper_opt.export.precision import Precision, make_precision
-from whisper_opt.export.sensitivity import calibrate, find_recordings
-from whisper_opt.export.spread import Spread, made_up, observe
-from whisper_opt.export.verify import verify, verify_packed
-from whisper_opt.export.writer import directory, write_bytes, write_graph, write_text
-from whisper_opt.screen import Screen
-from whisper_opt.tokens import Vocab
-from whisper_opt.version import __version__
+from whisper_opt.runtime.head_bounds import Screen
+from whisper_opt.text.vocabulary import Vocab
 
 __all__ = ["KEEP", "ExportProgress", "export"]
 
@@ -75,7 +75,7 @@ def export(
 
     Args:
         source: a Hugging Face directory or hub id, an OpenAI ``.pt`` file, a CTranslate2 directory,
-            or a loaded :class:`~whisper_opt.checkpoints.Checkpoint`.
+            or a loaded :class:`~whisper_opt.export.checkpoints.Checkpoint`.
         target: directory to create.
         precision: arithmetic of the graphs, one of ``PRECISIONS``.
         dialect: ``contrib`` (ONNX Runtime) or ``standard`` (TensorRT, and ONNX Runtime >= 1.24).
@@ -305,7 +305,7 @@ def _verified(
     tensors: Mapping[str, TensorEntry],
     padding: tuple[int, ...] | None,
 ) -> Mapping[str, Any]:
-    """What a comparison with the checkpoint found; see :func:`whisper_opt.export.verify.verify`."""
+    """What a comparison with the checkpoint found; see :func:`whisper_opt.export.verification.verify.verify`."""
     graphs = {stem: PiecewiseGraph(*part, folder, stem) for stem, part in parts.items()}
     encoder, decoder = (graphs[stem] for stem in _STEMS)
     screen = Screen.of(lambda name: map_tensor(folder, tensors[name])) if tensors else None

@@ -15,11 +15,11 @@ from typing import Callable
 import numpy as np
 from onnx import TensorProto
 
-from whisper_opt.arrays import NDArray
-from whisper_opt.engine import MANIFEST, FileEntry, TensorEntry
-from whisper_opt.errors import CheckpointError, EngineError
-from whisper_opt.export.builder import OnnxGraph, Weight
-from whisper_opt.folders import replace_directory
+from whisper_opt.core.arrays import NDArray
+from whisper_opt.core.errors import CheckpointError, EngineError
+from whisper_opt.core.files import replace_directory
+from whisper_opt.export.graphs.builder import OnnxGraph, Weight
+from whisper_opt.runtime.engine import MANIFEST, FileEntry, TensorEntry
 
 __all__ = ["Progress", "directory", "write_bytes", "write_graph", "write_text"]
 

@@ -1,0 +1,489 @@
+"""The command: what it prints, writes and returns; one clear line for everything that is wrong."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from tests.support.golden import SPEECH
+from tests.support.models import random_checkpoint, random_dims
+from tests.support.models_write import write_ctranslate2, write_huggingface
+from whisper_opt.cli.main import main
+from whisper_opt.cli.transcribe import Output
+from whisper_opt.core.options import SubtitleOptions, TranscribeOptions
+from whisper_opt.export import export
+from whisper_opt.export.checkpoints import Checkpoint
+from whisper_opt.runtime.engine import FORMAT_VERSION
+from whisper_opt.text.results import Segment, Transcript, Word
+from whisper_opt.text.writers import FORMATS, SUBTITLE_FORMATS
+
+ROOT = Path(__file__).parents[2]
+JFK = str(ROOT / "examples" / "jfk.flac")
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A multilingual engine with random weights."""
+    target = tmp_path_factory.mktemp("cli") / "random"
+    return export(random_checkpoint(), target).path
+
+
+@pytest.fixture(scope="module")
+def english(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An English-only engine with random weights."""
+    target = tmp_path_factory.mktemp("cli") / "random.en"
+    return export(random_checkpoint(random_dims(n_vocab=51864)), target).path
+
+
+@pytest.fixture
+def short(tmp_path: Path) -> str:
+    """One second of quiet noise."""
+    path = tmp_path / "short.wav"
+    noise = np.random.default_rng(0).standard_normal(16000) * 0.01
+    soundfile.write(path, noise, 16000)
+    return str(path)
+
+
+def run(*argv: object) -> int:
+    return main([str(arg) for arg in argv])
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    """The error the command printed, which must be a single line."""
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("whisper-opt: error: ")
+    return lines[0]
+
+
+# what it does
+
+
+def test_export_inspect_transcribe(
+    tmp_path: Path, short: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_huggingface(random_checkpoint(), tmp_path / "hf")
+    target = tmp_path / "engines" / "mine"
+    assert run("export", source, target) == 0
+    assert "verified: largest error of scores" in capsys.readouterr().out
+    assert run("inspect", target) == 0
+    listing = capsys.readouterr().out
+    assert "decoder.data" in listing
+    assert "parity" in listing
+    assert run("inspect", target, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["dialect"] == "contrib"
+    out = tmp_path / "out"
+    words = ("--format", "json", "--output-dir", out, "--max-new-tokens", 5, "--language", "German")
+    assert run("transcribe", target, short, *words) == 0
+    assert json.loads((out / "short.json").read_text(encoding="utf-8"))["language"] == "de"
+    assert "real-time factor" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", sorted(FORMATS))
+def test_a_format_goes_to_standard_output(
+    form: str, engine: Path, short: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--max-new-tokens", 4, "--language", "en", "--no-speech-threshold", "none")
+    assert run("transcribe", engine, short, "--format", form, *options) == 0
+    printed = capsys.readouterr().out
+    folder = Path(short).parent
+    assert run("transcribe", engine, short, "--format", form, "--output-dir", folder, *options) == 0
+    assert (folder / f"short.{form}").read_text(encoding="utf-8") == printed
+    assert capsys.readouterr().out == ""
+
+
+def test_every_option_has_an_argument(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run("transcribe", "--help")
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for name in (*TranscribeOptions.__dataclass_fields__, *SubtitleOptions.__dataclass_fields__):
+        assert f"\n  --{name.replace('_', '-')}" in text
+
+
+def test_help_tells_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run("transcribe", "--help")
+    _, *arguments = re.split(r"\n  --", capsys.readouterr().out)
+    text = {part.split(",")[0].split()[0]: " ".join(part.split()) for part in arguments}
+    assert "None" not in " ".join(text.values())
+    assert "(default:" not in text["condition-on-previous-text"]
+    assert "in batched mode that of the same" in text["condition-on-previous-text"]
+    assert text["word-timestamps"].endswith("(default: no)")
+    assert text["suppress-blank"].endswith("(default: yes)")
+    assert text["no-speech-threshold"].endswith("(default: 0.6; none turns it off)")
+    assert text["repetition-penalty"].endswith("(default: 1.0)")
+    assert text["batch-size"].endswith("(default: 8)")
+    assert "(default: 0.0,0.2,0.4,0.6,0.8,1.0)" in text["temperature"]
+
+
+# several formats
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [("srt,json", ["json", "srt"]), (" vtt, vtt ", ["vtt"]), ("all", sorted(FORMATS))],
+)
+def test_several_formats(
+    given: str,
+    expected: list[str],
+    engine: Path,
+    short: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    options = ("--output-dir", out, "--max-new-tokens", 3, "--language", "en")
+    assert run("transcribe", engine, short, "--format", given, *options) == 0
+    assert sorted(path.name for path in out.iterdir()) == [f"short.{form}" for form in expected]
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert all(str(path) in printed.err for path in out.iterdir())
+
+
+def test_subtitle_options_go_to_the_formats_that_have_subtitles(tmp_path: Path) -> None:
+    words = (Word(0.0, 1.0, " one", 1.0), Word(1.0, 2.0, " two", 1.0))
+    segment = Segment(0, 0.0, 2.0, " one two", (), -0.1, 0.0, 1.0, 0.0, 0, words)
+    transcript = Transcript((segment,), "en", 2.0, " one two")
+    options = SubtitleOptions(max_words_per_line=1)
+    files = tuple(tmp_path / f"a.{form}" for form in FORMATS)
+    Output(tuple(FORMATS), files, options).save(transcript)
+    for form, path in zip(FORMATS, files):
+        laid_out = options if form in SUBTITLE_FORMATS else SubtitleOptions()
+        assert path.read_text(encoding="utf-8") == FORMATS[form](transcript, laid_out)
+    assert (tmp_path / "a.lrc").read_text() == "[00:00.00]one\n[00:01.00]two\n"
+
+
+WORDS = "--word-timestamps"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--format", "srt,json"], "2 formats --output-dir"),
+        (["--format", "all"], "7 formats --output-dir"),
+        (["--highlight-words", "--format", "srt"], "highlight_words --word-timestamps"),
+        (["--max-line-width", "40", "--format", "srt"], "max_line_width --word-timestamps"),
+        (["--max-line-width", "40", "--format", "txt", WORDS], "max_line_width --format srt"),
+        (["--max-words-per-line", "4", "--format", "tsv", WORDS], "max_words_per_line --format"),
+        (["--highlight-words", WORDS], "highlight_words --format srt"),
+        (["--highlight-words", WORDS, "--output-dir", "out"], "highlight_words --format srt"),
+        (["--max-line-count", "2", "--format", "srt", WORDS], "max_line_count max_line_width"),
+        (["--max-line-width", "0", "--format", "srt", WORDS], "max_line_width 0 positive"),
+        (
+            ["--max-line-width", "9", "--max-words-per-line", "2", "--format", "srt", WORDS],
+            "max_words_per_line max_line_width",
+        ),
+        (["--prepend-punctuations", "("], "prepend_punctuations word_timestamps"),
+        (["--strategy", "batched", "--condition-on-previous-text"], "condition_on_previous_text"),
+    ],
+)
+def test_contradictions_are_found_before_any_work(
+    arguments: list[str],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("transcribe", "no-engine", "no-audio.wav", *arguments) == 2
+    line = one_line(capsys)
+    assert all(word in line for word in words.split()), line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_subtitle_options_with_one_format_that_takes_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is wrong but the engine."""
+    options = ("--format", "txt,srt", "--highlight-words", WORDS, "--output-dir", tmp_path)
+    assert run("transcribe", tmp_path / "no-engine", "no-audio.wav", *options) == 1
+    assert "no-engine" in one_line(capsys)
+
+
+@pytest.mark.parametrize("given", ["doc", "srt,doc", "srt,", "", "SRT"])
+def test_unknown_formats(given: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run("transcribe", "engine", "audio", "--format", given)
+    assert stop.value.code == 2
+    wrong = given.split(",")[-1]
+    assert f"unknown format '{wrong}'; expected all, or one or more of txt,srt" in (
+        capsys.readouterr().err
+    )
+
+
+def test_doctor_is_content(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("doctor") == 0
+    text = capsys.readouterr().out
+    assert "onnxruntime" in text
+    assert text.endswith("ready\n")
+
+
+def test_doctor_names_what_is_missing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert run("doctor") == 1
+    assert "pip install 'whisper-opt[cpu]'" in capsys.readouterr().out
+
+
+def test_wrong_usage_is_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run("transcribe")
+    assert stop.value.code == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+def test_one_bad_recording_does_not_stop_the_others(
+    engine: Path, short: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--output-dir", tmp_path / "out", "--max-new-tokens", 3, "--language", "en")
+    assert run("transcribe", engine, tmp_path / "none.wav", short, *options) == 1
+    assert (tmp_path / "out" / "short.txt").is_file()
+    assert "1 of 2 recordings failed" in capsys.readouterr().err
+
+
+# what is wrong with a recording
+
+
+def _bad_recording(kind: str, folder: Path) -> Path:
+    path = folder / f"{kind}.wav"
+    if kind == "missing":
+        return path
+    if kind == "empty":
+        path.touch()
+    elif kind == "text":
+        path.write_text("this is not a recording\n" * 50, encoding="utf-8")
+    elif kind == "zero-samples":
+        shutil.copy(SPEECH / "nonspeech" / "edge-empty.wav", path)
+    elif kind in {"nan", "inf"}:
+        samples = np.zeros(16000, np.float32)
+        samples[100] = float(kind)
+        soundfile.write(path, samples, 16000, subtype="FLOAT")
+    elif kind == "rate":
+        soundfile.write(path, np.zeros(100), 7)
+    elif kind == "truncated-flac":
+        path = folder / "cut.flac"
+        data = (SPEECH / "formats" / "jfk-48k-mono-s24.flac").read_bytes()
+        path.write_bytes(data[: len(data) // 2])
+    elif kind == "truncated-mp3":
+        path = folder / "cut.mp3"
+        data = (SPEECH / "formats" / "jfk-44k-stereo-128k.mp3").read_bytes()
+        path.write_bytes(data[: len(data) // 2])
+    return path
+
+
+_BAD_RECORDINGS = (
+    "missing",
+    "empty",
+    "text",
+    "zero-samples",
+    "nan",
+    "inf",
+    "rate",
+    "truncated-flac",
+    "truncated-mp3",
+)
+
+
+@pytest.mark.parametrize("kind", _BAD_RECORDINGS)
+def test_bad_recording(
+    kind: str, engine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = _bad_recording(kind, tmp_path)
+    out = tmp_path / "out"
+    assert run("transcribe", engine, path, "--output-dir", out) == 1
+    assert path.name in one_line(capsys)
+    assert list(out.iterdir()) == []
+
+
+# what is wrong with an option
+
+
+def test_unknown_language_offers_near_matches(
+    engine: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("transcribe", engine, JFK, "--language", "germn") == 2
+    assert "german" in one_line(capsys)
+
+
+def test_english_only_engine_refuses_other_languages(
+    english: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("transcribe", english, JFK, "--language", "fr") == 2
+    assert "English" in one_line(capsys)
+    assert run("transcribe", english, JFK, "--task", "translate") == 2
+    assert "transcribe" in one_line(capsys)
+
+
+def test_two_recordings_must_not_share_a_file(
+    engine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("transcribe", engine, "a/talk.mp3", "b/talk.mp3", "--output-dir", tmp_path) == 2
+    assert "talk.txt" in one_line(capsys)
+
+
+# what is wrong with a checkpoint
+
+
+def _without(checkpoint: Checkpoint, folder: Path) -> Path:
+    """The checkpoint as a CTranslate2 directory whose model.bin lacks its last 1,000 bytes."""
+    source = write_ctranslate2(checkpoint, folder / "cut", dtype="float16")
+    data = (source / "model.bin").read_bytes()
+    (source / "model.bin").write_bytes(data[:-1000])
+    return source
+
+
+def test_truncated_checkpoint_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = _without(random_checkpoint(), tmp_path)
+    target = tmp_path / "engines" / "e"
+    assert run("export", source, target) == 1
+    assert "model.bin" in one_line(capsys)
+    assert list(target.parent.iterdir()) == []
+
+
+def test_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("export", tmp_path / "nothing", tmp_path / "e") == 1
+    assert "nothing" in one_line(capsys)
+    assert not (tmp_path / "e").exists()
+
+
+# what is wrong with an engine
+
+
+def _copy(engine: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(engine, tmp_path / "copy"))
+
+
+def test_a_flipped_byte_is_found(
+    engine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = _copy(engine, tmp_path)
+    with (copy / "decoder.data").open("r+b") as stream:
+        stream.seek(1000)
+        byte = stream.read(1)
+        stream.seek(1000)
+        stream.write(bytes([byte[0] ^ 1]))
+    assert run("inspect", copy) == 1
+    assert "decoder.data" in one_line(capsys)
+
+
+def test_a_missing_file_is_named(
+    engine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = _copy(engine, tmp_path)
+    (copy / "encoder.data").unlink()
+    assert run("transcribe", copy, JFK) == 1
+    assert "encoder.data" in one_line(capsys)
+
+
+def test_a_newer_format_is_refused(
+    engine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = _copy(engine, tmp_path)
+    manifest = copy / "manifest.json"
+    text = manifest.read_text(encoding="utf-8")
+    newer = text.replace(
+        f'"format_version": {FORMAT_VERSION}', f'"format_version": {FORMAT_VERSION + 1}'
+    )
+    manifest.write_text(newer)
+    assert run("transcribe", copy, JFK) == 1
+    assert "upgrade whisper-opt" in one_line(capsys)
+
+
+# what is wrong with the disk, and Ctrl-C: in processes of their own
+
+
+def python(code: str, *argv: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", textwrap.dedent(code), *map(str, argv)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def _assert_clean_failure(done: subprocess.CompletedProcess[str], *words: str) -> None:
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    line = next(line for line in done.stderr.splitlines() if "error:" in line)
+    assert all(word in line for word in words), line
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
+    source = write_huggingface(random_checkpoint(), tmp_path / "hf")
+    code = """
+        import resource, sys
+        from whisper_opt.cli.main import main
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))  # writes past it fail
+        sys.exit(main(["export", *sys.argv[1:]]))
+    """
+    target = tmp_path / "engines" / "e"
+    _assert_clean_failure(python(code, source, target), "cannot write", str(target))
+    assert list(target.parent.iterdir()) == []
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    source = write_huggingface(random_checkpoint(), tmp_path / "hf")
+    code = "import sys; from whisper_opt.cli.main import main; sys.exit(main(['export', *sys.argv[1:]]))"
+    _assert_clean_failure(python(code, source, "/proc/no/engine"), "cannot write")
+
+
+def test_interrupted_export_leaves_nothing(tmp_path: Path) -> None:
+    source = write_huggingface(random_checkpoint(), tmp_path / "hf")
+    code = """
+        import os, signal, sys
+        from whisper_opt.export import writer
+        from whisper_opt.cli.main import main
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in background jobs
+        write = writer._HashingFile.write
+        def interrupted(self, data):
+            if self.size > 1_000_000:
+                os.kill(os.getpid(), signal.SIGINT)
+            write(self, data)
+        writer._HashingFile.write = interrupted
+        sys.exit(main(["export", *sys.argv[1:]]))
+    """
+    target = tmp_path / "engines" / "e"
+    _assert_clean_failure(python(code, source, target), "interrupted")
+    assert list(target.parent.iterdir()) == []
+
+
+def test_a_terminal_is_shown_how_far_it_is(
+    engine: Path, short: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ("transcribe", engine, short, "--language", "en", "--max-new-tokens", "8")
+    assert run(*command) == 0
+    assert "s of audio\r" not in capsys.readouterr().err
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert run(*command) == 0
+    shown = capsys.readouterr().err
+    assert "short.wav" in shown
+    assert "100%" in shown
+    assert "1/1 s of audio" in shown
+
+
+def test_interrupted_transcription_leaves_nothing(engine: Path, short: str, tmp_path: Path) -> None:
+    code = """
+        import os, signal, sys
+        from whisper_opt.runtime.onnxruntime.backend import OrtSession
+        from whisper_opt.cli.main import main
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in background jobs
+        extend = OrtSession.extend
+        def interrupted(self, *args):
+            os.kill(os.getpid(), signal.SIGINT)
+            return extend(self, *args)
+        OrtSession.extend = interrupted
+        sys.exit(main(["transcribe", *sys.argv[1:]]))
+    """
+    out = tmp_path / "out"
+    done = python(code, engine, short, "--output-dir", out, "--language", "en")
+    _assert_clean_failure(done, "interrupted")
+    assert list(out.iterdir()) == []

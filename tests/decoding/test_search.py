@@ -1,0 +1,155 @@
+"""Beam search and sampling through the loop, against one audio at a time written out plainly."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.decoding.test_constraints import EOT, N_VOCAB
+from tests.decoding.test_loop import DIMS, Job, job, jobs, lively
+from tests.support.fake_backend import FakeBackend, FakeEncoded
+from whisper_opt.decoding import Beam, Hypothesis, Sample, decode, rank
+
+
+def extensions(
+    seed: int, one: Job, beams: list[tuple[int, ...]], sums: list[np.float32]
+) -> dict[tuple[int, ...], np.float32]:
+    """Every beam continued by its best tokens; equal sequences fall together."""
+    scored: dict[tuple[int, ...], np.float32] = {}
+    for tokens, total in zip(beams, sums):
+        scores = lively(seed, [*one.prompt, *tokens])
+        for token, logprob in one.reference.order(scores, tokens, len(beams) + 1):
+            longer = (*tokens, token)
+            scored[longer] = total + np.float32(logprob)
+    return scored
+
+
+def naive_beam(
+    seed: int, one: Job, beam_size: int, patience: float
+) -> dict[tuple[int, ...], float]:
+    """openai-whisper's beam search on one audio: whole sequences, recomputed every step."""
+    wanted = round(beam_size * patience)
+    beams: list[tuple[int, ...]] = [()] * beam_size
+    sums = [np.float32(0)] * beam_size
+    finished: dict[tuple[int, ...], float] = {}
+    for _ in range(one.max_new_tokens):
+        scored = extensions(seed, one, beams, sums)
+        best = sorted(scored, key=lambda tokens: scored[tokens], reverse=True)
+        going = [tokens for tokens in best if tokens[-1] != EOT][:beam_size]
+        ended = [tokens for tokens in best[: best.index(going[-1])] if tokens[-1] == EOT]
+        beams, sums = going, [scored[tokens] for tokens in going]
+        for tokens in ended[: max(wanted - len(finished), 0)]:
+            finished[tokens[:-1]] = float(scored[tokens])
+        if len(finished) >= wanted:
+            break
+    missing = max(beam_size - len(finished), 0)
+    for i in sorted(range(len(beams)), key=lambda i: -sums[i])[:missing]:
+        finished[beams[i]] = float(sums[i])
+    return finished
+
+
+def with_beam(one: Job, beam_size: int, patience: float) -> Job:
+    return dataclasses.replace(one, search=lambda: Beam(EOT, beam_size, patience))
+
+
+@settings(deadline=None, max_examples=250)
+@given(data=st.data(), size=st.integers(1, 5), patience=st.sampled_from([1.0, 2.0, 0.6]))
+def test_beam_search_is_the_references(data: st.DataObject, size: int, patience: float) -> None:
+    batch = data.draw(jobs(1))
+    if round(size * patience) < 1:
+        return
+    seeds = tuple(data.draw(st.integers(0, 2**31)) for _ in batch)
+    backend = FakeBackend(DIMS, lively)
+    tasks = [with_beam(one, size, patience).task for one in batch]
+    found = decode(backend, FakeEncoded(seeds), tasks)
+    for seed, one, decoded in zip(seeds, batch, found):
+        sums = naive_beam(seed, one, size, patience)
+        # banned continuations fill a beam when too few are allowed; which of them is unspecified
+        possible = [h for h in decoded.hypotheses if h.sum_logprob > -np.inf]
+        expected = [tokens for tokens in sums if sums[tokens] > -np.inf]
+        assert [hypothesis.tokens for hypothesis in possible] == expected
+        for hypothesis in possible:
+            assert hypothesis.sum_logprob == pytest.approx(sums[hypothesis.tokens], abs=1e-3)
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_mixed_searches_in_a_batch_equal_single_runs(data: st.DataObject) -> None:
+    """Greedy, beams of several sizes and samples share a session and never notice."""
+    batch = []
+    for one in data.draw(jobs(1)):
+        kind = data.draw(st.sampled_from(["greedy", "beam", "sample"]))
+        size = data.draw(st.integers(1, 4))
+        if kind == "beam":
+            one = with_beam(one, size, 1.0)
+        elif kind == "sample":
+            one = dataclasses.replace(one, search=functools.partial(sampler, size, 0.7, 11))
+        batch.append(one)
+    seeds = tuple(range(len(batch)))
+    backend = FakeBackend(DIMS, lively)
+    together = decode(backend, FakeEncoded(seeds), [one.task for one in batch])
+    for seed, one, found in zip(seeds, batch, together):
+        assert decode(backend, FakeEncoded((seed,)), [one.task]) == [found]
+
+
+def sampler(best_of: int, temperature: float, seed: int) -> Sample:
+    return Sample(EOT, temperature, best_of, np.random.default_rng(seed))
+
+
+def test_a_beam_of_one_is_greedy() -> None:
+    backend = FakeBackend(DIMS, lively)
+    for seed in range(50):
+        (greedy,) = decode(backend, FakeEncoded((seed,)), [job().task])
+        (beam,) = decode(backend, FakeEncoded((seed,)), [with_beam(job(), 1, 1.0).task])
+        assert beam.hypotheses[0].tokens == greedy.hypotheses[0].tokens
+
+
+def test_draws_follow_the_probabilities() -> None:
+    """10,000 first tokens at temperature 0.7: as frequent as the filtered scores over 0.7 say."""
+    scores = lively(3, job().prompt)
+    allowed = job().reference.apply(scores.copy(), []).astype(np.float64) / 0.7
+    expected = np.exp(allowed - allowed.max())
+    expected /= expected.sum()
+    drawing = job(max_new_tokens=1, search=lambda: sampler(10_000, 0.7, 5))
+    (found,) = decode(FakeBackend(DIMS, lively), FakeEncoded((3,)), [drawing.task])
+    counts = np.zeros(len(expected))
+    for hypothesis in found.hypotheses:
+        counts[hypothesis.tokens[0] if hypothesis.tokens else EOT] += 1
+    deviation = np.sqrt(expected * (1 - expected) / 10_000)
+    assert (np.abs(counts / 10_000 - expected) <= 5 * deviation + 1e-9).all()
+    assert (counts[expected == 0] == 0).all()
+
+
+def test_a_draws_logprob_is_that_of_temperature_one() -> None:
+    drawing = job(max_new_tokens=1, search=lambda: sampler(50, 1.5, 5))
+    (found,) = decode(FakeBackend(DIMS, lively), FakeEncoded((3,)), [drawing.task])
+    scores = lively(3, job().prompt)
+    known = dict(job().reference.order(scores, [], N_VOCAB))
+    for hypothesis in found.hypotheses:
+        token = hypothesis.tokens[0] if hypothesis.tokens else EOT
+        assert hypothesis.sum_logprob == pytest.approx(known[token], abs=1e-4)
+
+
+def test_sampling_repeats_with_its_seed_only() -> None:
+    backend = FakeBackend(DIMS, lively)
+
+    def answers(seed: int) -> list[Hypothesis]:
+        drawing = job(search=lambda: sampler(4, 1.0, seed))
+        return decode(backend, FakeEncoded((3,)), [drawing.task])[0].hypotheses
+
+    assert answers(1) == answers(1)
+    assert answers(1) != answers(2)
+
+
+def test_rank() -> None:
+    short, long = Hypothesis((5,), -1.0), Hypothesis((5, 6, 7, 8), -2.0)
+    assert rank([short, long], None) == long  # -1.0 against -0.5 a token
+    assert rank([short, long], 0.0) == short  # no penalty: the sum itself
+    assert rank([short, long], 1.0) == short  # -1 / (6/6) = -1.0 against -2 / (9/6) = -1.33
+    assert rank([short, Hypothesis((9,), -1.0)], None) == short  # ties: the first
+    assert rank([Hypothesis((), -1.0)], None).tokens == ()

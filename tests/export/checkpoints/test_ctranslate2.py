@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.support.models_write import write_ctranslate2
+from whisper_opt.core.errors import CheckpointError
+from whisper_opt.export.checkpoints import Checkpoint, load_checkpoint
+
+
+@pytest.fixture
+def folder(small: Checkpoint, tmp_path: Path) -> Path:
+    return write_ctranslate2(small, tmp_path / "m")
+
+
+@pytest.mark.parametrize("keep", [3, 20, 40, 60, 5_000, -1])
+def test_truncated(folder: Path, keep: int) -> None:
+    weights = folder / "model.bin"
+    weights.write_bytes(weights.read_bytes()[:keep])
+    with pytest.raises(CheckpointError, match=r"model\.bin .*incomplete"):
+        load_checkpoint(folder)
+
+
+def test_trailing_bytes(folder: Path) -> None:
+    with (folder / "model.bin").open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(CheckpointError, match="goes on after its last entry"):
+        load_checkpoint(folder)
+
+
+def test_quantized_is_refused_with_the_reason(small: Checkpoint, tmp_path: Path) -> None:
+    folder = write_ctranslate2(small, tmp_path / "m", dtype="int8")
+    with pytest.raises(CheckpointError, match=r"as int8: quantized.*--quantization float16"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "part"), [("self_attention/linear_0", 1), ("attention/linear_1", 0)]
+)
+def test_key_bias_must_be_zero(name: str, part: int, small: Checkpoint, tmp_path: Path) -> None:
+    bias = np.zeros((3 if "self" in name else 2, 64), dtype=np.float32)
+    bias[part, -1] = 1e-3
+    changed = {f"decoder/layer_0/{name}/bias": bias.reshape(-1)}
+    folder = write_ctranslate2(small, tmp_path / "m", changed=changed)
+    with pytest.raises(CheckpointError, match="key bias that is not zero"):
+        load_checkpoint(folder)
+
+
+def test_fused_shape_must_divide(small: Checkpoint, tmp_path: Path) -> None:
+    changed = {"encoder/layer_0/self_attention/linear_0/weight": np.zeros((190, 64), np.float32)}
+    folder = write_ctranslate2(small, tmp_path / "m", changed=changed)
+    with pytest.raises(CheckpointError, match="stacked by rows"):
+        load_checkpoint(folder)
+
+
+def _patch(folder: Path, old: bytes, new: bytes) -> None:
+    weights = folder / "model.bin"
+    raw = weights.read_bytes()
+    assert raw.count(old) == 1
+    weights.write_bytes(raw.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (b"layer_0/attention/linear_2/bias", b"layer_0/attention/linear_9/bias", "no variable"),
+        (b"encoder/num_heads", b"encoder/num_hands", "no encoder/num_heads"),
+        (b"decoder/layer_0/ffn/linear_0/weight", b"decoder/layer_7/ffn/linear_0/weight", "layers"),
+        (b"WhisperSpec", b"MarianSpecs", "holds a MarianSpecs"),
+        (b"decoder/scale_embeddings\0\0\x01\x01\0\0\0\0", b"decoder/scale_embeddings\0\0\x01\x01"
+         b"\0\0\0\x01", "scale_embeddings = 1"),
+        (b"decoder/num_heads\0\0\x02\x02", b"decoder/num_heads\0\0\x09\x02", "unknown type 9"),
+        (b"decoder/num_heads\0\0\x02\x02", b"decoder/num_heads\0\0\x03\x02", "2 bytes for int32"),
+        (b"encoder/conv1/bias\0\x01", b"encoder/conv1/bias\0\x02", "bytes for"),
+        (b"encoder/conv1/bias", b"encoder/conv1/bi\xff\xff", "not text"),
+    ],
+)  # fmt: skip
+def test_damaged_index(folder: Path, old: bytes, new: bytes, message: str) -> None:
+    _patch(folder, old, new)
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize(("at", "message"), [(0, "binary version 7"), (18, "of revision 7")])
+def test_other_versions(folder: Path, at: int, message: str) -> None:
+    raw = bytearray((folder / "model.bin").read_bytes())
+    raw[at : at + 4] = struct.pack("<I", 7)
+    (folder / "model.bin").write_bytes(raw)
+    with pytest.raises(CheckpointError, match=f"{message}.*convert"):
+        load_checkpoint(folder)
+
+
+def test_lists_in_the_configuration(folder: Path) -> None:
+    config = folder / "config.json"
+    config.write_text("{}", encoding="utf-8")
+    found = load_checkpoint(folder)
+    assert found.alignment_heads is None
+    assert found.suppress_tokens is None
+    config.write_text(json.dumps({"suppress_ids": [], "alignment_heads": []}), encoding="utf-8")
+    found = load_checkpoint(folder)
+    assert found.suppress_tokens == ()
+    assert found.alignment_heads == ()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("suppress_ids", [2000], "from 0 to 1999"),
+        ("suppress_ids", [-1], "from 0 to 1999"),
+        ("suppress_ids_begin", "220", "list of token ids"),
+        ("suppress_ids_begin", [True], "list of token ids"),
+        ("alignment_heads", [[0]], r"\[layer, head\]"),
+        ("alignment_heads", [[9, 0]], "outside the model"),
+    ],
+)
+def test_bad_lists(folder: Path, key: str, value: object, message: str) -> None:
+    (folder / "config.json").write_text(json.dumps({key: value}), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(folder)

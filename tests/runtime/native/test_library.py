@@ -1,0 +1,250 @@
+"""Whether the compiled library is there and fits, what the option makes of it, and what is said."""
+
+from __future__ import annotations
+
+import io
+import logging
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.support.engines import random_engine, sharp_checkpoint
+from tests.support.models import random_dims
+from whisper_opt import Whisper
+from whisper_opt.cli import doctor as doctor_module
+from whisper_opt.cli import main as cli
+from whisper_opt.cli.bench.system import System
+from whisper_opt.core.arrays import F32
+from whisper_opt.core.errors import BackendUnavailable, OptionError
+from whisper_opt.core.options import KERNELS, LoadOptions
+from whisper_opt.export import export
+from whisper_opt.export.verification.verify import noise_mel
+from whisper_opt.runtime import native
+from whisper_opt.runtime.devices import Machine, open_backend
+from whisper_opt.runtime.engine import Engine
+from whisper_opt.runtime.gpus import Driver
+from whisper_opt.runtime.native import kernel_library, why_no_kernels
+
+DIMS = random_dims(n_vocab=2000, n_audio_state=64, n_text_state=64, n_audio_layer=1, n_text_layer=1)
+needs_kernels = pytest.mark.usefixtures("kernels")
+
+
+@pytest.fixture(autouse=True)
+def _asked_anew() -> Iterator[None]:
+    """The answer is kept for the process; these tests change it."""
+    why_no_kernels.cache_clear()
+    yield
+    why_no_kernels.cache_clear()
+
+
+@pytest.fixture
+def without(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No library was compiled."""
+    monkeypatch.setattr(native, "LIBRARY", tmp_path / "libwhisper_opt.so")
+
+
+@pytest.fixture(scope="module")
+def fp32(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    return random_engine(tmp_path_factory.mktemp("fp32") / "engine", DIMS)
+
+
+@pytest.fixture(scope="module", params=["int8", "int4"])
+def integers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    folder = tmp_path_factory.mktemp("integers") / "engine"
+    return export(sharp_checkpoint(DIMS), folder, precision=request.param)
+
+
+def scores(backend: Any) -> F32:
+    """Of a prompt."""
+    session = backend.open(backend.encode(noise_mel(DIMS)[None, :, :800]))
+    found: F32 = session.extend(np.arange(6, dtype=np.int64)[None]).numpy()
+    session.close()
+    return found
+
+
+def no_gpu() -> Machine:
+    found = Machine()
+    found.driver = Driver((), None, "no NVIDIA driver")
+    return found
+
+
+# --- whether it is there --------------------------------------------------------------------------
+
+
+def test_a_library_that_is_not_there(without: None) -> None:
+    assert kernel_library() is None
+    assert "not compiled: the package was built without a C compiler" in str(why_no_kernels())
+    assert "install a compiler (gcc or clang)" in str(why_no_kernels())
+
+
+def test_a_library_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    broken = tmp_path / "libwhisper_opt.so"
+    broken.write_bytes(b"\x7fELF, but not for long")
+    monkeypatch.setattr(native, "LIBRARY", broken)
+    assert kernel_library() is None
+    assert f"{broken} cannot be loaded (" in str(why_no_kernels())
+    assert "install whisper-opt once more" in str(why_no_kernels())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="libraries are .so there")
+def test_a_library_of_somebody_else(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It loads, and has not the function that is asked."""
+    import _ctypes
+
+    other = tmp_path / "libwhisper_opt.so"
+    shutil.copy(_ctypes.__file__, other)
+    monkeypatch.setattr(native, "LIBRARY", other)
+    assert "whisper_opt_supported" in str(why_no_kernels())
+    assert kernel_library() is None
+
+
+class Library:
+    """Stands in for the compiled one."""
+
+    def __init__(self, supported: int) -> None:
+        self._supported = supported
+
+    def __call__(self, path: str) -> Library:
+        return self
+
+    def whisper_opt_supported(self) -> int:
+        return self._supported
+
+
+@pytest.mark.parametrize("supported", [0, 1])
+def test_the_processor_decides(
+    supported: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    there = tmp_path / "libwhisper_opt.so"
+    there.touch()
+    monkeypatch.setattr(native, "LIBRARY", there)
+    monkeypatch.setattr("ctypes.CDLL", Library(supported))
+    if supported:
+        assert (why_no_kernels(), kernel_library()) == (None, there)
+    else:
+        assert why_no_kernels() == "this processor has no AVX-512 VNNI"
+        assert kernel_library() is None
+
+
+def test_the_processor_says_the_same_as_the_system() -> None:
+    """Where the library is: what it asks the processor is what Linux lists."""
+    reason = why_no_kernels()
+    if reason is not None and "no AVX-512 VNNI" not in reason:
+        pytest.skip(f"not tested: {reason}")
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    flags = next(line for line in lines if line.startswith("flags")).split()
+    wanted = {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"}
+    assert (reason is None) is (wanted <= set(flags))
+
+
+# --- opening --------------------------------------------------------------------------------------
+
+
+@needs_kernels
+def test_auto_and_native_use_them_and_off_does_not(
+    integers: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    opened = {name: open_backend(integers, LoadOptions(kernels=name), no_gpu()) for name in KERNELS}
+    assert {name: one.kernels for name, one in opened.items()} == {
+        "auto": True,
+        "native": True,
+        "off": False,
+    }
+    found = {name: scores(one.backend) for name, one in opened.items()}
+    np.testing.assert_array_equal(found["auto"], found["native"])
+    assert (found["off"] != found["auto"]).any()
+    far = np.linalg.norm(found["off"] - found["auto"]) / np.linalg.norm(found["off"])
+    assert far < 0.05
+    monkeypatch.setattr(native, "LIBRARY", tmp_path / "none.so")
+    why_no_kernels.cache_clear()
+    without = open_backend(integers, LoadOptions(), no_gpu())
+    assert without.kernels is False
+    np.testing.assert_array_equal(scores(without.backend), found["off"])
+
+
+def test_what_cannot_be_used_is_said_once_and_refused_by_name(
+    integers: Engine, without: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="whisper_opt.runtime.devices")
+    assert open_backend(integers, LoadOptions(), no_gpu()).kernels is False
+    assert "8-bit operators without compiled kernels: not compiled" in caplog.text
+    caplog.clear()
+    assert open_backend(integers, LoadOptions(kernels="off"), no_gpu()).kernels is False
+    assert "compiled kernels" not in caplog.text
+    with pytest.raises(BackendUnavailable, match="'native', but they cannot be used: not compiled"):
+        open_backend(integers, LoadOptions(kernels="native"), no_gpu())
+
+
+def test_other_engines_have_nothing_for_them(fp32: Engine) -> None:
+    for name in ("auto", "off"):
+        assert open_backend(fp32, LoadOptions(kernels=name), no_gpu()).kernels is False
+    with pytest.raises(OptionError, match="this fp32 engine has no operators that they are for"):
+        open_backend(fp32, LoadOptions(kernels="native"), no_gpu())
+
+
+@pytest.mark.parametrize("device", ["cuda", "tensorrt"])
+def test_a_gpu_by_name_has_no_kernels(device: str) -> None:
+    for name in ("auto", "off"):
+        assert LoadOptions(device=device, kernels=name).kernels == name
+    with pytest.raises(OptionError, match=f"kernels is 'native', but device is '{device}'"):
+        LoadOptions(device=device, kernels="native")
+
+
+def test_an_unknown_choice_is_refused() -> None:
+    with pytest.raises(OptionError, match="expected one of auto, native, off"):
+        LoadOptions(kernels="fast")
+
+
+@needs_kernels
+def test_native_keeps_auto_on_the_cpu(integers: Engine) -> None:
+    opened = open_backend(integers, LoadOptions(kernels="native"))
+    assert opened.device == "cpu"
+    assert "kernels native are the CPU's" in opened.reason
+
+
+def test_loading_has_the_option(integers: Engine, without: None) -> None:
+    Whisper.load(integers.path, threads=1, kernels="off").close()
+    with pytest.raises(BackendUnavailable, match="not compiled"):
+        Whisper.load(integers.path, threads=1, kernels="native")
+
+
+@needs_kernels
+def test_a_benchmark_says_whether_they_were_used(integers: Engine) -> None:
+    for kernels, used in (("auto", True), ("off", False)):
+        system = System(str(integers.path), {"kernels": kernels, "threads": 1})
+        assert system.about["kernels"] is used
+
+
+# --- the command line -----------------------------------------------------------------------------
+
+
+def test_the_command_line_has_the_option(
+    integers: Engine, fp32: Engine, without: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for engine, said in ((integers, "not compiled"), (fp32, "no operators that they are for")):
+        status = cli.main(
+            ["transcribe", str(engine.path), "examples/jfk.flac", "--kernels", "native"]
+        )
+        assert status != 0
+        assert said in capsys.readouterr().err
+
+
+def report() -> str:
+    out = io.StringIO()
+    doctor_module.doctor(out)
+    return out.getvalue()
+
+
+def test_doctor_says_why_there_are_none(without: None) -> None:
+    assert "kernels      none: not compiled" in report()
+
+
+@needs_kernels
+def test_doctor_says_that_they_are_used() -> None:
+    said = "kernels      compiled (AVX-512 VNNI): used with int8 and int4 engines"
+    assert said in report()

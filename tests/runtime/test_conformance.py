@@ -1,0 +1,472 @@
+"""What every backend promises about sessions; the fake one included. Random programs, and whether
+the backends agree with one another, are in ``test_programs.py``.
+
+The truth of every test is the simplest use of the backend itself: one audio, one row, all tokens at
+once in a fresh session. That this is also what the checkpoint computes is tested in
+``tests/export/graphs/test_graph_parity.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.support.backend_subjects import BACKENDS, DIMS, N_CTX, TOLERANCE, make_backend, mels, pad
+from whisper_opt.core.arrays import F32, Int
+from whisper_opt.core.backend import Backend, Encoded, Session, TokenMask
+from whisper_opt.core.errors import EngineError
+from whisper_opt.core.logits import top_k
+from whisper_opt.runtime.onnxruntime.session import CAPACITIES
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Backend:
+    return make_backend(request.param, tmp_path_factory.mktemp("engine") / request.param)
+
+
+def draw(seed: int, *lengths: int) -> list[Int]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, DIMS.n_vocab, n).astype(np.int64) for n in lengths]
+
+
+class Truth:
+    """Scores after every token of a sequence, from a fresh session of one row."""
+
+    def __init__(self, backend: Backend, n_audio: int) -> None:
+        self.backend = backend
+        self.encoded: list[Encoded] = [backend.encode(mel[None]) for mel in mels(n_audio)]
+        self._known: dict[tuple[int, bytes], F32] = {}
+
+    def __call__(self, audio: int, tokens: Int) -> F32:
+        """[len(tokens), n_vocab]."""
+        key = (audio, tokens.tobytes())
+        if key not in self._known:
+            session = self.backend.open(self.encoded[audio])
+            at = np.arange(len(tokens) - 1)[None]
+            self._known[key] = session.extend(tokens[None], at=at).numpy()[0].copy()
+            session.close()
+        return self._known[key]
+
+
+def close(found: F32, expected: F32) -> None:
+    np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
+
+
+def opened(backend: Backend, n_audio: int) -> Session:
+    return backend.open(backend.encode(mels(n_audio)))
+
+
+def last(session: Session, tokens: Any, lengths: Int | None = None) -> F32:
+    """Scores [n_seq, n_vocab] after each row's last token."""
+    scores: F32 = session.extend(np.asarray(tokens, np.int64), lengths).numpy()[:, -1].copy()
+    return scores
+
+
+def test_encoding_counts_windows(backend: Backend) -> None:
+    assert backend.dims == DIMS
+    for n_audio in (1, 3):
+        assert len(backend.encode(mels(n_audio))) == n_audio
+
+
+def test_audios_and_pasts_are_told_apart(backend: Backend) -> None:
+    """What the other tests are worth: mistaken rows would be far off."""
+    truth = Truth(backend, 2)
+    (tokens,) = draw(1, 12)
+    other = np.concatenate([tokens[:1] ^ 1, tokens[1:]])
+    assert np.abs(truth(0, tokens) - truth(1, tokens)).max(axis=1).min() > 100 * TOLERANCE
+    assert np.abs(truth(0, tokens) - truth(0, other)).max(axis=1).min() > 100 * TOLERANCE
+
+
+def test_a_batch_equals_single_rows(backend: Backend) -> None:
+    truth = Truth(backend, 3)
+    sequences = draw(2, 6, 6, 6)
+    session = opened(backend, 3)
+    tokens = np.stack(sequences)
+    found = session.extend(tokens[:, :4], at=np.tile(np.arange(3), (3, 1))).numpy().copy()
+    assert found.shape == (3, 4, DIMS.n_vocab)
+    assert found.dtype == np.float32
+    for audio, sequence in enumerate(sequences):
+        close(found[audio], truth(audio, sequence)[:4])
+    for step in (4, 5):
+        found = last(session, tokens[:, step : step + 1])
+        for audio, sequence in enumerate(sequences):
+            close(found[audio], truth(audio, sequence)[step])
+
+
+@pytest.mark.parametrize("cuts", [[1], [3], [3, 4], [1, 2, 3, 4, 5, 6, 7, 8, 9], [2, 8]])
+def test_a_cache_changes_nothing(backend: Backend, cuts: list[int]) -> None:
+    truth = Truth(backend, 1)
+    (tokens,) = draw(3, 10)
+    session = opened(backend, 1)
+    for begin, end in zip([0, *cuts], [*cuts, len(tokens)]):
+        at = np.arange(end - begin - 1)[None]
+        found = session.extend(tokens[None, begin:end], at=at).numpy()
+        assert found.shape[1] == end - begin
+        close(found[0], truth(0, tokens)[begin:end])
+
+
+def test_ragged_prompts_equal_single_ones(backend: Backend) -> None:
+    truth = Truth(backend, 4)
+    sequences = draw(4, 9 + 3, 1 + 3, 5 + 3, 9 + 3)
+    prompts = [sequence[:-3] for sequence in sequences]
+    session = opened(backend, 4)
+    found = last(session, *pad(prompts))
+    for audio, prompt in enumerate(prompts):
+        close(found[audio], truth(audio, sequences[audio])[len(prompt) - 1])
+    for step in range(3):  # the padding was never there
+        found = last(session, [[sequence[step - 3]] for sequence in sequences])
+        for audio, (prompt, sequence) in enumerate(zip(prompts, sequences)):
+            close(found[audio], truth(audio, sequence)[len(prompt) + step])
+
+
+def test_ragged_tokens_on_top_of_a_ragged_past(backend: Backend) -> None:
+    truth = Truth(backend, 3)
+    sequences = draw(5, 20, 20, 20)
+    held = [0, 0, 0]
+    session = opened(backend, 3)
+    for lengths in ([5, 2, 7], [1, 6, 3], [1, 1, 1], [4, 4, 4], [2, 1, 1]):
+        new = [sequences[i][held[i] : held[i] + n] for i, n in enumerate(lengths)]
+        found = last(session, *pad(new))
+        held = [n + more for n, more in zip(held, lengths)]
+        for audio, sequence in enumerate(sequences):
+            close(found[audio], truth(audio, sequence)[held[audio] - 1])
+
+
+@pytest.mark.parametrize("past", [0, 3])
+def test_wanted_positions_equal_shorter_prefixes(backend: Backend, past: int) -> None:
+    truth = Truth(backend, 2)
+    sequences = draw(6, past + 8, past + 5)
+    session = opened(backend, 2)
+    if past:
+        last(session, [sequence[:past] for sequence in sequences])
+    tokens, lengths = pad([sequence[past:] for sequence in sequences])
+    at = np.array([[7, 0, 3, 3], [4, 2, 0, 1]])  # any order, twice, the last one too
+    found = session.extend(tokens, lengths, at).numpy()
+    assert found.shape == (2, 5, DIMS.n_vocab)
+    for audio, sequence in enumerate(sequences):
+        wanted = [*at[audio], lengths[audio] - 1]
+        for column, index in enumerate(wanted):
+            prefix = sequence[: past + index + 1]
+            close(found[audio, column], truth(audio, prefix)[-1])
+
+
+def test_more_positions_wanted_than_tokens_fed(backend: Backend) -> None:
+    """Ragged rows want different positions, so that no two columns are the same."""
+    rows = Rows(backend, 3)
+    rows.extend([2, 2, 1], np.array([[1, 0], [0, 1], [0, 0]]))
+    rows.step()
+
+
+class Rows:
+    """A session beside a list of what its rows hold; every answer is compared with the truth."""
+
+    def __init__(self, backend: Backend, n_audio: int, seed: int = 0) -> None:
+        self.truth = Truth(backend, n_audio)
+        self.session = opened(backend, n_audio)
+        self.held: list[tuple[int, Int]] = [
+            (audio, np.zeros(0, np.int64)) for audio in range(n_audio)
+        ]
+        self._rng = np.random.default_rng(seed)
+
+    def extend(self, lengths: Sequence[int], at: Int | None = None) -> None:
+        new = [self._rng.integers(0, DIMS.n_vocab, n).astype(np.int64) for n in lengths]
+        found = self.session.extend(*pad(new), at).numpy()
+        assert len(found) == len(self.held)
+        for row, ((audio, before), tokens) in enumerate(zip(self.held, new)):
+            self.held[row] = (audio, np.concatenate([before, tokens]))
+            wanted = [*([] if at is None else at[row]), len(tokens) - 1]
+            expected = self.truth(*self.held[row])[len(before) + np.array(wanted)]
+            close(found[row], expected)
+
+    def step(self, n: int = 1) -> None:
+        for _ in range(n):
+            self.extend([1] * len(self.held))
+
+    def gather(self, *rows: int) -> None:
+        self.session.gather(np.array(rows, np.int64))
+        self.held = [self.held[row] for row in rows]
+
+
+def test_an_identity_gather_changes_nothing(backend: Backend) -> None:
+    rows = Rows(backend, 3)
+    rows.extend([4, 2, 3])
+    rows.gather(0, 1, 2)
+    rows.step()
+    rows.gather(0, 0, 1, 2, 2, 2)
+    rows.gather(*range(6))
+    rows.step(2)
+    rows.gather(*range(6))
+    rows.extend([2, 1, 3, 1, 2, 2])
+
+
+@pytest.mark.parametrize(
+    "gathers",
+    [
+        [(2, 0, 1)],  # a permutation of audios
+        [(0, 0, 0, 1, 1, 1, 2, 2, 2)],  # equal groups
+        [(0, 0, 1, 2, 2, 2, 2)],  # unequal groups
+        [(0, 1, 0, 2, 1, 0)],  # an audio's rows need not stand together
+        [(0, 0, 1, 1), (3, 1, 0, 2)],  # an audio is gone, rows cross
+        [(0, 0, 0, 1, 1, 1, 2, 2, 2), (1, 1, 0, 5, 3, 4, 8, 8, 8)],  # beams reordered
+        [(0, 0, 0, 1, 1, 1, 2, 2, 2), (2, 5, 8)],  # back to one each
+        [(2,)],  # two audios gone
+        [(1, 1, 1)],
+        [(0, 2), (1,), (0, 0)],
+        [(0, 0, 1, 1, 2, 2), (0, 1, 4, 5), (2, 3, 0), (1, 1, 2)],
+        [(0, 1, 2, 2), (0, 1, 2), (2, 1, 0), (1, 0)],
+    ],
+)
+@pytest.mark.parametrize("steps", [0, 2])
+def test_gather(backend: Backend, gathers: list[tuple[int, ...]], steps: int) -> None:
+    rows = Rows(backend, 3)
+    rows.extend([3, 5, 2])
+    for chosen in gathers:
+        rows.gather(*chosen)
+        rows.step(steps)
+    rows.extend([1 + i % 3 for i in range(len(rows.held))])
+    rows.step()
+
+
+def test_beams_that_change_places_again_and_again(backend: Backend) -> None:
+    rows = Rows(backend, 2)
+    rows.extend([3, 2])
+    rows.gather(0, 0, 0, 1, 1, 1)
+    for chosen in ((1, 0, 2, 5, 4, 3), (2, 0, 1, 4, 3, 3), (1, 0, 0, 4, 5, 3), (0, 2, 1, 3, 5, 4)):
+        rows.step()
+        rows.gather(*chosen)
+    rows.step(2)
+
+
+def test_gather_before_anything_is_fed(backend: Backend) -> None:
+    rows = Rows(backend, 3)
+    rows.gather(2, 2, 0)
+    rows.extend([3, 1, 4])
+    rows.step(2)
+
+
+def test_audios_leave_one_by_one(backend: Backend) -> None:
+    rows = Rows(backend, 5)
+    rows.extend([2, 3, 1, 4, 2])
+    rows.gather(0, 0, 1, 2, 2, 2, 3, 4, 4)
+    for leaving in (1, 0, 4, 2):
+        rows.step()
+        rows.gather(*(i for i, (audio, _) in enumerate(rows.held) if audio != leaving))
+    rows.step(2)
+    assert [audio for audio, _ in rows.held] == [3]
+
+
+OUTGROWN = sorted({size for sizes in CAPACITIES.values() for size in sizes[:-1]})
+
+
+@pytest.mark.parametrize("first", [1, *(capacity - 1 for capacity in OUTGROWN)])
+def test_growing_past_a_capacity_changes_nothing(backend: Backend, first: int) -> None:
+    rows = Rows(backend, 2, seed=first)
+    rows.extend([first, max(first - 40, 1)])
+    rows.step(4)
+    rows.gather(0, 1, 0)
+    rows.extend([70, 2, 66])
+    rows.step(2)
+
+
+def test_the_whole_context_can_be_used(backend: Backend) -> None:
+    rows = Rows(backend, 2)
+    rows.extend([N_CTX - 3, 5])
+    rows.step(2)
+    rows.extend([1, 20])  # the padded row is full, the other is not
+    assert len(rows.held[0][1]) == N_CTX
+    rows.gather(1)
+    rows.step()
+
+
+@pytest.mark.parametrize("new", [(2, 1), (40, 3), (1, N_CTX)])
+def test_outgrowing_the_context_is_refused(backend: Backend, new: tuple[int, int]) -> None:
+    rows = Rows(backend, 2)
+    rows.extend([N_CTX - 1, 7])
+    tokens, lengths = pad(draw(8, *new))
+    with pytest.raises(EngineError, match=rf"would grow to \d+ tokens; the model holds {N_CTX}"):
+        rows.session.extend(tokens, lengths)
+    rows.step()  # nothing was fed
+
+
+def test_a_prompt_longer_than_the_context_is_refused(backend: Backend) -> None:
+    session = opened(backend, 1)
+    with pytest.raises(EngineError, match=f"would grow to {N_CTX + 1} tokens"):
+        session.extend(np.zeros((1, N_CTX + 1), np.int64))
+
+
+def test_sessions_do_not_share_anything(backend: Backend) -> None:
+    truth = Truth(backend, 2)
+    encoded = backend.encode(mels(2))
+    sequences = draw(9, 5, 5)
+    one, two = backend.open(encoded), backend.open(encoded)
+    last(one, [sequence[:3] for sequence in sequences])
+    last(two, [sequence[:2][::-1] for sequence in sequences])
+    two.gather(np.array([1]))
+    two.close()
+    found = last(one, [sequence[3:] for sequence in sequences])
+    for audio, sequence in enumerate(sequences):
+        close(found[audio], truth(audio, sequence)[-1])
+    three = backend.open(encoded)
+    found = last(three, np.stack(sequences))
+    for audio, sequence in enumerate(sequences):
+        close(found[audio], truth(audio, sequence)[-1])
+
+
+def test_closing_twice_is_closing(backend: Backend) -> None:
+    session = opened(backend, 1)
+    last(session, [[1, 2]])
+    session.close()
+    session.close()
+    fresh = opened(backend, 1)
+    fresh.close()  # nothing was fed
+
+
+def test_the_best_tokens_are_those_of_the_specification(backend: Backend) -> None:
+    session = opened(backend, 3)
+    logits = session.extend(*pad(draw(10, 4, 2, 3)))
+    scores = logits.numpy()[:, -1]
+    rng = np.random.default_rng(0)
+    mask = TokenMask(
+        rng.random((3, DIMS.n_vocab)) < 0.3, np.array([400, DIMS.n_vocab, 400], np.int64)
+    )
+    for k in (1, 5):
+        found, expected = logits.top(k, mask), top_k(scores, k, mask)
+        np.testing.assert_array_equal(found.tokens, expected.tokens)
+        close(found.logprobs, expected.logprobs)
+
+
+def test_audio_of_another_backend_is_refused(backend: Backend) -> None:
+    class Foreign:
+        def __len__(self) -> int:
+            return 1
+
+        def take(self, audios: Sequence[int]) -> Foreign:
+            return self
+
+    with pytest.raises(EngineError, match=r"encoded by another backend \(Foreign\)"):
+        backend.open(Foreign())
+
+
+# --- sessions that join -------------------------------------------------------------------------
+
+
+class Fed:
+    """A session and what each of its rows was fed."""
+
+    def __init__(self, backend: Backend, truth: Truth, audios: Sequence[int], seed: int) -> None:
+        self.truth = truth
+        self.rows = list(zip(audios, draw(seed, *(3 + 2 * i for i in range(len(audios))))))
+        self.session = backend.open(backend.encode(mels(4)).take(audios))
+        self.check(last(self.session, *pad([tokens for _, tokens in self.rows])))
+
+    def check(self, found: F32) -> None:
+        assert len(found) == len(self.rows)
+        for scores, (audio, tokens) in zip(found, self.rows):
+            close(scores, self.truth(audio, tokens)[-1])
+
+    def step(self, seed: int) -> None:
+        new = np.random.default_rng(seed).integers(0, DIMS.n_vocab, (len(self.rows), 1))
+        self.rows = [(a, np.append(tokens, n)) for (a, tokens), n in zip(self.rows, new)]
+        self.check(last(self.session, new))
+
+    def gather(self, *rows: int) -> None:
+        self.rows = [self.rows[row] for row in rows]
+        self.session.gather(np.array(rows))
+
+    def append(self, other: Fed) -> None:
+        self.rows += other.rows
+        self.session.append(other.session)
+
+
+def test_appended_rows_are_as_if_alone(backend: Backend) -> None:
+    truth = Truth(backend, 4)
+    rows = Fed(backend, truth, [0, 1], 20)
+    rows.step(1)
+    rows.append(Fed(backend, truth, [2, 3], 21))
+    rows.step(2)
+    rows.gather(3, 0)
+    rows.step(3)
+    rows.append(Fed(backend, truth, [1], 22))
+    rows.step(4)
+
+
+def test_appended_hypotheses_keep_their_audio(backend: Backend) -> None:
+    truth = Truth(backend, 4)
+    rows = Fed(backend, truth, [0], 23)
+    rows.gather(0, 0, 0)
+    rows.step(1)
+    other = Fed(backend, truth, [3, 2], 24)
+    other.gather(0, 0, 1)
+    rows.append(other)
+    rows.step(2)
+    rows.gather(2, 2, 5, 4, 3)
+    rows.step(3)
+    rows.append(Fed(backend, truth, [1, 1], 25))
+    rows.step(4)
+
+
+def test_what_was_encoded_outlives_a_session_that_grew(backend: Backend) -> None:
+    """The audio of a window is needed again when it falls back; sessions must not write to it."""
+    truth = Truth(backend, 4)
+    encoded = backend.encode(mels(4)).take([0, 1])
+    (tokens,) = draw(26, 5)
+    for _ in range(2):
+        session = backend.open(encoded)
+        close(last(session, [tokens, tokens])[1], truth(1, tokens)[-1])
+        session.append(Fed(backend, truth, [2], 27).session)
+        session.gather(np.array([2, 1]))
+        session.append(Fed(backend, truth, [3, 0], 28).session)
+        last(session, [[1], [2], [3], [4]])
+        session.gather(np.array([3]))
+        last(session, [[1]])
+        session.close()
+
+
+def test_only_sessions_of_the_same_backend_join(backend: Backend) -> None:
+    class Other:
+        pass
+
+    session = opened(backend, 1)
+    with pytest.raises(EngineError, match="session"):
+        session.append(Other())  # type: ignore[arg-type]
+
+
+# --- where the model listens --------------------------------------------------------------------
+
+
+def test_attention_is_that_of_each_audio_alone(backend: Backend) -> None:
+    encoded = backend.encode(mels(3))
+    sequences = draw(40, 9, 4, 6)
+    tokens, lengths = pad(sequences)
+    together = backend.attention(encoded, tokens, lengths)
+    assert together.scores.shape[0] == 3
+    assert together.scores.shape[2] == tokens.shape[1]
+    assert together.logits.shape == (*tokens.shape, DIMS.n_vocab)
+    truth = Truth(backend, 3)
+    for audio, sequence in enumerate(sequences):
+        n = len(sequence)
+        alone = backend.attention(encoded.take([audio]), sequence[None], np.array([n]))
+        close(alone.scores[0], together.scores[audio, :, :n])
+        close(together.logits[audio, :n], truth(audio, sequence))
+
+
+def test_attention_differs_between_audios_and_pasts(backend: Backend) -> None:
+    encoded = backend.encode(mels(2))
+    (tokens,) = draw(41, 8)
+    changed = tokens.copy()
+    changed[2] ^= 1
+    both = np.stack([tokens, tokens])
+    scores = backend.attention(encoded, both, np.array([8, 8])).scores
+    other = backend.attention(encoded, np.stack([changed, changed]), np.array([8, 8])).scores
+    assert np.abs(scores[0] - scores[1]).max() > 100 * TOLERANCE
+    close(other[:, :, :2], scores[:, :, :2])
+    assert np.abs(other[:, :, 2:] - scores[:, :, 2:]).max() > 100 * TOLERANCE
+
+
+def test_attention_past_the_context_is_refused(backend: Backend) -> None:
+    tokens = np.zeros((1, N_CTX + 1), np.int64)
+    with pytest.raises(EngineError, match=f"the model holds {N_CTX}"):
+        backend.attention(backend.encode(mels(1)), tokens, np.array([N_CTX + 1]))

@@ -1,0 +1,249 @@
+"""Opening an engine directory, and what is said when it cannot be opened."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+
+from tests.support.models import random_dims
+from whisper_opt.core.errors import EngineError
+from whisper_opt.runtime.engine import (
+    ENGINE_FILES,
+    FORMAT_VERSION,
+    MANIFEST,
+    FileEntry,
+    Manifest,
+    read_engine,
+    sha256,
+)
+
+Change = Callable[[dict[str, Any]], None]
+
+
+def manifest_of(folder: Path) -> Manifest:
+    return Manifest(
+        dims=random_dims(),
+        precision="fp32",
+        dialect="contrib",
+        alignment_heads=((1, 0), (1, 1)),
+        suppress_tokens=(1, 2, 50257),
+        begin_suppress_tokens=None,
+        source={"format": "openai", "name": "tiny.pt", "sha256": {"tiny.pt": "00ff"}},
+        tools={"onnx": "1.19"},
+        parity={"logits_error": 1.25e-05, "openai_whisper": None},
+        files={
+            name: FileEntry((folder / name).stat().st_size, sha256(folder / name))
+            for name in ENGINE_FILES
+        },
+    )
+
+
+@pytest.fixture
+def engine_dir(tmp_path: Path) -> Path:
+    """A directory that says of itself what an engine says; its graphs are any bytes."""
+    folder = tmp_path / "engine"
+    folder.mkdir()
+    for i, name in enumerate(ENGINE_FILES):
+        (folder / name).write_bytes(f"content of {name}".encode() * (i + 1))
+    (folder / MANIFEST).write_text(manifest_of(folder).to_json(), encoding="utf-8")
+    return folder
+
+
+def message(folder: Path, *, verify: bool = False) -> str:
+    with pytest.raises(EngineError) as caught:
+        read_engine(folder, verify=verify)
+    return str(caught.value)
+
+
+def edit(folder: Path, change: Change) -> None:
+    """Change the manifest as parsed JSON."""
+    values = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    change(values)
+    (folder / MANIFEST).write_text(json.dumps(values), encoding="utf-8")
+
+
+@pytest.mark.parametrize("verify", [False, True])
+@pytest.mark.parametrize("kind", [str, Path])
+def test_opens(engine_dir: Path, kind: Callable[[Path], Any], verify: bool) -> None:
+    engine = read_engine(kind(engine_dir), verify=verify)
+    assert engine.path == engine_dir
+    assert engine.manifest == manifest_of(engine_dir)
+    assert engine.file("decoder.onnx") == engine_dir / "decoder.onnx"
+    assert engine.tokenizer_json() == "content of tokenizer.json"
+
+
+def test_a_manifest_survives_being_written(engine_dir: Path) -> None:
+    first = manifest_of(engine_dir)
+    none = dataclasses.replace(first, alignment_heads=None, suppress_tokens=None)
+    empty = dataclasses.replace(first, alignment_heads=(), suppress_tokens=())
+    for manifest in (first, none, empty):
+        text = manifest.to_json()
+        assert Manifest.from_json(text, "here") == manifest
+        assert next(iter(json.loads(text))) == "format_version"
+    assert '"suppress_tokens": [1, 2, 50257]' in first.to_json()  # lists on one line
+
+
+def test_no_directory(tmp_path: Path) -> None:
+    said = message(tmp_path / "nothing")
+    assert f"no engine at {tmp_path / 'nothing'}" in said
+    assert f"whisper-opt export SOURCE {tmp_path / 'nothing'}" in said
+
+
+def test_a_file_instead_of_a_directory(tmp_path: Path) -> None:
+    file = tmp_path / "model.pt"
+    file.write_bytes(b"weights")
+    said = message(file)
+    assert f"{file} is a file" in said
+    assert "expected an engine directory holding manifest.json" in said
+
+
+def test_a_directory_without_manifest(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    said = message(tmp_path)
+    assert f"{tmp_path} holds no manifest.json" in said
+    assert "whisper-opt export --help" in said
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"not json",
+        b"[1, 2]",
+        b'"text"',
+        b"7",
+        b"null",
+        b"{}",
+        b'{"format_version"',
+        b"\xff\xfe\x00garbage",
+    ],
+)
+def test_a_garbage_manifest(engine_dir: Path, content: bytes) -> None:
+    (engine_dir / MANIFEST).write_bytes(content)
+    said = message(engine_dir)
+    assert str(engine_dir / MANIFEST) in said
+    assert "is not an engine manifest" in said or "cannot read" in said
+
+
+def test_a_newer_format(engine_dir: Path) -> None:
+    edit(engine_dir, lambda values: values.update(format_version=FORMAT_VERSION + 1))
+    said = message(engine_dir)
+    assert f"{engine_dir / MANIFEST} has format version {FORMAT_VERSION + 1}" in said
+    assert f"reads up to {FORMAT_VERSION}" in said
+    assert "upgrade whisper-opt" in said
+
+
+def test_a_newer_format_wins_over_fields_it_may_not_have(engine_dir: Path) -> None:
+    newer = json.dumps({"format_version": FORMAT_VERSION + 1})
+    (engine_dir / MANIFEST).write_text(newer, encoding="utf-8")
+    assert "upgrade whisper-opt" in message(engine_dir)
+
+
+@pytest.mark.parametrize("version", [0, -1, "1", 1.5, None, [1]])
+def test_an_impossible_format_version(engine_dir: Path, version: object) -> None:
+    edit(engine_dir, lambda values: values.update(format_version=version))
+    said = message(engine_dir)
+    assert f"has format version {version!r}; expected {FORMAT_VERSION}" in said
+
+
+OTHERWISE = ("format_version", "calibration", "padding")  # tested above; need not be there
+FIELDS = [f.name for f in dataclasses.fields(Manifest) if f.name not in OTHERWISE]
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_missing_field(engine_dir: Path, name: str) -> None:
+    edit(engine_dir, lambda values: values.pop(name))
+    said = message(engine_dir)
+    assert f"{engine_dir / MANIFEST} is malformed" in said
+    assert name in said
+    assert "export the engine again" in said
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda values: values.update(dims=3),
+        lambda values: values["dims"].update(n_mels=0),
+        lambda values: values["dims"].update(n_text_head=3),
+        lambda values: values["dims"].pop("n_vocab"),
+        lambda values: values.update(alignment_heads=[1, 2]),
+        lambda values: values.update(alignment_heads=[[1, 2, 3]]),
+        lambda values: values.update(suppress_tokens=["many"]),
+        lambda values: values.update(source=None),
+        lambda values: values.update(files=["encoder.onnx"]),
+        lambda values: values.update(files={"encoder.onnx": 3}),
+        lambda values: values.update(padding=[16, 16]),
+        lambda values: values.update(padding=[0, values["dims"]["n_audio_ctx"]]),
+        lambda values: values.update(padding=["many"]),
+        lambda values: values["files"]["encoder.onnx"].pop("size"),
+        lambda values: values["files"]["encoder.onnx"].update(size=float("inf")),
+    ],
+)
+def test_a_malformed_field(engine_dir: Path, change: Change) -> None:
+    edit(engine_dir, change)
+    said = message(engine_dir)
+    assert f"{engine_dir / MANIFEST} is malformed" in said
+    assert "export the engine again" in said
+
+
+@pytest.mark.parametrize("name", ENGINE_FILES)
+def test_a_file_that_the_manifest_does_not_list(engine_dir: Path, name: str) -> None:
+    edit(engine_dir, lambda values: values["files"].pop(name))
+    said = message(engine_dir)
+    assert f"{engine_dir / MANIFEST} does not list {name}" in said
+    assert "export the engine again" in said
+
+
+@pytest.mark.parametrize("name", ENGINE_FILES)
+def test_a_missing_file(engine_dir: Path, name: str) -> None:
+    (engine_dir / name).unlink()
+    assert message(engine_dir) == (
+        f"engine file {engine_dir / name} is missing; export the engine again"
+    )
+
+
+@pytest.mark.parametrize("name", ENGINE_FILES)
+@pytest.mark.parametrize("cut", [True, False])
+def test_another_size(engine_dir: Path, name: str, cut: bool) -> None:
+    content = (engine_dir / name).read_bytes()
+    (engine_dir / name).write_bytes(content[:-1] if cut else content + b"!")
+    said = message(engine_dir)
+    found = len(content) - 1 if cut else len(content) + 1
+    assert f"{engine_dir / name} has {found} bytes; its manifest says {len(content)}" in said
+    assert "copy or export it again" in said
+
+
+@pytest.mark.parametrize("name", ENGINE_FILES)
+def test_one_changed_byte_is_found_when_asked_for(engine_dir: Path, name: str) -> None:
+    content = bytearray((engine_dir / name).read_bytes())
+    before = sha256(engine_dir / name)
+    content[len(content) // 2] ^= 1
+    (engine_dir / name).write_bytes(content)
+    assert read_engine(engine_dir).manifest.files[name].sha256 == before
+    said = message(engine_dir, verify=True)
+    assert f"engine file {engine_dir / name} has sha256 {sha256(engine_dir / name)[:16]}" in said
+    assert f"its manifest says {before[:16]}" in said
+    assert "copy or export it again" in said
+
+
+def test_a_damaged_tokenizer_is_an_engine_error(engine_dir: Path) -> None:
+    file = engine_dir / "tokenizer.json"
+    file.write_bytes(b"\xff" + file.read_bytes()[1:])
+    engine = read_engine(engine_dir)
+    with pytest.raises(EngineError, match=r"cannot read engine file .*tokenizer\.json.*again"):
+        engine.tokenizer_json()
+
+
+def test_sha256_is_sha256(tmp_path: Path) -> None:
+    file = tmp_path / "abc"
+    file.write_bytes(b"abc")
+    assert sha256(file) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    file.write_bytes(b"a" * 1_000_000 * 3)  # more than one block
+    once = sha256(file)
+    with file.open("ab") as stream:
+        stream.write(b"a")
+    assert sha256(file) != once

@@ -1,0 +1,110 @@
+"""The backends that must agree, on one random model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from tests.support.cpu_executor import CpuExecutor
+from tests.support.engines import random_engine, sharp_checkpoint
+from tests.support.fake_backend import FakeBackend
+from tests.support.fake_cuda import FakeCuda, fake_library, plan_reader
+from tests.support.models import random_dims
+from whisper_opt.core.arrays import F32, Int
+from whisper_opt.core.backend import Backend
+from whisper_opt.export import export
+from whisper_opt.export.graphs.device_graphs import build_advance, build_choose, build_reorder
+from whisper_opt.runtime.cuda.onnxruntime import OrtDeviceBackend, OrtExecutor
+from whisper_opt.runtime.cuda.runtime import Cuda
+from whisper_opt.runtime.device.backend import DeviceBackend
+from whisper_opt.runtime.engine import Engine
+from whisper_opt.runtime.onnxruntime.backend import OrtBackend
+from whisper_opt.runtime.onnxruntime.graph import load_graph
+from whisper_opt.runtime.tensorrt.executor import TrtExecutor
+from whisper_opt.runtime.tensorrt.plan_spec import PlanSpec
+from whisper_opt.runtime.tensorrt.plans import graphs_of
+
+__all__ = [
+    "BACKENDS",
+    "DIMS",
+    "N_CTX",
+    "PLANS",
+    "ROUNDED",
+    "ROUNDED_TOLERANCE",
+    "TOLERANCE",
+    "cuda_backend",
+    "make_backend",
+    "mels",
+    "pad",
+    "trt_executor",
+]
+
+DIMS = random_dims(n_vocab=2000)
+N_CTX = DIMS.n_text_ctx
+TOLERANCE = 1e-4
+BACKENDS = ("fake", "contrib", "standard", "device", "tensorrt", "cuda-contrib")
+"""``device``: the session of a GPU, its executor replaced by the one for the CPU. ``tensorrt``: the
+executor for TensorRT too, over a CUDA and a TensorRT that are fakes. ``cuda-contrib``: the executor
+of ONNX Runtime on a GPU, over that CUDA and computed on the CPU."""
+ROUNDED = "int8"
+"""Runs random programs too, with compiled kernels where they can be used. A last bit of attention
+to the past turns an integer into the next one, hence a tolerance of its own."""
+ROUNDED_TOLERANCE = 0.05
+PLANS = PlanSpec(max_batch=12, max_beam=8)
+
+
+def make_backend(name: str, folder: Path) -> Backend:
+    """One of ``BACKENDS``; skips where the installed ONNX Runtime cannot run it."""
+    if name == "fake":
+        return FakeBackend(DIMS)
+    if name == ROUNDED:
+        return OrtBackend(export(sharp_checkpoint(DIMS), folder, precision=name), threads=1)
+    if name in ("device", "tensorrt"):
+        engine = random_engine(folder, DIMS, "standard")
+        if name == "device":
+            return DeviceBackend(CpuExecutor(engine, threads=1), DIMS)
+        return DeviceBackend(trt_executor(engine, FakeCuda()), DIMS)
+    if name.startswith("cuda-"):
+        return cuda_backend(random_engine(folder, DIMS, name[5:]), FakeCuda())
+    return OrtBackend(random_engine(folder, DIMS, name), threads=1)
+
+
+def cuda_backend(engine: Engine, cuda: FakeCuda) -> OrtDeviceBackend:
+    """ONNX Runtime on a GPU that is none; small graphs that the engine lacks are built."""
+    dims, dialect = engine.manifest.dims, engine.manifest.dialect
+    small = {
+        "choose": build_choose(dims.n_vocab, dialect=dialect),
+        "advance": build_advance(dims.n_vocab, dialect),
+        "reorder": build_reorder(dims, dialect=dialect),
+    }
+    sessions = {name: load_graph(engine, f"{name}.onnx", 1) for name in ("encoder", "decoder")}
+    for name, graph in small.items():
+        sessions[name] = onnxruntime.InferenceSession(
+            graph.model.SerializeToString(), providers=["CPUExecutionProvider"]
+        )
+    return OrtDeviceBackend(OrtExecutor(sessions, Cuda(0, cuda), ("cpu", 0)), dims, dialect)
+
+
+def trt_executor(engine: Engine, cuda: FakeCuda, plans: PlanSpec = PLANS) -> TrtExecutor:
+    """The executor for TensorRT over fakes."""
+    graphs = graphs_of(engine.manifest)
+    return TrtExecutor(fake_library(cuda), plan_reader(engine, plans), graphs=graphs, runtime=cuda)
+
+
+def mels(n_audio: int, n_frames: int = 160) -> F32:
+    rng = np.random.default_rng(n_audio)
+    drawn = rng.standard_normal((n_audio, DIMS.n_mels, n_frames), np.float32)
+    scaled: F32 = drawn * np.float32(0.5)
+    return scaled
+
+
+def pad(sequences: Sequence[Int]) -> tuple[Int, Int]:
+    """Right-padded [n_seq, n_new] and the lengths; the padding is no token to be seen."""
+    lengths = np.array([len(sequence) for sequence in sequences], np.int64)
+    tokens = np.full((len(sequences), int(lengths.max())), DIMS.n_vocab - 1, np.int64)
+    for row, sequence in zip(tokens, sequences):
+        row[: len(sequence)] = sequence
+    return tokens, lengths

@@ -1,0 +1,501 @@
+"""A CUDA runtime and a TensorRT that run on the CPU, and are stricter than the real ones.
+
+Memory of the "device" is host memory. A stream keeps what is asked of it and does nothing before
+it is synchronized, so that whoever reads too early, or writes again what is still to be copied, is
+found out. What uses memory that was freed fails, and so does what real ones answer with undefined
+behaviour. A plan is the path of an ONNX file and the ranges of its profiles.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+import json
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Callable
+
+import numpy as np
+import onnxruntime
+
+from whisper_opt.runtime.engine import Engine
+from whisper_opt.runtime.tensorrt.library import Library
+from whisper_opt.runtime.tensorrt.plan_spec import PlanSpec
+
+__all__ = ["FakeCuda", "FakeTensorrt", "fake_library", "plan_reader"]
+
+_TYPES = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(int64)": np.int64,
+    "tensor(bool)": np.bool_,
+}
+
+
+class ViolationError(AssertionError):
+    """What the real library would have answered with undefined behaviour."""
+
+
+class _Error(enum.Enum):
+    cudaSuccess = 0  # noqa: N815
+    cudaErrorInvalidValue = 1  # noqa: N815
+    cudaErrorMemoryAllocation = 2  # noqa: N815
+    cudaErrorNoDevice = 100  # noqa: N815
+    cudaErrorStreamCaptureInvalidated = 901  # noqa: N815
+
+
+class _Kind(enum.Enum):
+    cudaMemcpyHostToDevice = 1  # noqa: N815
+    cudaMemcpyDeviceToHost = 2  # noqa: N815
+    cudaMemcpyDeviceToDevice = 3  # noqa: N815
+
+
+class _Mode(enum.Enum):
+    cudaStreamCaptureModeRelaxed = 2  # noqa: N815
+
+
+class _Stream:
+    """A handle, as the bindings have them: an object that is an integer to others."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.work: list[Callable[[], None]] = []
+        self.n_done = 0
+        self.captured: list[Callable[[], None]] | None = None
+        self.thread: int | None = None
+
+    def __int__(self) -> int:
+        return self.number
+
+
+class FakeCuda:
+    """Stands in for ``cuda.bindings.runtime``; ``calls`` has every call by name, in order."""
+
+    cudaError_t = _Error  # noqa: N815
+    cudaMemcpyKind = _Kind  # noqa: N815
+    cudaStreamCaptureMode = _Mode  # noqa: N815
+    cudaStreamNonBlocking = 1  # noqa: N815
+    cudaHostAllocDefault = 0  # noqa: N815
+    cudaEventDisableTiming = 2  # noqa: N815
+
+    def __init__(self, memory: int = 1 << 34) -> None:
+        self.memory = memory
+        self.calls: list[tuple[Any, ...]] = []
+        self.fail: dict[str, int] = {}
+        """Calls that fail, by name: how many succeed before."""
+        self.device: dict[int, Any] = {}
+        self.pinned: dict[int, Any] = {}
+        self.streams: dict[int, _Stream] = {}
+        self.events: dict[int, tuple[_Stream, int] | None] = {}
+        """Where each one was recorded: the stream, and how much had been asked of that."""
+        self.graphs: set[Any] = set()
+        self.replays: set[Any] = set()
+        self._chosen: set[int] = set()
+        self._lock = threading.RLock()
+
+    def __getattr__(self, name: str) -> Callable[..., tuple[Any, ...]]:
+        if not name.startswith("cuda"):
+            raise AttributeError(name)
+        call = getattr(type(self), "_" + name)
+
+        def checked(*args: Any) -> tuple[Any, ...]:
+            with self._lock:
+                self.calls.append((name, *args))
+                fails = self._fails(name)
+                if fails and name not in ("cudaStreamSynchronize", "cudaStreamEndCapture"):
+                    return _Error.cudaErrorInvalidValue, None
+                thread = threading.get_ident()
+                if name == "cudaSetDevice":
+                    self._chosen.add(thread)
+                elif name != "cudaGetErrorString" and thread not in self._chosen:
+                    raise ViolationError(f"{name} before cudaSetDevice in this thread")
+                found: tuple[Any, ...] = call(self, *args)
+                if fails:  # these end what they are about all the same
+                    self.graphs.discard(found[-1])
+                    return _Error.cudaErrorInvalidValue, None
+                return found
+
+        return checked
+
+    def _fails(self, name: str) -> bool:
+        """Once: the call after it works again."""
+        if name not in self.fail:
+            return False
+        self.fail[name] -= 1
+        if self.fail[name] >= 0:
+            return False
+        del self.fail[name]
+        return True
+
+    def count(self, name: str) -> int:
+        """How often a function was called."""
+        return sum(call[0] == name for call in self.calls)
+
+    @property
+    def used(self) -> int:
+        return sum(map(len, self.device.values()))
+
+    @property
+    def leaks(self) -> dict[str, int]:
+        """What is still held."""
+        held = {
+            "device": self.device,
+            "pinned": self.pinned,
+            "streams": self.streams,
+            "events": self.events,
+            "graphs": self.graphs,
+            "replays": self.replays,
+        }
+        return {name: len(values) for name, values in held.items() if values}
+
+    def find(self, address: int, n_bytes: int) -> Any:
+        """The memory at an address, uint8 [n_bytes]."""
+        for start, block in [*self.device.items(), *self.pinned.items()]:
+            if start <= address and address + n_bytes <= start + len(block):
+                return np.ctypeslib.as_array(block)[address - start :][:n_bytes]
+        raise ViolationError(f"{n_bytes} bytes at {address} are not allocated")
+
+    def enqueue(self, stream: Any, work: Callable[[], None]) -> None:
+        found = self.streams[int(stream)]
+        if found.captured is None:
+            found.work.append(work)
+        else:
+            found.captured.append(work)
+
+    def _cudaSetDevice(self, index: int) -> tuple[Any, ...]:  # noqa: N802
+        return (_Error.cudaSuccess if index == 0 else _Error.cudaErrorNoDevice,)
+
+    def _cudaGetErrorString(self, error: _Error) -> tuple[Any, ...]:  # noqa: N802
+        return _Error.cudaSuccess, error.name.encode()
+
+    def _cudaMemGetInfo(self) -> tuple[Any, ...]:  # noqa: N802
+        return _Error.cudaSuccess, self.memory - self.used, self.memory
+
+    def _block(self, where: dict[int, Any], n_bytes: int) -> int:
+        room = (ctypes.c_uint8 * (n_bytes + 256))()
+        start = -ctypes.addressof(room) % 256
+        block = (ctypes.c_uint8 * n_bytes).from_buffer(room, start)
+        ctypes.memset(block, 0xFF, n_bytes)
+        where[ctypes.addressof(block)] = block
+        return ctypes.addressof(block)
+
+    def _cudaMalloc(self, n_bytes: int) -> tuple[Any, ...]:  # noqa: N802
+        if n_bytes > self.memory - self.used:
+            return _Error.cudaErrorMemoryAllocation, None
+        return _Error.cudaSuccess, self._block(self.device, n_bytes)
+
+    def _cudaFree(self, address: int) -> tuple[Any, ...]:  # noqa: N802
+        self.device.pop(address)  # a second time is an error
+        return (_Error.cudaSuccess,)
+
+    def _cudaHostAlloc(self, n_bytes: int, flags: int) -> tuple[Any, ...]:  # noqa: N802
+        return _Error.cudaSuccess, self._block(self.pinned, n_bytes)
+
+    def _cudaFreeHost(self, address: int) -> tuple[Any, ...]:  # noqa: N802
+        self.pinned.pop(address)
+        return (_Error.cudaSuccess,)
+
+    def _cudaStreamCreateWithFlags(self, flags: int) -> tuple[Any, ...]:  # noqa: N802
+        assert flags == self.cudaStreamNonBlocking
+        stream = _Stream(7000 + len(self.calls))
+        self.streams[int(stream)] = stream
+        return _Error.cudaSuccess, stream
+
+    def _cudaStreamDestroy(self, stream: _Stream) -> tuple[Any, ...]:  # noqa: N802
+        self.streams.pop(int(stream))  # what it has to do is still done, but nobody can know when
+        return (_Error.cudaSuccess,)
+
+    def _cudaStreamSynchronize(self, stream: _Stream) -> tuple[Any, ...]:  # noqa: N802
+        if stream.captured is not None:
+            raise ViolationError("a stream is synchronized while it is captured")
+        self._work(stream, len(stream.work))
+        return (_Error.cudaSuccess,)
+
+    def _work(self, stream: _Stream, n: int) -> None:
+        """Do the first ``n`` things that are left to do in a stream."""
+        work, stream.work = stream.work[:n], stream.work[n:]
+        stream.n_done += n
+        for task in work:
+            task()
+
+    def _cudaEventCreateWithFlags(self, flags: int) -> tuple[Any, ...]:  # noqa: N802
+        assert flags == self.cudaEventDisableTiming
+        event = 9000 + len(self.calls)
+        self.events[event] = None
+        return _Error.cudaSuccess, event
+
+    def _cudaEventRecord(self, event: int, stream: _Stream) -> tuple[Any, ...]:  # noqa: N802
+        if stream.captured is not None:
+            raise ViolationError("an event is recorded in a capture, and would not be seen outside")
+        self.events[event] = stream, stream.n_done + len(stream.work)
+        return (_Error.cudaSuccess,)
+
+    def _cudaEventSynchronize(self, event: int) -> tuple[Any, ...]:  # noqa: N802
+        """Does what comes before the event, and nothing of what comes after."""
+        recorded = self.events[event]
+        if recorded is None:
+            raise ViolationError("an event is waited for that was never recorded")
+        stream, n_before = recorded
+        self._work(stream, max(n_before - stream.n_done, 0))
+        return (_Error.cudaSuccess,)
+
+    def _cudaEventDestroy(self, event: int) -> tuple[Any, ...]:  # noqa: N802
+        self.events.pop(event)
+        return (_Error.cudaSuccess,)
+
+    def _cudaMemcpyAsync(  # noqa: N802
+        self, target: int, source: int, n_bytes: int, kind: _Kind, stream: _Stream
+    ) -> tuple[Any, ...]:
+        places = {
+            _Kind.cudaMemcpyHostToDevice: (self.device, self.pinned),
+            _Kind.cudaMemcpyDeviceToHost: (self.pinned, self.device),
+            _Kind.cudaMemcpyDeviceToDevice: (self.device, self.device),
+        }[kind]
+        for address, place in zip((target, source), places):
+            if not any(start <= address < start + len(block) for start, block in place.items()):
+                raise ViolationError(f"{kind.name} of memory that lies elsewhere")
+
+        def copy() -> None:
+            to, of = self.find(target, n_bytes), self.find(source, n_bytes)
+            if np.shares_memory(to, of):
+                raise ViolationError("a copy overlaps itself")
+            to[:] = of
+
+        self.enqueue(stream, copy)
+        return (_Error.cudaSuccess,)
+
+    def _cudaMemsetAsync(  # noqa: N802
+        self, address: int, value: int, n_bytes: int, stream: _Stream
+    ) -> tuple[Any, ...]:
+        self.enqueue(stream, lambda: self.find(address, n_bytes).fill(value))
+        return (_Error.cudaSuccess,)
+
+    def _cudaStreamBeginCapture(self, stream: _Stream, mode: _Mode) -> tuple[Any, ...]:  # noqa: N802
+        stream.captured = []
+        return (_Error.cudaSuccess,)
+
+    def _cudaStreamEndCapture(self, stream: _Stream) -> tuple[Any, ...]:  # noqa: N802
+        graph, stream.captured = tuple(stream.captured or ()), None
+        if not graph:
+            return _Error.cudaErrorStreamCaptureInvalidated, None
+        self.graphs.add(graph)
+        return _Error.cudaSuccess, graph
+
+    def _cudaGraphInstantiate(self, graph: Any, flags: int) -> tuple[Any, ...]:  # noqa: N802
+        replay = (len(self.calls), graph)
+        self.replays.add(replay)
+        return _Error.cudaSuccess, replay
+
+    def _cudaGraphDestroy(self, graph: Any) -> tuple[Any, ...]:  # noqa: N802
+        self.graphs.remove(graph)
+        return (_Error.cudaSuccess,)
+
+    def _cudaGraphExecDestroy(self, replay: Any) -> tuple[Any, ...]:  # noqa: N802
+        self.replays.remove(replay)
+        return (_Error.cudaSuccess,)
+
+    def _cudaGraphLaunch(self, replay: Any, stream: _Stream) -> tuple[Any, ...]:  # noqa: N802
+        if replay not in self.replays:
+            raise ViolationError("a graph is launched that was destroyed")
+        for task in replay[1]:
+            self.enqueue(stream, task)
+        return (_Error.cudaSuccess,)
+
+
+class _Severity(enum.Enum):
+    INTERNAL_ERROR = 0
+    ERROR = 1
+
+
+class FakeTensorrt:
+    """Stands in for the module ``tensorrt``, as far as running goes."""
+
+    __version__ = "11.4.0"
+
+    class ILogger:
+        INTERNAL_ERROR = _Severity.INTERNAL_ERROR
+        ERROR = _Severity.ERROR
+
+    class TensorIOMode(enum.Enum):
+        INPUT = 1
+        OUTPUT = 2
+
+    class ExecutionContextAllocationStrategy(enum.Enum):
+        USER_MANAGED = 2
+
+    def __init__(self, cuda: FakeCuda) -> None:
+        self.cuda = cuda
+        self.capturable = True
+        self.contexts: list[_Context] = []
+
+    def Runtime(self, logger: Any) -> _Runtime:  # noqa: N802
+        return _Runtime(self, logger)
+
+    @staticmethod
+    def nptype(dtype: Any) -> Any:
+        return dtype
+
+
+class _Runtime:
+    def __init__(self, trt: FakeTensorrt, logger: Any) -> None:
+        self._trt, self._logger = trt, logger
+        self.engine_host_code_allowed = False
+
+    def deserialize_cuda_engine(self, plan: bytes) -> _Engine | None:
+        try:
+            values = json.loads(plan)
+        except ValueError:
+            self._logger.log(_Severity.ERROR, "magic tag does not match")
+            return None
+        return _Engine(self._trt, self._logger, **values)
+
+
+class _Engine:
+    """A graph in ONNX Runtime, and the ranges of its profiles."""
+
+    def __init__(
+        self, trt: FakeTensorrt, logger: Any, path: str, profiles: list[dict[str, list[int]]]
+    ) -> None:
+        self.trt, self.logger, self.ranges = trt, logger, profiles
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.log_severity_level = 3
+        self.session = onnxruntime.InferenceSession(
+            path, options, providers=["CPUExecutionProvider"]
+        )
+        self.inputs = {value.name: value for value in self.session.get_inputs()}
+        self.outputs = {value.name: value for value in self.session.get_outputs()}
+        self.values = {**self.inputs, **self.outputs}
+        self.num_io_tensors = len(self.values)
+        self.num_optimization_profiles = len(profiles)
+
+    def get_tensor_name(self, index: int) -> str:
+        return str(list(self.values)[index])
+
+    def get_tensor_dtype(self, name: str) -> Any:
+        return _TYPES[self.values[name].type]
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        shape = self.values[name].shape
+        return tuple(size if isinstance(size, int) else -1 for size in shape)
+
+    def get_tensor_mode(self, name: str) -> Any:
+        modes = FakeTensorrt.TensorIOMode
+        return modes.INPUT if name in self.inputs else modes.OUTPUT
+
+    def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
+        ranges = {**self.ranges[profile], "capacity": [448] * 3}
+        found = [
+            [size] * 3 if isinstance(size, int) else ranges.get(size, [1, 1, 1 << 30])
+            for size in self.inputs[name].shape
+        ]
+        return [tuple(sizes[i] for sizes in found) for i in range(3)]
+
+    def get_device_memory_size_for_profile_v2(self, profile: int) -> int:
+        return 1000 * (profile + 1)
+
+    def create_execution_context(self, strategy: Any) -> _Context:
+        assert strategy is FakeTensorrt.ExecutionContextAllocationStrategy.USER_MANAGED
+        context = _Context(self)
+        self.trt.contexts.append(context)
+        return context
+
+
+class _Context:
+    """Shapes and addresses, which a launch takes as they are at that moment."""
+
+    def __init__(self, engine: _Engine) -> None:
+        self.engine = engine
+        self.profile: int | None = None
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.ran_with: dict[str, tuple[int, ...]] | None = None
+        self.addresses: dict[str, int] = {}
+        self.memory = (0, 0)
+
+    def set_device_memory(self, address: int, size: int) -> None:
+        self.memory = address, size
+
+    def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
+        assert isinstance(stream, int)
+        self.profile = profile
+        return True
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        if self.profile is None:
+            raise ViolationError("a shape is set before a profile")
+        low, _, high = self.engine.get_tensor_profile_shape(name, self.profile)
+        if len(low) != len(shape) or any(
+            not a <= size <= b for a, size, b in zip(low, shape, high)
+        ):
+            self.engine.logger.log(_Severity.ERROR, f"{name} {shape} is outside the profile")
+            return False
+        self.shapes[name] = tuple(shape)
+        return True
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        if address % 256 or not address:
+            raise ViolationError(f"{name} lies at {address}")
+        self.addresses[name] = address
+        return name in self.engine.values
+
+    def execute_async_v3(self, stream: int) -> bool:
+        cuda, engine = self.engine.trt.cuda, self.engine
+        capturing = cuda.streams[stream].captured is not None
+        if set(self.addresses) != set(engine.values) or set(self.shapes) != set(engine.inputs):
+            engine.logger.log(_Severity.ERROR, "something is not bound")
+            return False
+        if capturing and (self.ran_with != self.shapes or not engine.trt.capturable):
+            engine.logger.log(_Severity.ERROR, "cannot be captured")
+            return False
+        self.ran_with = dict(self.shapes)
+        assert self.profile is not None
+        if self.memory[1] < engine.get_device_memory_size_for_profile_v2(self.profile):
+            raise ViolationError("the working memory is too small")
+        shapes, addresses, memory = dict(self.shapes), dict(self.addresses), self.memory
+        cuda.enqueue(stream, lambda: self._compute(shapes, addresses, memory))
+        return True
+
+    def _compute(
+        self,
+        shapes: dict[str, tuple[int, ...]],
+        addresses: dict[str, int],
+        memory: tuple[int, int],
+    ) -> None:
+        engine, cuda = self.engine, self.engine.trt.cuda
+        cuda.find(*memory)[:] = 0xFF  # whoever shares it must not count on it
+        feeds = {
+            name: self._view(name, addresses[name], shape).copy() for name, shape in shapes.items()
+        }
+        for name, found in zip(engine.outputs, engine.session.run(list(engine.outputs), feeds)):
+            self._view(name, addresses[name], found.shape)[...] = found
+        in_place = {name for name in engine.outputs if name[:-4] in engine.inputs}
+        in_place = {name for name in in_place if name[:5] == "self_" and "start" in engine.inputs}
+        for name in in_place:
+            assert addresses[name] == addresses[name[:-4]], "the cache is not in place"
+        for name in set(engine.outputs) - in_place:
+            if addresses[name] in (addresses[other] for other in engine.inputs):
+                raise ViolationError(f"{name} is written over an input")
+
+    def _view(self, name: str, address: int, shape: Sequence[int]) -> Any:
+        dtype = np.dtype(self.engine.get_tensor_dtype(name))
+        n_bytes = int(np.prod(shape)) * dtype.itemsize
+        memory = self.engine.trt.cuda.find(address, n_bytes)
+        return memory.view(dtype).reshape(shape)
+
+
+def fake_library(cuda: FakeCuda) -> Library:
+    """A real :class:`Library` over a fake TensorRT."""
+    return Library("tensorrt", FakeTensorrt(cuda))
+
+
+def plan_reader(engine: Engine, spec: PlanSpec) -> Callable[[str], bytes]:
+    """Reads "plans" of an engine's ONNX files, with the profiles that a build would give them."""
+    profiles = spec.profiles(engine.manifest.dims)
+
+    def read(graph: str) -> bytes:
+        path: Path = engine.file(f"{graph}.onnx")
+        ranges = [dict(profile.ranges) for profile in profiles[graph]]
+        return json.dumps({"path": str(path), "profiles": ranges}).encode()
+
+    return read

@@ -1,0 +1,178 @@
+"""Graphs of one operator, run by ONNX Runtime with the compiled kernels and without."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from onnx import TensorProto
+
+from whisper_opt.core.arrays import F32, NDArray
+from whisper_opt.export.graphs.builder import GraphBuilder
+from whisper_opt.export.graphs.head import head8
+from whisper_opt.export.graphs.operators import (
+    GELU_LINEAR_ADD,
+    LINEAR,
+    LINEAR_ADD,
+    NORM_LINEAR,
+    Operator,
+    cross_attention,
+    cross_scores,
+    encoder_attention,
+    encoder_attention_at,
+    pack_keys,
+    pack_values,
+)
+from whisper_opt.runtime.native import LIBRARY
+
+__all__ = [
+    "LINEARS",
+    "attention_graph",
+    "cross_graph",
+    "difference",
+    "graph",
+    "head_constants",
+    "head_graph",
+    "linear_graph",
+    "pack_graph",
+    "run",
+    "session",
+]
+
+LINEARS = (LINEAR, NORM_LINEAR, LINEAR_ADD, GELU_LINEAR_ADD)
+TYPES = {
+    "positions": TensorProto.INT64,
+    "by_parts": TensorProto.BOOL,
+    "weight": TensorProto.INT8,
+    "keys": TensorProto.UINT8,
+    "values": TensorProto.INT8,
+    "heads": TensorProto.INT64,
+    "rows": TensorProto.INT64,
+}
+
+
+def graph(
+    operator: Operator,
+    constants: Mapping[str, NDArray],
+    shapes: Mapping[str, Sequence[Any]],
+    result: Sequence[Any],
+    **attributes: Any,
+) -> bytes:
+    """The operator with these constants; its other inputs are the graph's."""
+    builder = GraphBuilder("one")
+    for name, shape in shapes.items():
+        builder.input(name, TYPES.get(name, TensorProto.FLOAT), list(shape))
+    inputs = [
+        builder.constant(constants[name]) if name in constants else name for name in operator.inputs
+    ]
+    output = operator(builder, *inputs, **attributes)
+    builder.output(output, "y", TensorProto.FLOAT, list(result))
+    model: bytes = builder.finish(20, 10).model.SerializeToString()
+    return model
+
+
+def linear_graph(
+    operator: Operator, n_in: int, n_out: int, seed: int = 0, *, rank: int = 3
+) -> bytes:
+    """A product with random weights; x is [a, m, n_in], and residual as large, or of ``rank``."""
+    rng = np.random.default_rng([seed, n_in, n_out])
+    constants = {
+        "weight": rng.integers(-127, 128, (n_in, n_out)).astype(np.int8),
+        "scale": rng.uniform(0.5, 2, n_out).astype(np.float32) / np.float32(64 * n_in**0.5),
+        "bias": rng.standard_normal(n_out).astype(np.float32),
+        "gain": rng.uniform(0.5, 2, n_in).astype(np.float32),
+        "shift": rng.standard_normal(n_in).astype(np.float32),
+    }
+    shapes: dict[str, list[Any]] = {
+        "x": ["a", "m", n_in],
+        "residual": ["r", "s", n_out] if rank == 3 else ["r", "s", n_out, "t"],
+    }
+    given = {name: shape for name, shape in shapes.items() if name in operator.inputs}
+    return graph(operator, constants, given, ["a", "m", n_out])
+
+
+def attention_graph(n_head: int, *, at: bool = False) -> bytes:
+    """Attention of the encoder, of all positions or of those in ``positions``."""
+    wide = 3 * 64 * n_head
+    if at:
+        operator = encoder_attention_at(n_head)
+        shapes: dict[str, list[Any]] = {"qkv": ["a", "n", wide], "positions": ["m"]}
+    else:
+        operator = encoder_attention(n_head)
+        shapes = {"qkv": ["a", "n", wide], "added": ["n"], "by_parts": []}
+    return graph(operator, {}, shapes, ["a", "m", 64 * n_head], num_heads=n_head)
+
+
+def head_constants(n_in: int, n_vocab: int) -> dict[str, NDArray]:
+    """A random output head."""
+    rng = np.random.default_rng([n_in, n_vocab])
+    return {
+        "shrink": rng.uniform(0.25, 1, n_in).astype(np.float32),
+        "weight": rng.integers(-127, 128, (n_in, n_vocab)).astype(np.int8),
+        "scale": rng.uniform(0.5, 2, n_vocab).astype(np.float32) / np.float32(64 * n_in**0.5),
+        "mean": rng.standard_normal(n_in).astype(np.float32) / np.float32(n_in**0.5),
+    }
+
+
+def head_graph(n_in: int, n_vocab: int) -> bytes:
+    """The output head of :func:`head_constants`; hidden is [n_seq, n_at, n_in]."""
+    shapes = {"hidden": ["s", "p", n_in]}
+    operator = head8((n_in, n_vocab))
+    return graph(operator, head_constants(n_in, n_vocab), shapes, ["s", "p", n_vocab])
+
+
+def pack_graph(n_head: int, kind: str) -> bytes:
+    """What packs keys (``k``) or values (``v``): outputs ``packed`` and ``step``."""
+    builder = GraphBuilder("pack")
+    builder.input("x", TensorProto.FLOAT, ["a", "n", "w"])
+    operator = pack_keys(n_head) if kind == "k" else pack_values(n_head)
+    packed, step = operator.nodes(builder, ["x"], 2, num_heads=n_head)
+    if kind == "k":
+        builder.output(packed, "packed", TensorProto.UINT8, ["a", n_head, "p", 16, 64, 4])
+    else:
+        builder.output(packed, "packed", TensorProto.INT8, ["a", n_head, "q", 64, 4])
+    builder.output(step, "step", TensorProto.FLOAT, ["a", n_head, 64])
+    model: bytes = builder.finish(20, 10).model.SerializeToString()
+    return model
+
+
+def cross_graph(n_head: int, layer: int, *, scores: bool = False) -> bytes:
+    """Attention to what was heard, or its scores; inputs have any shape, so as to be refused."""
+    shapes: dict[str, list[Any]] = {
+        "queries": ["a0", "n", "w"],
+        "keys": ["a1", "h1", "p", "c1", "b1", "four1"],
+        "values": ["a2", "h2", "q", "c2", "four2"],
+        "steps": ["a3", "l", "two", "h3", "c3"],
+        "added": ["a4", "t"],
+        "heads": ["h"],
+        "rows": ["m"],
+    }
+    operator = cross_scores(n_head) if scores else cross_attention(n_head)
+    result = ["a", "h", "m", "t"] if scores else ["a", "n", "w"]
+    given = {name: shapes[name] for name in operator.inputs}
+    return graph(operator, {}, given, result, num_heads=n_head, layer=layer)
+
+
+def session(model: bytes, *, kernels: bool, threads: int = 1, library: Path = LIBRARY) -> Any:
+    """What runs a graph."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4  # errors are looked at where they are raised
+    if kernels:
+        options.register_custom_ops_library(str(library))
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def run(runner: Any, **feeds: NDArray) -> F32:
+    """The output."""
+    found: F32 = runner.run(None, feeds)[0]
+    return found
+
+
+def difference(found: F32, expected: F32) -> float:
+    """Root mean square of the difference, as a share of what was expected."""
+    far = np.linalg.norm(found.astype(np.float64) - expected)
+    return float(far / np.linalg.norm(expected.astype(np.float64)))

@@ -1,0 +1,133 @@
+"""openai-whisper's windowing said once more, in one plain loop: the oracle of ``transcribe``.
+
+Written from the behaviour of whisper/transcribe.py without temperature fallback and word times.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Callable
+
+from tests.support.models import random_dims, tokenizer_json
+from whisper_opt.core.options import TranscribeOptions
+from whisper_opt.text.results import Segment
+from whisper_opt.text.vocabulary import Vocab
+from whisper_opt.transcription.fallback import WindowResult
+
+__all__ = ["BEGIN", "DIMS", "VOCAB", "Answer", "Heard", "reference", "reference_cut"]
+
+DIMS = random_dims(n_vocab=2000, n_text_ctx=32)
+"""English-only, 1,500 positions a window, prompts of at most 15 tokens."""
+VOCAB = Vocab(tokenizer_json(DIMS), DIMS)
+BEGIN = VOCAB.timestamp_begin
+
+Answer = Callable[[int, int, tuple[int, ...]], WindowResult]
+"""(seek, size, prompt) -> what the model says."""
+
+
+@dataclasses.dataclass
+class Heard:
+    """Windows decoded (seek, size, prompt) and segments made."""
+
+    windows: list[tuple[int, int, tuple[int, ...]]]
+    segments: list[Segment]
+
+
+def reference_pieces(tokens: Sequence[int]) -> tuple[list[list[int]], list[int]]:
+    """Tokens split between neighbouring times; the last piece apart."""
+    pieces: list[list[int]] = []
+    current: list[int] = []
+    for token in tokens:
+        if current and token >= BEGIN and current[-1] >= BEGIN:
+            pieces.append(current)
+            current = []
+        current.append(token)
+    return pieces, current
+
+
+def reference_cut(
+    tokens: Sequence[int], seek: int, size: int
+) -> tuple[list[tuple[float, float, list[int]]], int]:
+    """(start, end, tokens) of a window's segments, and the next seek."""
+    offset = float(seek * 160 / 16000)
+    pieces, tail = reference_pieces(tokens)
+    if not pieces:
+        duration = size * 160 / 16000
+        times = [token for token in tokens if token >= BEGIN]
+        if times and times[-1] != BEGIN:
+            duration = (times[-1] - BEGIN) * 0.02
+        return [(offset, offset + duration, list(tokens))], seek + size
+    if len(tail) > 1 and tail[-1] >= BEGIN:  # one time at the end: silence follows
+        pieces.append(tail)
+        following = seek + size
+    else:
+        following = seek + 2 * (pieces[-1][-1] - BEGIN)
+    spans = [
+        (offset + (piece[0] - BEGIN) * 0.02, offset + (piece[-1] - BEGIN) * 0.02, piece)
+        for piece in pieces
+    ]
+    return spans, following
+
+
+def reference_prompt(
+    options: TranscribeOptions, initial: list[int], history: list[int], reset: int
+) -> tuple[int, ...]:
+    room = DIMS.n_text_ctx // 2 - 1
+    if options.carry_initial_prompt:
+        since = max(len(initial), reset)
+        previous = initial + history[since:][-(room - len(initial)) :]
+    else:
+        previous = history[reset:]
+    prompt = [VOCAB.sot_prev, *previous[-room:]] if previous else []
+    prompt.append(VOCAB.sot)
+    if options.without_timestamps:
+        prompt.append(VOCAB.no_timestamps)
+    if options.prefix:
+        prompt += VOCAB.encode(" " + options.prefix.strip())
+    return tuple(prompt)
+
+
+def reference_skips(options: TranscribeOptions, result: WindowResult) -> bool:
+    threshold, likely = options.no_speech_threshold, options.logprob_threshold
+    if threshold is None:
+        return False
+    skip = result.no_speech_prob > threshold
+    if likely is not None and result.avg_logprob > likely:
+        skip = False
+    return skip
+
+
+def reference(n_frames: int, options: TranscribeOptions, answer: Answer) -> Heard:
+    """What whisper/transcribe.py does without fallback and word times."""
+    heard = Heard([], [])
+    initial: list[int] = []
+    if options.initial_prompt is not None:
+        initial = VOCAB.encode(" " + options.initial_prompt.strip())
+    history, reset = list(initial), 0
+    points = [round(second * 100) for second in options.clip_timestamps] or [0]
+    if len(points) % 2 == 1:
+        points.append(n_frames)
+    for clip in range(0, len(points), 2):
+        seek, end = points[clip : clip + 2]
+        while seek < end:
+            size = min(3000, n_frames - seek, end - seek)
+            prompt = reference_prompt(options, initial, history, reset)
+            heard.windows.append((seek, size, prompt))
+            result = answer(seek, size, prompt)
+            if reference_skips(options, result):
+                seek += size
+                continue
+            spans, following = reference_cut(result.tokens, seek, size)
+            for start, stop, tokens in spans:
+                text = VOCAB.decode([token for token in tokens if token < VOCAB.eot])
+                if start == stop or text.strip() == "":
+                    text, tokens = "", []
+                values = dataclasses.asdict(result)
+                values.update(tokens=tuple(tokens), id=len(heard.segments), seek=seek)
+                heard.segments.append(Segment(start=start, end=stop, text=text, **values))
+                history += tokens
+            if not options.conditions or result.temperature > 0.5:
+                reset = len(history)
+            seek = following
+    return heard

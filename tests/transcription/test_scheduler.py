@@ -1,0 +1,839 @@
+"""Continuous batching, watched from inside a fake model: who is decoded when, and what is left."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import gc
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.audio.test_vad import made_up
+from tests.support.fake_backend import FakeBackend, FakeEncoded, FakeSession, Scores
+from tests.support.models import random_checkpoint
+from tests.support.reference_windows import DIMS, VOCAB
+from tests.transcription.test_model import noise
+from tests.transcription.test_transcribe_whole import talkative
+from whisper_opt import AudioError, OptionError, TranscribeOptions, Transcript, Whisper
+from whisper_opt.audio import decode as audio
+from whisper_opt.audio.vad import SpeechDetector, pack
+from whisper_opt.core.arrays import F32, Int
+from whisper_opt.core.backend import Attention, Encoded, Session
+from whisper_opt.core.dims import N_SAMPLES, ModelDims
+from whisper_opt.core.logits import HostLogits
+from whisper_opt.core.options import VadOptions
+from whisper_opt.export import export
+from whisper_opt.runtime.engine import Engine
+from whisper_opt.text.results import Segment
+
+PLAIN: dict[str, Any] = {"temperature": 0.0, "no_speech_threshold": None, "vad": "off"}
+ENDLESS: dict[str, Any] = {**PLAIN, "suppress_tokens": (VOCAB.eot,), "without_timestamps": True}
+"""Answers that end with max_new_tokens only: it says how many steps a window takes."""
+
+
+class WatchedSession(FakeSession):
+    """Tells its backend what happens to it."""
+
+    def __init__(self, backend: WatchedBackend, audio: FakeEncoded) -> None:
+        super().__init__(backend, audio)
+        self.backend = backend
+
+    @property
+    def seeds(self) -> set[int]:
+        return {seed for seed, _ in self._rows}
+
+    def extend(self, tokens: Int, lengths: Int | None = None, at: Int | None = None) -> HostLogits:
+        backend = self.backend
+        begins = not any(held for _, held in self._rows)
+        backend.note("prefill" if begins else "extend", self.seeds)
+        backend.most = max(backend.most, len(set().union(*(s.seeds for s in backend.sessions))))
+        if begins:
+            rows = zip(self._rows, tokens.tolist(), (lengths if lengths is not None else []))
+            for (seed, _), prompt, length in rows:
+                backend.prompts.append((seed, tuple(prompt[: int(length)])))
+        return super().extend(tokens, lengths, at)
+
+    def append(self, other: Session) -> None:
+        assert isinstance(other, WatchedSession)
+        self.backend.note("join", other.seeds)
+        super().append(other)
+
+    def close(self) -> None:
+        assert self in self.backend.sessions, "closed twice"
+        self.backend.sessions.remove(self)
+        super().close()
+
+
+class WatchedBackend(FakeBackend):
+    """A fake model that keeps a diary.
+
+    Attributes:
+        sessions: those that are open.
+        diary: (what happened, the windows concerned), in order.
+        prompts: (window, prompt) of every window that began.
+        most: windows decoded at once at most.
+        fail: from which entry of the diary on an interrupt comes, once.
+    """
+
+    def __init__(self, dims: ModelDims = DIMS, scores: Scores | None = talkative) -> None:
+        super().__init__(dims, scores)
+        self.sessions: list[WatchedSession] = []
+        self.diary: list[tuple[str, frozenset[int]]] = []
+        self.prompts: list[tuple[int, tuple[int, ...]]] = []
+        self.most = 0
+        self.fail: int | None = None
+        self.error: BaseException = KeyboardInterrupt()
+
+    def note(self, what: str, seeds: set[int]) -> None:
+        self.diary.append((what, frozenset(seeds)))
+        if self.fail is not None and len(self.diary) > self.fail:
+            self.fail = None
+            raise self.error
+
+    def of(self, what: str) -> list[frozenset[int]]:
+        return [seeds for name, seeds in self.diary if name == what]
+
+    @property
+    def windows(self) -> list[int]:
+        """Every window encoded, in order."""
+        return [seed for call in self.of("encode") for seed in call]
+
+    def encode(self, mel: F32) -> FakeEncoded:
+        encoded = super().encode(mel)
+        assert len(set(encoded.seeds)) == len(mel), "windows that cannot be told apart"
+        self.note("encode", set(encoded.seeds))
+        return encoded
+
+    def open(self, audio: Encoded) -> WatchedSession:
+        assert isinstance(audio, FakeEncoded)
+        self.note("open", set(audio.seeds))
+        self.sessions.append(WatchedSession(self, audio))
+        return self.sessions[-1]
+
+    def attention(self, audio: Encoded, tokens: Int, lengths: Int) -> Attention:
+        found = super().attention(audio, tokens, lengths)
+        self.sessions.pop()  # the fake one opens a session that needs no closing
+        return found
+
+
+@functools.cache
+def engine(n_vocab: int = DIMS.n_vocab, n_text_ctx: int = DIMS.n_text_ctx) -> Engine:
+    """An engine that only lends its vocabulary and its lists."""
+    narrow = {"n_audio_state": 64, "n_text_state": 64, "n_audio_head": 1, "n_text_head": 1}
+    dims = dataclasses.replace(DIMS, n_vocab=n_vocab, n_text_ctx=n_text_ctx, **narrow)
+    folder = Path(tempfile.mkdtemp(prefix="whisper-opt-test-"))
+    return export(random_checkpoint(dims), folder / "engine")
+
+
+@pytest.fixture
+def watched() -> WatchedBackend:
+    return WatchedBackend()
+
+
+@pytest.fixture
+def model(watched: WatchedBackend) -> Whisper:
+    """A model of English whose backend is ``watched``."""
+    return Whisper(engine(), watched)
+
+
+def quiet_model() -> Whisper:
+    """The same model, watched by nobody."""
+    return Whisper(engine(), FakeBackend(DIMS, talkative))
+
+
+def windows_of(sound: F32, **options: Any) -> list[int]:
+    """The windows that a recording has when it is alone."""
+    backend = WatchedBackend()
+    Whisper(engine(), backend).transcribe(sound, **options)
+    return backend.windows
+
+
+def many(model: Whisper, *args: Any, **options: Any) -> dict[int, Any]:
+    results = list(model.transcribe_many(*args, **options))
+    assert len({i for i, _ in results}) == len(results)
+    return dict(results)
+
+
+def sounds(*seconds: float) -> list[F32]:
+    return [noise(length, seed) for seed, length in enumerate(seconds)]
+
+
+# --- continuous batching -------------------------------------------------------------------------
+
+
+def test_windows_join_while_others_are_decoded(model: Whisper, watched: WatchedBackend) -> None:
+    slow, fast = sounds(20.0, 95.0)
+    lengths = (20, 3)
+    options = [TranscribeOptions(max_new_tokens=n, **ENDLESS) for n in lengths]
+    (first,) = windows_of(slow, **ENDLESS, max_new_tokens=20)
+    others = windows_of(fast, **ENDLESS, max_new_tokens=3)
+    assert len(others) == 4
+    found = many(model, [slow, fast], options=options, batch_size=2)
+    # the slow window is decoded next to every window of the other recording, one after another
+    beside = [seeds - {first} for seeds in watched.of("extend") if first in seeds]
+    assert [list(seeds) for seeds in beside if seeds] == [
+        [window] for window in others for _ in range(lengths[1] - 1)
+    ]
+    assert set(watched.of("join")) == {frozenset([window]) for window in others[1:]}
+    for i, sound in enumerate((slow, fast)):
+        assert found[i] == quiet_model().transcribe(sound, options=options[i])
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 7])
+def test_the_batch_is_full_and_never_fuller(
+    model: Whisper, watched: WatchedBackend, batch_size: int
+) -> None:
+    sizes = (31.0, 5.0, 64.0, 95.0, 0.5, 12.0, 40.0, 33.0)
+    options = [TranscribeOptions(max_new_tokens=2 + 3 * i % 11, **ENDLESS) for i in range(8)]
+
+    def audios() -> Iterator[F32]:
+        yield from sounds(*sizes)
+        watched.note("no more", set())
+
+    found = many(model, audios(), options=options, batch_size=batch_size)
+    assert sorted(found) == list(range(8))
+    assert watched.most == batch_size
+    assert watched.sessions == []
+    # as long as there is more to do the batch is full
+    until = watched.diary.index(("no more", frozenset()))
+    running = [len(seeds) for what, seeds in watched.diary[:until] if what == "extend"]
+    assert set(running) == {batch_size}
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 5])
+def test_windows_are_encoded_once_and_together(
+    model: Whisper, watched: WatchedBackend, batch_size: int
+) -> None:
+    audios = sounds(31.0, 5.0, 64.0, 12.0)
+    many(model, audios, batch_size=batch_size, max_new_tokens=6, **ENDLESS)
+    alone = [windows_of(sound, max_new_tokens=6, **ENDLESS) for sound in audios]
+    expected = collections.Counter(window for windows in alone for window in windows)
+    assert collections.Counter(watched.windows) == expected
+    assert max(expected.values()) == 1
+    first = watched.of("encode")[0]
+    assert first == {windows[0] for windows in alone[:batch_size]}
+
+
+def test_one_recording_takes_one_window_at_a_time(model: Whisper, watched: WatchedBackend) -> None:
+    """In the sequential strategy a window depends on the one before it."""
+    model.transcribe(sounds(95.0)[0], **PLAIN)
+    assert watched.most == 1
+    assert {len(seeds) for seeds in watched.of("encode")} == {1}
+
+
+def test_recordings_are_opened_when_there_is_room(model: Whisper, watched: WatchedBackend) -> None:
+    opened = 0
+    finished = 0
+    ahead: list[int] = []
+
+    def audios() -> Iterator[F32]:
+        nonlocal opened
+        for i in range(12):
+            opened += 1
+            ahead.append(opened - finished)
+            yield noise(3.0 + 4 * (i % 3), i)
+
+    results = model.transcribe_many(audios(), batch_size=2, max_new_tokens=5, **PLAIN)
+    assert opened == 0
+    for _ in results:
+        finished += 1
+    assert (opened, finished) == (12, 12)
+    # those in the batch, and those that have just made room in it
+    assert max(ahead) <= 4
+    assert watched.sessions == []
+
+
+@pytest.mark.parametrize("kind", ["broken", "too short"])
+def test_recordings_that_give_nothing_are_opened_one_after_another_too(
+    model: Whisper, kind: str
+) -> None:
+    """Results come although there is always room for one more."""
+    opened = 0
+
+    def audios() -> Iterator[Any]:
+        nonlocal opened
+        for _ in range(50):
+            opened += 1
+            yield "no such file.wav" if kind == "broken" else noise(0.005)
+
+    results = model.transcribe_many(audios(), batch_size=2, return_exceptions=True, **PLAIN)
+    next(results)
+    assert opened <= 4
+    assert len(list(results)) == 49
+
+
+def test_results_come_as_they_finish(model: Whisper) -> None:
+    audios = sounds(95.0, 3.0, 4.0)
+    order = [i for i, _ in model.transcribe_many(audios, batch_size=2, **ENDLESS)]
+    assert order == [1, 2, 0]
+
+
+def test_nothing_to_do(model: Whisper, watched: WatchedBackend) -> None:
+    assert list(model.transcribe_many([])) == []
+    assert watched.diary == []
+
+
+def test_recordings_without_windows(model: Whisper) -> None:
+    audios = [noise(0.005), noise(4.0), noise(0.001), noise(0.009)]
+    found = many(model, audios, batch_size=2, **PLAIN)
+    assert [len(found[i]) > 0 for i in range(4)] == [False, True, False, False]
+    assert found[0].duration == 0.005
+    assert found[1] == quiet_model().transcribe(audios[1], **PLAIN)
+
+
+def test_options_of_each(model: Whisper) -> None:
+    audios = sounds(31.0, 31.0, 31.0)
+    each = [
+        TranscribeOptions(**PLAIN),
+        TranscribeOptions(**PLAIN, without_timestamps=True, max_new_tokens=4),
+        TranscribeOptions(**PLAIN, beam_size=3, prefix="so"),
+    ]
+    found = many(model, audios, options=iter(each), batch_size=3)
+    shared = many(model, audios, options=each[1], batch_size=3)
+    overridden = many(model, audios, options=each, batch_size=2, initial_prompt="Ann")
+    for i, sound in enumerate(audios):
+        assert found[i] == quiet_model().transcribe(sound, options=each[i])
+        assert shared[i] == quiet_model().transcribe(sound, options=each[1])
+        own = dataclasses.replace(each[i], initial_prompt="Ann")
+        assert overridden[i] == quiet_model().transcribe(sound, options=own)
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_as_many_options_as_recordings(model: Whisper, n: int) -> None:
+    """A recording is never left out because there are no options for it."""
+    options = [TranscribeOptions(**PLAIN)] * n
+    with pytest.raises(OptionError, match="options"):
+        list(model.transcribe_many(sounds(1.0, 2.0), options=options))
+
+
+def test_no_options_for_no_recordings(model: Whisper) -> None:
+    assert list(model.transcribe_many([], options=[])) == []
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 2.5, True])
+def test_a_batch_has_at_least_one_window(model: Whisper, batch_size: Any) -> None:
+    with pytest.raises(OptionError, match="batch_size"):
+        list(model.transcribe_many(sounds(1.0), batch_size=batch_size))
+
+
+def test_segments_are_numbered_in_order_of_time(model: Whisper) -> None:
+    for transcript in many(model, sounds(64.0, 95.0, 31.0), batch_size=3, **PLAIN).values():
+        assert [segment.id for segment in transcript] == list(range(len(transcript)))
+        assert [s.start for s in transcript] == sorted(s.start for s in transcript)
+        assert len({segment.seek for segment in transcript}) > 1
+
+
+def test_progress_of_many(model: Whisper) -> None:
+    audios = sounds(64.0, 95.0, 5.0)
+    steps: list[tuple[int, float, float]] = []
+    many(model, audios, batch_size=2, on_progress=lambda *step: steps.append(step), **PLAIN)
+    for i, sound in enumerate(audios):
+        own = [(done, total) for number, done, total in steps if number == i]
+        assert own == sorted(own)
+        assert own[-1] == (len(sound) / 16000, len(sound) / 16000)
+        assert {total for _, total in own} == {len(sound) / 16000}
+    assert len({done for number, done, _ in steps if number == 1}) >= 4
+
+
+# --- what fails ----------------------------------------------------------------------------------
+
+TOO_LONG = " ".join("a" * 40)
+
+
+def broken(kind: str) -> tuple[Any, dict[str, Any], type[Exception]]:
+    """A recording that fails, its options, and its error."""
+    if kind == "nan":
+        sound = noise(70.0, 5)
+        sound[900_000] = np.nan
+        return sound, {}, AudioError
+    if kind == "empty":
+        return np.zeros(0, np.float32), {}, AudioError
+    if kind == "missing":
+        return "no such file.wav", {}, AudioError
+    if kind == "batched":
+        sound, _, _ = broken("nan")
+        return sound, {"strategy": "batched", "clip_timestamps": (0, 10, 12, 70)}, AudioError
+    if kind == "prompt":
+        return noise(70.0, 5), {"prefix": TOO_LONG}, OptionError
+    if kind == "token":
+        return noise(5.0, 5), {"suppress_tokens": (2000,)}, OptionError
+    assert kind == "language"
+    return noise(5.0, 5), {"language": "de"}, OptionError
+
+
+BROKEN = ["nan", "empty", "missing", "batched", "prompt", "token", "language"]
+
+
+def with_broken(kind: str) -> tuple[list[Any], list[TranscribeOptions], type[Exception]]:
+    """Five recordings, the third of which fails."""
+    audios: list[Any] = sounds(31.0, 64.0, 95.0, 12.0)
+    options = [TranscribeOptions(**PLAIN, max_new_tokens=4 + i) for i in range(4)]
+    bad, extra, error = broken(kind)
+    audios.insert(2, bad)
+    options.insert(2, TranscribeOptions(**{**PLAIN, **extra}))
+    return audios, options, error
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+@pytest.mark.parametrize("kind", BROKEN)
+def test_one_that_fails_does_not_disturb_the_others(
+    model: Whisper, watched: WatchedBackend, kind: str, batch_size: int
+) -> None:
+    audios, options, error = with_broken(kind)
+    found = many(model, audios, options=options, batch_size=batch_size, return_exceptions=True)
+    assert sorted(found) == [0, 1, 2, 3, 4]
+    assert type(found[2]) is error
+    with pytest.raises(error) as alone:
+        quiet_model().transcribe(audios[2], options=options[2])
+    assert str(found[2]) == str(alone.value)
+    for i in (0, 1, 3, 4):
+        assert found[i] == quiet_model().transcribe(audios[i], options=options[i])
+    assert watched.sessions == []
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_failure_is_raised_and_leaves_nothing_open(
+    model: Whisper, watched: WatchedBackend, kind: str
+) -> None:
+    audios, options, error = with_broken(kind)
+    with pytest.raises(error):
+        many(model, audios, options=options, batch_size=8)
+    assert watched.sessions == []
+    expected = quiet_model().transcribe(audios[0], options=options[0])
+    assert model.transcribe(audios[0], options=options[0]) == expected
+
+
+def test_an_error_of_the_model_is_everyones(model: Whisper, watched: WatchedBackend) -> None:
+    watched.fail, watched.error = 12, MemoryError()
+    with pytest.raises(MemoryError):
+        many(model, sounds(31.0, 31.0), return_exceptions=True, **PLAIN)
+    assert watched.sessions == []
+
+
+def spoken(seconds: Sequence[float], total: float, seed: int = 0) -> F32:
+    """Noise whose frames are speech (``made_up``) within start, end, start, end, ..."""
+    sound = noise(total, seed)
+    starts = np.arange(0, len(sound), 512)
+    times = starts / 16000
+    speech = np.zeros(len(starts), np.bool_)
+    for start, end in zip(seconds[::2], seconds[1::2]):
+        speech |= (start <= times) & (times < end)
+    sound[starts] = np.where(speech, np.float32(0.9), np.float32(0))
+    return sound
+
+
+BATCHED: dict[str, Any] = {
+    "strategy": "batched",
+    "temperature": 0.0,
+    "no_speech_threshold": None,
+}
+
+
+def test_a_recording_may_fail_while_it_is_decoded(model: Whisper, watched: WatchedBackend) -> None:
+    """The batched strategy reads as it goes: damage at the end comes late."""
+    bad = spoken((1, 28, 32, 60, 64, 90, 100, 128, 140, 168), 400.0)
+    bad[350 * 16000] = np.nan
+    good = noise(40.0, 9)
+    with made_up():
+        found = many(
+            model,
+            [bad, good],
+            options=[TranscribeOptions(**BATCHED), TranscribeOptions(**PLAIN)],
+            batch_size=2,
+            return_exceptions=True,
+        )
+    assert isinstance(found[0], AudioError)
+    assert found[1] == quiet_model().transcribe(good, **PLAIN)
+    assert watched.sessions == []
+    assert len(watched.windows) > 4
+
+
+# --- giving up -----------------------------------------------------------------------------------
+
+
+class Doors:
+    """Counts the recordings that are read as a stream and open."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.n_open = 0
+        self.n_opened = 0
+        doors = self
+
+        def open_audio(*args: Any, **kwargs: Any) -> Any:
+            stream = audio.open_audio(*args, **kwargs)
+            doors.n_open += 1
+            doors.n_opened += 1
+            close = stream.close
+
+            def closing() -> None:
+                doors.n_open -= 1
+                close()
+
+            stream.close = closing  # type: ignore[method-assign]
+            return stream
+
+        monkeypatch.setattr("whisper_opt.transcription.chunking.open_audio", open_audio)
+
+
+@pytest.fixture
+def doors(monkeypatch: pytest.MonkeyPatch) -> Doors:
+    return Doors(monkeypatch)
+
+
+@made_up()
+@pytest.mark.parametrize("after", [0, 1, 2])
+def test_closing_many_early(
+    model: Whisper, watched: WatchedBackend, doors: Doors, after: int
+) -> None:
+    sound = spoken([1, 28, 32, 60, 64, 90, 100, 128], 200.0)
+    audios = [sound, *sounds(5.0, 40.0), sound]
+    options = [
+        TranscribeOptions(**(BATCHED if i % 3 == 0 else PLAIN), max_new_tokens=4) for i in range(4)
+    ]
+    results: Any = model.transcribe_many(audios, options=options, batch_size=3)
+    for _ in range(after):
+        next(results)
+    assert (watched.sessions == []) == (after == 0)
+    assert (doors.n_opened > 0) == (after > 0)
+    results.close()
+    assert watched.sessions == []
+    assert doors.n_open == 0
+
+
+@made_up()
+@pytest.mark.parametrize(
+    ("how", "after"),
+    [
+        ("stream", 0),
+        ("stream", 1),
+        ("stream", 4),
+        ("segments", 1),
+        ("segments", 4),
+        ("forgotten", 0),
+        ("forgotten", 1),
+        ("forgotten", 4),
+    ],
+)
+def test_closing_a_stream_early(
+    model: Whisper, watched: WatchedBackend, doors: Doors, after: int, how: str
+) -> None:
+    sound = spoken([1, 28, 32, 60, 64, 90, 100, 128], 200.0)
+    stream: Any = model.stream(sound, **BATCHED, batch_size=2)
+    assert doors.n_open == 1
+    for _ in range(after):
+        next(stream.segments)
+    if how == "stream":
+        stream.close()
+    elif how == "segments":
+        stream.segments.close()
+    else:
+        del stream
+        gc.collect()
+    assert watched.sessions == []
+    assert doors.n_open == 0
+    decoded = len(watched.diary)
+    if how == "stream":
+        assert len(list(stream)) < 5  # what was already there
+    assert len(watched.diary) == decoded
+
+
+@pytest.mark.parametrize("what", ["encode", "open", "extend", "join"])
+@pytest.mark.parametrize("which", [0, 1, 4])
+def test_an_interrupt_leaves_nothing_behind(
+    model: Whisper, watched: WatchedBackend, what: str, which: int
+) -> None:
+    audios = sounds(31.0, 5.0, 64.0, 95.0, 12.0)
+    expected = many(model, audios, batch_size=3, **PLAIN)
+    calls = [i for i, (name, _) in enumerate(watched.diary) if name == what]
+    watched.diary.clear()
+    watched.fail = calls[which]
+    with pytest.raises(KeyboardInterrupt):
+        many(model, audios, batch_size=3, **PLAIN)
+    assert watched.sessions == []
+    assert many(model, audios, batch_size=3, **PLAIN) == expected
+
+
+def interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_an_interrupt_while_progress_is_shown(model: Whisper, watched: WatchedBackend) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        many(model, sounds(31.0, 5.0, 64.0), batch_size=3, on_progress=interrupt, **PLAIN)
+    assert watched.sessions == []
+
+
+@made_up()
+def test_an_interrupt_while_progress_of_a_stream_is_shown(
+    model: Whisper, watched: WatchedBackend, doors: Doors
+) -> None:
+    sound = spoken([1, 28, 32, 60, 64, 90, 100, 128], 200.0)
+    with pytest.raises(KeyboardInterrupt):
+        model.transcribe(sound, on_progress=interrupt, **BATCHED)
+    assert watched.sessions == []
+    assert doors.n_open == 0
+
+
+# --- fallback ------------------------------------------------------------------------------------
+
+LADDER: dict[str, Any] = {
+    "temperature": (0.0, 0.4, 1.0),
+    "no_speech_threshold": None,
+    "vad": "off",
+    "seed": 5,
+}
+
+
+def thresholds(audios: Sequence[F32]) -> dict[str, Any]:
+    """The ladder with a threshold that about half the answers at temperature 0 do not pass."""
+    found = [segment for sound in audios for segment in quiet_model().transcribe(sound, **PLAIN)]
+    middle = float(np.median([segment.avg_logprob for segment in found]))
+    return {**LADDER, "logprob_threshold": middle, "compression_ratio_threshold": None}
+
+
+@pytest.mark.parametrize("beam_size", [None, 3])
+def test_windows_fall_back_one_by_one(
+    model: Whisper, watched: WatchedBackend, beam_size: int | None
+) -> None:
+    audios = sounds(31.0, 64.0, 5.0, 95.0)
+    options = {**thresholds(audios), "beam_size": beam_size, "best_of": 2}
+    found = many(model, audios, batch_size=4, **options)
+    temperatures = [segment.temperature for t in found.values() for segment in t]
+    assert len(set(temperatures)) > 1
+    assert set(temperatures) <= {0.0, 0.4, 1.0}
+    for i, sound in enumerate(audios):
+        assert found[i] == quiet_model().transcribe(sound, **options)
+    attempts = collections.Counter(seed for seed, _ in watched.prompts)
+    assert {1, 2, 3} >= set(attempts.values()) > {1}
+    # what was encoded is used again
+    assert collections.Counter(watched.windows) == dict.fromkeys(attempts, 1)
+    assert watched.most == 4
+
+
+def test_others_go_on_while_one_falls_back(model: Whisper, watched: WatchedBackend) -> None:
+    audios = sounds(31.0, 64.0, 5.0, 95.0)
+    many(model, audios, batch_size=4, **thresholds(audios))
+    begun: set[int] = set()
+    undisturbed = 0
+    running: frozenset[int] = frozenset()
+    again: set[int] = set()
+    for what, seeds in watched.diary:
+        if what == "open":
+            again |= seeds & begun
+            begun |= seeds
+        if what == "extend":
+            undisturbed += bool(again and (seeds & running) - again)
+            assert again <= seeds
+            running, again = seeds, set()
+    assert undisturbed > 0
+
+
+def test_the_prompt_is_the_same_at_every_temperature(
+    model: Whisper, watched: WatchedBackend
+) -> None:
+    audios = sounds(64.0, 95.0)
+    many(model, audios, batch_size=2, **thresholds(audios))
+    prompts: dict[int, set[tuple[int, ...]]] = collections.defaultdict(set)
+    for seed, prompt in watched.prompts:
+        prompts[seed].add(prompt)
+    assert {len(each) for each in prompts.values()} == {1}
+    assert len(watched.prompts) > len(prompts)
+
+
+def test_a_silent_window_does_not_fall_back(model: Whisper, watched: WatchedBackend) -> None:
+    audios = sounds(64.0, 95.0, 31.0)
+    options = {**LADDER, "logprob_threshold": -0.001, "no_speech_threshold": 0.3}
+    many(model, audios, batch_size=3, **options)
+    attempts = collections.Counter(seed for seed, _ in watched.prompts)
+    assert set(attempts.values()) == {1, 3}
+
+
+# --- the batched strategy ------------------------------------------------------------------------
+
+
+def moved(segment: Segment, by: float, i: int) -> Segment:
+    words = segment.words and tuple(
+        dataclasses.replace(word, start=word.start + by, end=word.end + by)
+        for word in segment.words
+    )
+    return dataclasses.replace(
+        segment,
+        id=i,
+        start=segment.start + by,
+        end=segment.end + by,
+        seek=segment.seek + round(by * 100),
+        words=words,
+    )
+
+
+def same(found: Sequence[Segment], expected: Sequence[Segment]) -> None:
+    """Equal but for the rounding of times."""
+    assert len(found) == len(expected)
+    for mine, other in zip(found, expected):
+        times: dict[str, Any] = {"start": mine.start, "end": mine.end, "words": mine.words}
+        assert dataclasses.replace(other, **times) == mine
+        assert (mine.start, mine.end) == pytest.approx((other.start, other.end), abs=1e-6)
+        assert (mine.words is None) == (other.words is None)
+        for word, another in zip(mine.words or (), other.words or ()):
+            assert (word.word, word.probability) == (another.word, another.probability)
+            assert (word.start, word.end) == pytest.approx((another.start, another.end), abs=0.011)
+        assert len(mine.words or ()) == len(other.words or ())
+
+
+def piece_by_piece(
+    sound: F32, spans: Sequence[tuple[float, float]], **options: Any
+) -> list[Segment]:
+    """Every span as a recording of its own, its segments put where they belong."""
+    found: list[Segment] = []
+    for start, end in spans:
+        piece = sound[round(start * 16000) : round(end * 16000)]
+        alone = quiet_model().transcribe(piece, vad="off", **options)
+        found += [moved(segment, start, len(found) + i) for i, segment in enumerate(alone)]
+    return found
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"without_timestamps": True},
+        {"beam_size": 3},
+        {"word_timestamps": True},
+        {"initial_prompt": "Ann", "prefix": "so"},
+        {"hotwords": "Bob"},
+        {"condition_on_previous_text": False},
+    ],
+    ids=lambda options: " ".join(options) or "defaults",
+)
+def test_clips_side_by_side_are_clips_alone(
+    model: Whisper, watched: WatchedBackend, options: dict[str, Any], batch_size: int
+) -> None:
+    sound = noise(150.0, 2)
+    spans = [(0.0, 7.0), (9.5, 81.25), (82.0, 82.3), (90.0, 125.0), (126.0, 150.0)]
+    points = [second for span in spans for second in span]
+    given = {**PLAIN, **options}
+    expected = piece_by_piece(sound, spans, **_without_vad(given))
+    found = model.transcribe(
+        sound, strategy="batched", clip_timestamps=points, batch_size=batch_size, **given
+    )
+    same(found.segments, expected)
+    assert found.duration == 150.0
+    assert [s.seek for s in found] == sorted(s.seek for s in found)
+    assert watched.most == min(batch_size, 5)
+    # the long clips took several windows
+    assert len({s.seek for s in found if 950 <= s.seek < 8200}) >= 3
+    assert watched.sessions == []
+
+
+def _without_vad(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name != "vad"}
+
+
+@pytest.mark.parametrize(
+    ("points", "spans"),
+    [
+        ((70.0,), [(70.0, 80.0)]),  # to the end
+        ((10, 20, 70), [(10.0, 20.0), (70.0, 80.0)]),
+        ((70, 500), [(70.0, 80.0)]),
+        ((5, 6, 90, 95), [(5.0, 6.0)]),  # after the end there is nothing
+        ((5, 6, 90), [(5.0, 6.0)]),
+    ],
+)
+def test_where_clips_end(
+    model: Whisper, points: Sequence[float], spans: list[tuple[float, float]]
+) -> None:
+    sound = noise(80.0, 3)
+    found = model.transcribe(sound, strategy="batched", clip_timestamps=points, **PLAIN)
+    same(found.segments, piece_by_piece(sound, spans, **_without_vad(PLAIN)))
+
+
+@made_up()
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_stretches_of_speech_side_by_side(
+    model: Whisper, watched: WatchedBackend, batch_size: int
+) -> None:
+    sound = spoken([2, 9, 15, 40, 41.5, 58, 80, 104, 150, 162, 170, 199], 200.0, 4)
+    longest: dict[str, Any] = {"vad_max_speech_duration": 25.0}
+    spans = [
+        span.seconds
+        for span in pack(
+            SpeechDetector(VadOptions(max_speech_duration=25.0)).spans(sound), N_SAMPLES
+        )
+    ]
+    assert len(spans) >= 5
+    expected = piece_by_piece(sound, spans, **_without_vad(PLAIN))
+    found = model.transcribe(sound, batch_size=batch_size, **BATCHED, **longest)
+    same(found.segments, expected)
+    assert found.duration == 200.0
+    assert watched.most == batch_size
+    starts = [segment.start for segment in found]
+    assert starts == sorted(starts)
+
+
+@made_up()
+def test_nobody_speaks(model: Whisper, watched: WatchedBackend, doors: Doors) -> None:
+    found = model.transcribe(spoken([], 90.0), **BATCHED)
+    assert found == Transcript((), "en", 90.0, "")
+    assert watched.diary == []
+    assert doors.n_open == 0
+
+
+@made_up()
+def test_segments_of_a_batched_stream_come_in_order_as_they_are_ready(
+    model: Whisper, watched: WatchedBackend
+) -> None:
+    sound = spoken([2, 28, 34, 60, 66, 92, 98, 124, 130, 156], 160.0)
+    steps: list[tuple[float, float]] = []
+    stream = model.stream(
+        sound, batch_size=2, on_progress=lambda *step: steps.append(step), **BATCHED
+    )
+    found: list[Segment] = []
+    encoded: list[int] = []
+    for segment in stream:
+        found.append(segment)
+        encoded.append(len(watched.windows))
+    assert encoded[0] < encoded[-1]
+    assert [segment.id for segment in found] == list(range(len(found)))
+    assert [segment.start for segment in found] == sorted(segment.start for segment in found)
+    done = [seconds for seconds, _ in steps]
+    assert done == sorted(set(done))
+    assert all(seconds <= total for seconds, total in steps)
+    assert steps[-1] == (160.0, 160.0)
+
+
+@made_up()
+def test_strategies_mix(model: Whisper, watched: WatchedBackend) -> None:
+    audios = [
+        spoken([2, 9, 15, 40, 80, 104], 120.0, 1),
+        spoken([3, 20], 64.0, 2),
+        spoken([1, 29, 31, 58], 70.0, 3),
+    ]
+    options = [
+        TranscribeOptions(**BATCHED),
+        TranscribeOptions(**PLAIN, beam_size=2),
+        TranscribeOptions(**BATCHED, max_new_tokens=3, word_timestamps=True),
+    ]
+    found = many(model, audios, options=options, batch_size=4)
+    for i, (sound, chosen) in enumerate(zip(audios, options)):
+        assert found[i] == quiet_model().transcribe(sound, options=chosen)
+    assert watched.most == 4
+    assert watched.sessions == []
+
+
+def test_draws_of_two_stretches_have_nothing_to_do_with_each_other() -> None:
+    """The same sound twice in one recording is not drawn the same answer twice."""
+    sound = noise(10.0, 6)
+    twice = np.concatenate([sound, sound])
+    options = {**PLAIN, "temperature": 1.0, "without_timestamps": True}
+    found = quiet_model().transcribe(
+        twice, strategy="batched", clip_timestamps=(0, 10, 10, 20), **options
+    )
+    assert len(found) == 2
+    assert found[0].tokens != found[1].tokens

@@ -1,0 +1,1 @@
+"""From a recording to log-mel features: decoding, voice activity detection."""

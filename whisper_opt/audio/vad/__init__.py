@@ -1,0 +1,31 @@
+"""Where speech is in a recording (voice activity detection), and windows made of it.
+
+The model is Silero VAD (Silero Team, MIT licence; ``data/LICENSE.silero-vad``), a small recurrent
+network that gives every frame of 512 samples (32 ms) a probability of speech. It runs on ONNX
+Runtime, on one thread. Everything can be streamed: a span is given as soon as nothing that follows
+can change it, and the spans are the same whatever the blocks.
+
+>>> from whisper_opt.audio.vad import detect_speech
+>>> for span in detect_speech("talk.mp3"):  # doctest: +SKIP
+...     print(span.seconds)
+"""
+
+from __future__ import annotations
+
+from whisper_opt.audio.vad.detect import SpanStream, SpeechDetector, detect_speech
+from whisper_opt.audio.vad.network import FRAME
+from whisper_opt.audio.vad.packing import cut, merge, pack
+from whisper_opt.audio.vad.rules import Span
+from whisper_opt.core.options import VadOptions
+
+__all__ = [
+    "FRAME",
+    "Span",
+    "SpanStream",
+    "SpeechDetector",
+    "VadOptions",
+    "cut",
+    "detect_speech",
+    "merge",
+    "pack",
+]

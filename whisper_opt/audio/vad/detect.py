@@ -1,0 +1,140 @@
+"""Finding speech in recordings, at hand as a whole or arriving in blocks."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from whisper_opt.audio.decode import AudioSource, open_audio
+from whisper_opt.audio.vad.network import Frames
+from whisper_opt.audio.vad.rules import Padding, Rules, Span
+from whisper_opt.core.arrays import F32
+from whisper_opt.core.dims import SAMPLE_RATE
+from whisper_opt.core.errors import AudioError
+from whisper_opt.core.options import VadOptions
+
+__all__ = ["SpanStream", "SpeechDetector", "detect_speech"]
+
+
+class SpeechDetector:
+    """Finds speech. One may serve many threads and recordings: a stream holds its own state."""
+
+    def __init__(self, options: VadOptions | None = None) -> None:
+        self.options = options or VadOptions()
+
+    def probabilities(self, samples: F32) -> F32:
+        """Probability of speech in every frame.
+
+        Args:
+            samples: F32 [n] at 16 kHz; zeros complete the last frame.
+
+        Returns:
+            F32 [ceil(n / FRAME)].
+
+        Raises:
+            AudioError: the samples are not finite float32, or not one row.
+            BackendUnavailable: ONNX Runtime or the model file is missing.
+        """
+        frames = Frames()
+        return np.concatenate([frames.feed(_checked(samples)), frames.finish()])
+
+    def spans(self, samples: F32) -> list[Span]:
+        """Speech in a recording that is at hand as a whole; F32 [n] at 16 kHz.
+
+        Returns:
+            Spans in order, not overlapping, within the recording.
+
+        Raises:
+            AudioError, BackendUnavailable: see :meth:`probabilities`.
+        """
+        stream = self.stream()
+        return stream.feed(samples) + stream.finish()
+
+    def stream(self) -> SpanStream:
+        """Begin a recording that arrives in blocks."""
+        return SpanStream(self.options)
+
+
+def detect_speech(
+    audio: AudioSource, *, sample_rate: int | None = None, options: VadOptions | None = None
+) -> list[Span]:
+    """Find the speech in a recording, read as a stream.
+
+    Args:
+        audio: what :func:`whisper_opt.audio.decode.open_audio` reads.
+        sample_rate: rate of an array in Hz (default 16,000). A file states its own.
+        options: see :class:`whisper_opt.core.options.VadOptions`.
+
+    Returns:
+        Spans in order, not overlapping, within the recording.
+
+    Raises:
+        AudioError: the recording cannot be read.
+        BackendUnavailable: ONNX Runtime or the model file is missing.
+    """
+    stream = SpeechDetector(options).stream()
+    with open_audio(audio, sample_rate=sample_rate) as blocks:
+        found = [span for block in blocks for span in stream.feed(block)]
+    return found + stream.finish()
+
+
+class SpanStream:
+    """Speech in a recording that arrives in blocks; the spans of :meth:`SpeechDetector.spans`."""
+
+    def __init__(self, options: VadOptions) -> None:
+        self._frames = Frames()
+        self._rules = Rules(options)
+        self._padding = Padding(round(options.speech_pad * SAMPLE_RATE))
+        self._n_samples = 0
+        self._finished = False
+
+    @property
+    def settled(self) -> int:
+        """No span that is still to come starts before this sample."""
+        return self._padding.earliest(self._rules.earliest)
+
+    def feed(self, block: F32) -> list[Span]:
+        """Take the next samples, F32 [n] at 16 kHz, any n; returns the spans now certain.
+
+        Raises:
+            AudioError: the samples are not finite float32, or not one row; or the stream is
+                finished.
+        """
+        if self._finished:
+            raise AudioError("samples came after the end of the recording; open another stream")
+        block = _checked(block)
+        self._n_samples += len(block)
+        found = self._follow(self._frames.feed(block))
+        return found + self._padding.settle(self._rules.earliest)
+
+    def finish(self) -> list[Span]:
+        """End the recording; returns the spans that were still open, nothing when called again."""
+        if self._finished:
+            return []
+        self._finished = True
+        n_samples = self._n_samples
+        found = self._follow(self._frames.finish())
+        for raw in self._rules.finish(n_samples):
+            found += self._padding.add(raw)
+        found += self._padding.settle(math.inf)
+        return [Span(span.start, min(span.end, n_samples)) for span in found]
+
+    def _follow(self, probabilities: F32) -> list[Span]:
+        found: list[Span] = []
+        for probability in probabilities.tolist():
+            for raw in self._rules.step(probability):
+                found += self._padding.add(raw)
+        return found
+
+
+def _checked(samples: F32) -> F32:
+    if not isinstance(samples, np.ndarray) or samples.ndim != 1 or samples.dtype != np.float32:
+        shape = f"{samples.dtype} {list(samples.shape)}" if isinstance(samples, np.ndarray) else ""
+        raise AudioError(
+            f"samples are {shape or type(samples).__name__}; expected a float32 array [n_samples]"
+            " at 16 kHz, as load_audio returns"
+        )
+    if not np.isfinite(samples).all():
+        raise AudioError("samples hold NaN or infinity; expected finite ones")
+    return samples

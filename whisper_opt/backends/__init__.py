@@ -1,1 +1,0 @@
-"""What computes the model: ONNX Runtime, and a fake for tests."""

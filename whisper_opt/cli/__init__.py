@@ -1,0 +1,1 @@
+"""The ``whisper-opt`` command."""

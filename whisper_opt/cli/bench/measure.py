@@ -1,0 +1,173 @@
+"""The measuring itself: configurations take turns, each in a process of its own.
+
+In every round each configuration runs once, in an order that rotates, so that a disturbance hits
+all of them alike. Whoever is not asked is stopped; before each run there is a pause, during which
+the load that others put on the machine is measured. A process that was just started runs without a
+clock first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Callable
+
+import whisper_opt
+from whisper_opt.cli.bench.grid import Configuration
+from whisper_opt.cli.bench.machine import busy_cores
+from whisper_opt.cli.bench.recordings import Recording, of_length
+from whisper_opt.cli.bench.settings import Settings
+from whisper_opt.cli.bench.workers import Pool, Program, Worker, WorkerError
+from whisper_opt.core.cpu import memory_bytes
+from whisper_opt.runtime.engine import read_engine
+
+__all__ = ["Benchmark", "Found", "jobs", "load_options", "options_of", "turns"]
+
+_FOLDER = Path(whisper_opt.__file__).resolve().parent.parent
+_SPARE = 1 << 28
+"""What a process takes besides an engine, roughly, in bytes."""
+
+
+@dataclasses.dataclass
+class Found:
+    """What is known of one configuration so far.
+
+    Attributes:
+        configuration: what was measured.
+        recordings: what it listened to.
+        loaded: the answer to its first ``load``.
+        runs: the answers to ``transcribe``, a round each.
+        busy: cores that others kept busy before each run; None: unknown.
+        error: why it failed.
+    """
+
+    configuration: Configuration
+    recordings: Sequence[Recording]
+    loaded: dict[str, Any] = dataclasses.field(default_factory=dict)
+    runs: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    busy: list[float | None] = dataclasses.field(default_factory=list)
+    error: str | None = None
+
+
+def turns(n: int, rounds: int) -> list[int]:
+    """Who runs when: everybody once a round, in an order that rotates."""
+    return [(turn + i) % n for turn in range(rounds) for i in range(n)]
+
+
+def jobs(found: Found, settings: Settings) -> dict[str, Any]:
+    """The ``transcribe`` job of a configuration.
+
+    Several windows at once need as many recordings, unless each is cut into windows: then they are
+    repeated.
+    """
+    configuration, recordings = found.configuration, list(found.recordings)
+    batch, options = configuration.batch_size, options_of(configuration, settings)
+    if options.get("strategy", "sequential") == "sequential":
+        recordings *= max(1, -(-batch // len(recordings)))
+    return {
+        "audio": [str(recording.path) for recording in recordings],
+        "languages": [recording.language for recording in recordings],
+        "options": options,
+        "batch": batch > 1,
+        "arrays": settings.arrays,
+    }
+
+
+def options_of(configuration: Configuration, settings: Settings) -> dict[str, Any]:
+    """Fields of ``TranscribeOptions``."""
+    options = {**settings.options, "batch_size": configuration.batch_size}
+    if configuration.beam_size > 1:
+        options["beam_size"] = configuration.beam_size
+    return options
+
+
+def load_options(configuration: Configuration, settings: Settings) -> dict[str, Any]:
+    """Fields of ``LoadOptions``."""
+    chosen = {
+        "threads": configuration.threads,
+        "encoder_precision": configuration.encoder_precision,
+    }
+    return {**settings.load, **{name: v for name, v in chosen.items() if v is not None}}
+
+
+class Benchmark:
+    """Measures configurations on recordings."""
+
+    def __init__(
+        self,
+        configurations: Sequence[Configuration],
+        recordings: Sequence[Recording],
+        settings: Settings,
+    ) -> None:
+        """Nothing is run yet."""
+        self._settings = settings
+        self._recordings = recordings
+        self.found = [Found(configuration, recordings) for configuration in configurations]
+
+    @property
+    def n_runs(self) -> int:
+        """Runs that count, of all configurations together."""
+        return len(self.found) * self._settings.rounds
+
+    def run(self, on_run: Callable[[Found], None]) -> None:
+        """Measure; ``on_run`` is called after every run, and once when a configuration fails.
+
+        Raises:
+            EngineError: an engine is not there.
+        """
+        pool = Pool(_room([found.configuration for found in self.found]))
+        with tempfile.TemporaryDirectory() as folder:
+            length = functools.cache(lambda s: of_length(self._recordings, s, Path(folder)))
+            for found in self.found:
+                seconds = found.configuration.seconds
+                if seconds is not None:
+                    found.recordings = [length(seconds)]
+            try:
+                for i in turns(len(self.found), self._settings.rounds):
+                    found = self.found[i]
+                    if found.error is None:
+                        self._one(found, pool)
+                        on_run(found)
+            finally:
+                pool.close()
+
+    def _one(self, found: Found, pool: Pool) -> None:
+        name, pause = found.configuration.name, self._settings.pause
+        try:
+            worker = pool.get(name)
+            if worker is None:
+                worker = self._new(found)
+                pool.put(name, worker)
+                for _ in range(self._settings.warm_up):
+                    worker.ask("transcribe", **jobs(found, self._settings))
+            found.busy.append(busy_cores(pause) if pause else None)
+            found.runs.append(worker.ask("transcribe", **jobs(found, self._settings)))
+        except WorkerError as error:
+            found.error = str(error)
+            pool.drop(name)
+
+    def _new(self, found: Found) -> Worker:
+        configuration = found.configuration
+        worker = Worker(Program(configuration.name, _FOLDER, "whisper_opt.cli.bench.system"))
+        try:
+            path = str(configuration.engine.resolve())
+            options = load_options(configuration, self._settings)
+            loaded = worker.ask("load", model=path, options=options)
+        except BaseException:
+            worker.close()
+            raise
+        found.loaded = found.loaded or loaded
+        return worker
+
+
+def _room(configurations: Sequence[Configuration]) -> int:
+    """How many processes may live at once: as many as half of the free memory holds."""
+    sizes = []
+    for path in {configuration.engine for configuration in configurations}:
+        files = read_engine(path).manifest.files.values()
+        sizes.append(2 * sum(entry.size for entry in files) + _SPARE)
+    free = memory_bytes().get("MemAvailable", 0) // 2
+    return max(1, min(len(configurations), free // max(sizes)))

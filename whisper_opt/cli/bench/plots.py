@@ -1,0 +1,126 @@
+"""Pictures of a benchmark: latency against length, throughput against batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from whisper_opt.cli.bench.report import precision_text
+from whisper_opt.core.errors import BackendUnavailable, OptionError
+
+__all__ = ["check_plots", "plot", "series"]
+
+FORMATS = ("png", "svg")
+
+Series = dict[str, list[tuple[float, float]]]
+"""Points (x, y) in the order of x, by label; more than one each."""
+
+
+def check_plots() -> None:
+    """Do nothing where pictures can be drawn.
+
+    Raises:
+        BackendUnavailable: matplotlib is missing.
+    """
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise BackendUnavailable(
+            "--plots needs matplotlib, which is not installed; pip install 'whisper-opt[bench]'"
+        ) from error
+
+
+def series(content: Mapping[str, Any]) -> dict[str, Series]:
+    """What can be drawn of a benchmark's file.
+
+    Returns:
+        ``latency``: seconds of transcription by seconds of sound, of what ran one at a time; the
+        points are lengths that were asked for, or the recordings. ``throughput``: seconds of sound
+        a second by windows at once.
+    """
+    lengths = {entry["name"]: entry["seconds"] for entry in content["recordings"]}
+    latency: Series = {}
+    throughput: Series = {}
+    for entry in content["configurations"]:
+        if "median_s" not in entry:
+            continue
+        sound = "" if entry["length_s"] is None else f", {entry['length_s']:g} s"
+        label = f"{_label(entry)}{sound}"
+        throughput.setdefault(label, []).append((entry["batch_size"], entry["rtfx"]))
+        if entry["batch_size"] == 1:
+            points = latency.setdefault(_label(entry), [])
+            if entry["length_s"] is not None:
+                points.append((entry["length_s"], entry["median_s"]))
+            else:
+                points += [(lengths[name], s) for name, s in entry.get("each_s", {}).items()]
+    found = {"latency": latency, "throughput": throughput}
+    return {
+        name: {label: sorted(points) for label, points in lines.items() if len(points) > 1}
+        for name, lines in found.items()
+    }
+
+
+def _label(entry: Mapping[str, Any]) -> str:
+    beam = "greedy" if entry["beam_size"] == 1 else f"beam {entry['beam_size']}"
+    n = entry["threads"]
+    threads = "" if n is None else f", {n} thread{'s'[: n > 1]}"
+    return f"{entry['engine']} {precision_text(entry)}{threads}, {beam}"
+
+
+_AXES = {
+    "latency": ("Latency", "length of the sound (s)", "time to transcribe it (s)"),
+    "throughput": ("Throughput", "windows at once", "seconds of sound a second"),
+}
+
+
+def plot(content: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Draw what there is to draw, as PNG and SVG.
+
+    Args:
+        content: of a benchmark's file.
+        folder: made when missing.
+
+    Returns:
+        The files.
+
+    Raises:
+        BackendUnavailable: matplotlib is missing.
+        OptionError: there is nothing to draw: neither sounds of several lengths one at a time, nor
+            batches of several sizes.
+    """
+    check_plots()
+    found = {name: lines for name, lines in series(content).items() if lines}
+    if not found:
+        raise OptionError(
+            "there is nothing to plot: give --seconds several lengths, or --batch-size several"
+            " sizes"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    return [path for name, lines in found.items() for path in _draw(name, lines, folder)]
+
+
+def _draw(name: str, lines: Series, folder: Path) -> Sequence[Path]:
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure  # not pyplot: no display, no state
+
+    title, x_label, y_label = _AXES[name]
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for label, points in lines.items():
+        xs, ys = zip(*points)
+        axes.plot(xs, ys, marker="o", label=label)
+    axes.set(title=title, xlabel=x_label, ylabel=y_label)
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    if name == "throughput":
+        axes.set_xticks(sorted({x for points in lines.values() for x, _ in points}))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    files = [folder / f"{name}.{form}" for form in FORMATS]
+    with rc_context({"svg.fonttype": "none"}):  # text stays text
+        for file in files:
+            figure.savefig(file, dpi=150)
+    return files

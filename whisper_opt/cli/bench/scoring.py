@@ -1,0 +1,111 @@
+"""Word errors: whisper's own normalizers (package ``whisper-normalizer``), counted by ``jiwer``."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Callable
+
+from whisper_opt.core.errors import BackendUnavailable
+
+if TYPE_CHECKING:
+    import jiwer
+
+__all__ = ["BY_CHARACTER", "Score", "check_scoring", "score", "unspoken", "whole"]
+
+BY_CHARACTER = ("ja", "zh")
+"""Languages written without spaces: their "words" are characters, as in the Whisper paper."""
+_BRACKETS = re.compile(r"[\[\](){}<>♪♫*]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """Errors of a text, or of many."""
+
+    words: int = 0
+    substitutions: int = 0
+    deletions: int = 0
+    insertions: int = 0
+
+    @property
+    def errors(self) -> int:
+        """All of them."""
+        return self.substitutions + self.deletions + self.insertions
+
+    @property
+    def rate(self) -> float:
+        """Errors a hundred reference words."""
+        return 100 * self.errors / self.words if self.words else 0.0
+
+
+def whole(scores: Iterable[Score]) -> Score:
+    """The sum: long texts weigh more."""
+    rows = [dataclasses.astuple(score) for score in scores]
+    return Score(*map(sum, zip(*rows))) if rows else Score()
+
+
+def check_scoring() -> None:
+    """Do nothing where errors can be counted.
+
+    Raises:
+        BackendUnavailable: a package for it is missing.
+    """
+    try:
+        import jiwer  # noqa: F401
+        import whisper_normalizer  # noqa: F401
+    except ImportError as error:
+        raise BackendUnavailable(
+            f"counting word errors needs {error.name}, which is not installed;"
+            " pip install 'whisper-opt[bench]'"
+        ) from error
+
+
+@functools.cache
+def _normalizer(language: str) -> Callable[[str], str]:
+    if language == "en":
+        from whisper_normalizer.english import EnglishTextNormalizer
+
+        english: Callable[[str], str] = EnglishTextNormalizer()
+        return english
+    from whisper_normalizer.basic import BasicTextNormalizer
+
+    basic: Callable[[str], str] = BasicTextNormalizer(split_letters=language in BY_CHARACTER)
+    return basic
+
+
+def _aligned(reference: str, hypothesis: str, language: str) -> jiwer.WordOutput:
+    import jiwer
+
+    normalize = _normalizer(language)
+    return jiwer.process_words([normalize(reference).strip()], [normalize(hypothesis).strip()])
+
+
+def score(reference: str, hypothesis: str, language: str) -> Score:
+    """Compare one text with its reference after normalizing both."""
+    found = _aligned(reference, hypothesis, language)
+    words = found.hits + found.substitutions + found.deletions
+    return Score(words, found.substitutions, found.deletions, found.insertions)
+
+
+def unspoken(reference: str, hypothesis: str, language: str) -> int:
+    """Words of ``hypothesis`` that nobody said: insertions, or all words where nobody speaks.
+
+    What a normalizer would drop counts: text in brackets, notes, lone punctuation. A compound
+    written apart ("my self") does not: where the letters are the same, the words were said.
+    """
+    if not reference:
+        return len(hypothesis.split())
+    found = _aligned(reference, _BRACKETS.sub(" ", hypothesis), language)
+    wanted, heard = found.references[0], found.hypotheses[0]
+    count = 0
+    for equal, group in itertools.groupby(found.alignments[0], lambda c: c.type == "equal"):
+        chunks = list(group)
+        first, last = chunks[0], chunks[-1]
+        ours = heard[first.hyp_start_idx : last.hyp_end_idx]
+        theirs = wanted[first.ref_start_idx : last.ref_end_idx]
+        if not equal and "".join(ours) != "".join(theirs):
+            count += sum(c.hyp_end_idx - c.hyp_start_idx for c in chunks if c.type == "insert")
+    return count

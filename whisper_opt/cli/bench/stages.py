@@ -1,0 +1,268 @@
+"""Where the time of a transcription goes, seen from outside.
+
+The backend, its sessions and its scores are wrapped, and so are the functions that read sound,
+compute log-mels, look for speech and align words, wherever the library has imported them. What runs
+is what always runs; no clock is read in the library itself.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import functools
+import sys
+import threading
+import time
+from collections.abc import Generator, Iterator
+from types import ModuleType
+from typing import Any, Callable, TypeVar
+
+from whisper_opt.audio import decode as audio
+from whisper_opt.audio import features, vad
+from whisper_opt.core.arrays import F32, Int
+from whisper_opt.core.backend import (
+    Attention,
+    Backend,
+    Encoded,
+    GreedyRows,
+    Logits,
+    Run,
+    Runner,
+    Session,
+    TokenMask,
+    Top,
+)
+from whisper_opt.core.dims import ModelDims
+from whisper_opt.transcription import alignment as align
+
+__all__ = ["STAGES", "Clock", "TimedBackend", "watching"]
+
+STAGES = ("audio", "mel", "vad", "encode", "prefill", "step", "align")
+"""Reading sound; log-mel; looking for speech; the encoder; prompts, language detection included;
+single tokens, choice and reordering included; word times. The rest is ``other``: rules, text and
+whatever else is done on the host."""
+
+_Run = TypeVar("_Run", bound=Callable[..., Any])
+
+
+class Clock:
+    """Adds up seconds by stage; a stage within a stage stops the outer one.
+
+    Threads have stages of their own, so the sum of all may exceed the time that passed.
+    """
+
+    def __init__(self) -> None:
+        """Everything at zero."""
+        self._open = threading.local()
+        self.reset()
+
+    def reset(self) -> None:
+        """Everything at zero again."""
+        self.seconds: collections.defaultdict[str, float] = collections.defaultdict(float)
+        self.steps: list[float] = []
+        """Seconds of every call that fed one token to every row."""
+        self.encoded = 0
+        """Windows encoded."""
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Count the time within as ``name``."""
+        stack: list[float] = self._open.__dict__.setdefault("stack", [])
+        begin = time.perf_counter()
+        stack.append(0.0)
+        try:
+            yield
+        finally:
+            whole = time.perf_counter() - begin
+            self.seconds[name] += whole - stack.pop()
+            if stack:
+                stack[-1] += whole
+
+    def of(self, name: str, run: _Run) -> _Run:
+        """``run``, counted as ``name``; what an iterator that it returns takes is counted too."""
+
+        @functools.wraps(run)
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            with self.stage(name):
+                found = run(*args, **kwargs)
+            return self._each(name, found) if isinstance(found, Generator) else found
+
+        return timed  # type: ignore[return-value]  # a wrapper of the same signature
+
+    def _each(self, name: str, values: Iterator[Any]) -> Iterator[Any]:
+        while True:
+            with self.stage(name):
+                try:
+                    value = next(values)
+                except StopIteration:
+                    return
+            yield value
+
+
+@dataclasses.dataclass(frozen=True)
+class _TimedLogits:
+    """Scores; choosing among them belongs to the call that made them."""
+
+    scores: Logits
+    owner: TimedSession
+
+    def top(self, k: int, mask: TokenMask) -> Top:
+        with self.owner.running():
+            return self.scores.top(k, mask)
+
+    def asked(self) -> F32:
+        with self.owner.running():
+            return self.scores.asked()
+
+    def numpy(self) -> F32:
+        with self.owner.running():
+            return self.scores.numpy()
+
+
+class TimedSession:
+    """A session whose first ``extend`` is the prefill; all that follow are steps."""
+
+    def __init__(self, session: Session, clock: Clock) -> None:
+        """Time ``session``."""
+        self.session = session
+        self._clock = clock
+        self._stage = "prefill"
+        self._fed = False
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Count what is done within towards the call that is under way."""
+        begin = time.perf_counter()
+        try:
+            with self._clock.stage(self._stage):
+                yield
+        finally:
+            if self._stage == "step":
+                self._clock.steps[-1] += time.perf_counter() - begin
+
+    def extend(self, tokens: Int, lengths: Int | None = None, at: Int | None = None) -> Logits:
+        """As the session."""
+        if self._fed:
+            self._stage = "step"
+            self._clock.steps.append(0.0)
+        self._fed = True
+        with self.running():
+            return _TimedLogits(self.session.extend(tokens, lengths, at), self)
+
+    def gather(self, rows: Int) -> None:
+        """As the session."""
+        with self.running():
+            self.session.gather(rows)
+
+    def append(self, other: Session) -> None:
+        """As the session; it is part of the newcomer's prefill."""
+        inner = other.session if isinstance(other, TimedSession) else other
+        with self._clock.stage("prefill"):
+            self.session.append(inner)
+
+    def close(self) -> None:
+        """As the session."""
+        self.session.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.session, name)
+
+
+class TimedRunner(TimedSession):
+    """The same for a session that can take several steps by itself; each counts."""
+
+    session: Runner
+
+    @property
+    def runs(self) -> bool:
+        """As the session."""
+        return self.session.runs
+
+    def run(self, tokens: Int, rows: GreedyRows, steps: int) -> Run:
+        """As the session."""
+        begin = time.perf_counter()
+        with self._clock.stage("step"):
+            found = self.session.run(tokens, rows, steps)
+        n = len(found.tokens)
+        self._clock.steps += [(time.perf_counter() - begin) / n] * n
+        self._stage = "step"
+        return found
+
+
+class TimedBackend:
+    """A backend that tells a clock how long it takes."""
+
+    def __init__(self, backend: Backend, clock: Clock) -> None:
+        """Time ``backend``."""
+        self._backend = backend
+        self._clock = clock
+        self.dims: ModelDims = backend.dims
+
+    def encode(self, mel: F32) -> Encoded:
+        """As the backend; waits for the result where that is not done yet."""
+        with self._clock.stage("encode"):
+            found = self._backend.encode(mel)
+            wait = getattr(self._backend, "synchronize", None)
+            if wait is not None:
+                wait()
+        self._clock.encoded += len(mel)
+        return found
+
+    def open(self, audio: Encoded) -> TimedSession:
+        """As the backend."""
+        with self._clock.stage("prefill"):
+            session = self._backend.open(audio)
+        # the decode loop asks for the type, so what cannot run by itself must not look as if
+        timed = TimedRunner if isinstance(session, Runner) else TimedSession
+        return timed(session, self._clock)
+
+    def attention(self, audio: Encoded, tokens: Int, lengths: Int) -> Attention:
+        """As the backend."""
+        with self._clock.stage("align"):
+            return self._backend.attention(audio, tokens, lengths)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+
+def _watched() -> Iterator[tuple[str, Callable[..., Any]]]:
+    """Functions, wherever they are imported, and the stages that they are."""
+    yield "audio", audio.load_audio
+    yield "audio", audio.open_audio
+    yield "mel", features.log_mel
+    yield "vad", vad.cut
+    yield "align", align.align_words
+
+
+def _methods() -> Iterator[tuple[str, type[Any], str]]:
+    yield "audio", audio.AudioStream, "__next__"
+    yield "vad", vad.SpeechDetector, "spans"
+
+
+def _library() -> list[ModuleType]:
+    return [
+        module
+        for name, module in sys.modules.items()
+        if name.split(".")[0] == "whisper_opt" and module is not sys.modules[__name__]
+    ]
+
+
+@contextlib.contextmanager
+def watching(clock: Clock) -> Iterator[None]:
+    """Time the library's functions for the length of a ``with`` block."""
+    with contextlib.ExitStack() as undo:
+        for stage, function in _watched():
+            timed = clock.of(stage, function)
+            for module in _library():
+                names = [name for name, value in vars(module).items() if value is function]
+                for name in names:
+                    _set(undo, module, name, timed)
+        for stage, owner, name in _methods():
+            _set(undo, owner, name, clock.of(stage, getattr(owner, name)))
+        yield
+
+
+def _set(undo: contextlib.ExitStack, owner: Any, name: str, value: Any) -> None:
+    undo.callback(setattr, owner, name, getattr(owner, name))
+    setattr(owner, name, value)

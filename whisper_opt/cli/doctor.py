@@ -1,0 +1,159 @@
+"""``whisper-opt doctor``: what is installed, what it can do, what is missing and how to get it."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import platform
+import re
+import shutil
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+from whisper_opt.core.cpu import memory_bytes, processor
+from whisper_opt.runtime.devices import SUITS, Machine, usable
+from whisper_opt.runtime.encoder_choice import choose_encoder
+from whisper_opt.runtime.native import why_no_kernels
+from whisper_opt.runtime.tensorrt.library import LIBRARIES, probe
+
+__all__ = ["doctor"]
+
+_REQUIRED = ("numpy", "soundfile", "soxr", "tiktoken", "tqdm")
+_OPTIONAL = (
+    ("onnxruntime", "runs engines on the CPU", "cpu"),
+    ("av", "reads m4a, mp4, webm and aac", "audio"),
+    ("onnx", "exports engines", "export"),
+    ("huggingface_hub", "fetches checkpoints from the hub", "hf"),
+)
+
+
+def doctor(out: TextIO) -> int:
+    """Write the report; returns 0 when this installation can transcribe, else 1."""
+    problems: list[str] = []
+    for line in _report(problems):
+        out.write(line + "\n")
+    for problem in problems:
+        out.write(f"problem      {problem}\n")
+    out.write("result       " + ("cannot transcribe yet\n" if problems else "ready\n"))
+    return 1 if problems else 0
+
+
+def _report(problems: list[str]) -> Iterator[str]:
+    yield f"whisper-opt  {_version('whisper-opt') or 'not installed as a distribution'}"
+    yield f"python       {platform.python_version()} ({platform.platform()})"
+    yield f"cpu          {_cpu()}"
+    yield f"memory       {_memory()}"
+    for name in _REQUIRED:
+        version, error = _import(name)
+        if error:
+            problems.append(f"{name} does not import ({error}); pip install --upgrade whisper-opt")
+        yield f"package      {name} {version or 'MISSING'}"
+    for name, purpose, extra in _OPTIONAL:
+        version, error = _import(name)
+        get = f"pip install 'whisper-opt[{extra}]'"
+        if version:
+            yield f"package      {name} {version} ({purpose})"
+        else:
+            yield f"package      {name} missing: {purpose}; {get}"
+            if name == "onnxruntime":
+                problems.append(f"ONNX Runtime does not import ({error}); {get}")
+    yield from _onnxruntime(problems)
+    yield from _devices(Machine())
+    ffmpeg = shutil.which("ffmpeg")
+    yield f"ffmpeg       {ffmpeg or 'not on the PATH (only needed for formats no package reads)'}"
+
+
+def _onnxruntime(problems: list[str]) -> Iterator[str]:
+    version, _ = _import("onnxruntime")
+    if not version:
+        return
+    runtime: Any = importlib.import_module("onnxruntime")
+    providers = runtime.get_available_providers()
+    yield f"providers    {', '.join(providers)}"
+    release = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+    dialects = "contrib, standard" if release >= (1, 24) else "contrib (standard needs 1.24)"
+    yield f"dialects     {dialects}"
+    if release < (1, 19):
+        problems.append(f"ONNX Runtime {version} is too old; pip install 'onnxruntime>=1.19.2'")
+    builds = [name for name in ("onnxruntime", "onnxruntime-gpu") if _version(name)]
+    if len(builds) > 1:
+        problems.append(
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files;"
+            " pip uninstall both, then install one"
+        )
+
+
+def _devices(machine: Machine) -> Iterator[str]:
+    """GPUs, and for every device whether an engine exported for it could run here."""
+    driver = machine.driver
+    if driver.error:
+        yield f"gpu          none: {driver.error}"
+    for gpu in driver.gpus:
+        cuda = "" if driver.cuda is None else f", driver for CUDA up to {_dotted(driver.cuda)}"
+        yield (
+            f"gpu          {gpu.index}: {gpu.name}, compute capability {_dotted(gpu.sm)},"
+            f" {gpu.memory / (1 << 30):.1f} GiB{cuda}"
+        )
+    for library in map(probe, LIBRARIES):
+        found = f"{library.version} " if library.version else ""
+        yield f"library      {library.name} {found}{library.problem or '(runs and builds plans)'}"
+    for device in ("tensorrt", "cuda"):
+        reason = usable(device, machine)
+        suits = " ".join(SUITS[device])
+        yield f"device       {device}: {reason or f'usable with {suits} engines'}"
+    best = next((name for name in ("tensorrt", "cuda") if usable(name, machine) is None), None)
+    gpu_too = f"; {best} for engines exported for it" if best else ""
+    yield f"device       auto: cpu{gpu_too}"
+    yield from _encoder(machine)
+    yield f"kernels      {_kernels()}"
+
+
+def _encoder(machine: Machine) -> Iterator[str]:
+    """What ``encoder_precision`` auto comes to on this CPU."""
+    choice = choose_encoder("auto", "fp32", lambda: machine.products)
+    with_what = f" through OpenVINO {machine.openvino}" if choice.precision != "engine" else ""
+    yield f"encoder      auto: {choice.precision}{with_what} with fp32 engines ({choice.reason})"
+
+
+def _kernels() -> str:
+    """Whether compiled kernels can be used."""
+    problem = why_no_kernels()
+    return (
+        f"none: {problem}"
+        if problem
+        else "compiled (AVX-512 VNNI): used with int8 and int4 engines"
+    )
+
+
+def _dotted(version: tuple[int, int]) -> str:
+    return f"{version[0]}.{version[1]}"
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _import(name: str) -> tuple[str | None, str]:
+    """Version of an importable package, or None and why it does not import."""
+    try:
+        module = importlib.import_module(name)
+    except Exception as error:  # a broken binary package may raise anything
+        return None, f"{type(error).__name__}: {error}"
+    return _version(name) or str(getattr(module, "__version__", "of unknown version")), ""
+
+
+def _cpu() -> str:
+    found = processor()
+    features = " ".join(found.flags) or "features unknown"
+    return f"{found.name}, {found.cores} usable cores, {features}"
+
+
+def _memory() -> str:
+    sizes = memory_bytes()
+    if not sizes:
+        return "unknown"
+    total, free = (sizes.get(key, 0) / (1 << 30) for key in ("MemTotal", "MemAvailable"))
+    return f"{total:.1f} GiB, {free:.1f} GiB available"

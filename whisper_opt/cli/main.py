@@ -1,0 +1,301 @@
+"""The ``whisper-opt`` command: export, build, transcribe, bench, inspect, heads, doctor."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from whisper_opt.cli import bench_arguments as cli_bench
+from whisper_opt.cli import build as cli_build
+from whisper_opt.cli.options import complain
+from whisper_opt.cli.transcribe import EXAMPLES, add_arguments, add_load_arguments, load
+from whisper_opt.core.errors import OptionError, WhisperOptError
+from whisper_opt.core.version import __version__
+from whisper_opt.runtime.engine import Engine, read_engine
+
+__all__ = ["main"]
+
+_EPILOG = """\
+exit status: 0 done; 1 failed (the reason is on standard error); 2 wrong usage or option
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status (0 done, 1 failed, 2 wrong usage)."""
+    args = _parser().parse_args(argv)
+    args.arguments = sys.argv[1:] if argv is None else list(argv)
+    try:
+        status: int = args.run(args)
+        return status
+    except OptionError as error:
+        return _fail(error, 2)
+    except WhisperOptError as error:
+        return _fail(error, 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted; nothing half-written was left", 1)
+    except BrokenPipeError:  # the reader of our output went away: not our failure
+        sys.stderr.close()
+        return 1
+
+
+def _fail(message: object, status: int) -> int:
+    complain(message)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="whisper-opt",
+        description="Turn Whisper checkpoints into verified ONNX engines and transcribe with them.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_export(commands)
+    command = _command(
+        commands, "build", "build the TensorRT plans of an engine", cli_build.EXAMPLES
+    )
+    cli_build.add_build_arguments(command)
+    command = _command(commands, "transcribe", "transcribe recordings with an engine", EXAMPLES)
+    add_arguments(command)
+    command = _command(commands, "bench", "measure how fast engines are", cli_bench.EXAMPLES)
+    cli_bench.add_bench_arguments(command)
+    _add_inspect(commands)
+    _add_heads(commands)
+    command = _command(commands, "doctor", "check this installation and say what is missing", "")
+    command.set_defaults(run=_doctor)
+    return parser
+
+
+def _command(commands: Any, name: str, summary: str, more: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.",
+        epilog=more + _EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    return parser
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from whisper_opt.cli.doctor import doctor
+
+    return doctor(sys.stdout)
+
+
+# export
+
+
+def _add_export(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "export",
+        "turn a checkpoint into a verified engine directory",
+        "examples:\n"
+        "  whisper-opt export openai/whisper-tiny.en engines/tiny.en\n"
+        "  whisper-opt export my-finetune/ engines/mine --dialect standard\n\n",
+    )
+    parser.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="Hugging Face directory or hub id, OpenAI .pt file, or CTranslate2 directory",
+    )
+    parser.add_argument("target", metavar="DIR", type=Path, help="engine directory to create")
+    parser.add_argument(
+        "--dialect",
+        default="contrib",
+        choices=("contrib", "standard"),
+        help="operators: contrib for ONNX Runtime (default), standard for TensorRT and"
+        " ONNX Runtime 1.24 or later",
+    )
+    parser.add_argument(
+        "--precision",
+        default="fp32",
+        choices=("fp32", "fp16", "fp16-storage", "int8", "int4"),
+        help="arithmetic: fp32 (default); int8 for CPUs: a quarter of the size, and faster;"
+        " int4 for CPUs: the least memory;"
+        " fp16-storage for CPUs: half the size, arithmetic of fp32; fp16 for NVIDIA GPUs, which a"
+        " CPU runs slowly",
+    )
+    parser.add_argument(
+        "--tokenizer",
+        metavar="PATH",
+        help="tokenizer.json, a directory holding one, or a .tiktoken file, for sources without",
+    )
+    parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of a hub id")
+    parser.add_argument(
+        "--alignment-heads",
+        metavar="LAYER.HEAD,...",
+        type=_heads,
+        help="heads that word times are read from, or all, to find them with the heads command"
+        " (default: the checkpoint's)",
+    )
+    parser.add_argument(
+        "--calibrate",
+        metavar="DIR",
+        type=Path,
+        help="with int8 or int4: measure on the recordings in DIR what rounding each group of"
+        " products costs, keep the costliest more exact, and print and store what was measured",
+    )
+    parser.add_argument(
+        "--keep",
+        metavar="PERCENT",
+        type=float,
+        help="with --calibrate: how much larger the weights may become for that (default: 3)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing engine")
+    parser.set_defaults(run=_export)
+
+
+def _heads(text: str) -> str | list[tuple[int, int]]:
+    if text == "all":
+        return text
+    pairs = [part.split(".") for part in text.split(",")]
+    return [(int(layer), int(head)) for layer, head in pairs]
+
+
+_heads.__name__ = "list of LAYER.HEAD"  # argparse names it in its message
+
+
+def _export(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from whisper_opt.export import export  # the export half and its packages load only here
+    from whisper_opt.export.build import KEEP
+
+    if args.keep is not None and args.calibrate is None:
+        raise OptionError("--keep says what a calibration may spend; give --calibrate DIR too")
+    begin = time.perf_counter()
+    with tqdm(unit="B", unit_scale=True, disable=None, leave=False) as bar:
+
+        def on_progress(stage: str, done: float, total: float) -> None:
+            bar.set_description(stage, refresh=False)
+            bar.total, bar.n = total, done
+            bar.refresh()
+
+        engine = export(
+            args.source,
+            args.target,
+            precision=args.precision,
+            dialect=args.dialect,
+            tokenizer=args.tokenizer,
+            revision=args.revision,
+            alignment_heads=args.alignment_heads,
+            overwrite=args.overwrite,
+            calibrate_on=args.calibrate,
+            keep=KEEP if args.keep is None else args.keep / 100,
+            on_progress=on_progress,
+        )
+    if engine.manifest.calibration:
+        print("\n".join(_calibration(engine.manifest.calibration)))
+    parity = engine.manifest.parity
+    size = sum(entry.size for entry in engine.manifest.files.values())
+    print(
+        f"{args.target}: {engine.manifest.precision} {engine.manifest.dialect} engine,"
+        f" {size / 1e6:.0f} MB, in {time.perf_counter() - begin:.1f} s; verified:"
+        f" {parity['measure']} error of scores {parity['logits_error']:.2g}"
+        f" ({parity['measure']} score {parity['logits_scale']:.3g})"
+    )
+    return 0
+
+
+def _calibration(found: Mapping[str, Any]) -> Iterator[str]:
+    """The table of what rounding costs, the costliest first."""
+    groups = sorted(found["groups"].items(), key=lambda item: -item[1]["divergence"])
+    width = max(len(name) for name, _ in groups)
+    yield f"{'rounded alone':{width}}  nats a token  keys and values  more bytes"
+    for name, cost in groups:
+        yield (
+            f"{name:{width}}  {cost['divergence']:12.2e}  {cost['cross_error']:15.4f}"
+            f"  {cost['more_bytes']:10,}{'  kept' if cost['kept'] else ''}"
+        )
+    yield (
+        f"all rounded: {found['divergence']:.2e} nats a token; with what is kept:"
+        f" {found['kept_divergence']:.2e}; {found['tokens']} tokens of"
+        f" {len(found['recordings'])} recordings"
+    )
+
+
+# heads
+
+
+def _add_heads(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "heads",
+        "rank the cross-attention heads of an engine by how well they follow speech",
+        "example:\n"
+        "  whisper-opt export my-finetune/ /tmp/all --alignment-heads all\n"
+        "  whisper-opt heads /tmp/all speech.wav\n"
+        "  whisper-opt export my-finetune/ engines/mine --alignment-heads 3.1,4.2,4.3\n\n",
+    )
+    parser.add_argument("engine", metavar="ENGINE", type=Path, help="engine directory")
+    parser.add_argument("audio", metavar="AUDIO", help="a recording of speech; a minute is plenty")
+    parser.add_argument("--language", metavar="TEXT", help="its language (default: detected)")
+    add_load_arguments(parser)
+    parser.set_defaults(run=_rank_heads)
+
+
+def _rank_heads(args: argparse.Namespace) -> int:
+    with load(args) as model:
+        for head in model.rank_alignment_heads(args.audio, language=args.language):
+            print(f"{head.layer}.{head.head}\t{head.score:.3f}")
+    return 0
+
+
+# inspect
+
+
+def _add_inspect(commands: Any) -> None:
+    parser = _command(commands, "inspect", "check every hash of an engine and describe it", "")
+    parser.add_argument("engine", metavar="ENGINE", type=Path, help="engine directory")
+    parser.add_argument("--json", action="store_true", help="print the manifest itself")
+    parser.set_defaults(run=_inspect)
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    engine = read_engine(args.engine, verify=True)
+    if args.json:
+        sys.stdout.write(engine.manifest.to_json())
+    else:
+        print("\n".join(_description(engine)))
+    return 0
+
+
+def _description(engine: Engine) -> Iterator[str]:
+    manifest = engine.manifest
+    dims, parity, source = manifest.dims, manifest.parity, manifest.source
+    heads = manifest.alignment_heads
+    yield f"engine       {engine.path} (format {manifest.format_version})"
+    yield f"model        {json.dumps(dims.to_dict())}"
+    yield f"languages    {'multilingual' if dims.is_multilingual else 'English only'}"
+    yield f"arithmetic   {manifest.precision}, {manifest.dialect} dialect"
+    yield f"word times   {'alignment heads unknown' if heads is None else f'{len(heads)} heads'}"
+    yield f"source       {source.get('name')} ({source.get('format')}, {source.get('dtype')})"
+    for name, digest in source.get("sha256", {}).items():
+        yield f"             {name} sha256 {digest}"
+    yield "made with    " + ", ".join(f"{name} {v}" for name, v in manifest.tools.items())
+    yield f"parity       input: {parity.get('input')}; reference: {parity.get('reference')}"
+    measure = parity.get("measure", "largest")
+    for what, label in (("cross", "cross-attention k/v"), ("logits", "scores")):
+        yield (
+            f"             {label}: {measure} error {parity.get(f'{what}_error', 0):.3g},"
+            f" {measure} value {parity.get(f'{what}_scale', 0):.3g}"
+        )
+    if manifest.calibration:
+        kept = sum(bool(cost["kept"]) for cost in manifest.calibration["groups"].values())
+        yield (
+            f"calibrated   on {len(manifest.calibration['recordings'])} recordings; {kept} groups"
+            f" of products kept: {manifest.calibration['kept_divergence']:.2g} nats a token"
+        )
+    other = parity.get("openai_whisper")
+    yield f"             openai-whisper: {'not compared' if other is None else f'{other:.3g}'}"
+    for name, entry in manifest.files.items():
+        yield f"file         {name:15} {entry.size:>13,} bytes  sha256 {entry.sha256[:16]}...  ok"

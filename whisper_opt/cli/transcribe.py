@@ -1,0 +1,308 @@
+"""``whisper-opt transcribe``: its arguments, made from the options; what it prints and writes."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from whisper_opt.cli.options import add_options, complain, options_from
+from whisper_opt.core.errors import OptionError, WhisperOptError
+from whisper_opt.core.options import LoadOptions, SubtitleOptions, TranscribeOptions
+from whisper_opt.text.languages import LANGUAGES
+from whisper_opt.text.results import Segment, Transcript
+from whisper_opt.text.subtitles import given
+from whisper_opt.text.writers import FORMATS, SUBTITLE_FORMATS, format_timestamp, write
+from whisper_opt.transcription.model import Whisper
+
+__all__ = ["EXAMPLES", "Output", "add_arguments", "add_load_arguments", "load"]
+
+
+def _wrapped(languages: Any) -> str:
+    words = [f"{code} {name}," for code, name in languages.items()]
+    lines = [" ".join(words[i : i + 6]) for i in range(0, len(words), 6)]
+    return "\n  ".join(["", *lines]).rstrip(",")
+
+
+EXAMPLES = (
+    "examples:\n"
+    "  whisper-opt transcribe engines/tiny.en talk.mp3\n"
+    "  whisper-opt transcribe engines/base *.wav --format srt,json --output-dir subtitles\n"
+    "  whisper-opt transcribe engines/base talk.mp3 --format vtt --word-timestamps"
+    " --max-line-width 42\n\n"
+    f"languages: {_wrapped(LANGUAGES)}\n\n"
+)
+"""What follows the arguments in the command's help."""
+
+
+# arguments
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of the command, and what runs it."""
+    parser.add_argument("engine", metavar="ENGINE", type=Path, help="engine directory")
+    parser.add_argument("audio", metavar="AUDIO", nargs="+", help="recordings, in any format")
+    parser.add_argument(
+        "--format",
+        type=_formats,
+        metavar="FORMAT,...",
+        help=f"write {', '.join(FORMATS)} or all of them (several: with --output-dir) instead of"
+        " the readable listing",
+    )
+    parser.add_argument(
+        "--output-dir",
+        metavar="DIR",
+        type=Path,
+        help="write DIR/NAME.FORMAT for each recording instead of standard output"
+        " (format: txt unless --format says otherwise)",
+    )
+    add_load_arguments(parser)
+    add_options(parser.add_argument_group("transcription options"), TranscribeOptions)
+    formats = ", ".join(SUBTITLE_FORMATS)
+    group = f"subtitle options ({formats}; with --word-timestamps)"
+    add_options(parser.add_argument_group(group), SubtitleOptions)
+    parser.set_defaults(run=_transcribe)
+
+
+def add_load_arguments(parser: argparse.ArgumentParser) -> None:
+    """What an engine runs on."""
+    add_options(parser.add_argument_group("device options"), LoadOptions)
+
+
+def load(args: argparse.Namespace) -> Whisper:
+    """The engine of the arguments, on the device that they name."""
+    return Whisper.load(args.engine, **dataclasses.asdict(options_from(args, LoadOptions)))
+
+
+def _formats(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    for name in names:
+        if name not in (*FORMATS, "all"):
+            raise argparse.ArgumentTypeError(
+                f"unknown format {name!r}; expected all, or one or more of {','.join(FORMATS)}"
+            )
+    return tuple(FORMATS) if "all" in names else names
+
+
+# outputs
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """What is made of one recording: files, or one format on standard output, or a listing.
+
+    Attributes:
+        formats: none for a listing.
+        targets: a file for each format, or none for standard output.
+        subtitles: how words are laid out in the formats that have subtitles.
+    """
+
+    formats: tuple[str, ...]
+    targets: tuple[Path, ...]
+    subtitles: SubtitleOptions
+
+    def save(self, transcript: Transcript) -> None:
+        """Write the files, or print."""
+        for form, target in zip(self.formats, self.targets):
+            write(transcript, target, form, self._layout(form))
+        if not self.targets:
+            for form in self.formats:
+                sys.stdout.write(FORMATS[form](transcript, self._layout(form)))
+
+    def _layout(self, form: str) -> SubtitleOptions:
+        return self.subtitles if form in SUBTITLE_FORMATS else SubtitleOptions()
+
+
+def _outputs(args: argparse.Namespace, options: TranscribeOptions) -> list[Output]:
+    """The output of each recording; contradictions are found here, before any work."""
+    formats = args.format or (() if args.output_dir is None else ("txt",))
+    subtitles = options_from(args, SubtitleOptions)
+    if subtitles.needs_words:
+        if not any(form in SUBTITLE_FORMATS for form in formats):
+            raise OptionError(
+                f"{given(subtitles)}: set, but no subtitles are written; add one of"
+                f" {', '.join(SUBTITLE_FORMATS)} to --format"
+            )
+        if not options.word_timestamps:
+            raise OptionError(
+                f"{given(subtitles)}: set, but without word times; add --word-timestamps"
+            )
+    if args.output_dir is None:
+        if len(formats) > 1:
+            raise OptionError(
+                f"--format names {len(formats)} formats, and only one can go to standard output;"
+                " add --output-dir"
+            )
+        return [Output(formats, (), subtitles)] * len(args.audio)
+    targets = _targets(args.audio, args.output_dir, formats)
+    return [Output(formats, files, subtitles) for files in targets]
+
+
+def _targets(sources: list[str], folder: Path, formats: tuple[str, ...]) -> list[tuple[Path, ...]]:
+    """The files of each recording, in a folder that is made."""
+    targets = [
+        tuple(folder / f"{Path(source).stem}.{form}" for form in formats) for source in sources
+    ]
+    for i, files in enumerate(targets):
+        if files in targets[:i]:
+            other = sources[targets.index(files)]
+            raise OptionError(
+                f"{other} and {sources[i]} would both be written to {files[0]};"
+                " transcribe them into different directories"
+            )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WhisperOptError(f"cannot create {folder}: {error.strerror}") from error
+    return targets
+
+
+# running
+
+
+def _transcribe(args: argparse.Namespace) -> int:
+    options = options_from(args, TranscribeOptions)
+    outputs = _outputs(args, options)
+    run = _one if len(outputs) == 1 else _several
+    with load(args) as model:
+        failed = run(model, args.audio, outputs, options)
+    if failed and len(outputs) > 1:
+        complain(f"{failed} of {len(outputs)} recordings failed")
+    return 1 if failed else 0
+
+
+class _Bar:
+    """Seconds of sound done, on a terminal; nothing elsewhere."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._tqdm: Any = None  # made when there is something to show
+
+    def show(self, done: float, total: float) -> None:
+        if not sys.stderr.isatty():
+            return
+        if self._tqdm is None:
+            from tqdm import tqdm  # takes a quarter as long to import as numpy
+
+            self._tqdm = tqdm(
+                unit="s",
+                desc=self._name,
+                total=total,
+                leave=False,
+                bar_format="{desc}: {percentage:3.0f}% {bar} {n:.0f}/{total:.0f} s of audio",
+            )
+        self._tqdm.total, self._tqdm.n = total, done
+        self._tqdm.refresh()
+
+    def print(self, text: str) -> None:
+        if self._tqdm is not None:
+            self._tqdm.clear()
+        print(text, flush=True)
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._tqdm is not None:
+            self._tqdm.close()
+
+
+def _one(
+    model: Whisper, sources: list[str], outputs: list[Output], options: TranscribeOptions
+) -> int:
+    """Transcribe the only recording; its segments are listed as they come."""
+    (source,), (output,) = sources, outputs
+    begin = time.perf_counter()
+    try:
+        with _Bar(Path(source).name) as bar:
+            stream = model.stream(source, options=options, on_progress=bar.show)
+            for segment in stream:
+                if not output.formats and segment.text:
+                    bar.print(_line(segment))
+            transcript = stream.transcript()
+        output.save(transcript)
+    except OptionError:
+        raise
+    except WhisperOptError as error:
+        _complain_of(source, error)
+        return 1
+    print(_summary(source, output, transcript, time.perf_counter() - begin), file=sys.stderr)
+    return 0
+
+
+def _several(
+    model: Whisper, sources: list[str], outputs: list[Output], options: TranscribeOptions
+) -> int:
+    """Transcribe recordings side by side; one that cannot be read does not stop the others."""
+    begin = time.perf_counter()
+    done: dict[int, float] = {}
+    totals: dict[int, float] = {}
+    found: dict[int, Transcript | WhisperOptError] = {}
+    failed, shown, sound = 0, 0, 0.0
+    with _Bar(f"{len(sources)} recordings") as bar:
+
+        def on_progress(i: int, seconds: float, total: float) -> None:
+            done[i], totals[i] = seconds, total
+            bar.show(sum(done.values()), sum(totals.values()))
+
+        results = model.transcribe_many(
+            sources, options=options, return_exceptions=True, on_progress=on_progress
+        )
+        for i, result in results:
+            found[i] = result
+            while shown in found:  # in the order they were given
+                source, output, ready = sources[shown], outputs[shown], found.pop(shown)
+                if not _saved(source, output, ready, bar):
+                    failed += 1
+                elif isinstance(ready, Transcript):
+                    sound += ready.duration
+                shown += 1
+    elapsed = time.perf_counter() - begin
+    print(
+        f"{len(sources) - failed} recordings, {sound:.1f} s of audio in {elapsed:.2f} s,"
+        f" real-time factor {elapsed / max(sound, 1e-9):.3f}",
+        file=sys.stderr,
+    )
+    return failed
+
+
+def _saved(source: str, output: Output, result: Transcript | WhisperOptError, bar: _Bar) -> bool:
+    try:
+        if isinstance(result, WhisperOptError):
+            raise result
+        if not output.formats:
+            bar.print("\n".join(_line(segment) for segment in result if segment.text))
+        output.save(result)
+    except OptionError:
+        raise
+    except WhisperOptError as error:
+        _complain_of(source, error)
+        return False
+    print(_summary(source, output, result, None), file=sys.stderr)
+    return True
+
+
+def _complain_of(source: str, error: WhisperOptError) -> None:
+    complain(error if source in str(error) else f"{source}: {error}")
+
+
+def _line(segment: Segment) -> str:
+    times = (format_timestamp(second) for second in (segment.start, segment.end))
+    return f"[{' --> '.join(times)}] {segment.text}"
+
+
+def _summary(source: str, output: Output, found: Transcript, elapsed: float | None) -> str:
+    where = f" -> {', '.join(map(str, output.targets))}" if output.targets else ""
+    probability = found.language_probability
+    sure = "" if probability is None else f" ({probability:.0%})"
+    speed = (
+        ""
+        if elapsed is None
+        else f" in {elapsed:.2f} s, real-time factor {elapsed / found.duration:.3f}"
+    )
+    return (
+        f"{source}{where}: {found.duration:.1f} s of audio{speed}, language {found.language}{sure}"
+    )

@@ -1,0 +1,1 @@
+"""What every other package stands on: errors, dimensions, options, the backend protocol."""

@@ -1,0 +1,268 @@
+"""The seams between the decode loop and whatever computes the model.
+
+A backend never knows a search and a search never knows a backend: they meet in five verbs
+(``encode``, ``open``, ``extend``, ``gather``, ``append``) and in :class:`Logits`; word times need a
+sixth (``attention``). A seventh (``run``) is optional: sessions that have it are :class:`Runner`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from whisper_opt.core.arrays import F32, Bool, Int, NDArray
+from whisper_opt.core.dims import ModelDims
+
+__all__ = [
+    "Attention",
+    "Backend",
+    "Ban",
+    "Encoded",
+    "GreedyRows",
+    "Logits",
+    "Run",
+    "Runner",
+    "Session",
+    "TokenMask",
+    "Top",
+]
+
+
+class Encoded(Protocol):
+    """Encoded audio (cross-attention keys and values); only its backend looks inside."""
+
+    def __len__(self) -> int:
+        """How many windows (n_audio)."""
+
+    def take(self, audios: Sequence[int]) -> Encoded:
+        """Some of the windows, by index and in this order."""
+
+
+class Ban:
+    """What one row must not sample next, as the indices that rules wrote to it."""
+
+    def __init__(self) -> None:
+        """Nothing is banned."""
+        self._indices: list[int | slice | Int] = []
+
+    def __setitem__(self, index: int | slice | Int, banned: bool) -> None:
+        """Ban an id, a range or an array of ids; nothing but True is ever written."""
+        self._indices.append(index)
+
+    def write(self, row: NDArray, value: object) -> None:
+        """Set a row [n_vocab] to ``value`` where it is banned."""
+        for index in self._indices:
+            row[index] = value
+
+
+class TokenMask:
+    """What may be sampled next.
+
+    Attributes:
+        timestamp_begin: [n_seq] id of ``<|0.00|>`` for rows under the timestamp rules; n_vocab for
+            rows that are not (no probability is compared with that of the timestamps).
+        seen: [n_seq, n_vocab] bool, True for tokens under the repetition penalty; None: no token.
+        penalty: [n_seq] float32 repetition penalty of each row; None where ``seen`` is.
+    """
+
+    def __init__(
+        self,
+        ban: Bool | Sequence[Ban],
+        timestamp_begin: Int,
+        seen: Bool | None = None,
+        penalty: F32 | None = None,
+        *,
+        n_vocab: int = 0,
+    ) -> None:
+        """``ban``: bool [n_seq, n_vocab], True where a token must not be sampled, or one a row."""
+        self._ban = ban
+        self._n_vocab = n_vocab
+        self.timestamp_begin = timestamp_begin
+        self.seen = seen
+        self.penalty = penalty
+
+    @functools.cached_property
+    def ban(self) -> Bool:
+        """[n_seq, n_vocab] bool, True where a token must not be sampled."""
+        if isinstance(self._ban, np.ndarray):
+            return self._ban
+        dense = np.zeros((len(self._ban), self._n_vocab), np.bool_)
+        for ban, row in zip(self._ban, dense):
+            ban.write(row, True)
+        return dense
+
+    def forbid(self, row: int, scores: F32) -> None:
+        """Set the scores [n_vocab] of one row to -inf where they are banned."""
+        if isinstance(self._ban, np.ndarray):
+            np.copyto(scores, -np.inf, where=self._ban[row])
+        else:
+            self._ban[row].write(scores, -np.inf)
+
+
+@dataclasses.dataclass(frozen=True)
+class Top:
+    """The best next tokens of each row, best first.
+
+    Attributes:
+        tokens: [n_seq, k] int64.
+        logprobs: [n_seq, k] float32, log-softmax over the tokens that were not banned (natural
+            logarithm); -inf where fewer than k tokens were allowed.
+    """
+
+    tokens: Int
+    logprobs: F32
+
+
+class Logits(Protocol):
+    """Scores of the next token at the wanted positions, wherever they live (host or device)."""
+
+    def top(self, k: int, mask: TokenMask) -> Top:
+        """The k best allowed tokens after each row's last token; see ``decode.topk``."""
+
+    def asked(self) -> F32:
+        """Scores at the positions that were asked for, float32 [n_seq, n_at, n_vocab]."""
+
+    def numpy(self) -> F32:
+        """All scores, float32 [n_seq, n_at + 1, n_vocab]; last those after the row's last token.
+
+        They may have to be computed first: ask beforehand for what is certain to be needed.
+        """
+
+
+class Session(Protocol):
+    """The key/value cache of n_seq live hypotheses: the only device state of decoding."""
+
+    def extend(self, tokens: Int, lengths: Int | None = None, at: Int | None = None) -> Logits:
+        """Append tokens to every row.
+
+        Args:
+            tokens: int64 [n_seq, n_new], right-padded.
+            lengths: int64 [n_seq] real tokens in each row (default: all of them).
+            at: int64 [n_seq, n_at] indices among the new tokens whose scores are wanted besides
+                the last real token's (default: none).
+
+        Returns:
+            Scores [n_seq, n_at + 1, n_vocab], the last position being the row's last real token.
+            Valid until the next call on this session.
+
+        Raises:
+            EngineError: the rows would grow past ``dims.n_text_ctx``.
+        """
+
+    def gather(self, rows: Int) -> None:
+        """Row i becomes old row ``rows[i]``; ``len(rows)`` is the new n_seq. Identity is free."""
+
+    def append(self, other: Session) -> None:
+        """Take over the rows of another session of the same backend, after one's own.
+
+        ``other`` is closed by it. Windows join a running batch this way: they are prefilled in a
+        session of their own, so that nobody waits for their prompts.
+        """
+
+    def close(self) -> None:
+        """Release the cache; the session is unusable afterwards."""
+
+
+@dataclasses.dataclass(frozen=True)
+class GreedyRows:
+    """Rows that go on with their best tokens, under rules that can be followed without the host.
+
+    Each has sampled a token at least. What follows from its last token, which is the one to be fed,
+    from the one before and from its latest timestamp are the rules of
+    :class:`whisper_opt.decoding.constraints.Timestamps`.
+
+    Attributes:
+        ban: [n_seq, n_vocab] bool, True for tokens that are never sampled.
+        timestamp_begin: [n_seq] id of ``<|0.00|>`` for rows under the timestamp rules; n_vocab for
+            rows that are not.
+        eot: [n_seq] id that ends a row.
+        previous: [n_seq] the token sampled before the last; ``timestamp_begin`` where there is
+            none.
+        latest: [n_seq] the latest timestamp sampled; ``timestamp_begin - 1`` where there is none.
+    """
+
+    ban: Bool
+    timestamp_begin: Int
+    eot: Int
+    previous: Int
+    latest: Int
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a session sampled by itself.
+
+    Attributes:
+        tokens: [n_steps, n_seq] int64; after a row's end of text nothing but that.
+        logprobs: [n_steps, n_seq] float32, as in :class:`Top`; 0 after a row's end of text.
+    """
+
+    tokens: Int
+    logprobs: F32
+
+
+@runtime_checkable
+class Runner(Session, Protocol):
+    """A session that can feed and sample several tokens in a row by itself."""
+
+    @property
+    def runs(self) -> bool:
+        """Whether it can, as it stands; where not, one goes on step by step."""
+
+    def run(self, tokens: Int, rows: GreedyRows, steps: int) -> Run:
+        """Feed every row a token, sample the best one, feed that, and so on.
+
+        It ends after ``steps``, or soon after a row has ended. A row then holds the tokens fed to
+        it: ``tokens`` and all that it sampled but the last one, and never the end of text.
+
+        Args:
+            tokens: int64 [n_seq, 1], not yet fed.
+            rows: how each goes on.
+            steps: tokens sampled at most, at least 1.
+
+        Raises:
+            EngineError: the rows could grow past ``dims.n_text_ctx``. Whatever fails leaves the
+                rows as they were.
+        """
+
+
+@dataclasses.dataclass(frozen=True)
+class Attention:
+    """What one teacher-forced pass heard.
+
+    Attributes:
+        scores: float32 [n_audio, n_heads, n_tokens, n_audio_ctx], query times key over the square
+            root of the head's width, before the softmax, of the alignment heads.
+        logits: float32 [n_audio, n_tokens, n_vocab], scores of the token after each one.
+    """
+
+    scores: F32
+    logits: F32
+
+
+class Backend(Protocol):
+    """Computes one Whisper model."""
+
+    dims: ModelDims
+
+    def encode(self, mel: F32) -> Encoded:
+        """Encode log-mel windows, float32 [n_audio, n_mels, n_frames]."""
+
+    def open(self, audio: Encoded) -> Session:
+        """A session with one empty row an audio."""
+
+    def attention(self, audio: Encoded, tokens: Int, lengths: Int) -> Attention:
+        """Feed whole token sequences and return what the alignment heads look at.
+
+        Args:
+            audio: n_audio windows.
+            tokens: int64 [n_audio, n_tokens], right-padded.
+            lengths: int64 [n_audio] real tokens in each row; results at padding mean nothing.
+
+        Raises:
+            EngineError: the rows are longer than ``dims.n_text_ctx``.
+        """

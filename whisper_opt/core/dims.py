@@ -1,0 +1,133 @@
+"""Model dimensions and the audio/time constants everything else derives from.
+
+Names follow ``ModelDimensions`` of openai-whisper (whisper/model.py); the constants follow
+whisper/audio.py and section 2.2 of Radford et al. 2022, "Robust Speech Recognition via Large-Scale
+Weak Supervision" (arXiv:2212.04356).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from whisper_opt.core.errors import CheckpointError
+
+__all__ = [
+    "CHUNK_LENGTH",
+    "FRAMES_PER_SECOND",
+    "HEAD_DIM",
+    "HOP_LENGTH",
+    "N_FFT",
+    "N_FRAMES",
+    "N_SAMPLES",
+    "SAMPLE_RATE",
+    "ModelDims",
+]
+
+SAMPLE_RATE = 16_000
+"""Samples a second of every waveform inside the library (Hz)."""
+N_FFT = 400
+"""Samples in one analysis window (25 ms)."""
+HOP_LENGTH = 160
+"""Samples between two mel frames (10 ms)."""
+CHUNK_LENGTH = 30
+"""Seconds in one window of the encoder."""
+N_SAMPLES = CHUNK_LENGTH * SAMPLE_RATE
+"""Samples in one window (480,000)."""
+N_FRAMES = N_SAMPLES // HOP_LENGTH
+"""Mel frames in one window (3,000)."""
+FRAMES_PER_SECOND = SAMPLE_RATE // HOP_LENGTH
+"""Mel frames a second (100)."""
+HEAD_DIM = 64
+"""Width of one attention head in every released Whisper model."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelDims:
+    """The shape of one Whisper model, under OpenAI's names.
+
+    Attributes:
+        n_mels: mel bins (80, or 128 from large-v3 on).
+        n_audio_ctx: encoder positions in one window (1,500).
+        n_audio_state: encoder width.
+        n_audio_head: encoder attention heads.
+        n_audio_layer: encoder layers.
+        n_vocab: output vocabulary, timestamps included.
+        n_text_ctx: decoder positions (448).
+        n_text_state: decoder width.
+        n_text_head: decoder attention heads.
+        n_text_layer: decoder layers; differs from ``n_audio_layer`` in turbo and distil models.
+    """
+
+    n_mels: int
+    n_audio_ctx: int
+    n_audio_state: int
+    n_audio_head: int
+    n_audio_layer: int
+    n_vocab: int
+    n_text_ctx: int
+    n_text_state: int
+    n_text_head: int
+    n_text_layer: int
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise CheckpointError(
+                    f"model dimension {field.name} is {value!r}; expected a positive integer"
+                )
+        for side in ("audio", "text"):
+            state, heads = getattr(self, f"n_{side}_state"), getattr(self, f"n_{side}_head")
+            if state != heads * HEAD_DIM:
+                raise CheckpointError(
+                    f"n_{side}_state is {state} with {heads} heads; expected {HEAD_DIM} values a"
+                    f" head ({heads * HEAD_DIM}), as in every Whisper model"
+                )
+        if self.n_audio_state != self.n_text_state:
+            raise CheckpointError(
+                f"encoder width {self.n_audio_state} differs from decoder width"
+                f" {self.n_text_state}; Whisper's cross-attention needs them equal"
+            )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ModelDims:
+        """Build from a mapping such as ``checkpoint["dims"]`` or a manifest entry.
+
+        Raises:
+            CheckpointError: a field is missing or is not a positive integer.
+        """
+        names = [field.name for field in dataclasses.fields(cls)]
+        missing = [name for name in names if name not in values]
+        if missing:
+            raise CheckpointError(f"model dimensions lack {', '.join(missing)}")
+        return cls(**{name: values[name] for name in names})
+
+    def to_dict(self) -> dict[str, int]:
+        """The ten dimensions by OpenAI's names."""
+        return dataclasses.asdict(self)
+
+    @property
+    def is_multilingual(self) -> bool:
+        """Whether the vocabulary has the multilingual layout (openai-whisper, model.py)."""
+        return self.n_vocab >= 51865
+
+    @property
+    def frames_per_position(self) -> int:
+        """Mel frames behind one encoder position (2)."""
+        return N_FRAMES // self.n_audio_ctx
+
+    @property
+    def default_alignment_heads(self) -> tuple[tuple[int, int], ...]:
+        """(decoder layer, head) pairs of the upper half of the layers.
+
+        What openai-whisper uses for word times of a model whose own heads are not known.
+        """
+        layers = range(self.n_text_layer // 2, self.n_text_layer)
+        return tuple((layer, head) for layer in layers for head in range(self.n_text_head))
+
+    @property
+    def time_precision(self) -> float:
+        """Seconds between two timestamp tokens (0.02)."""
+        return CHUNK_LENGTH / self.n_audio_ctx

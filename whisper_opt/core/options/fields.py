@@ -1,0 +1,109 @@
+"""Option fields: a value's kind and range, stated where the option is declared and checked here."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any, Callable, Union
+
+from whisper_opt.core.errors import OptionError
+
+__all__ = ["KINDS", "check_fields", "items", "option"]
+
+KINDS = ("text", "flag", "integer", "number", "integers", "numbers")
+"""What an option holds; the last two are sequences and check themselves."""
+
+
+def option(
+    default: Any,
+    kind: str,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    optional: bool = False,
+    choices: Sequence[str] | None = None,
+    metavar: str | None = None,
+) -> Any:
+    """A dataclass field; its metadata tells front ends how to read it from text.
+
+    Args:
+        default: the value when none is given.
+        kind: one of ``KINDS``.
+        help: one line for people.
+        low: smallest number allowed.
+        high: largest number allowed.
+        optional: None is allowed; it always is where it is the default.
+        choices: the texts allowed.
+        metavar: what stands for the value in a command's help.
+    """
+    metadata: dict[str, Any] = {"kind": kind, "help": help, "low": low, "high": high}
+    metadata["optional"] = optional or default is None
+    metadata.update({"choices": choices} if choices else {})
+    metadata.update({"metavar": metavar} if metavar else {})
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def check_fields(options: Any) -> None:
+    """Check every field of a dataclass of options against its metadata.
+
+    Raises:
+        OptionError: a value is of the wrong type or out of range.
+    """
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if value is None and field.metadata["optional"]:
+            continue
+        expected = _CHECKS[field.metadata["kind"]](value, field.metadata)
+        if expected:
+            raise OptionError(f"{field.name} is {value!r}; expected {expected}")
+
+
+def _text(value: Any, meta: Any) -> str | None:
+    if "choices" in meta:
+        known = ", ".join(meta["choices"]) + (", or None" if meta["optional"] else "")
+        return None if isinstance(value, str) and value in meta["choices"] else f"one of {known}"
+    or_none = " or None" if meta["optional"] else ""
+    return None if isinstance(value, str) else f"a string{or_none}"
+
+
+def _flag(value: Any, meta: Any) -> str | None:
+    if isinstance(value, bool):
+        return None
+    return "True, False or None" if meta["optional"] else "True or False"
+
+
+def _integer(value: Any, meta: Any) -> str | None:
+    low = meta["low"]
+    if isinstance(value, int) and not isinstance(value, bool) and (low is None or value >= low):
+        return None
+    what = "a positive integer" if low == 1 else f"an integer of {low} or more"
+    return what + (" or None" if meta["optional"] else "")
+
+
+def _number(value: Any, meta: Any) -> str | None:
+    low, high = meta["low"], meta["high"]
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high:
+        return None
+    return f"a number from {low} to {high}" + (", or None" if meta["optional"] else "")
+
+
+def _itself(value: Any, meta: Any) -> str | None:
+    return None
+
+
+_CHECKS: dict[str, Callable[[Any, Any], Union[str, None]]] = {
+    "text": _text,
+    "flag": _flag,
+    "integer": _integer,
+    "number": _number,
+    "integers": _itself,
+    "numbers": _itself,
+}
+
+
+def items(value: Any) -> Union[tuple[Any, ...], None]:
+    """The items of an iterable; None for text and for anything else."""
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        return None
+    return tuple(value)

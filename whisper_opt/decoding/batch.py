@@ -1,0 +1,331 @@
+"""The decode loop: one session, many rows, each with a prompt, rules and a search of its own.
+
+Nothing here assumes that rows are alike. Prompts are right-padded; a window whose search has
+finished leaves the batch and another may take its place (continuous batching: Yu et al. 2022,
+"Orca"); the others never notice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Callable
+
+import numpy as np
+
+from whisper_opt.core.arrays import F32, Int
+from whisper_opt.core.backend import (
+    Backend,
+    Ban,
+    Encoded,
+    Logits,
+    Runner,
+    Session,
+    TokenMask,
+    Top,
+)
+from whisper_opt.core.logits import log_softmax, penalized, sample, top_k
+from whisper_opt.decoding.constraints import Rule
+from whisper_opt.decoding.multistep import GreedyRow, greedy_row, greedy_rows
+from whisper_opt.decoding.search import Greedy, Hypothesis, Search
+
+__all__ = ["Batch", "Decoded", "Task", "decode", "next_token_logprobs"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What to decode from one audio.
+
+    Attributes:
+        prompt: ids fed before the first sampled token.
+        probe: index in ``prompt`` whose next-token probabilities are wanted (the start of the
+            transcript, where the no-speech probability is read).
+        probe_token: id whose probability is wanted there.
+        rules: bans, applied in order.
+        timestamp_begin: id of ``<|0.00|>`` under the timestamp rules, else None.
+        max_new_tokens: sampled tokens at most, the end of text included.
+        search: makes a fresh search.
+        repetition_penalty: divides positive scores of text tokens already in the answer, and
+            multiplies negative ones (Keskar et al. 2019, CTRL, arXiv:1909.05858); 1 does nothing.
+        n_text: ids below this are text.
+    """
+
+    prompt: tuple[int, ...]
+    probe: int
+    probe_token: int
+    rules: tuple[Rule, ...]
+    timestamp_begin: int | None
+    max_new_tokens: int
+    search: Callable[[], Search]
+    repetition_penalty: float = 1.0
+    n_text: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoded:
+    """What one audio gave: its candidates and the probability of ``probe_token`` (0 to 1)."""
+
+    hypotheses: list[Hypothesis]
+    probe_prob: float
+
+
+class _Row:
+    """One audio while it is being decoded."""
+
+    def __init__(self, number: int, task: Task, n_vocab: int) -> None:
+        self.number = number
+        self.task = task
+        self.probe_prob = 0.0
+        self.search = task.search()
+        self.live = 1  # hypotheses in the session
+        self.left = task.max_new_tokens
+        self.begin = n_vocab if task.timestamp_begin is None else task.timestamp_begin
+        self._n_vocab = n_vocab
+
+    @functools.cached_property
+    def greedy(self) -> GreedyRow | None:
+        """How a session may go on by itself; None where it needs the host."""
+        task, search = self.task, self.search
+        if not isinstance(search, Greedy) or task.repetition_penalty != 1:
+            return None
+        return greedy_row(task.rules, task.timestamp_begin, search.eot, self._n_vocab)
+
+    def step(self, top: Top) -> list[int]:
+        parents = self.search.step(top)
+        self.left -= 1
+        if self.left <= 0:
+            parents = []
+        self.live = len(parents)
+        return parents
+
+    def decoded(self) -> Decoded:
+        return Decoded(self.search.results(), self.probe_prob)
+
+
+def _pad(sequences: Sequence[Sequence[int]]) -> tuple[Int, Int]:
+    lengths = np.array([len(sequence) for sequence in sequences], np.int64)
+    tokens = np.zeros((len(sequences), int(lengths.max())), np.int64)
+    for row, sequence in zip(tokens, sequences):
+        row[: len(sequence)] = sequence
+    return tokens, lengths
+
+
+def _mask(rows: Sequence[_Row], n_vocab: int) -> TokenMask:
+    live = [(row, sampled) for row in rows for sampled in row.search.rows]
+    bans = [Ban() for _ in live]
+    for ban, (row, sampled) in zip(bans, live):
+        for rule in row.task.rules:
+            rule(sampled, ban)
+    begins = np.array([row.begin for row, _ in live], np.int64)
+    penalties = np.array([row.task.repetition_penalty for row, _ in live], np.float32)
+    if (penalties == 1).all():
+        return TokenMask(bans, begins, n_vocab=n_vocab)
+    seen = np.zeros((len(live), n_vocab), np.bool_)
+    for repeated, (row, sampled) in zip(seen, live):
+        repeated[[token for token in sampled if token < row.task.n_text]] = True
+    return TokenMask(bans, begins, seen, penalties, n_vocab=n_vocab)
+
+
+def _needs_scores(rows: Sequence[_Row]) -> bool:
+    """Whether some row draws, or weighs scores anew: then the best tokens alone will not do."""
+    return any(row.search.generator is not None or row.task.repetition_penalty != 1 for row in rows)
+
+
+def _choose(scores: F32, rows: Sequence[_Row], mask: TokenMask) -> Top:
+    """The tokens that the searches asked for: the best ones, or draws for rows that sample.
+
+    ``scores``: float32 [n_seq, n_vocab].
+    """
+    width = max((row.search.width for row in rows if row.search.generator is None), default=1)
+    best = top_k(scores, width, mask)
+    shape = (len(scores), max(row.search.width for row in rows))
+    top = Top(np.zeros(shape, np.int64), np.full(shape, -np.inf, np.float32))
+    found = best.tokens.shape[1]  # fewer than asked for where fewer tokens exist
+    top.tokens[:, :found], top.logprobs[:, :found] = best.tokens, best.logprobs
+    scores = penalized(scores, mask)
+    offset = 0
+    for row in rows:
+        search, end = row.search, offset + row.live
+        if search.generator is not None:
+            for i in range(offset, end):
+                top.tokens[i, : search.width], top.logprobs[i, : search.width] = sample(
+                    scores[i],
+                    mask.ban[i],
+                    row.begin,
+                    search.width,
+                    search.temperature,
+                    search.generator,
+                )
+        offset = end
+    return top
+
+
+def _advance(session: Session, rows: list[_Row], top: Top) -> Int:
+    """Let every search choose, keep what lives; returns the new tokens [n_seq, 1]."""
+    keep: list[int] = []
+    tokens: list[int] = []
+    offset = 0
+    for row in rows:
+        end, width = offset + row.live, row.search.width
+        parents = row.step(Top(top.tokens[offset:end, :width], top.logprobs[offset:end, :width]))
+        keep.extend(offset + parent for parent in parents)
+        tokens.extend(sampled[-1] for sampled in row.search.rows[: len(parents)])
+        offset = end
+    if keep:
+        session.gather(np.array(keep, np.int64))
+    return np.array(tokens, np.int64)[:, None]
+
+
+def _run(session: Runner, tokens: Int, rows: Sequence[_Row], greedy: Sequence[GreedyRow]) -> Int:
+    """Let the session sample by itself until a row is done; returns the new tokens [n_seq, 1]."""
+    state = greedy_rows(greedy, [row.search.rows[0] for row in rows])
+    found = session.run(tokens, state, min(row.left for row in rows))
+    for tokens_now, logprobs in zip(found.tokens, found.logprobs):
+        for i, row in enumerate(rows):
+            if row.live:
+                row.step(Top(tokens_now[i : i + 1, None], logprobs[i : i + 1, None]))
+    keep = [i for i, row in enumerate(rows) if row.live]
+    if keep:
+        session.gather(np.array(keep, np.int64))
+    return np.array([[rows[i].search.rows[0][-1]] for i in keep], np.int64).reshape(-1, 1)
+
+
+class Batch:
+    """Windows that are decoded together; they join and leave between steps.
+
+    What a window gives does not depend on what else is in the batch.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        """An empty batch."""
+        self._backend = backend
+        self._session: Session | None = None
+        self._rows: list[_Row] = []
+        self._tokens: Int = np.zeros((0, 1), np.int64)
+        self._done: list[_Row] = []
+        self._n_added = 0
+
+    def __len__(self) -> int:
+        """Windows added and not yet handed out by :meth:`step`."""
+        return len(self._rows) + len(self._done)
+
+    def add(self, audio: Encoded, tasks: Sequence[Task]) -> list[int]:
+        """Let windows join; their prompts are fed at once, in a session of their own.
+
+        Args:
+            audio: what ``backend.encode`` returned for ``len(tasks)`` windows.
+            tasks: one a window; they may differ in everything.
+
+        Returns:
+            A number for each window, under which :meth:`step` will hand out its answer.
+
+        Raises:
+            EngineError: a prompt leaves no room in the model's context.
+        """
+        numbers = list(range(self._n_added, self._n_added + len(tasks)))
+        session = self._backend.open(audio)
+        try:
+            rows, logits = self._prefill(session, numbers, tasks)
+            tokens, live = self._choose_next(session, rows, logits)
+            if live and self._session is not None:
+                self._session.append(session)
+                tokens = np.concatenate([self._tokens, tokens])
+        except BaseException:
+            session.close()
+            raise
+        self._n_added += len(tasks)
+        if not live:
+            session.close()
+            return numbers
+        self._tokens = tokens
+        if self._session is None:
+            self._session = session
+        self._rows.extend(live)
+        return numbers
+
+    def _prefill(
+        self, session: Session, numbers: list[int], tasks: Sequence[Task]
+    ) -> tuple[list[_Row], Logits]:
+        n_vocab = self._backend.dims.n_vocab
+        rows = [_Row(number, task, n_vocab) for number, task in zip(numbers, tasks)]
+        tokens, lengths = _pad([task.prompt for task in tasks])
+        at = np.array([[task.probe] for task in tasks], np.int64)
+        if _needs_scores(rows):
+            at = np.concatenate([at, lengths[:, None] - 1], axis=1)
+        logits = session.extend(tokens, lengths, at)
+        for row, scores in zip(rows, log_softmax(logits.asked()[:, 0])):
+            row.probe_prob = float(np.exp(scores[row.task.probe_token]))
+        return rows, logits
+
+    def _choose_next(
+        self, session: Session, rows: list[_Row], logits: Logits
+    ) -> tuple[Int, list[_Row]]:
+        """The next tokens, and the windows that go on; the others are done."""
+        mask = _mask(rows, self._backend.dims.n_vocab)
+        if _needs_scores(rows):
+            top = _choose(logits.asked()[:, -1], rows, mask)
+        else:
+            top = logits.top(max(row.search.width for row in rows), mask)
+        tokens = _advance(session, rows, top)
+        self._done.extend(row for row in rows if not row.live)
+        return tokens, [row for row in rows if row.live]
+
+    def _sample(self, session: Session) -> tuple[Int, list[_Row]]:
+        """One token in every window, or several where the session needs nobody for that."""
+        if getattr(session, "runs", False) and isinstance(session, Runner):
+            greedy = [row.greedy for row in self._rows if row.greedy is not None]
+            if len(greedy) == len(self._rows):
+                tokens = _run(session, self._tokens, self._rows, greedy)
+                self._done.extend(row for row in self._rows if not row.live)
+                return tokens, [row for row in self._rows if row.live]
+        at = np.zeros_like(self._tokens) if _needs_scores(self._rows) else None
+        return self._choose_next(session, self._rows, session.extend(self._tokens, at=at))
+
+    def step(self) -> dict[int, Decoded]:
+        """Sample a token in every window, or more; returns the answers of those that are finished.
+
+        Where all are greedy and have no rules but the usual ones, a session that can run by itself
+        does so until one of them is finished.
+        """
+        if self._session is not None:
+            self._tokens, self._rows = self._sample(self._session)
+            if not self._rows:
+                self._session.close()
+                self._session = None
+        done, self._done = self._done, []
+        return {row.number: row.decoded() for row in done}
+
+    def close(self) -> None:
+        """Give up what is being decoded; the batch is empty afterwards."""
+        if self._session is not None:
+            self._session.close()
+        self._session, self._rows, self._done = None, [], []
+
+
+def decode(backend: Backend, audio: Encoded, tasks: Sequence[Task]) -> list[Decoded]:
+    """Decode one window an audio, all at once; see :class:`Batch`.
+
+    Returns:
+        The candidates of each window, in the order of ``tasks``.
+    """
+    batch = Batch(backend)
+    found: dict[int, Decoded] = {}
+    try:
+        numbers = batch.add(audio, tasks)
+        while len(batch):
+            found.update(batch.step())
+    finally:
+        batch.close()
+    return [found[number] for number in numbers]
+
+
+def next_token_logprobs(backend: Backend, audio: Encoded, prompt: Sequence[int]) -> F32:
+    """Log-probabilities after one prompt, float32 [n_audio, n_vocab], without any rule."""
+    session = backend.open(audio)
+    try:
+        tokens = np.tile(np.array(prompt, np.int64), (len(audio), 1))
+        logits = session.extend(tokens, at=np.full((len(audio), 1), len(prompt) - 1, np.int64))
+        return log_softmax(logits.asked()[:, 0])
+    finally:
+        session.close()

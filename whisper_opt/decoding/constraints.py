@@ -1,0 +1,105 @@
+"""Rules: which tokens may not come next. They see tokens and write bans, never scores.
+
+The rules are those of openai-whisper (whisper/decoding.py: SuppressBlank, SuppressTokens,
+ApplyTimestampRules); the one comparison of probabilities among them lives in ``topk``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Protocol
+
+from whisper_opt.core.arrays import Bool, Int
+from whisper_opt.core.backend import Ban
+
+__all__ = ["NoRepeat", "Rule", "SuppressAtBegin", "SuppressTokens", "Timestamps"]
+
+
+class Rule(Protocol):
+    """Bans next tokens of one row."""
+
+    def __call__(self, sampled: Sequence[int], ban: Bool | Ban) -> None:
+        """Set ``ban`` (as a bool [n_vocab]) True for tokens that may not follow ``sampled``.
+
+        ``sampled`` holds the tokens after the prompt, oldest first.
+        """
+
+
+@dataclasses.dataclass(frozen=True)
+class SuppressTokens:
+    """Never sample these ids."""
+
+    tokens: Int
+
+    def __call__(self, sampled: Sequence[int], ban: Bool | Ban) -> None:
+        ban[self.tokens] = True
+
+
+@dataclasses.dataclass(frozen=True)
+class SuppressAtBegin:
+    """Do not sample these ids first (blank and end of text: an empty answer)."""
+
+    tokens: Int
+
+    def __call__(self, sampled: Sequence[int], ban: Bool | Ban) -> None:
+        if not sampled:
+            ban[self.tokens] = True
+
+
+@dataclasses.dataclass(frozen=True)
+class NoRepeat:
+    """No run of ``size`` text tokens comes twice in an answer (timestamps between them aside).
+
+    The option is CTranslate2's and transformers' ``no_repeat_ngram_size`` (Paulus et al. 2017,
+    arXiv:1705.04304); ids below ``n_text`` are text.
+    """
+
+    size: int
+    n_text: int
+
+    def __call__(self, sampled: Sequence[int], ban: Bool | Ban) -> None:
+        text = [token for token in sampled if token < self.n_text]
+        head = self.size - 1
+        latest = text[len(text) - head :]
+        for i in range(len(text) - head):
+            if text[i : i + head] == latest:
+                ban[text[i + head]] = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Timestamps:
+    """Timestamps come first, in pairs, and never go back.
+
+    Attributes:
+        begin: id of ``<|0.00|>``; every id from there on is a timestamp.
+        eot: id of the end of text; every id below it is text.
+        no_timestamps: id of ``<|notimestamps|>``.
+        max_initial: how many steps of 0.02 s after 0.00 the first timestamp may be, or None.
+    """
+
+    begin: int
+    eot: int
+    no_timestamps: int
+    max_initial: int | None
+
+    def __call__(self, sampled: Sequence[int], ban: Bool | Ban) -> None:
+        begin = self.begin
+        ban[self.no_timestamps] = True
+        if not sampled:
+            ban[:begin] = True
+            if self.max_initial is not None:
+                ban[begin + self.max_initial + 1 :] = True
+            return
+        last_is_time = sampled[-1] >= begin
+        # a timestamp that stands alone at the very beginning counts as the second of a pair
+        closes_pair = len(sampled) < 2 or sampled[-2] >= begin
+        if last_is_time:
+            if closes_pair:
+                ban[begin:] = True
+            else:
+                ban[: self.eot] = True
+        latest = next((token for token in reversed(sampled) if token >= begin), None)
+        if latest is not None:
+            # the start of a segment may repeat the end of the one before; anything else must grow
+            ban[begin : latest if last_is_time and not closes_pair else latest + 1] = True

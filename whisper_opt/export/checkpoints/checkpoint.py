@@ -1,0 +1,156 @@
+"""``Checkpoint``: one canonical, lazy view of the weights, whatever file they came from.
+
+Tensors carry openai-whisper's names (``encoder.blocks.0.attn.query.weight``), layouts
+(``nn.Linear``: [n_out, n_in]; ``nn.Conv1d``: [n_out, n_in, 3]) and values. Nothing is read until
+:meth:`Tensor.read` is called, and nothing is kept after, so that a model larger than memory can be
+converted one tensor at a time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Callable
+
+from whisper_opt.core.arrays import F32
+from whisper_opt.core.dims import ModelDims
+from whisper_opt.core.errors import CheckpointError
+
+__all__ = ["Checkpoint", "Source", "Tensor", "expected_shapes"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """One weight that can be read on demand.
+
+    Attributes:
+        shape: dimensions in the canonical layout.
+        read: returns the values as a C-contiguous float32 array of ``shape``; may raise
+            :class:`CheckpointError` when the file is damaged.
+    """
+
+    shape: tuple[int, ...]
+    read: Callable[[], F32]
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where a checkpoint came from, for the manifest.
+
+    Attributes:
+        format: ``huggingface``, ``openai`` or ``ctranslate2``.
+        name: hub id, or the file or directory name (never a whole path of this machine).
+        dtype: storage type of the weights, e.g. ``float16``.
+        sha256: digest of each weight file by file name.
+    """
+
+    format: str
+    name: str
+    dtype: str
+    sha256: Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """Everything an export needs to know about a model.
+
+    Attributes:
+        dims: model dimensions.
+        tensors: canonical name -> lazy tensor; complete (see :func:`expected_shapes`).
+        tokenizer_json: text of a Hugging Face ``tokenizer.json`` for this vocabulary.
+        alignment_heads: (decoder layer, head) pairs whose cross-attention follows the audio, or
+            None when the files do not say.
+        suppress_tokens: ids never sampled, or None when the files do not say.
+        begin_suppress_tokens: ids not sampled first, or None when the files do not say.
+        source: provenance.
+    """
+
+    dims: ModelDims
+    tensors: Mapping[str, Tensor]
+    tokenizer_json: str
+    alignment_heads: tuple[tuple[int, int], ...] | None
+    suppress_tokens: tuple[int, ...] | None
+    begin_suppress_tokens: tuple[int, ...] | None
+    source: Source
+
+    def __post_init__(self) -> None:
+        check_shapes(self.dims, {name: tensor.shape for name, tensor in self.tensors.items()})
+        for layer, head in self.alignment_heads or ():
+            if not (0 <= layer < self.dims.n_text_layer and 0 <= head < self.dims.n_text_head):
+                raise CheckpointError(
+                    f"alignment head ({layer}, {head}) lies outside the model's"
+                    f" {self.dims.n_text_layer} decoder layers of {self.dims.n_text_head} heads"
+                )
+
+    @property
+    def heads(self) -> tuple[tuple[int, int], ...]:
+        """``alignment_heads`` in the order of layers, or the default where none are known."""
+        return tuple(sorted(self.alignment_heads or self.dims.default_alignment_heads))
+
+
+def _attention(prefix: str, state: int) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name in ("query", "key", "value", "out"):
+        shapes[f"{prefix}.{name}.weight"] = (state, state)
+        if name != "key":  # Whisper's key projection has no bias
+            shapes[f"{prefix}.{name}.bias"] = (state,)
+    return shapes
+
+
+def _norm(prefix: str, state: int) -> dict[str, tuple[int, ...]]:
+    return {f"{prefix}.weight": (state,), f"{prefix}.bias": (state,)}
+
+
+def _block(prefix: str, state: int, *, cross: bool) -> dict[str, tuple[int, ...]]:
+    shapes = {**_attention(f"{prefix}.attn", state), **_norm(f"{prefix}.attn_ln", state)}
+    if cross:
+        shapes.update(_attention(f"{prefix}.cross_attn", state))
+        shapes.update(_norm(f"{prefix}.cross_attn_ln", state))
+    shapes[f"{prefix}.mlp.0.weight"] = (4 * state, state)
+    shapes[f"{prefix}.mlp.0.bias"] = (4 * state,)
+    shapes[f"{prefix}.mlp.2.weight"] = (state, 4 * state)
+    shapes[f"{prefix}.mlp.2.bias"] = (state,)
+    shapes.update(_norm(f"{prefix}.mlp_ln", state))
+    return shapes
+
+
+def expected_shapes(dims: ModelDims) -> dict[str, tuple[int, ...]]:
+    """Canonical tensor names and shapes of a Whisper model (openai-whisper's ``state_dict``).
+
+    ``encoder.positional_embedding`` is included: a constant sinusoid in the reference, but stored
+    by every format.
+    """
+    audio, text = dims.n_audio_state, dims.n_text_state
+    shapes: dict[str, tuple[int, ...]] = {
+        "encoder.conv1.weight": (audio, dims.n_mels, 3),
+        "encoder.conv1.bias": (audio,),
+        "encoder.conv2.weight": (audio, audio, 3),
+        "encoder.conv2.bias": (audio,),
+        "encoder.positional_embedding": (dims.n_audio_ctx, audio),
+    }
+    for i in range(dims.n_audio_layer):
+        shapes.update(_block(f"encoder.blocks.{i}", audio, cross=False))
+    shapes.update(_norm("encoder.ln_post", audio))
+    shapes["decoder.token_embedding.weight"] = (dims.n_vocab, text)
+    shapes["decoder.positional_embedding"] = (dims.n_text_ctx, text)
+    for i in range(dims.n_text_layer):
+        shapes.update(_block(f"decoder.blocks.{i}", text, cross=True))
+    shapes.update(_norm("decoder.ln", text))
+    return shapes
+
+
+def check_shapes(dims: ModelDims, found: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise :class:`CheckpointError` unless ``found`` has every expected tensor and shape."""
+    expected = expected_shapes(dims)
+    missing = [name for name in expected if name not in found]
+    if missing:
+        raise CheckpointError(
+            f"checkpoint lacks {len(missing)} of {len(expected)} tensors, first {missing[0]!r};"
+            " the file is incomplete or is not a Whisper model"
+        )
+    for name, shape in expected.items():
+        if tuple(found[name]) != shape:
+            raise CheckpointError(
+                f"tensor {name!r} has shape {list(found[name])}; the model's dimensions ask for"
+                f" {list(shape)}"
+            )

@@ -1,0 +1,85 @@
+"""Fetch a Whisper checkpoint from the Hugging Face hub."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+from typing import Any
+
+from whisper_opt.core.errors import BackendUnavailable, CheckpointError
+
+__all__ = ["download", "is_hub_id"]
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_FILE_SUFFIXES = {".pt", ".bin", ".safetensors", ".json"}
+_SIDECARS = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+]
+# Tried in turn, so that one set of weights is fetched and not every variant a repository has.
+_WEIGHTS = (
+    ["model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors"],
+    ["pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin"],
+    ["model.bin"],
+)
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name has the form ``organisation/model`` and not that of a weight file."""
+    return _HUB_ID.fullmatch(name) is not None and Path(name).suffix not in _FILE_SUFFIXES
+
+
+def download(name: str, revision: str | None = None) -> Path:
+    """Fetch the files of a model (or find them in the local cache).
+
+    Args:
+        name: hub id, e.g. ``openai/whisper-tiny.en``.
+        revision: branch, tag or commit; the default branch if None.
+
+    Returns:
+        The directory of the snapshot.
+
+    Raises:
+        BackendUnavailable: huggingface_hub is not installed.
+        CheckpointError: no such model, no network, or no weights of a known format in it.
+    """
+    try:
+        client: Any = importlib.import_module("huggingface_hub")
+    except ImportError as error:
+        raise BackendUnavailable(
+            f"{name!r} is not a local path, and fetching it from the Hugging Face hub needs"
+            " huggingface_hub: pip install whisper-opt[hf]"
+        ) from error
+    for patterns in _WEIGHTS:
+        try:
+            folder = client.snapshot_download(
+                name, revision=revision, allow_patterns=[*_SIDECARS, *patterns]
+            )
+        except Exception as error:  # the client lets its HTTP library's errors through
+            raise CheckpointError(_explain(name, revision, error)) from error
+        path = Path(folder)
+        if any(next(path.glob(pattern), None) for pattern in patterns):
+            return path
+    expected = ", ".join(patterns[0] for patterns in _WEIGHTS)
+    raise CheckpointError(
+        f"the hub's {name!r} has no weights of a known format; expected one of {expected}"
+    )
+
+
+def _explain(name: str, revision: str | None, error: Exception) -> str:
+    kind = type(error).__name__
+    what = f"{name!r} is not a local path and could not be fetched from the Hugging Face hub"
+    if kind == "GatedRepoError":
+        return f"{what}: access is restricted; accept its terms and log in with `hf auth login`"
+    if kind == "RepositoryNotFoundError":
+        return f"{what}: no such model; check the spelling (log in if it is private)"
+    if kind == "RevisionNotFoundError":
+        return f"{what}: it has no revision {revision!r}; name a branch, tag or commit it has"
+    lines = str(error).strip().splitlines()
+    detail = f"{kind}: {lines[0]}" if lines else kind
+    return f"{what} ({detail}); check the network, or download it and pass the directory"

@@ -1,0 +1,218 @@
+"""Hugging Face Whisper directories: ``config.json`` with safetensors or ``.bin`` weights.
+
+Names are those of transformers' ``WhisperForConditionalGeneration``; layouts and values are
+openai-whisper's already, only the names differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from whisper_opt.core.dims import ModelDims
+from whisper_opt.core.errors import CheckpointError
+from whisper_opt.export.checkpoints.blob import Blob, describe
+from whisper_opt.export.checkpoints.checkpoint import Checkpoint, expected_shapes
+from whisper_opt.export.checkpoints.safetensors_file import read_safetensors
+from whisper_opt.export.checkpoints.sidecar import heads, positive, read_json, token_ids
+from whisper_opt.export.checkpoints.tokenizer import find_tokenizer
+from whisper_opt.export.checkpoints.torch_pickle import read_torch
+
+__all__ = ["HUGGINGFACE_WEIGHTS", "load_huggingface"]
+
+HUGGINGFACE_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+"""Weight files of a directory, the preferred first."""
+
+_EMBEDDING, _HEAD = "decoder.embed_tokens.weight", "proj_out.weight"
+# Canonical fragment -> transformers' fragment; each canonical name meets each fragment once.
+_FRAGMENTS = (
+    (".blocks.", ".layers."),
+    (".cross_attn.", ".encoder_attn."),
+    (".cross_attn_ln.", ".encoder_attn_layer_norm."),
+    (".attn.", ".self_attn."),
+    (".attn_ln.", ".self_attn_layer_norm."),
+    (".query.", ".q_proj."),
+    (".key.", ".k_proj."),
+    (".value.", ".v_proj."),
+    (".out.", ".out_proj."),
+    (".mlp.0.", ".fc1."),
+    (".mlp.2.", ".fc2."),
+    (".mlp_ln.", ".final_layer_norm."),
+    (".ln_post.", ".layer_norm."),
+    (".ln.", ".layer_norm."),
+    (".positional_embedding", ".embed_positions.weight"),
+    (".token_embedding.", ".embed_tokens."),
+)
+# What the configuration may say and still describe the reference computation.
+_FIXED = {"model_type": "whisper", "activation_function": "gelu", "scale_embedding": False}
+
+
+def load_huggingface(
+    directory: Path, *, tokenizer: Path | None = None, name: str | None = None
+) -> Checkpoint:
+    """Index a Hugging Face Whisper directory; weights are read later, tensor by tensor.
+
+    Args:
+        directory: holds ``config.json``, one of :data:`HUGGINGFACE_WEIGHTS` (with its shards),
+            and ``tokenizer.json`` or ``vocab.json``, ``merges.txt`` and ``added_tokens.json``;
+            ``generation_config.json``, if present, has the token lists and alignment heads.
+        tokenizer: file or directory to take the tokenizer from instead.
+        name: name for the provenance; the directory's by default.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or the model is not a Whisper model.
+    """
+    config = read_json(directory / "config.json")
+    dims = _dims(config)
+    generation = config
+    if (directory / "generation_config.json").is_file():
+        generation = read_json(directory / "generation_config.json")
+    stored, files = _read_weights(directory)
+    blobs = _canonical(stored, dims)
+    return Checkpoint(
+        dims=dims,
+        tensors={key: blob.tensor() for key, blob in blobs.items()},
+        tokenizer_json=find_tokenizer(tokenizer or directory, dims),
+        alignment_heads=heads(generation),
+        suppress_tokens=token_ids(generation, "suppress_tokens", dims.n_vocab),
+        begin_suppress_tokens=token_ids(generation, "begin_suppress_tokens", dims.n_vocab),
+        source=describe(
+            "huggingface",
+            name or directory.resolve().name,
+            (blob.dtype for blob in blobs.values()),
+            files,
+        ),
+    )
+
+
+def _dims(config: Mapping[str, Any]) -> ModelDims:
+    for key, wanted in _FIXED.items():
+        if config.get(key, wanted) != wanted:
+            raise CheckpointError(
+                f"config.json has {key} = {config[key]!r}; Whisper models have {wanted!r}"
+            )
+
+    def number(key: str) -> int:
+        return positive(config, key, "config.json")
+
+    return ModelDims(
+        n_mels=number("num_mel_bins"),
+        n_audio_ctx=number("max_source_positions"),
+        n_audio_state=number("d_model"),
+        n_audio_head=number("encoder_attention_heads"),
+        n_audio_layer=number("encoder_layers"),
+        n_vocab=number("vocab_size"),
+        n_text_ctx=number("max_target_positions"),
+        n_text_state=number("d_model"),
+        n_text_head=number("decoder_attention_heads"),
+        n_text_layer=number("decoder_layers"),
+    )
+
+
+def _read_weights(directory: Path) -> tuple[dict[str, Blob], list[Path]]:
+    """Unread tensors under transformers' names, and the files they are in."""
+    for name in HUGGINGFACE_WEIGHTS:
+        path = directory / name
+        if not path.is_file():
+            continue
+        if name.endswith(".index.json"):
+            return _read_shards(path)
+        return _read_file(path), [path]
+    raise CheckpointError(
+        f"{directory.name!r} has no weights; expected one of {', '.join(HUGGINGFACE_WEIGHTS)}"
+    )
+
+
+def _read_file(path: Path) -> dict[str, Blob]:
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)
+    state = read_torch(path)
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise CheckpointError(f"{path.name} is not a state_dict: expected tensors by name")
+    for name, blob in state.items():
+        if not isinstance(blob, Blob):
+            raise CheckpointError(f"{path.name} has a {type(blob).__name__} as tensor {name!r}")
+    return state
+
+
+def _read_shards(index: Path) -> tuple[dict[str, Blob], list[Path]]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(map(_is_plain_name, weight_map.values())):
+        raise CheckpointError(f"{index.name} has no weight_map of tensor names to shard files")
+    files = [index.parent / name for name in sorted(set(weight_map.values()))]
+    shards = {path.name: _read_file(path) for path in files}
+    blobs: dict[str, Blob] = {}
+    for name, file in weight_map.items():
+        if name not in shards[file]:
+            raise CheckpointError(
+                f"{file} lacks tensor {name!r}, which {index.name} places there; the shards belong"
+                " to different versions: fetch them again"
+            )
+        blobs[name] = shards[file][name]
+    return blobs, files
+
+
+def _is_plain_name(value: Any) -> bool:
+    return isinstance(value, str) and Path(value).name == value
+
+
+def _canonical(stored: Mapping[str, Blob], dims: ModelDims) -> dict[str, Blob]:
+    """Rename tensors; refuse what would silently be lost."""
+    rest = {name[6:] if name.startswith("model.") else name: b for name, b in stored.items()}
+    blobs: dict[str, Blob] = {}
+    for name in expected_shapes(dims):
+        theirs = _their_name(name)
+        if theirs in rest:
+            blobs[name] = rest[theirs]
+    embedding = rest.get(_EMBEDDING)
+    known = {_their_name(name) for name in blobs}
+    for theirs in rest.keys() - known:
+        blob = rest[theirs]
+        if theirs == _HEAD:
+            if embedding is not None and not _equal(blob, embedding):
+                raise CheckpointError(
+                    f"{_HEAD} differs from {_EMBEDDING}; Whisper's output head is its token"
+                    " embedding, so this model cannot be represented"
+                )
+        elif theirs.endswith(".k_proj.bias"):
+            if blob.read().any():
+                raise CheckpointError(
+                    f"{theirs!r} is not zero; Whisper's key projection has no bias, so this model"
+                    " computes something else"
+                )
+        else:
+            raise CheckpointError(
+                f"the checkpoint has tensor {theirs!r}, which a Whisper model of config.json's"
+                " dimensions does not; adapters must be merged into the weights first"
+            )
+    return blobs
+
+
+def _their_name(name: str) -> str:
+    for ours, theirs in _FRAGMENTS:
+        name = name.replace(ours, theirs)
+    return name
+
+
+def _equal(a: Blob, b: Blob) -> bool:
+    """Whether two tensors hold the same values, compared a block of rows at a time."""
+    if a == b:
+        return True
+    if a.shape != b.shape:
+        return False
+    if a.strides is not None or b.strides is not None:
+        return np.array_equal(a.read(), b.read())
+    step = 4096
+    return all(
+        np.array_equal(a.rows(i, j).read(), b.rows(i, j).read())
+        for i in range(0, a.shape[0], step)
+        for j in (min(i + step, a.shape[0]),)
+    )

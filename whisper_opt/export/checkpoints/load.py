@@ -1,0 +1,90 @@
+"""``load_checkpoint``: recognise the format of a source and hand it to its loader."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from whisper_opt.core.errors import CheckpointError
+from whisper_opt.export.checkpoints.checkpoint import Checkpoint
+from whisper_opt.export.checkpoints.ctranslate2 import load_ctranslate2
+from whisper_opt.export.checkpoints.hub import download, is_hub_id
+from whisper_opt.export.checkpoints.huggingface import HUGGINGFACE_WEIGHTS, load_huggingface
+from whisper_opt.export.checkpoints.openai import load_openai
+from whisper_opt.export.checkpoints.torch_pickle import is_torch_file
+
+__all__ = ["load_checkpoint"]
+
+_KNOWN = (
+    "a Hugging Face directory (config.json with model.safetensors or pytorch_model.bin), an OpenAI"
+    " .pt file, or a CTranslate2 directory (model.bin)"
+)
+
+
+def load_checkpoint(
+    source: str | Path, *, tokenizer: str | Path | None = None, revision: str | None = None
+) -> Checkpoint:
+    """Open a Whisper checkpoint of any supported format.
+
+    Nothing but indexes is kept in memory: each tensor is read when asked for. The weight files
+    are read through once, to record their SHA-256.
+
+    Args:
+        source: a Hugging Face directory, an OpenAI ``.pt`` file, a CTranslate2 directory (float
+            weights), or a Hugging Face hub id such as ``openai/whisper-tiny.en``, which is
+            fetched into the client's cache. An existing path wins over a hub id.
+        tokenizer: a ``tokenizer.json``, a directory that holds one, or a ``.tiktoken`` file; by
+            default the checkpoint's own.
+        revision: branch, tag or commit, for a hub id.
+
+    Raises:
+        CheckpointError: the source does not exist, is damaged, or is not a Whisper model in one of
+            these formats; or its tokenizer is missing or another model's.
+        BackendUnavailable: a hub id was given and huggingface_hub is not installed.
+    """
+    words = None if tokenizer is None else Path(tokenizer)
+    if words is not None and not words.exists():
+        raise CheckpointError(
+            f"tokenizer= names {str(tokenizer)!r}, which does not exist; expected a tokenizer.json,"
+            " a directory that holds one, or a .tiktoken file"
+        )
+    path = Path(source)
+    if path.exists():
+        if revision is not None:
+            raise CheckpointError(
+                f"revision {revision!r} was given, but {path.name!r} is a local path; a revision"
+                " belongs to a hub id"
+            )
+        return _load_directory(path, words, None) if path.is_dir() else _load_file(path, words)
+    if isinstance(source, str) and is_hub_id(source):
+        name = source if revision is None else f"{source}@{revision}"
+        return _load_directory(download(source, revision), words, name)
+    raise CheckpointError(
+        f"{str(source)!r} is neither an existing path nor a Hugging Face hub id"
+        f" (organisation/model); expected {_KNOWN}"
+    )
+
+
+def _load_directory(directory: Path, tokenizer: Path | None, name: str | None) -> Checkpoint:
+    if any((directory / file).is_file() for file in HUGGINGFACE_WEIGHTS):
+        return load_huggingface(directory, tokenizer=tokenizer, name=name)
+    if (directory / "model.bin").is_file():
+        return load_ctranslate2(directory, tokenizer=tokenizer, name=name)
+    if (directory / "adapter_config.json").is_file():
+        raise CheckpointError(
+            f"{directory.name!r} holds only an adapter; merge it into its base model first"
+            " (PEFT: merge_and_unload, then save_pretrained)"
+        )
+    raise CheckpointError(
+        f"{directory.name!r} holds no Whisper weights: looked for"
+        f" {', '.join(HUGGINGFACE_WEIGHTS)} and model.bin; expected {_KNOWN}"
+    )
+
+
+def _load_file(path: Path, tokenizer: Path | None) -> Checkpoint:
+    if path.name in {*HUGGINGFACE_WEIGHTS, "model.bin"}:
+        raise CheckpointError(f"{path.name} is one file of a model; pass the directory it is in")
+    if not is_torch_file(path):
+        raise CheckpointError(
+            f"{path.name} is not a checkpoint of a known format; expected {_KNOWN}"
+        )
+    return load_openai(path, tokenizer=tokenizer)

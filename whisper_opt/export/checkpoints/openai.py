@@ -1,0 +1,85 @@
+"""OpenAI's own ``.pt`` files: ``{"dims": ..., "model_state_dict": ...}``.
+
+The file names its tensors canonically but holds neither tokenizer, nor suppress lists, nor
+alignment heads; the tokenizer is looked for nearby and in an installed openai-whisper.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from whisper_opt.core.dims import ModelDims
+from whisper_opt.core.errors import CheckpointError
+from whisper_opt.export.checkpoints.blob import Blob, describe
+from whisper_opt.export.checkpoints.checkpoint import Checkpoint, expected_shapes
+from whisper_opt.export.checkpoints.tokenizer import find_tokenizer
+from whisper_opt.export.checkpoints.torch_pickle import read_torch
+
+__all__ = ["load_openai"]
+
+# Constants of the reference's modules that some versions save along with the weights.
+_IGNORED = {"decoder.mask", "alignment_heads"}
+
+
+def load_openai(path: Path, *, tokenizer: Path | None = None) -> Checkpoint:
+    """Index an OpenAI checkpoint; weights are read later, tensor by tensor.
+
+    Args:
+        path: the ``.pt`` file.
+        tokenizer: ``tokenizer.json``, directory or ``.tiktoken`` file; by default a
+            ``tokenizer.json`` beside the file, else the assets of an installed openai-whisper.
+
+    Raises:
+        CheckpointError: the file is damaged or is not such a checkpoint, or there is no tokenizer.
+    """
+    content = read_torch(path)
+    dims = content.get("dims") if isinstance(content, dict) else None
+    state = content.get("model_state_dict") if isinstance(content, dict) else None
+    if not isinstance(dims, dict) or not isinstance(state, dict):
+        raise CheckpointError(
+            f"{path.name} has no dims and model_state_dict; expected a checkpoint in the format of"
+            " openai-whisper (for a Hugging Face model, pass its directory)"
+        )
+    model_dims = ModelDims.from_dict(dims)
+    blobs = _select(state, model_dims)
+    return Checkpoint(
+        dims=model_dims,
+        tensors={name: blob.tensor() for name, blob in blobs.items()},
+        tokenizer_json=find_tokenizer(tokenizer or _tokenizer_near(path, model_dims), model_dims),
+        alignment_heads=None,
+        suppress_tokens=None,
+        begin_suppress_tokens=None,
+        source=describe("openai", path.name, (blob.dtype for blob in blobs.values()), [path]),
+    )
+
+
+def _select(state: dict[object, object], dims: ModelDims) -> dict[str, Blob]:
+    expected = expected_shapes(dims)
+    blobs: dict[str, Blob] = {}
+    for name, blob in state.items():
+        if name in _IGNORED:
+            continue
+        if not isinstance(name, str) or not isinstance(blob, Blob) or name not in expected:
+            raise CheckpointError(
+                f"model_state_dict has {name!r}, which a Whisper model of these dimensions does"
+                " not; adapters must be merged into the weights first"
+            )
+        blobs[name] = blob
+    return blobs
+
+
+def _tokenizer_near(path: Path, dims: ModelDims) -> Path:
+    beside = path.parent / "tokenizer.json"
+    if beside.is_file():
+        return beside
+    asset = "multilingual.tiktoken" if dims.is_multilingual else "gpt2.tiktoken"
+    package = importlib.util.find_spec("whisper")
+    for folder in (package.submodule_search_locations or ()) if package else ():
+        candidate = Path(folder) / "assets" / asset
+        if candidate.is_file():
+            return candidate
+    raise CheckpointError(
+        f"{path.name} holds no tokenizer, there is no tokenizer.json beside it and openai-whisper"
+        f" is not installed; pass tokenizer= with a tokenizer.json or OpenAI's {asset}"
+    )

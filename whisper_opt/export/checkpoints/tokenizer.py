@@ -1,0 +1,287 @@
+"""Find the tokenizer of a checkpoint, as the text of a Hugging Face ``tokenizer.json``.
+
+Whisper's tokenizer is GPT-2's byte-level BPE (Radford et al. 2019) with special tokens appended.
+It comes as ``tokenizer.json``, as ``vocab.json`` with ``merges.txt`` and ``added_tokens.json``, or
+as the ``.tiktoken`` ranks of openai-whisper; the last two are converted.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import bisect
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from whisper_opt.core.dims import ModelDims
+from whisper_opt.core.errors import CheckpointError
+from whisper_opt.export.checkpoints.sidecar import read_json
+from whisper_opt.text.languages import LANGUAGES
+
+__all__ = ["build_tokenizer_json", "find_tokenizer", "has_tokenizer"]
+
+_END_OF_TEXT, _NO_TIMESTAMPS = "<|endoftext|>", "<|notimestamps|>"
+_TIMESTAMP = re.compile(r"<\|\d+\.\d\d\|>")
+_PARTS = ("vocab.json", "merges.txt", "added_tokens.json")
+
+
+def has_tokenizer(directory: Path) -> bool:
+    """Whether a directory holds a tokenizer :func:`find_tokenizer` can read."""
+    return (directory / "tokenizer.json").is_file() or all(
+        (directory / name).is_file() for name in _PARTS
+    )
+
+
+def find_tokenizer(path: Path, dims: ModelDims) -> str:
+    """Read or convert a tokenizer.
+
+    Args:
+        path: a ``tokenizer.json``, a ``.tiktoken`` file, or a directory that holds
+            ``tokenizer.json`` or its three older parts.
+        dims: the model the tokenizer must fit.
+
+    Returns:
+        Text of a ``tokenizer.json``.
+
+    Raises:
+        CheckpointError: there is none, it is damaged, or it belongs to another model.
+    """
+    if path.is_dir():
+        text = _from_directory(path)
+    elif path.suffix == ".tiktoken":
+        text = _from_tiktoken(path, dims)
+    else:
+        text = _read(path)
+    value: dict[str, Any] = json.loads(text)
+    _check(value, path.name, dims)
+    try:
+        restored = _restore_merges(value)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"the tokenizer in {path.name!r} has merges that do not fit its vocabulary; fetch it"
+            " again"
+        ) from error
+    return json.dumps(value, ensure_ascii=False) if restored else text
+
+
+def build_tokenizer_json(
+    vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], added: Mapping[str, int]
+) -> str:
+    """Compose a byte-level BPE ``tokenizer.json``.
+
+    Args:
+        vocab: text of each token in GPT-2's byte alphabet -> id.
+        merges: pairs in the order they apply.
+        added: special tokens -> id; timestamps among them are marked not special, as in the
+            tokenizers of the released models.
+    """
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    tokenizer = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {
+                "id": index,
+                "content": content,
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": _TIMESTAMP.fullmatch(content) is None,
+            }
+            for content, index in sorted(added.items(), key=lambda item: item[1])
+        ],
+        "normalizer": None,
+        "pre_tokenizer": {**byte_level, "use_regex": True},
+        "post_processor": None,
+        "decoder": {**byte_level, "use_regex": True},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": "",
+            "end_of_word_suffix": "",
+            "fuse_unk": False,
+            "vocab": dict(vocab),
+            "merges": [f"{left} {right}" for left, right in merges],
+        },
+    }
+    return json.dumps(tokenizer, ensure_ascii=False)
+
+
+def _from_directory(directory: Path) -> str:
+    if (directory / "tokenizer.json").is_file():
+        return _read(directory / "tokenizer.json")
+    if not has_tokenizer(directory):
+        raise CheckpointError(
+            f"no tokenizer in {directory.name!r}: expected tokenizer.json (or {', '.join(_PARTS)});"
+            " copy it from the original model, or pass tokenizer="
+        )
+    vocab = read_json(directory / "vocab.json")
+    added = read_json(directory / "added_tokens.json")
+    for name, ids in (("vocab.json", vocab), ("added_tokens.json", added)):
+        if not all(isinstance(index, int) for index in ids.values()):
+            raise CheckpointError(f"{name} maps tokens to things other than ids; fetch it again")
+    if _END_OF_TEXT in vocab:
+        added[_END_OF_TEXT] = vocab[_END_OF_TEXT]
+    return build_tokenizer_json(vocab, _read_merges(directory / "merges.txt"), added)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path.name}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path.name} is not UTF-8 text; fetch it again") from error
+
+
+def _read(path: Path) -> str:
+    read_json(path)
+    return _text(path)
+
+
+def _read_merges(path: Path) -> list[tuple[str, str]]:
+    merges = []
+    for number, line in enumerate(_text(path).split("\n"), start=1):
+        if not line or (number == 1 and line.startswith("#version")):
+            continue
+        left, _, right = line.rstrip("\r").partition(" ")
+        if not left or not right or " " in right:
+            raise CheckpointError(
+                f"{path.name}, line {number}: {line!r:.60} is not a pair of tokens"
+            )
+        merges.append((left, right))
+    return merges
+
+
+def _check(value: Mapping[str, Any], name: str, dims: ModelDims) -> None:
+    """Refuse a tokenizer whose ids do not span exactly the model's vocabulary."""
+    try:
+        ids = {token["content"]: int(token["id"]) for token in value["added_tokens"]}
+        largest = max([*ids.values(), *value["model"]["vocab"].values()])
+        first_timestamp = ids[_NO_TIMESTAMPS] + 1
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"the tokenizer in {name!r} has no {_NO_TIMESTAMPS} or no BPE vocabulary; expected the"
+            " tokenizer.json of a Whisper model"
+        ) from error
+    n_vocab = max(largest + 1, first_timestamp + dims.n_audio_ctx + 1)
+    if n_vocab != dims.n_vocab:
+        raise CheckpointError(
+            f"the tokenizer in {name!r} has {n_vocab} ids (timestamps included), the model has"
+            f" {dims.n_vocab}: it belongs to another model; pass the right one as tokenizer="
+        )
+
+
+def _special_tokens(dims: ModelDims) -> list[str]:
+    """Names in openai-whisper's order (whisper/tokenizer.py), without the timestamps."""
+    n_languages = dims.n_vocab - 51765 - int(dims.is_multilingual)
+    if not 0 < n_languages <= len(LANGUAGES):
+        raise CheckpointError(
+            f"a vocabulary of {dims.n_vocab} tokens does not have OpenAI's layout, which"
+            " .tiktoken files follow; pass a tokenizer.json as tokenizer="
+        )
+    return [
+        _END_OF_TEXT,
+        "<|startoftranscript|>",
+        *(f"<|{code}|>" for code in list(LANGUAGES)[:n_languages]),
+        "<|translate|>",
+        "<|transcribe|>",
+        "<|startoflm|>",
+        "<|startofprev|>",
+        "<|nospeech|>",
+        _NO_TIMESTAMPS,
+    ]
+
+
+def _read_ranks(path: Path) -> dict[str, int]:
+    """Tokens of a ``.tiktoken`` file in GPT-2's byte alphabet -> rank."""
+    alphabet = _byte_alphabet()
+    ranks = {}
+    for number, line in enumerate(_text(path).splitlines(), start=1):
+        if not line:
+            continue
+        try:
+            token, rank = line.split()
+            # openai-whisper's multilingual file writes its one empty token as a lone "="
+            raw = base64.b64decode(token) if token.strip("=") else b""
+            ranks["".join(alphabet[byte] for byte in raw)] = int(rank)
+        except (ValueError, binascii.Error) as error:
+            raise CheckpointError(
+                f"{path.name}, line {number}: {line!r:.60} is not a base64 token and its rank"
+            ) from error
+    return ranks
+
+
+def _byte_alphabet() -> list[str]:
+    """GPT-2's printable character for every byte value (openai/gpt-2, src/encoder.py)."""
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = iter(range(256, 512))
+    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
+
+
+def _split(token: str, ranks: Mapping[str, int]) -> tuple[str, str] | None:
+    """The two pieces that merge into ``token``, or None if no lower-ranked pieces do.
+
+    A token's rank is the moment of its last merge, so merging its bytes with lower ranks only stops
+    at those two pieces.
+    """
+    pieces = list(token)
+    limit = ranks[token]
+    while len(pieces) > 2:
+        pairs = [ranks.get(a + b, limit) for a, b in zip(pieces, pieces[1:])]
+        best = min(pairs)
+        if best >= limit:
+            return None
+        i = pairs.index(best)
+        pieces[i : i + 2] = [pieces[i] + pieces[i + 1]]
+    left, right = pieces
+    return left, right
+
+
+def _from_tiktoken(path: Path, dims: ModelDims) -> str:
+    ranks = _read_ranks(path)
+    if sorted(ranks.values()) != list(range(len(ranks))):
+        raise CheckpointError(f"{path.name} does not rank its tokens from 0 up; fetch it again")
+    merges = []
+    for token in sorted(ranks, key=ranks.__getitem__):
+        if len(token) > 1:
+            pair = _split(token, ranks)
+            if pair is None:
+                raise CheckpointError(
+                    f"{path.name}: token {token!r} is not a merge of two earlier tokens; expected"
+                    " the ranks of a byte-pair encoding"
+                )
+            merges.append(pair)
+    special = {name: len(ranks) + i for i, name in enumerate(_special_tokens(dims))}
+    return build_tokenizer_json(ranks, merges, special)
+
+
+def _restore_merges(value: dict[str, Any]) -> bool:
+    """Put back, in place, merges that a tokenizer lost; returns whether there were any.
+
+    The ``tokenizer.json`` published with multilingual models lacks the very first merge (space +
+    "t"), so that it spells " the" otherwise than OpenAI's tokenizer does and the model was trained
+    with. The vocabulary still ranks the token, which is enough to derive the merge.
+    """
+    vocab = value["model"]["vocab"]
+    pairs = [m.split(" ") if isinstance(m, str) else m for m in value["model"]["merges"]]
+    ranks = [vocab[left + right] for left, right in pairs]
+    known = {*ranks, *(token["id"] for token in value["added_tokens"])}
+    lost = [token for token, rank in vocab.items() if len(token) > 1 and rank not in known]
+    if not lost or ranks != sorted(ranks):
+        return False
+    for token in lost:
+        pair = _split(token, vocab)
+        if pair is None:  # not GPT-2's vocabulary
+            return False
+        at = bisect.bisect(ranks, vocab[token])
+        ranks.insert(at, vocab[token])
+        pairs.insert(at, list(pair))
+    value["model"]["merges"] = [f"{left} {right}" for left, right in pairs]
+    return True

@@ -1,0 +1,1 @@
+"""The ONNX graphs of an engine, written node by node."""

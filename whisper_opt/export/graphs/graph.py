@@ -1,0 +1,321 @@
+"""The two Whisper graphs, written directly from the weights.
+
+Architecture: Radford et al. 2022 (arXiv:2212.04356) and whisper/model.py of openai-whisper.
+Signatures (A audios, G hypotheses an audio, N = A * G rows, S new tokens, P wanted positions, C
+cache capacity, T encoder positions, H heads of 64):
+
+    encoder   mel f32 [A, n_mels, F] -> cross_k_i kv [A, H, 64, T], cross_v_i kv [A, H, T, 64]
+              (one pair a decoder layer; keys lie as the product with a query reads them; or
+              packed: see ``cross``)
+              one of integers takes more, and its keys have 65 rows: see ``partial``
+    decoder   tokens i64 [N, S], start i64 [N], at i64 [N, P], aligned i64 [Q],
+              self_k_i, self_v_i kv [N, H, C, 64], cross_k_i, cross_v_i as above
+              -> logits f32 [N, P, n_vocab], self_k_i_out, self_v_i_out kv [N, H, C, 64],
+                 attention_i f32 [A, n_heads_i, Q, T] for every layer that has alignment heads
+              a screened head takes and gives more: see ``head.screened_head``
+
+``kv`` is f32 or f16, as :class:`~whisper_opt.export.graphs.precision.Precision` says.
+
+``start`` is the position of each row's first new token; ``at`` lists, for each row, the indices
+among the new tokens whose scores are wanted, the last of them being the row's last real token (what
+follows is padding). The self cache is written in place when one buffer is bound as input and
+output. ``aligned`` lists the new tokens whose cross-attention scores (before the softmax) are
+wanted, of the alignment heads in the order of layers: none in ordinary decoding, which then costs
+nothing; for word times N must equal A.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+from onnx import TensorProto
+
+from whisper_opt.core.dims import HEAD_DIM, ModelDims
+from whisper_opt.export.checkpoints.checkpoint import Tensor
+from whisper_opt.export.graphs.builder import GraphBuilder, OnnxGraph
+from whisper_opt.export.graphs.cross import Cross, PackedCross, PlainCross
+from whisper_opt.export.graphs.head import embed, exact_head, screened_head
+from whisper_opt.export.graphs.linear import Linear
+from whisper_opt.export.graphs.mixed import MixedLinear
+from whisper_opt.export.graphs.partial import PartialPadding
+from whisper_opt.export.graphs.precision import FP32, Precision
+from whisper_opt.export.quantization.activation_stats import Spread
+from whisper_opt.export.quantization.int4 import NibbleLinear
+from whisper_opt.export.quantization.int8 import QuantizedLinear
+
+__all__ = ["Dialect", "Rows", "build_decoder", "build_encoder"]
+
+_FLOAT, _INT64 = TensorProto.FLOAT, TensorProto.INT64
+
+
+class Rows:
+    """Graph values shared by every decoder layer: where each row's tokens stand."""
+
+    def __init__(self, builder: GraphBuilder, dims: ModelDims) -> None:
+        """Declare the token inputs and derive the positions."""
+        self.tokens = builder.input("tokens", _INT64, ["n_seq", "n_new"])
+        self.start = builder.input("start", _INT64, ["n_seq"])
+        self.at = builder.input("at", _INT64, ["n_seq", "n_at"])
+        self.n_new = builder.dim(self.tokens, 1)
+        zero, one = builder.constant(0), builder.constant(1)
+        steps = builder.node("Range", zero, builder.node("Squeeze", self.n_new), one)
+        first = builder.node("Unsqueeze", self.start, builder.constant([1]))
+        # [n_seq, n_new]; padding after the last real token may run past the table, hence the cap
+        self.positions = builder.node(
+            "Min", builder.node("Add", first, steps), builder.constant(dims.n_text_ctx - 1)
+        )
+
+
+class Dialect(Protocol):
+    """How one family of operators expresses attention over a fixed-capacity cache."""
+
+    name: str
+    opset: int
+    ir_version: int
+    screens: bool
+    """Whether the output head is screened (:mod:`whisper_opt.runtime.head_bounds`): a matter of CPUs."""
+
+    def gelu(self, builder: GraphBuilder, value: str) -> str:
+        """Exact (erf) GELU."""
+
+    def encoder_attention(
+        self, builder: GraphBuilder, qkv: str, n_head: int, types: Precision
+    ) -> str:
+        """Bidirectional attention of packed [A, T, 3 * n_state] -> [A, T, n_state]."""
+
+    def begin_decoder(self, builder: GraphBuilder, rows: Rows) -> None:
+        """Derive whatever the layers share (lengths or masks)."""
+
+    def self_attention(
+        self,
+        builder: GraphBuilder,
+        qkv: str,
+        cache: tuple[str, str],
+        n_head: int,
+        types: Precision,
+    ) -> tuple[str, str, str]:
+        """Append packed [N, S, 3 * n_state] to the cache and attend -> (mix, key', value')."""
+
+
+def _add(builder: GraphBuilder, linear: Linear, value: str, branch: str) -> str:
+    """A value of the residual stream and one that was computed."""
+    types = linear.types
+    return builder.node("Add", value, builder.cast(branch, types.compute, types.residual))
+
+
+def _mlp(linear: Linear, dialect: Dialect, value: str, block: str) -> str:
+    hidden = linear.of_norm(value, f"{block}.mlp_ln", f"{block}.mlp.0")
+    return linear.gelu_added(value, hidden, f"{block}.mlp.2", dialect.gelu)
+
+
+def _linear(
+    builder: GraphBuilder,
+    tensors: Mapping[str, Tensor],
+    types: Precision,
+    spreads: Mapping[str, Spread] | None,
+    bits: int | None,
+) -> Linear:
+    if bits is None:
+        return Linear(builder, tensors, types)
+    whole = QuantizedLinear(builder, tensors, types, spreads or {})
+    most: Linear = whole
+    better = Linear(builder, tensors, types)
+    if bits == 4:
+        most, better = NibbleLinear(builder, tensors, types), whole
+    return MixedLinear(most, better, types.kept) if types.kept else most
+
+
+def build_encoder(
+    dims: ModelDims,
+    tensors: Mapping[str, Tensor],
+    dialect: Dialect,
+    types: Precision = FP32,
+    spreads: Mapping[str, Spread] | None = None,
+    *,
+    packed: bool = False,
+) -> tuple[OnnxGraph, list[str]]:
+    """The encoder, with the cross-attention keys and values of every decoder layer as outputs.
+
+    Args:
+        dims: model dimensions.
+        tensors: canonical checkpoint tensors (:func:`~whisper_opt.export.checkpoints.expected_shapes`).
+        dialect: operator family.
+        types: the type of every value.
+        spreads: what the products are given, where their weights become integers.
+        packed: whether keys and values are handed over as kernels read them.
+
+    Returns:
+        The graph, and the names of the residual stream between layers: places where the graph can
+        be cut into pieces that compute the same thing.
+    """
+    builder = GraphBuilder("whisper_encoder")
+    encoder_bits = None if types.bits is None else 8
+    linear = _linear(builder, tensors, types, spreads, encoder_bits)
+    mel = builder.input("mel", _FLOAT, ["n_audio", dims.n_mels, "n_frames"])
+    padding = PartialPadding(builder) if types.partial else None
+    value, cuts = _stem(builder, linear, dialect, dims, mel), []
+    builder.scope("encoder.positional_embedding")
+    table = linear.vector("encoder.positional_embedding", types.residual)
+    if padding is None:
+        sizes = builder.constant([0]), builder.dim(value, 1), builder.constant([0])
+        value = builder.node("Add", builder.node("Slice", table, *sizes), value)
+    else:
+        value = padding.all_positions(value, table)
+    for i in range(dims.n_audio_layer):
+        block = f"encoder.blocks.{i}"
+        builder.scope(block)
+        cuts.append(value)
+        qkv = linear.qkv_of_norm(value, f"{block}.attn_ln", f"{block}.attn")
+        if padding is None:
+            mixed = dialect.encoder_attention(builder, qkv, dims.n_audio_head, types)
+        else:
+            mixed = padding.attention(qkv, dims.n_audio_head, first=i == 0)
+            value = padding.heard(value) if i == 0 else value
+        value = linear.added(value, mixed, f"{block}.attn.out")
+        value = _mlp(linear, dialect, value, block)
+    builder.scope("encoder.ln_post")
+    cuts.append(value)
+    value = linear.inputs(value, "encoder.ln_post")
+    cross = PackedCross if packed else PlainCross
+    cross(builder, linear, dims).outputs(value, padding)
+    return builder.finish(dialect.opset, dialect.ir_version), cuts
+
+
+def _stem(
+    builder: GraphBuilder, linear: Linear, dialect: Dialect, dims: ModelDims, mel: str
+) -> str:
+    """The convolutions: [A, n_mels, F] -> [A, F / 2, n_audio_state]."""
+    types = linear.types
+    value = builder.cast(mel, np.float32, types.compute)
+    for conv, stride in (("encoder.conv1", 1), ("encoder.conv2", dims.frames_per_position)):
+        builder.scope(conv)
+        weights = (linear.vector(f"{conv}.weight"), linear.vector(f"{conv}.bias"))
+        value = builder.node(
+            "Conv", value, *weights, kernel_shape=[3], pads=[1, 1], strides=[stride]
+        )
+        if conv == "encoder.conv2":  # what follows is the residual stream
+            value = builder.cast(value, types.compute, types.residual)
+        value = dialect.gelu(builder, value)
+    return builder.transpose(value, [0, 2, 1])
+
+
+def _fold(builder: GraphBuilder, value: str, n_audio: str, n_state: int) -> str:
+    """[A * G, S, n_state] -> [A, G * S, n_state]: hypotheses share the keys of their audio."""
+    shape = builder.node(
+        "Concat", n_audio, builder.constant([-1]), builder.constant([n_state]), axis=0
+    )
+    return builder.node("Reshape", value, shape)
+
+
+def build_decoder(
+    dims: ModelDims,
+    tensors: Mapping[str, Tensor],
+    dialect: Dialect,
+    alignment_heads: Sequence[tuple[int, int]] | None = None,
+    types: Precision = FP32,
+    spreads: Mapping[str, Spread] | None = None,
+    *,
+    packed: bool = False,
+) -> tuple[OnnxGraph, list[str]]:
+    """The decoder over a fixed-capacity cache; one graph for prefill (S > 1) and steps (S = 1).
+
+    Arguments and return value as :func:`build_encoder`; ``alignment_heads`` are (layer, head) pairs
+    in the order of layers (default: :attr:`ModelDims.default_alignment_heads`).
+    """
+    builder = GraphBuilder("whisper_decoder")
+    linear = _linear(builder, tensors, types, spreads, types.bits)
+    watched = alignment_heads or dims.default_alignment_heads
+    cross = (PackedCross if packed else PlainCross)(builder, linear, dims)
+    layers = _DecoderLayers(builder, linear, dialect, dims, watched, cross)
+    rows = layers.rows
+    value = embed(builder, rows.tokens, tensors, types.head)
+    table = linear.vector("decoder.positional_embedding", types.residual)
+    value = _add(builder, linear, builder.node("Gather", table, rows.positions), value)
+    cuts = []
+    for i in range(dims.n_text_layer):
+        cuts.append(value)
+        value = layers.layer(value, i)
+    builder.scope("decoder.ln")
+    cuts.append(value)
+    hidden = _wanted(builder, linear, rows, value)
+    if dialect.screens and types.compute == np.float32 and types.bits is None:
+        screened_head(builder, hidden, dims, tensors, types)
+    else:
+        logits = exact_head(builder, hidden, dims, tensors, types.head)
+        builder.output(logits, "logits", _FLOAT, ["n_seq", "n_at", dims.n_vocab])
+    layers.outputs()
+    return builder.finish(dialect.opset, dialect.ir_version), cuts
+
+
+class _DecoderLayers:
+    """The layers of one decoder, and what they share."""
+
+    def __init__(
+        self,
+        builder: GraphBuilder,
+        linear: Linear,
+        dialect: Dialect,
+        dims: ModelDims,
+        watched: Sequence[tuple[int, int]],
+        cross: Cross,
+    ) -> None:
+        """Declare the inputs; ``watched`` are the (layer, head) pairs whose scores are outputs."""
+        self._builder, self._linear, self._dialect, self._dims = builder, linear, dialect, dims
+        self._watched = watched
+        self.rows = Rows(builder, dims)
+        dialect.begin_decoder(builder, self.rows)
+        self._aligned = builder.input("aligned", _INT64, ["n_aligned"])
+        self._own: list[int | str] = ["n_seq", dims.n_text_head, "capacity", HEAD_DIM]
+        self._caches = [
+            (self._cache(f"self_k_{i}"), self._cache(f"self_v_{i}"))
+            for i in range(dims.n_text_layer)
+        ]
+        self._cross = cross
+        self._n_audio = cross.inputs()
+        shape = builder.node("Shape", self.rows.tokens)
+        self._unfold = builder.node("Concat", shape, builder.constant([dims.n_text_state]), axis=0)
+        self._updated: list[Sequence[str]] = []
+        self._scores: dict[int, tuple[int, str]] = {}
+
+    def _cache(self, name: str) -> str:
+        return self._builder.input(name, self._linear.types.kv, self._own)
+
+    def layer(self, value: str, i: int) -> str:
+        """What layer ``i`` makes of the residual stream."""
+        builder, linear, dims = self._builder, self._linear, self._dims
+        block = f"decoder.blocks.{i}"
+        builder.scope(block)
+        qkv = linear.qkv_of_norm(value, f"{block}.attn_ln", f"{block}.attn")
+        mixed, *cache = self._dialect.self_attention(
+            builder, qkv, self._caches[i], dims.n_text_head, linear.types
+        )
+        self._updated.append(cache)
+        value = linear.added(value, mixed, f"{block}.attn.out")
+        query = linear.of_norm(value, f"{block}.cross_attn_ln", f"{block}.cross_attn.query")
+        query = _fold(builder, query, self._n_audio, dims.n_text_state)
+        heads = [head for layer, head in self._watched if layer == i]
+        mixed, scores = self._cross.attend(i, query, heads, self._aligned)
+        if scores is not None:
+            self._scores[i] = len(heads), scores
+        mixed = builder.node("Reshape", mixed, self._unfold)
+        value = linear.added(value, mixed, f"{block}.cross_attn.out")
+        return _mlp(linear, self._dialect, value, block)
+
+    def outputs(self) -> None:
+        """Declare what the layers give beside the residual stream."""
+        builder, kv = self._builder, self._linear.types.kv
+        for i, (heads, scores) in self._scores.items():
+            shape: list[int | str] = ["n_audio", heads, "n_aligned", "n_ctx"]
+            builder.output(scores, f"attention_{i}", _FLOAT, shape)
+        for i, (key, value) in enumerate(self._updated):
+            builder.output(key, f"self_k_{i}_out", kv, self._own)
+            builder.output(value, f"self_v_{i}_out", kv, self._own)
+
+
+def _wanted(builder: GraphBuilder, linear: Linear, rows: Rows, value: str) -> str:
+    """What the head is given, f32 [N, P, n_text_state], at the wanted positions."""
+    index = builder.node("Unsqueeze", rows.at, builder.constant([2]))
+    wanted = builder.node("GatherND", value, index, batch_dims=1)
+    return linear.normalized(wanted, "decoder.ln")

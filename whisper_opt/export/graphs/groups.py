@@ -1,0 +1,62 @@
+"""The products of a model in groups that are rounded, or kept exact, together.
+
+A layer normalization takes in what is folded for all products that read it; so these are one group.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable
+
+from whisper_opt.core.dims import ModelDims
+
+__all__ = ["CROSS", "HEAD", "chosen", "group_of", "groups_of", "products_of"]
+
+HEAD = "decoder.head"
+"""The output head, which is the embedding."""
+CROSS = "encoder.cross"
+"""Cross-attention keys and values of all decoder layers: the encoder graph's last products."""
+_QKV = ("query", "key", "value")
+
+
+def group_of(product: str) -> str:
+    """The group of a product (``encoder.blocks.0.attn.query``), or of a layer normalization."""
+    block, _, part = product.rpartition(".")
+    if product == "encoder.ln_post":
+        return CROSS
+    if block.endswith(".cross_attn") and part in ("key", "value"):
+        return CROSS
+    if block.endswith(".attn") and part in _QKV:
+        return f"{block}.qkv"
+    reads = {"attn_ln": "attn.qkv", "cross_attn_ln": "cross_attn.query", "mlp_ln": "mlp.0"}
+    return f"{block}.{reads[part]}" if part in reads else product
+
+
+def groups_of(dims: ModelDims) -> list[str]:
+    """All groups, in the order of the model."""
+    found = [
+        f"encoder.blocks.{i}.{part}"
+        for i in range(dims.n_audio_layer)
+        for part in ("attn.qkv", "attn.out", "mlp.0", "mlp.2")
+    ]
+    parts = ("attn.qkv", "attn.out", "cross_attn.query", "cross_attn.out", "mlp.0", "mlp.2")
+    found.append(CROSS)
+    found += [f"decoder.blocks.{i}.{part}" for i in range(dims.n_text_layer) for part in parts]
+    return [*found, HEAD]
+
+
+def chosen(group: str, patterns: Iterable[str]) -> bool:
+    """Whether a group is one of ``patterns``, in which ``*`` stands for anything."""
+    return any(fnmatch.fnmatchcase(group, pattern) for pattern in patterns)
+
+
+def products_of(group: str, dims: ModelDims) -> list[str]:
+    """The checkpoint's names of a group's matrices, without ``.weight``."""
+    if group == HEAD:
+        return ["decoder.token_embedding"]
+    if group == CROSS:
+        layers = range(dims.n_text_layer)
+        return [f"decoder.blocks.{i}.cross_attn.{part}" for i in layers for part in _QKV[1:]]
+    if group.endswith(".attn.qkv"):
+        return [f"{group[:-4]}.{part}" for part in _QKV]
+    return [group]

@@ -1,0 +1,353 @@
+"""The token embedding and the output head, which is the same tensor once more.
+
+Scores of a Whisper are about 20, where neighbouring float16 numbers are 0.016 apart: rounding them
+costs more than all other rounding of a float16 model together. In float16 the head therefore
+computes scores less a guess at the best one, which are exact where it matters, and gives the guess
+back in float32. The guess is taken inside the product: the embedding has a further column of ones,
+its input minus the guess, so that nothing is rounded before it is subtracted. The input has two
+rows, it rounded to float16 and what that left over, which one reading of the embedding serves.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any, Callable
+
+import numpy as np
+from onnx import TensorProto
+
+from whisper_opt.core.arrays import NDArray
+from whisper_opt.core.dims import ModelDims
+from whisper_opt.export.checkpoints.checkpoint import Tensor
+from whisper_opt.export.graphs.builder import MICROSOFT, GraphBuilder
+from whisper_opt.export.graphs.operators import Operator
+from whisper_opt.export.graphs.precision import FP32, Precision
+from whisper_opt.export.quantization.head8 import QuantizedHead, quantize_head
+from whisper_opt.export.quantization.int4 import (
+    BLOCK,
+    EMBEDDING,
+    SPECIAL,
+    NibbleHead,
+    nibble_product,
+)
+from whisper_opt.runtime.head_bounds import STEPS
+
+__all__ = ["EMBEDDING", "embed", "exact_head", "head8", "screened_head"]
+
+LIFT = 17.0
+"""The guess: how far the best score lies above the mean one. On speech 12 to 21 in tiny.en; where
+probabilities are sharp and there are 50,000 tokens it cannot be far from that in any model."""
+_COLUMNS = 8
+"""Columns that the embedding gets in float16, for one: tensor cores want multiples of 8."""
+_FLOAT, _INT64 = TensorProto.FLOAT, TensorProto.INT64
+
+
+def embed(
+    builder: GraphBuilder, tokens: str, tensors: Mapping[str, Tensor], types: Precision
+) -> str:
+    """Declare the embedding, which :func:`exact_head` uses too, and look tokens [N, S] up."""
+    tensor = tensors[EMBEDDING]
+    vocab, state = tensor.shape
+    if types.bits is not None:
+        make = _embed_nibbles if types.bits == 4 else _embed_integers
+        return make(builder, tokens, tensors)
+    if types.compute == np.float32:
+        stored = types.storage or types.compute
+        table = builder.weight(EMBEDDING, tensor.shape, tensor.read, stored)
+        return builder.cast(builder.node("Gather", table, tokens), stored, np.float32)
+
+    def read() -> NDArray:
+        more = np.eye(1, _COLUMNS, dtype=types.compute).repeat(vocab, axis=0)
+        return np.concatenate([tensor.read().astype(types.compute), more], axis=1)
+
+    table = builder.weight(EMBEDDING, (vocab, state + _COLUMNS), read, types.compute)
+    found = builder.node("Gather", table, tokens)
+    first, end, axis = (builder.constant([n]) for n in (0, state, 2))
+    return builder.node("Slice", found, first, end, axis)
+
+
+def exact_head(
+    builder: GraphBuilder,
+    hidden: str,
+    dims: ModelDims,
+    tensors: Mapping[str, Tensor],
+    types: Precision = FP32,
+) -> str:
+    """Scores f32 [N, P, n_vocab] of the head's inputs [N, P, n_text_state]."""
+    if types.bits is not None:
+        make = _nibble_head if types.bits == 4 else _quantized_head
+        return make(builder, hidden, tensors)
+    flat = builder.reshape(hidden, [-1, dims.n_text_state])
+    if types.compute == np.float32:
+        table = builder.cast(EMBEDDING, types.storage or types.compute, np.float32)
+        scores = builder.node("Gemm", flat, table, transB=1)
+    else:
+        scores = _centred(builder, flat, tensors[EMBEDDING], types)
+    return _unflatten(builder, scores, hidden, [dims.n_vocab])
+
+
+def _centred(builder: GraphBuilder, flat: str, embedding: Tensor, types: Precision) -> str:
+    """Scores f32 [n, n_vocab] of f32 [n, n_text_state], rounded relative to a guess at the best."""
+
+    def minus_mean() -> NDArray:
+        mean = embedding.read().mean(axis=0)
+        return np.outer(-mean, np.eye(1, _COLUMNS)[0]).astype(np.float32)
+
+    vocab, state = embedding.shape
+    weight = builder.weight("decoder.head.minus_mean", (state, _COLUMNS), minus_mean, types.compute)
+    lift = builder.constant((-LIFT * np.eye(1, _COLUMNS)[0]).astype(types.compute))
+    rounded = builder.cast(flat, np.float32, types.compute)
+    minus = builder.node("MatMul", rounded, weight)
+    minus = builder.node("Add", minus, lift)  # [n, 8]: -guess, 0...
+    rest = builder.node("Sub", flat, builder.cast(rounded, types.compute, np.float32))
+    rest = builder.cast(rest, np.float32, types.compute)
+    zeros = builder.node("Sub", minus, minus)  # not Pad, which CUDA has not in every opset
+    pair = builder.node("Concat", rounded, minus, rest, zeros, axis=1)
+    pair = builder.reshape(pair, [-1, state + _COLUMNS])  # [2 n, n_text_state + 8]
+    both = builder.node("Gemm", pair, EMBEDDING, transB=1)
+    both = builder.reshape(builder.cast(both, types.compute, np.float32), [-1, 2 * vocab])
+    halves = builder.nodes("Split", [both, builder.constant([vocab, vocab])], 2, axis=1)
+    scores = builder.node("Add", *halves)
+    zero, one = builder.constant([0]), builder.constant([1])
+    taken = builder.node("Slice", minus, zero, one, one)
+    return builder.node("Sub", scores, builder.cast(taken, types.compute, np.float32))
+
+
+def _unflatten(builder: GraphBuilder, value: str, like: str, tail: list[int]) -> str:
+    """Give a value the first two dimensions [N, P] of ``like``, which may be 0, and ``tail``."""
+    head = builder.node("Shape", like, start=0, end=2)
+    shape = builder.node("Concat", head, builder.constant(tail), axis=0)
+    return builder.node("Reshape", value, shape, allowzero=1)
+
+
+def screened_head(
+    builder: GraphBuilder,
+    hidden: str,
+    dims: ModelDims,
+    tensors: Mapping[str, Tensor],
+    types: Precision = FP32,
+) -> None:
+    """Declare what :mod:`whisper_opt.runtime.head_bounds` works with: inputs, outputs and tensors.
+
+    Inputs ``exact`` i64 [E] and ``screened`` i64 [R] choose among the P wanted positions; outputs
+    are ``logits`` f32 [N, E, n_vocab], ``rough`` f32 [N, R, n_vocab] and ``hidden`` f32
+    [N, P, n_text_state]. Nothing is computed where none is chosen.
+    """
+    builder.scope("decoder.screen")
+    exact = builder.input("exact", _INT64, ["n_exact"])
+    screened = builder.input("screened", _INT64, ["n_screened"])
+    chosen = builder.node("Gather", hidden, exact, axis=1)
+    logits = exact_head(builder, chosen, dims, tensors, types)
+    rough = _rough(builder, hidden, screened, dims, tensors)
+    builder.output(logits, "logits", _FLOAT, ["n_seq", "n_exact", dims.n_vocab])
+    builder.output(rough, "rough", _FLOAT, ["n_seq", "n_screened", dims.n_vocab])
+    builder.output(hidden, "hidden", _FLOAT, ["n_seq", "n_at", dims.n_text_state])
+
+
+class _Integers:
+    """Weights of the head in 8 bits, declared as they are used; quantized once."""
+
+    def __init__(
+        self, builder: GraphBuilder, tensors: Mapping[str, Tensor], scope: str = "screen"
+    ) -> None:
+        parts = (EMBEDDING, "decoder.ln.weight", "decoder.ln.bias")
+        head = functools.lru_cache(maxsize=1)(lambda: quantize_head(*(tensors[p] for p in parts)))
+        vocab, state = tensors[EMBEDDING].shape
+        self.builder = builder
+        self._scope = scope
+        self._head: Callable[[], QuantizedHead] = head
+        self.shapes = {
+            "weight": (state, vocab),
+            "scale": (vocab,),
+            "mean": (state,),
+            "shrink": (state,),
+            "error": (vocab,),
+            "norm": (1,),
+        }
+
+    def read(self, name: str) -> Callable[[], NDArray]:
+        return lambda: getattr(self._head(), name)
+
+    def __call__(self, name: str) -> str:
+        dtype = np.int8 if name == "weight" else np.float32
+        name, shape, read = f"{self._scope}.{name}", self.shapes[name], self.read(name)
+        return self.builder.weight(name, shape, read, dtype)
+
+    def host(self, *names: str) -> None:
+        for name in names:
+            self.builder.host(f"{self._scope}.{name}", self.shapes[name], self.read(name))
+
+
+def _rough(
+    builder: GraphBuilder,
+    hidden: str,
+    screened: str,
+    dims: ModelDims,
+    tensors: Mapping[str, Tensor],
+) -> str:
+    weights = _Integers(builder, tensors)
+    builder.host(EMBEDDING, (dims.n_vocab, dims.n_text_state), tensors[EMBEDDING].read)
+    weights.host("mean", "shrink", "error", "norm")
+    shrunk, loudest = _shrunk(builder, hidden, weights("shrink"))
+    shrunk, loudest = (builder.node("Gather", x, screened, axis=1) for x in (shrunk, loudest))
+    shape = weights.shapes["weight"]
+    return _products(builder, shrunk, loudest, weights("weight"), weights("scale"), shape)
+
+
+def _shrunk(builder: GraphBuilder, hidden: str, shrink: str) -> tuple[str, str]:
+    """The head's input with quieter channels, and the largest magnitude of each row."""
+    shrunk = builder.node("Mul", hidden, shrink)
+    # of all positions: ONNX Runtime 1.19 does not reduce an empty tensor to the right shape
+    loudest = builder.node(
+        "ReduceMax", builder.node("Abs", shrunk), builder.constant([-1]), keepdims=1
+    )
+    return shrunk, loudest
+
+
+def _products(
+    builder: GraphBuilder,
+    shrunk: str,
+    loudest: str,
+    weight: str,
+    scale: str,
+    shape: tuple[int, ...],
+) -> str:
+    """Scores [N, R, n_vocab] in 8 bits, without what the mean row adds.
+
+    ``shape``: of the weight.
+    """
+    state, vocab = shape
+    pair, worth = _two_rows(builder, shrunk, loudest)
+    products = builder.node(
+        "MatMulIntegerToFloat",
+        builder.reshape(pair, [-1, state]),
+        weight,
+        _number(builder, 1),
+        scale,
+        builder.constant(np.array(STEPS + 1, np.uint8)),
+        domain=MICROSOFT,
+    )
+    products = _unflatten(builder, products, shrunk, [2, vocab])
+    return builder.node("Squeeze", builder.node("MatMul", worth, products), builder.constant([2]))
+
+
+def _embed_integers(builder: GraphBuilder, tokens: str, tensors: Mapping[str, Tensor]) -> str:
+    """Columns of the head's weights as embeddings [N, S, n_text_state]: one matrix for both."""
+    weights = _Integers(builder, tensors, "decoder.head")
+    columns = builder.node("Gather", weights("weight"), tokens, axis=1)
+    columns = builder.node("Cast", builder.transpose(columns, [1, 2, 0]), to=_FLOAT)
+    scale = builder.node("Gather", weights("scale"), tokens)
+    scale = builder.node("Unsqueeze", scale, builder.constant([2]))
+    rows = builder.node("Mul", builder.node("Mul", columns, scale), weights("shrink"))
+    return builder.node("Add", rows, weights("mean"))
+
+
+def _quantized_head(builder: GraphBuilder, hidden: str, tensors: Mapping[str, Tensor]) -> str:
+    """Scores f32 [N, P, n_vocab] from 8-bit weights; inputs keep 14 bits."""
+    weights = _Integers(builder, tensors, "decoder.head")
+    operator = head8(weights.shapes["weight"])
+    names = ("shrink", "weight", "scale", "mean")
+    return operator(builder, hidden, *(weights(name) for name in names))
+
+
+def head8(shape: tuple[int, ...]) -> Operator:
+    """The head of 8-bit engines: hidden [N, P, n_text_state] -> scores [N, P, n_vocab].
+
+    Inputs ``shrink`` [n_text_state], ``weight`` int8 of ``shape`` [n_text_state, n_vocab],
+    ``scale`` [n_vocab] and ``mean`` [n_text_state] are those of
+    :class:`whisper_opt.export.quantization.head8.QuantizedHead`.
+    """
+
+    def body(builder: GraphBuilder) -> list[str]:
+        shrunk, loudest = _shrunk(builder, "hidden", "shrink")
+        scores = _products(builder, shrunk, loudest, "weight", "scale", shape)
+        return [_add_mean(builder, scores, "hidden", "mean")]
+
+    return Operator("Head8", ("hidden", "shrink", "weight", "scale", "mean"), body)
+
+
+def _add_mean(builder: GraphBuilder, scores: str, hidden: str, mean: str) -> str:
+    """Scores to which the mean row of the embedding is given back."""
+    column = builder.node("Unsqueeze", mean, builder.constant([1]))
+    return builder.node("Add", scores, builder.node("MatMul", hidden, column))
+
+
+class _Nibbles:
+    """Weights of the head in 4 bits, declared as they are used; rounded once."""
+
+    def __init__(self, builder: GraphBuilder, tensors: Mapping[str, Tensor]) -> None:
+        head = functools.lru_cache(maxsize=1)(lambda: NibbleHead(tensors))
+        vocab, self.state = tensors[EMBEDDING].shape
+        self.words, self.blocks = vocab - SPECIAL, self.state // BLOCK
+
+        def weight(name: str, shape: tuple[int, ...], dtype: Any = np.float32) -> str:
+            read = functools.partial(lambda name: getattr(head(), name), name)
+            return builder.weight(f"decoder.head.{name}", shape, read, dtype)
+
+        self.packed = weight("packed", (self.words, self.blocks, BLOCK // 2), np.uint8)
+        self.steps = weight("steps", (self.words, self.blocks), np.float16)
+        self.special = weight("special", (SPECIAL, self.state), np.float16)
+        self.shrink = weight("shrink", (self.state,))
+        self.mean = weight("mean", (self.state,))
+
+
+def _embed_nibbles(builder: GraphBuilder, tokens: str, tensors: Mapping[str, Tensor]) -> str:
+    """Rows of the head's weights as embeddings [N, S, n_text_state]."""
+    head = _Nibbles(builder, tensors)
+    last, first = builder.constant(head.words - 1), builder.constant(head.words)
+    rows = _words(builder, builder.node("Min", tokens, last), head)
+    beyond = builder.node("Max", builder.node("Sub", tokens, first), builder.constant(0))
+    special = builder.node("Gather", head.special, beyond)
+    special = builder.cast(special, np.float16, np.float32)
+    is_word = builder.node("Unsqueeze", builder.node("Less", tokens, first), builder.constant([2]))
+    return builder.node("Where", is_word, rows, special)
+
+
+def _words(builder: GraphBuilder, tokens: str, head: _Nibbles) -> str:
+    """Embeddings [N, S, n_text_state] of tokens whose rows have 4 bits."""
+    pairs = builder.node("Cast", builder.node("Gather", head.packed, tokens), to=TensorProto.INT32)
+    sixteen = builder.constant(np.array(16, np.int32))
+    high = builder.node("Div", pairs, sixteen)
+    low = builder.node("Sub", pairs, builder.node("Mul", high, sixteen))
+    axis = builder.constant([4])
+    both = [builder.node("Unsqueeze", half, axis) for half in (low, high)]
+    integers = builder.node("Cast", builder.node("Concat", *both, axis=4), to=_FLOAT)
+    integers = builder.reshape(integers, [0, 0, head.blocks, BLOCK])
+    centred = builder.node("Sub", integers, _number(builder, 8))
+    scale = builder.cast(builder.node("Gather", head.steps, tokens), np.float16, np.float32)
+    scale = builder.node("Unsqueeze", scale, builder.constant([3]))
+    rows = builder.reshape(builder.node("Mul", centred, scale), [0, 0, head.state])
+    return builder.node("Add", builder.node("Mul", rows, head.shrink), head.mean)
+
+
+def _nibble_head(builder: GraphBuilder, hidden: str, tensors: Mapping[str, Tensor]) -> str:
+    """Scores f32 [N, P, n_vocab] from weights of 4 bits, and of float16 for special tokens."""
+    head = _Nibbles(builder, tensors)
+    shrunk = builder.node("Mul", hidden, head.shrink)
+    scores = nibble_product(builder, shrunk, head.packed, head.steps, head.state, head.words)
+    words = _add_mean(builder, scores, hidden, head.mean)
+    special = builder.transpose(builder.cast(head.special, np.float16, np.float32), [1, 0])
+    return builder.node("Concat", words, builder.node("MatMul", hidden, special), axis=2)
+
+
+def _number(builder: GraphBuilder, value: float) -> str:
+    return builder.constant(np.array(value, np.float32))
+
+
+def _two_rows(builder: GraphBuilder, value: str, loudest: str) -> tuple[str, str]:
+    """[N, R, n] -> uint8 [N, R, 2, n] about STEPS + 1, and what a step is worth, [N, R, 1, 2].
+
+    ``loudest``: [N, R, 1] largest magnitudes.
+    """
+    loudest = builder.node("Max", loudest, _number(builder, 1e-30))
+    step = builder.node("Div", loudest, _number(builder, STEPS))
+    steps = builder.node("Div", value, step)
+    high = builder.node("Round", steps)
+    rest = builder.node("Mul", builder.node("Sub", steps, high), _number(builder, 2 * STEPS))
+    axis = builder.constant([2])
+    rows = [builder.node("Unsqueeze", row, axis) for row in (high, builder.node("Round", rest))]
+    pair = builder.node("Add", builder.node("Concat", *rows, axis=2), _number(builder, STEPS + 1))
+    small = builder.node("Div", step, _number(builder, 2 * STEPS))
+    worth = builder.node("Unsqueeze", builder.node("Concat", step, small, axis=2), axis)
+    return builder.node("Cast", pair, to=TensorProto.UINT8), worth

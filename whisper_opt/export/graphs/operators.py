@@ -1,0 +1,285 @@
+"""Operators of this library, defined in the graph that has them.
+
+Each is a function of ordinary operators (ONNX model-local functions): what ONNX Runtime runs as it
+stands, and what says exactly what is meant. Where :mod:`whisper_opt.runtime.native` can be loaded, ONNX
+Runtime calls its kernel of the same name instead, which does the same in fewer passes over memory:
+same integers, same sums, for :data:`LINEAR` and its kin; for attention 8 bits instead of float32.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Callable
+
+import numpy as np
+from onnx import TensorProto
+
+from whisper_opt.core.dims import HEAD_DIM
+from whisper_opt.export.graphs.builder import MICROSOFT, OWN, GraphBuilder
+from whisper_opt.runtime.padding import BLOCK
+
+__all__ = [
+    "COUNTED",
+    "GELU_LINEAR_ADD",
+    "GELU_LOW",
+    "GELU_STEPS",
+    "GELU_ZERO",
+    "LEAST",
+    "LINEAR",
+    "LINEAR_ADD",
+    "NORM_LINEAR",
+    "PANEL",
+    "Operator",
+    "counted_keys",
+    "counting_queries",
+    "cross_attention",
+    "cross_scores",
+    "encoder_attention",
+    "encoder_attention_at",
+    "pack_keys",
+    "pack_values",
+]
+
+COUNTED = HEAD_DIM + 1
+"""Rows of keys whose last one says how often they count."""
+PANEL = 64
+"""Keys that lie side by side in packed keys (:mod:`whisper_opt.export.graphs.cross`)."""
+
+GELU_LOW = 0.17
+"""A GELU is nowhere less than minus this."""
+GELU_ZERO = 16
+"""The integer that stands for zero after a GELU."""
+GELU_STEPS = 255 - GELU_ZERO
+LEAST = 1e-20
+"""Rows smaller than this are taken to be this large: no division by zero."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Operator:
+    """An operator of domain ``whisper_opt``.
+
+    Attributes:
+        name: of the operator.
+        inputs: names of its inputs.
+        body: builds what it computes of inputs of these names, and returns the outputs.
+        attributes: names of its attributes, which the kernel reads and ``body`` need not.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    body: Callable[[GraphBuilder], Sequence[str]]
+    attributes: tuple[str, ...] = ()
+
+    def __call__(self, builder: GraphBuilder, *inputs: str, **attributes: Any) -> str:
+        """Add a node, and the definition if the graph has none yet; returns the output's name."""
+        return self.nodes(builder, inputs, 1, **attributes)[0]
+
+    def nodes(
+        self, builder: GraphBuilder, inputs: Sequence[str], n_outputs: int, **attributes: Any
+    ) -> list[str]:
+        """As calling it, for operators with several outputs; returns their names."""
+        builder.define(self.name, self.inputs, self.body, self.attributes)
+        return builder.nodes(self.name, inputs, n_outputs, OWN, **attributes)
+
+
+def _number(builder: GraphBuilder, value: float) -> str:
+    return builder.constant(np.array(value, np.float32))
+
+
+def _product(builder: GraphBuilder, value: str, *, after_gelu: bool = False) -> str:
+    """``value @ weight * scale + bias``, of the value rounded row by row."""
+    steps, zero, least = 127, 128, LEAST
+    sizes = value
+    if after_gelu:  # so large that the least value of a GELU is no less than integer 0
+        steps, zero, least = GELU_STEPS, GELU_ZERO, GELU_LOW * GELU_STEPS / GELU_ZERO
+    else:
+        sizes = builder.node("Abs", value)
+    loudest = builder.node("ReduceMax", sizes, builder.constant([-1]), keepdims=1)
+    loudest = builder.node("Max", loudest, _number(builder, least))
+    even = builder.node("Div", value, loudest)
+    step, middle = _number(builder, 1 / steps), builder.constant(np.array(zero, np.uint8))
+    integers = builder.node("QuantizeLinear", even, step, middle)
+    factors = [integers, "weight", step, "scale", middle]
+    product = builder.node("MatMulIntegerToFloat", *factors, domain=MICROSOFT)
+    return builder.node("Add", builder.node("Mul", product, loudest), "bias")
+
+
+def _linear(builder: GraphBuilder) -> list[str]:
+    return [_product(builder, "x")]
+
+
+def _norm_linear(builder: GraphBuilder) -> list[str]:
+    normed = builder.node("LayerNormalization", "x", "gain", "shift", axis=-1, epsilon=1e-5)
+    return [_product(builder, normed)]
+
+
+def _linear_add(builder: GraphBuilder) -> list[str]:
+    return [builder.node("Add", "residual", _product(builder, "x"))]
+
+
+def _gelu_linear_add(builder: GraphBuilder) -> list[str]:
+    after = builder.node("Gelu", "x", domain=MICROSOFT)
+    return [builder.node("Add", "residual", _product(builder, after, after_gelu=True))]
+
+
+_WEIGHTS: Sequence[str] = ("weight", "scale", "bias")
+
+LINEAR = Operator("Linear8", ("x", *_WEIGHTS), _linear)
+"""x [.., n_in], weight int8 [n_in, n_out], scale and bias [n_out] -> [.., n_out]."""
+NORM_LINEAR = Operator("NormLinear8", ("x", "gain", "shift", *_WEIGHTS), _norm_linear)
+"""The same after a layer normalization."""
+LINEAR_ADD = Operator("Linear8Add", ("x", *_WEIGHTS, "residual"), _linear_add)
+"""The same, added to residual [.., n_out]."""
+GELU_LINEAR_ADD = Operator("GeluLinear8Add", ("x", *_WEIGHTS, "residual"), _gelu_linear_add)
+"""The same after a GELU."""
+
+
+def encoder_attention(n_head: int) -> Operator:
+    """Every position attends to all: qkv [A, n, 3 * n_state] -> [A, n, n_state].
+
+    Inputs ``added`` [n], what is added to the scores of a key, and ``by_parts``, a bool scalar:
+    whether anything is.
+    """
+
+    def body(builder: GraphBuilder) -> list[str]:
+        query, key, val = builder.nodes("Split", ["qkv"], 3, axis=-1, num_outputs=3)
+
+        def counting() -> str:
+            wide = [0, 0, n_head * COUNTED]
+            heads = [builder.reshape(part, [0, 0, n_head, HEAD_DIM]) for part in (query, key)]
+            queries = builder.reshape(counting_queries(builder, heads[0], 1.0), wide)
+            keys = builder.reshape(counted_keys(builder, heads[1], "added", n_head), wide)
+            return _attend(builder, n_head, queries, keys, val)
+
+        return [
+            builder.either("by_parts", counting, lambda: _attend(builder, n_head, query, key, val))
+        ]
+
+    return Operator("EncoderAttention", ("qkv", "added", "by_parts"), body, ("num_heads",))
+
+
+def encoder_attention_at(n_head: int) -> Operator:
+    """Positions i64 [m] attend to all: qkv [A, n, 3 * n_state] -> [A, m, n_state]."""
+
+    def body(builder: GraphBuilder) -> list[str]:
+        query, key, val = builder.nodes("Split", ["qkv"], 3, axis=-1, num_outputs=3)
+        query = builder.node("Gather", query, "positions", axis=1)
+        return [_attend(builder, n_head, query, key, val)]
+
+    return Operator("EncoderAttentionAt", ("qkv", "positions"), body, ("num_heads",))
+
+
+def _attend(builder: GraphBuilder, n_head: int, *qkv: str) -> str:
+    attributes = {"num_heads": n_head, "scale": HEAD_DIM**-0.5}
+    return builder.node("MultiHeadAttention", *qkv, domain=MICROSOFT, **attributes)
+
+
+def counted_keys(builder: GraphBuilder, heads: str, added: str, n_head: int) -> str:
+    """Keys [A, n, H, 64] with what is added to a scaled score, [n]: [A, n, H, 65]."""
+    unscaled = builder.node("Mul", added, _number(builder, HEAD_DIM**0.5))
+    column = builder.node("Unsqueeze", unscaled, builder.constant([1, 2]))
+    n_audio, n_heard = builder.dim(heads, 0), builder.dim(heads, 1)
+    shape = builder.node("Concat", n_audio, n_heard, builder.constant([n_head, 1]), axis=0)
+    return builder.node("Concat", heads, builder.node("Expand", column, shape), axis=3)
+
+
+def counting_queries(builder: GraphBuilder, query: str, one: float) -> str:
+    """Queries [a, b, c, 64] for keys that count: [a, b, c, 65]; scaled ones end in a scaled one."""
+    ending = builder.constant(np.array(one, np.float32))
+    return builder.node("Pad", query, builder.constant([0, 1]), ending, builder.constant([3]))
+
+
+def _integers(builder: GraphBuilder, n_head: int) -> tuple[str, str]:
+    """``x`` [A, n, n_state] by heads as whole floats [A, H, n', 64], and steps [A, H, 64]."""
+    heads = _heads(builder, "x", n_head)
+    loudest = builder.node(
+        "ReduceMax", builder.node("Abs", heads), builder.constant([2]), keepdims=1
+    )
+    loudest = builder.node("Max", loudest, _number(builder, LEAST))
+    step = builder.node("Div", loudest, _number(builder, 127))
+    whole = builder.node("Round", builder.node("Div", heads, step))
+    behind = builder.node(
+        "Mod", builder.node("Neg", builder.dim(heads, 2)), builder.constant([BLOCK])
+    )
+    none = builder.constant([0])
+    sizes = builder.node("Concat", builder.constant([0] * 6), behind, none, axis=0)
+    return builder.node("Pad", whole, sizes), builder.node("Squeeze", step, builder.constant([2]))
+
+
+def _heads(builder: GraphBuilder, value: str, n_head: int) -> str:
+    """[A, n, n_state] -> [A, H, n, 64]."""
+    return builder.transpose(builder.reshape(value, [0, 0, n_head, HEAD_DIM]), [0, 2, 1, 3])
+
+
+def pack_keys(n_head: int) -> Operator:
+    """X [A, n, n_state] -> keys as :mod:`whisper_opt.export.graphs.cross` says, and steps [A, H, 64]."""
+
+    def body(builder: GraphBuilder) -> list[str]:
+        whole, step = _integers(builder, n_head)
+        # what is behind the last key is 0 or 128: nobody looks at it
+        shifted = builder.node("Add", whole, _number(builder, 128))
+        panels = builder.reshape(shifted, [0, 0, -1, PANEL, HEAD_DIM // 4, 4])
+        panels = builder.transpose(panels, [0, 1, 2, 4, 3, 5])
+        return [builder.node("Cast", panels, to=TensorProto.UINT8), step]
+
+    return Operator("PackKeys", ("x",), body, ("num_heads",))
+
+
+def pack_values(n_head: int) -> Operator:
+    """X [A, n, n_state] -> values as :mod:`whisper_opt.export.graphs.cross` says, and steps [A, H, 64]."""
+
+    def body(builder: GraphBuilder) -> list[str]:
+        whole, step = _integers(builder, n_head)
+        quads = builder.transpose(builder.reshape(whole, [0, 0, -1, 4, HEAD_DIM]), [0, 1, 2, 4, 3])
+        return [builder.node("Cast", quads, to=TensorProto.INT8), step]
+
+    return Operator("PackValues", ("x",), body, ("num_heads",))
+
+
+def _steps(builder: GraphBuilder, which: int) -> str:
+    """Steps of this layer's keys (0) or values (1): [A, H, 1, 64]."""
+    layer = builder.node("Gather", "steps", builder.attribute("layer"), axis=1)
+    own = builder.node("Gather", layer, builder.constant(which), axis=1)
+    return builder.node("Unsqueeze", own, builder.constant([2]))
+
+
+def _scores(builder: GraphBuilder, n_head: int) -> str:
+    """Scores [A, H, n, T'] of queries [A, n, n_state] with packed keys."""
+    queries = builder.node("Mul", _heads(builder, "queries", n_head), _steps(builder, 0))
+    queries = builder.node("Mul", queries, _number(builder, HEAD_DIM**-0.5))
+    keys = builder.node("Cast", "keys", to=TensorProto.FLOAT)
+    keys = builder.node("Sub", keys, _number(builder, 128))
+    keys = builder.reshape(builder.transpose(keys, [0, 1, 3, 5, 2, 4]), [0, 0, HEAD_DIM, -1])
+    added = builder.node("Unsqueeze", "added", builder.constant([1, 2]))
+    return builder.node("Add", builder.node("MatMul", queries, keys), added)
+
+
+def cross_attention(n_head: int) -> Operator:
+    """Queries [A, n, n_state] attend to packed keys and values of a layer -> [A, n, n_state].
+
+    Inputs ``steps`` and ``added``: :mod:`whisper_opt.export.graphs.cross`.
+    """
+
+    def body(builder: GraphBuilder) -> list[str]:
+        weights = builder.node("Softmax", _scores(builder, n_head), axis=-1)
+        values = builder.node("Cast", "values", to=TensorProto.FLOAT)
+        values = builder.transpose(values, [0, 1, 2, 4, 3])
+        values = builder.reshape(values, [0, 0, -1, HEAD_DIM])
+        mixed = builder.node("Mul", builder.node("MatMul", weights, values), _steps(builder, 1))
+        merged = builder.transpose(mixed, [0, 2, 1, 3])
+        return [builder.reshape(merged, [0, 0, n_head * HEAD_DIM])]
+
+    inputs = ("queries", "keys", "values", "steps", "added")
+    return Operator("CrossAttention", inputs, body, ("num_heads", "layer"))
+
+
+def cross_scores(n_head: int) -> Operator:
+    """Its scores [A, n_heads, n_rows, T'], of some heads i64 [n_heads] and rows i64 [n_rows]."""
+
+    def body(builder: GraphBuilder) -> list[str]:
+        scores = builder.node("Gather", _scores(builder, n_head), "rows", axis=2)
+        return [builder.node("Gather", scores, "heads", axis=1)]
+
+    inputs = ("queries", "keys", "steps", "added", "heads", "rows")
+    return Operator("CrossScores", inputs, body, ("num_heads", "layer"))

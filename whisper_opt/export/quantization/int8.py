@@ -1,0 +1,134 @@
+"""Products in 8 bits: per-channel weights, activations by row.
+
+A product ``x @ W`` of floats becomes a product of integers (``MatMulIntegerToFloat``: unsigned 8
+bits by signed 8 bits, summed in 32 bits, exactly). Every column of W has a scale of its own. Each
+row of x is divided by its largest magnitude, which its products are multiplied by: rows do not
+disturb each other, and no sound is out of a range that was found on others. After a GELU, which is
+never less than -0.17, zero is not in the middle, and the positive side gets nearly all of the 255
+steps.
+
+What makes rows easy to round is in :mod:`whisper_opt.export.quantization.smoothing`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from whisper_opt.core.arrays import F32, NDArray
+from whisper_opt.export.checkpoints.checkpoint import Tensor
+from whisper_opt.export.graphs.builder import GraphBuilder
+from whisper_opt.export.graphs.linear import Gelu, Linear
+from whisper_opt.export.graphs.operators import (
+    GELU_LINEAR_ADD,
+    LINEAR,
+    LINEAR_ADD,
+    NORM_LINEAR,
+    Operator,
+)
+from whisper_opt.export.graphs.precision import Precision
+from whisper_opt.export.quantization.activation_stats import Spread
+from whisper_opt.export.quantization.smoothing import Folded, Folds, norm_before
+
+__all__ = ["QuantizedLinear", "round_columns"]
+
+
+def round_columns(weight: F32) -> tuple[NDArray, F32]:
+    """Float32 [n_in, n_out] as int8 of the same shape and a scale for each column."""
+    scale = np.maximum(np.abs(weight).max(axis=0) / np.float32(127), np.float32(1e-12))
+    return np.rint(weight / scale).astype(np.int8), scale.astype(np.float32)
+
+
+class QuantizedLinear(Linear):
+    """Projections as :class:`~whisper_opt.export.graphs.linear.Linear`, in 8 bits."""
+
+    def __init__(
+        self,
+        builder: GraphBuilder,
+        tensors: Mapping[str, Tensor],
+        types: Precision,
+        spreads: Mapping[str, Spread],
+    ) -> None:
+        """``spreads``: of the inputs of all products, by their names."""
+        super().__init__(builder, tensors, types)
+        self._folds = Folds(tensors, spreads)
+
+    def norm(self, name: str) -> tuple[str, str]:
+        """As of :class:`Linear`, with what is folded into it."""
+        if not self._folds.consumers(name):
+            return super().norm(name)
+        folded = self._folds.into(name)
+        gain, shift = (self.tensors[f"{name}.{part}"] for part in ("weight", "bias"))
+        state = gain.shape
+        return (
+            self.builder.weight(f"{name}.weight", state, lambda: gain.read() / folded.quiet),
+            self.builder.weight(
+                f"{name}.bias", state, lambda: (shift.read() - folded.mean) / folded.quiet
+            ),
+        )
+
+    # products
+
+    def __call__(self, value: str, name: str, *, bias: bool = True) -> str:
+        """As of :class:`Linear`; without its bias, what the mean adds is added all the same."""
+        return self._product(LINEAR, [value], name, [name], bias=bias)
+
+    def of_norm(self, value: str, norm: str, name: str) -> str:
+        """As of :class:`Linear`."""
+        return self._product(NORM_LINEAR, [value, *self.norm(norm)], name, [name])
+
+    def qkv_of_norm(self, value: str, norm: str, name: str) -> str:
+        """As of :class:`Linear`."""
+        parts = [f"{name}.{part}" for part in ("query", "key", "value")]
+        return self._product(NORM_LINEAR, [value, *self.norm(norm)], f"{name}.qkv", parts)
+
+    def added(self, value: str, inner: str, name: str) -> str:
+        """As of :class:`Linear`."""
+        return self._product(LINEAR_ADD, [inner], name, [name], [value])
+
+    def gelu_added(self, value: str, inner: str, name: str, gelu: Gelu) -> str:
+        """As of :class:`Linear`."""
+        return self._product(GELU_LINEAR_ADD, [inner], name, [name], [value])
+
+    def _product(
+        self,
+        operator: Operator,
+        first: Sequence[str],
+        name: str,
+        parts: Sequence[str],
+        last: Sequence[str] = (),
+        *,
+        bias: bool = True,
+    ) -> str:
+        """The projections ``parts`` side by side, by an operator that is given other values too."""
+        norm = norm_before(parts[0])
+        folded = self._folds.into(norm) if norm else None
+        shape = self._shape(parts)
+        columns = functools.lru_cache(maxsize=1)(lambda: round_columns(self._read(parts, folded)))
+        weight = self.builder.weight(f"{name}.weight", shape, lambda: columns()[0], np.int8)
+        scale = self.builder.weight(f"{name}.scale", shape[1:], lambda: columns()[1])
+        offset = self.builder.weight(
+            f"{name}.bias", shape[1:], lambda: self._offset(parts, folded, bias)
+        )
+        return operator(self.builder, *first, weight, scale, offset, *last)
+
+    def _shape(self, parts: Sequence[str]) -> tuple[int, int]:
+        shapes = [self.tensors[f"{part}.weight"].shape for part in parts]
+        return shapes[0][1], sum(shape[0] for shape in shapes)
+
+    def _read(self, parts: Sequence[str], folded: Folded | None) -> F32:
+        weight = np.concatenate([self.tensors[f"{part}.weight"].read() for part in parts]).T
+        return np.ascontiguousarray(weight if folded is None else weight * folded.quiet[:, None])
+
+    def _offset(self, parts: Sequence[str], folded: Folded | None, bias: bool) -> F32:
+        """Biases [n_out], and what the mean adds; keys have none of their own."""
+        found = []
+        for part in parts:
+            weight, own = self.tensors[f"{part}.weight"], self.tensors.get(f"{part}.bias")
+            total = own.read() if bias and own is not None else np.zeros(weight.shape[0])
+            if folded is not None:
+                total = total + np.einsum("on,n->o", weight.read(), folded.mean, dtype=np.float64)
+            found.append(total)
+        return np.concatenate(found).astype(np.float32)

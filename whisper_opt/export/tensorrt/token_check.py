@@ -1,0 +1,55 @@
+"""The check that a build of plans is given: their tokens against those of the ONNX engine.
+
+A compiler may build without complaint and compute something else; so what it built is run once
+before it is used.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any, Callable
+
+from whisper_opt.core.errors import BackendUnavailable
+from whisper_opt.runtime.device.backend import DeviceBackend
+from whisper_opt.runtime.engine import Engine
+from whisper_opt.runtime.onnxruntime.backend import OrtBackend
+from whisper_opt.runtime.tensorrt.executor import TrtExecutor
+from whisper_opt.runtime.tensorrt.library import load_library
+from whisper_opt.runtime.tensorrt.plans import Plans
+from whisper_opt.text.vocabulary import Vocab
+
+__all__ = ["token_check"]
+
+
+def token_check(device_index: int = 0) -> Callable[[Engine, Plans], Mapping[str, Any]]:
+    """What compares plans on a GPU with their engine in ONNX Runtime on the CPU.
+
+    Args:
+        device_index: the GPU that runs the plans.
+
+    Returns:
+        A function of an engine and its plans, for ``build_plans``. It raises EngineError where the
+        plans cannot be run, and answers ``not checked`` where a package is missing.
+    """
+    return functools.partial(_check_tokens, device_index=device_index)
+
+
+def _check_tokens(engine: Engine, plans: Plans, *, device_index: int) -> Mapping[str, Any]:
+    from whisper_opt.export.verification.compare import compare_backends  # of the export half
+
+    try:
+        reference = OrtBackend(engine)
+        library = load_library(plans.record.target.library)
+        spec = plans.record.spec
+        executor = TrtExecutor(
+            library, plans.read, graphs=plans.graphs, device_index=device_index, spec=spec
+        )
+    except BackendUnavailable as error:
+        return {"status": "not checked", "detail": str(error)}
+    dims = engine.manifest.dims
+    ours = DeviceBackend(executor, dims)
+    try:
+        return compare_backends(reference, ours, Vocab(engine.tokenizer_json(), dims))
+    finally:
+        ours.close()

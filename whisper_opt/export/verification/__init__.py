@@ -1,0 +1,1 @@
+"""Independent computations that an export is compared with."""

@@ -1,0 +1,44 @@
+"""A second opinion at export: openai-whisper itself, where it is installed."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import math
+from collections.abc import Sequence
+
+from whisper_opt.core.arrays import F32, Int
+from whisper_opt.export.checkpoints.checkpoint import Checkpoint
+
+__all__ = ["MAX_BYTES", "openai_logits"]
+
+MAX_BYTES = 2 << 30
+"""Largest fp32 model that is also built in torch: a second copy must fit in memory."""
+
+
+def openai_logits(checkpoint: Checkpoint, mel: F32, sequences: Sequence[Int]) -> list[F32] | None:
+    """Teacher-forced scores of openai-whisper in fp32 on the same weights.
+
+    Args:
+        checkpoint: the weights.
+        mel: float32 [n_mels, 3000].
+        sequences: int64 [n] tokens each.
+
+    Returns:
+        Scores [n, n_vocab] of each sequence, or None where openai-whisper or torch is not
+        installed or the model is larger than :data:`MAX_BYTES`.
+    """
+    size = sum(4 * math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
+    if size > MAX_BYTES or not all(map(importlib.util.find_spec, ("torch", "whisper"))):
+        return None
+    torch = importlib.import_module("torch")
+    whisper = importlib.import_module("whisper.model")
+    model = whisper.Whisper(whisper.ModelDimensions(**checkpoint.dims.to_dict()))
+    state = {name: torch.from_numpy(tensor.read()) for name, tensor in checkpoint.tensors.items()}
+    model.load_state_dict(state, strict=False)
+    model.eval()
+    with torch.no_grad():
+        audio = model.encoder(torch.from_numpy(mel)[None])
+        return [
+            model.decoder(torch.from_numpy(tokens)[None], audio)[0].numpy() for tokens in sequences
+        ]

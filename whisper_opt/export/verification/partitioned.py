@@ -1,0 +1,200 @@
+"""Runs a graph in pieces, so that a model larger than memory can still be checked.
+
+A piece is the part of the graph between two values of the residual stream; the pieces, run one
+after another, execute every node of the graph on the same data file. A small model is one piece:
+the graph as it is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from onnx import ModelProto, NodeProto, TensorProto, helper
+
+from whisper_opt.core.arrays import NDArray
+from whisper_opt.core.errors import BackendUnavailable, VerificationError
+from whisper_opt.export.graphs.builder import OnnxGraph
+from whisper_opt.runtime.onnxruntime.graph import sums_overflow
+
+__all__ = ["PIECE_BYTES", "PiecewiseGraph", "extract", "require_onnxruntime"]
+
+PIECE_BYTES = 256 << 20
+"""Weights loaded at once; a model with less than four times this is run whole."""
+
+
+def extract(model: ModelProto, inputs: Sequence[str], outputs: Sequence[str]) -> ModelProto:
+    """The part of ``model`` that computes ``outputs`` when ``inputs`` are already known.
+
+    Graph inputs that the part needs are added; weights keep pointing at the same data file.
+    """
+    producers = {name: node for node in model.graph.node for name in node.output}
+    known, needed = set(inputs), _needed(producers, inputs, outputs)
+    nodes = [node for node in model.graph.node if node.name in needed]
+    used = {name for node in nodes for name in _read(node)}
+    infos = {info.name: info for info in (*model.graph.input, *model.graph.output)}
+
+    def info(name: str) -> Any:
+        return infos.get(name) or helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+
+    graph = helper.make_graph(
+        nodes,
+        model.graph.name,
+        [info(name) for name in inputs if name in used]
+        + [value for value in model.graph.input if value.name in used and value.name not in known],
+        [info(name) for name in outputs],
+        [tensor for tensor in model.graph.initializer if tensor.name in used],
+    )
+    return helper.make_model(
+        graph,
+        opset_imports=model.opset_import,
+        functions=model.functions,
+        ir_version=model.ir_version,
+    )
+
+
+def _needed(
+    producers: Mapping[str, NodeProto], known: Iterable[str], outputs: Iterable[str]
+) -> set[str]:
+    """Names of the nodes that compute ``outputs`` when ``known`` values are given."""
+    given, needed, wanted = set(known), set(), list(outputs)
+    while wanted:
+        name = wanted.pop()
+        node = producers.get(name)
+        if name in given or node is None or node.name in needed:
+            continue
+        needed.add(node.name)
+        wanted.extend(_read(node))
+    return needed
+
+
+def _read(node: NodeProto) -> list[str]:
+    """What a node reads, the branches of an ``If`` included."""
+    inner = (one for attribute in node.attribute for one in attribute.g.node)
+    return [*node.input, *(name for one in inner for name in one.input)]
+
+
+def require_onnxruntime(dialect: str = "contrib") -> Any:
+    """The ``onnxruntime`` module.
+
+    Raises:
+        BackendUnavailable: it is not installed, or cannot run ``dialect``.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise BackendUnavailable(
+            "verifying an export runs the new engine with ONNX Runtime, which is not"
+            " installed; pip install 'whisper-opt[cpu]'"
+        ) from error
+    release = tuple(int(part) for part in re.findall(r"\d+", onnxruntime.__version__)[:2])
+    if dialect == "standard" and release < (1, 24):
+        raise BackendUnavailable(
+            f"ONNX Runtime {onnxruntime.__version__} cannot verify the standard dialect (opset 24);"
+            " it needs 1.24 or later; or export with --dialect contrib"
+        )
+    return onnxruntime
+
+
+class PiecewiseGraph:
+    """One exported graph, run piece by piece with ONNX Runtime on the CPU."""
+
+    def __init__(self, graph: OnnxGraph, cuts: Sequence[str], folder: Path, stem: str) -> None:
+        """Plan the pieces.
+
+        Args:
+            graph: the graph as written to ``folder/stem.onnx`` (its weights located).
+            cuts: values of the residual stream at which the graph may be cut, in order.
+            folder: where the graph and its data file are; pieces are written there for a moment.
+            stem: file name without ending.
+        """
+        self._runtime = require_onnxruntime()
+        self._folder = folder
+        self._stem = stem
+        self.inputs = [value.name for value in graph.model.graph.input]
+        self._outputs = [value.name for value in graph.model.graph.output]
+        self._pieces = self._plan(graph, cuts)
+        self._single: Any = None
+
+    def _plan(self, graph: OnnxGraph, cuts: Sequence[str]) -> list[ModelProto]:
+        sizes = {weight.name: weight.nbytes for weight in graph.weights}
+        if sum(sizes.values()) <= 4 * PIECE_BYTES:
+            return [graph.model]
+        pieces: list[ModelProto] = []
+        known: list[str] = []
+        left = list(self._outputs)
+        producers = {name: node for node in graph.model.graph.node for name in node.output}
+        for cut, following in zip(cuts, cuts[1:]):
+            if _weigh(extract(graph.model, known, [following]), sizes) <= PIECE_BYTES:
+                continue  # the next layer still fits into this piece
+            if [cut] == known:
+                continue
+            piece = extract(graph.model, known, [cut])
+            inside = {name for node in piece.graph.node for name in node.output}
+            # an output belongs here if it can be had without the value that goes on
+            given = {*known, *inside} - {cut}
+            last = producers[cut].name
+            here = [name for name in left if last not in _needed(producers, given, [name])]
+            pieces.append(extract(graph.model, known, [*here, cut]))
+            left = [name for name in left if name not in here]
+            known = [cut]
+        pieces.append(extract(graph.model, known, left))
+        return pieces
+
+    def __len__(self) -> int:
+        """How many pieces."""
+        return len(self._pieces)
+
+    def run(self, feeds: Mapping[str, NDArray]) -> dict[str, NDArray]:
+        """Every graph output for ``feeds`` (all graph inputs by name).
+
+        Raises:
+            VerificationError: ONNX Runtime cannot load or run a piece.
+        """
+        values = dict(feeds)
+        results: dict[str, NDArray] = {}
+        for piece in self._pieces:
+            names = [value.name for value in piece.graph.output]
+            needed = {value.name: values[value.name] for value in piece.graph.input}
+            outputs = dict(zip(names, self._run_piece(piece, names, needed)))
+            values.update(outputs)
+            results.update(outputs)
+        return {name: results[name] for name in self._outputs}
+
+    def _run_piece(
+        self, piece: ModelProto, names: list[str], feeds: Mapping[str, NDArray]
+    ) -> list[NDArray]:
+        try:
+            outputs: list[NDArray] = self._session(piece).run(names, dict(feeds))
+        except Exception as error:  # the runtime's errors share no base class
+            raise VerificationError(
+                f"ONNX Runtime {self._runtime.__version__} cannot run the exported {self._stem}:"
+                f" {str(error).splitlines()[0][:300]}"
+            ) from error
+        return outputs
+
+    def _session(self, piece: ModelProto) -> Any:
+        options = self._runtime.SessionOptions()
+        options.log_severity_level = 3
+        if sums_overflow():
+            options.add_session_config_entry("session.x64quantprecision", "1")
+        providers = ["CPUExecutionProvider"]
+        if len(self._pieces) == 1:
+            if self._single is None:
+                path = self._folder / f"{self._stem}.onnx"
+                self._single = self._runtime.InferenceSession(
+                    str(path), options, providers=providers
+                )
+            return self._single
+        path = self._folder / f"{self._stem}.piece.onnx"
+        path.write_bytes(piece.SerializeToString())
+        try:
+            return self._runtime.InferenceSession(str(path), options, providers=providers)
+        finally:
+            path.unlink()
+
+
+def _weigh(piece: ModelProto, sizes: Mapping[str, int]) -> int:
+    return sum(sizes.get(tensor.name, 0) for tensor in piece.graph.initializer)

@@ -1,0 +1,1 @@
+"""What computes the model: engines, devices and backends."""

@@ -1,0 +1,1 @@
+"""CUDA memory and copies, and ONNX Runtime on NVIDIA GPUs."""

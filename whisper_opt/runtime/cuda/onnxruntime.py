@@ -1,0 +1,311 @@
+"""ONNX Runtime on an NVIDIA GPU: the graphs of an engine, bound to device memory.
+
+The sessions are those of every device (``device_session.py``): cross keys and values and the caches
+stay on the GPU and are written in place, tokens are chosen there, and a step moves a few bytes each
+way. This module is the :class:`~whisper_opt.runtime.device.executor.Executor` of ONNX Runtime's CUDA
+provider, and may let its TensorRT provider (TensorRT 10) run the encoder.
+
+CUDA graphs are not used: a captured graph allows neither copies between host and device nor work
+on the CPU within it, and ``GroupQueryAttention`` takes the total length from the host, where every
+step has another one.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from whisper_opt.core.dims import N_FRAMES, ModelDims
+from whisper_opt.core.errors import BackendUnavailable, EngineError
+from whisper_opt.runtime.cuda.runtime import Copies, Cuda, DeviceBlock, PinnedBlock
+from whisper_opt.runtime.device.backend import DeviceBackend
+from whisper_opt.runtime.device.executor import GRAPHS, OPTIONAL, Buffer, Chain, Tensor
+from whisper_opt.runtime.device.session import DeviceSession
+from whisper_opt.runtime.engine import Engine
+from whisper_opt.runtime.gpus import find_gpus
+from whisper_opt.runtime.onnxruntime.graph import graph_tensors, import_onnxruntime, load_graph
+
+__all__ = ["CudaBackend", "OrtExecutor", "cuda_providers"]
+
+_log = logging.getLogger(__name__)
+
+ENCODER_BATCH = 16
+"""Windows that the TensorRT provider's encoder takes at once."""
+RESERVE = 256 << 20
+"""Bytes of GPU memory left to ONNX Runtime for what lies between the layers."""
+_HIDDEN = ("exact", "screened", "rough", "hidden")
+"""A head that is screened on the CPU; here all scores are exact, and nothing is screened."""
+
+
+def cuda_providers(device_index: int) -> list[Any]:
+    """The CUDA execution provider with its options, as ONNX Runtime takes them.
+
+    Products stay in the types of the graph (no TF32); convolutions are not searched for at the
+    first run of every shape; the arena grows by what is needed, as most memory is not its own.
+    """
+    options = {
+        "device_id": str(device_index),
+        "arena_extend_strategy": "kSameAsRequested",
+        "cudnn_conv_algo_search": "HEURISTIC",
+        "use_tf32": "0",
+    }
+    return [("CUDAExecutionProvider", options)]
+
+
+def tensorrt_providers(engine: Engine, device_index: int) -> list[Any]:
+    """The TensorRT execution provider for the encoder, and CUDA for what it leaves.
+
+    One profile from one window to ``ENCODER_BATCH``; engines and timings are kept beside the ONNX
+    engine, a directory for each kind of GPU and version of ONNX Runtime.
+    """
+    n_mels = engine.manifest.dims.n_mels
+    shapes = {"min": 1, "opt": 1, "max": ENCODER_BATCH}
+    options = {
+        "device_id": str(device_index),
+        "trt_fp16_enable": "True",
+        "trt_layer_norm_fp32_fallback": "True",
+        **{
+            f"trt_profile_{end}_shapes": f"mel:{n}x{n_mels}x{N_FRAMES}" for end, n in shapes.items()
+        },
+    }
+    cache = _cache_directory(engine, device_index)
+    if cache is not None:
+        for kind in ("engine", "timing"):
+            options[f"trt_{kind}_cache_enable"] = "True"
+            options[f"trt_{kind}_cache_path"] = str(cache)
+    return [("TensorrtExecutionProvider", options), *cuda_providers(device_index)]
+
+
+def _cache_directory(engine: Engine, device_index: int) -> Path | None:
+    gpus = find_gpus().gpus
+    gpu = "sm{}{}".format(*gpus[device_index].sm) if device_index < len(gpus) else "gpu"
+    version = import_onnxruntime().__version__
+    path = engine.path / "ort" / f"{gpu}-onnxruntime-{version}"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        _log.warning("TensorRT engines of ONNX Runtime cannot be kept in %s: %s", path, error)
+        return None
+    if os.access(path, os.W_OK):
+        return path
+    _log.warning("TensorRT engines of ONNX Runtime cannot be kept in %s: not writable", path)
+    return None
+
+
+class _Bound:
+    """A graph and the buffers bound to it."""
+
+    def __init__(
+        self, executor: OrtExecutor, lane: _Lane, graph: str, buffers: Mapping[str, Buffer]
+    ) -> None:
+        self._lane, self._session = lane, executor.session(graph)
+        self._io = self._session.io_binding()
+        self._keep = dict(buffers)  # bound by address: must outlive the binding
+        where = executor.device
+        inputs = [value.name for value in self._session.get_inputs()]
+        for name, buffer in buffers.items():
+            bind = self._io.bind_input if name in inputs else self._io.bind_output
+            bind(name, *where, buffer.dtype.type, buffer.shape, buffer.address)
+        if "screened" in inputs:
+            every = np.arange(buffers["at"].shape[1])
+            self._io.bind_cpu_input("exact", every)
+            self._io.bind_cpu_input("screened", every[:0])
+            for name in ("rough", "hidden"):
+                self._io.bind_output(name, *where)
+
+    def run(self) -> None:
+        self._lane.synchronize()  # ONNX Runtime computes in a stream of its own
+        try:
+            self._session.run_with_iobinding(self._io)
+            self._io.synchronize_outputs()
+        except Exception as error:  # the runtime's errors share no base class
+            reason = str(error).splitlines()[0][:300]
+            raise EngineError(f"ONNX Runtime failed on the GPU: {reason}") from error
+
+    def close(self) -> None:
+        self._keep.clear()
+
+
+class _Call:
+    """Graphs and their buffers, and what is downloaded after them."""
+
+    def __init__(self, lane: _Lane, runs: Sequence[_Bound], chain: Chain) -> None:
+        self._lane, self._runs, self._downloads = lane, runs, list(chain.downloads)
+
+    def run(self) -> None:
+        for bound in self._runs:
+            bound.run()
+        for target, source in self._downloads:
+            self._lane.download(target, source)
+
+    def close(self) -> None:
+        self._downloads.clear()
+        for bound in self._runs:
+            bound.close()
+
+
+class _Lane(Copies):
+    """Copies, and runs of graphs, each of which waits for the copies before it."""
+
+    def __init__(self, executor: OrtExecutor) -> None:
+        super().__init__(executor.cuda)
+        self._executor = executor
+
+    def run(self, graph: str, buffers: Mapping[str, Buffer]) -> None:
+        _Bound(self._executor, self, graph, buffers).run()
+
+    def bind(self, chain: Chain) -> _Call:
+        runs = [_Bound(self._executor, self, graph, buffers) for graph, buffers in chain.runs]
+        return _Call(self, runs, chain)
+
+
+class OrtExecutor:
+    """Implements :class:`whisper_opt.runtime.device.executor.Executor`."""
+
+    def __init__(
+        self,
+        sessions: Mapping[str, Any],
+        cuda: Cuda,
+        device: tuple[str, int],
+        encoder_batch: int | None = None,
+    ) -> None:
+        """Take over loaded graphs.
+
+        Args:
+            sessions: inference sessions of ``GRAPHS`` and any of ``OPTIONAL``, by name.
+            cuda: the GPU.
+            device: what ONNX Runtime calls the device, and its index: ``("cuda", 0)``.
+            encoder_batch: whole windows that the encoder takes at once; None: anything.
+        """
+        self._sessions, self.cuda, self.device = dict(sessions), cuda, device
+        self._encoder_batch = encoder_batch
+        self.graphs = tuple(sessions)
+        self._tensors = {
+            name: {
+                value: tensor
+                for value, tensor in graph_tensors(session).items()
+                if value not in _HIDDEN
+            }
+            for name, session in sessions.items()
+        }
+
+    def session(self, graph: str) -> Any:
+        """The inference session of a graph."""
+        return self._sessions[graph]
+
+    def tensors(self, graph: str) -> Mapping[str, Tensor]:
+        return self._tensors[graph]
+
+    def fits(self, graph: str, shapes: Mapping[str, Sequence[int]]) -> bool:
+        if graph != "encoder" or self._encoder_batch is None:
+            return True
+        n_audio, _, n_frames = shapes["mel"]
+        return n_audio <= self._encoder_batch and n_frames == N_FRAMES
+
+    def allocate(self, n_bytes: int) -> DeviceBlock:
+        return DeviceBlock(self.cuda, n_bytes)
+
+    def pin(self, n_bytes: int) -> PinnedBlock:
+        return PinnedBlock(self.cuda, n_bytes)
+
+    def available(self) -> int:
+        free, _ = self.cuda("cudaMemGetInfo")
+        return max(int(free) - RESERVE, 0)
+
+    def lane_memory(self, graphs: Sequence[str]) -> int:
+        return 0
+
+    def lane(self, graphs: Sequence[str]) -> _Lane:
+        return _Lane(self)
+
+    def close(self) -> None:
+        self._sessions.clear()
+
+
+class _OneByOne(DeviceSession):
+    """A session whose graph takes several tokens at once only where nothing was fed before.
+
+    ``GroupQueryAttention`` of ONNX Runtime 1.19 computes several tokens on top of a past wrong.
+    """
+
+    def _widest(self, n_new: int, n_at: int, *, aligned: bool) -> int:
+        return 1 if self._layout.length.any() else n_new
+
+
+class OrtDeviceBackend(DeviceBackend):
+    """A model over an :class:`OrtExecutor`."""
+
+    def __init__(self, executor: OrtExecutor, dims: ModelDims, dialect: str) -> None:
+        """``dialect``: of the decoder's graph."""
+        super().__init__(executor, dims)
+        if dialect == "contrib":
+            self.session_type = _OneByOne
+
+
+class CudaBackend(OrtDeviceBackend):
+    """Runs an fp16 engine on an NVIDIA GPU with ONNX Runtime."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        device_index: int = 0,
+        threads: int | None = None,
+        tensorrt_provider: bool = False,
+        runtime: Any = None,
+    ) -> None:
+        """Load the graphs.
+
+        Args:
+            engine: an opened engine directory, fp16.
+            device_index: which GPU.
+            threads: threads of what is left to the CPU; None leaves the choice to ONNX Runtime.
+            tensorrt_provider: let ONNX Runtime's TensorRT provider run the encoder.
+            runtime: stands in for ``cuda.bindings.runtime``.
+
+        Raises:
+            BackendUnavailable: ONNX Runtime cannot use CUDA, or TensorRT, on this machine.
+            EngineError: a graph is missing or cannot be loaded.
+        """
+        lacking = [name for name in GRAPHS if f"{name}.onnx" not in engine.manifest.files]
+        if lacking:
+            raise EngineError(
+                f"{engine.path} has no {lacking[0]}.onnx, which sessions on a GPU need; export it"
+                " again with --precision fp16"
+            )
+        onnxruntime = import_onnxruntime()
+        if hasattr(onnxruntime, "preload_dlls"):  # 1.21 and later: CUDA from its Python packages
+            onnxruntime.preload_dlls()
+        on_cuda = cuda_providers(device_index)
+        sessions = {}
+        more = (name for name in OPTIONAL if f"{name}.onnx" in engine.manifest.files)
+        for name in (*GRAPHS, *more):
+            with_tensorrt = tensorrt_provider and name == "encoder"
+            providers = tensorrt_providers(engine, device_index) if with_tensorrt else on_cuda
+            sessions[name] = load_graph(engine, f"{name}.onnx", threads, providers)
+            _check_provider(sessions[name], providers)
+        executor = OrtExecutor(
+            sessions,
+            Cuda(device_index, runtime),
+            ("cuda", device_index),
+            ENCODER_BATCH if tensorrt_provider else None,
+        )
+        super().__init__(executor, engine.manifest.dims, engine.manifest.dialect)
+
+
+def _check_provider(session: Any, providers: Sequence[Any]) -> None:
+    """A provider whose libraries do not load is left out with a line on standard error only."""
+    wanted, found = providers[0][0], session.get_providers()
+    if wanted in found:
+        return
+    what = "TensorRT 10" if wanted.startswith("Tensorrt") else "CUDA and cuDNN"
+    raise BackendUnavailable(
+        f"ONNX Runtime could not load its {wanted} (it has {', '.join(found)}); it needs the"
+        f" libraries of {what} that it was built for: pip install 'whisper-opt[cuda13]' or"
+        " 'whisper-opt[cuda12]', and see what it wrote to standard error"
+    )

@@ -1,0 +1,210 @@
+"""The CUDA runtime, as far as an executor needs it: every call checked, on the right device.
+
+Through ``cuda-bindings``, which is a few megabytes, where torch would be gigabytes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import threading
+import weakref
+from typing import Any, Callable
+
+import numpy as np
+
+from whisper_opt.core.arrays import NDArray
+from whisper_opt.core.errors import BackendUnavailable, EngineError
+from whisper_opt.runtime.device.executor import Buffer
+
+__all__ = ["Copies", "Cuda", "DeviceBlock", "Event", "PinnedBlock", "load_runtime"]
+
+_log = logging.getLogger(__name__)
+
+_NO_DEVICE = (
+    "cudaErrorNoDevice",
+    "cudaErrorInvalidDevice",
+    "cudaErrorInsufficientDriver",
+    "cudaErrorDevicesUnavailable",
+    "cudaErrorSystemDriverMismatch",
+    "cudaErrorInitializationError",
+    "cudaErrorStubLibrary",
+)
+
+
+def load_runtime() -> Any:
+    """The module ``cuda.bindings.runtime``.
+
+    Raises:
+        BackendUnavailable: it is not installed, or does not load.
+    """
+    try:
+        from cuda.bindings import runtime
+    except Exception as error:  # a broken binary package may raise anything
+        raise BackendUnavailable(
+            f"cuda-bindings cannot be imported ({error}), and device memory is reached through it;"
+            " pip install 'whisper-opt[tensorrt-cu13]' or 'whisper-opt[tensorrt-cu12]'"
+        ) from error
+    return runtime
+
+
+class Cuda:
+    """One GPU. Calls may come from any thread."""
+
+    def __init__(self, index: int = 0, runtime: Any = None) -> None:
+        """Select a GPU.
+
+        Args:
+            index: which, counted from 0.
+            runtime: stands in for ``cuda.bindings.runtime``.
+
+        Raises:
+            BackendUnavailable: the package, the driver or the GPU is missing.
+        """
+        self.runtime: Any = load_runtime() if runtime is None else runtime
+        self.index = index
+        self._thread = threading.local()
+        self("cudaMemGetInfo")  # makes the context; what is missing is said here
+
+    def __call__(self, name: str, *args: Any) -> Any:
+        """Call a function of the runtime by name and return its results without the error code.
+
+        Raises:
+            BackendUnavailable: there is no usable GPU.
+            EngineError: the call failed.
+        """
+        if not getattr(self._thread, "chosen", False):  # the current device is a thread's own
+            self._checked("cudaSetDevice", self.index)
+            self._thread.chosen = True
+        return self._checked(name, *args)
+
+    def _checked(self, name: str, *args: Any) -> Any:
+        error, *found = getattr(self.runtime, name)(*args)
+        if error != self.runtime.cudaError_t.cudaSuccess:
+            raise self._failure(name, error)
+        return found[0] if len(found) == 1 else tuple(found)
+
+    def _failure(self, name: str, error: Any) -> Exception:
+        code = str(getattr(error, "name", error))
+        _, text = self.runtime.cudaGetErrorString(error)
+        said = text.decode() if isinstance(text, bytes) else str(text)
+        if code in _NO_DEVICE:
+            return BackendUnavailable(
+                f"GPU {self.index} cannot be used: {name} gave {code} ({said}); check the driver"
+                " with nvidia-smi, or use device='cpu'"
+            )
+        if code == "cudaErrorMemoryAllocation":
+            return EngineError(
+                f"the GPU is out of memory ({name}); lower batch_size or beam_size, or free memory"
+                " that other processes hold (nvidia-smi)"
+            )
+        return EngineError(f"{name} failed on GPU {self.index}: {code} ({said})")
+
+    def owned(self, owner: object, name: str, handle: Any) -> Callable[[], object]:
+        """See that ``name(handle)`` is called once: when the answer is, or ``owner`` is forgotten.
+
+        Not at the end of the process: the driver may be gone by then, and frees everything itself.
+        """
+        free = weakref.finalize(owner, self.release, name, handle)
+        free.atexit = False
+        return free
+
+    def release(self, name: str, handle: Any) -> None:
+        """Call a function that frees; what fails is logged, as nothing more can be done."""
+        try:
+            self(name, handle)
+        except (BackendUnavailable, EngineError) as error:
+            _log.warning("%s", str(error))
+
+
+class DeviceBlock:
+    """Memory on the GPU; freed at the latest when it is forgotten."""
+
+    def __init__(self, cuda: Cuda, n_bytes: int) -> None:
+        """Allocate; raises EngineError where there is not enough."""
+        self.n_bytes = n_bytes
+        self.address = int(cuda("cudaMalloc", n_bytes))
+        self._free = cuda.owned(self, "cudaFree", self.address)
+
+    def free(self) -> None:
+        self._free()
+
+
+class PinnedBlock:
+    """Host memory that the GPU reads and writes by itself; freed like :class:`DeviceBlock`."""
+
+    def __init__(self, cuda: Cuda, n_bytes: int) -> None:
+        """Allocate; raises EngineError where there is not enough."""
+        address = int(cuda("cudaHostAlloc", n_bytes, cuda.runtime.cudaHostAllocDefault))
+        self._free = cuda.owned(self, "cudaFreeHost", address)
+        memory = (ctypes.c_uint8 * n_bytes).from_address(address)
+        self.array: NDArray = np.ctypeslib.as_array(memory)
+
+    def free(self) -> None:
+        self.array = np.zeros(0, np.uint8)
+        self._free()
+
+
+class Event:
+    """A place in a stream; see :class:`whisper_opt.runtime.device.executor.Mark`."""
+
+    def __init__(self, cuda: Cuda, stream: Any) -> None:
+        """Create it; it takes no time stamps."""
+        self._cuda, self._stream = cuda, stream
+        self._event = cuda("cudaEventCreateWithFlags", cuda.runtime.cudaEventDisableTiming)
+        self._destroy = cuda.owned(self, "cudaEventDestroy", self._event)
+
+    def set(self) -> None:
+        self._cuda("cudaEventRecord", self._event, self._stream)
+
+    def wait(self) -> None:
+        self._cuda("cudaEventSynchronize", self._event)
+
+    def close(self) -> None:
+        self._destroy()
+
+
+class Copies:
+    """A stream that waits for no other, and what is copied in it, in order."""
+
+    def __init__(self, cuda: Cuda) -> None:
+        """Open the stream."""
+        self.cuda = cuda
+        self.stream: Any = cuda("cudaStreamCreateWithFlags", cuda.runtime.cudaStreamNonBlocking)
+        self._destroy = cuda.owned(self, "cudaStreamDestroy", self.stream)
+
+    def _copy(self, target: int, source: int, n_bytes: int, kind: str) -> None:
+        if n_bytes:
+            kinds = self.cuda.runtime.cudaMemcpyKind
+            self.cuda("cudaMemcpyAsync", target, source, n_bytes, getattr(kinds, kind), self.stream)
+
+    def upload(self, target: Buffer, source: NDArray) -> None:
+        address = source.ctypes.data
+        self._copy(target.address, address, target.n_bytes, "cudaMemcpyHostToDevice")
+
+    def download(self, target: NDArray, source: Buffer) -> None:
+        address = target.ctypes.data
+        self._copy(address, source.address, source.n_bytes, "cudaMemcpyDeviceToHost")
+
+    def copy(self, target: Buffer, source: Buffer) -> None:
+        n_bytes = source.n_bytes
+        self._copy(target.address, source.address, n_bytes, "cudaMemcpyDeviceToDevice")
+
+    def zero(self, target: Buffer) -> None:
+        self.cuda("cudaMemsetAsync", target.address, 0, target.n_bytes, self.stream)
+
+    def mark(self) -> Event:
+        return Event(self.cuda, self.stream)
+
+    def synchronize(self) -> None:
+        self.cuda("cudaStreamSynchronize", self.stream)
+
+    def close(self) -> None:
+        stream, self.stream = self.stream, None
+        if stream is not None:
+            self.cuda.release("cudaStreamSynchronize", stream)
+            self._let_go()
+            self._destroy()
+
+    def _let_go(self) -> None:
+        """Release what the work in the stream used; it is done."""

@@ -1,0 +1,216 @@
+"""A Whisper model on a device: encodes, opens sessions, and watches over the memory."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import weakref
+from collections.abc import Sequence
+from typing import Callable
+
+import numpy as np
+
+from whisper_opt.core.arrays import F32, Int
+from whisper_opt.core.backend import Attention, Encoded
+from whisper_opt.core.dims import ModelDims
+from whisper_opt.core.errors import EngineError
+from whisper_opt.runtime.device.cache import Cross
+from whisper_opt.runtime.device.executor import OPTIONAL, Executor, Tensor
+from whisper_opt.runtime.device.session import DeviceSession
+from whisper_opt.runtime.device.workspace import Arena, Workspace
+from whisper_opt.runtime.inputs import checked_mel
+
+__all__ = ["DeviceBackend", "DeviceEncoded"]
+
+_log = logging.getLogger(__name__)
+
+DECODING = ("decoder", "choose", "reorder", *OPTIONAL)
+N_IDLE = 2
+"""Workspaces kept for sessions to come: that of a batch, and that of a window that joins it."""
+_MIB = 1 << 20
+
+
+class DeviceEncoded:
+    """Some of the windows that were encoded together; the last one to go frees their memory."""
+
+    def __init__(self, backend: DeviceBackend, cross: Cross, audios: tuple[int, ...]) -> None:
+        """``audios``: which entries of ``cross``, in order."""
+        self.backend, self.cross, self.audios = backend, cross, audios
+
+    def __len__(self) -> int:
+        return len(self.audios)
+
+    def take(self, audios: Sequence[int]) -> DeviceEncoded:
+        chosen = tuple(self.audios[audio] for audio in audios)
+        return DeviceEncoded(self.backend, self.cross, chosen)
+
+
+class DeviceBackend:
+    """Implements :class:`whisper_opt.core.backend.Backend` over an executor.
+
+    Sessions may be used from several threads, one thread a session.
+    """
+
+    session_type: type[DeviceSession] = DeviceSession
+
+    def __init__(self, executor: Executor, dims: ModelDims) -> None:
+        """Take over an executor; :meth:`close` closes it."""
+        self.executor, self.dims = executor, dims
+        self._encoder = Workspace(executor, ("encoder",))
+        self._decoding = tuple(graph for graph in DECODING if graph in executor.graphs)
+        for graph in set(OPTIONAL) - set(executor.graphs):
+            _log.info("the engine has no %s.onnx: every step waits for the host", graph)
+        self._encoding, self._lock = threading.Lock(), threading.Lock()
+        self._idle: list[Workspace] = []
+        self._fitting: dict[tuple[int, ...], int] = {}
+
+    def encode(self, mel: F32) -> DeviceEncoded:
+        """See :meth:`whisper_opt.core.backend.Backend.encode`.
+
+        Raises:
+            EngineError: a wrong shape, or not enough memory.
+        """
+        mel = checked_mel(self.dims, mel)
+        n_audio, n_frames = len(mel), mel.shape[2]
+        n_ctx = -(-n_frames // self.dims.frames_per_position)
+        tensors = {
+            name: Tensor(tensor.dtype, tuple(n_ctx if n < 0 else n for n in (0, *tensor.shape[1:])))
+            for name, tensor in self.executor.tensors("encoder").items()
+            if name != "mel"
+        }
+        step = self._encoded_at_once(mel.shape)
+        self.require(n_audio, lambda n: Arena.size(tensors, n) + mel[:step].nbytes)
+        block = self.executor.allocate(Arena.size(tensors, n_audio))
+        cross = Cross(Arena(block, tensors, n_audio), tensors)
+        weakref.finalize(cross, block.free)
+        with self._encoding:
+            for begin in range(0, n_audio, step):
+                part = mel[begin : begin + step]
+                heard = self._encoder.pack("mel", {"mel": (np.float32, part.shape)})
+                heard.host["mel"][...] = part
+                self._encoder.upload(heard)
+                written = cross.arena.entries(begin, len(part))
+                self._encoder.once("encoder", {**heard.device, **written})
+            self._encoder.settle()
+        return DeviceEncoded(self, cross, tuple(range(n_audio)))
+
+    def _encoded_at_once(self, shape: tuple[int, ...]) -> int:
+        for n in range(shape[0], 0, -1):
+            if self.executor.fits("encoder", {"mel": (n, *shape[1:])}):
+                return n
+        raise EngineError(
+            f"the encoder was not built for {shape[2]} frames; it hears whole windows of"
+            f" {self.dims.n_audio_ctx * self.dims.frames_per_position}"
+        )
+
+    def open(self, audio: Encoded) -> DeviceSession:
+        """See :meth:`whisper_opt.core.backend.Backend.open`.
+
+        Raises:
+            EngineError: encoded by another backend, or not enough memory.
+        """
+        if not isinstance(audio, DeviceEncoded) or audio.backend is not self:
+            raise EngineError(f"audio was encoded by another backend ({type(audio).__name__})")
+        workspace = self._acquire()
+        try:
+            return self.session_type(self, workspace, audio.cross, audio.audios)
+        except BaseException:
+            self.release(workspace)
+            raise
+
+    def attention(self, audio: Encoded, tokens: Int, lengths: Int) -> Attention:
+        """See :meth:`whisper_opt.core.backend.Backend.attention`."""
+        session = self.open(audio)
+        try:
+            return session.attention(tokens, lengths)
+        finally:
+            session.close()
+
+    # --- what sessions share ----------------------------------------------------------------------
+
+    def _acquire(self) -> Workspace:
+        with self._lock:
+            if self._idle:
+                return self._idle.pop()
+        n_bytes = self.executor.lane_memory(self._decoding)
+        if n_bytes > self.executor.available():
+            raise EngineError(
+                f"a session needs {_mib(n_bytes)} of working memory on the device;"
+                f" {_mib(self.executor.available())} are free: decode less at once"
+            )
+        return Workspace(self.executor, self._decoding)
+
+    def release(self, workspace: Workspace) -> None:
+        """Keep a workspace for the next session, or close it where enough are kept."""
+        kept = False
+        try:
+            workspace.settle()
+            with self._lock:
+                kept = len(self._idle) < N_IDLE
+                if kept:
+                    self._idle.append(workspace)
+        finally:
+            if not kept:
+                workspace.close()
+
+    def _trim(self) -> None:
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for workspace in idle:
+            workspace.close()
+
+    def require(self, n_audio: int, growth: Callable[[int], int]) -> None:
+        """See :class:`whisper_opt.runtime.device.cache.DeviceModel`."""
+        needed = growth(n_audio)
+        if needed <= 0 or needed <= self.executor.available():
+            return
+        self._trim()
+        free = self.executor.available()
+        if needed <= free:
+            return
+        fitting = max((n for n in range(1, n_audio) if growth(n) <= free), default=0)
+        advice = f"{fitting} would fit: lower batch_size" if fitting else "not one would fit"
+        raise EngineError(
+            f"{n_audio} window(s) need {_mib(needed)} more of the device's memory, of which"
+            f" {_mib(free)} are free; {advice}, or lower beam_size or best_of"
+        )
+
+    def widest(self, n_audio: int, n_slots: int, n_new: int, n_at: int, *, aligned: bool) -> int:
+        """See :class:`whisper_opt.runtime.device.cache.DeviceModel`."""
+        key = (n_audio, n_slots, n_new, n_at, aligned)
+        if key not in self._fitting:
+            self._fitting[key] = self._widest(n_audio, n_slots, n_new, n_at, aligned=aligned)
+        return self._fitting[key]
+
+    def _widest(self, n_audio: int, n_slots: int, n_new: int, n_at: int, *, aligned: bool) -> int:
+        def fits(n: int, width: int) -> bool:
+            slots = n * (n_slots // n_audio)
+            shapes = {
+                "tokens": (slots, width),
+                "start": (slots,),
+                "at": (slots, n_at if width == n_new else min(n_at, width)),
+                "aligned": (width if aligned else 0,),
+                "cross_k_0": (n,),
+                "self_k_0": (slots,),
+            }
+            return self.executor.fits("decoder", shapes)
+
+        for width in (n_new, *(1 << power for power in range(n_new.bit_length() - 1, -1, -1))):
+            if fits(n_audio, width):
+                return width
+        most = max((n for n in range(1, n_audio) if fits(n, 1)), default=0)
+        raise EngineError(
+            f"the plans were built for fewer than {n_audio} window(s) of {n_slots // n_audio}"
+            f" hypotheses: at most {most} of them; lower batch_size or beam_size, or build with"
+            " a larger --max-batch or --max-beam"
+        )
+
+    def close(self) -> None:
+        """Release everything; the sessions must be closed."""
+        self._trim()
+        self._encoder.close()
+        self.executor.close()
+
+
+def _mib(n_bytes: int) -> str:
+    return f"{n_bytes / _MIB:.1f} MiB"

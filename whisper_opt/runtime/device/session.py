@@ -1,0 +1,275 @@
+"""Live hypotheses on a device: the device computes and the host keeps the books.
+
+A step sends one token a row and what may not be sampled, and brings back the few best tokens.
+Nothing here knows which device it is (``executor.py``), nor how slots move there
+(``device_cache.py``): this is about rows, and about what was fed to them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+
+import numpy as np
+
+from whisper_opt.core.arrays import F32, Int
+from whisper_opt.core.backend import Attention, GreedyRows, Logits, Run, Session, TokenMask, Top
+from whisper_opt.core.errors import EngineError
+from whisper_opt.core.logits import HostLogits
+from whisper_opt.runtime.device.cache import Cross, DeviceCache, DeviceModel
+from whisper_opt.runtime.device.executor import Buffer
+from whisper_opt.runtime.device.workspace import Workspace
+from whisper_opt.runtime.inputs import closed
+from whisper_opt.runtime.rows import Layout
+
+__all__ = ["DeviceLogits", "DeviceSession"]
+
+_NONE: Int = np.zeros(0, np.int64)
+
+
+def _distinct(wanted: Int) -> tuple[Int, Int]:
+    """The different columns of ``wanted``, the last one last, and which of them each one is.
+
+    A prompt of one token asks for the same position twice.
+    """
+    if wanted.shape[1] == 1:
+        return wanted, np.zeros(1, np.int64)
+    keys = [column.tobytes() for column in wanted.T]
+    kept = list(dict.fromkeys(reversed(keys)))[::-1]
+    return wanted[:, [keys.index(key) for key in kept]], np.array([kept.index(key) for key in keys])
+
+
+class DeviceSession:
+    """Implements :class:`whisper_opt.core.backend.Runner` over an executor."""
+
+    def __init__(
+        self, model: DeviceModel, workspace: Workspace, cross: Cross, audios: tuple[int, ...]
+    ) -> None:
+        """One empty row an audio of ``cross``; they are copied.
+
+        Raises:
+            EngineError: there is not enough memory.
+        """
+        self._model = model
+        self._dims = model.dims
+        self._layout = Layout(len(audios))
+        self._tokens: Int = np.zeros((len(audios), self._dims.n_text_ctx), np.int64)
+        self._cache: DeviceCache | None = DeviceCache(model, workspace, cross, audios)
+        self._n_calls = 0
+
+    @property
+    def _open(self) -> DeviceCache:
+        if self._cache is None:
+            raise closed()
+        return self._cache
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[DeviceCache]:
+        """Change rows; what fails leaves them as they were."""
+        cache, layout, tokens = self._open, copy.copy(self._layout), self._tokens
+        self._n_calls += 1
+        try:
+            yield cache
+        except BaseException:
+            self._layout, self._tokens = layout, tokens
+            raise
+
+    # --- feeding ----------------------------------------------------------------------------------
+
+    def extend(self, tokens: Int, lengths: Int | None = None, at: Int | None = None) -> Logits:
+        if lengths is None:
+            lengths = np.full(len(tokens), tokens.shape[1], np.int64)
+        self._check_room(lengths)
+        self._drop_audios()
+        wanted = (lengths - 1)[:, None]
+        if at is not None:
+            wanted = np.concatenate([at, wanted], axis=1)
+        n_new = int(lengths.max())
+        with self._changing():
+            before = self._layout.length
+            self._write(tokens, lengths)
+            distinct, columns = _distinct(wanted)
+            width = self._widest(n_new, distinct.shape[1], aligned=False)
+            logits: Logits
+            if width == n_new:
+                logits = self._feed(before, 0, n_new, distinct, columns)
+            else:
+                scores = self._feed_in_parts(before, n_new, distinct, width)
+                logits = HostLogits(scores[:, columns])
+            self._layout.length = before + lengths
+        return logits
+
+    def _check_room(self, lengths: Int) -> None:
+        if self._cache is None:
+            raise closed()
+        longest, limit = int((self._layout.length + lengths).max()), self._dims.n_text_ctx
+        if longest > limit:
+            raise EngineError(f"a row would grow to {longest} tokens; the model holds {limit}")
+
+    def _widest(self, n_new: int, n_at: int, *, aligned: bool) -> int:
+        n_slots = len(self._layout.slots.owner)
+        return self._model.widest(self._layout.n_audio, n_slots, n_new, n_at, aligned=aligned)
+
+    def _write(self, tokens: Int, lengths: Int) -> None:
+        """Note what every row holds; the padding is left out."""
+        rows, columns = np.nonzero(np.arange(tokens.shape[1]) < lengths[:, None])
+        self._tokens = self._tokens.copy()
+        self._tokens[rows, self._layout.length[rows] + columns] = tokens[rows, columns]
+
+    def _feed(self, before: Int, begin: int, width: int, wanted: Int, columns: Int) -> DeviceLogits:
+        """Feed ``width`` tokens from the ``begin``-th new one on.
+
+        A row near the end of the context has no room for the padding: it is fed from further left,
+        and writes once more what it already holds.
+        """
+        start = np.minimum(before + begin, self._dims.n_text_ctx - width)
+        tokens = np.take_along_axis(self._tokens, start[:, None] + np.arange(width), axis=1)
+        at = np.minimum(before[:, None] + wanted - start[:, None], width - 1)
+        owner = self._layout.slots.owner
+        outputs = self._open.run(tokens[owner], start[owner], at[owner], _NONE)
+        return DeviceLogits(self, self._n_calls, outputs["logits"], columns)
+
+    def _feed_in_parts(self, before: Int, n_new: int, wanted: Int, width: int) -> F32:
+        """Feed more tokens than one call takes; their scores are collected on the host."""
+        scores = np.zeros((*wanted.shape, self._dims.n_vocab), np.float32)
+        for begin in range(0, n_new, width):
+            end = min(begin + width, n_new)
+            here = (wanted >= begin) & (wanted < end)
+            columns = np.flatnonzero(here.any(axis=0))
+            # a part that is fed again, for more columns than its width, computes the same again
+            for group in np.split(columns, range(width, len(columns), width)):
+                chosen = np.full((len(wanted), max(len(group), 1)), begin)
+                chosen[:, : len(group)][here[:, group]] = wanted[:, group][here[:, group]]
+                order = np.arange(chosen.shape[1])
+                found = self._feed(before, begin, end - begin, chosen, order).numpy()
+                for place, column in enumerate(group):
+                    rows = np.flatnonzero(here[:, column])
+                    scores[rows, column] = found[rows, place]
+        return scores
+
+    @property
+    def runs(self) -> bool:
+        return self._cache is not None and self._cache.advances
+
+    def run(self, tokens: Int, rows: GreedyRows, steps: int) -> Run:
+        n_seq = len(tokens)
+        self._check_room(np.ones(n_seq, np.int64))
+        self._drop_audios()
+        self._widest(1, 1, aligned=False)
+        before, slots = self._layout.length, self._layout.slots
+        steps = min(steps, self._dims.n_text_ctx - int(before.max()))
+        with self._changing() as cache:
+            found = cache.go_on(tokens[:, 0], before, rows, steps, slots)
+            fed = np.concatenate([tokens, found.tokens[:-1].T], axis=1)
+            lengths = (fed != rows.eot[:, None]).sum(axis=1)  # nothing else follows an end of text
+            self._write(fed, lengths)
+            self._layout.length = before + lengths
+        return found
+
+    def attention(self, tokens: Int, lengths: Int) -> Attention:
+        """All scores of a fresh session's first tokens, and its cross-attention with them."""
+        self._check_room(lengths)
+        cache, n_audio, n_fed = self._open, len(tokens), int(lengths.max())
+        self._n_calls += 1
+        width = self._widest(n_fed, n_fed, aligned=True)
+        logits = np.zeros((*tokens.shape, self._dims.n_vocab), np.float32)
+        parts = []
+        for begin in range(0, n_fed, width):
+            part = tokens[:, begin : min(begin + width, n_fed)]
+            order = np.arange(part.shape[1])
+            start = np.full(n_audio, begin, np.int64)
+            outputs = cache.run(part, start, np.tile(order, (n_audio, 1)), order)
+            logits[:, begin : begin + len(order)] = cache.read(outputs["logits"])
+            parts.append(cache.attention(outputs))
+        shape = parts[0].shape
+        parts.append(np.zeros((*shape[:2], tokens.shape[1] - n_fed, shape[3]), np.float32))
+        return Attention(np.concatenate(parts, axis=2), logits)
+
+    # --- scores -----------------------------------------------------------------------------------
+
+    def scores(self, logits: Buffer, call: int) -> F32:
+        """All scores of a call, float32 [n_seq, n_at, n_vocab].
+
+        Raises:
+            EngineError: the session has been used since.
+        """
+        self._check_current(call)
+        scores: F32 = self._open.read(logits)[self._layout.slots.of_row]
+        return scores
+
+    def _check_current(self, call: int) -> None:
+        if call != self._n_calls:
+            raise EngineError("the session was used again, and these scores were overwritten")
+
+    def chooses(self, k: int, mask: TokenMask) -> bool:
+        """Whether the device can choose: wide searches and the repetition penalty it leaves."""
+        return k <= self._open.n_choices and mask.seen is None
+
+    def choose(self, logits: Buffer, call: int, k: int, mask: TokenMask) -> Top:
+        """The k best tokens after the last position of a call; arguments and errors as above."""
+        self._check_current(call)
+        slots = self._layout.slots
+        found = self._open.choose(logits, mask.ban, mask.timestamp_begin, slots.owner)
+        tokens, logprobs = (values[slots.of_row, :k] for values in found)
+        return Top(tokens, logprobs)
+
+    # --- rows -------------------------------------------------------------------------------------
+
+    def gather(self, rows: Int) -> None:
+        with self._changing() as cache:
+            if len(rows) == len(self._tokens) and (rows == np.arange(len(rows))).all():
+                return
+            self._tokens = self._tokens[rows]
+            cache.rearrange(self._layout.gather(rows))
+
+    def _drop_audios(self) -> None:
+        with self._changing() as cache:
+            compaction = self._layout.compact()
+            if compaction is not None:
+                cache.rearrange(compaction.slots)
+                cache.keep_audios(compaction.audios)
+
+    def append(self, other: Session) -> None:
+        if not isinstance(other, DeviceSession) or other._model is not self._model:
+            raise EngineError("only a session of the same backend can be appended")
+        theirs = other._open
+        with self._changing() as cache:
+            if theirs.cross_tensors != cache.cross_tensors:
+                raise EngineError("only windows of the same length can be decoded together")
+            joining = self._layout.append(other._layout)
+            self._tokens = np.concatenate([self._tokens, other._tokens])
+            cache.join(theirs, self._layout.n_audio, joining)
+        other.close()
+
+    def close(self) -> None:
+        cache, self._cache = self._cache, None
+        if cache is not None:
+            cache.close()
+
+
+class DeviceLogits:
+    """Scores on the device: :class:`whisper_opt.core.backend.Logits`."""
+
+    def __init__(self, session: DeviceSession, call: int, logits: Buffer, columns: Int) -> None:
+        """Refer to scores [n_slots, n, n_vocab].
+
+        Args:
+            session: whose they are.
+            call: which call of the session gave them; the next one overwrites them.
+            logits: where they lie.
+            columns: which of the n each wanted position is; the last one is the last.
+        """
+        self._session, self._call, self._logits = session, call, logits
+        self._columns = columns
+
+    def top(self, k: int, mask: TokenMask) -> Top:
+        if self._session.chooses(k, mask):
+            return self._session.choose(self._logits, self._call, k, mask)
+        return HostLogits(self.numpy()).top(k, mask)
+
+    def asked(self) -> F32:
+        return self.numpy()[:, :-1]
+
+    def numpy(self) -> F32:
+        return self._session.scores(self._logits, self._call)[:, self._columns]

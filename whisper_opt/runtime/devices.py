@@ -1,0 +1,377 @@
+"""Which device computes an engine: what this machine has, what the engine suits, what is chosen.
+
+``auto`` takes the first of tensorrt, cuda and cpu that this engine was exported for and that really
+opens; a device asked for by name is opened or refused with the reason and the remedy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import importlib.util
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Callable, Union
+
+from whisper_opt.core.backend import Backend
+from whisper_opt.core.errors import BackendUnavailable, EngineError, OptionError, WhisperOptError
+from whisper_opt.core.options import LoadOptions
+from whisper_opt.runtime.encoder_choice import EncoderChoice, choose_encoder
+from whisper_opt.runtime.engine import Engine, Manifest
+from whisper_opt.runtime.gpus import Driver, Gpu, find_gpus
+
+if TYPE_CHECKING:
+    from whisper_opt.runtime.onnxruntime.backend import Graph
+
+__all__ = ["Machine", "OpenedBackend", "open_backend", "usable"]
+
+_log = logging.getLogger(__name__)
+
+CUDA_EXTRAS = (
+    "pip uninstall onnxruntime onnxruntime-gpu, then pip install 'whisper-opt[cuda13]' (CUDA 13,"
+    " Python 3.11 or later) or 'whisper-opt[cuda12]'"
+)
+TENSORRT_EXTRAS = (
+    "pip install 'whisper-opt[tensorrt-cu13]', 'whisper-opt[tensorrt-cu12]' or, for desktop RTX"
+    " cards, 'whisper-opt[tensorrt-rtx]'"
+)
+SUITS: Mapping[str, tuple[str, str]] = {
+    "cuda": ("fp16", "contrib"),
+    "tensorrt": ("fp16", "standard"),
+}
+"""Precision and dialect that an engine for a GPU has; the CPU takes any."""
+_WHY: Mapping[str, str] = {
+    "cuda": "ONNX Runtime's attention over a cache has 16-bit kernels only on CUDA",
+    "tensorrt": "TensorRT reads standard operators and has 16-bit kernels only for the attention",
+}
+
+
+class Machine:
+    """What is installed here, looked up when it is asked for and once."""
+
+    @functools.cached_property
+    def driver(self) -> Driver:
+        """GPUs, or why there are none."""
+        return find_gpus()
+
+    @functools.cached_property
+    def builds(self) -> dict[str, str]:
+        """Distributions of ONNX Runtime that are installed, with their versions."""
+        found = {name: _version(name) for name in ("onnxruntime", "onnxruntime-gpu")}
+        return {name: version for name, version in found.items() if version is not None}
+
+    @functools.cached_property
+    def providers(self) -> tuple[str, ...]:
+        """Execution providers that the importable ONNX Runtime was built with."""
+        try:
+            return tuple(importlib.import_module("onnxruntime").get_available_providers())
+        except Exception:  # a broken binary package may raise anything
+            return ()
+
+    @functools.cached_property
+    def tensorrt(self) -> Union[str, None]:
+        """The TensorRT module that is installed, if any; whether it works is seen on opening."""
+        for name in ("tensorrt", "tensorrt_rtx"):
+            if importlib.util.find_spec(name) is not None:
+                return name
+        return None
+
+    @functools.cached_property
+    def openvino(self) -> Union[str, None]:
+        """Version of OpenVINO, if it is installed."""
+        return _version("openvino")
+
+    @functools.cached_property
+    def products(self) -> dict[str, float]:
+        """Seconds that a product takes in each arithmetic of OpenVINO; measured, 0.2 s.
+
+        Raises:
+            BackendUnavailable: OpenVINO is missing.
+        """
+        from whisper_opt.runtime.openvino.probe import product_times
+
+        return product_times()
+
+
+def _version(distribution: str) -> Union[str, None]:
+    import importlib.metadata  # half as slow to import as numpy
+
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _no_gpu(device: str, index: int, machine: Machine) -> Union[WhisperOptError, None]:
+    gpus = machine.driver.gpus
+    if not gpus:
+        return BackendUnavailable(
+            f"device {device!r} needs an NVIDIA GPU: {machine.driver.error}; install the driver, or"
+            " use device='cpu'"
+        )
+    if index >= len(gpus):
+        return OptionError(
+            f"device_index is {index}; this machine has {len(gpus)} GPU(s), counted from 0"
+        )
+    return None
+
+
+def _no_cuda(machine: Machine) -> Union[WhisperOptError, None]:
+    if "CUDAExecutionProvider" in machine.providers:
+        return None
+    if len(machine.builds) > 1:
+        return BackendUnavailable(
+            "onnxruntime and onnxruntime-gpu are both installed, overwrite each other's files, and"
+            f" the CPU build won: no CUDAExecutionProvider; {CUDA_EXTRAS}"
+        )
+    return BackendUnavailable(
+        f"this ONNX Runtime ({_builds(machine)}) has no CUDAExecutionProvider; {CUDA_EXTRAS}"
+    )
+
+
+def _builds(machine: Machine) -> str:
+    found = [f"{name} {version}" for name, version in machine.builds.items()]
+    return ", ".join(found) or "not installed"
+
+
+def _no_tensorrt(machine: Machine) -> Union[WhisperOptError, None]:
+    if machine.tensorrt is not None:
+        return None
+    return BackendUnavailable(f"TensorRT is not installed; {TENSORRT_EXTRAS}")
+
+
+def _unsuited(device: str, manifest: Manifest) -> Union[WhisperOptError, None]:
+    wanted = SUITS.get(device)
+    if wanted is None or wanted == (manifest.precision, manifest.dialect):
+        return None
+    precision, dialect = wanted
+    return EngineError(
+        f"this engine is {manifest.precision} {manifest.dialect}; device {device!r} runs"
+        f" {precision} {dialect} ones ({_WHY[device]}): whisper-opt export SOURCE DIR --precision"
+        f" {precision} --dialect {dialect}"
+    )
+
+
+def usable(
+    device: str, machine: Machine, *, index: int = 0, manifest: Union[Manifest, None] = None
+) -> Union[WhisperOptError, None]:
+    """Why a device cannot be used, as the error to raise; None when nothing speaks against it.
+
+    Args:
+        device: ``cpu``, ``cuda`` or ``tensorrt``.
+        machine: what is installed.
+        index: which GPU.
+        manifest: of the engine to run; None asks about the machine alone.
+    """
+    if device == "cpu":
+        return None
+    installed: Callable[[Machine], Union[WhisperOptError, None]]
+    installed = _no_cuda if device == "cuda" else _no_tensorrt
+    return (
+        (None if manifest is None else _unsuited(device, manifest))
+        or _no_gpu(device, index, machine)
+        or installed(machine)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenedBackend:
+    """A backend and how it was chosen.
+
+    Attributes:
+        backend: ready to encode.
+        device: ``cpu``, ``cuda`` or ``tensorrt``.
+        reason: one line for people.
+        encoder_precision: ``engine``, or what the CPU computes the encoder in instead.
+        kernels: whether compiled kernels compute operators of the engine.
+    """
+
+    backend: Backend
+    device: str
+    reason: str
+    encoder_precision: str = "engine"
+    kernels: bool = False
+
+
+def open_backend(
+    engine: Engine, options: LoadOptions, machine: Union[Machine, None] = None
+) -> OpenedBackend:
+    """Load an engine on the device that the options name, or on the best one for ``auto``.
+
+    Raises:
+        BackendUnavailable: a package, the GPU or the compiled kernels are missing.
+        EngineError: the engine was not exported for that device, or cannot be loaded.
+        OptionError: there is no GPU of that index, or the engine has no operators for the kernels
+            that were asked for.
+    """
+    machine = machine or Machine()
+    if options.device != "auto":
+        refused = usable(
+            options.device, machine, index=options.device_index, manifest=engine.manifest
+        )
+        if refused is not None:
+            raise refused
+        return _opened(engine, options, options.device, "as asked", machine)
+    passed = _only_cpu(options)
+    for device in () if passed else ("tensorrt", "cuda"):
+        refused = usable(device, machine, index=options.device_index, manifest=engine.manifest)
+        if refused is None:
+            try:
+                return _opened(engine, options, device, "; ".join(passed) or "the best", machine)
+            except (BackendUnavailable, EngineError) as error:
+                refused = error
+                _log.warning("auto: %s cannot be used: %s", device, str(error))
+        elif isinstance(refused, OptionError):
+            raise refused
+        passed.append(f"not {device}: {refused}")
+    if options.device_index and not machine.driver.gpus:
+        raise BackendUnavailable(
+            f"device_index is {options.device_index}, but there is no GPU:"
+            f" {machine.driver.error}; leave it out"
+        )
+    return _opened(engine, options, "cpu", "; ".join(passed), machine)
+
+
+def _only_cpu(options: LoadOptions) -> list[str]:
+    """Which options are for the CPU alone."""
+    found = []
+    if options.encoder_precision in ("bf16", "int8"):
+        found.append(f"encoder_precision {options.encoder_precision} is the CPU's")
+    if options.kernels == "native":
+        found.append("kernels native are the CPU's")
+    return found
+
+
+def _opened(
+    engine: Engine, options: LoadOptions, device: str, reason: str, machine: Machine
+) -> OpenedBackend:
+    if device == "cuda" and len(machine.builds) > 1:
+        _log.warning("onnxruntime and onnxruntime-gpu are both installed; %s", CUDA_EXTRAS)
+    if device == "cpu":
+        return _opened_cpu(engine, options, reason, machine)
+    backend = _LOADERS[device](engine, options, machine)
+    where = f"{device} ({_gpu(machine, options.device_index)})"
+    _log.info("%s runs on %s: %s", engine.path, where, reason)
+    return OpenedBackend(backend, device, reason)
+
+
+def _gpu(machine: Machine, index: int) -> str:
+    gpus = machine.driver.gpus
+    return gpus[index].name if index < len(gpus) else f"GPU {index}"
+
+
+def _opened_cpu(
+    engine: Engine, options: LoadOptions, reason: str, machine: Machine
+) -> OpenedBackend:
+    from whisper_opt.runtime.onnxruntime.backend import OrtBackend
+
+    if engine.manifest.precision == "fp16":
+        _log.warning("%s is fp16, which a CPU computes slowly; export it as fp32", engine.path)
+    kernels = _kernels(engine, options.kernels)
+    choice, encoder = _cpu_encoder(engine, options, machine)
+    backend = OrtBackend(
+        engine,
+        threads=options.threads,
+        encoder=encoder,
+        whole_padding=options.padding == "whole",
+        kernels=kernels,
+    )
+    _log.info("%s runs on cpu: %s", engine.path, reason)
+    if options.encoder_precision != "engine":
+        _log.info("%s: encoder in %s: %s", engine.path, choice.precision, choice.reason)
+    return OpenedBackend(backend, "cpu", reason, choice.precision, kernels)
+
+
+def _kernels(engine: Engine, wanted: str) -> bool:
+    """Whether compiled kernels compute operators of this engine; raises if they must but cannot."""
+    fitting = b"whisper_opt" in engine.file("encoder.onnx").read_bytes()  # the operators' domain
+    if wanted == "native" and not fitting:
+        raise OptionError(
+            f"kernels is 'native', but this {engine.manifest.precision} engine has no operators"
+            " that they are for; leave it out, or whisper-opt export SOURCE DIR --precision int8"
+        )
+    if wanted == "off" or not fitting:
+        return False
+    from whisper_opt.runtime.native import why_no_kernels
+
+    problem = why_no_kernels()
+    if problem is None:
+        return True
+    if wanted == "native":
+        raise BackendUnavailable(
+            f"kernels is 'native', but they cannot be used: {problem}; or leave kernels out"
+        )
+    _log.info("%s: 8-bit operators without compiled kernels: %s", engine.path, problem)
+    return False
+
+
+def _cpu_encoder(
+    engine: Engine, options: LoadOptions, machine: Machine
+) -> tuple[EncoderChoice, Union[Graph, None]]:
+    """What is chosen, and what computes it; None: ONNX Runtime."""
+    choice = choose_encoder(
+        options.encoder_precision, engine.manifest.precision, lambda: machine.products
+    )
+    if choice.precision == "engine":
+        return choice, None
+    from whisper_opt.runtime.openvino.encoder import OpenVinoEncoder
+
+    try:
+        encoder = OpenVinoEncoder(engine, choice.precision, threads=options.threads)
+    except WhisperOptError as error:
+        if options.encoder_precision != "auto":
+            raise
+        _log.warning("auto: the encoder cannot be computed in %s: %s", choice.precision, str(error))
+        return EncoderChoice("engine", str(error)), None
+    return choice, encoder
+
+
+def _cuda(engine: Engine, options: LoadOptions, machine: Machine) -> Backend:
+    from whisper_opt.runtime.cuda.onnxruntime import CudaBackend
+
+    return CudaBackend(
+        engine,
+        device_index=options.device_index,
+        threads=options.threads,
+        tensorrt_provider=options.tensorrt_provider,
+    )
+
+
+def _tensorrt(engine: Engine, options: LoadOptions, machine: Machine) -> Backend:
+    from whisper_opt.runtime.tensorrt.backend import TrtBackend, find_plans
+
+    gpu, library = machine.driver.gpus[options.device_index], options.tensorrt_library
+    if options.build_plans:
+        try:
+            find_plans(engine, gpu, library)
+        except EngineError as error:
+            _log.info("building plans: %s", str(error))
+            _build(engine, gpu, library)
+    graphs = options.cuda_graphs is not False
+    return TrtBackend(engine, gpu, library=library, cuda_graphs=graphs)
+
+
+def _build(engine: Engine, gpu: Gpu, library: Union[str, None]) -> None:
+    try:
+        from whisper_opt.export.tensorrt.build import build_plans
+    except ImportError as error:
+        raise BackendUnavailable(
+            f"building plans needs packages that are missing ({error});"
+            " pip install 'whisper-opt[export]'"
+        ) from error
+    from whisper_opt.export.tensorrt.token_check import token_check
+
+    build_plans(
+        engine,
+        library=library,
+        gpus=["sm_{}{}".format(*gpu.sm)],
+        device_index=gpu.index,
+        check_tokens=token_check(gpu.index),
+    )
+
+
+_LOADERS: dict[str, Callable[[Engine, LoadOptions, Machine], Backend]] = {
+    "cuda": _cuda,
+    "tensorrt": _tensorrt,
+}

@@ -1,0 +1,35 @@
+"""What every backend asks of what it is given."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from whisper_opt.core.arrays import F32
+from whisper_opt.core.dims import ModelDims
+from whisper_opt.core.errors import EngineError
+
+__all__ = ["checked_mel", "closed"]
+
+
+def closed() -> EngineError:
+    """What to raise when a session is used after its end."""
+    return EngineError("the session was closed; open another one")
+
+
+def checked_mel(dims: ModelDims, mel: F32) -> F32:
+    """The mel as contiguous float32 [n_audio, n_mels, n_frames].
+
+    Raises:
+        EngineError: it has another shape, or more frames than the model hears at once.
+    """
+    if mel.ndim != 3 or mel.shape[1] != dims.n_mels:
+        raise EngineError(
+            f"mel has shape {list(mel.shape)}; this engine expects [n_audio, {dims.n_mels},"
+            " n_frames]"
+        )
+    longest = dims.n_audio_ctx * dims.frames_per_position
+    if not 1 <= mel.shape[2] <= longest:
+        raise EngineError(
+            f"mel has {mel.shape[2]} frames; this engine encodes 1 to {longest} at a time"
+        )
+    return np.ascontiguousarray(mel, np.float32)

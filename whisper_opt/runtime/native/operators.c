@@ -1,0 +1,384 @@
+/* The operators of domain "whisper_opt" for ONNX Runtime. What each computes is said by the function of its
+ * name in the graph (whisper_opt/export/graphs/operators.py), which ONNX Runtime runs where this library is not. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels.h"
+#include "ort_abi.h"
+
+#if defined(_WIN32)
+#define EXPORT __declspec(dllexport)
+#else
+#define EXPORT __attribute__((visibility("default")))
+#endif
+
+static const OrtApi *api; /* of the process: every session is given the same one */
+
+#define CALL(name, ...) ORT_CALL(api, name, __VA_ARGS__)
+#define TRY(name, ...)                                   \
+  do {                                                   \
+    OrtStatus *status_ = CALL(name, __VA_ARGS__);        \
+    if (status_) return status_;                         \
+  } while (0)
+
+enum { MAX_INPUTS = 6, MAX_OUTPUTS = 2, MAX_DIMS = 6, NONE = -1 };
+
+typedef struct Kernel Kernel;
+typedef OrtStatus *(*Compute)(const Kernel *kernel, OrtKernelContext *context, Threads threads);
+
+/* An operator, the types of its inputs and outputs, and where products find what they need. */
+typedef struct Operator {
+  OrtCustomOp base; /* must be first: ONNX Runtime hands out its address */
+  const char *name;
+  Compute compute;
+  size_t n_inputs, n_outputs;
+  int inputs[MAX_INPUTS], outputs[MAX_OUTPUTS];
+  int weight;        /* an input; 0 where there is no product */
+  int of_columns[2]; /* scale, and bias or NONE */
+  int of_rows[2];    /* gain and shift; the head's shrink and mean */
+  int residual;
+  int gelu;
+  int takes_layer;
+} Operator;
+
+/* An operator in a session. */
+struct Kernel {
+  const Operator *operator;
+  Packed weight;
+  int64_t n_head, layer;
+};
+
+typedef struct Shape {
+  int64_t sizes[MAX_DIMS];
+  size_t n;
+} Shape;
+
+static OrtStatus *refused(const char *why) { return CALL(CreateStatus, ORT_FAIL, why); }
+
+static OrtStatus *shape_of(const OrtValue *value, Shape *shape) {
+  OrtTensorTypeAndShapeInfo *info = NULL;
+  TRY(GetTensorTypeAndShape, value, &info);
+  OrtStatus *status = CALL(GetDimensionsCount, info, &shape->n);
+  if (!status && shape->n > MAX_DIMS) status = refused("more dimensions than any input has");
+  if (!status) status = CALL(GetDimensions, info, shape->sizes, shape->n);
+  CALL(ReleaseTensorTypeAndShapeInfo, info);
+  return status;
+}
+
+static int is_shape(const Shape *shape, const int64_t *sizes, size_t n) {
+  return shape->n == n && !memcmp(shape->sizes, sizes, n * sizeof *sizes);
+}
+
+static OrtStatus *input(const OrtKernelContext *context, int i, const void **data, Shape *shape) {
+  const OrtValue *value = NULL;
+  *data = NULL;
+  if (i == NONE) return NULL;
+  TRY(KernelContext_GetInput, context, (size_t)i, &value);
+  TRY(GetTensorMutableData, (OrtValue *)value, (void **)data);
+  return shape ? shape_of(value, shape) : NULL;
+}
+
+static OrtStatus *output(OrtKernelContext *context, size_t i, Shape shape, void **data) {
+  OrtValue *value = NULL;
+  TRY(KernelContext_GetOutput, context, i, shape.sizes, shape.n, &value);
+  return CALL(GetTensorMutableData, value, data);
+}
+
+static void run_on_threads(const void *context, void (*work)(void *, size_t), size_t count, void *data) {
+  /* as many batches as calls: whoever is free takes the next. It cannot fail. */
+  CALL(KernelContext_ParallelFor, context, work, count, count, data);
+}
+
+static OrtStatus *finished(int code) { return code ? refused("out of memory") : NULL; }
+
+static OrtStatus *constant(const OrtKernelInfo *info, int i, const OrtValue **value, Shape *shape) {
+  int is_constant = 0;
+  TRY(KernelInfoGetConstantInput_tensor, info, (size_t)i, &is_constant, value);
+  return is_constant ? shape_of(*value, shape) : refused("weights must be constant");
+}
+
+/* That a constant input has n numbers: they are not counted again when it is read. */
+static OrtStatus *check_vector(const OrtKernelInfo *info, int i, int64_t n) {
+  const OrtValue *value = NULL;
+  Shape shape;
+  if (i == NONE) return NULL;
+  OrtStatus *status = constant(info, i, &value, &shape);
+  if (!status && (shape.n != 1 || shape.sizes[0] != n)) return refused("a vector does not fit its weights");
+  return status;
+}
+
+static OrtStatus *pack_constant(const OrtKernelInfo *info, Kernel *kernel) {
+  const Operator *op = kernel->operator;
+  const OrtValue *value = NULL;
+  void *weight = NULL;
+  Shape shape;
+  OrtStatus *status = constant(info, op->weight, &value, &shape);
+  if (status) return status;
+  if (shape.n != 2 || shape.sizes[0] % 16) return refused("weights must be [multiple of 16, any]");
+  for (int i = 0; !status && i < 2; i++) {
+    status = check_vector(info, op->of_columns[i], shape.sizes[1]);
+    if (!status) status = check_vector(info, op->of_rows[i], shape.sizes[0]);
+  }
+  if (status) return status;
+  TRY(GetTensorMutableData, (OrtValue *)value, &weight);
+  return finished(pack_weight(&kernel->weight, weight, shape.sizes[0], shape.sizes[1]));
+}
+
+static OrtStatus *read_attributes(const OrtKernelInfo *info, Kernel *kernel) {
+  TRY(KernelInfoGetAttribute_int64, info, "num_heads", &kernel->n_head);
+  return kernel->operator->takes_layer ? CALL(KernelInfoGetAttribute_int64, info, "layer", &kernel->layer) : NULL;
+}
+
+static OrtStatus *create(const OrtCustomOp *op, const OrtApi *unused, const OrtKernelInfo *info, void **created) {
+  (void)unused;
+  Kernel *kernel = calloc(1, sizeof *kernel);
+  if (!kernel) return finished(-1);
+  kernel->operator=(const Operator *) op;
+  OrtStatus *status = kernel->operator->weight ? pack_constant(info, kernel) : read_attributes(info, kernel);
+  if (status)
+    free(kernel);
+  else
+    *created = kernel;
+  return status;
+}
+
+static void destroy(void *created) {
+  Kernel *kernel = created;
+  free_weight(&kernel->weight);
+  free(kernel);
+}
+
+static OrtStatus *compute_linear(const Kernel *kernel, OrtKernelContext *context, Threads threads) {
+  const Operator *op = kernel->operator;
+  Linear what = {.weight = &kernel->weight, .n_rows = 1, .gelu = op->gelu};
+  Shape shape, residual;
+  OrtStatus *status = input(context, 0, (const void **)&what.x, &shape);
+  if (!status) status = input(context, op->of_rows[0], (const void **)&what.gain, NULL);
+  if (!status) status = input(context, op->of_rows[1], (const void **)&what.shift, NULL);
+  if (!status) status = input(context, op->of_columns[0], (const void **)&what.scale, NULL);
+  if (!status) status = input(context, op->of_columns[1], (const void **)&what.bias, NULL);
+  if (!status) status = input(context, op->residual, (const void **)&what.residual, &residual);
+  if (status) return status;
+  if (shape.n == 0 || shape.sizes[shape.n - 1] != kernel->weight.n_in) return refused("x is not [.., n_in]");
+  for (size_t i = 0; i + 1 < shape.n; i++) what.n_rows *= shape.sizes[i];
+  shape.sizes[shape.n - 1] = kernel->weight.n_out;
+  if (what.residual && !is_shape(&residual, shape.sizes, shape.n))
+    return refused("residual is not of the shape of the product");
+  status = output(context, 0, shape, (void **)&what.y);
+  return status ? status : finished(linear(&what, threads));
+}
+
+static OrtStatus *compute_head(const Kernel *kernel, OrtKernelContext *context, Threads threads) {
+  const Operator *op = kernel->operator;
+  Output what = {.weight = &kernel->weight, .n_rows = 1};
+  Shape shape;
+  OrtStatus *status = input(context, 0, (const void **)&what.x, &shape);
+  if (!status) status = input(context, op->of_rows[0], (const void **)&what.shrink, NULL);
+  if (!status) status = input(context, op->of_rows[1], (const void **)&what.mean, NULL);
+  if (!status) status = input(context, op->of_columns[0], (const void **)&what.scale, NULL);
+  if (status) return status;
+  if (shape.n == 0 || shape.sizes[shape.n - 1] != kernel->weight.n_in) return refused("hidden is not [.., n_in]");
+  for (size_t i = 0; i + 1 < shape.n; i++) what.n_rows *= shape.sizes[i];
+  shape.sizes[shape.n - 1] = kernel->weight.n_out;
+  status = output(context, 0, shape, (void **)&what.y);
+  return status ? status : finished(output_head(&what, threads));
+}
+
+static OrtStatus *attend_self(const Kernel *kernel, OrtKernelContext *context, Threads threads, int chosen) {
+  Attention what = {.n_head = kernel->n_head};
+  Shape shape, other;
+  const void *second = NULL;
+  OrtStatus *status = input(context, 0, (const void **)&what.qkv, &shape);
+  if (!status) status = input(context, 1, &second, &other);
+  if (status) return status;
+  if (shape.n != 3 || shape.sizes[2] != 3 * HEAD * kernel->n_head || other.n == 0)
+    return refused("qkv is not [n_audio, n, 3 * num_heads * 64]");
+  what.n_audio = shape.sizes[0];
+  what.n_keys = shape.sizes[1];
+  what.n_queries = chosen ? other.sizes[0] : what.n_keys;
+  for (int64_t i = 0; chosen && i < what.n_queries; i++)
+    if (((const int64_t *)second)[i] < 0 || ((const int64_t *)second)[i] >= what.n_keys)
+      return refused("there is no such position");
+  if (!chosen && (other.n != 1 || other.sizes[0] != what.n_keys)) return refused("added is not [n]");
+  if (chosen)
+    what.positions = second;
+  else
+    what.added = second;
+  const Shape mixed = {{what.n_audio, what.n_queries, HEAD * kernel->n_head}, 3};
+  status = output(context, 0, mixed, (void **)&what.y);
+  return status ? status : finished(attention(&what, threads));
+}
+
+static OrtStatus *compute_attention(const Kernel *kernel, OrtKernelContext *context, Threads threads) {
+  return attend_self(kernel, context, threads, 0);
+}
+
+static OrtStatus *compute_attention_at(const Kernel *kernel, OrtKernelContext *context, Threads threads) {
+  return attend_self(kernel, context, threads, 1);
+}
+
+static OrtStatus *pack(const Kernel *kernel, OrtKernelContext *context, Threads threads, int keys) {
+  Pack what = {.n_head = kernel->n_head, .keys = keys};
+  Shape shape;
+  OrtStatus *status = input(context, 0, (const void **)&what.x, &shape);
+  if (status) return status;
+  if (shape.n != 3 || shape.sizes[2] != HEAD * kernel->n_head) return refused("x is not [n_audio, n, num_heads * 64]");
+  what.n_audio = shape.sizes[0];
+  what.n = shape.sizes[1];
+  const int64_t n = divided_up(what.n, BLOCK) * BLOCK;
+  const Shape panels = {{what.n_audio, what.n_head, n / 64, HEAD / 4, 64, 4}, 6};
+  const Shape quads = {{what.n_audio, what.n_head, n / 4, HEAD, 4}, 5};
+  const Shape step = {{what.n_audio, what.n_head, HEAD}, 3};
+  status = output(context, 0, keys ? panels : quads, (void **)&what.packed);
+  if (!status) status = output(context, 1, step, (void **)&what.step);
+  if (!status) pack_heads(&what, threads);
+  return status;
+}
+
+static OrtStatus *compute_pack_keys(const Kernel *kernel, OrtKernelContext *context, Threads threads) {
+  return pack(kernel, context, threads, 1);
+}
+
+static OrtStatus *compute_pack_values(const Kernel *kernel, OrtKernelContext *context, Threads threads) {
+  return pack(kernel, context, threads, 0);
+}
+
+/* What both operators of the decoder's attention to the audio read, from input `steps` on: steps, added. */
+static OrtStatus *read_cross(const Kernel *kernel, OrtKernelContext *context, int steps, Cross *what) {
+  Shape queries, keys, all, added;
+  OrtStatus *status = input(context, 0, (const void **)&what->queries, &queries);
+  if (!status) status = input(context, 1, (const void **)&what->keys, &keys);
+  if (!status) status = input(context, steps, (const void **)&what->steps, &all);
+  if (!status) status = input(context, steps + 1, (const void **)&what->added, &added);
+  if (status) return status;
+  what->n_head = kernel->n_head;
+  what->layer = kernel->layer;
+  what->n_audio = queries.sizes[0];
+  what->n_queries = queries.sizes[1];
+  what->n_keys = keys.sizes[2] * 64;
+  what->n_layer = all.sizes[1];
+  const int64_t n = what->n_keys, n_audio = what->n_audio, n_head = what->n_head;
+  const int64_t panels[] = {n_audio, n_head, n / 64, HEAD / 4, 64, 4}, mute[] = {n_audio, n};
+  const int64_t steps_of[] = {n_audio, what->n_layer, 2, n_head, HEAD}, rows[] = {n_audio, what->n_queries, n_head * HEAD};
+  if (!is_shape(&queries, rows, 3) || !is_shape(&keys, panels, 6) || !is_shape(&all, steps_of, 5) ||
+      !is_shape(&added, mute, 2) || n % BLOCK || what->layer < 0 || what->layer >= what->n_layer)
+    return refused("queries, keys, steps and what is added to scores do not fit together");
+  return NULL;
+}
+
+static OrtStatus *compute_cross(const Kernel *kernel, OrtKernelContext *context, Threads threads) {
+  Cross what = {0};
+  Shape values;
+  OrtStatus *status = read_cross(kernel, context, 3, &what);
+  if (!status) status = input(context, 2, (const void **)&what.values, &values);
+  if (status) return status;
+  const int64_t quads[] = {what.n_audio, what.n_head, what.n_keys / 4, HEAD, 4};
+  if (!is_shape(&values, quads, 5)) return refused("values do not fit together with the keys");
+  const Shape mixed = {{what.n_audio, what.n_queries, HEAD * what.n_head}, 3};
+  status = output(context, 0, mixed, (void **)&what.y);
+  if (!status) cross_attention(&what, threads);
+  return status;
+}
+
+static OrtStatus *compute_scores(const Kernel *kernel, OrtKernelContext *context, Threads threads) {
+  (void)threads; /* once a window: not worth it */
+  Cross what = {0};
+  Shape heads, rows;
+  const int64_t *chosen = NULL, *wanted = NULL;
+  OrtStatus *status = read_cross(kernel, context, 2, &what);
+  if (!status) status = input(context, 4, (const void **)&chosen, &heads);
+  if (!status) status = input(context, 5, (const void **)&wanted, &rows);
+  if (status) return status;
+  for (int64_t i = 0; i < heads.sizes[0]; i++)
+    if (chosen[i] < 0 || chosen[i] >= what.n_head) return refused("there is no such head");
+  for (int64_t i = 0; i < rows.sizes[0]; i++)
+    if (wanted[i] < 0 || wanted[i] >= what.n_queries) return refused("there is no such query");
+  const Shape shape = {{what.n_audio, heads.sizes[0], rows.sizes[0], what.n_keys}, 4};
+  status = output(context, 0, shape, (void **)&what.y);
+  if (!status) cross_scores(&what, chosen, heads.sizes[0], wanted, rows.sizes[0]);
+  return status;
+}
+
+static OrtStatus *compute(void *created, OrtKernelContext *context) {
+  const Kernel *kernel = created;
+  const Threads threads = {context, run_on_threads};
+  return kernel->operator->compute(kernel, context, threads);
+}
+
+static const char *name_of(const OrtCustomOp *op) { return ((const Operator *)op)->name; }
+static const char *on_cpu(const OrtCustomOp *op) {
+  (void)op;
+  return NULL;
+}
+static int type_of_input(const OrtCustomOp *op, size_t i) { return ((const Operator *)op)->inputs[i]; }
+static size_t count_inputs(const OrtCustomOp *op) { return ((const Operator *)op)->n_inputs; }
+static int type_of_output(const OrtCustomOp *op, size_t i) { return ((const Operator *)op)->outputs[i]; }
+static size_t count_outputs(const OrtCustomOp *op) { return ((const Operator *)op)->n_outputs; }
+static int required(const OrtCustomOp *op, size_t i) { /* and: memory of the device itself */
+  (void)op, (void)i;
+  return 0;
+}
+static int one(const OrtCustomOp *op) {
+  (void)op;
+  return 1;
+}
+static int newest(const OrtCustomOp *op) {
+  (void)op;
+  return INT32_MAX;
+}
+
+#define BASE                                                                                              \
+  .base = {.version = ORT_VERSION, .GetName = name_of, .GetExecutionProviderType = on_cpu,                \
+           .GetInputType = type_of_input, .GetInputTypeCount = count_inputs,                              \
+           .GetOutputType = type_of_output, .GetOutputTypeCount = count_outputs,                          \
+           .KernelDestroy = destroy, .GetInputCharacteristic = required,                                  \
+           .GetOutputCharacteristic = required, .GetInputMemoryType = required,                           \
+           .GetVariadicInputMinArity = one, .GetVariadicInputHomogeneity = one,                           \
+           .GetVariadicOutputMinArity = one, .GetVariadicOutputHomogeneity = one,                         \
+           .CreateKernelV2 = create, .KernelComputeV2 = compute, .GetStartVersion = one,                  \
+           .GetEndVersion = newest}
+#define WEIGHTS ORT_INT8, ORT_FLOAT, ORT_FLOAT
+#define PRODUCT(label, n, types, weight_, gain, shift, residual_, gelu_)                               \
+  {BASE, .name = label, .compute = compute_linear, .n_inputs = n, .n_outputs = 1, .inputs = types,     \
+   .outputs = {ORT_FLOAT}, .weight = weight_, .of_columns = {weight_ + 1, weight_ + 2},                \
+   .of_rows = {gain, shift}, .residual = residual_, .gelu = gelu_}
+#define TYPES(...) {__VA_ARGS__}
+static const Operator OPERATORS[] = {
+    PRODUCT("Linear8", 4, TYPES(ORT_FLOAT, WEIGHTS), 1, NONE, NONE, NONE, 0),
+    PRODUCT("NormLinear8", 6, TYPES(ORT_FLOAT, ORT_FLOAT, ORT_FLOAT, WEIGHTS), 3, 1, 2, NONE, 0),
+    PRODUCT("Linear8Add", 5, TYPES(ORT_FLOAT, WEIGHTS, ORT_FLOAT), 1, NONE, NONE, 4, 0),
+    PRODUCT("GeluLinear8Add", 5, TYPES(ORT_FLOAT, WEIGHTS, ORT_FLOAT), 1, NONE, NONE, 4, 1),
+    {BASE, .name = "Head8", .compute = compute_head, .n_inputs = 5, .n_outputs = 1,
+     .inputs = {ORT_FLOAT, ORT_FLOAT, ORT_INT8, ORT_FLOAT, ORT_FLOAT}, .outputs = {ORT_FLOAT}, .weight = 2,
+     .of_columns = {3, NONE}, .of_rows = {1, 4}},
+    {BASE, .name = "EncoderAttention", .compute = compute_attention, .n_inputs = 3, .n_outputs = 1,
+     .inputs = {ORT_FLOAT, ORT_FLOAT, ORT_BOOL}, .outputs = {ORT_FLOAT}},
+    {BASE, .name = "EncoderAttentionAt", .compute = compute_attention_at, .n_inputs = 2, .n_outputs = 1,
+     .inputs = {ORT_FLOAT, ORT_INT64}, .outputs = {ORT_FLOAT}},
+    {BASE, .name = "PackKeys", .compute = compute_pack_keys, .n_inputs = 1, .n_outputs = 2,
+     .inputs = {ORT_FLOAT}, .outputs = {ORT_UINT8, ORT_FLOAT}},
+    {BASE, .name = "PackValues", .compute = compute_pack_values, .n_inputs = 1, .n_outputs = 2,
+     .inputs = {ORT_FLOAT}, .outputs = {ORT_INT8, ORT_FLOAT}},
+    {BASE, .name = "CrossAttention", .compute = compute_cross, .n_inputs = 5, .n_outputs = 1,
+     .inputs = {ORT_FLOAT, ORT_UINT8, ORT_INT8, ORT_FLOAT, ORT_FLOAT}, .outputs = {ORT_FLOAT}, .takes_layer = 1},
+    {BASE, .name = "CrossScores", .compute = compute_scores, .n_inputs = 6, .n_outputs = 1,
+     .inputs = {ORT_FLOAT, ORT_UINT8, ORT_FLOAT, ORT_FLOAT, ORT_INT64, ORT_INT64}, .outputs = {ORT_FLOAT},
+     .takes_layer = 1},
+};
+
+/* Whether this processor has the instructions that the kernels are made of. */
+EXPORT int whisper_opt_supported(void) {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512vnni");
+}
+
+/* ONNX Runtime calls this for every session that is made with the library. */
+EXPORT OrtStatus *RegisterCustomOps(OrtSessionOptions *options, const OrtApiBase *base) {
+  OrtCustomOpDomain *domain = NULL;
+  api = base->GetApi(ORT_VERSION);
+  TRY(CreateCustomOpDomain, "whisper_opt", &domain);
+  for (size_t i = 0; i < sizeof OPERATORS / sizeof *OPERATORS; i++)
+    TRY(CustomOpDomain_Add, domain, &OPERATORS[i].base);
+  return CALL(AddCustomOpDomain, options, domain);
+}

@@ -1,0 +1,142 @@
+"""The ONNX Runtime backend (CPU): loads the two graphs of an engine, encodes and opens sessions."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from whisper_opt.core.arrays import F32, Int, NDArray
+from whisper_opt.core.backend import Attention, Encoded
+from whisper_opt.core.background import Background
+from whisper_opt.core.dims import ModelDims
+from whisper_opt.core.errors import EngineError, OptionError
+from whisper_opt.runtime.cross_kv import CrossLayout
+from whisper_opt.runtime.engine import PACKED, PLAIN, Engine
+from whisper_opt.runtime.head_bounds import Screen
+from whisper_opt.runtime.inputs import checked_mel
+from whisper_opt.runtime.native import kernel_library
+from whisper_opt.runtime.onnxruntime.graph import load_graph
+from whisper_opt.runtime.onnxruntime.session import Decoder, OrtSession
+from whisper_opt.runtime.padding import Heard, Padding, spread
+
+__all__ = ["Graph", "OrtBackend", "OrtEncoded"]
+
+
+class Graph(Protocol):
+    """What computes a graph, called as a session of ONNX Runtime is."""
+
+    def run(self, names: Sequence[str], feeds: Mapping[str, NDArray]) -> Sequence[NDArray]:
+        """The outputs called ``names``."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OrtEncoded:
+    """Cross-attention keys [A, H, 64, T] and values [A, H, T, 64]: per layer k then v.
+
+    Float32, or float16 where the engine computes in that. Of an engine that hears padding by parts,
+    ``counts`` says for how many positions of each audio those heard stand
+    (:class:`whisper_opt.runtime.padding.Heard`), and keys have 65 rows; or all is packed for kernels
+    (:class:`whisper_opt.runtime.cross_kv.CrossLayout`).
+    """
+
+    cross: tuple[NDArray, ...]
+    counts: tuple[Int, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.cross[0])
+
+    def take(self, audios: Sequence[int]) -> OrtEncoded:
+        counts = tuple(self.counts[i] for i in audios) if self.counts else ()
+        if len(audios) == 1:  # a view
+            return OrtEncoded(tuple(array[audios[0] :][:1] for array in self.cross), counts)
+        return OrtEncoded(tuple(array[list(audios)] for array in self.cross), counts)
+
+
+class OrtBackend:
+    """Runs the encoder and decoder graphs of an engine on the CPU with ONNX Runtime."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        threads: int | None = None,
+        encoder: Graph | None = None,
+        whole_padding: bool = False,
+        kernels: bool = True,
+    ) -> None:
+        """Load both graphs.
+
+        Args:
+            engine: an opened engine directory.
+            threads: threads within an operator; None leaves the choice (one a physical core) to
+                ONNX Runtime.
+            encoder: computes the engine's encoder instead of ONNX Runtime.
+            whole_padding: hear all padding, where the engine would hear it by parts.
+            kernels: use compiled kernels, where they can be used here and the engine has operators
+                that they are for.
+
+        Raises:
+            BackendUnavailable: ONNX Runtime is missing, or too old for the engine's dialect.
+            EngineError: a graph cannot be loaded.
+            OptionError: ``threads`` is not a positive integer.
+        """
+        if threads is not None and (
+            isinstance(threads, bool) or not isinstance(threads, int) or threads < 1
+        ):
+            raise OptionError(f"threads is {threads!r}; expected a positive integer or None")
+        self.dims: ModelDims = engine.manifest.dims
+        self.dialect = engine.manifest.dialect
+        load = functools.partial(load_graph, engine, threads=threads, kernels=kernels)
+        packed = kernels and PACKED[0] in engine.manifest.files and kernel_library() is not None
+        names = PACKED if packed else PLAIN
+        with Background(lambda: load(names[1])) as decoder:
+            self.encoder: Graph = encoder or load(names[0])
+            graph = decoder.result()
+        screen = Screen.of(engine.tensor) if engine.manifest.tensors else None
+        self._cross = CrossLayout(self.dims.n_text_layer, packed)
+        self.decoder = Decoder(graph, self.dims, self.dialect, screen, self._cross)
+        parts = engine.manifest.padding
+        self._padding: Padding | None = None
+        if parts is not None:
+            self._padding = Padding(parts, self.dims.frames_per_position, whole=whole_padding)
+
+    def encode(self, mel: F32) -> OrtEncoded:
+        """See :meth:`whisper_opt.core.backend.Backend.encode`; raises EngineError on a wrong shape."""
+        mel = checked_mel(self.dims, mel)
+        if self._padding is None:
+            return OrtEncoded(tuple(self.encoder.run(self._cross.names, {"mel": mel})))
+        heard = [self._padding.heard(window[None]) for window in mel]
+        return OrtEncoded(self._hear(heard), tuple(each.counts for each in heard))
+
+    def _hear(self, heard: Sequence[Heard]) -> tuple[NDArray, ...]:
+        """Keys and values of windows; each is heard as it would be alone."""
+        if len({each.mel.shape[2] for each in heard}) == 1:
+            together = heard[0]._replace(mel=np.concatenate([each.mel for each in heard]))
+            return tuple(self.encoder.run(self._cross.names, together.feeds()))
+        each = [self.encoder.run(self._cross.names, one.feeds()) for one in heard]
+        n_keys = max(map(self._cross.n_keys, each))
+        rows = zip(*(self._cross.widened(arrays, n_keys) for arrays in each))
+        return tuple(np.concatenate(arrays) for arrays in rows)
+
+    def open(self, audio: Encoded) -> OrtSession:
+        """See :meth:`whisper_opt.core.backend.Backend.open`."""
+        if not isinstance(audio, OrtEncoded):
+            raise EngineError(f"audio was encoded by another backend ({type(audio).__name__})")
+        return OrtSession(self.decoder, audio.cross)
+
+    def attention(self, audio: Encoded, tokens: Int, lengths: Int) -> Attention:
+        """See :meth:`whisper_opt.core.backend.Backend.attention`."""
+        session = self.open(audio)
+        try:
+            found = session.attention(tokens, lengths)
+        finally:
+            session.close()
+        if isinstance(audio, OrtEncoded) and audio.counts:
+            rows = zip(found.scores, audio.counts)
+            scores = [spread(row[..., : len(counts)], counts) for row, counts in rows]
+            return dataclasses.replace(found, scores=np.stack(scores))
+        return found

@@ -1,0 +1,116 @@
+"""Graphs of an engine, loaded into ONNX Runtime."""
+
+from __future__ import annotations
+
+import functools
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from whisper_opt.core.errors import BackendUnavailable, EngineError
+from whisper_opt.runtime.device.executor import Tensor
+from whisper_opt.runtime.engine import Engine
+from whisper_opt.runtime.native import kernel_library
+
+__all__ = ["graph_tensors", "import_onnxruntime", "load_graph", "sums_overflow"]
+
+
+def import_onnxruntime() -> Any:
+    """The runtime; raises BackendUnavailable where it does not import."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise BackendUnavailable(
+            "ONNX Runtime is not installed, and it is what runs the engine;"
+            " pip install 'whisper-opt[cpu]'"
+        ) from error
+    return onnxruntime
+
+
+@functools.lru_cache(maxsize=1)
+def sums_overflow() -> bool:
+    """Whether products of 8-bit integers may overflow 16-bit sums here: x86 processors before VNNI.
+
+    ONNX Runtime then has exact kernels at half the speed, which must be asked for; it would use
+    them on every x86 processor. Where the processor cannot be asked, they are taken to be needed.
+    """
+    if platform.machine().lower() not in ("x86_64", "amd64", "i386", "i686"):
+        return False
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split()
+    except OSError:
+        return True
+    return "avx512_vnni" not in flags and "avx_vnni" not in flags
+
+
+def load_graph(
+    engine: Engine,
+    name: str,
+    threads: int | None = None,
+    providers: Sequence[Any] = ("CPUExecutionProvider",),
+    *,
+    kernels: bool = False,
+) -> Any:
+    """An inference session for one graph of an engine.
+
+    Args:
+        engine: an opened engine directory.
+        name: file of the graph.
+        threads: threads within an operator; None leaves the choice to ONNX Runtime.
+        providers: what computes, as ONNX Runtime takes it; what the first cannot do is left to the
+            next, at last to the CPU.
+        kernels: use compiled kernels (:mod:`whisper_opt.runtime.native`), where they can be used here.
+
+    Raises:
+        BackendUnavailable: ONNX Runtime is missing, or too old for the engine's dialect.
+        EngineError: the graph cannot be loaded.
+    """
+    runtime = import_onnxruntime()
+    options = runtime.SessionOptions()
+    options.log_severity_level = 3
+    options.inter_op_num_threads = 1
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    # the two graphs take turns: a pool that spins after its run would slow the other one
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    if sums_overflow():
+        options.add_session_config_entry("session.x64quantprecision", "1")
+    library = kernel_library() if kernels else None
+    if library is not None:
+        options.register_custom_ops_library(str(library))
+    try:
+        return runtime.InferenceSession(str(engine.file(name)), options, providers=list(providers))
+    except Exception as error:  # the runtime's errors share no base class
+        reason = str(error).splitlines()[0][:300]
+        too_new = any(word in str(error).lower() for word in ("opset", "ir version"))
+        if engine.manifest.dialect == "standard" and too_new:
+            raise BackendUnavailable(
+                f"ONNX Runtime {runtime.__version__} cannot run the standard dialect of"
+                f" {engine.path} (opset 24); it needs 1.24 or later, or an engine exported"
+                " with --dialect contrib"
+            ) from error
+        raise EngineError(
+            f"ONNX Runtime {runtime.__version__} cannot load {engine.file(name)}: {reason}"
+        ) from error
+
+
+_TYPES: Mapping[str, type[np.generic]] = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(int64)": np.int64,
+    "tensor(int8)": np.int8,
+    "tensor(uint8)": np.uint8,
+    "tensor(bool)": np.bool_,
+}
+
+
+def graph_tensors(session: Any) -> dict[str, Tensor]:
+    """Inputs and outputs of a graph by name."""
+    found = {}
+    for value in [*session.get_inputs(), *session.get_outputs()]:
+        shape = tuple(size if isinstance(size, int) else -1 for size in value.shape)
+        found[value.name] = Tensor(np.dtype(_TYPES[value.type]), shape)
+    return found

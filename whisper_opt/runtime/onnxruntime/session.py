@@ -1,0 +1,411 @@
+"""Live hypotheses in ONNX Runtime: IO binding, a cache updated in place, capacity in buckets."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from whisper_opt.core.arrays import F32, Int, NDArray, aligned_zeros
+from whisper_opt.core.backend import Attention, Logits, Session
+from whisper_opt.core.dims import HEAD_DIM, ModelDims
+from whisper_opt.core.errors import EngineError
+from whisper_opt.core.logits import HostLogits
+from whisper_opt.runtime.cross_kv import CrossLayout
+from whisper_opt.runtime.head_bounds import Screen
+from whisper_opt.runtime.head_select import ScreenedLogits
+from whisper_opt.runtime.inputs import closed
+from whisper_opt.runtime.onnxruntime.graph import graph_tensors
+from whisper_opt.runtime.rows import Layout, Past
+
+__all__ = ["CAPACITIES", "Decoder", "OrtSession"]
+
+CAPACITIES = {"contrib": (192, 448), "standard": (64, 128, 256, 448)}
+"""Cache sizes in positions, by dialect: growing copies the cache. A step of ``standard`` costs less
+in a small one, a step of ``contrib`` the same in any, and few windows have 192 tokens."""
+_NONE: Int = np.zeros(0, np.int64)
+
+
+class _Buffers:
+    """Arrays that share their first axis, of which the first ``n`` entries are in use.
+
+    Entries move inside the buffers where possible: what is bound to the decoder stays valid until
+    the buffers have to grow.
+    """
+
+    def __init__(self, arrays: Sequence[NDArray], n: int) -> None:
+        self.arrays = list(arrays)
+        self.n = n
+
+    def views(self) -> list[NDArray]:
+        """The entries in use."""
+        return [array[: self.n] for array in self.arrays]
+
+    def resize(self, n: int, *, copy: bool = False) -> bool:
+        """Use n entries, new ones holding anything finite; ``copy``: in other arrays in any case.
+
+        Returns:
+            Whether the arrays are other ones than before.
+        """
+        room = len(self.arrays[0]) if self.arrays else n
+        if n <= room and not copy:
+            self.n = n
+            return False
+        room = n if n <= room else max(n, 2 * self.n)
+        for i, old in enumerate(self.arrays):
+            new = aligned_zeros((room, *old.shape[1:]), old.dtype)
+            new[: self.n] = old[: self.n][:n]
+            self.arrays[i] = new
+        self.n = n
+        return True
+
+    def arrange(self, source: Int, parts: Sequence[tuple[Int, slice]] | None = None) -> bool:
+        """Entry i becomes old entry ``source[i]``.
+
+        Args:
+            source: which old entry each one becomes.
+            parts: entries, and the positions (axis 2) in which they differ from their source;
+                default: all of those that move.
+
+        Returns:
+            Whether the arrays are other ones than before.
+        """
+        n, old_n = len(source), self.n
+        grown = self.resize(max(n, old_n))
+        every: tuple[Any, ...] = ()  # of whatever an entry holds
+        places = [(moved, (slice(None), span)) for moved, span in parts or ()]
+        if parts is None:
+            places = [(np.flatnonzero(source != np.arange(n)), every)]
+        for array in self.arrays:
+            # all are read before the first is written, so that entries may change places
+            values = [array[(source[moved],) + where] for moved, where in places]  # noqa: RUF005
+            for (moved, where), value in zip(places, values):
+                array[(moved,) + where] = value  # noqa: RUF005
+        self.n = n
+        return grown
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoder:
+    """The decoder of one engine.
+
+    Attributes:
+        session: the graph in ONNX Runtime.
+        dims: model dimensions.
+        dialect: operator family of the graph.
+        screen: what makes rough scores exact; None where the graph's are.
+        cross: how what was heard is handed over.
+    """
+
+    session: Any
+    dims: ModelDims
+    dialect: str
+    screen: Screen | None
+    cross: CrossLayout
+
+    @functools.cached_property
+    def kv(self) -> np.dtype[Any]:
+        """The type of the cache."""
+        return graph_tensors(self.session)["self_k_0"].dtype
+
+
+class _Call(NamedTuple):
+    """How many of everything one call of the decoder has."""
+
+    n_new: int
+    n_at: int
+    n_exact: int
+    n_aligned: int
+
+
+class OrtSession:
+    """Live hypotheses of a few audios; see :class:`whisper_opt.core.backend.Session`."""
+
+    def __init__(self, model: Decoder, cross: Sequence[NDArray]) -> None:
+        """One empty row an audio of ``cross``, per layer keys then values."""
+        self._model = model
+        self._dims = model.dims
+        n_audio = len(cross[0])
+        self._cross = _Buffers(cross, n_audio)
+        self._own_cross = False  # the arrays are the caller's until they have to change
+        self._layout = Layout(n_audio)
+        self._cache = _Buffers((), n_audio)
+        self._past = Past(n_audio, 0)
+        self._pending: Int | None = None  # the old slot that each slot shall take, when it is time
+        self._capacity = 0
+        self._bindings: dict[tuple[int, ...], _Binding] = {}
+
+    @property
+    def _length(self) -> Int:
+        return self._layout.length
+
+    def extend(self, tokens: Int, lengths: Int | None = None, at: Int | None = None) -> Logits:
+        n_seq, n_new = tokens.shape
+        if lengths is None:
+            lengths = np.full(n_seq, n_new, np.int64)
+        self._check_room(lengths)
+        self._drop_audios()
+        wanted = (lengths - 1)[:, None]
+        if at is not None:
+            wanted = np.concatenate([at, wanted], axis=1)
+        logits: Logits
+        if n_new > 1 and self._model.dialect == "contrib" and self._length.any():
+            logits = HostLogits(self._one_by_one(tokens, lengths, wanted))
+        else:
+            self._reserve(int(self._length.max()) + n_new)
+            logits = self._feed(tokens, wanted)
+        self._layout.length = self._length + lengths
+        return logits
+
+    def _feed(self, tokens: Int, wanted: Int) -> Logits:
+        """Scores at the wanted positions; the last one's by way of the screen, where there is one.
+
+        A few rows alone: where many tokens are scored at once the head is bound by arithmetic.
+        """
+        screen = self._model.screen
+        if screen is None:
+            return HostLogits(self._own(self._run(tokens, self._length, wanted).logits))
+        out = self._run(tokens, self._length, wanted, n_exact=wanted.shape[1] - 1)
+        rough, hidden = self._own(out.rough)[:, 0], self._own(out.hidden)[:, -1]
+        return ScreenedLogits(screen, rough, hidden, self._own(out.logits))
+
+    def attention(self, tokens: Int, lengths: Int) -> Attention:
+        """All scores of a fresh session's first tokens, and its cross-attention with them."""
+        self._check_room(lengths)
+        n_new = tokens.shape[1]
+        self._reserve(n_new)
+        order = np.arange(n_new)
+        wanted = np.minimum(order[None], lengths[:, None] - 1)
+        out = self._run(tokens, self._length, wanted, aligned=order)
+        return Attention(out.attention, self._own(out.logits))
+
+    def _check_open(self) -> None:
+        if not self._cross.arrays:
+            raise closed()
+
+    def _check_room(self, lengths: Int) -> None:
+        self._check_open()
+        longest, limit = int((self._length + lengths).max()), self._dims.n_text_ctx
+        if longest > limit:
+            raise EngineError(f"a row would grow to {longest} tokens; the model holds {limit}")
+
+    def _one_by_one(self, tokens: Int, lengths: Int, wanted: Int) -> F32:
+        """Feed several tokens on top of a past as single steps, which every version does right."""
+        n_seq, n_new = tokens.shape
+        self._reserve(int(self._length.max()) + n_new)
+        scores = np.zeros((*wanted.shape, self._dims.n_vocab), np.float32)
+        zero = np.zeros((n_seq, 1), np.int64)
+        for step in range(n_new):
+            # a row that has no more tokens writes to its next free position, to be overwritten
+            start = self._length + np.minimum(step, lengths)
+            last = self._own(self._run(tokens[:, step : step + 1], start, zero).logits)
+            for row, column in zip(*np.nonzero(wanted == step)):
+                scores[row, column] = last[row, 0]
+        return scores
+
+    def _run(
+        self,
+        tokens: Int,
+        start: Int,
+        wanted: Int,
+        *,
+        n_exact: int | None = None,
+        aligned: Int = _NONE,
+    ) -> _Binding:
+        """One call of the decoder; its outputs hold a row a slot until the next call.
+
+        ``n_exact``: at how many of the wanted positions the scores shall be exact (default: all);
+        behind them the head is screened.
+        """
+        owner = self._layout.slots.owner
+        n_at = wanted.shape[1]
+        n_exact = n_at if n_exact is None else n_exact
+        binding = self._binding(_Call(tokens.shape[1], n_at, n_exact, len(aligned)))
+        binding.tokens[...] = tokens[owner]
+        binding.start[...] = start[owner]
+        binding.at[...] = wanted[owner]
+        binding.aligned[...] = aligned
+        self._past.write(binding.start, tokens.shape[1])
+        binding.run(self._model.session)
+        return binding
+
+    def _own(self, values: F32) -> F32:
+        """The rows among the slots."""
+        return values if self._layout.slots.plain else values[self._layout.slots.of_row]
+
+    def _binding(self, call: _Call) -> _Binding:
+        key = (self._cache.n, self._cross.n, *call)
+        if key not in self._bindings:
+            self._bindings[key] = _Binding(
+                self._model, call, self._cross.views(), self._cache.views()
+            )
+        return self._bindings[key]
+
+    def _reserve(self, n: int) -> None:
+        """Make room for n positions in every row, and for every row."""
+        if n <= self._capacity and self._pending is None:
+            return
+        if n > self._capacity:
+            sizes = CAPACITIES[self._model.dialect]
+            self._capacity = next((size for size in sizes if size >= n), -(-n // 64) * 64)
+        n_slots, n_old = len(self._layout.slots.owner), self._cache.n
+        # twice as many as before, so that a batch that fills up one by one is not copied each time
+        room = n_slots if self._pending is None else max(n_slots, 2 * n_old)
+        shape = (room, self._dims.n_text_head, self._capacity, HEAD_DIM)
+        source = np.arange(n_old) if self._pending is None else self._pending
+        used = int(self._length.max(initial=0))
+        old = self._cache.views()
+        new = [np.zeros(shape, self._model.kv) for _ in range(2 * self._dims.n_text_layer)]
+        for array, past in zip(new, old):
+            array[:n_slots, :, :used] = past[source, :, :used]
+        before, self._past = self._past, Past(n_slots, self._capacity)
+        if old:
+            self._past.take(np.arange(n_slots), before, source, used)
+        self._cache = _Buffers(new, n_slots)
+        self._pending = None
+        self._bindings.clear()
+
+    def gather(self, rows: Int) -> None:
+        self._check_open()
+        if len(rows) == len(self._length) and (rows == np.arange(len(rows))).all():
+            return
+        self._rearrange(self._layout.gather(rows))
+
+    def _rearrange(self, source: Int) -> None:
+        """Slot i takes the past of old slot ``source[i]``.
+
+        Where there are more of them than there is room for, that waits until it is needed: windows
+        that join a batch are copied there at once.
+        """
+        if not self._cache.arrays:  # nothing was fed yet
+            self._cache.n = len(source)
+        elif self._pending is not None:
+            self._pending = self._pending[source]
+        elif len(source) > len(self._cache.arrays[0]):
+            self._pending = source
+        else:
+            self._cache.arrange(
+                source, self._past.arrange(source, int(self._length.max(initial=0)))
+            )
+
+    def _drop_audios(self) -> None:
+        compaction = self._layout.compact()
+        if compaction is None:
+            return
+        source = compaction.audios
+        if self._own_cross:
+            self._cross.arrange(source)
+        else:
+            self._cross = _Buffers([array[source] for array in self._cross.arrays], len(source))
+            self._own_cross = True
+            self._bindings.clear()
+        self._rearrange(compaction.slots)
+
+    def append(self, other: Session) -> None:
+        if not isinstance(other, OrtSession) or other._model is not self._model:
+            raise EngineError("only a session of the same backend can be appended")
+        self._check_open()
+        other._check_open()
+        used = int(other._length.max(initial=0))
+        self._reserve(used)
+        self._widen(other._n_heard)
+        joining = self._layout.append(other._layout)
+        if self._cross.resize(self._layout.n_audio, copy=not self._own_cross):
+            self._bindings.clear()
+        self._own_cross = True
+        wide = self._model.cross.widened(other._cross.views(), self._n_heard)
+        for array, heard in zip(self._cross.arrays, wide):
+            array[joining.place] = heard
+        self._rearrange(joining.slots)
+        if used:
+            self._reserve(used)
+            source = joining.source if other._pending is None else other._pending[joining.source]
+            for array, past in zip(self._cache.arrays, other._cache.arrays):
+                array[joining.joined, :, :used] = past[source, :, :used]
+            self._past.take(joining.joined, other._past, source, used)
+        other.close()
+
+    @property
+    def _n_heard(self) -> int:
+        """Positions of an audio for which there is room."""
+        return self._model.cross.n_keys(self._cross.arrays)
+
+    def _widen(self, n_heard: int) -> None:
+        """Make room for audios of ``n_heard`` positions."""
+        if n_heard > self._n_heard:
+            wide = self._model.cross.widened(self._cross.arrays, n_heard)
+            self._cross = _Buffers(wide, self._cross.n)
+            self._own_cross = True
+            self._bindings.clear()
+
+    def close(self) -> None:
+        self._bindings.clear()
+        self._cache = _Buffers((), 0)
+        self._cross = _Buffers((), 0)
+
+
+class _Binding:
+    """Buffers bound to the decoder once, for one shape of call; only their contents change."""
+
+    def __init__(
+        self,
+        model: Decoder,
+        call: _Call,
+        cross: Sequence[NDArray],
+        cache: Sequence[NDArray],
+    ) -> None:
+        decoder, dims = model.session, model.dims
+        n_seq, (n_new, n_at, n_exact, n_aligned) = len(cache[0]), call
+        self.tokens = np.zeros((n_seq, n_new), np.int64)
+        self.start = np.zeros(n_seq, np.int64)
+        self.at = np.zeros((n_seq, n_at), np.int64)
+        self.aligned = np.zeros(n_aligned, np.int64)
+        self.logits = np.zeros((n_seq, n_exact, dims.n_vocab), np.float32)
+        n_audio, n_ctx = len(cross[0]), model.cross.n_keys(cross)
+        self._watched = {
+            output.name: np.zeros((n_audio, output.shape[1], n_aligned, n_ctx), np.float32)
+            for output in decoder.get_outputs()
+            if output.name.startswith("attention_")
+        }
+        self._io = decoder.io_binding()
+        self._keep = (tuple(cross), tuple(cache))  # bound by address: must outlive the binding
+        for name in ("tokens", "start", "at", "aligned"):
+            self._input(name, getattr(self, name))
+        names = [(i, kind) for i in range(dims.n_text_layer) for kind in ("k", "v")]
+        for (i, kind), held in zip(names, cache):
+            self._input(f"self_{kind}_{i}", held)
+            self._output(f"self_{kind}_{i}_out", held)
+        for name, audio in zip(model.cross.names, cross):
+            self._input(name, audio)
+        self._output("logits", self.logits)
+        if model.screen is not None:
+            self._bind_screen(dims, n_at, n_exact)
+        for name, scores in self._watched.items():
+            self._output(name, scores)
+
+    def _bind_screen(self, dims: ModelDims, n_at: int, n_exact: int) -> None:
+        n_seq = len(self.tokens)
+        self._columns = np.split(np.arange(n_at), [n_exact])
+        for name, columns in zip(("exact", "screened"), self._columns):
+            self._input(name, columns)
+        self.rough = np.zeros((n_seq, n_at - n_exact, dims.n_vocab), np.float32)
+        self.hidden = np.zeros((n_seq, n_at, dims.n_text_state), np.float32)
+        self._output("rough", self.rough)
+        self._output("hidden", self.hidden)
+
+    def _input(self, name: str, array: NDArray) -> None:
+        self._io.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+
+    def _output(self, name: str, array: NDArray) -> None:
+        self._io.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+
+    @property
+    def attention(self) -> F32:
+        """Scores [A, n_heads, n_aligned, T] of all alignment heads, in the order of layers."""
+        return np.concatenate(list(self._watched.values()), axis=1)
+
+    def run(self, decoder: Any) -> None:
+        decoder.run_with_iobinding(self._io)

@@ -1,0 +1,1 @@
+"""The encoder through OpenVINO on the CPU."""

@@ -1,0 +1,1 @@
+"""TensorRT plans: finding, checking and running them."""

@@ -1,0 +1,229 @@
+"""TensorRT plans as an executor: streams, contexts, CUDA graphs. It decides nothing.
+
+A lane is a stream of its own, and execution contexts that share one working memory, since what is
+asked of a lane happens in order. A call is launched twice as it stands and captured as a CUDA graph
+after the second time: what runs once is not worth a capture.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, Callable
+
+from whisper_opt.core.errors import EngineError
+from whisper_opt.runtime.cuda.runtime import Copies, Cuda, DeviceBlock, PinnedBlock
+from whisper_opt.runtime.device.executor import GRAPHS, Buffer, Chain, Tensor, aligned
+from whisper_opt.runtime.tensorrt.library import Context, Library, Plan
+from whisper_opt.runtime.tensorrt.plan_spec import PlanSpec
+
+__all__ = ["TrtExecutor"]
+
+_log = logging.getLogger(__name__)
+
+
+def _inputs(plan: Plan) -> list[str]:
+    return [name for name, info in plan.tensors.items() if info.is_input]
+
+
+def _opened(library: Library, graph: str, data: bytes, spec: PlanSpec | None) -> Plan:
+    plan = library.open(data, host_code=spec is not None and spec.version_compatible)
+    if spec is not None and spec.weight_streaming and graph in ("encoder", "decoder"):
+        plan.stream_weights()
+    return plan
+
+
+class TrtExecutor:
+    """Implements :class:`whisper_opt.runtime.device.executor.Executor`."""
+
+    def __init__(
+        self,
+        library: Library,
+        read: Callable[[str], bytes],
+        *,
+        graphs: Sequence[str] = GRAPHS,
+        device_index: int = 0,
+        cuda_graphs: bool = True,
+        spec: PlanSpec | None = None,
+        runtime: Any = None,
+    ) -> None:
+        """Load the plans of the graphs onto a GPU.
+
+        Args:
+            library: the TensorRT that they were built with.
+            read: gives the plan of a graph by name (:meth:`whisper_opt.runtime.tensorrt.plans.Plans.read`).
+            graphs: which there are.
+            device_index: which GPU.
+            cuda_graphs: replay calls as CUDA graphs.
+            spec: what they were built with (:attr:`whisper_opt.runtime.tensorrt.plans.BuildRecord.spec`).
+            runtime: stands in for ``cuda.bindings.runtime``.
+
+        Raises:
+            BackendUnavailable: cuda-bindings or the GPU is missing.
+            EngineError: a plan is refused.
+        """
+        self.cuda = Cuda(device_index, runtime)
+        self.cuda_graphs = cuda_graphs
+        self.graphs = tuple(graphs)
+        self._plans = {name: _opened(library, name, read(name), spec) for name in self.graphs}
+        self._limits = {
+            graph: [
+                {name: plan.limits(name, profile) for name in _inputs(plan)}
+                for profile in range(plan.n_profiles)
+            ]
+            for graph, plan in self._plans.items()
+        }
+        self._tensors = {
+            name: {
+                tensor: Tensor(info.dtype, tuple(info.shape))
+                for tensor, info in plan.tensors.items()
+            }
+            for name, plan in self._plans.items()
+        }
+
+    def plan(self, graph: str) -> Plan:
+        """The plan of a graph."""
+        return self._plans[graph]
+
+    def tensors(self, graph: str) -> Mapping[str, Tensor]:
+        return self._tensors[graph]
+
+    def fits(self, graph: str, shapes: Mapping[str, Sequence[int]]) -> bool:
+        return self.profile(graph, shapes) is not None
+
+    def profile(self, graph: str, shapes: Mapping[str, Sequence[int]]) -> int | None:
+        """The first profile of a graph that takes these shapes, or these first sizes of them."""
+        for profile in range(self._plans[graph].n_profiles):
+            if all(self._takes(graph, name, profile, shape) for name, shape in shapes.items()):
+                return profile
+        return None
+
+    def _takes(self, graph: str, name: str, profile: int, shape: Sequence[int]) -> bool:
+        low, _, high = self._limits[graph][profile][name]
+        return all(least <= size <= most for least, size, most in zip(low, shape, high))
+
+    def allocate(self, n_bytes: int) -> DeviceBlock:
+        return DeviceBlock(self.cuda, n_bytes)
+
+    def pin(self, n_bytes: int) -> PinnedBlock:
+        return PinnedBlock(self.cuda, n_bytes)
+
+    def available(self) -> int:
+        free, _ = self.cuda("cudaMemGetInfo")
+        return int(free)
+
+    def lane_memory(self, graphs: Sequence[str]) -> int:
+        return max(
+            aligned(plan.memory(profile))
+            for plan in (self._plans[graph] for graph in graphs)
+            for profile in range(plan.n_profiles)
+        )
+
+    def lane(self, graphs: Sequence[str]) -> _Lane:
+        return _Lane(self, graphs)
+
+    def close(self) -> None:
+        self._plans.clear()
+
+
+class _Lane(Copies):
+    """A stream, and the contexts that run on it."""
+
+    def __init__(self, owner: TrtExecutor, graphs: Sequence[str]) -> None:
+        self._owner, self._graphs = owner, tuple(graphs)
+        self._contexts: dict[tuple[str, int], Context] = {}
+        self._work = DeviceBlock(owner.cuda, max(owner.lane_memory(graphs), 1))
+        try:
+            super().__init__(owner.cuda)
+        except BaseException:
+            self._work.free()
+            raise
+
+    def _context(self, graph: str, profile: int) -> Context:
+        """The context of a profile: switching one to and fro would cost every step."""
+        key = (graph, profile)
+        if key not in self._contexts:
+            context = self._owner.plan(graph).context()
+            context.set_memory(self._work.address, self._work.n_bytes)
+            context.select(profile, int(self.stream))
+            self._contexts[key] = context
+        return self._contexts[key]
+
+    def enqueue(self, graph: str, buffers: Mapping[str, Buffer]) -> Context:
+        """Bind and run once; returns the context, to be run again as it stands."""
+        plan = self._owner.plan(graph)
+        inputs = _inputs(plan)
+        profile = self._owner.profile(graph, {name: buffers[name].shape for name in inputs})
+        if profile is None:
+            shapes = ", ".join(f"{name} {list(buffers[name].shape)}" for name in inputs[:4])
+            raise EngineError(f"the plan of {graph} has no profile for {shapes}; build it for them")
+        context = self._context(graph, profile)
+        for name in inputs:
+            context.set_shape(name, buffers[name].shape)
+        for name, buffer in buffers.items():
+            context.set_address(name, buffer.address)
+        context.run(int(self.stream))
+        return context
+
+    def run(self, graph: str, buffers: Mapping[str, Buffer]) -> None:
+        self.enqueue(graph, buffers)
+
+    def bind(self, chain: Chain) -> _Call:
+        return _Call(self, chain, self._owner.cuda_graphs)
+
+    def _let_go(self) -> None:
+        self._contexts.clear()
+        self._work.free()
+
+
+class _Call:
+    """Graphs on fixed buffers: launched, launched and captured, then replayed as one."""
+
+    def __init__(self, lane: _Lane, chain: Chain, cuda_graphs: bool) -> None:
+        self._cuda_graphs = cuda_graphs
+        self._lane, self._chain = lane, chain
+        self._n_runs = 0
+        self._replay: Any = None
+        self._destroy: Callable[[], object] = lambda: None
+
+    def run(self) -> None:
+        lane = self._lane
+        if self._replay is not None:
+            lane.cuda("cudaGraphLaunch", self._replay, lane.stream)
+            return
+        contexts = [lane.enqueue(graph, buffers) for graph, buffers in self._chain.runs]
+        self._download()
+        self._n_runs += 1
+        if self._n_runs == 2 and self._cuda_graphs:
+            self._capture(contexts)
+
+    def _download(self) -> None:
+        for target, source in self._chain.downloads:
+            self._lane.download(target, source)
+
+    def _capture(self, contexts: Sequence[Context]) -> None:
+        """Record what was just run; a context must have run with its shapes before."""
+        cuda, stream = self._lane.cuda, self._lane.stream
+        graph = None
+        try:
+            # relaxed: another thread may allocate meanwhile, and so may a finalizer in this one
+            mode = cuda.runtime.cudaStreamCaptureMode.cudaStreamCaptureModeRelaxed
+            cuda("cudaStreamBeginCapture", stream, mode)
+            try:
+                for context in contexts:
+                    context.run(int(stream))
+                self._download()
+            finally:
+                graph = cuda("cudaStreamEndCapture", stream)
+            self._replay = cuda("cudaGraphInstantiate", graph, 0)
+            self._destroy = cuda.owned(self, "cudaGraphExecDestroy", self._replay)
+        except EngineError as error:
+            names = " and ".join(graph for graph, _ in self._chain.runs)
+            _log.warning("%s is launched without a CUDA graph: %s", names, str(error))
+        finally:
+            if graph is not None:
+                cuda.release("cudaGraphDestroy", graph)
+
+    def close(self) -> None:
+        self._destroy()
+        self._chain = Chain(())

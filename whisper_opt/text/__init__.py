@@ -1,0 +1,1 @@
+"""Vocabulary, results and the formats they are written in."""

@@ -1,0 +1,134 @@
+"""Subtitle cues: which words are shown together, from when to when, and where their lines end.
+
+The layout is openai-whisper's (``SubtitlesWriter.iterate_result`` in whisper/utils.py):
+
+* A segment is a cue. ``max_words_per_line`` cuts it into cues of so many words, ``max_line_width``
+  breaks it into lines; a word wider than a line has a line of its own.
+* With ``max_line_count`` too, words flow from segment to segment: a cue ends when its lines are
+  full, or where a word begins more than 3 s after the beginning of the word before.
+* Width is counted in characters; the space before the first word of a line is dropped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+from whisper_opt.core.errors import OptionError
+from whisper_opt.core.options import SubtitleOptions
+from whisper_opt.text.results import Segment, Transcript, Word
+
+__all__ = ["PLAIN", "Cue", "cues", "given"]
+
+PLAIN = SubtitleOptions()
+"""No option set."""
+
+_MANY = 1000
+"""Characters in a line, and words in a cue, where no option says fewer."""
+
+_PAUSE = 3.0
+"""Seconds between the beginnings of two words that are not shown in one cue."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cue:
+    """Words shown together.
+
+    Attributes:
+        words: at least one, in order; the text of each begins with the space or line break that
+            sets it apart from the word before. A segment without word times is a single one.
+    """
+
+    words: tuple[Word, ...]
+
+    @property
+    def start(self) -> float:
+        """When the first word begins, in seconds."""
+        return self.words[0].start
+
+    @property
+    def end(self) -> float:
+        """When the last word ends, in seconds."""
+        return self.words[-1].end
+
+    @property
+    def text(self) -> str:
+        """All words, in lines."""
+        return "".join(word.word for word in self.words)
+
+
+def cues(transcript: Transcript, options: SubtitleOptions = PLAIN) -> Iterator[Cue]:
+    """The cues of a transcript, in its order.
+
+    A segment that has no word times (``words`` is None) is a cue of its own; one in which no word
+    was found (``words`` is empty) is none.
+
+    Raises:
+        OptionError: an option is set and a segment has no word times.
+    """
+    if options.needs_words and any(segment.words is None for segment in transcript):
+        raise OptionError(
+            f"{given(options)}: set, but the transcript has no word times; transcribe with"
+            " word_timestamps"
+        )
+    layout = _Layout(options, _beginning(transcript))
+    per_cue = options.max_words_per_line or _MANY
+    for segment in transcript:
+        if segment.words is None:
+            yield from layout.take()
+            yield Cue((Word(segment.start, segment.end, segment.text.strip(), 1.0),))
+            continue
+        for i, word in enumerate(segment.words):
+            yield from layout.add(word, begins=i % per_cue == 0)
+    yield from layout.take()
+
+
+def given(options: SubtitleOptions) -> str:
+    """The names of the options that are set, for a message."""
+    names = [field.name for field in dataclasses.fields(options)]
+    return ", ".join(name for name in names if getattr(options, name) != getattr(PLAIN, name))
+
+
+def _beginning(transcript: Sequence[Segment]) -> float:
+    words = (word.start for segment in transcript for word in segment.words or ())
+    return next(words, 0.0)
+
+
+class _Layout:
+    """Gathers words into lines and cues."""
+
+    def __init__(self, options: SubtitleOptions, last: float) -> None:
+        self._width = options.max_line_width or _MANY
+        self._count = options.max_line_count
+        self._last = last  # when the word before began
+        self._words: list[Word] = []
+        self._used = 0  # characters in the line
+        self._line = 1
+
+    def add(self, word: Word, *, begins: bool) -> Iterator[Cue]:
+        """Take one word; ``begins``: it is the first of a segment (or of a part of one)."""
+        flows = self._count is not None
+        pause = flows and word.start - self._last > _PAUSE
+        apart = begins and not flows and bool(self._words)
+        fits = self._used > 0 and self._used + len(word.word) <= self._width
+        self._last = word.start
+        if fits and not pause and not apart:
+            self._used += len(word.word)
+            self._words.append(word)
+            return
+        full = self._count is not None and self._line >= self._count
+        opening = ""
+        if self._words and (apart or pause or full):
+            yield from self.take()
+        elif self._used:
+            self._line += 1
+            opening = "\n"
+        text = word.word.strip()
+        self._used = len(text)
+        self._words.append(dataclasses.replace(word, word=opening + text))
+
+    def take(self) -> Iterator[Cue]:
+        """The cue of the words gathered so far, if any."""
+        if self._words:
+            yield Cue(tuple(self._words))
+        self._words, self._used, self._line = [], 0, 1

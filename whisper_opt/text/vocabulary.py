@@ -1,0 +1,349 @@
+"""Vocabulary: special ids by name, languages, prompts, text to tokens and back."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import string
+from collections.abc import Mapping, Sequence, Set
+from typing import TYPE_CHECKING, Any
+
+from whisper_opt.core.dims import ModelDims
+from whisper_opt.core.errors import EngineError, OptionError
+from whisper_opt.text.languages import ALIASES, LANGUAGES
+
+if TYPE_CHECKING:
+    import tiktoken
+
+__all__ = ["Vocab", "language_code"]
+
+_NO_SPEECH = ("<|nospeech|>", "<|nocaptions|>")
+"""OpenAI's name, and the one it has in older Hugging Face tokenizers."""
+_RENAMED = {"iw": "he"}
+"""Language codes of older tokenizers, by what they are called now."""
+_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+"""GPT-2's pre-tokenizer (Radford et al. 2019), the ``ByteLevel`` one of tokenizer.json."""
+# The symbols whose tokens openai-whisper never samples (whisper/tokenizer.py, non_speech_tokens).
+_SYMBOLS = (
+    *'"#()*+/:;<=>@[\\]^_`{|}~「」『』',
+    *[
+        "<<",
+        ">>",
+        "<<<",
+        ">>>",
+        "--",
+        "---",
+        "-(",
+        "-[",
+        "('",
+        '("',
+        "((",
+        "))",
+        "(((",
+        ")))",
+        "[[",
+        "]]",
+        "{{",
+        "}}",
+        "♪♪",
+        "♪♪♪",
+    ],
+)
+_MUSIC = "♩♪♫♬♭♮♯"
+_UNSPACED = ("zh", "ja", "th", "lo", "my", "yue")
+"""Languages written without spaces between words."""
+
+
+def _byte_of_char() -> dict[str, int]:
+    """The byte each character of a byte-level BPE token stands for (GPT-2's printable bytes)."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    table = {chr(byte): byte for byte in printable}
+    table.update({chr(256 + i): byte for i, byte in enumerate(others)})
+    return table
+
+
+_ALPHABET = _byte_of_char()
+_LATIN1 = str.maketrans({char: chr(byte) for char, byte in _ALPHABET.items()})
+
+
+def _merged(merges: Sequence[Any]) -> list[str]:
+    """What each merge makes; they are strings of two pieces or, in newer files, pairs of pieces."""
+    if merges and isinstance(merges[0], str):
+        joined = "\n".join(merges)
+        if joined.count(" ") != len(merges):
+            raise ValueError("a merge is not two pieces")
+        return joined.replace(" ", "").split("\n")
+    return ["".join(pair) for pair in merges]
+
+
+def _pieces(model: Mapping[str, Any], specials: Set[str]) -> dict[str, int]:
+    """Every ordinary token, in GPT-2's alphabet -> its id, which is its merge rank.
+
+    Raises:
+        ValueError: the ids do not follow the order of the merges, so they are no ranks.
+    """
+    # in bulk, which takes a third of the time of a loop: a load waits for this
+    vocab: dict[str, int] = dict(model["vocab"])
+    for name in specials & vocab.keys():
+        del vocab[name]
+    ids = list(vocab.values())
+    if set(map(type, ids)) != {int}:
+        raise TypeError("an id is no integer")
+    order = list(map(vocab.__getitem__, _merged(model["merges"])))
+    if order != sorted(order):
+        raise ValueError("token ids do not follow the order of the merges")
+    if not set("".join(vocab)) <= _ALPHABET.keys():
+        raise ValueError("a token is spelled with other characters than GPT-2's")
+    if len(set(ids)) != len(ids) or not _ALPHABET.keys() <= vocab.keys():
+        raise ValueError("an id is used twice, or one of the 256 bytes has no token")
+    return vocab
+
+
+def _bytes(piece: str) -> bytes:
+    """What a token stands for."""
+    return piece.translate(_LATIN1).encode("latin-1")
+
+
+def _length(text: bytes) -> int:
+    """Characters in ``text`` as it is decoded."""
+    return len(text.decode("utf-8", errors="replace"))
+
+
+def language_code(language: str) -> str:
+    """The code of a language given by code or English name, in any case.
+
+    Raises:
+        OptionError: not a language of Whisper; the message offers near matches.
+    """
+    wanted = language.strip().lower()
+    if wanted in LANGUAGES:
+        return wanted
+    import difflib
+
+    names = {**{name: code for code, name in LANGUAGES.items()}, **ALIASES}
+    if wanted in names:
+        return names[wanted]
+    near = difflib.get_close_matches(wanted, [*names, *LANGUAGES], n=3, cutoff=0.6)
+    hint = (
+        f"; did you mean {' or '.join(near)}?" if near else f"; known codes: {' '.join(LANGUAGES)}"
+    )
+    raise OptionError(f"unknown language {language!r}{hint}")
+
+
+class Vocab:
+    """The token ids of one checkpoint, read from its ``tokenizer.json``, and its text codec.
+
+    Attributes:
+        eot, sot, translate, transcribe, sot_lm, sot_prev, no_speech, no_timestamps: special ids.
+        timestamp_begin: id of ``<|0.00|>``; ids from there on are times, 0.02 s apart.
+        languages: id of every language token by code, in the order of their ids.
+    """
+
+    def __init__(self, tokenizer_json: str, dims: ModelDims) -> None:
+        """Parse a ``tokenizer.json``.
+
+        Raises:
+            EngineError: it is not a byte-level BPE tokenizer with Whisper's special tokens, or its
+                ids do not fit ``dims.n_vocab``.
+        """
+        try:
+            values = json.loads(tokenizer_json)
+            specials = {token["content"]: int(token["id"]) for token in values["added_tokens"]}
+            pieces = _pieces(values["model"], specials.keys())
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise EngineError(
+                f"tokenizer.json is not a byte-level BPE tokenizer ({type(error).__name__}:"
+                f" {error}); export the engine again from a checkpoint with its own tokenizer.json"
+            ) from error
+        self.is_multilingual = dims.is_multilingual
+        self._special = specials
+        self.eot = self._id("<|endoftext|>")
+        self.sot = self._id("<|startoftranscript|>")
+        self.translate = self._id("<|translate|>")
+        self.transcribe = self._id("<|transcribe|>")
+        self.sot_lm = self._id("<|startoflm|>")
+        self.sot_prev = self._id("<|startofprev|>")
+        self.no_speech = self._id(*_NO_SPEECH)
+        self.no_timestamps = self._id("<|notimestamps|>")
+        self.timestamp_begin = specials.get("<|0.00|>", self.no_timestamps + 1)
+        if self.timestamp_begin + dims.n_audio_ctx >= dims.n_vocab:
+            raise EngineError(
+                f"tokenizer.json puts <|0.00|> at {self.timestamp_begin}, which leaves no room for"
+                f" {dims.n_audio_ctx + 1} timestamps in a vocabulary of {dims.n_vocab}; it belongs"
+                " to another model"
+            )
+        found = (
+            (i, _RENAMED.get(match.group(1), match.group(1)))
+            for token, i in specials.items()
+            if (match := re.fullmatch(r"<\|([a-z]{2,3})\|>", token))
+        )
+        self.languages = {code: i for i, code in sorted(found) if code in LANGUAGES}
+        self._dims = dims
+        self._pieces = dict(zip(pieces.values(), pieces))
+        self._names = {i: token.encode() for token, i in specials.items()}
+
+    @functools.cached_property
+    def _encoding(self) -> tiktoken.Encoding:
+        # most transcriptions never need it: it takes longer to make than all the rest of a load
+        import tiktoken
+
+        times = {
+            f"<|{i * self._dims.time_precision:.2f}|>": self.timestamp_begin + i
+            for i in range(self._dims.n_audio_ctx + 1)
+        }
+        return tiktoken.Encoding(
+            "whisper",
+            pat_str=_PATTERN,
+            mergeable_ranks={_bytes(piece): token for token, piece in self._pieces.items()},
+            special_tokens={**times, **self._special},
+        )
+
+    def _id(self, *names: str) -> int:
+        for name in names:
+            if name in self._special:
+                return self._special[name]
+        raise EngineError(f"tokenizer.json has no {names[0]} token, so it is not Whisper's")
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of ``text``, without special tokens around it.
+
+        Raises:
+            OptionError: ``text`` contains the spelling of a special token such as ``<|en|>``.
+        """
+        try:
+            return self._encoding.encode(text)
+        except ValueError as error:
+            found = next(name for name in self._encoding.special_tokens_set if name in text)
+            raise OptionError(
+                f"text contains the special token {found}; remove it: special tokens cannot be"
+                " given as text"
+            ) from error
+
+    def decode(self, tokens: Sequence[int], *, specials: bool = False) -> str:
+        """Text of ``tokens``; times are left out, invalid UTF-8 becomes U+FFFD.
+
+        With ``specials`` other special tokens appear by name, as in openai-whisper's ``decode``;
+        without, they are left out.
+        """
+        parts = []
+        for token in tokens:
+            if token < self.eot:
+                parts.append(_bytes(self._pieces.get(token, "")))
+            elif specials and token < self.timestamp_begin:
+                parts.append(self._names.get(token, b""))
+        return b"".join(parts).decode("utf-8", errors="replace")
+
+    def split_words(
+        self, tokens: Sequence[int], language: str
+    ) -> tuple[list[str], list[list[int]]]:
+        """Words of ``tokens`` (ids below eot) and the tokens of each; nothing is left out.
+
+        By openai-whisper's rule (whisper/tokenizer.py): a word begins at a space or at ASCII
+        punctuation; in languages written without spaces every token is one, or the tokens
+        that share a character. Bytes that are no UTF-8 are U+FFFD, as in :meth:`decode`.
+        """
+        words: list[str] = []
+        word_tokens: list[list[int]] = []
+        for piece in self._characters(tokens):
+            text = self.decode(piece)
+            if (
+                not words
+                or language in _UNSPACED
+                or text.startswith(" ")
+                or text.strip() in string.punctuation  # part of it: "()", and nothing at all
+            ):
+                words.append(text)
+                word_tokens.append(piece)
+            else:
+                words[-1] += text
+                word_tokens[-1].extend(piece)
+        return words, word_tokens
+
+    def _characters(self, tokens: Sequence[int]) -> list[list[int]]:
+        """``tokens`` in the shortest runs that hold whole characters."""
+        pieces: list[list[int]] = []
+        current: list[int] = []
+        left = b""
+        texts = [_bytes(self._pieces.get(token, "")) for token in tokens]
+        for i, token in enumerate(tokens):
+            current.append(token)
+            left += texts[i]
+            # A character has 4 bytes at most, so a neighbour's 3 show whether one lies on the seam:
+            # cut in two it would be more characters.
+            right = b"".join(texts[i + 1 : i + 4])[:3]
+            if _length(left) + _length(right) == _length(left + right):
+                pieces.append(current)
+                current, left = [], b""
+        return pieces
+
+    @property
+    def default_language(self) -> str:
+        """What to call the language of a recording in which nobody speaks: English."""
+        return "en"
+
+    def check_language(self, language: str | None, task: str) -> str | None:
+        """The language code to put in the prompt; None asks for detection.
+
+        Raises:
+            OptionError: unknown to Whisper or to this model, or anything but English
+                transcription of an English-only model.
+        """
+        code = None if language is None else language_code(language)
+        if not self.is_multilingual:
+            if code not in (None, "en"):
+                raise OptionError(
+                    f"language is {language!r}, but this model knows English only; use a"
+                    " multilingual model (one whose name does not end in .en)"
+                )
+            if task != "transcribe":
+                raise OptionError(
+                    f"task is {task!r}, but this English-only model can only transcribe; use a"
+                    " multilingual model"
+                )
+            return "en"
+        if code is not None and code not in self.languages:
+            raise OptionError(
+                f"language {language!r} ({code}) is not among the {len(self.languages)} languages"
+                " of this model"
+            )
+        return code
+
+    def start(self, language: str, task: str, *, timestamps: bool) -> list[int]:
+        """The start-of-transcript sequence: sot, language, task and, maybe, notimestamps."""
+        tokens = [self.sot]
+        if self.is_multilingual:
+            tokens.append(self.languages[language])
+            tokens.append(self.transcribe if task == "transcribe" else self.translate)
+        if not timestamps:
+            tokens.append(self.no_timestamps)
+        return tokens
+
+    def never_sampled(self) -> tuple[int, ...]:
+        """Special tokens that only ever stand in a prompt."""
+        return (
+            self.sot,
+            self.translate,
+            self.transcribe,
+            self.sot_lm,
+            self.sot_prev,
+            self.no_speech,
+        )
+
+    def non_speech_tokens(self) -> tuple[int, ...]:
+        """Tokens of symbols that are written but not spoken, by openai-whisper's rule.
+
+        A symbol's token is listed when it is a single one, with or without a space before it; the
+        first token of musical symbols is listed in any case, and so are " -" and " '".
+        """
+        found = {self.encode(" -")[0], self.encode(" '")[0]}
+        for symbol in (*_SYMBOLS, *_MUSIC):
+            for tokens in (self.encode(symbol), self.encode(" " + symbol)):
+                if len(tokens) == 1 or symbol in _MUSIC:
+                    found.add(tokens[0])
+        return tuple(sorted(found))
+
+    def blank_tokens(self) -> tuple[int, ...]:
+        """A lone space and the end of text: what an empty answer would begin with."""
+        return (*self.encode(" "), self.eot)

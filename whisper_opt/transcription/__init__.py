@@ -1,0 +1,1 @@
+"""From recordings to transcripts: the ``Whisper`` class and the scheduler."""

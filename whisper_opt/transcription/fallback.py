@@ -1,0 +1,182 @@
+"""From windows to answers: rules, searches and the temperature ladder of one set of options."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+
+import numpy as np
+
+from whisper_opt.core.arrays import Int
+from whisper_opt.core.dims import ModelDims
+from whisper_opt.core.errors import OptionError
+from whisper_opt.core.options import TranscribeOptions
+from whisper_opt.decoding import Beam, Decoded, Greedy, Rule, Sample, Search, Task, rank
+from whisper_opt.decoding.constraints import NoRepeat, SuppressAtBegin, SuppressTokens, Timestamps
+from whisper_opt.text.vocabulary import Vocab
+
+__all__ = ["Answers", "Suppression", "Window", "WindowResult", "compression_ratio"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Suppression:
+    """Token lists of one checkpoint: ids never sampled for -1, and ids not sampled first."""
+
+    non_speech: tuple[int, ...]
+    begin: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """A stretch of the recording to decode at once.
+
+    Attributes:
+        seek: first mel frame.
+        size: mel frames of sound in it, at most 3,000.
+        prompt: ids fed before the first sampled token.
+        sot_index: index of the start-of-transcript token in ``prompt``.
+        origin: mel frame of the recording from which ``seek`` counts.
+    """
+
+    seek: int
+    size: int
+    prompt: tuple[int, ...]
+    sot_index: int
+    origin: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class WindowResult:
+    """The chosen answer of one window; its figures are those of ``results.Segment``."""
+
+    tokens: tuple[int, ...]
+    avg_logprob: float
+    no_speech_prob: float
+    compression_ratio: float
+    temperature: float
+
+
+def compression_ratio(text: str) -> float:
+    """UTF-8 bytes of ``text`` over their zlib-compressed size: high when text repeats itself."""
+    data = text.encode("utf-8")
+    return len(data) / len(zlib.compress(data))
+
+
+class Answers:
+    """What one set of options makes of windows: tasks for the decode loop, and verdicts.
+
+    The ladder of temperatures is that of openai-whisper (whisper/transcribe.py): an answer that
+    repeats itself or is improbable is decoded again at the next temperature, unless the window is
+    silent.
+    """
+
+    def __init__(
+        self, dims: ModelDims, vocab: Vocab, options: TranscribeOptions, suppression: Suppression
+    ) -> None:
+        """Compile the rules.
+
+        Raises:
+            OptionError: ``suppress_tokens`` names an id that the model does not have.
+        """
+        self.options = options
+        self._dims = dims
+        self._vocab = vocab
+        self._limit = options.max_new_tokens or dims.n_text_ctx // 2
+        self._begin = None if options.without_timestamps else vocab.timestamp_begin
+        self._rules = _rules(vocab, dims, options, suppression)
+
+    def task(self, window: Window, rung: int) -> Task:
+        """How to decode ``window`` at the ladder's temperature number ``rung``.
+
+        Raises:
+            OptionError: its prompt does not fit the model.
+        """
+        n_text_ctx = self._dims.n_text_ctx
+        if len(window.prompt) > n_text_ctx:
+            raise OptionError(
+                f"the prompt of a window has {len(window.prompt)} tokens; the model holds"
+                f" {n_text_ctx}: shorten prefix or initial_prompt"
+            )
+        return Task(
+            prompt=window.prompt,
+            probe=window.sot_index,
+            probe_token=self._vocab.no_speech,
+            rules=self._rules,
+            timestamp_begin=self._begin,
+            max_new_tokens=min(self._limit, n_text_ctx + 1 - len(window.prompt)),
+            search=lambda: self._search(window, self.options.temperatures[rung]),
+            repetition_penalty=self.options.repetition_penalty,
+            n_text=self._vocab.eot,
+        )
+
+    def _search(self, window: Window, temperature: float) -> Search:
+        options, eot = self.options, self._vocab.eot
+        if temperature > 0:
+            # a stream of draws of its own for every window: what else is in a batch changes nothing
+            generator = np.random.default_rng(
+                [options.seed, window.origin + window.seek, round(temperature * 1000)]
+            )
+            return Sample(eot, temperature, options.best_of or 1, generator)
+        if options.beam_size is not None:
+            return Beam(eot, options.beam_size, options.patience or 1.0)
+        return Greedy(eot)
+
+    def result(self, decoded: Decoded, rung: int) -> WindowResult:
+        """The best candidate, and the figures that judge it."""
+        best = rank(decoded.hypotheses, self.options.length_penalty)
+        text = self._vocab.decode(best.tokens, specials=True).strip()
+        return WindowResult(
+            tokens=best.tokens,
+            avg_logprob=best.sum_logprob / (len(best.tokens) + 1),
+            no_speech_prob=decoded.probe_prob,
+            compression_ratio=compression_ratio(text),
+            temperature=self.options.temperatures[rung],
+        )
+
+    def is_final(self, result: WindowResult, rung: int) -> bool:
+        """Whether to keep the answer rather than to try the next temperature."""
+        options = self.options
+        if rung + 1 == len(options.temperatures):
+            return True
+        repeats = (
+            options.compression_ratio_threshold is not None
+            and result.compression_ratio > options.compression_ratio_threshold
+        )
+        unlikely = (
+            options.logprob_threshold is not None and result.avg_logprob < options.logprob_threshold
+        )
+        silent = (
+            options.no_speech_threshold is not None
+            and result.no_speech_prob > options.no_speech_threshold
+        )
+        return not (repeats or unlikely) or (silent and unlikely)
+
+
+def _rules(
+    vocab: Vocab, dims: ModelDims, options: TranscribeOptions, suppression: Suppression
+) -> tuple[Rule, ...]:
+    rules: list[Rule] = []
+    if options.suppress_blank:
+        rules.append(SuppressAtBegin(_ids(suppression.begin, dims)))
+    if options.suppress_tokens:
+        listed = [token for token in options.suppress_tokens if token >= 0]
+        if -1 in options.suppress_tokens:
+            listed.extend(suppression.non_speech)
+        rules.append(SuppressTokens(_ids((*listed, *vocab.never_sampled()), dims)))
+    if options.no_repeat_ngram_size:
+        rules.append(NoRepeat(options.no_repeat_ngram_size, vocab.eot))
+    if not options.without_timestamps:
+        latest = None
+        if options.max_initial_timestamp:
+            latest = round(options.max_initial_timestamp / dims.time_precision)
+        rules.append(Timestamps(vocab.timestamp_begin, vocab.eot, vocab.no_timestamps, latest))
+    return tuple(rules)
+
+
+def _ids(tokens: tuple[int, ...], dims: ModelDims) -> Int:
+    beyond = [token for token in tokens if token >= dims.n_vocab]
+    if beyond:
+        raise OptionError(
+            f"suppress_tokens holds {beyond[0]}; this model's ids end at {dims.n_vocab - 1}"
+        )
+    return np.array(sorted(set(tokens)), np.int64)
