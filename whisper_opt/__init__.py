@@ -22,8 +22,16 @@ from whisper_opt.core.errors import (
 from whisper_opt.core.version import __version__
 
 if TYPE_CHECKING:
-    from whisper_opt.core.options import SubtitleOptions, TranscribeOptions, VadOptions
+    from whisper_opt.audio.decode import load_audio
+    from whisper_opt.audio.vad import detect_speech
+    from whisper_opt.core.options import (
+        LoadOptions,
+        SubtitleOptions,
+        TranscribeOptions,
+        VadOptions,
+    )
     from whisper_opt.text.results import Segment, Transcript, Word
+    from whisper_opt.text.writers import write
     from whisper_opt.transcription.model import Whisper
     from whisper_opt.transcription.stream import Stream
 
@@ -32,6 +40,7 @@ __all__ = [
     "BackendUnavailable",
     "CheckpointError",
     "EngineError",
+    "LoadOptions",
     "OptionError",
     "Segment",
     "Stream",
@@ -44,13 +53,21 @@ __all__ = [
     "WhisperOptError",
     "Word",
     "__version__",
+    "detect_speech",
+    "load_audio",
+    "write",
 ]
 
 _HOME = {
-    "Whisper": "model",
-    **dict.fromkeys(("SubtitleOptions", "TranscribeOptions", "VadOptions"), "options"),
-    **dict.fromkeys(("Segment", "Transcript", "Word"), "results"),
-    "Stream": "stream",
+    "Whisper": "transcription.model",
+    "Stream": "transcription.stream",
+    **dict.fromkeys(
+        ("LoadOptions", "SubtitleOptions", "TranscribeOptions", "VadOptions"), "core.options"
+    ),
+    **dict.fromkeys(("Segment", "Transcript", "Word"), "text.results"),
+    "write": "text.writers",
+    "load_audio": "audio.decode",
+    "detect_speech": "audio.vad",
 }
 """The modules of names that are imported when they are first used: numpy alone takes 0.1 s."""
 

@@ -60,7 +60,7 @@ ENTRIES = (
     ),
     Entry(
         "whisper_opt/runtime/devices.py",
-        ("_cuda", "_tensorrt", "_build"),
+        ("_cuda", "_tensorrt"),
         "the choice of a device, on machines made up",
         "conformance/*",
     ),

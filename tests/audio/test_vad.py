@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import whisper_opt
+import whisper_opt.audio.vad
 from whisper_opt.audio.decode import STREAM_BLOCK, load_audio, open_audio
 from whisper_opt.audio.vad import (
     FRAME,
@@ -147,11 +147,10 @@ def test_without_onnxruntime_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
 def test_a_model_file_that_is_not_whole(
     damage: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    whole = (Path(whisper_opt.__file__).parent / "data" / "silero_vad.onnx").read_bytes()
-    (tmp_path / "data").mkdir()
+    whole = (Path(whisper_opt.audio.vad.__file__).with_name("silero_vad.onnx")).read_bytes()
     if damage != "missing":
         broken = whole[:1000] if damage == "cut" else whole[:-1] + bytes([whole[-1] ^ 1])
-        (tmp_path / "data" / "silero_vad.onnx").write_bytes(broken)
+        (tmp_path / "silero_vad.onnx").write_bytes(broken)
     monkeypatch.setattr("importlib.resources.files", lambda package: tmp_path)
     said = "cannot be read" if damage == "missing" else "is damaged: .*expected"
     with pytest.raises(BackendUnavailable, match=f"silero_vad.onnx {said}.*install whisper-opt"):
@@ -159,7 +158,7 @@ def test_a_model_file_that_is_not_whole(
 
 
 def test_the_model_comes_with_its_licence() -> None:
-    folder = Path(whisper_opt.__file__).parent / "data"
+    folder = Path(whisper_opt.audio.vad.__file__).parent
     assert (folder / "silero_vad.onnx").stat().st_size < 2_500_000
     text = (folder / "LICENSE.silero-vad").read_text(encoding="utf-8")
     assert text.startswith("MIT License")
@@ -171,7 +170,7 @@ def test_the_model_is_made_by_its_script(tmp_path: Path) -> None:
     import onnx
     from make_vad_model import rewrite
 
-    folder = Path(whisper_opt.__file__).parent / "data"
+    folder = Path(whisper_opt.audio.vad.__file__).parent
     made = onnx.load(str(folder / "silero_vad.onnx"))
     remade = rewrite(package_form(made)).SerializeToString(deterministic=True)
     assert hashlib.sha256(remade).hexdigest() == network._SHA256

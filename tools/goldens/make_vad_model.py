@@ -32,7 +32,7 @@ from onnx import helper, numpy_helper
 
 F32 = npt.NDArray[np.float32]
 ROOT = Path(__file__).resolve().parents[2]
-DATA = ROOT / "whisper_opt" / "data"
+DATA = ROOT / "whisper_opt" / "audio" / "vad"
 VERSION = "6.2.3"
 WHEEL_SHA256 = "7b7f5436cfcb02fae583a05b512ea96467fd449fe54cb49a5e4f06c51a1e43b8"
 MEMBER = "silero_vad/data/silero_vad_16k_sequence.onnx"

@@ -24,7 +24,10 @@ from whisper_opt.runtime.gpus import Driver, Gpu, find_gpus
 if TYPE_CHECKING:
     from whisper_opt.runtime.onnxruntime.backend import Graph
 
-__all__ = ["Machine", "OpenedBackend", "open_backend", "usable"]
+__all__ = ["Machine", "OpenedBackend", "PlanBuilder", "open_backend", "usable"]
+
+PlanBuilder = Callable[[Engine, Gpu, Union[str, None]], None]
+"""Builds the TensorRT plans of an engine for a GPU, with the library named or the first found."""
 
 _log = logging.getLogger(__name__)
 
@@ -195,9 +198,19 @@ class OpenedBackend:
 
 
 def open_backend(
-    engine: Engine, options: LoadOptions, machine: Union[Machine, None] = None
+    engine: Engine,
+    options: LoadOptions,
+    machine: Union[Machine, None] = None,
+    build_plans: Union[PlanBuilder, None] = None,
 ) -> OpenedBackend:
     """Load an engine on the device that the options name, or on the best one for ``auto``.
+
+    Args:
+        engine: what to load.
+        options: on what.
+        machine: what is installed; None looks.
+        build_plans: builds missing plans if ``options.build_plans`` asks for it. It is passed in
+            because building belongs to the export half, which the runtime does not import.
 
     Raises:
         BackendUnavailable: a package, the GPU or the compiled kernels are missing.
@@ -212,13 +225,14 @@ def open_backend(
         )
         if refused is not None:
             raise refused
-        return _opened(engine, options, options.device, "as asked", machine)
+        return _opened(engine, options, options.device, "as asked", machine, build_plans)
     passed = _only_cpu(options)
     for device in () if passed else ("tensorrt", "cuda"):
         refused = usable(device, machine, index=options.device_index, manifest=engine.manifest)
         if refused is None:
             try:
-                return _opened(engine, options, device, "; ".join(passed) or "the best", machine)
+                reason = "; ".join(passed) or "the best"
+                return _opened(engine, options, device, reason, machine, build_plans)
             except (BackendUnavailable, EngineError) as error:
                 refused = error
                 _log.warning("auto: %s cannot be used: %s", device, str(error))
@@ -230,7 +244,7 @@ def open_backend(
             f"device_index is {options.device_index}, but there is no GPU:"
             f" {machine.driver.error}; leave it out"
         )
-    return _opened(engine, options, "cpu", "; ".join(passed), machine)
+    return _opened(engine, options, "cpu", "; ".join(passed), machine, build_plans)
 
 
 def _only_cpu(options: LoadOptions) -> list[str]:
@@ -244,13 +258,18 @@ def _only_cpu(options: LoadOptions) -> list[str]:
 
 
 def _opened(
-    engine: Engine, options: LoadOptions, device: str, reason: str, machine: Machine
+    engine: Engine,
+    options: LoadOptions,
+    device: str,
+    reason: str,
+    machine: Machine,
+    build_plans: Union[PlanBuilder, None],
 ) -> OpenedBackend:
     if device == "cuda" and len(machine.builds) > 1:
         _log.warning("onnxruntime and onnxruntime-gpu are both installed; %s", CUDA_EXTRAS)
     if device == "cpu":
         return _opened_cpu(engine, options, reason, machine)
-    backend = _LOADERS[device](engine, options, machine)
+    backend = _LOADERS[device](engine, options, machine, build_plans)
     where = f"{device} ({_gpu(machine, options.device_index)})"
     _log.info("%s runs on %s: %s", engine.path, where, reason)
     return OpenedBackend(backend, device, reason)
@@ -327,7 +346,9 @@ def _cpu_encoder(
     return choice, encoder
 
 
-def _cuda(engine: Engine, options: LoadOptions, machine: Machine) -> Backend:
+def _cuda(
+    engine: Engine, options: LoadOptions, machine: Machine, _: Union[PlanBuilder, None]
+) -> Backend:
     from whisper_opt.runtime.cuda.onnxruntime import CudaBackend
 
     return CudaBackend(
@@ -338,40 +359,25 @@ def _cuda(engine: Engine, options: LoadOptions, machine: Machine) -> Backend:
     )
 
 
-def _tensorrt(engine: Engine, options: LoadOptions, machine: Machine) -> Backend:
+def _tensorrt(
+    engine: Engine, options: LoadOptions, machine: Machine, build_plans: Union[PlanBuilder, None]
+) -> Backend:
     from whisper_opt.runtime.tensorrt.backend import TrtBackend, find_plans
 
     gpu, library = machine.driver.gpus[options.device_index], options.tensorrt_library
     if options.build_plans:
+        if build_plans is None:
+            raise TypeError("options.build_plans is on, but open_backend was given no build_plans")
         try:
             find_plans(engine, gpu, library)
         except EngineError as error:
             _log.info("building plans: %s", str(error))
-            _build(engine, gpu, library)
+            build_plans(engine, gpu, library)
     graphs = options.cuda_graphs is not False
     return TrtBackend(engine, gpu, library=library, cuda_graphs=graphs)
 
 
-def _build(engine: Engine, gpu: Gpu, library: Union[str, None]) -> None:
-    try:
-        from whisper_opt.export.tensorrt.build import build_plans
-    except ImportError as error:
-        raise BackendUnavailable(
-            f"building plans needs packages that are missing ({error});"
-            " pip install 'whisper-opt[export]'"
-        ) from error
-    from whisper_opt.export.tensorrt.token_check import token_check
-
-    build_plans(
-        engine,
-        library=library,
-        gpus=["sm_{}{}".format(*gpu.sm)],
-        device_index=gpu.index,
-        check_tokens=token_check(gpu.index),
-    )
-
-
-_LOADERS: dict[str, Callable[[Engine, LoadOptions, Machine], Backend]] = {
+_LOADERS: dict[str, Callable[[Engine, LoadOptions, Machine, Union[PlanBuilder, None]], Backend]] = {
     "cuda": _cuda,
     "tensorrt": _tensorrt,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,10 +15,17 @@ from whisper_opt.audio.features import log_mel
 from whisper_opt.core.backend import Backend
 from whisper_opt.core.background import Background
 from whisper_opt.core.dims import N_FRAMES, ModelDims
-from whisper_opt.core.errors import AudioError, EngineError, OptionError, WhisperOptError
+from whisper_opt.core.errors import (
+    AudioError,
+    BackendUnavailable,
+    EngineError,
+    OptionError,
+    WhisperOptError,
+)
 from whisper_opt.core.options import LoadOptions, TranscribeOptions
 from whisper_opt.runtime.devices import open_backend
 from whisper_opt.runtime.engine import Engine, read_engine
+from whisper_opt.runtime.gpus import Gpu
 from whisper_opt.text.results import Transcript
 from whisper_opt.text.vocabulary import Vocab
 from whisper_opt.transcription.alignment_heads import HeadScore, rank_heads
@@ -131,7 +139,7 @@ class Whisper:
         engine = read_engine(path, verify=verify)
         # beside the graphs, most of whose loading is done outside of Python
         with Background(lambda: _vocab(engine)) as vocab:
-            opened = open_backend(engine, options)
+            opened = open_backend(engine, options, build_plans=_build_plans)
             return cls(
                 engine,
                 opened.backend,
@@ -349,6 +357,18 @@ class Whisper:
     ) -> None:
         """Close."""
         self.close()
+
+
+def _build_plans(engine: Engine, gpu: Gpu, library: str | None) -> None:
+    """Build plans with the export half: an extra, so it is imported by name and only when asked."""
+    try:
+        builder = importlib.import_module("whisper_opt.export.tensorrt.plan_builder")
+    except ImportError as error:
+        raise BackendUnavailable(
+            f"building plans needs packages that are missing ({error});"
+            " pip install 'whisper-opt[export]'"
+        ) from error
+    builder.build_plans_for_gpu(engine, gpu, library)
 
 
 def _vocab(engine: Engine) -> Vocab:

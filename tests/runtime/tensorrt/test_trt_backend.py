@@ -16,7 +16,6 @@ from whisper_opt.core.errors import BackendUnavailable, EngineError
 from whisper_opt.core.options import LoadOptions
 from whisper_opt.export.tensorrt import token_check as plan_check
 from whisper_opt.export.tensorrt.token_check import token_check
-from whisper_opt.runtime import devices
 from whisper_opt.runtime.devices import SUITS, Machine, open_backend
 from whisper_opt.runtime.engine import Engine
 from whisper_opt.runtime.gpus import Driver, Gpu
@@ -138,22 +137,21 @@ def test_plans_are_built_when_asked_and_missing(
         built.append((gpu.sm, library))
         world.plans["tensorrt"] = True
 
-    monkeypatch.setattr(devices, "_build", build)
     options = LoadOptions(device="tensorrt", build_plans=True, tensorrt_library="tensorrt")
     for _ in range(2):
-        open_backend(fp16(engine), options, machine())
+        open_backend(fp16(engine), options, machine(), build)
     assert built == [((8, 6), "tensorrt")]
 
 
 def test_a_build_is_told_the_gpu_and_checks_tokens(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from whisper_opt.export.tensorrt import build as tensorrt
+    from whisper_opt.export.tensorrt import plan_builder
 
     World(monkeypatch, engine, tensorrt=True)
     told: dict[str, Any] = {}
-    monkeypatch.setattr(tensorrt, "build_plans", lambda *_, **options: told.update(options))
-    devices._build(engine, CARD, "tensorrt")
+    monkeypatch.setattr(plan_builder, "build_plans", lambda *_, **options: told.update(options))
+    plan_builder.build_plans_for_gpu(engine, CARD, "tensorrt")
     assert (told["library"], told["gpus"]) == ("tensorrt", ["sm_86"])
     record = SimpleNamespace(target=SimpleNamespace(library="tensorrt"), spec=PLANS)
     plans = SimpleNamespace(

@@ -1,6 +1,6 @@
 """Where speech is in a recording (voice activity detection), and windows made of it.
 
-The model is Silero VAD (Silero Team, MIT licence; ``data/LICENSE.silero-vad``), a small recurrent
+The model is Silero VAD (Silero Team, MIT licence; ``LICENSE.silero-vad``), a small recurrent
 network that gives every frame of 512 samples (32 ms) a probability of speech. It runs on ONNX
 Runtime, on one thread. Everything can be streamed: a span is given as soon as nothing that follows
 can change it, and the spans are the same whatever the blocks.

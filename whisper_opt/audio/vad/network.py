@@ -46,7 +46,7 @@ def _load() -> Any:
 def _model_bytes() -> bytes:
     import importlib.resources
 
-    path = importlib.resources.files("whisper_opt") / "data" / _MODEL
+    path = importlib.resources.files("whisper_opt.audio.vad") / _MODEL
     repair = "install whisper-opt again (pip install --force-reinstall --no-deps whisper-opt)"
     try:
         data = path.read_bytes()
