@@ -255,7 +255,7 @@ def test_a_folder_that_is_no_environment_is_refused(sandbox: Sandbox) -> None:
 
 
 def test_kernels_are_compiled_when_their_sources_are_newer(sandbox: Sandbox) -> None:
-    folder = sandbox.root / "whisper_opt" / "native"
+    folder = sandbox.root / "whisper_opt" / "runtime" / "native"
     folder.mkdir(parents=True)
     build, source, library = (
         sandbox.root / "hatch_build.py",

@@ -37,8 +37,10 @@ exit 3
 @pytest.fixture
 def sources(tmp_path: Path) -> Path:
     """A copy of them, with a library of before."""
-    folder = tmp_path / "whisper_opt" / "native"
-    shutil.copytree(ROOT / "whisper_opt" / "native", folder, ignore=shutil.ignore_patterns("*.so"))
+    folder = tmp_path / "whisper_opt" / "runtime" / "native"
+    shutil.copytree(
+        ROOT / "whisper_opt" / "runtime" / "native", folder, ignore=shutil.ignore_patterns("*.so")
+    )
     (folder / LIBRARY).write_text("of before")
     return folder
 
@@ -147,7 +149,7 @@ def hooked(sources: Path, target: str = "wheel") -> tuple[dict[str, Any], list[s
     told: dict[str, Any] = {"artifacts": [], "pure_python": True}
     hook: Any = SimpleNamespace(
         target_name=target,
-        root=str(sources.parent.parent),
+        root=str(sources.parents[2]),
         app=SimpleNamespace(display_warning=warnings.append),
     )
     KernelHook.initialize(hook, "standard", told)

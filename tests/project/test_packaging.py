@@ -148,7 +148,7 @@ def test_the_source_archive_holds_no_data(built: tuple[Path, Path]) -> None:
         ".gitignore",
     }
     held = {Path(name).name for name in names if "/native/" in name}
-    sources = {path.name for path in (ROOT / "whisper_opt" / "native").glob("*.[ch]")}
+    sources = {path.name for path in (ROOT / "whisper_opt" / "runtime" / "native").glob("*.[ch]")}
     assert held == {*sources, "__init__.py"}
     assert len(sources) > 3
 

@@ -70,7 +70,7 @@ class Loaders:
             monkeypatch.setitem(devices._LOADERS, device, self._loader(device))
 
     def _loader(self, device: str) -> Any:
-        def load(engine: Engine, options: LoadOptions, machine: Machine) -> Any:
+        def load(engine: Engine, options: LoadOptions, machine: Machine, build: object) -> Any:
             self.asked.append((device, options))
             if device in self._errors:
                 raise self._errors[device]
