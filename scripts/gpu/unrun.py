@@ -47,9 +47,9 @@ class Entry:
     check: str
 
 
-_FAKES = "all of it, over a CUDA and a TensorRT that are fakes of host memory"
-_SAME = "the same code, on the executor for the CPU and over those fakes"
-_BUILDS = "with TensorRT for RTX, which builds without a GPU, and a library that only answers"
+_FAKES = "all of it, with a fake CUDA and a fake TensorRT in host memory"
+_SAME = "all of it, with the CPU executor and with those fakes"
+_BUILDS = "TensorRT for RTX, which builds without a GPU, and a stub library"
 
 ENTRIES = (
     Entry("whisper_opt/gpus.py", (), "the calls, on a driver made of Python functions", "build/*"),
@@ -77,19 +77,19 @@ ENTRIES = (
     Entry(
         "whisper_opt/backends/ort_cuda.py",
         (),
-        "all of it, over that CUDA and with ONNX Runtime's CPU provider",
+        "all of it, with that fake CUDA and ONNX Runtime's CPU provider",
         "conformance/*/cuda*",
     ),
     Entry(
         "whisper_opt/backends/ort_graph.py",
         ("load_graph",),
-        "with the CPU provider only",
+        "the CPU provider only",
         "conformance/*/cuda*",
     ),
     Entry(
         "scripts/build_engines.py",
         ("Builder._plans",),
-        "with a builder that only answers",
+        "a stub builder",
         "build/*",
     ),
     Entry("scripts/gpu/engines.py", ("plans",), "nothing", "build/*"),
