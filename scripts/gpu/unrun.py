@@ -1,4 +1,4 @@
-"""Which lines have never run on a GPU, and how to check them: a table of docs/deploy.md.
+"""Which code has never run on a GPU, and how to check them: a table of docs/deploy.md.
 
     python scripts/gpu/unrun.py [--check]
 
@@ -31,7 +31,7 @@ REACHES = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """Lines that never ran on a GPU.
+    """Code that never ran on a GPU.
 
     Attributes:
         module: path in the repository.
@@ -47,9 +47,9 @@ class Entry:
     check: str
 
 
-_FAKES = "all of it, over a CUDA and a TensorRT that are fakes of host memory"
-_SAME = "the same code, on the executor for the CPU and over those fakes"
-_BUILDS = "with TensorRT for RTX, which builds without a GPU, and a library that only answers"
+_FAKES = "all of it, with a fake CUDA and a fake TensorRT in host memory"
+_SAME = "all of it, with the CPU executor and with those fakes"
+_BUILDS = "TensorRT for RTX, which builds without a GPU, and a stub library"
 
 ENTRIES = (
     Entry(
@@ -84,19 +84,19 @@ ENTRIES = (
     Entry(
         "whisper_opt/runtime/cuda/onnxruntime.py",
         (),
-        "all of it, over that CUDA and with ONNX Runtime's CPU provider",
+        "all of it, with that fake CUDA and ONNX Runtime's CPU provider",
         "conformance/*/cuda*",
     ),
     Entry(
         "whisper_opt/runtime/onnxruntime/graph.py",
         ("load_graph",),
-        "with the CPU provider only",
+        "the CPU provider only",
         "conformance/*/cuda*",
     ),
     Entry(
         "scripts/build_engines.py",
         ("Builder._plans",),
-        "with a builder that only answers",
+        "a stub builder",
         "build/*",
     ),
     Entry("scripts/gpu/engines.py", ("plans",), "nothing", "build/*"),
@@ -110,24 +110,19 @@ ENTRIES = (
 )
 
 
-def _lines(path: Path, names: tuple[str, ...]) -> str:
-    """``12-40, 51-60``: the lines of the names, or of the whole file."""
-    text = path.read_text(encoding="utf-8")
-    if not names:
-        return f"1-{len(text.splitlines())}"
-    found = {name: (first, last) for name, first, last in _definitions(ast.parse(text))}
+def _part(path: Path, names: tuple[str, ...]) -> str:
+    """```a`, `B.c```: the names, which have to exist; ``all`` without any."""
+    found = set(_definitions(ast.parse(path.read_text(encoding="utf-8"))))
     missing = [name for name in names if name not in found]
     if missing:
         raise LookupError(f"{path} has no {missing[0]}; mend ENTRIES of scripts/gpu/unrun.py")
-    return ", ".join(f"{first}-{last}" for first, last in sorted(found[name] for name in names))
+    return ", ".join(f"`{name}`" for name in names) or "all"
 
 
-def _definitions(node: ast.AST, prefix: str = "") -> Iterator[tuple[str, int, int]]:
+def _definitions(node: ast.AST, prefix: str = "") -> Iterator[str]:
     for child in ast.iter_child_nodes(node):
         if isinstance(child, (ast.FunctionDef, ast.ClassDef)):
-            assert child.end_lineno is not None
-            first = min([child.lineno, *(one.lineno for one in child.decorator_list)])
-            yield prefix + child.name, first, child.end_lineno
+            yield prefix + child.name
             yield from _definitions(child, f"{prefix}{child.name}.")
 
 
@@ -148,12 +143,11 @@ def gpu_modules(root: Path = ROOT) -> list[str]:
 
 def table() -> str:
     """The rows, in Markdown."""
-    rows = ["| module | lines | what tests run instead | check |", "|---|---|---|---|"]
+    rows = ["| module | part | what tests run instead | check |", "|---|---|---|---|"]
     for entry in ENTRIES:
-        names = ", ".join(f"`{name}`" for name in entry.names)
-        lines = _lines(ROOT / entry.module, entry.names) + (f" ({names})" if names else "")
+        part = _part(ROOT / entry.module, entry.names)
         check = f"`--only '{entry.check}'`" if entry.check else ""
-        rows.append(f"| `{entry.module}` | {lines} | {entry.tested} | {check} |")
+        rows.append(f"| `{entry.module}` | {part} | {entry.tested} | {check} |")
     return "\n".join(rows)
 
 

@@ -1,6 +1,6 @@
 """Plan directories: which plans are used, which are rebuilt, which are refused, and why.
 
-``KINDS`` is the table of docs/tensorrt.md.
+``KINDS`` is the table of docs/deploy.md.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ def test_spoiled_plans_are_not_opened(kind: str, engine: Engine) -> None:
 
 
 def test_the_table_is_documented() -> None:
-    text = (ROOT / "docs" / "tensorrt.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| ([^|]+?) \| (rebuilt|refused) \|", text, re.M)
     words: dict[type[object], str] = {Stale: "rebuilt", Foreign: "refused"}
     assert dict(rows) == {kind: words[verdict] for kind, (_, verdict, _) in KINDS.items()}

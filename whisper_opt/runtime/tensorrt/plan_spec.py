@@ -62,7 +62,7 @@ class PlanSpec:
     profile: str | None = option(
         None,
         "text",
-        "ranges to change, as PROFILE.DIMENSION=MIN:TYPICAL:MAX,... (docs/tensorrt.md lists them)",
+        "ranges to change, as PROFILE.DIMENSION=MIN:TYPICAL:MAX,... (docs/deploy.md lists them)",
         metavar="RANGES",
     )
     version_compatible: bool = option(
