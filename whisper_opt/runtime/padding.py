@@ -8,7 +8,7 @@ often as the part is long; the parts come from the export, short where much atte
 
 Method: keys that stand for several are what token merging calls proportional attention (Bolya et
 al. 2022, arXiv:2210.09461); which positions to keep, and that the first layer hears all of them,
-come from measurements of Whisper (docs/int8.md).
+come from measurements of Whisper (docs/quantization.md).
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ STORED = Precision(
     "fp16-storage", _F32, _F32, "rms", cross_tolerance=4e-3, logits_tolerance=4e-3, storage=_F16
 )
 # what 8 bits do to noise is more than what they do to speech, and more in deeper models; what is
-# wrong is far beyond: docs/int8.md
+# wrong is far beyond: docs/accuracy.md
 INT8 = Precision(
     "int8", _F32, _F32, "rms", cross_tolerance=0.25, logits_tolerance=0.25, bits=8, storage=_F16
 )

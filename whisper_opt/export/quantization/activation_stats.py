@@ -2,7 +2,7 @@
 
 Quantized graphs are built from these figures. Some channels of a Whisper's activations are fifteen
 times as large as the others, in every sound: that is a property of the weights, so that sounds made
-up here show it as well as recordings do (docs/int8.md has both).
+up here show it as well as recordings do (docs/quantization.md has both).
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ A window that is not full ends in padding, which says nothing and yet cannot be 
 rests its attention on some of its positions, the same ones whatever the sound. Base rests most of
 it on thirty, tiny.en on its last twenty-five. So padding can be heard by parts: every part by one
 position, which counts for all of them; parts are short where much attention rests.
-:mod:`whisper_opt.runtime.padding` is the runtime's side, docs/int8.md has the figures.
+:mod:`whisper_opt.runtime.padding` is the runtime's side, docs/quantization.md has the figures.
 """
 
 from __future__ import annotations

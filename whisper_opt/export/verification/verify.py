@@ -32,7 +32,7 @@ _PREFILL = 8
 _STEPS = 3
 PACKED_TOLERANCE = {"cross": 0.02, "logits": 0.2, "attention": 0.1}
 """Largest errors of what is computed from packed keys and values, root mean square. Rounding them
-moves other integers of the decoder, and noise is no speech: docs/kernels.md."""
+moves other integers of the decoder, and noise is no speech: docs/accuracy.md."""
 _COUNTS = 1e-5
 """Largest error of the logarithm of how many a key stands for."""
 _SHORT = 150
