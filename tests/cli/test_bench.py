@@ -217,7 +217,7 @@ def test_timed_backend_gives_what_the_backend_gives(
     def run(backend: Any) -> list[Any]:
         session = backend.open(backend.encode(mel))
         prompt = np.array([[1, 2], [3, 4]])
-        found = [session.extend(prompt, at=np.array([[0], [0]])).asked()]
+        found = [session.extend(prompt, at=np.array([[0], [0]])).requested()]
         newcomer = backend.open(backend.encode(mel[:1]))
         newcomer.extend(np.array([[5]]))
         session.append(newcomer)

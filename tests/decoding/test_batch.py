@@ -18,8 +18,18 @@ from tests.support.fake_backend import FakeBackend, FakeEncoded
 from tests.support.reference_rules import Reference, reference_log_softmax
 from whisper_opt.core.arrays import F32
 from whisper_opt.core.errors import EngineError
-from whisper_opt.decoding import Batch, Beam, Decoded, Greedy, Sample, Search, Task, decode, rank
-from whisper_opt.decoding.constraints import NoRepeat
+from whisper_opt.decoding import (
+    Batch,
+    BeamSearchDecoder,
+    Decoded,
+    DecodeRequest,
+    GreedyDecoder,
+    SamplingDecoder,
+    TokenDecoder,
+    decode,
+    rank,
+)
+from whisper_opt.decoding.constraints import NoRepeatNGram
 
 PROBE_TOKEN = 36
 SHARPNESS = (0.3, 1.0, 3.0)
@@ -50,7 +60,7 @@ class Case:
 
     audio: int
     prompt: tuple[int, ...]
-    probe: int
+    no_speech_position: int
     reference: Reference
     max_new_tokens: int
     kind: str = "greedy"
@@ -63,14 +73,14 @@ class Case:
     seed: int = 0
 
     @property
-    def task(self) -> Task:
+    def task(self) -> DecodeRequest:
         rules = rules_of(self.reference)
         if self.ngram:
-            rules.append(NoRepeat(self.ngram, EOT))
-        return Task(
+            rules.append(NoRepeatNGram(self.ngram, EOT))
+        return DecodeRequest(
             prompt=self.prompt,
-            probe=self.probe,
-            probe_token=PROBE_TOKEN,
+            no_speech_position=self.no_speech_position,
+            no_speech_token=PROBE_TOKEN,
             rules=tuple(rules),
             timestamp_begin=BEGIN if self.reference.timestamps else None,
             max_new_tokens=self.max_new_tokens,
@@ -79,12 +89,14 @@ class Case:
             n_text=EOT,
         )
 
-    def search(self) -> Search:
+    def search(self) -> TokenDecoder:
         if self.kind == "beam":
-            return Beam(EOT, self.size, self.patience)
+            return BeamSearchDecoder(EOT, self.size, self.patience)
         if self.kind == "sample":
-            return Sample(EOT, self.temperature, self.size, np.random.default_rng(self.seed))
-        return Greedy(EOT)
+            return SamplingDecoder(
+                EOT, self.temperature, self.size, np.random.default_rng(self.seed)
+            )
+        return GreedyDecoder(EOT)
 
 
 def random_case(rng: np.random.Generator, audio: int) -> Case:
@@ -94,7 +106,7 @@ def random_case(rng: np.random.Generator, audio: int) -> Case:
     return Case(
         audio=audio,
         prompt=tuple(prompt.tolist()),
-        probe=int(rng.integers(len(prompt))),
+        no_speech_position=int(rng.integers(len(prompt))),
         reference=Reference(
             EOT,
             NO_TIMESTAMPS,
@@ -304,9 +316,9 @@ def test_search_and_rules_over_random_scores(part: int) -> None:
         if hypotheses:
             best = rank(hypotheses, case.length_penalty)
             assert best.tokens == expected[naive_rank(expected, case.length_penalty)][0]
-        probed = scores_of(case.audio, case.prompt[: case.probe + 1])
+        probed = scores_of(case.audio, case.prompt[: case.no_speech_position + 1])
         silence = float(np.exp(reference_log_softmax(probed)[PROBE_TOKEN]))
-        assert decoded.probe_prob == pytest.approx(silence, rel=1e-4)
+        assert decoded.no_speech_prob == pytest.approx(silence, rel=1e-4)
 
 
 def test_the_thousand_windows_are_of_all_kinds() -> None:
@@ -367,7 +379,7 @@ def test_the_repetition_penalty_does_what_it_says(kind: str) -> None:
         new = old = 0
         for seed in range(60):
             (case,) = random_cases(1, seed)
-            case = dataclasses.replace(case, kind=kind, ngram=0, prompt=(31,), probe=0)
+            case = dataclasses.replace(case, kind=kind, ngram=0, prompt=(31,), no_speech_position=0)
             case = dataclasses.replace(case, max_new_tokens=16, penalty=penalty)
             text = [token for token in alone(case).hypotheses[0].tokens if token < EOT]
             new += len(set(text))
@@ -479,7 +491,7 @@ def test_a_window_that_ends_with_its_first_token() -> None:
     assert found[2] == alone_by(more, 5)
 
 
-def alone_by(task: Task, seed: int) -> Decoded:
+def alone_by(task: DecodeRequest, seed: int) -> Decoded:
     (found,) = decode(FakeBackend(DIMS, lively), audio(seed), [task])
     return found
 

@@ -15,26 +15,26 @@ from whisper_opt.core.arrays import F32, Bool
 from whisper_opt.core.backend import TokenMask
 from whisper_opt.core.logits import top_k
 from whisper_opt.decoding.constraints import (
-    NoRepeat,
-    Rule,
+    NoRepeatNGram,
     SuppressAtBegin,
     SuppressTokens,
-    Timestamps,
+    TimestampRules,
+    TokenConstraint,
 )
 
 EOT, NO_TIMESTAMPS, BEGIN, N_VOCAB = 30, 38, 39, 70
 """A vocabulary like Whisper's: text, end of text, seven that only prompts hold, times."""
 
 
-def rules_of(reference: Reference) -> list[Rule]:
-    rules: list[Rule] = []
+def rules_of(reference: Reference) -> list[TokenConstraint]:
+    rules: list[TokenConstraint] = []
     if reference.blank is not None:
         rules.append(SuppressAtBegin(np.array(reference.blank, np.int64)))
     if reference.suppress is not None:
         rules.append(SuppressTokens(np.array(reference.suppress, np.int64)))
     if reference.timestamps:
         rules.append(
-            Timestamps(
+            TimestampRules(
                 reference.timestamp_begin,
                 reference.eot,
                 reference.no_timestamps,
@@ -275,7 +275,7 @@ def test_rules_only_ever_ban() -> None:
 def test_no_run_of_text_is_repeated(sampled: list[int], n: int) -> None:
     """Against every continuation tried out; what is no text neither counts nor is banned."""
     ban = np.zeros(N_VOCAB, np.bool_)
-    NoRepeat(n, EOT)(sampled, ban)
+    NoRepeatNGram(n, EOT)(sampled, ban)
     text = [token for token in sampled if token < EOT]
     known = {tuple(text[i : i + n]) for i in range(len(text) - n + 1)}
     expected = [
@@ -301,5 +301,5 @@ def test_no_run_of_text_is_repeated(sampled: list[int], n: int) -> None:
 def test_what_would_repeat_a_run(n: int, sampled: list[int], expected: list[int]) -> None:
     ban = np.zeros(N_VOCAB, np.bool_)
     ban[9] = True
-    NoRepeat(n, EOT)(sampled, ban)
+    NoRepeatNGram(n, EOT)(sampled, ban)
     assert np.flatnonzero(ban).tolist() == sorted([*expected, 9])

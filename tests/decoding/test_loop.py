@@ -17,10 +17,17 @@ from tests.support.fake_backend import FakeBackend, FakeEncoded, FakeSession
 from tests.support.models import random_dims
 from tests.support.reference_rules import Reference, reference_log_softmax
 from whisper_opt.core.arrays import F32, Bool, Int
-from whisper_opt.core.backend import Ban, Encoded, TokenMask, Top
+from whisper_opt.core.backend import BannedTokens, Encoded, TokenMask, Top
 from whisper_opt.core.errors import EngineError
 from whisper_opt.core.logits import HostLogits
-from whisper_opt.decoding import Greedy, Hypothesis, Search, Task, decode, next_token_logprobs
+from whisper_opt.decoding import (
+    DecodeRequest,
+    GreedyDecoder,
+    Hypothesis,
+    TokenDecoder,
+    decode,
+    next_token_logprobs,
+)
 
 DIMS = random_dims(n_vocab=N_VOCAB, n_text_ctx=24, n_audio_ctx=N_VOCAB - BEGIN - 1)
 
@@ -40,16 +47,16 @@ class Job:
 
     reference: Reference
     prompt: tuple[int, ...]
-    probe: int
+    no_speech_position: int
     max_new_tokens: int
-    search: Callable[[], Search] = lambda: Greedy(EOT)
+    search: Callable[[], TokenDecoder] = lambda: GreedyDecoder(EOT)
 
     @property
-    def task(self) -> Task:
-        return Task(
+    def task(self) -> DecodeRequest:
+        return DecodeRequest(
             prompt=self.prompt,
-            probe=self.probe,
-            probe_token=36,
+            no_speech_position=self.no_speech_position,
+            no_speech_token=36,
             rules=tuple(rules_of(self.reference)),
             timestamp_begin=BEGIN if self.reference.timestamps else None,
             max_new_tokens=self.max_new_tokens,
@@ -59,13 +66,13 @@ class Job:
 
 def job(
     prompt: Sequence[int] = (31, 32),
-    probe: int = 0,
+    no_speech_position: int = 0,
     max_new_tokens: int = 12,
     timestamps: bool = True,
-    search: Callable[[], Search] = lambda: Greedy(EOT),
+    search: Callable[[], TokenDecoder] = lambda: GreedyDecoder(EOT),
 ) -> Job:
     reference = Reference(EOT, NO_TIMESTAMPS, BEGIN, (7, EOT), (1, 2), timestamps, 10)
-    return Job(reference, tuple(prompt), probe, max_new_tokens, search)
+    return Job(reference, tuple(prompt), no_speech_position, max_new_tokens, search)
 
 
 def naive(backend: FakeBackend, seed: int, job: Job) -> tuple[list[int], float, float]:
@@ -79,7 +86,7 @@ def naive(backend: FakeBackend, seed: int, job: Job) -> tuple[list[int], float, 
         if token == EOT:
             break
         sampled.append(token)
-    probed = reference_log_softmax(backend.scores(seed, job.prompt[: job.probe + 1]))
+    probed = reference_log_softmax(backend.scores(seed, job.prompt[: job.no_speech_position + 1]))
     return sampled, total, float(np.exp(probed[36]))
 
 
@@ -102,7 +109,7 @@ def jobs(n: int) -> st.SearchStrategy[list[Job]]:
             st.just(prompt),
             st.integers(0, len(prompt) - 1),
             st.integers(1, DIMS.n_text_ctx + 1 - len(prompt)),
-            st.sampled_from([lambda: Greedy(EOT), TwoBranches]),
+            st.sampled_from([lambda: GreedyDecoder(EOT), TwoBranches]),
         )
     )
     return st.lists(one, min_size=n, max_size=4)
@@ -188,7 +195,7 @@ class SpyBackend(FakeBackend):
 @settings(derandomize=True, deadline=None, max_examples=100)
 @given(jobs(1), st.integers(0, 2**31))
 def test_greedy_equals_one_sequence_at_a_time(batch: list[Job], first_seed: int) -> None:
-    batch = [dataclasses.replace(each, search=lambda: Greedy(EOT)) for each in batch]
+    batch = [dataclasses.replace(each, search=lambda: GreedyDecoder(EOT)) for each in batch]
     backend = FakeBackend(DIMS, lively)
     audio = FakeEncoded(tuple(first_seed + i for i in range(len(batch))))
     found = decode(backend, audio, [each.task for each in batch])
@@ -198,7 +205,7 @@ def test_greedy_equals_one_sequence_at_a_time(batch: list[Job], first_seed: int)
         (hypothesis,) = decoded.hypotheses
         assert list(hypothesis.tokens) == tokens
         assert hypothesis.sum_logprob == pytest.approx(total, abs=1e-4)
-        assert decoded.probe_prob == pytest.approx(probed, rel=1e-5)
+        assert decoded.no_speech_prob == pytest.approx(probed, rel=1e-5)
 
 
 @settings(derandomize=True, deadline=None, max_examples=100)
@@ -264,15 +271,15 @@ def test_a_prompt_longer_than_the_context_is_refused() -> None:
     assert backend.sessions[0].closed == 1
 
 
-@pytest.mark.parametrize("probe", range(5))
-def test_the_probe_reads_after_its_own_token(probe: int) -> None:
+@pytest.mark.parametrize("no_speech_position", range(5))
+def test_the_probe_reads_after_its_own_token(no_speech_position: int) -> None:
     """Prompts of several lengths in a batch, so that padding would show."""
     backend = FakeBackend(DIMS, lively)
-    long, short = job((33, 4, 31, 5, 32), probe), job((31,), 0)
+    long, short = job((33, 4, 31, 5, 32), no_speech_position), job((31,), 0)
     found = decode(backend, FakeEncoded((8, 9)), [long.task, short.task])
     for decoded, each, seed in zip(found, (long, short), (8, 9)):
-        row = reference_log_softmax(lively(seed, each.prompt[: each.probe + 1]))
-        assert decoded.probe_prob == pytest.approx(float(np.exp(row[36])), rel=1e-5)
+        row = reference_log_softmax(lively(seed, each.prompt[: each.no_speech_position + 1]))
+        assert decoded.no_speech_prob == pytest.approx(float(np.exp(row[36])), rel=1e-5)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), MemoryError(), EngineError("device lost")])
@@ -297,11 +304,11 @@ def test_the_session_is_closed_when_host_code_fails(where: str) -> None:
     def stop() -> Any:
         raise KeyboardInterrupt
 
-    def rule(sampled: Sequence[int], ban: Bool | Ban) -> None:
+    def rule(sampled: Sequence[int], ban: Bool | BannedTokens) -> None:
         if len(sampled) == 1:
             stop()
 
-    class Stopping(Greedy):
+    class Stopping(GreedyDecoder):
         def step(self, top: Top) -> list[int]:
             return stop() if len(self.rows[0]) == 1 else super().step(top)
 
@@ -340,7 +347,7 @@ def test_next_token_logprobs_closes_on_errors() -> None:
 
 
 def test_greedy_adds_up_what_it_takes() -> None:
-    search = Greedy(EOT)
+    search = GreedyDecoder(EOT)
     assert search.rows == [[]]
     for token, logprob in ((4, -0.5), (5, -0.25)):
         top = Top(np.array([[token]], np.int64), np.array([[logprob]], np.float32))

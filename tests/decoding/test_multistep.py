@@ -17,7 +17,7 @@ from tests.support.fake_backend import FakeBackend, FakeEncoded, FakeSession
 from whisper_opt.core.arrays import Int
 from whisper_opt.core.backend import Encoded, GreedyRows, Run, TokenMask
 from whisper_opt.decoding import Batch, Decoded
-from whisper_opt.decoding.constraints import Timestamps
+from whisper_opt.decoding.constraints import TimestampRules
 
 
 class RunningSession(FakeSession):
@@ -62,7 +62,7 @@ def mask(rows: GreedyRows, last: Int, previous: Int, latest: Int) -> TokenMask:
             history = [token for token in (latest[i], previous[i], last[i]) if token >= 0]
             if latest[i] < begin:
                 history = history[1:] if previous[i] < begin else history[2:]
-            Timestamps(begin, EOT, NO_TIMESTAMPS, None)([int(t) for t in history], ban[i])
+            TimestampRules(begin, EOT, NO_TIMESTAMPS, None)([int(t) for t in history], ban[i])
     return TokenMask(ban, rows.timestamp_begin)
 
 

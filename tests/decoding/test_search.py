@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.decoding.test_constraints import EOT, N_VOCAB
 from tests.decoding.test_loop import DIMS, Job, job, jobs, lively
 from tests.support.fake_backend import FakeBackend, FakeEncoded
-from whisper_opt.decoding import Beam, Hypothesis, Sample, decode, rank
+from whisper_opt.decoding import BeamSearchDecoder, Hypothesis, SamplingDecoder, decode, rank
 
 
 def extensions(
@@ -54,7 +54,7 @@ def naive_beam(
 
 
 def with_beam(one: Job, beam_size: int, patience: float) -> Job:
-    return dataclasses.replace(one, search=lambda: Beam(EOT, beam_size, patience))
+    return dataclasses.replace(one, search=lambda: BeamSearchDecoder(EOT, beam_size, patience))
 
 
 @settings(deadline=None, max_examples=250)
@@ -97,8 +97,8 @@ def test_mixed_searches_in_a_batch_equal_single_runs(data: st.DataObject) -> Non
         assert decode(backend, FakeEncoded((seed,)), [one.task]) == [found]
 
 
-def sampler(best_of: int, temperature: float, seed: int) -> Sample:
-    return Sample(EOT, temperature, best_of, np.random.default_rng(seed))
+def sampler(best_of: int, temperature: float, seed: int) -> SamplingDecoder:
+    return SamplingDecoder(EOT, temperature, best_of, np.random.default_rng(seed))
 
 
 def test_a_beam_of_one_is_greedy() -> None:

@@ -207,7 +207,7 @@ def test_all_scores_can_be_had() -> None:
     head = make_head(10)
     asked = np.ones((N_ROWS, 2, N_VOCAB), np.float32)
     logits = ScreenedLogits(head.screen, head.rough, head.hidden, asked)
-    assert logits.asked() is asked
+    assert logits.requested() is asked
     every = logits.numpy()
     np.testing.assert_array_equal(every[:, :2], asked)
     np.testing.assert_allclose(every[:, 2], head.scores(), rtol=1e-5, atol=1e-5)

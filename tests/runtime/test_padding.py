@@ -34,7 +34,7 @@ from whisper_opt.export.writer import write_graph
 from whisper_opt.runtime.engine import MANIFEST, Engine, read_engine
 from whisper_opt.runtime.native import why_no_kernels
 from whisper_opt.runtime.onnxruntime.backend import OrtBackend
-from whisper_opt.runtime.padding import MARGIN, MUTE, Heard, Padding, spread
+from whisper_opt.runtime.padding import MARGIN, MASKED, Heard, Padding, spread
 from whisper_opt.transcription.model import Whisper
 
 DIMS = random_dims(n_vocab=2000, n_audio_layer=3, n_text_layer=2)
@@ -295,7 +295,7 @@ def test_a_window_in_a_batch_is_heard_as_it_is_alone(engine: Engine, kernels: bo
             np.testing.assert_array_equal(one.cross[-2], alone.cross[-2])
             added, n_room = one.cross[-1], alone.cross[-1].shape[1]
             np.testing.assert_array_equal(added[:, :n_room], alone.cross[-1])
-            assert (added[:, n_heard:] == MUTE).all()
+            assert (added[:, n_heard:] == MASKED).all()
         else:
             for expected, array in zip(alone.cross[1::2], one.cross[1::2]):
                 np.testing.assert_array_equal(array[:, :, :n_heard], expected)

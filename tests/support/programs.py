@@ -19,10 +19,10 @@ from whisper_opt.core.arrays import F32, Bool
 from whisper_opt.core.backend import Backend, Encoded, Run, Runner, Session, TokenMask, Top
 from whisper_opt.core.errors import EngineError
 from whisper_opt.core.logits import top_k, top_row
-from whisper_opt.decoding.constraints import Rule, SuppressTokens, Timestamps
+from whisper_opt.decoding.constraints import SuppressTokens, TimestampRules, TokenConstraint
 from whisper_opt.decoding.multistep import greedy_row, greedy_rows
 
-__all__ = ["N_AUDIO", "Answer", "Choice", "Greedy", "Truths", "mismatch", "program", "run"]
+__all__ = ["N_AUDIO", "Answer", "Choice", "GreedyDecoder", "Truths", "mismatch", "program", "run"]
 
 N_AUDIO = 5
 """Windows that programs choose from."""
@@ -58,7 +58,7 @@ class Answer:
 
 
 @dataclasses.dataclass(frozen=True)
-class Greedy:
+class GreedyDecoder:
     """How a row goes on by itself.
 
     Attributes:
@@ -72,11 +72,11 @@ class Greedy:
     timed: bool
 
     @property
-    def rules(self) -> list[Rule]:
+    def rules(self) -> list[TokenConstraint]:
         banned = np.setdiff1d(np.arange(DIMS.n_vocab), self.allowed)
-        rules: list[Rule] = [SuppressTokens(banned)]
+        rules: list[TokenConstraint] = [SuppressTokens(banned)]
         if self.timed:
-            rules.append(Timestamps(BEGIN, EOT, BEGIN - 1, None))
+            rules.append(TimestampRules(BEGIN, EOT, BEGIN - 1, None))
         return rules
 
     @property
@@ -90,7 +90,7 @@ class Greedy:
             rule(self.sampled, ban[0])
         return TokenMask(ban, np.array([self.begin or DIMS.n_vocab]))
 
-    def after(self, token: int) -> Greedy:
+    def after(self, token: int) -> GreedyDecoder:
         return dataclasses.replace(self, sampled=(*self.sampled, token))
 
 
@@ -212,7 +212,7 @@ class _Writer:
             self.lengths = [n + steps for n, end in zip(self.lengths, ends) if not end]
         return Step("run", (rows, steps))
 
-    def _greedy(self, *, ending: bool) -> Greedy:
+    def _greedy(self, *, ending: bool) -> GreedyDecoder:
         sampled = self.new_tokens(int(self.rng.integers(1, 5)))
         if self.rng.random() < 0.5:
             times = self.rng.integers(BEGIN, DIMS.n_vocab, len(sampled))
@@ -221,7 +221,7 @@ class _Writer:
         sampled = tuple(token + (token == EOT) for token in sampled)
         allowed = np.flatnonzero(self.rng.random(DIMS.n_vocab) < self.rng.choice([0.01, 0.7, 1]))
         allowed = np.array([EOT]) if ending else allowed[allowed != EOT]
-        return Greedy(sampled, tuple(allowed.tolist()), bool(self.rng.random() < 0.6))
+        return GreedyDecoder(sampled, tuple(allowed.tolist()), bool(self.rng.random() < 0.6))
 
     def attention(self) -> Step:
         audios = self.rng.integers(0, N_AUDIO, self.rng.integers(1, 4)).tolist()
@@ -293,7 +293,7 @@ class _Run:
         self.logits = self.live().extend(tokens, lengths, wanted if wanted.size else None)
         scores = self.logits.numpy().copy()
         assert scores.shape == (len(new), wanted.shape[1] + 1, DIMS.n_vocab)
-        np.testing.assert_allclose(self.logits.asked(), scores[:, :-1], rtol=0, atol=TOLERANCE)
+        np.testing.assert_allclose(self.logits.requested(), scores[:, :-1], rtol=0, atol=TOLERANCE)
         for i, ((audio, held), sequence) in enumerate(zip(self.rows, new)):
             for index, found in zip([*at[i], len(sequence) - 1], scores[i]):
                 self.answers.append(Answer(audio, held + sequence[: index + 1], found))
@@ -308,7 +308,7 @@ class _Run:
         self.live().gather(np.array(rows, np.int64))
         self.rows = [self.rows[row] for row in rows]
 
-    def run(self, what: tuple[list[Greedy], int]) -> None:
+    def run(self, what: tuple[list[GreedyDecoder], int]) -> None:
         """By itself where the session can; the host asks it step by step where not."""
         rows, steps = what
         while steps:
@@ -329,7 +329,7 @@ class _Run:
                 self.gather(live)
                 rows = [rows[i] for i in live]
 
-    def _took(self, i: int, row: Greedy, token: int, logprob: float) -> Greedy:
+    def _took(self, i: int, row: GreedyDecoder, token: int, logprob: float) -> GreedyDecoder:
         """Note a token of row i, which had ended already where it was fed none."""
         if row.sampled[-1] == EOT:
             assert (token, logprob) == (EOT, 0.0)
@@ -339,7 +339,7 @@ class _Run:
         self.answers.append(Choice(audio, self.rows[i][1], row.mask, token, logprob))
         return row.after(token)
 
-    def _by_itself(self, rows: list[Greedy], steps: int) -> Run:
+    def _by_itself(self, rows: list[GreedyDecoder], steps: int) -> Run:
         session = self.live()
         assert isinstance(session, Runner)
         found = [greedy_row(row.rules, row.begin, EOT, DIMS.n_vocab) for row in rows]
@@ -348,7 +348,7 @@ class _Run:
         tokens = np.array([[row.sampled[-1]] for row in rows])
         return session.run(tokens, greedy_rows(fixed, [row.sampled for row in rows]), steps)
 
-    def _by_host(self, rows: list[Greedy]) -> Run:
+    def _by_host(self, rows: list[GreedyDecoder]) -> Run:
         logits = self.live().extend(np.array([[row.sampled[-1]] for row in rows]))
         ban = np.concatenate([row.mask.ban for row in rows])
         begin = np.concatenate([row.mask.timestamp_begin for row in rows])

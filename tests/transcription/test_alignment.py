@@ -45,8 +45,8 @@ def test_median_filter_is_numpys_median_of_every_stretch(x: F32, width: int) -> 
     expected = x
     if x.shape[-1] > reach:
         padded = np.pad(x, [(0, 0)] * (x.ndim - 1) + [(reach, reach)], mode="reflect")
-        stretches = [padded[..., i : i + x.shape[-1]] for i in range(width)]
-        expected = np.median(stretches, axis=0)
+        chunks = [padded[..., i : i + x.shape[-1]] for i in range(width)]
+        expected = np.median(chunks, axis=0)
     np.testing.assert_array_equal(median_filter(x, width), expected)
 
 

@@ -1,4 +1,4 @@
-"""How a recording becomes stretches: what is read when, where they lie, what is left out."""
+"""How a recording becomes chunks: what is read when, where they lie, what is left out."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ from whisper_opt.audio.vad import SpeechDetector, merge, pack
 from whisper_opt.core.arrays import F32
 from whisper_opt.core.dims import N_SAMPLES
 from whisper_opt.core.options import VadOptions
-from whisper_opt.transcription.chunking import Strategies
-from whisper_opt.transcription.job import Recording, Stretch
+from whisper_opt.transcription.chunking import Chunking
+from whisper_opt.transcription.job import Chunk, TranscriptionJob
 
 SPEECH = (2, 9, 15, 40, 41.5, 58, 80, 104, 150, 162, 170, 199)
 
 
-def recording(sound: Any, **options: Any) -> Recording:
-    strategies = Strategies(WatchedBackend(), VOCAB, SUPPRESSION)
-    return strategies.recording(sound, None, TranscribeOptions(**options))
+def recording(sound: Any, **options: Any) -> TranscriptionJob:
+    strategies = Chunking(WatchedBackend(), VOCAB, SUPPRESSION)
+    return strategies.job(sound, None, TranscribeOptions(**options))
 
 
-def stretches(made: Recording) -> Iterator[Stretch]:
-    while (stretch := made.next_stretch()) is not None:
-        yield stretch
+def chunks(made: TranscriptionJob) -> Iterator[Chunk]:
+    while (chunk := made.next_chunk()) is not None:
+        yield chunk
 
 
 def seconds(sound: F32, **options: float) -> list[tuple[float, float]]:
-    """The stretches of speech of at most 30 s, in seconds."""
+    """The chunks of speech of at most 30 s, in seconds."""
     spans = SpeechDetector(VadOptions(**options)).spans(sound)
     return [span.seconds for span in pack(spans, N_SAMPLES)]
 
@@ -56,11 +56,11 @@ def seconds(sound: F32, **options: float) -> list[tuple[float, float]]:
 
 def test_the_sequential_strategy_is_one_stretch() -> None:
     made = recording(noise(70.0), **PLAIN)
-    (stretch,) = stretches(made)
-    assert (stretch.start, stretch.mel.n_frames) == (0.0, 7000)
+    (chunk,) = chunks(made)
+    assert (chunk.start, chunk.mel.n_frames) == (0.0, 7000)
     assert (made.duration, made.language, made.language_probability) == (70.0, "en", None)
     assert not made.finished
-    assert stretch.next_window() is not None
+    assert chunk.next_window() is not None
 
 
 def test_nothing_is_read_before_it_is_opened() -> None:
@@ -135,12 +135,12 @@ def test_text_where_nobody_speaks_is_dropped(strategy: str) -> None:
 def test_batched_stretches_are_the_packed_speech() -> None:
     sound = spoken(SPEECH, 210.0, 4)
     made = recording(sound, **BATCHED, vad_max_speech_duration=25.0)
-    found = list(stretches(made))
+    found = list(chunks(made))
     expected = seconds(sound, max_speech_duration=25.0)
-    assert [stretch.start for stretch in found] == [start for start, _ in expected]
-    for stretch, (start, end) in zip(found, expected):
-        assert stretch.mel.n_frames == round((end - start) * 16000) // 160
-        assert stretch.mel.n_frames <= 3000
+    assert [chunk.start for chunk in found] == [start for start, _ in expected]
+    for chunk, (start, end) in zip(found, expected):
+        assert chunk.mel.n_frames == round((end - start) * 16000) // 160
+        assert chunk.mel.n_frames <= 3000
     assert made.duration == 210.0
 
 
@@ -171,8 +171,8 @@ def test_batched_reads_as_it_goes(monkeypatch: pytest.MonkeyPatch) -> None:
     made = recording(sound, **BATCHED)
     made.open()
     read = [reading.seconds]
-    for stretch in stretches(made):
-        assert made.duration >= stretch.start + stretch.mel.n_frames / 100
+    for chunk in chunks(made):
+        assert made.duration >= chunk.start + chunk.mel.n_frames / 100
         read.append(reading.seconds)
     assert len(read) == 21
     assert read[1] < 100
@@ -196,15 +196,15 @@ def test_batched_and_sequential_hear_the_same_when_all_is_speech() -> None:
     sound = spoken((0, 100), 100.0)
     made = recording(sound, **BATCHED)
     covered = 0.0
-    for stretch in stretches(made):
-        assert stretch.start == pytest.approx(covered, abs=0.011)
-        covered = stretch.start + stretch.mel.n_frames / 100
+    for chunk in chunks(made):
+        assert chunk.start == pytest.approx(covered, abs=0.011)
+        covered = chunk.start + chunk.mel.n_frames / 100
     assert covered == pytest.approx(100.0, abs=0.2)
 
 
 @made_up()
 def test_a_stretch_of_several_windows_loses_nothing() -> None:
-    """A window that ends early is followed by another of the same stretch."""
+    """A window that ends early is followed by another of the same chunk."""
     watched = WatchedBackend()
     model = Whisper(engine(), watched)
     sound = spoken((1, 28, 31, 59), 60.0)
@@ -227,7 +227,7 @@ def test_clips_are_read_from_the_recording() -> None:
     made = recording(
         noise(50.0), strategy="batched", clip_timestamps=(1, 2, 40, 45.5, 49, 80, 90, 95), **PLAIN
     )
-    found = [(stretch.start, stretch.mel.n_frames) for stretch in stretches(made)]
+    found = [(chunk.start, chunk.mel.n_frames) for chunk in chunks(made)]
     assert found == [(1.0, 100), (40.0, 550), (49.0, 100)]
     assert made.duration == 50.0
 
@@ -255,8 +255,8 @@ def test_an_opened_recording_starts_at_its_first_stretch() -> None:
     made = recording(noise(50.0), strategy="batched", clip_timestamps=(1, 2, 40, 45), **PLAIN)
     made.open()
     assert made.language == "en"
-    assert [stretch.start for stretch in stretches(made)] == [1.0, 40.0]
-    assert made.next_stretch() is None
+    assert [chunk.start for chunk in chunks(made)] == [1.0, 40.0]
+    assert made.next_chunk() is None
     assert not made.finished  # what was begun is not decoded
     made.close()
     assert made.take() == []
@@ -267,12 +267,12 @@ def test_an_opened_recording_starts_at_its_first_stretch() -> None:
 def test_a_failed_recording_is_finished() -> None:
     made = recording(noise(50.0), strategy="batched", clip_timestamps=(1, 2, 40, 45), **PLAIN)
     made.open()
-    assert made.next_stretch() is not None
+    assert made.next_chunk() is not None
     error = AudioError("damage")
     made.fail(error)
     assert made.finished
     assert made.error is error
-    assert made.next_stretch() is None
+    assert made.next_chunk() is None
 
 
 @made_up()

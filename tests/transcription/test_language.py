@@ -177,7 +177,7 @@ def test_a_language_that_is_given_is_not_detected(model: Whisper, watched: Watch
 def test_batched_detection_listens_to_speech(
     model: Whisper, watched: WatchedBackend, polyglot: Polyglot, segments: int, n_heard: int
 ) -> None:
-    """Over the first stretches, wherever they begin; none of them is lost for it."""
+    """Over the first chunks, wherever they begin; none of them is lost for it."""
     recording = spoken([40, 60, 70, 88, 110, 125], 130.0)
     spans = list(pack(SpeechDetector().spans(recording), N_SAMPLES))
     assert len(spans) == 3

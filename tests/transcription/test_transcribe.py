@@ -21,7 +21,7 @@ from tests.support.reference_windows import (
 )
 from whisper_opt.core.options import TranscribeOptions
 from whisper_opt.transcription.fallback import Window, WindowResult
-from whisper_opt.transcription.windows import Sequential
+from whisper_opt.transcription.windows import WindowCursor
 
 
 def time(seconds: float) -> int:
@@ -42,7 +42,7 @@ def said(*tokens: int, **fields: float) -> WindowResult:
 
 
 def ours(n_frames: int, options: TranscribeOptions, answer: Answer) -> Heard:
-    state = Sequential(n_frames, VOCAB, DIMS, options, "en")
+    state = WindowCursor(n_frames, VOCAB, DIMS, options, "en")
     heard = Heard([], [])
     while (window := state.next_window()) is not None:
         assert window.prompt[window.sot_index] == VOCAB.sot
@@ -322,7 +322,7 @@ def test_every_window_moves_on(results: list[list[int]]) -> None:
 
 
 def test_progress_stops_at_the_end_of_the_recording() -> None:
-    state = Sequential(1000, VOCAB, DIMS, TranscribeOptions(), "en")
+    state = WindowCursor(1000, VOCAB, DIMS, TranscribeOptions(), "en")
     assert state.seek == 0
     window = state.next_window()
     assert window == Window(0, 1000, (VOCAB.sot,), 0)

@@ -21,11 +21,16 @@ from whisper_opt.core.errors import OptionError
 from whisper_opt.core.options import TranscribeOptions
 from whisper_opt.text.results import Segment
 from whisper_opt.text.vocabulary import Vocab
-from whisper_opt.transcription.fallback import Answers, Suppression, WindowResult, compression_ratio
-from whisper_opt.transcription.job import Recording, Stretch
+from whisper_opt.transcription.fallback import (
+    FallbackDecoder,
+    Suppression,
+    WindowResult,
+    compression_ratio,
+)
+from whisper_opt.transcription.job import Chunk, TranscriptionJob
 from whisper_opt.transcription.language import detect_language
 from whisper_opt.transcription.scheduler import Progress, Scheduler
-from whisper_opt.transcription.windows import Sequential
+from whisper_opt.transcription.windows import WindowCursor
 
 SUPPRESSION = Suppression((1, 2, 7), (220, VOCAB.eot))
 
@@ -80,10 +85,10 @@ def transcribe(
     options: TranscribeOptions,
     on_progress: Progress | None = None,
 ) -> Iterator[Segment]:
-    """The segments of one recording, one stretch, as they come."""
-    state = Sequential(mel.n_frames, VOCAB, DIMS, options, "en")
-    answers = Answers(DIMS, VOCAB, options, SUPPRESSION)
-    recording = Recording(answers, lambda _: iter([Stretch(mel, state)]))
+    """The segments of one recording, one chunk, as they come."""
+    state = WindowCursor(mel.n_frames, VOCAB, DIMS, options, "en")
+    answers = FallbackDecoder(DIMS, VOCAB, options, SUPPRESSION)
+    recording = TranscriptionJob(answers, lambda _: iter([Chunk(mel, state)]))
     for _, segments in Scheduler(backend, VOCAB, 8).run([recording]):
         yield from segments
         if recording.error is not None:

@@ -15,14 +15,14 @@ from whisper_opt.text.results import Segment
 from whisper_opt.text.vocabulary import Vocab
 from whisper_opt.transcription.alignment import CrossAttention
 from whisper_opt.transcription.fallback import Window, WindowResult
-from whisper_opt.transcription.windows import Sequential
+from whisper_opt.transcription.windows import WindowCursor
 
 BEGIN = VOCAB.timestamp_begin
 ROOM = DIMS.n_text_ctx // 2 - 1
 
 
 class Run:
-    """A recording driven through ``Sequential`` by scripted answers and seeded attention."""
+    """A recording driven through ``WindowCursor`` by scripted answers and seeded attention."""
 
     def __init__(
         self, n_frames: int, results: Sequence[WindowResult], seed: int, **options: Any
@@ -32,7 +32,7 @@ class Run:
         self.segments: list[Segment] = []
         self.aligned: list[list[int]] = []
         options = {"word_timestamps": True, **options}
-        state = Sequential(n_frames, VOCAB, DIMS, TranscribeOptions(**options), "en")
+        state = WindowCursor(n_frames, VOCAB, DIMS, TranscribeOptions(**options), "en")
         while (window := state.next_window()) is not None:
             assert state.next_window() == window
             result = results[len(self.windows) % len(results)]
@@ -114,7 +114,7 @@ def test_without_word_times_no_aligner_is_needed() -> None:
 
 
 def test_word_times_need_an_aligner() -> None:
-    state = Sequential(3000, VOCAB, DIMS, TranscribeOptions(word_timestamps=True), "en")
+    state = WindowCursor(3000, VOCAB, DIMS, TranscribeOptions(word_timestamps=True), "en")
     window = state.next_window()
     assert window is not None
     with pytest.raises(ValueError, match="accept was given no aligner"):
@@ -216,7 +216,7 @@ def test_the_language_may_change_from_window_to_window() -> None:
     dims = random_dims()
     vocab = Vocab(tokenizer_json(dims), dims)
     options = TranscribeOptions(multilingual=True, word_timestamps=True)
-    state = Sequential(9000, vocab, dims, options, "en")
+    state = WindowCursor(9000, vocab, dims, options, "en")
     found = []
     for code in ("en", "ja", "de"):
         assert state.next_window() is not None
@@ -245,7 +245,7 @@ def test_attention_is_not_changed() -> None:
     text = VOCAB.encode(" so it")
     given = attention(1, len(text), 3000)
     before = given.scores.copy()
-    state = Sequential(3000, VOCAB, DIMS, TranscribeOptions(word_timestamps=True), "en")
+    state = WindowCursor(3000, VOCAB, DIMS, TranscribeOptions(word_timestamps=True), "en")
     window = state.next_window()
     assert window is not None
     state.accept(window, said(*text), lambda text: given)

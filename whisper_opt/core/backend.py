@@ -20,7 +20,7 @@ from whisper_opt.core.dims import ModelDims
 __all__ = [
     "Attention",
     "Backend",
-    "Ban",
+    "BannedTokens",
     "Encoded",
     "GreedyRows",
     "Logits",
@@ -42,7 +42,7 @@ class Encoded(Protocol):
         """Some of the windows, by index and in this order."""
 
 
-class Ban:
+class BannedTokens:
     """What one row must not sample next, as the indices that rules wrote to it."""
 
     def __init__(self) -> None:
@@ -71,7 +71,7 @@ class TokenMask:
 
     def __init__(
         self,
-        ban: Bool | Sequence[Ban],
+        ban: Bool | Sequence[BannedTokens],
         timestamp_begin: Int,
         seen: Bool | None = None,
         penalty: F32 | None = None,
@@ -123,7 +123,7 @@ class Logits(Protocol):
     def top(self, k: int, mask: TokenMask) -> Top:
         """The k best allowed tokens after each row's last token; see ``decode.topk``."""
 
-    def asked(self) -> F32:
+    def requested(self) -> F32:
         """Scores at the positions that were asked for, float32 [n_seq, n_at, n_vocab]."""
 
     def numpy(self) -> F32:
@@ -173,7 +173,7 @@ class GreedyRows:
 
     Each has sampled a token at least. What follows from its last token, which is the one to be fed,
     from the one before and from its latest timestamp are the rules of
-    :class:`whisper_opt.decoding.constraints.Timestamps`.
+    :class:`whisper_opt.decoding.constraints.TimestampRules`.
 
     Attributes:
         ban: [n_seq, n_vocab] bool, True for tokens that are never sampled.

@@ -132,7 +132,7 @@ class HostLogits:
     def top(self, k: int, mask: TokenMask) -> Top:
         return top_k(self._scores[:, -1], k, mask)
 
-    def asked(self) -> F32:
+    def requested(self) -> F32:
         return self._scores[:, :-1]
 
     def numpy(self) -> F32:

@@ -1,19 +1,26 @@
 """From encoded audio to tokens: rules ban, searches choose, the loop drives a session."""
 
-from whisper_opt.decoding.batch import Batch, Decoded, Task, decode, next_token_logprobs
-from whisper_opt.decoding.constraints import Rule
-from whisper_opt.decoding.search import Beam, Greedy, Hypothesis, Sample, Search, rank
+from whisper_opt.decoding.batch import Batch, Decoded, DecodeRequest, decode, next_token_logprobs
+from whisper_opt.decoding.constraints import TokenConstraint
+from whisper_opt.decoding.search import (
+    BeamSearchDecoder,
+    GreedyDecoder,
+    Hypothesis,
+    SamplingDecoder,
+    TokenDecoder,
+    rank,
+)
 
 __all__ = [
     "Batch",
-    "Beam",
+    "BeamSearchDecoder",
     "Decoded",
-    "Greedy",
+    "GreedyDecoder",
     "Hypothesis",
-    "Rule",
-    "Sample",
-    "Search",
-    "Task",
+    "TokenConstraint",
+    "SamplingDecoder",
+    "TokenDecoder",
+    "DecodeRequest",
     "decode",
     "next_token_logprobs",
     "rank",

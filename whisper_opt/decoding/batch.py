@@ -17,7 +17,7 @@ import numpy as np
 from whisper_opt.core.arrays import F32, Int
 from whisper_opt.core.backend import (
     Backend,
-    Ban,
+    BannedTokens,
     Encoded,
     Logits,
     Runner,
@@ -26,22 +26,22 @@ from whisper_opt.core.backend import (
     Top,
 )
 from whisper_opt.core.logits import log_softmax, penalized, sample, top_k
-from whisper_opt.decoding.constraints import Rule
+from whisper_opt.decoding.constraints import TokenConstraint
 from whisper_opt.decoding.multistep import GreedyRow, greedy_row, greedy_rows
-from whisper_opt.decoding.search import Greedy, Hypothesis, Search
+from whisper_opt.decoding.search import GreedyDecoder, Hypothesis, TokenDecoder
 
-__all__ = ["Batch", "Decoded", "Task", "decode", "next_token_logprobs"]
+__all__ = ["Batch", "Decoded", "DecodeRequest", "decode", "next_token_logprobs"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class DecodeRequest:
     """What to decode from one audio.
 
     Attributes:
         prompt: ids fed before the first sampled token.
-        probe: index in ``prompt`` whose next-token probabilities are wanted (the start of the
+        no_speech_position: index in ``prompt`` whose next-token probabilities are wanted (the start of the
             transcript, where the no-speech probability is read).
-        probe_token: id whose probability is wanted there.
+        no_speech_token: id whose probability is wanted there.
         rules: bans, applied in order.
         timestamp_begin: id of ``<|0.00|>`` under the timestamp rules, else None.
         max_new_tokens: sampled tokens at most, the end of text included.
@@ -52,31 +52,31 @@ class Task:
     """
 
     prompt: tuple[int, ...]
-    probe: int
-    probe_token: int
-    rules: tuple[Rule, ...]
+    no_speech_position: int
+    no_speech_token: int
+    rules: tuple[TokenConstraint, ...]
     timestamp_begin: int | None
     max_new_tokens: int
-    search: Callable[[], Search]
+    search: Callable[[], TokenDecoder]
     repetition_penalty: float = 1.0
     n_text: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Decoded:
-    """What one audio gave: its candidates and the probability of ``probe_token`` (0 to 1)."""
+    """What one audio gave: its candidates and the probability of ``no_speech_token`` (0 to 1)."""
 
     hypotheses: list[Hypothesis]
-    probe_prob: float
+    no_speech_prob: float
 
 
 class _Row:
     """One audio while it is being decoded."""
 
-    def __init__(self, number: int, task: Task, n_vocab: int) -> None:
+    def __init__(self, number: int, task: DecodeRequest, n_vocab: int) -> None:
         self.number = number
         self.task = task
-        self.probe_prob = 0.0
+        self.no_speech_prob = 0.0
         self.search = task.search()
         self.live = 1  # hypotheses in the session
         self.left = task.max_new_tokens
@@ -87,7 +87,7 @@ class _Row:
     def greedy(self) -> GreedyRow | None:
         """How a session may go on by itself; None where it needs the host."""
         task, search = self.task, self.search
-        if not isinstance(search, Greedy) or task.repetition_penalty != 1:
+        if not isinstance(search, GreedyDecoder) or task.repetition_penalty != 1:
             return None
         return greedy_row(task.rules, task.timestamp_begin, search.eot, self._n_vocab)
 
@@ -100,7 +100,7 @@ class _Row:
         return parents
 
     def decoded(self) -> Decoded:
-        return Decoded(self.search.results(), self.probe_prob)
+        return Decoded(self.search.results(), self.no_speech_prob)
 
 
 def _pad(sequences: Sequence[Sequence[int]]) -> tuple[Int, Int]:
@@ -113,7 +113,7 @@ def _pad(sequences: Sequence[Sequence[int]]) -> tuple[Int, Int]:
 
 def _mask(rows: Sequence[_Row], n_vocab: int) -> TokenMask:
     live = [(row, sampled) for row in rows for sampled in row.search.rows]
-    bans = [Ban() for _ in live]
+    bans = [BannedTokens() for _ in live]
     for ban, (row, sampled) in zip(bans, live):
         for rule in row.task.rules:
             rule(sampled, ban)
@@ -210,7 +210,7 @@ class Batch:
         """Windows added and not yet handed out by :meth:`step`."""
         return len(self._rows) + len(self._done)
 
-    def add(self, audio: Encoded, tasks: Sequence[Task]) -> list[int]:
+    def add(self, audio: Encoded, tasks: Sequence[DecodeRequest]) -> list[int]:
         """Let windows join; their prompts are fed at once, in a session of their own.
 
         Args:
@@ -245,17 +245,17 @@ class Batch:
         return numbers
 
     def _prefill(
-        self, session: Session, numbers: list[int], tasks: Sequence[Task]
+        self, session: Session, numbers: list[int], tasks: Sequence[DecodeRequest]
     ) -> tuple[list[_Row], Logits]:
         n_vocab = self._backend.dims.n_vocab
         rows = [_Row(number, task, n_vocab) for number, task in zip(numbers, tasks)]
         tokens, lengths = _pad([task.prompt for task in tasks])
-        at = np.array([[task.probe] for task in tasks], np.int64)
+        at = np.array([[task.no_speech_position] for task in tasks], np.int64)
         if _needs_scores(rows):
             at = np.concatenate([at, lengths[:, None] - 1], axis=1)
         logits = session.extend(tokens, lengths, at)
-        for row, scores in zip(rows, log_softmax(logits.asked()[:, 0])):
-            row.probe_prob = float(np.exp(scores[row.task.probe_token]))
+        for row, scores in zip(rows, log_softmax(logits.requested()[:, 0])):
+            row.no_speech_prob = float(np.exp(scores[row.task.no_speech_token]))
         return rows, logits
 
     def _choose_next(
@@ -264,7 +264,7 @@ class Batch:
         """The next tokens, and the windows that go on; the others are done."""
         mask = _mask(rows, self._backend.dims.n_vocab)
         if _needs_scores(rows):
-            top = _choose(logits.asked()[:, -1], rows, mask)
+            top = _choose(logits.requested()[:, -1], rows, mask)
         else:
             top = logits.top(max(row.search.width for row in rows), mask)
         tokens = _advance(session, rows, top)
@@ -303,7 +303,7 @@ class Batch:
         self._session, self._rows, self._done = None, [], []
 
 
-def decode(backend: Backend, audio: Encoded, tasks: Sequence[Task]) -> list[Decoded]:
+def decode(backend: Backend, audio: Encoded, tasks: Sequence[DecodeRequest]) -> list[Decoded]:
     """Decode one window an audio, all at once; see :class:`Batch`.
 
     Returns:
@@ -326,6 +326,6 @@ def next_token_logprobs(backend: Backend, audio: Encoded, prompt: Sequence[int])
     try:
         tokens = np.tile(np.array(prompt, np.int64), (len(audio), 1))
         logits = session.extend(tokens, at=np.full((len(audio), 1), len(prompt) - 1, np.int64))
-        return log_softmax(logits.asked()[:, 0])
+        return log_softmax(logits.requested()[:, 0])
     finally:
         session.close()

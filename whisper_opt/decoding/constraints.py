@@ -11,15 +11,15 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from whisper_opt.core.arrays import Bool, Int
-from whisper_opt.core.backend import Ban
+from whisper_opt.core.backend import BannedTokens
 
-__all__ = ["NoRepeat", "Rule", "SuppressAtBegin", "SuppressTokens", "Timestamps"]
+__all__ = ["NoRepeatNGram", "TokenConstraint", "SuppressAtBegin", "SuppressTokens", "Timestamps"]
 
 
-class Rule(Protocol):
+class TokenConstraint(Protocol):
     """Bans next tokens of one row."""
 
-    def __call__(self, sampled: Sequence[int], ban: Bool | Ban) -> None:
+    def __call__(self, sampled: Sequence[int], ban: Bool | BannedTokens) -> None:
         """Set ``ban`` (as a bool [n_vocab]) True for tokens that may not follow ``sampled``.
 
         ``sampled`` holds the tokens after the prompt, oldest first.
@@ -32,7 +32,7 @@ class SuppressTokens:
 
     tokens: Int
 
-    def __call__(self, sampled: Sequence[int], ban: Bool | Ban) -> None:
+    def __call__(self, sampled: Sequence[int], ban: Bool | BannedTokens) -> None:
         ban[self.tokens] = True
 
 
@@ -42,13 +42,13 @@ class SuppressAtBegin:
 
     tokens: Int
 
-    def __call__(self, sampled: Sequence[int], ban: Bool | Ban) -> None:
+    def __call__(self, sampled: Sequence[int], ban: Bool | BannedTokens) -> None:
         if not sampled:
             ban[self.tokens] = True
 
 
 @dataclasses.dataclass(frozen=True)
-class NoRepeat:
+class NoRepeatNGram:
     """No run of ``size`` text tokens comes twice in an answer (timestamps between them aside).
 
     The option is CTranslate2's and transformers' ``no_repeat_ngram_size`` (Paulus et al. 2017,
@@ -58,7 +58,7 @@ class NoRepeat:
     size: int
     n_text: int
 
-    def __call__(self, sampled: Sequence[int], ban: Bool | Ban) -> None:
+    def __call__(self, sampled: Sequence[int], ban: Bool | BannedTokens) -> None:
         text = [token for token in sampled if token < self.n_text]
         head = self.size - 1
         latest = text[len(text) - head :]
@@ -68,7 +68,7 @@ class NoRepeat:
 
 
 @dataclasses.dataclass(frozen=True)
-class Timestamps:
+class TimestampRules:
     """Timestamps come first, in pairs, and never go back.
 
     Attributes:
@@ -83,7 +83,7 @@ class Timestamps:
     no_timestamps: int
     max_initial: int | None
 
-    def __call__(self, sampled: Sequence[int], ban: Bool | Ban) -> None:
+    def __call__(self, sampled: Sequence[int], ban: Bool | BannedTokens) -> None:
         begin = self.begin
         ban[self.no_timestamps] = True
         if not sampled:

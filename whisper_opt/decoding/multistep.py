@@ -13,7 +13,12 @@ import numpy as np
 
 from whisper_opt.core.arrays import Bool
 from whisper_opt.core.backend import GreedyRows
-from whisper_opt.decoding.constraints import Rule, SuppressAtBegin, SuppressTokens, Timestamps
+from whisper_opt.decoding.constraints import (
+    SuppressAtBegin,
+    SuppressTokens,
+    TimestampRules,
+    TokenConstraint,
+)
 
 __all__ = ["GreedyRow", "greedy_row", "greedy_rows"]
 
@@ -28,7 +33,7 @@ class GreedyRow:
 
 
 def greedy_row(
-    rules: Sequence[Rule], timestamp_begin: int | None, eot: int, n_vocab: int
+    rules: Sequence[TokenConstraint], timestamp_begin: int | None, eot: int, n_vocab: int
 ) -> GreedyRow | None:
     """How a greedy row goes on after its first token; None where that needs the host.
 
@@ -39,11 +44,11 @@ def greedy_row(
         n_vocab: ids of the model.
     """
     ban = np.zeros(n_vocab, np.bool_)
-    timed: Timestamps | None = None
+    timed: TimestampRules | None = None
     for rule in rules:
         if isinstance(rule, SuppressTokens):
             ban[rule.tokens] = True
-        elif isinstance(rule, Timestamps) and timed is None:
+        elif isinstance(rule, TimestampRules) and timed is None:
             timed = rule
             ban[rule.no_timestamps] = True
         elif not isinstance(rule, SuppressAtBegin):  # which bears on the first token alone

@@ -14,7 +14,14 @@ import numpy as np
 
 from whisper_opt.core.backend import Top
 
-__all__ = ["Beam", "Greedy", "Hypothesis", "Sample", "Search", "rank"]
+__all__ = [
+    "BeamSearchDecoder",
+    "GreedyDecoder",
+    "Hypothesis",
+    "SamplingDecoder",
+    "TokenDecoder",
+    "rank",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +37,7 @@ class Hypothesis:
     sum_logprob: float
 
 
-class Search(Protocol):
+class TokenDecoder(Protocol):
     """The hypotheses of one audio."""
 
     width: int
@@ -75,7 +82,7 @@ def rank(hypotheses: Sequence[Hypothesis], length_penalty: float | None) -> Hypo
     return max(hypotheses, key=score)
 
 
-class Sample:
+class SamplingDecoder:
     """Independent draws; at temperature 0 the best token, always: greedy decoding."""
 
     def __init__(
@@ -108,7 +115,7 @@ class Sample:
         return [self._tokens[i] for i in live]
 
     def step(self, top: Top) -> list[int]:
-        """See :meth:`Search.step`; the first row's ``best_of`` draws become one answer each."""
+        """See :meth:`TokenDecoder.step`; the first row's ``best_of`` draws become one answer each."""
         if self._begun:
             parents = list(range(len(self._live)))
             drawn = zip(top.tokens[:, 0].tolist(), top.logprobs[:, 0].tolist())
@@ -130,7 +137,7 @@ class Sample:
         return [Hypothesis(tuple(t), s) for t, s in zip(self._tokens, self._sums)]
 
 
-class Greedy(Sample):
+class GreedyDecoder(SamplingDecoder):
     """Always the best token (openai-whisper's GreedyDecoder at temperature 0)."""
 
     def __init__(self, eot: int) -> None:
@@ -139,7 +146,7 @@ class Greedy(Sample):
         self.eot = eot
 
 
-class Beam:
+class BeamSearchDecoder:
     """Beam search with patience (Kasai et al. 2022, arXiv:2204.05424), as the reference has it."""
 
     temperature = 0.0

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from whisper_opt.core.arrays import NDArray
-from whisper_opt.runtime.padding import MUTE, widened
+from whisper_opt.runtime.padding import MASKED, widened
 
 __all__ = ["CrossLayout"]
 
@@ -51,7 +51,7 @@ class CrossLayout:
             return list(arrays)
         *pairs, steps, added = arrays
         wider = [_lengthened(array, 2, array.shape[2] * n_keys // have) for array in pairs]
-        return [*wider, steps, _lengthened(added, 1, n_keys, MUTE)]
+        return [*wider, steps, _lengthened(added, 1, n_keys, MASKED)]
 
 
 def _lengthened(array: NDArray, axis: int, size: int, value: float = 0) -> NDArray:

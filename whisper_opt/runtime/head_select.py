@@ -271,7 +271,7 @@ class ScreenedLogits:
             top.tokens[rows], top.logprobs[rows] = _refined(inputs, np.array(rows), surveys, k)
         return top
 
-    def asked(self) -> F32:
+    def requested(self) -> F32:
         return self._exact
 
     def numpy(self) -> F32:

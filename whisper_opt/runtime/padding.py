@@ -22,11 +22,11 @@ from whisper_opt.core.arrays import F32, Int, NDArray
 from whisper_opt.core.dims import HEAD_DIM
 from whisper_opt.core.errors import EngineError
 
-__all__ = ["BLOCK", "MUTE", "Heard", "Padding", "spread", "widened"]
+__all__ = ["BLOCK", "MASKED", "Heard", "Padding", "spread", "widened"]
 
 BLOCK = 128
 """Packed keys come in so many."""
-MUTE = -1e30
+MASKED = -1e30
 """What is added to the score of a packed key that nobody stands behind."""
 
 MARGIN = 16

@@ -1,4 +1,4 @@
-"""Sequential and batched: how a recording becomes stretches to decode."""
+"""Sequential and batched: how a recording becomes chunks to decode."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from whisper_opt.core.dims import N_FRAMES, N_SAMPLES, SAMPLE_RATE
 from whisper_opt.core.errors import OptionError
 from whisper_opt.core.options import TranscribeOptions
 from whisper_opt.text.vocabulary import Vocab
-from whisper_opt.transcription.fallback import Answers, Suppression
+from whisper_opt.transcription.fallback import FallbackDecoder, Suppression
 from whisper_opt.transcription.hallucinations import SpeechCheck
-from whisper_opt.transcription.job import Recording, Stretch
+from whisper_opt.transcription.job import Chunk, TranscriptionJob
 from whisper_opt.transcription.language import detect_language
-from whisper_opt.transcription.windows import Sequential
+from whisper_opt.transcription.windows import WindowCursor
 
-__all__ = ["Strategies"]
+__all__ = ["Chunking"]
 
 _SKIPPED = 2.0
 """Silences longer than this, in seconds, are left out by the sequential strategy with vad=cut."""
 
 
-class Strategies:
+class Chunking:
     """Opens recordings for one model."""
 
     def __init__(self, backend: Backend, vocab: Vocab, suppression: Suppression) -> None:
@@ -36,9 +36,9 @@ class Strategies:
         self._vocab = vocab
         self._suppression = suppression
 
-    def recording(
+    def job(
         self, source: AudioSource, sample_rate: int | None, options: TranscribeOptions
-    ) -> Recording:
+    ) -> TranscriptionJob:
         """A recording; nothing is read until it is opened.
 
         Raises:
@@ -50,9 +50,9 @@ class Strategies:
                 "multilingual is on, but this model knows English only; use a multilingual model"
                 " (one whose name does not end in .en)"
             )
-        answers = Answers(self._backend.dims, self._vocab, options, self._suppression)
+        answers = FallbackDecoder(self._backend.dims, self._vocab, options, self._suppression)
 
-        def stretches(recording: Recording) -> Iterator[Stretch]:
+        def chunks(recording: TranscriptionJob) -> Iterator[Chunk]:
             recording.language = language
             if options.strategy == "sequential":
                 yield self._whole(recording, load_audio(source, sample_rate=sample_rate))
@@ -66,10 +66,10 @@ class Strategies:
                     detector = SpeechDetector(options.vad_options)
                     yield from self._pieces(recording, _speech(recording, stream, detector))
 
-        return Recording(answers, stretches)
+        return TranscriptionJob(answers, chunks)
 
-    def _whole(self, recording: Recording, samples: F32) -> Stretch:
-        """The sequential strategy: one stretch, the whole recording."""
+    def _whole(self, recording: TranscriptionJob, samples: F32) -> Chunk:
+        """The sequential strategy: one chunk, the whole recording."""
         options, dims = recording.answers.options, self._backend.dims
         recording.duration = len(samples) / SAMPLE_RATE
         mel = self._mel(samples)
@@ -89,10 +89,12 @@ class Strategies:
             heads = (mel.head(start) for start in range(0, max(mel.n_frames, 1), N_FRAMES))
             self._detect(recording, list(_first(heads, options.language_detection_segments)))
         assert recording.language is not None
-        state = Sequential(mel.n_frames, self._vocab, dims, options, recording.language, is_spoken)
-        return Stretch(mel, state)
+        state = WindowCursor(
+            mel.n_frames, self._vocab, dims, options, recording.language, is_spoken
+        )
+        return Chunk(mel, state)
 
-    def _detect(self, recording: Recording, heads: list[F32]) -> None:
+    def _detect(self, recording: TranscriptionJob, heads: list[F32]) -> None:
         options = recording.answers.options
         probs = detect_language(
             self._backend, self._vocab, heads, options.language_detection_threshold
@@ -100,9 +102,9 @@ class Strategies:
         recording.language, recording.language_probability = next(iter(probs.items()))
 
     def _pieces(
-        self, recording: Recording, pieces: Iterator[tuple[float, F32]]
-    ) -> Iterator[Stretch]:
-        """The batched strategy: every piece of sound is a stretch of its own."""
+        self, recording: TranscriptionJob, pieces: Iterator[tuple[float, F32]]
+    ) -> Iterator[Chunk]:
+        """The batched strategy: every piece of sound is a chunk of its own."""
         options = recording.answers.options
         first: list[tuple[float, F32]] = []
         if recording.language is None:
@@ -117,7 +119,7 @@ class Strategies:
             if options.vad_mode == "check":
                 is_spoken = SpeechCheck(samples, options.vad_options)
             mel = self._mel(samples)
-            state = Sequential(
+            state = WindowCursor(
                 mel.n_frames,
                 self._vocab,
                 self._backend.dims,
@@ -125,7 +127,7 @@ class Strategies:
                 recording.language,
                 is_spoken,
             )
-            yield Stretch(mel, state, start)
+            yield Chunk(mel, state, start)
 
     def _mel(self, samples: F32) -> LogMel:
         return log_mel(samples, self._backend.dims.n_mels)
@@ -148,7 +150,7 @@ def _clips(samples: F32, options: TranscribeOptions) -> Iterator[tuple[float, F3
 
 
 def _speech(
-    recording: Recording, blocks: Iterator[F32], detector: SpeechDetector
+    recording: TranscriptionJob, blocks: Iterator[F32], detector: SpeechDetector
 ) -> Iterator[tuple[float, F32]]:
     heard = 0
 

@@ -11,11 +11,25 @@ from whisper_opt.core.arrays import Int
 from whisper_opt.core.dims import ModelDims
 from whisper_opt.core.errors import OptionError
 from whisper_opt.core.options import TranscribeOptions
-from whisper_opt.decoding import Beam, Decoded, Greedy, Rule, Sample, Search, Task, rank
-from whisper_opt.decoding.constraints import NoRepeat, SuppressAtBegin, SuppressTokens, Timestamps
+from whisper_opt.decoding import (
+    BeamSearchDecoder,
+    Decoded,
+    DecodeRequest,
+    GreedyDecoder,
+    SamplingDecoder,
+    TokenConstraint,
+    TokenDecoder,
+    rank,
+)
+from whisper_opt.decoding.constraints import (
+    NoRepeatNGram,
+    SuppressAtBegin,
+    SuppressTokens,
+    TimestampRules,
+)
 from whisper_opt.text.vocabulary import Vocab
 
-__all__ = ["Answers", "Suppression", "Window", "WindowResult", "compression_ratio"]
+__all__ = ["FallbackDecoder", "Suppression", "Window", "WindowResult", "compression_ratio"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +42,7 @@ class Suppression:
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """A stretch of the recording to decode at once.
+    """A chunk of the recording to decode at once.
 
     Attributes:
         seek: first mel frame.
@@ -62,7 +76,7 @@ def compression_ratio(text: str) -> float:
     return len(data) / len(zlib.compress(data))
 
 
-class Answers:
+class FallbackDecoder:
     """What one set of options makes of windows: tasks for the decode loop, and verdicts.
 
     The ladder of temperatures is that of openai-whisper (whisper/transcribe.py): an answer that
@@ -85,8 +99,8 @@ class Answers:
         self._begin = None if options.without_timestamps else vocab.timestamp_begin
         self._rules = _rules(vocab, dims, options, suppression)
 
-    def task(self, window: Window, rung: int) -> Task:
-        """How to decode ``window`` at the ladder's temperature number ``rung``.
+    def task(self, window: Window, attempt: int) -> DecodeRequest:
+        """How to decode ``window`` at the ladder's temperature number ``attempt``.
 
         Raises:
             OptionError: its prompt does not fit the model.
@@ -97,46 +111,46 @@ class Answers:
                 f"the prompt of a window has {len(window.prompt)} tokens; the model holds"
                 f" {n_text_ctx}: shorten prefix or initial_prompt"
             )
-        return Task(
+        return DecodeRequest(
             prompt=window.prompt,
-            probe=window.sot_index,
-            probe_token=self._vocab.no_speech,
+            no_speech_position=window.sot_index,
+            no_speech_token=self._vocab.no_speech,
             rules=self._rules,
             timestamp_begin=self._begin,
             max_new_tokens=min(self._limit, n_text_ctx + 1 - len(window.prompt)),
-            search=lambda: self._search(window, self.options.temperatures[rung]),
+            search=lambda: self._search(window, self.options.temperatures[attempt]),
             repetition_penalty=self.options.repetition_penalty,
             n_text=self._vocab.eot,
         )
 
-    def _search(self, window: Window, temperature: float) -> Search:
+    def _search(self, window: Window, temperature: float) -> TokenDecoder:
         options, eot = self.options, self._vocab.eot
         if temperature > 0:
             # a stream of draws of its own for every window: what else is in a batch changes nothing
             generator = np.random.default_rng(
                 [options.seed, window.origin + window.seek, round(temperature * 1000)]
             )
-            return Sample(eot, temperature, options.best_of or 1, generator)
+            return SamplingDecoder(eot, temperature, options.best_of or 1, generator)
         if options.beam_size is not None:
-            return Beam(eot, options.beam_size, options.patience or 1.0)
-        return Greedy(eot)
+            return BeamSearchDecoder(eot, options.beam_size, options.patience or 1.0)
+        return GreedyDecoder(eot)
 
-    def result(self, decoded: Decoded, rung: int) -> WindowResult:
+    def result(self, decoded: Decoded, attempt: int) -> WindowResult:
         """The best candidate, and the figures that judge it."""
         best = rank(decoded.hypotheses, self.options.length_penalty)
         text = self._vocab.decode(best.tokens, specials=True).strip()
         return WindowResult(
             tokens=best.tokens,
             avg_logprob=best.sum_logprob / (len(best.tokens) + 1),
-            no_speech_prob=decoded.probe_prob,
+            no_speech_prob=decoded.no_speech_prob,
             compression_ratio=compression_ratio(text),
-            temperature=self.options.temperatures[rung],
+            temperature=self.options.temperatures[attempt],
         )
 
-    def is_final(self, result: WindowResult, rung: int) -> bool:
+    def is_final(self, result: WindowResult, attempt: int) -> bool:
         """Whether to keep the answer rather than to try the next temperature."""
         options = self.options
-        if rung + 1 == len(options.temperatures):
+        if attempt + 1 == len(options.temperatures):
             return True
         repeats = (
             options.compression_ratio_threshold is not None
@@ -154,8 +168,8 @@ class Answers:
 
 def _rules(
     vocab: Vocab, dims: ModelDims, options: TranscribeOptions, suppression: Suppression
-) -> tuple[Rule, ...]:
-    rules: list[Rule] = []
+) -> tuple[TokenConstraint, ...]:
+    rules: list[TokenConstraint] = []
     if options.suppress_blank:
         rules.append(SuppressAtBegin(_ids(suppression.begin, dims)))
     if options.suppress_tokens:
@@ -164,12 +178,12 @@ def _rules(
             listed.extend(suppression.non_speech)
         rules.append(SuppressTokens(_ids((*listed, *vocab.never_sampled()), dims)))
     if options.no_repeat_ngram_size:
-        rules.append(NoRepeat(options.no_repeat_ngram_size, vocab.eot))
+        rules.append(NoRepeatNGram(options.no_repeat_ngram_size, vocab.eot))
     if not options.without_timestamps:
         latest = None
         if options.max_initial_timestamp:
             latest = round(options.max_initial_timestamp / dims.time_precision)
-        rules.append(Timestamps(vocab.timestamp_begin, vocab.eot, vocab.no_timestamps, latest))
+        rules.append(TimestampRules(vocab.timestamp_begin, vocab.eot, vocab.no_timestamps, latest))
     return tuple(rules)
 
 

@@ -1,8 +1,8 @@
-"""One recording on its way through the model: stretches decoded independently, segments in order.
+"""One recording on its way through the model: chunks decoded independently, segments in order.
 
-The sequential strategy has a single stretch, the whole recording. The batched one has many, which
+The sequential strategy has a single chunk, the whole recording. The batched one has many, which
 begin and end where nobody speaks; each is decoded by the very same windowing, so that nothing is
-lost when a window ends before its stretch does.
+lost when a window ends before its chunk does.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from whisper_opt.core.dims import FRAMES_PER_SECOND
 from whisper_opt.core.errors import WhisperOptError
 from whisper_opt.text.results import Segment
 from whisper_opt.transcription.alignment import Aligner
-from whisper_opt.transcription.fallback import Answers, Window, WindowResult
-from whisper_opt.transcription.windows import Sequential
+from whisper_opt.transcription.fallback import FallbackDecoder, Window, WindowResult
+from whisper_opt.transcription.windows import WindowCursor
 
-__all__ = ["Recording", "Stretch"]
+__all__ = ["TranscriptionJob", "Chunk"]
 
 
-class Stretch:
+class Chunk:
     """Sound that is decoded window after window, whatever happens elsewhere."""
 
-    def __init__(self, mel: LogMel, state: Sequential, start: float = 0.0) -> None:
+    def __init__(self, mel: LogMel, state: WindowCursor, start: float = 0.0) -> None:
         """``start``: where it begins in the recording, in seconds."""
         self.mel = mel
         self.state = state
         self.start = start
         self.finished = False
         self.segments: list[Segment] = []
-        """Segments not yet handed out, timed from the beginning of the stretch."""
+        """Segments not yet handed out, timed from the beginning of the chunk."""
 
     def next_window(self) -> Window | None:
-        """The next window; None, and the stretch is finished, at its end."""
+        """The next window; None, and the chunk is finished, at its end."""
         window = self.state.next_window()
         if window is None:
             self.finished = True
@@ -49,7 +49,7 @@ class Stretch:
 
     @property
     def done(self) -> float:
-        """Seconds of the recording up to which this stretch is decoded."""
+        """Seconds of the recording up to which this chunk is decoded."""
         return self.start + self.state.seek / FRAMES_PER_SECOND
 
     def take(self, first_id: int) -> list[Segment]:
@@ -76,8 +76,8 @@ class Stretch:
         )
 
 
-class Recording:
-    """Stretches of one recording, made when they are needed, and the segments they gave.
+class TranscriptionJob:
+    """Chunks of one recording, made when they are needed, and the segments they gave.
 
     Attributes:
         language: code of the language, once known.
@@ -89,33 +89,33 @@ class Recording:
 
     def __init__(
         self,
-        answers: Answers | None,
-        stretches: Callable[[Recording], Iterator[Stretch]],
+        answers: FallbackDecoder | None,
+        chunks: Callable[[TranscriptionJob], Iterator[Chunk]],
     ) -> None:
-        """``stretches`` opens the recording and yields its stretches in order of time."""
+        """``chunks`` opens the recording and yields its chunks in order of time."""
         self._answers = answers
         self.language: str | None = None
         self.language_probability: float | None = None
         self.duration = 0.0
         self.done = 0.0
         self.error: WhisperOptError | None = None
-        self._stretches = stretches(self)
+        self._chunks = chunks(self)
         self._exhausted = False
-        self._open: collections.deque[Stretch] = collections.deque()
-        self._ahead: collections.deque[Stretch] = collections.deque()
+        self._open: collections.deque[Chunk] = collections.deque()
+        self._ahead: collections.deque[Chunk] = collections.deque()
         self._n_segments = 0
 
     @classmethod
-    def failed(cls, error: WhisperOptError) -> Recording:
+    def failed(cls, error: WhisperOptError) -> TranscriptionJob:
         """A recording that gives this error as soon as it is opened."""
 
-        def refuse(error: WhisperOptError) -> Stretch:
+        def refuse(error: WhisperOptError) -> Chunk:
             raise error
 
         return cls(None, lambda _: map(refuse, [error]))
 
     @property
-    def answers(self) -> Answers:
+    def answers(self) -> FallbackDecoder:
         """How its windows are decoded."""
         assert self._answers is not None, "a recording that failed has no windows"
         return self._answers
@@ -126,22 +126,22 @@ class Recording:
         Raises:
             AudioError: it cannot be read.
         """
-        stretch = next(self._stretches, None)
-        if stretch is None:
+        chunk = next(self._chunks, None)
+        if chunk is None:
             self._exhausted = True
         else:
-            self._ahead.append(stretch)
+            self._ahead.append(chunk)
 
-    def next_stretch(self) -> Stretch | None:
-        """One more stretch to decode, or None when there are no more."""
-        stretch = self._ahead.popleft() if self._ahead else None
-        if stretch is None and not self._exhausted:
-            stretch = next(self._stretches, None)
-        if stretch is None:
+    def next_chunk(self) -> Chunk | None:
+        """One more chunk to decode, or None when there are no more."""
+        chunk = self._ahead.popleft() if self._ahead else None
+        if chunk is None and not self._exhausted:
+            chunk = next(self._chunks, None)
+        if chunk is None:
             self._exhausted = True
         else:
-            self._open.append(stretch)
-        return stretch
+            self._open.append(chunk)
+        return chunk
 
     def take(self) -> list[Segment]:
         """Segments that are ready and have not been handed out, in order of time."""
@@ -168,8 +168,8 @@ class Recording:
         self._exhausted = True
         self._open.clear()
         self._ahead.clear()
-        if isinstance(self._stretches, collections.abc.Generator):
-            self._stretches.close()
+        if isinstance(self._chunks, collections.abc.Generator):
+            self._chunks.close()
 
     @property
     def finished(self) -> bool:

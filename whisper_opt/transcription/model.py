@@ -29,9 +29,9 @@ from whisper_opt.runtime.gpus import Gpu
 from whisper_opt.text.results import Transcript
 from whisper_opt.text.vocabulary import Vocab
 from whisper_opt.transcription.alignment_heads import HeadScore, rank_heads
-from whisper_opt.transcription.chunking import Strategies
+from whisper_opt.transcription.chunking import Chunking
 from whisper_opt.transcription.fallback import Suppression
-from whisper_opt.transcription.job import Recording
+from whisper_opt.transcription.job import TranscriptionJob
 from whisper_opt.transcription.language import detect_language
 from whisper_opt.transcription.scheduler import Progress, Scheduler, aligner
 from whisper_opt.transcription.stream import ManyProgress, Stream, as_they_finish
@@ -200,7 +200,7 @@ class Whisper:
     ) -> Stream:
         """Like :meth:`transcribe`, but the segments come one by one as they are decoded."""
         chosen = _merge(options, overrides)
-        recording = self._strategies().recording(audio, sample_rate, chosen)
+        recording = self._chunking().job(audio, sample_rate, chosen)
         recording.open()
         scheduler = Scheduler(self._open_backend(), self._vocab, chosen.batch_size)
         return Stream(scheduler.run([recording]), recording, self._vocab, on_progress)
@@ -237,12 +237,12 @@ class Whisper:
             AudioError: a recording cannot be read or used; the others are given up.
             OptionError: an option is unknown or cannot be honoured by this model.
         """
-        backend, strategies = self._open_backend(), self._strategies()
+        backend, strategies = self._open_backend(), self._chunking()
         every, default = _for_each(options, overrides)
         size = TranscribeOptions(batch_size=default if batch_size is None else batch_size)
-        numbers: dict[Recording, int] = {}
+        numbers: dict[TranscriptionJob, int] = {}
 
-        def recordings() -> Iterator[Recording]:
+        def recordings() -> Iterator[TranscriptionJob]:
             for i, audio in enumerate(audios):
                 chosen = next(every, None)
                 if chosen is None:
@@ -251,9 +251,9 @@ class Whisper:
                         " for all"
                     )
                 try:
-                    recording = strategies.recording(audio, sample_rate, chosen)
+                    recording = strategies.job(audio, sample_rate, chosen)
                 except WhisperOptError as error:
-                    recording = Recording.failed(error)
+                    recording = TranscriptionJob.failed(error)
                 numbers[recording] = i
                 yield recording
 
@@ -330,8 +330,8 @@ class Whisper:
         known = self.engine.manifest.alignment_heads
         return tuple(sorted(known or self.dims.default_alignment_heads))
 
-    def _strategies(self) -> Strategies:
-        return Strategies(self._open_backend(), self._vocab, self._suppression)
+    def _chunking(self) -> Chunking:
+        return Chunking(self._open_backend(), self._vocab, self._suppression)
 
     def _open_backend(self) -> Backend:
         if self._backend is None:

@@ -22,7 +22,7 @@ from whisper_opt.text.results import Segment
 from whisper_opt.text.vocabulary import Vocab
 from whisper_opt.transcription.alignment import Aligner, CrossAttention
 from whisper_opt.transcription.fallback import Window
-from whisper_opt.transcription.job import Recording, Stretch
+from whisper_opt.transcription.job import Chunk, TranscriptionJob
 from whisper_opt.transcription.language import language_probabilities
 
 __all__ = ["Progress", "Scheduler", "Steps", "aligner"]
@@ -35,15 +35,15 @@ Progress = Callable[[float, float], None]
 class _Flight:
     """A window that is being decoded."""
 
-    recording: Recording
-    stretch: Stretch
+    recording: TranscriptionJob
+    chunk: Chunk
     window: Window
     audio: Encoded
     index: int  # of the window in ``audio``
-    rung: int = 0  # of the temperature ladder
+    attempt: int = 0  # of the temperature ladder
 
 
-Steps = Generator[tuple[Recording, list[Segment]], None, None]
+Steps = Generator[tuple[TranscriptionJob, list[Segment]], None, None]
 
 
 class Scheduler:
@@ -56,10 +56,10 @@ class Scheduler:
         self._batch_size = batch_size
         self._batch = Batch(backend)
         self._flights: dict[int, _Flight] = {}
-        self._waiting: collections.deque[tuple[Recording, Stretch]] = collections.deque()
-        self._active: list[Recording] = []
+        self._waiting: collections.deque[tuple[TranscriptionJob, Chunk]] = collections.deque()
+        self._active: list[TranscriptionJob] = []
 
-    def run(self, recordings: Iterable[Recording]) -> Steps:
+    def run(self, recordings: Iterable[TranscriptionJob]) -> Steps:
         """Transcribe recordings; segments come as soon as they are known.
 
         Yields:
@@ -91,18 +91,18 @@ class Scheduler:
             if ready or recording.finished:
                 yield recording, ready
 
-    def _in_flight(self, recording: Recording) -> bool:
+    def _in_flight(self, recording: TranscriptionJob) -> bool:
         return any(flight.recording is recording for flight in self._flights.values()) or any(
             owner is recording for owner, _ in self._waiting
         )
 
-    def _admit(self, source: Iterator[Recording]) -> bool:
+    def _admit(self, source: Iterator[TranscriptionJob]) -> bool:
         """Let windows join until the batch is full; returns whether any recording was begun."""
-        found: list[tuple[Recording, Stretch, Window]] = []
+        found: list[tuple[TranscriptionJob, Chunk, Window]] = []
         n_begun = 0
         while len(self._flights) + len(found) < self._batch_size:
             if not self._waiting:
-                if self._begin_stretch():
+                if self._begin_chunk():
                     continue
                 # recordings that give nothing never fill the batch: hand them out first
                 recording = next(source, None) if n_begun < self._batch_size else None
@@ -111,30 +111,30 @@ class Scheduler:
                 self._active.append(recording)
                 n_begun += 1
                 continue
-            recording, stretch = self._waiting.popleft()
-            if recording.error is None and (window := self._next_window(recording, stretch)):
-                found.append((recording, stretch, window))
+            recording, chunk = self._waiting.popleft()
+            if recording.error is None and (window := self._next_window(recording, chunk)):
+                found.append((recording, chunk, window))
         if found:
             self._launch(found)
         return n_begun > 0
 
-    def _begin_stretch(self) -> bool:
-        """Queue one more stretch of a recording under way."""
+    def _begin_chunk(self) -> bool:
+        """Queue one more chunk of a recording under way."""
         for recording in self._active:
             if recording.error is None:
-                stretch = None
+                chunk = None
                 try:
-                    stretch = recording.next_stretch()
+                    chunk = recording.next_chunk()
                 except WhisperOptError as error:
                     recording.fail(error)
-                if stretch is not None:
-                    self._waiting.append((recording, stretch))
+                if chunk is not None:
+                    self._waiting.append((recording, chunk))
                     return True
         return False
 
-    def _next_window(self, recording: Recording, stretch: Stretch) -> Window | None:
+    def _next_window(self, recording: TranscriptionJob, chunk: Chunk) -> Window | None:
         try:
-            window = stretch.next_window()
+            window = chunk.next_window()
             if window is not None:
                 recording.answers.task(window, 0)  # refuses a prompt that does not fit
         except WhisperOptError as error:
@@ -142,12 +142,12 @@ class Scheduler:
             return None
         return window
 
-    def _launch(self, found: Sequence[tuple[Recording, Stretch, Window]]) -> None:
-        mels = [stretch.mel.window(window.seek, window.size) for _, stretch, window in found]
+    def _launch(self, found: Sequence[tuple[TranscriptionJob, Chunk, Window]]) -> None:
+        mels = [chunk.mel.window(window.seek, window.size) for _, chunk, window in found]
         audio = self._backend.encode(np.stack(mels))
         flights = [
-            _Flight(recording, stretch, window, audio, i)
-            for i, (recording, stretch, window) in enumerate(found)
+            _Flight(recording, chunk, window, audio, i)
+            for i, (recording, chunk, window) in enumerate(found)
         ]
         self._fly(audio, self._in_their_languages(flights))
 
@@ -158,21 +158,21 @@ class Scheduler:
             return flights
         audio = asking[0].audio.take([flight.index for flight in asking])
         for flight, probs in zip(asking, language_probabilities(self._backend, self._vocab, audio)):
-            flight.stretch.state.language = next(iter(probs))
+            flight.chunk.state.language = next(iter(probs))
         return [
-            dataclasses.replace(flight, window=flight.stretch.next_window() or flight.window)
+            dataclasses.replace(flight, window=flight.chunk.next_window() or flight.window)
             if flight in asking
             else flight
             for flight in flights
         ]
 
     def _fly(self, audio: Encoded, flights: Sequence[_Flight]) -> None:
-        tasks = [f.recording.answers.task(f.window, f.rung) for f in flights]
+        tasks = [f.recording.answers.task(f.window, f.attempt) for f in flights]
         self._flights.update(zip(self._batch.add(audio, tasks), flights))
 
-    def _step(self) -> list[Recording]:
+    def _step(self) -> list[TranscriptionJob]:
         """A token everywhere, or more; returns the recordings that got an answer."""
-        touched: list[Recording] = []
+        touched: list[TranscriptionJob] = []
         again: list[_Flight] = []
         for number, decoded in self._batch.step().items():
             flight = self._flights.pop(number)
@@ -185,9 +185,9 @@ class Scheduler:
                 continue
             if landed:
                 touched.append(flight.recording)
-                self._waiting.appendleft((flight.recording, flight.stretch))
+                self._waiting.appendleft((flight.recording, flight.chunk))
             else:
-                again.append(dataclasses.replace(flight, rung=flight.rung + 1))
+                again.append(dataclasses.replace(flight, attempt=flight.attempt + 1))
         for flight in again:
             self._fly(flight.audio.take([flight.index]), [flight])
         return touched
@@ -195,15 +195,15 @@ class Scheduler:
     def _land(self, flight: _Flight, decoded: Decoded) -> bool:
         """Take an answer; False when the window must be decoded at the next temperature."""
         answers = flight.recording.answers
-        result = answers.result(decoded, flight.rung)
-        if not answers.is_final(result, flight.rung):
+        result = answers.result(decoded, flight.attempt)
+        if not answers.is_final(result, flight.attempt):
             return False
         aligner = self._aligner(flight) if answers.options.word_timestamps else None
-        flight.stretch.accept(flight.window, result, aligner)
+        flight.chunk.accept(flight.window, result, aligner)
         return True
 
     def _aligner(self, flight: _Flight) -> Aligner:
-        language = flight.stretch.state.language
+        language = flight.chunk.state.language
         task = flight.recording.answers.options.task
         start = self._vocab.start(language, task, timestamps=False)
         audio = flight.audio.take([flight.index])

@@ -9,7 +9,7 @@ from typing import Callable
 from whisper_opt.core.errors import WhisperOptError
 from whisper_opt.text.results import Segment, Transcript
 from whisper_opt.text.vocabulary import Vocab
-from whisper_opt.transcription.job import Recording
+from whisper_opt.transcription.job import TranscriptionJob
 from whisper_opt.transcription.scheduler import Progress, Steps
 
 __all__ = ["ManyProgress", "Stream", "as_they_finish"]
@@ -27,7 +27,7 @@ class Stream:
     def __init__(
         self,
         steps: Steps,
-        recording: Recording,
+        recording: TranscriptionJob,
         vocab: Vocab,
         on_progress: Progress | None,
     ) -> None:
@@ -85,7 +85,9 @@ class Stream:
         self._recording.close()
 
 
-def _transcript(recording: Recording, segments: tuple[Segment, ...], vocab: Vocab) -> Transcript:
+def _transcript(
+    recording: TranscriptionJob, segments: tuple[Segment, ...], vocab: Vocab
+) -> Transcript:
     return Transcript(
         segments=segments,
         language=recording.language or vocab.default_language,
@@ -97,7 +99,7 @@ def _transcript(recording: Recording, segments: tuple[Segment, ...], vocab: Voca
 
 def as_they_finish(
     steps: Steps,
-    numbers: dict[Recording, int],
+    numbers: dict[TranscriptionJob, int],
     vocab: Vocab,
     return_exceptions: bool,
     on_progress: ManyProgress | None,
@@ -111,7 +113,7 @@ def as_they_finish(
         return_exceptions: yield the error of a recording that fails instead of raising it.
         on_progress: called after every window.
     """
-    segments: dict[Recording, list[Segment]] = {}
+    segments: dict[TranscriptionJob, list[Segment]] = {}
     with contextlib.closing(steps):
         for recording, found in steps:
             segments.setdefault(recording, []).extend(found)

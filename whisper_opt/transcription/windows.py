@@ -18,7 +18,7 @@ from whisper_opt.transcription.alignment import Aligner, align_words
 from whisper_opt.transcription.fallback import Window, WindowResult
 from whisper_opt.transcription.words import Bounds, add_words, end_of_speech, skip_silence
 
-__all__ = ["Aligner", "Sequential"]
+__all__ = ["Aligner", "WindowCursor"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ class _Cut:
     closed: bool
 
 
-class Sequential:
+class WindowCursor:
     """The state of one recording between windows: where to look next and what was said.
 
     ``next_window`` and ``accept`` alternate; nothing here computes the model, so that the windows

@@ -21,11 +21,11 @@ from whisper_opt.core.arrays import F32, Bool, Int, NDArray
 from whisper_opt.core.backend import TokenMask, Top
 from whisper_opt.core.logits import top_k
 from whisper_opt.decoding.constraints import (
-    NoRepeat,
-    Rule,
+    NoRepeatNGram,
     SuppressAtBegin,
     SuppressTokens,
-    Timestamps,
+    TimestampRules,
+    TokenConstraint,
 )
 from whisper_opt.decoding.multistep import GreedyRow, greedy_row, greedy_rows
 from whisper_opt.export import export
@@ -178,12 +178,12 @@ class Answer:
         self.timed = rng.random() < 0.7
         suppressed = rng.choice(EOT, rng.integers(0, 40), replace=False)
         specials = np.arange(EOT + 1, BEGIN)
-        self.rules: list[Rule] = [SuppressAtBegin(np.array([3, EOT]))]
+        self.rules: list[TokenConstraint] = [SuppressAtBegin(np.array([3, EOT]))]
         if rng.random() < 0.9:
             self.rules.append(SuppressTokens(np.concatenate([suppressed, specials])))
         if self.timed:
             latest = int(rng.integers(0, 10)) if rng.random() < 0.5 else None
-            self.rules.append(Timestamps(BEGIN, EOT, NO_TIMESTAMPS, latest))
+            self.rules.append(TimestampRules(BEGIN, EOT, NO_TIMESTAMPS, latest))
         times = rng.random(n) < rng.choice([0.0, 0.3, 0.6, 1.0])
         self.sampled = np.where(
             times, rng.integers(BEGIN, N_VOCAB, n), rng.integers(0, EOT, n)
@@ -295,12 +295,12 @@ def test_likeliest_tokens_are_those_of_choose(choose: Any) -> None:
 
 
 def test_what_needs_the_host() -> None:
-    fixed: list[Rule] = [SuppressTokens(np.array([1]))]
-    timed = Timestamps(BEGIN, EOT, NO_TIMESTAMPS, 5)
+    fixed: list[TokenConstraint] = [SuppressTokens(np.array([1]))]
+    timed = TimestampRules(BEGIN, EOT, NO_TIMESTAMPS, 5)
     assert greedy_row(fixed, None, EOT, N_VOCAB) is not None
     assert greedy_row([*fixed, timed], BEGIN, EOT, N_VOCAB) is not None
     for rules, begin, eot in (
-        ([*fixed, NoRepeat(3, EOT)], None, EOT),
+        ([*fixed, NoRepeatNGram(3, EOT)], None, EOT),
         ([*fixed, timed], None, EOT),  # bans without the comparison
         (fixed, BEGIN, EOT),  # the comparison without bans
         ([timed], BEGIN, EOT + 1),

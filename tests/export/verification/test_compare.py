@@ -96,8 +96,8 @@ class FaultyLogits:
     faults: Faulty
     logits: Logits
 
-    def asked(self) -> F32:
-        return self.logits.asked()
+    def requested(self) -> F32:
+        return self.logits.requested()
 
     def numpy(self) -> F32:
         return self.faults.scores(self.logits.numpy())

@@ -15,7 +15,7 @@ import pytest
 
 from tests.support.one_node import cross_graph, difference, pack_graph, run, session
 from whisper_opt.core.arrays import F32, Int, NDArray
-from whisper_opt.runtime.padding import BLOCK, MUTE
+from whisper_opt.runtime.padding import BLOCK, MASKED
 
 pytestmark = pytest.mark.usefixtures("kernels")
 
@@ -111,7 +111,7 @@ def feeds(
     """
     rng = np.random.default_rng([seed, n_audio, n_queries, *lengths])
     n_keys = -(-max(lengths) // BLOCK) * BLOCK
-    added = np.full((n_audio, n_keys), MUTE, np.float32)
+    added = np.full((n_audio, n_keys), MASKED, np.float32)
     for row, n in zip(added, lengths):
         row[:n] = np.log(rng.integers(1, 10, n))
     keys = np.clip(np.rint(rng.normal(128, 40, (n_audio, HEADS, n_keys // 64, 16, 64, 4))), 1, 255)
@@ -232,7 +232,7 @@ def test_scores(heads: list[int], rows: list[int]) -> None:
                 continue
             for i, n in enumerate((300, 129)):
                 assert difference(found[i, ..., :n], expected[i, ..., :n]) < 0.01
-                assert (found[i, ..., n:] < MUTE / 2).all()
+                assert (found[i, ..., n:] < MASKED / 2).all()
 
 
 def test_scores_are_what_attention_weighs() -> None:

@@ -111,9 +111,9 @@ class _TimedLogits:
         with self.owner.running():
             return self.scores.top(k, mask)
 
-    def asked(self) -> F32:
+    def requested(self) -> F32:
         with self.owner.running():
-            return self.scores.asked()
+            return self.scores.requested()
 
     def numpy(self) -> F32:
         with self.owner.running():

@@ -11,7 +11,7 @@ rounded up to :data:`~whisper_opt.runtime.padding.BLOCK`:
     cross_v_i    i8 [A, H, T' / 4, 64, 4]
     cross_steps  f32 [A, L, 2, H, 64], what a step of every channel of keys and values is worth
     cross_added  f32 [A, T'], what is added to the scores of a key: the logarithm of how many it
-                 stands for, or :data:`~whisper_opt.runtime.padding.MUTE` where there is none
+                 stands for, or :data:`~whisper_opt.runtime.padding.MASKED` where there is none
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from whisper_opt.export.graphs.operators import (
     pack_values,
 )
 from whisper_opt.export.graphs.partial import PartialPadding
-from whisper_opt.runtime.padding import BLOCK, MUTE
+from whisper_opt.runtime.padding import BLOCK, MASKED
 
 __all__ = ["Cross", "PackedCross", "PlainCross"]
 
@@ -146,7 +146,7 @@ class PackedCross:
         together = builder.node("Concat", *steps, axis=1)
         together = builder.reshape(together, [0, n_layer, 2, n_head, HEAD_DIM])
         builder.output(together, "cross_steps", _FLOAT, self._steps)
-        builder.output(self._added(value, padding.added), "cross_added", _FLOAT, self._mute)
+        builder.output(self._added(value, padding.added), "cross_added", _FLOAT, self._masked)
 
     def _packed(self, kind: str) -> tuple[int, list[int | str]]:
         start: list[int | str] = ["n_audio", self._dims.n_text_head]
@@ -160,7 +160,7 @@ class PackedCross:
         return ["n_audio", dims.n_text_layer, 2, dims.n_text_head, HEAD_DIM]
 
     @property
-    def _mute(self) -> list[int | str]:
+    def _masked(self) -> list[int | str]:
         return ["n_audio", "n_keys"]
 
     def _added(self, value: str, added: str) -> str:
@@ -170,7 +170,7 @@ class PackedCross:
             "Mod", builder.node("Neg", builder.dim(added, 0)), builder.constant([BLOCK])
         )
         sizes = builder.node("Concat", builder.constant([0]), behind, axis=0)
-        padded = builder.node("Pad", added, sizes, builder.constant(np.array(MUTE, np.float32)))
+        padded = builder.node("Pad", added, sizes, builder.constant(np.array(MASKED, np.float32)))
         row = builder.node("Unsqueeze", padded, builder.constant([0]))
         shape = builder.node("Concat", builder.dim(value, 0), builder.constant([1]), axis=0)
         return builder.node("Expand", row, shape)
@@ -181,7 +181,7 @@ class PackedCross:
             for kind in ("k", "v"):
                 self._builder.input(f"cross_{kind}_{i}", *self._packed(kind))
         self._builder.input("cross_steps", _FLOAT, self._steps)
-        self._builder.input("cross_added", _FLOAT, self._mute)
+        self._builder.input("cross_added", _FLOAT, self._masked)
         return self._builder.dim("cross_added", 0)
 
     def attend(

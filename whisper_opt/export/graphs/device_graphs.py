@@ -141,7 +141,7 @@ def _logprobs(builder: GraphBuilder, candidates: str, values: str) -> str:
 
 
 def _banned(builder: GraphBuilder, ids: str, n_vocab: int) -> str:
-    """What may not follow, bool [N, V]: :class:`whisper_opt.decoding.constraints.Timestamps`, and ``ban``.
+    """What may not follow, bool [N, V]: :class:`whisper_opt.decoding.constraints.TimestampRules`, and ``ban``.
 
     For a row without timestamps, which begin at n_vocab, all of it comes to ``ban``.
     """

@@ -21,14 +21,14 @@ from whisper_opt.export.verification.reference import Reference
 from whisper_opt.export.verification.synthetic_audio import seconds, voice
 from whisper_opt.export.verification.verify import noise_mel
 
-__all__ = ["Sample", "Spread", "made_up", "observe"]
+__all__ = ["ActivationSample", "Spread", "made_up", "observe"]
 
 _SECONDS = 10
 """Length of a made-up window: what each position becomes differs little in a longer one."""
 _TOKENS = 48
 
 
-class Sample(NamedTuple):
+class ActivationSample(NamedTuple):
     """Sound and what is said in it.
 
     Attributes:
@@ -71,7 +71,7 @@ class _Observed(Reference):
         return super()._linear(x, name, bias=bias)
 
 
-def observe(checkpoint: Checkpoint, samples: Iterable[Sample]) -> Mapping[str, Spread]:
+def observe(checkpoint: Checkpoint, samples: Iterable[ActivationSample]) -> Mapping[str, Spread]:
     """Run a model on samples and return what each of its products was given, by name."""
     model = _Observed(checkpoint)
     for sample in samples:
@@ -88,7 +88,7 @@ def _spread(low: F32, high: F32, total: F32, n: F32) -> Spread:
     return Spread(mean, np.maximum(high - mean, mean - low).astype(np.float32))
 
 
-def made_up(checkpoint: Checkpoint) -> Sequence[Sample]:
+def made_up(checkpoint: Checkpoint) -> Sequence[ActivationSample]:
     """Samples that need no recording: noise, and tones that glide and pause, as voices do."""
     dims = checkpoint.dims
     frames = _SECONDS * SAMPLE_RATE // HOP_LENGTH
@@ -99,4 +99,6 @@ def made_up(checkpoint: Checkpoint) -> Sequence[Sample]:
         sound = voice(time, pitch, pace, time < 0.7 * _SECONDS)
         mels.append(np.ascontiguousarray(log_mel(sound, dims.n_mels).head()[:, :frames]))
     n = min(_TOKENS, dims.n_text_ctx)
-    return [Sample(mel, draw.integers(0, dims.n_vocab, n).astype(np.int64)) for mel in mels]
+    return [
+        ActivationSample(mel, draw.integers(0, dims.n_vocab, n).astype(np.int64)) for mel in mels
+    ]

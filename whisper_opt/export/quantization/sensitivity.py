@@ -24,7 +24,12 @@ from whisper_opt.core.errors import OptionError
 from whisper_opt.export.checkpoints.checkpoint import Checkpoint, Tensor
 from whisper_opt.export.graphs.groups import CROSS, chosen, groups_of, products_of
 from whisper_opt.export.graphs.precision import Precision
-from whisper_opt.export.quantization.activation_stats import Sample, Spread, made_up, observe
+from whisper_opt.export.quantization.activation_stats import (
+    ActivationSample,
+    Spread,
+    made_up,
+    observe,
+)
 from whisper_opt.export.quantization.int4 import BLOCK
 from whisper_opt.export.quantization.rounding import Rounded
 from whisper_opt.text.vocabulary import Vocab
@@ -286,7 +291,7 @@ def calibrate(
         report(done, total)
         samples.append(_listen(model, mel, vocab, checkpoint))
     report(len(paths), total)
-    heard = [Sample(mel, sample.tokens) for mel, sample in zip(mels, samples)]
+    heard = [ActivationSample(mel, sample.tokens) for mel, sample in zip(mels, samples)]
     spreads = observe(checkpoint, [*made_up(checkpoint), *heard])
     model = _Model(checkpoint, spreads, precision)
     costs = []

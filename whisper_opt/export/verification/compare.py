@@ -20,7 +20,7 @@ from whisper_opt.core.arrays import F32, Int
 from whisper_opt.core.backend import Backend, Encoded, Logits, Run, Runner, Session, TokenMask
 from whisper_opt.core.dims import N_SAMPLES
 from whisper_opt.core.logits import log_sum_exp, top_row
-from whisper_opt.decoding.constraints import Rule, SuppressTokens, Timestamps
+from whisper_opt.decoding.constraints import SuppressTokens, TimestampRules, TokenConstraint
 from whisper_opt.decoding.multistep import GreedyRow, greedy_row, greedy_rows
 from whisper_opt.export.graphs.precision import FP16
 from whisper_opt.export.verification.synthetic_audio import seconds, voice
@@ -125,8 +125,8 @@ def _wrong_steps(backend: Backend, heard: Encoded, prompt: Int, vocab: Vocab) ->
     """
     never = SuppressTokens(np.array(sorted(set(vocab.never_sampled())), np.int64))
     begin, eot, n_vocab = vocab.timestamp_begin, vocab.eot, backend.dims.n_vocab
-    timed = Timestamps(begin, eot, vocab.no_timestamps, None)
-    rules: list[list[Rule]] = [[never, timed], [never]]
+    timed = TimestampRules(begin, eot, vocab.no_timestamps, None)
+    rules: list[list[TokenConstraint]] = [[never, timed], [never]]
     begins = [begin, None]
     rows = [greedy_row(rule, start, eot, n_vocab) for rule, start in zip(rules, begins)]
     first = np.array([begin, 1], np.int64)

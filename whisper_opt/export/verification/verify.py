@@ -23,7 +23,7 @@ from whisper_opt.export.verification.openai import openai_logits
 from whisper_opt.export.verification.partitioned import PiecewiseGraph
 from whisper_opt.export.verification.reference import Reference
 from whisper_opt.runtime.head_bounds import Inputs, Screen
-from whisper_opt.runtime.padding import MUTE, Heard, Padding
+from whisper_opt.runtime.padding import MASKED, Heard, Padding
 
 __all__ = ["PACKED_TOLERANCE", "Parity", "noise_mel", "unpacked", "verify", "verify_packed"]
 
@@ -203,10 +203,10 @@ def verify_packed(
 
 
 def _count_error(added: F32, heard: Heard) -> float:
-    """Error of what is added to scores; that of keys that there are not, in units of ``MUTE``."""
+    """Error of what is added to scores; that of keys that there are not, in units of ``MASKED``."""
     n = len(heard.counts)
     counts = np.abs(added[:, :n] - np.log(heard.counts)).max()
-    return float(max(counts, np.abs(added[:, n:] / MUTE - 1).max(initial=0)))
+    return float(max(counts, np.abs(added[:, n:] / MASKED - 1).max(initial=0)))
 
 
 def _same_part(plain: NDArray, packed: NDArray, n: int) -> tuple[NDArray, NDArray]:

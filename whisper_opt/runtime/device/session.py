@@ -268,7 +268,7 @@ class DeviceLogits:
             return self._session.choose(self._logits, self._call, k, mask)
         return HostLogits(self.numpy()).top(k, mask)
 
-    def asked(self) -> F32:
+    def requested(self) -> F32:
         return self.numpy()[:, :-1]
 
     def numpy(self) -> F32:
