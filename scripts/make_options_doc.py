@@ -33,13 +33,13 @@ SECTIONS = (
     (
         SubtitleOptions,
         "Subtitles",
-        "Arguments of `SubtitleOptions`, for `whisper_opt.text.writers.write`; on the command line"
+        "Arguments of `SubtitleOptions`, for `whisper_opt.write`; on the command line"
         " `--name-of-option`. They need word times.",
     ),
     (
         VadOptions,
         "Voice activity detection",
-        "Arguments of `VadOptions`, for `whisper_opt.audio.vad`; as transcription options they begin with"
+        "Arguments of `VadOptions`, for `whisper_opt.detect_speech`; as transcription options they begin with"
         " `vad_`.",
     ),
 )

@@ -30,7 +30,7 @@ from whisper_opt.decoding.constraints import TokenConstraint
 from whisper_opt.decoding.multistep import GreedyRow, greedy_row, greedy_rows
 from whisper_opt.decoding.search import GreedyDecoder, Hypothesis, TokenDecoder
 
-__all__ = ["Batch", "Decoded", "DecodeRequest", "decode", "next_token_logprobs"]
+__all__ = ["Batch", "DecodeRequest", "Decoded", "decode", "next_token_logprobs"]
 
 
 @dataclasses.dataclass(frozen=True)
