@@ -39,8 +39,8 @@ SECTIONS = (
     (
         VadOptions,
         "Voice activity detection",
-        "Arguments of `VadOptions`, for `whisper_opt.detect_speech`; as transcription options they begin with"
-        " `vad_`.",
+        "Arguments of `VadOptions`, for `whisper_opt.detect_speech`; as options of `transcribe` they"
+        " begin with `vad_`.",
     ),
 )
 
