@@ -17,6 +17,7 @@ def test_public_names() -> None:
         "OptionError",
         "Segment",
         "Stream",
+        "StreamError",
         "SubtitleOptions",
         "TranscribeOptions",
         "Transcript",
