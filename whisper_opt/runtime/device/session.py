@@ -221,8 +221,8 @@ class DeviceSession:
             raise EngineError("the session was used again, and these scores were overwritten")
 
     def chooses(self, k: int, mask: TokenMask) -> bool:
-        """Whether the device can choose: wide searches and the repetition penalty it leaves."""
-        return k <= self._open.n_choices and mask.seen is None
+        """Whether the device can: not in wide searches, with a penalty or text after the times."""
+        return k <= self._open.n_choices and mask.seen is None and not mask.splits_text
 
     @_in_turn
     def choose(self, logits: Buffer, call: int, k: int, mask: TokenMask) -> Top:
