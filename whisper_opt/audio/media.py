@@ -20,6 +20,7 @@ import numpy as np
 
 from whisper_opt.core.arrays import F32, NDArray
 from whisper_opt.core.errors import AudioError
+from whisper_opt.core.remedies import install_hint
 
 __all__ = [
     "BLOCK",
@@ -278,7 +279,7 @@ def _pyav_blocks(media: Media) -> Blocks:
     try:
         import av
     except ImportError as error:
-        raise DeclinedError("not installed (pip install whisper-opt[audio])") from error
+        raise DeclinedError(f"not installed ({install_hint('audio')})") from error
     seconds = 0.0
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(media.open())

@@ -192,6 +192,7 @@ class Whisper:
     ) -> Stream:
         """Like :meth:`transcribe`, but the segments come one by one as they are decoded."""
         chosen = _merge(options, overrides)
+        chosen.check_alone()
         recording = self._chunking().job(audio, sample_rate, chosen)
         recording.open()
         scheduler = Scheduler(self._open_backend(), self._vocab, chosen.batch_size)
@@ -241,6 +242,12 @@ class Whisper:
                     raise OptionError(
                         f"there are options for {i} recordings only; expected one for each, or one"
                         " for all"
+                    )
+                if chosen.batch_size not in (TranscribeOptions.batch_size, size.batch_size):
+                    raise OptionError(
+                        f"the options of recording {i} have batch_size {chosen.batch_size}, but all"
+                        f" recordings share one batch, of {size.batch_size} windows; give"
+                        " batch_size to transcribe_many"
                     )
                 try:
                     recording = strategies.job(audio, sample_rate, chosen)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from whisper_opt.core.errors import BackendUnavailable, EngineError
+from whisper_opt.core.remedies import install_hint
 from whisper_opt.runtime.device.executor import Tensor
 from whisper_opt.runtime.engine import Engine
 from whisper_opt.runtime.native import kernel_library
@@ -24,8 +25,7 @@ def import_onnxruntime() -> Any:
         import onnxruntime
     except ImportError as error:
         raise BackendUnavailable(
-            "ONNX Runtime is not installed, and it is what runs the engine;"
-            " pip install 'whisper-opt[cpu]'"
+            f"ONNX Runtime is not installed, and it is what runs the engine; {install_hint('cpu')}"
         ) from error
     return onnxruntime
 
@@ -82,7 +82,9 @@ def load_graph(
     if library is not None:
         options.register_custom_ops_library(str(library))
     try:
-        return runtime.InferenceSession(str(engine.file(name)), options, providers=list(providers))
+        session = runtime.InferenceSession(
+            str(engine.file(name)), options, providers=list(providers)
+        )
     except Exception as error:  # the runtime's errors share no base class
         reason = str(error).splitlines()[0][:300]
         too_new = any(word in str(error).lower() for word in ("opset", "ir version"))
@@ -95,6 +97,32 @@ def load_graph(
         raise EngineError(
             f"ONNX Runtime {runtime.__version__} cannot load {engine.file(name)}: {reason}"
         ) from error
+    _check_dims(session, engine, name)
+    return session
+
+
+def _check_dims(session: Any, engine: Engine, name: str) -> None:
+    """Raise EngineError unless a graph has the sizes that the manifest says."""
+    dims = engine.manifest.dims
+    inputs = {value.name: value.shape for value in session.get_inputs()}
+    outputs = {value.name: value.shape for value in session.get_outputs()}
+    for side in (inputs, outputs):
+        for prefix in ("cross_k_", "self_k_"):
+            n_layers = sum(key.startswith(prefix) and key[-1].isdigit() for key in side)
+            if n_layers not in (0, dims.n_text_layer):
+                raise _other_size(engine, name, "n_text_layer", n_layers)
+    if "mel" in inputs and inputs["mel"][1] != dims.n_mels:
+        raise _other_size(engine, name, "n_mels", inputs["mel"][1])
+    if "logits" in outputs and outputs["logits"][-1] != dims.n_vocab:
+        raise _other_size(engine, name, "n_vocab", outputs["logits"][-1])
+
+
+def _other_size(engine: Engine, name: str, dimension: str, found: object) -> EngineError:
+    said = getattr(engine.manifest.dims, dimension)
+    return EngineError(
+        f"{engine.file(name)} has {dimension} {found}; the manifest says {said}: they are of"
+        " different models; export the engine again"
+    )
 
 
 _TYPES: Mapping[str, type[np.generic]] = {
