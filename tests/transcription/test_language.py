@@ -238,8 +238,12 @@ def test_every_window_has_its_language(
 ) -> None:
     clips: dict[str, Any] = {}
     if strategy == "batched":
-        clips = {"strategy": strategy, "clip_timestamps": (0, 29, 30, 59, 60, 89, 90, 100)}
-    found = model.transcribe(noise(200.0, 3), multilingual=True, batch_size=3, **SHORT, **clips)
+        clips = {
+            "strategy": strategy,
+            "batch_size": 3,
+            "clip_timestamps": (0, 29, 30, 59, 60, 89, 90, 100),
+        }
+    found = model.transcribe(noise(200.0, 3), multilingual=True, **SHORT, **clips)
     told = {seed: language_of(prompt) for seed, prompt in watched.prompts}
     assert len(told) >= 4
     assert told == {seed: polyglot.language(seed) for seed in told}

@@ -8,11 +8,10 @@ from typing import Any
 
 from whisper_opt.audio.decode import AudioSource, load_audio, open_audio
 from whisper_opt.audio.features import LogMel, log_mel
-from whisper_opt.audio.vad import SpeechDetector, cut, merge
+from whisper_opt.audio.vad import SpeechDetector, cut, merge, require_model
 from whisper_opt.core.arrays import F32
 from whisper_opt.core.backend import Backend
 from whisper_opt.core.dims import N_FRAMES, N_SAMPLES, SAMPLE_RATE
-from whisper_opt.core.errors import OptionError
 from whisper_opt.core.options import TranscribeOptions
 from whisper_opt.text.vocabulary import Vocab
 from whisper_opt.transcription.fallback import FallbackDecoder, Suppression
@@ -42,14 +41,16 @@ class Chunking:
         """A recording; nothing is read until it is opened.
 
         Raises:
+            BackendUnavailable: the model that detects speech is missing.
             OptionError: the model cannot honour the options.
         """
         language = self._vocab.check_language(options.language, options.task)
-        if options.multilingual and not self._vocab.is_multilingual:
-            raise OptionError(
-                "multilingual is on, but this model knows English only; use a multilingual model"
-                " (one whose name does not end in .en)"
-            )
+        options.check_model(
+            is_multilingual=self._vocab.is_multilingual,
+            n_audio_ctx=self._backend.dims.n_audio_ctx,
+        )
+        if options.vad_mode != "off":
+            require_model()
         answers = FallbackDecoder(self._backend.dims, self._vocab, options, self._suppression)
 
         reading: dict[str, Any] = {"sample_rate": sample_rate, **options.reading}

@@ -17,9 +17,11 @@ from whisper_opt.core.dims import N_FRAMES, ModelDims
 from whisper_opt.core.errors import (
     AudioError,
     BackendUnavailable,
+    OptionError,
     WhisperOptError,
 )
 from whisper_opt.core.options import LoadOptions, TranscribeOptions
+from whisper_opt.core.remedies import install_hint
 from whisper_opt.runtime.devices import open_backend
 from whisper_opt.runtime.engine import Engine, read_engine
 from whisper_opt.runtime.gpus import Gpu
@@ -208,6 +210,7 @@ class Whisper:
     ) -> Stream:
         """Like :meth:`transcribe`, but the segments come one by one as they are decoded."""
         chosen = merged(options, overrides)
+        chosen.check_alone()
         with self._shared.use() as backend:
             recording = self._chunking(backend).job(audio, sample_rate, chosen)
             try:
@@ -269,6 +272,7 @@ class Whisper:
 
         def recording_of(audio: AudioSource) -> TranscriptionJob:
             chosen = each.next()
+            _check_batch_size(chosen, size.batch_size)
             try:
                 recording = strategies.job(audio, sample_rate, chosen)
             except WhisperOptError as error:
@@ -375,14 +379,21 @@ class Whisper:
         self.close()
 
 
+def _check_batch_size(chosen: TranscribeOptions, shared: int) -> None:
+    if chosen.batch_size not in (TranscribeOptions.batch_size, shared):
+        raise OptionError(
+            f"the options of a recording have batch_size {chosen.batch_size}, but all recordings"
+            f" share one batch, of {shared} windows; give batch_size to transcribe_many"
+        )
+
+
 def _build_plans(engine: Engine, gpu: Gpu, library: str | None) -> None:
     """Build plans with the export half: an extra, so it is imported by name and only when asked."""
     try:
         builder = importlib.import_module("whisper_opt.export.tensorrt.plan_builder")
     except ImportError as error:
         raise BackendUnavailable(
-            f"building plans needs packages that are missing ({error});"
-            " pip install 'whisper-opt[export]'"
+            f"building plans needs packages that are missing ({error}); {install_hint('export')}"
         ) from error
     builder.build_plans_for_gpu(engine, gpu, library)
 

@@ -11,8 +11,9 @@ import numpy as np
 
 from whisper_opt.core.arrays import F32
 from whisper_opt.core.errors import BackendUnavailable
+from whisper_opt.core.remedies import install_hint, repair_hint
 
-__all__ = ["FRAME", "Frames"]
+__all__ = ["FRAME", "Frames", "require_model"]
 
 FRAME = 512
 """Samples a probability is about."""
@@ -34,7 +35,7 @@ def _load() -> Any:
     except ImportError as error:
         raise BackendUnavailable(
             "ONNX Runtime is not installed, and it is what runs the speech detector;"
-            " pip install 'whisper-opt[cpu]'"
+            f" {install_hint('cpu')}"
         ) from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
@@ -43,22 +44,38 @@ def _load() -> Any:
     return onnxruntime.InferenceSession(_model_bytes(), options, providers=["CPUExecutionProvider"])
 
 
-def _model_bytes() -> bytes:
+def require_model() -> None:
+    """Find out now whether the model is there, not in the middle of a recording.
+
+    Raises:
+        BackendUnavailable: its file is missing, as in a frozen application without data files.
+    """
+    path = _model_path()
+    if not path.is_file():
+        raise BackendUnavailable(
+            f"the speech detection model {path} is missing; {repair_hint()}; or use vad='off'"
+        )
+
+
+def _model_path() -> Any:
     import importlib.resources
 
-    path = importlib.resources.files("whisper_opt.audio.vad") / _MODEL
-    repair = "install whisper-opt again (pip install --force-reinstall --no-deps whisper-opt)"
+    return importlib.resources.files("whisper_opt.audio.vad") / _MODEL
+
+
+def _model_bytes() -> bytes:
+    path = _model_path()
     try:
-        data = path.read_bytes()
+        data: bytes = path.read_bytes()
     except OSError as error:
         raise BackendUnavailable(
-            f"the speech detection model {path} cannot be read ({error.strerror}); {repair}"
+            f"the speech detection model {path} cannot be read ({error.strerror}); {repair_hint()}"
         ) from error
     found = hashlib.sha256(data).hexdigest()
     if found != _SHA256:
         raise BackendUnavailable(
             f"the speech detection model {path} is damaged: {len(data)} bytes, sha256 {found},"
-            f" expected {_SHA256}; {repair}"
+            f" expected {_SHA256}; {repair_hint()}"
         )
     return data
 
