@@ -24,7 +24,7 @@ from whisper_opt.transcription.alignment_heads import HeadScore, rank_heads
 from whisper_opt.transcription.chunking import Chunking
 from whisper_opt.transcription.fallback import Suppression
 from whisper_opt.transcription.job import TranscriptionJob
-from whisper_opt.transcription.language import detect_language
+from whisper_opt.transcription.language import language_of_recording
 from whisper_opt.transcription.scheduler import Progress, Scheduler, aligner
 from whisper_opt.transcription.stream import ManyProgress, Stream, as_they_finish
 
@@ -262,7 +262,7 @@ class Whisper:
         audio: AudioSource,
         *,
         sample_rate: int | None = None,
-        segments: int = 1,
+        segments: int | None = None,
         threshold: float = 0.5,
     ) -> dict[str, float]:
         """Probability of every language, the likeliest first.
@@ -270,20 +270,20 @@ class Whisper:
         Args:
             audio: as for :meth:`transcribe`.
             sample_rate: rate of an array in Hz.
-            segments: windows of 30 s to listen to at most; their probabilities are averaged.
+            segments: windows of 30 s with speech to look at at most (default 4); their
+                probabilities are averaged.
             threshold: probability from which a language is sure and no more windows are needed.
 
         Raises:
             AudioError: the recording cannot be read or used.
             OptionError: the model knows English only, or an argument is out of range.
         """
-        TranscribeOptions(
+        options = TranscribeOptions(
             language_detection_segments=segments, language_detection_threshold=threshold
         )
-        mel = log_mel(load_audio(audio, sample_rate=sample_rate), self.dims.n_mels)
-        starts = range(0, max(mel.n_frames, 1), N_FRAMES)[:segments]
-        heads = (mel.head(start) for start in starts)
-        return detect_language(self._open_backend(), self._vocab, heads, threshold)
+        samples = load_audio(audio, sample_rate=sample_rate)
+        mel = log_mel(samples, self.dims.n_mels)
+        return language_of_recording(self._open_backend(), self._vocab, samples, mel, options)
 
     def rank_alignment_heads(
         self, audio: AudioSource, *, sample_rate: int | None = None, language: str | None = None

@@ -21,7 +21,7 @@ from whisper_opt.decoding import Batch, Decoded
 from whisper_opt.text.results import Segment
 from whisper_opt.text.vocabulary import Vocab
 from whisper_opt.transcription.alignment import Aligner, CrossAttention
-from whisper_opt.transcription.fallback import Window
+from whisper_opt.transcription.fallback import Window, WindowResult
 from whisper_opt.transcription.job import Chunk, TranscriptionJob
 from whisper_opt.transcription.language import language_probabilities
 
@@ -40,7 +40,7 @@ class _Flight:
     window: Window
     audio: Encoded
     index: int  # of the window in ``audio``
-    attempt: int = 0  # of the temperature ladder
+    attempts: tuple[WindowResult, ...] = ()  # at the temperatures so far
 
 
 Steps = Generator[tuple[TranscriptionJob, list[Segment]], None, None]
@@ -167,7 +167,7 @@ class Scheduler:
         ]
 
     def _fly(self, audio: Encoded, flights: Sequence[_Flight]) -> None:
-        tasks = [f.recording.answers.task(f.window, f.attempt) for f in flights]
+        tasks = [f.recording.answers.task(f.window, len(f.attempts)) for f in flights]
         self._flights.update(zip(self._batch.add(audio, tasks), flights))
 
     def _step(self) -> list[TranscriptionJob]:
@@ -179,28 +179,30 @@ class Scheduler:
             if flight.recording.error is not None:
                 continue
             try:
-                landed = self._land(flight, decoded)
+                left = self._land(flight, decoded)
             except WhisperOptError as error:
                 flight.recording.fail(error)
                 continue
-            if landed:
+            if left is None:
                 touched.append(flight.recording)
                 self._waiting.appendleft((flight.recording, flight.chunk))
             else:
-                again.append(dataclasses.replace(flight, attempt=flight.attempt + 1))
+                again.append(left)
         for flight in again:
             self._fly(flight.audio.take([flight.index]), [flight])
         return touched
 
-    def _land(self, flight: _Flight, decoded: Decoded) -> bool:
-        """Take an answer; False when the window must be decoded at the next temperature."""
-        answers = flight.recording.answers
-        result = answers.result(decoded, flight.attempt)
-        if not answers.is_final(result, flight.attempt):
-            return False
+    def _land(self, flight: _Flight, decoded: Decoded) -> _Flight | None:
+        """Take an answer; returns what is to be decoded at the next temperature, if it is."""
+        answers, window = flight.recording.answers, flight.window
+        result = answers.result(window, decoded, len(flight.attempts))
+        attempts = (*flight.attempts, result)
+        kept = flight.chunk.state.choose(window, attempts, answers)
+        if kept is None:
+            return dataclasses.replace(flight, attempts=attempts)
         aligner = self._aligner(flight) if answers.options.word_timestamps else None
-        flight.chunk.accept(flight.window, result, aligner)
-        return True
+        flight.chunk.accept(window, kept, aligner)
+        return None
 
     def _aligner(self, flight: _Flight) -> Aligner:
         language = flight.chunk.state.language
