@@ -63,7 +63,7 @@ def test_defaults_are_openai_whispers() -> None:
         "append_punctuations": "\"'.。,，!！?？:：”)]}、",  # noqa: RUF001 - full-width marks
         "hallucination_silence_threshold": None,
         "multilingual": False,
-        "language_detection_segments": 1,
+        "language_detection_segments": None,
         "language_detection_threshold": 0.5,
         "strategy": "sequential",
         "batch_size": 8,
@@ -132,7 +132,7 @@ GOOD: dict[str, list[Any]] = {
     "append_punctuations": ["", ")."],
     "hallucination_silence_threshold": [None, 0, 2.0, math.inf],
     "multilingual": [True, False],
-    "language_detection_segments": [1, 10],
+    "language_detection_segments": [None, 1, 10],
     "language_detection_threshold": [0, 0.5, 1],
     "strategy": ["sequential", "batched"],
     "batch_size": [1, 64],
@@ -210,7 +210,7 @@ BAD: dict[str, tuple[list[Any], str]] = {
         "expected a number from 0 to inf, or None",
     ),
     "multilingual": ([None, 1, "yes"], FLAG),
-    "language_detection_segments": ([0, -1, 1.5, None, "1", True], "expected a positive integer"),
+    "language_detection_segments": ([0, -1, 1.5, "1", True], "expected a positive integer"),
     "language_detection_threshold": (
         [-0.1, 1.1, math.nan, None, "0.5", True],
         "expected a number from 0 to 1",
@@ -358,7 +358,7 @@ def test_contradictions_are_refused(given: dict[str, Any], expected: str) -> Non
     [
         {"beam_size": 5, "temperature": (0.2, 0.0)},
         {"beam_size": 5, "best_of": 3},
-        {"language": "en", "language_detection_segments": 1, "multilingual": False},
+        {"language": "en", "language_detection_segments": None, "multilingual": False},
         {"multilingual": True, "language_detection_segments": 3},
         {"strategy": "batched", "condition_on_previous_text": False},
         {"strategy": "batched", "vad": "cut"},
@@ -544,3 +544,10 @@ def test_choices() -> None:
     fields = [*dataclasses.fields(TranscribeOptions), *dataclasses.fields(SubtitleOptions)]
     choices = {f.name: f.metadata["choices"] for f in fields if "choices" in f.metadata}
     assert choices == {"task": TASKS, "strategy": STRATEGIES, "vad": VAD_MODES}
+
+
+def test_one_window_tells_the_language_only_where_the_reference_is_asked_for() -> None:
+    assert TranscribeOptions().detection_windows == 4
+    assert TranscribeOptions(strategy="batched").detection_windows == 4
+    assert TranscribeOptions(vad="off").detection_windows == 1
+    assert TranscribeOptions(vad="off", language_detection_segments=3).detection_windows == 3

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from whisper_opt.core.errors import OptionError, WhisperOptError
 from whisper_opt.core.options import SubtitleOptions
 from whisper_opt.text import subtitles, writers
-from whisper_opt.text.results import Segment, Transcript, Word
+from whisper_opt.text.results import Dropped, Segment, Transcript, Word
 
 DATA = pathlib.Path(__file__).parents[1] / "data" / "writers"
 SUBTITLES: list[dict[str, Any]] = json.loads(
@@ -431,6 +431,14 @@ def test_dict_has_the_keys_of_the_reference_in_order() -> None:
     assert list(result["segments"][0]) == keys
     assert list(result["segments"][1]) == [*keys, "words"]
     assert list(result["segments"][1]["words"][0]) == ["word", "start", "end", "probability"]
+
+
+def test_dict_says_what_was_dropped_if_anything_was() -> None:
+    part = Dropped(1.0, 2.5, "no speech", " Thank you.")
+    result = dataclasses.replace(transcript(segment()), dropped=(part,)).to_dict()
+    assert list(result) == ["text", "segments", "language", "dropped"]
+    (entry,) = result["dropped"]
+    assert entry == {"start": 1.0, "end": 2.5, "reason": "no speech", "text": " Thank you."}
 
 
 def read_by_ffmpeg(text: str, format: str) -> list[tuple[float, float, str]]:

@@ -33,7 +33,7 @@ from whisper_opt.transcription.arguments import ManyOptions, check_detection, me
 from whisper_opt.transcription.chunking import Chunking
 from whisper_opt.transcription.fallback import Suppression
 from whisper_opt.transcription.job import TranscriptionJob
-from whisper_opt.transcription.language import detect_language
+from whisper_opt.transcription.language import language_of_recording
 from whisper_opt.transcription.scheduler import Progress, Scheduler, Steps, aligner
 from whisper_opt.transcription.sources import MappedSource, ReadySource, Source, source_of
 from whisper_opt.transcription.stream import ManyProgress, Stream, as_they_finish
@@ -289,7 +289,7 @@ class Whisper:
         audio: AudioSource,
         *,
         sample_rate: int | None = None,
-        windows: int = 1,
+        windows: int = 4,
         threshold: float = 0.5,
     ) -> dict[str, float]:
         """Probability of every language, the likeliest first.
@@ -297,7 +297,8 @@ class Whisper:
         Args:
             audio: as for :meth:`transcribe`.
             sample_rate: rate of an array in Hz.
-            windows: how many windows of 30 s to use at most; their probabilities are averaged.
+            windows: how many windows of 30 s with speech to use at most, until the language is sure;
+                their probabilities are averaged.
             threshold: probability from which a language is sure and no more windows are needed.
 
         Raises:
@@ -305,11 +306,13 @@ class Whisper:
             OptionError: the model knows English only, or an argument is out of range.
         """
         check_detection(windows, threshold)
+        options = TranscribeOptions(
+            language_detection_segments=windows, language_detection_threshold=threshold
+        )
         with self._shared.use() as backend:
-            mel = log_mel(load_audio(audio, sample_rate=sample_rate), self.dims.n_mels)
-            starts = range(0, max(mel.n_frames, 1), N_FRAMES)[:windows]
-            heads = (mel.head(start) for start in starts)
-            return detect_language(backend, self._vocab, heads, threshold)
+            samples = load_audio(audio, sample_rate=sample_rate)
+            mel = log_mel(samples, self.dims.n_mels)
+            return language_of_recording(backend, self._vocab, samples, mel, options)
 
     def rank_alignment_heads(
         self, audio: AudioSource, *, sample_rate: int | None = None, language: str | None = None

@@ -13,7 +13,10 @@ from whisper_opt.core.arrays import F32
 from whisper_opt.core.errors import BackendUnavailable
 from whisper_opt.core.remedies import install_hint, repair_hint
 
-__all__ = ["FRAME", "Frames", "require_model"]
+__all__ = ["FRAME", "Frames", "State", "empty_state", "require_model"]
+
+State = dict[str, F32]
+"""The network's recurrent state."""
 
 FRAME = 512
 """Samples a probability is about."""
@@ -80,6 +83,11 @@ def _model_bytes() -> bytes:
     return data
 
 
+def empty_state() -> State:
+    """The state before any sound."""
+    return {name: np.zeros((1, 1, 128), np.float32) for name in ("h", "c")}
+
+
 class Frames:
     """Samples in pieces of any size -> probabilities, with the network's state between calls."""
 
@@ -88,7 +96,7 @@ class Frames:
             self._session = _load()
         self._held = np.zeros(_CONTEXT + _BATCH * FRAME, np.float32)
         self._n_held = _CONTEXT
-        self._state = {name: np.zeros((1, 1, 128), np.float32) for name in ("h", "c")}
+        self._state = empty_state()
 
     def feed(self, samples: F32) -> F32:
         """Probabilities [n] of the frames that are complete."""
@@ -113,9 +121,17 @@ class Frames:
         return self._run()[:n_frames]
 
     def _run(self) -> F32:
+        found, self._state = self._infer(self._state)
+        return found
+
+    def _infer(self, state: State) -> tuple[F32, State]:
+        """Probabilities of the batch that is held, and the state after it."""
         frames = np.lib.stride_tricks.sliding_window_view(self._held, _CONTEXT + FRAME)[::FRAME]
-        feeds = {"input": np.ascontiguousarray(frames), **self._state}
+        feeds = {"input": np.ascontiguousarray(frames), **state}
         probabilities: F32
-        probabilities, *state = self._session.run(["speech_probs", "hn", "cn"], feeds)
-        self._state = dict(zip(("h", "c"), state))
-        return probabilities
+        probabilities, *after = self._session.run(["speech_probs", "hn", "cn"], feeds)
+        return probabilities, dict(zip(("h", "c"), after))
+
+    def _loudness(self) -> float:
+        """Root mean square of the batch that is held."""
+        return float(np.sqrt(np.mean(np.square(self._held[_CONTEXT:]))))

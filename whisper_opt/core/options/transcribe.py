@@ -40,7 +40,8 @@ class TranscribeOptions:
     language: Union[str, None] = option(
         None,
         "text",
-        "spoken language, by code or English name; default: detected in the first 30 s",
+        "spoken language, by code (pt, pt-BR, por) or English name; default, or auto: detected in the"
+        " first 30 s that hold speech",
     )
     task: str = option(
         "transcribe", "text", "write what is said, or translate it to English", choices=TASKS
@@ -201,8 +202,13 @@ class TranscribeOptions:
     multilingual: bool = option(
         False, "flag", "detect the language of every window: for recordings in several languages"
     )
-    language_detection_segments: int = option(
-        1, "integer", "windows of 30 s to look at until the language is sure", low=1, metavar="N"
+    language_detection_segments: Union[int, None] = option(
+        None,
+        "integer",
+        "windows of 30 s with speech to look at until the language is sure; default: 4, or 1 as in"
+        " openai-whisper if vad is off",
+        low=1,
+        metavar="N",
     )
     language_detection_threshold: float = option(
         0.5, "number", "probability from which a language is sure", low=0, high=1, metavar="P"
@@ -224,8 +230,10 @@ class TranscribeOptions:
     vad: Union[str, None] = option(
         None,
         "text",
-        "voice activity detection; off; check: drop text where nobody speaks; cut: transcribe only"
-        " the speech; default: cut in batched mode without clip_timestamps, else check",
+        "voice activity detection; off: as openai-whisper; check: drop text if nobody speaks;"
+        " cut: transcribe only the speech; default: cut in batched mode without clip_timestamps,"
+        " else check. Unless it is off, speech also decides which windows tell the language, and"
+        " whether text that repeats itself was said",
         choices=VAD_MODES,
     )
     vad_threshold: float = _vad("threshold")
@@ -273,6 +281,12 @@ class TranscribeOptions:
             cut = self.strategy == "batched" and not self.clip_timestamps
             return "cut" if cut else "check"
         return self.vad
+
+    @property
+    def detection_windows(self) -> int:
+        """``language_detection_segments``, decided."""
+        given = self.language_detection_segments
+        return given or (1 if self.vad_mode == "off" else 4)
 
     @property
     def vad_options(self) -> VadOptions:
