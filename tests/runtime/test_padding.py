@@ -24,10 +24,10 @@ from whisper_opt.export.checkpoints import Checkpoint
 from whisper_opt.export.graphs.builder import GraphBuilder
 from whisper_opt.export.graphs.dialects import make_dialect
 from whisper_opt.export.graphs.graph import build_decoder, build_encoder
-from whisper_opt.export.graphs.partial import PartialPadding
+from whisper_opt.export.graphs.partial import CompressedPositions
 from whisper_opt.export.graphs.precision import FP32, Precision
-from whisper_opt.export.quantization.padding_parts import padding_parts, parts_of
-from whisper_opt.export.verification.partitioned import PiecewiseGraph
+from whisper_opt.export.quantization.padding_parts import padding_parts, parts_by_attention
+from whisper_opt.export.verification.partitioned import PartitionedGraph
 from whisper_opt.export.verification.reference import Reference
 from whisper_opt.export.verification.verify import noise_mel, verify
 from whisper_opt.export.writer import write_graph
@@ -120,7 +120,7 @@ def test_parts_are_short_where_attention_rests(seed: int, n_ctx: int) -> None:
     density = np.exp(2 * draw.standard_normal(n_ctx))
     loud = int(draw.integers(n_ctx))
     density[loud] = 100 * density.max()
-    parts = parts_of(density / density.mean())
+    parts = parts_by_attention(density / density.mean())
     assert sum(parts) == n_ctx
     assert min(parts) >= 1
     assert max(parts) <= 12
@@ -144,7 +144,7 @@ class _Exact(Precision):
     """float32 that hears padding by parts: what is left of errors is the graph's own."""
 
     @property
-    def partial(self) -> bool:
+    def compresses_padding(self) -> bool:
         return True
 
 
@@ -157,11 +157,11 @@ def small() -> Checkpoint:
 
 
 @pytest.fixture(scope="module")
-def graphs(small: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> list[PiecewiseGraph]:
+def graphs(small: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> list[PartitionedGraph]:
     return float_graphs(small, tmp_path_factory.mktemp("graphs"))
 
 
-def float_graphs(checkpoint: Checkpoint, folder: Path) -> list[PiecewiseGraph]:
+def float_graphs(checkpoint: Checkpoint, folder: Path) -> list[PartitionedGraph]:
     """Encoder and decoder."""
     built = {
         "encoder": build_encoder(DIMS, checkpoint.tensors, make_dialect("contrib"), EXACT),
@@ -171,10 +171,12 @@ def float_graphs(checkpoint: Checkpoint, folder: Path) -> list[PiecewiseGraph]:
     }
     for stem, (graph, _) in built.items():
         write_graph(graph, folder, stem, lambda n: None)
-    return [PiecewiseGraph(*parts, folder, stem) for stem, parts in built.items()]
+    return [PartitionedGraph(*parts, folder, stem) for stem, parts in built.items()]
 
 
-def test_all_positions_are_the_plain_model(small: Checkpoint, graphs: list[PiecewiseGraph]) -> None:
+def test_all_positions_are_the_plain_model(
+    small: Checkpoint, graphs: list[PartitionedGraph]
+) -> None:
     reference = Reference(small)
     for mel in (noise_mel(DIMS)[:, :400], noise_mel(DIMS)[:, :401], short(300)):
         cross = graphs[0].run(Heard.whole(mel[None], 2).feeds())
@@ -187,11 +189,11 @@ def test_all_positions_are_the_plain_model(small: Checkpoint, graphs: list[Piece
 
 @pytest.mark.parametrize("n_frames", [0, 1, 2, 77, 310, 2000])
 def test_parts_are_what_the_reference_hears(
-    small: Checkpoint, graphs: list[PiecewiseGraph], n_frames: int
+    small: Checkpoint, graphs: list[PartitionedGraph], n_frames: int
 ) -> None:
     reference, mel = Reference(small), short(n_frames)
     heard = Padding(padding_parts(small), 2).heard(mel[None])
-    audio = reference.encode_heard(mel, heard.positions, heard.counts)
+    audio = reference.encode_compressed(mel, heard.positions, heard.counts)
     cross = graphs[0].run(heard.feeds())
     key, value = reference.cross(audio, 0)
     np.testing.assert_allclose(cross["cross_v_0"][0], value.transpose(1, 0, 2), atol=1e-4)
@@ -210,7 +212,7 @@ def test_one_that_stands_for_its_like_is_exact() -> None:
     reference = Reference(dataclasses.replace(plain, tensors={**plain.tensors, name: tensor}))
     mel = short(500)
     heard = Padding([30] * 50, 2).heard(mel[None])
-    by_parts = reference.encode_heard(mel, heard.positions, heard.counts)
+    by_parts = reference.encode_compressed(mel, heard.positions, heard.counts)
     whole = reference.encode(mel)
     np.testing.assert_allclose(by_parts, whole[heard.positions], atol=1e-4)
     scores = reference.decode(by_parts, [TOKENS], counts=heard.counts)[0][0]
@@ -223,12 +225,12 @@ def test_counts_that_do_not_count_are_found(
 ) -> None:
     if broken == "keys":
 
-        def mute(self: PartialPadding, heads: str, n_head: int) -> str:
+        def mute(self: CompressedPositions, heads: str, n_head: int) -> str:
             builder, zero = self._builder, np.array(0, np.float32)
             ends = builder.constant([0, 1]), builder.constant(zero), builder.constant([3])
             return builder.node("Pad", heads, *ends)
 
-        monkeypatch.setattr(PartialPadding, "counted", mute)
+        monkeypatch.setattr(CompressedPositions, "append_log_counts", mute)
     else:
 
         def deaf(self: GraphBuilder, condition: str, then: Any, otherwise: Any) -> str:
@@ -333,7 +335,7 @@ def test_attention_is_of_all_positions(small: Checkpoint, engine: Engine, kernel
         assert (len(audio.counts[0]) == N_CTX) is whole
         found = backend.attention(audio, TOKENS[None], np.array([len(TOKENS)])).scores[0]
         heard = Heard(mel[None], *audio.counts)
-        exact = reference.encode_heard(mel, heard.positions, heard.counts)
+        exact = reference.encode_compressed(mel, heard.positions, heard.counts)
         (expected,) = reference.decode(exact, [TOKENS], small.heads, counts=heard.counts)[1]
         expected = np.repeat(expected, heard.counts, axis=2)
         assert found.shape == expected.shape == (len(small.heads), len(TOKENS), N_CTX)

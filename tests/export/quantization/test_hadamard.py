@@ -14,7 +14,7 @@ from whisper_opt.core.dims import HEAD_DIM
 from whisper_opt.export.graphs.dialects import make_dialect
 from whisper_opt.export.graphs.graph import build_decoder, build_encoder
 from whisper_opt.export.graphs.precision import FP16, PRECISIONS, Precision
-from whisper_opt.export.quantization.hadamard import rotated
+from whisper_opt.export.quantization.hadamard import apply_hadamard
 
 DIMS = random_dims(n_vocab=2000)
 STATE = DIMS.n_text_state
@@ -26,18 +26,18 @@ def test_it_is_the_hadamard_matrix_of_every_head() -> None:
         matrix = np.block([[matrix, matrix], [matrix, -matrix]])
     values = np.random.default_rng(0).standard_normal((5, 3 * HEAD_DIM)).astype(np.float32)
     expected = values.reshape(5, 3, HEAD_DIM) @ (matrix / 8)
-    assert np.allclose(rotated(values), expected.reshape(5, -1), atol=1e-6)
-    assert rotated(values[0]).shape == (3 * HEAD_DIM,)
-    assert rotated(values[0]).dtype == np.float32
+    assert np.allclose(apply_hadamard(values), expected.reshape(5, -1), atol=1e-6)
+    assert apply_hadamard(values[0]).shape == (3 * HEAD_DIM,)
+    assert apply_hadamard(values[0]).dtype == np.float32
 
 
 def test_scores_stay_and_one_loud_channel_is_shared_by_all() -> None:
     queries, keys = np.random.default_rng(1).standard_normal((2, 9, HEAD_DIM)).astype(np.float32)
-    turned = rotated(queries)
-    assert np.allclose(turned @ rotated(keys).T, queries @ keys.T, atol=1e-5)
+    turned = apply_hadamard(queries)
+    assert np.allclose(turned @ apply_hadamard(keys).T, queries @ keys.T, atol=1e-5)
     loud = np.zeros(HEAD_DIM, np.float32)
     loud[5] = 40
-    assert np.array_equal(np.abs(rotated(loud)), np.full(HEAD_DIM, 5, np.float32))
+    assert np.array_equal(np.abs(apply_hadamard(loud)), np.full(HEAD_DIM, 5, np.float32))
 
 
 def weights_of(stem: str, types: Precision) -> dict[str, F32]:
@@ -49,7 +49,7 @@ def weights_of(stem: str, types: Precision) -> dict[str, F32]:
 
 @pytest.mark.parametrize("stem", ["encoder", "decoder"])
 def test_only_queries_and_keys_of_the_decoder_turn(stem: str) -> None:
-    plain = weights_of(stem, dataclasses.replace(FP16, rotated=False))
+    plain = weights_of(stem, dataclasses.replace(FP16, hadamard=False))
     found = weights_of(stem, FP16)
     assert list(found) == list(plain)
     changed = {name for name in found if not np.array_equal(found[name], plain[name])}
@@ -57,12 +57,12 @@ def test_only_queries_and_keys_of_the_decoder_turn(stem: str) -> None:
     assert sorted(changed) == (parts if stem == "decoder" else [])
     for name in changed:
         assert np.array_equal(found[name][..., 2 * STATE :], plain[name][..., 2 * STATE :])
-        turned = rotated(plain[name][..., : 2 * STATE])
+        turned = apply_hadamard(plain[name][..., : 2 * STATE])
         assert np.array_equal(found[name][..., : 2 * STATE], turned)
 
 
 def test_only_where_products_are_float16() -> None:
-    assert [name for name, types in PRECISIONS.items() if types.rotated] == ["fp16"]
+    assert [name for name, types in PRECISIONS.items() if types.hadamard] == ["fp16"]
 
 
 def test_rounding_moves_scores_less_where_few_channels_hold_most() -> None:
@@ -76,4 +76,4 @@ def test_rounding_moves_scores_less_where_few_channels_hold_most() -> None:
         found, exact = q @ k.T, queries.astype(np.float64) @ keys.astype(np.float64).T
         return float(np.sqrt(np.mean((found - exact) ** 2)))
 
-    assert error(rotated(queries), rotated(keys)) < 0.5 * error(queries, keys)
+    assert error(apply_hadamard(queries), apply_hadamard(keys)) < 0.5 * error(queries, keys)

@@ -27,12 +27,22 @@ from whisper_opt.export.checkpoints.checkpoint import expected_shapes
 from whisper_opt.export.graphs.builder import GraphBuilder
 from whisper_opt.export.graphs.dialects import make_dialect
 from whisper_opt.export.graphs.graph import build_decoder
-from whisper_opt.export.graphs.operators import GELU_LOW, GELU_ZERO
+from whisper_opt.export.graphs.operators import GELU_MIN, GELU_ZERO_POINT
 from whisper_opt.export.graphs.precision import INT4, INT8
-from whisper_opt.export.quantization.activation_stats import Spread, made_up, observe
-from whisper_opt.export.quantization.int4 import BLOCK, SPECIAL, NibbleLinear, pack, unpack
-from whisper_opt.export.quantization.int8 import QuantizedLinear, round_columns
-from whisper_opt.export.quantization.smoothing import fold
+from whisper_opt.export.quantization.activation_stats import (
+    ActivationStats,
+    collect_stats,
+    synthetic_samples,
+)
+from whisper_opt.export.quantization.int4 import (
+    BLOCK,
+    N_SPECIAL,
+    Int4Linear,
+    pack_int4,
+    unpack_int4,
+)
+from whisper_opt.export.quantization.int8 import Int8Linear, round_columns
+from whisper_opt.export.quantization.smoothing import smooth
 from whisper_opt.export.verification.reference import gelu
 from whisper_opt.export.verification.verify import noise_mel
 from whisper_opt.export.writer import write_graph
@@ -91,23 +101,23 @@ def run_product(
     return found
 
 
-def by_row(value: F32, weight: F32, steps: int, zero: int, loudest: F32) -> F32:
-    """The integer product of rows that were divided by ``loudest``."""
+def by_row(value: F32, weight: F32, steps: int, zero: int, absmax: F32) -> F32:
+    """The integer product of rows that were divided by ``absmax``."""
     columns, scale = round_columns(np.ascontiguousarray(weight.T))
     step = np.float32(1 / steps)
-    integers = np.clip(np.rint((value / loudest) / step) + zero, 0, 255).astype(np.int64) - zero
+    integers = np.clip(np.rint((value / absmax) / step) + zero, 0, 255).astype(np.int64) - zero
     product: F32 = (integers @ columns.astype(np.int64)).astype(np.float32) * (step * scale)
-    return product * loudest
+    return product * absmax
 
 
 def test_rows_are_rounded_one_by_one(tmp_path: Path) -> None:
     name = "decoder.blocks.0.attn.out"
     held = tensors(64, 96, name)
     value = (RNG.standard_normal((7, 64)) * 10.0 ** np.arange(-3, 4)[:, None]).astype(np.float32)
-    found = run_product(tmp_path, lambda b: QuantizedLinear(b, held, INT8, {}), name, value)
+    found = run_product(tmp_path, lambda b: Int8Linear(b, held, INT8, {}), name, value)
     weight, bias = held[f"{name}.weight"].read(), held[f"{name}.bias"].read()
-    loudest = np.abs(value).max(axis=1, keepdims=True)
-    expected = by_row(value, weight, 127, 128, loudest) + bias
+    absmax = np.abs(value).max(axis=1, keepdims=True)
+    expected = by_row(value, weight, 127, 128, absmax) + bias
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
     exact = value @ weight.T
     error = np.linalg.norm(found - bias - exact, axis=1) / np.linalg.norm(exact, axis=1)
@@ -119,7 +129,7 @@ def test_a_row_of_zeros_is_no_division_by_zero(tmp_path: Path) -> None:
     name = "decoder.blocks.0.attn.out"
     held = tensors(64, 96, name)
     value = np.zeros((2, 64), np.float32)
-    found = run_product(tmp_path, lambda b: QuantizedLinear(b, held, INT8, {}), name, value)
+    found = run_product(tmp_path, lambda b: Int8Linear(b, held, INT8, {}), name, value)
     np.testing.assert_array_equal(found, np.stack([held[f"{name}.bias"].read()] * 2))
 
 
@@ -131,21 +141,21 @@ def test_after_a_gelu_zero_is_near_the_lower_end(tmp_path: Path) -> None:
     value, residual = gelu(before), RNG.standard_normal(96).astype(np.float32)
 
     def make(builder: GraphBuilder) -> Callable[[str, str], str]:
-        linear, other = QuantizedLinear(builder, held, INT8, {}), builder.constant(residual)
-        return lambda x, name: linear.gelu_added(other, x, name, lambda *_: "unused")
+        linear, other = Int8Linear(builder, held, INT8, {}), builder.constant(residual)
+        return lambda x, name: linear.gelu_linear_add(other, x, name, lambda *_: "unused")
 
     found = run_product(tmp_path, make, name, before) - residual
     weight, bias = held[f"{name}.weight"].read(), held[f"{name}.bias"].read()
-    steps = 255 - GELU_ZERO
-    least = np.float32(GELU_LOW * steps / GELU_ZERO)
-    loudest = np.maximum(value.max(axis=1, keepdims=True), least)
-    expected = by_row(value, weight, steps, GELU_ZERO, loudest) + bias
+    steps = 255 - GELU_ZERO_POINT
+    least = np.float32(GELU_MIN * steps / GELU_ZERO_POINT)
+    absmax = np.maximum(value.max(axis=1, keepdims=True), least)
+    expected = by_row(value, weight, steps, GELU_ZERO_POINT, absmax) + bias
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
     exact = value @ weight.T + bias
     assert np.linalg.norm(found - exact) < 0.01 * np.linalg.norm(exact)
 
 
-def folded_case(name: str) -> tuple[dict[str, Any], F32, Spread]:
+def folded_case(name: str) -> tuple[dict[str, Any], F32, ActivationStats]:
     """Tensors, a normalized value and its spread, with a mean and loud channels."""
     held = tensors(64, 96, name)
     norm = f"{name.rsplit('.', 2)[0]}.mlp_ln"
@@ -155,7 +165,7 @@ def folded_case(name: str) -> tuple[dict[str, Any], F32, Spread]:
     rows = (rows - rows.mean(axis=1, keepdims=True)) / rows.std(axis=1, keepdims=True)
     value = rows * gain + shift
     mean = value.mean(axis=0)
-    return held, rows, Spread(mean, np.abs(value - mean).max(axis=0))
+    return held, rows, ActivationStats(mean, np.abs(value - mean).max(axis=0))
 
 
 @pytest.mark.parametrize("block", ["encoder.blocks.0", "decoder.blocks.0"])
@@ -165,21 +175,19 @@ def test_what_is_folded_into_a_normalization_changes_nothing_but_rounding(
     name = f"{block}.mlp.0"
     held, rows, spread = folded_case(name)
     builder = GraphBuilder("norm")
-    linear = QuantizedLinear(builder, held, INT8, {name: spread})
+    linear = Int8Linear(builder, held, INT8, {name: spread})
     linear.norm(f"{block}.mlp_ln")
     gain, shift = (weight.read() for weight in builder.finish(20, 10).weights)
     # what the graph's own normalization would hand on
     value = (rows * gain + shift).astype(np.float32)
     assert np.abs(value.mean(axis=0)).max() < 0.1 * np.abs(value).max()
-    found = run_product(
-        tmp_path, lambda b: QuantizedLinear(b, held, INT8, {name: spread}), name, value
-    )
+    found = run_product(tmp_path, lambda b: Int8Linear(b, held, INT8, {name: spread}), name, value)
     plain = rows * LOUD + 5 * LOUD
     weight, bias = held[f"{name}.weight"].read(), held[f"{name}.bias"].read()
     exact = plain @ weight.T + bias
     error = np.linalg.norm(found - exact) / np.linalg.norm(exact - exact.mean(axis=0))
-    loudest = np.abs(plain).max(axis=1, keepdims=True)
-    naive = by_row(plain, weight, 127, 128, loudest) + bias
+    absmax = np.abs(plain).max(axis=1, keepdims=True)
+    naive = by_row(plain, weight, 127, 128, absmax) + bias
     plainly = np.linalg.norm(naive - exact) / np.linalg.norm(exact - exact.mean(axis=0))
     assert error < 0.025
     assert error < plainly / 2
@@ -189,31 +197,31 @@ def test_no_sound_is_out_of_range(tmp_path: Path) -> None:
     """A row that is ten times as large as what was seen at export is rounded as well."""
     name = "encoder.blocks.1.mlp.0"
     held, rows, spread = folded_case(name)
-    make = functools.partial(QuantizedLinear, tensors=held, types=INT8, spreads={name: spread})
-    folded = fold(spread, np.abs(held[f"{name}.weight"].read()).max(axis=0))
-    value = 10 * ((rows * LOUD + 5 * LOUD - folded.mean) / folded.quiet).astype(np.float32)
+    make = functools.partial(Int8Linear, tensors=held, types=INT8, stats={name: spread})
+    smoothing = smooth(spread, np.abs(held[f"{name}.weight"].read()).max(axis=0))
+    value = 10 * ((rows * LOUD + 5 * LOUD - smoothing.mean) / smoothing.scale).astype(np.float32)
     found = run_product(tmp_path, make, name, value)
     weight, bias = held[f"{name}.weight"].read(), held[f"{name}.bias"].read()
-    exact = (value * folded.quiet + folded.mean) @ weight.T + bias
+    exact = (value * smoothing.scale + smoothing.mean) @ weight.T + bias
     assert np.linalg.norm(found - exact) < 0.03 * np.linalg.norm(exact)
 
 
 def test_what_is_folded_is_powers_of_two() -> None:
-    spread = Spread(np.zeros(64, np.float32), LOUD)
-    folded = fold(spread, np.abs(RNG.standard_normal(64)).astype(np.float32))
-    np.testing.assert_array_equal(np.exp2(np.rint(np.log2(folded.quiet))), folded.quiet)
+    spread = ActivationStats(np.zeros(64, np.float32), LOUD)
+    smoothing = smooth(spread, np.abs(RNG.standard_normal(64)).astype(np.float32))
+    np.testing.assert_array_equal(np.exp2(np.rint(np.log2(smoothing.scale))), smoothing.scale)
 
 
 def test_nibbles_come_back() -> None:
     weight = RNG.standard_normal((70, 4 * BLOCK)).astype(np.float32)
     weight[3] = 0
-    packed, steps = pack(weight)
+    packed, steps = pack_int4(weight)
     assert packed.dtype == np.uint8
     assert (packed.shape, steps.shape) == ((70, 4, 16), (70, 4))
-    back = unpack(packed, steps)
+    back = unpack_int4(packed, steps)
     assert np.linalg.norm(back - weight) < 0.11 * np.linalg.norm(weight)
     np.testing.assert_array_equal(back[3], 0)
-    again = unpack(*pack(back))
+    again = unpack_int4(*pack_int4(back))
     np.testing.assert_allclose(again, back, rtol=1e-5, atol=1e-6)
 
 
@@ -221,8 +229,8 @@ def test_a_product_of_nibbles_is_that_of_numpy(tmp_path: Path) -> None:
     name = "decoder.blocks.0.attn.out"
     held = tensors(64, 96, name)
     value = RNG.standard_normal((5, 64)).astype(np.float32)
-    found = run_product(tmp_path, lambda b: NibbleLinear(b, held, INT4), name, value)
-    weight = unpack(*pack(held[f"{name}.weight"].read()))
+    found = run_product(tmp_path, lambda b: Int4Linear(b, held, INT4), name, value)
+    weight = unpack_int4(*pack_int4(held[f"{name}.weight"].read()))
     expected = value @ weight.T + held[f"{name}.bias"].read()
     # what is left is the rounding of the input to 8 bits
     assert np.linalg.norm(found - expected) < 0.01 * np.linalg.norm(expected)
@@ -285,14 +293,14 @@ def test_int4_takes_five_eighths_of_a_byte_where_it_has_4_bits() -> None:
     dims = random_dims()
     state, layers = dims.n_text_state, dims.n_text_layer
     held = random_checkpoint(dims).tensors
-    spreads = {
-        name[:-7]: Spread(np.zeros(shape[-1], np.float32), np.ones(shape[-1], np.float32))
+    stats = {
+        name[:-7]: ActivationStats(np.zeros(shape[-1], np.float32), np.ones(shape[-1], np.float32))
         for name, shape in expected_shapes(dims).items()
         if name.endswith(".weight")
     }
-    graph, _ = build_decoder(dims, held, make_dialect("contrib"), None, INT4, spreads)
+    graph, _ = build_decoder(dims, held, make_dialect("contrib"), None, INT4, stats)
     share = 4 / 8 + 2 / BLOCK  # a step of two bytes a block
-    words = (dims.n_vocab - SPECIAL) * state * share + SPECIAL * state * 2
+    words = (dims.n_vocab - N_SPECIAL) * state * share + N_SPECIAL * state * 2
     products = layers * state**2 * (4 + 10 * share)  # self-attention keeps 8 bits
     positions = dims.n_text_ctx * state * 2
     found = sum(weight.nbytes for weight in graph.weights)
@@ -316,15 +324,15 @@ def test_exporting_twice_gives_the_same_bytes(
 
 
 def test_spreads_are_those_of_what_the_products_are_given(small: Checkpoint) -> None:
-    samples = made_up(small)
-    spreads = observe(small, samples)
+    samples = synthetic_samples(small)
+    stats = collect_stats(small, samples)
     assert len(samples) == 3
-    one = observe(small, samples[:1])["encoder.blocks.0.mlp.0"]
-    for spread in (spreads["encoder.blocks.0.mlp.0"], one):
+    one = collect_stats(small, samples[:1])["encoder.blocks.0.mlp.0"]
+    for spread in (stats["encoder.blocks.0.mlp.0"], one):
         assert (spread.peak > 0).all()
-    reach = spreads["encoder.blocks.0.mlp.0"]
+    reach = stats["encoder.blocks.0.mlp.0"]
     assert ((reach.mean + reach.peak) >= (one.mean + one.peak) * 0.5).all()
-    assert set(spreads) == {n[:-7] for n in small.tensors if n.endswith(".weight") and _linear(n)}
+    assert set(stats) == {n[:-7] for n in small.tensors if n.endswith(".weight") and _linear(n)}
 
 
 def _linear(name: str) -> bool:

@@ -19,13 +19,18 @@ from whisper_opt.core.errors import AudioError, EngineError, OptionError
 from whisper_opt.export import build, export
 from whisper_opt.export.checkpoints import Checkpoint
 from whisper_opt.export.checkpoints.checkpoint import Tensor
-from whisper_opt.export.graphs.groups import CROSS, HEAD, chosen, group_of, groups_of, products_of
+from whisper_opt.export.graphs.groups import CROSS, HEAD, group_of, groups_of, matches, products_of
 from whisper_opt.export.graphs.precision import INT4, INT8, Precision
 from whisper_opt.export.quantization import sensitivity as module
-from whisper_opt.export.quantization.activation_stats import made_up, observe
-from whisper_opt.export.quantization.rounding import Rounded
-from whisper_opt.export.quantization.sensitivity import Cost, calibrate, choose, find_recordings
-from whisper_opt.export.verification.partitioned import PiecewiseGraph
+from whisper_opt.export.quantization.activation_stats import collect_stats, synthetic_samples
+from whisper_opt.export.quantization.rounding import QuantizedReference
+from whisper_opt.export.quantization.sensitivity import (
+    Cost,
+    calibrate,
+    find_recordings,
+    select_groups,
+)
+from whisper_opt.export.verification.partitioned import PartitionedGraph
 from whisper_opt.export.verification.reference import Reference
 from whisper_opt.export.verification.verify import noise_mel
 from whisper_opt.runtime.engine import Engine, read_engine
@@ -75,9 +80,9 @@ def test_a_normalization_belongs_to_what_reads_it() -> None:
 
 
 def test_patterns() -> None:
-    assert chosen("decoder.blocks.3.attn.out", INT4.kept)
-    assert not chosen("decoder.blocks.3.cross_attn.out", INT4.kept)
-    assert not chosen("encoder.blocks.3.attn.out", INT4.kept)
+    assert matches("decoder.blocks.3.attn.out", INT4.kept)
+    assert not matches("decoder.blocks.3.cross_attn.out", INT4.kept)
+    assert not matches("encoder.blocks.3.attn.out", INT4.kept)
 
 
 # --- the imitation --------------------------------------------------------------------------------
@@ -89,9 +94,9 @@ def scores_of(engine: Engine, mel: F32) -> tuple[F32, F32]:
 
     from whisper_opt.export.graphs.builder import OnnxGraph
 
-    def graph(stem: str) -> PiecewiseGraph:
+    def graph(stem: str) -> PartitionedGraph:
         model = onnx.load(str(engine.file(f"{stem}.onnx")), load_external_data=False)
-        return PiecewiseGraph(OnnxGraph(model, ()), [], engine.path, stem)
+        return PartitionedGraph(OnnxGraph(model, ()), [], engine.path, stem)
 
     cross = graph("encoder").run(Heard.whole(mel[None], DIMS.frames_per_position).feeds())
     cache = {
@@ -150,7 +155,9 @@ def test_the_imitation_is_the_engine(
     keys, scores = scores_of(engine, mel)
     # what int4 keeps in the decoder has 8 bits
     rounded = [group] if types.bits == 8 else [g for g in groups_of(DIMS) if g not in ENCODER]
-    model = Rounded(checkpoint, observe(checkpoint, made_up(checkpoint)), types, rounded)
+    model = QuantizedReference(
+        checkpoint, collect_stats(checkpoint, synthetic_samples(checkpoint)), types, rounded
+    )
     audio = model.encode(mel)
     imitated = model.cross(audio, 0)[0].transpose(1, 2, 0), model.logits(audio, [TOKENS])[0]
     exact = Reference(checkpoint)
@@ -169,7 +176,7 @@ def halved(tensor: Tensor) -> Callable[[], F32]:
 
 def test_nothing_rounded_is_the_reference(small: Checkpoint) -> None:
     mel = noise_mel(DIMS)[:, :600]
-    model, exact = Rounded(small, {}, INT8), Reference(small)
+    model, exact = QuantizedReference(small, {}, INT8), Reference(small)
     np.testing.assert_array_equal(model.encode(mel), exact.encode(mel))
 
 
@@ -184,9 +191,9 @@ def test_the_costliest_for_their_size_are_kept() -> None:
         Cost("better without", 1, 0, -1e-5),
         Cost("too large", 1000, 0, 1.0),
     ]
-    assert choose(costs, 115) == {"dear", "large"}
-    assert choose(costs, 25) == {"dear", "cheap"}
-    assert choose(costs, 0) == frozenset()
+    assert select_groups(costs, 115) == {"dear", "large"}
+    assert select_groups(costs, 25) == {"dear", "cheap"}
+    assert select_groups(costs, 0) == frozenset()
 
 
 def loud(checkpoint: Checkpoint, name: str) -> Checkpoint:
@@ -231,7 +238,7 @@ def test_what_int4_keeps_anyway_is_not_chosen_again(small: Checkpoint, speech: P
 def test_recordings_are_spread_over_those_there_are(
     small: Checkpoint, speech: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "RECORDINGS", 1)
+    monkeypatch.setattr(module, "MAX_RECORDINGS", 1)
     seen: list[tuple[float, float]] = []
     found = calibrate(small, INT8, speech, 0, lambda done, total: seen.append((done, total)))
     assert found.report["recordings"] == ["a.wav"]
@@ -275,7 +282,7 @@ def test_any_group_can_be_kept(
     speech: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "choose", lambda costs, budget: frozenset({group}))
+    monkeypatch.setattr(module, "select_groups", lambda costs, budget: frozenset({group}))
     engine = export(small, speech.parent / "engine", precision=precision, calibrate_on=speech)
     assert engine.manifest.calibration["groups"][group]["kept"]
 

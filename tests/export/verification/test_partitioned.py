@@ -1,4 +1,4 @@
-"""Models larger than memory: weights are streamed, and a graph is run in pieces."""
+"""Models larger than memory: weights are streamed, and a graph is run in partitions."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from whisper_opt.export.graphs.dialects import make_dialect
 from whisper_opt.export.graphs.graph import build_decoder, build_encoder
 from whisper_opt.export.graphs.head import EMBEDDING
 from whisper_opt.export.graphs.precision import FP16, FP32, Precision
-from whisper_opt.export.verification import partitioned as pieces
-from whisper_opt.export.verification.partitioned import PiecewiseGraph
+from whisper_opt.export.verification import partitioned as module
+from whisper_opt.export.verification.partitioned import PartitionedGraph
 from whisper_opt.export.verification.reference import Reference
 from whisper_opt.export.writer import write_graph
 from whisper_opt.runtime.engine import ENGINE_FILES, MANIFEST
@@ -100,7 +100,7 @@ def test_building_a_graph_reads_nothing(small: Checkpoint) -> None:
             assert graph.weights
 
 
-# --- a graph in pieces ----------------------------------------------------------------------------
+# --- a graph in partitions ----------------------------------------------------------------------------
 
 DEEP = random_dims(n_vocab=2000, n_audio_state=64, n_text_state=64, n_audio_layer=8, n_text_layer=8)
 _BLOCK = 4 * 12 * 64 * 64  # bytes of the matrices of one encoder layer
@@ -131,7 +131,7 @@ def feeds_of(stem: str, dialect: str, types: Precision) -> dict[str, NDArray]:
 
 
 @pytest.mark.parametrize(
-    ("piece_bytes", "n_encoder", "n_decoder"), [(1 << 10, 9, 9), (int(2.6 * _BLOCK), 5, 5)]
+    ("partition_bytes", "n_encoder", "n_decoder"), [(1 << 10, 9, 9), (int(2.6 * _BLOCK), 5, 5)]
 )
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize("types", [FP32, FP16], ids=["fp32", "fp16"])
@@ -140,23 +140,23 @@ def test_pieces_compute_what_the_whole_computes(
     monkeypatch: pytest.MonkeyPatch,
     types: Precision,
     dialect: str,
-    piece_bytes: int,
+    partition_bytes: int,
     n_encoder: int,
     n_decoder: int,
 ) -> None:
     require(dialect)
     checkpoint = random_checkpoint(DEEP)
     block = _BLOCK * types.compute.itemsize // 4
-    piece_bytes = piece_bytes * types.compute.itemsize // 4
-    for stem, n_pieces in (("encoder", n_encoder), ("decoder", n_decoder)):
+    partition_bytes = partition_bytes * types.compute.itemsize // 4
+    for stem, n_partitions in (("encoder", n_encoder), ("decoder", n_decoder)):
         graph, cuts = BUILDERS[stem](DEEP, checkpoint.tensors, make_dialect(dialect), types=types)
         write_graph(graph, place, stem, lambda _: None)
-        whole = PiecewiseGraph(graph, cuts, place, stem)
+        whole = PartitionedGraph(graph, cuts, place, stem)
         assert len(whole) == 1
         with monkeypatch.context() as patch:
-            patch.setattr(pieces, "PIECE_BYTES", piece_bytes)
-            cut = PiecewiseGraph(graph, cuts, place, stem)
-        assert len(cut) == n_pieces
+            patch.setattr(module, "PARTITION_BYTES", partition_bytes)
+            cut = PartitionedGraph(graph, cuts, place, stem)
+        assert len(cut) == n_partitions
         feeds = feeds_of(stem, dialect, types)
         expected, found = whole.run(feeds), cut.run(feeds)
         assert list(found) == list(expected) == [value.name for value in graph.model.graph.output]
@@ -167,29 +167,29 @@ def test_pieces_compute_what_the_whole_computes(
         for name, values in found.items():
             np.testing.assert_array_equal(again[name], values)
         _every_node_runs(graph, cut)
-        heaviest = max(_weight_bytes(graph, piece) for piece in cut._pieces)
+        heaviest = max(_weight_bytes(graph, partition) for partition in cut._partitions)
         head = 5 * DEEP.n_vocab * (DEEP.n_text_state + 1)  # in fp32 and in 8 bits
-        assert heaviest <= max(piece_bytes, 2 * block) + head
-    assert not list(place.glob("*.piece.onnx"))
+        assert heaviest <= max(partition_bytes, 2 * block) + head
+    assert not list(place.glob("*.partition.onnx"))
 
 
-def _weight_bytes(graph: OnnxGraph, piece: onnx.ModelProto) -> int:
-    used = {tensor.name for tensor in piece.graph.initializer}
+def _weight_bytes(graph: OnnxGraph, partition: onnx.ModelProto) -> int:
+    used = {tensor.name for tensor in partition.graph.initializer}
     return sum(weight.nbytes for weight in graph.weights if weight.name in used)
 
 
-def _every_node_runs(graph: OnnxGraph, cut: PiecewiseGraph) -> None:
-    inside = [{node.name for node in piece.graph.node} for piece in cut._pieces]
+def _every_node_runs(graph: OnnxGraph, cut: PartitionedGraph) -> None:
+    inside = [{node.name for node in partition.graph.node} for partition in cut._partitions]
     assert set.union(*inside) == {node.name for node in graph.model.graph.node}
     weights = {weight.name for weight in graph.weights}
     places: dict[str, int] = {}
-    for piece in cut._pieces:
-        for tensor in piece.graph.initializer:
+    for partition in cut._partitions:
+        for tensor in partition.graph.initializer:
             if tensor.name in weights:
                 places[tensor.name] = places.get(tensor.name, 0) + 1
     assert set(places) == weights
     twice = {name for name, count in places.items() if count > 1}
-    assert twice <= {"decoder.token_embedding.weight"}  # the first and the last piece
+    assert twice <= {"decoder.token_embedding.weight"}  # the first and the last partition
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
@@ -200,20 +200,20 @@ def test_an_export_is_verified_in_pieces(
     checkpoint = random_checkpoint(DEEP)
     whole = export(checkpoint, place / "whole", dialect=dialect)
     counts: list[int] = []
-    plan = PiecewiseGraph._plan
+    plan = PartitionedGraph._plan
 
-    def counted(self: PiecewiseGraph, *arguments: Any) -> Any:
+    def counted(self: PartitionedGraph, *arguments: Any) -> Any:
         planned = plan(self, *arguments)
         counts.append(len(planned))
         return planned
 
-    monkeypatch.setattr(PiecewiseGraph, "_plan", counted)
-    monkeypatch.setattr(pieces, "PIECE_BYTES", 1 << 10)
+    monkeypatch.setattr(PartitionedGraph, "_plan", counted)
+    monkeypatch.setattr(module, "PARTITION_BYTES", 1 << 10)
     cut = export(checkpoint, place / "cut", dialect=dialect)
     assert counts == [9, 9]  # a layer each, and what stands before the first
     assert cut.manifest.files == whole.manifest.files
     names = {path.name for path in cut.path.iterdir()}
-    assert names == {*whole.manifest.files, MANIFEST} >= {*ENGINE_FILES}  # no piece is left
+    assert names == {*whole.manifest.files, MANIFEST} >= {*ENGINE_FILES}  # no partition is left
     scale = whole.manifest.parity["logits_scale"]
     assert cut.manifest.parity["logits_scale"] == pytest.approx(scale)
     change_weight(monkeypatch, "decoder.blocks.5.mlp.2.weight", np.negative)
@@ -227,7 +227,7 @@ def test_a_piece_that_cannot_run_is_a_failed_verification(place: Path, small: Ch
     write_graph(graph, place, "encoder", lambda _: None)
     (place / "encoder.data").write_bytes(b"")
     with pytest.raises(VerificationError, match="cannot run the exported encoder"):
-        PiecewiseGraph(graph, cuts, place, "encoder").run(
+        PartitionedGraph(graph, cuts, place, "encoder").run(
             {"mel": np.zeros((1, 80, 100), np.float32)}
         )
 

@@ -158,7 +158,7 @@ class GraphBuilder:
         """Add a node with one output and return its name."""
         return self.nodes(op, inputs, 1, domain, **attrs)[0]
 
-    def either(self, condition: str, then: Callable[[], str], otherwise: Callable[[], str]) -> str:
+    def if_else(self, condition: str, then: Callable[[], str], otherwise: Callable[[], str]) -> str:
         """What ``then`` builds where ``condition`` (a bool scalar) holds, else the other.
 
         Both return the name of a float32 value, and may read whatever the graph has.

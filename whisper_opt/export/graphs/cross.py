@@ -26,26 +26,26 @@ from whisper_opt.core.dims import HEAD_DIM, ModelDims
 from whisper_opt.export.graphs.builder import GraphBuilder
 from whisper_opt.export.graphs.linear import Linear
 from whisper_opt.export.graphs.operators import (
-    COUNTED,
+    COUNTED_HEAD_DIM,
     PANEL,
-    counting_queries,
+    append_ones,
     cross_attention,
     cross_scores,
     pack_keys,
     pack_values,
 )
-from whisper_opt.export.graphs.partial import PartialPadding
+from whisper_opt.export.graphs.partial import CompressedPositions
 from whisper_opt.runtime.padding import BLOCK, MASKED
 
-__all__ = ["Cross", "PackedCross", "PlainCross"]
+__all__ = ["CrossKV", "PackedCrossKV", "PlainCrossKV"]
 
 _FLOAT = TensorProto.FLOAT
 
 
-class Cross(Protocol):
+class CrossKV(Protocol):
     """One way of handing keys and values over; made anew for every graph."""
 
-    def outputs(self, value: str, padding: PartialPadding | None) -> None:
+    def outputs(self, value: str, padding: CompressedPositions | None) -> None:
         """Declare them in the encoder graph; ``value`` is its last, normalized."""
 
     def inputs(self) -> str:
@@ -62,15 +62,15 @@ class Cross(Protocol):
         """
 
 
-class PlainCross:
+class PlainCrossKV:
     """Keys and values as they are computed."""
 
     def __init__(self, builder: GraphBuilder, linear: Linear, dims: ModelDims) -> None:
         """Of one graph."""
         self._builder, self._linear, self._dims = builder, linear, dims
 
-    def outputs(self, value: str, padding: PartialPadding | None) -> None:
-        """As of :class:`Cross`."""
+    def outputs(self, value: str, padding: CompressedPositions | None) -> None:
+        """As of :class:`CrossKV`."""
         builder, dims = self._builder, self._dims
         for i in range(dims.n_text_layer):
             builder.scope(f"decoder.blocks.{i}.cross_attn")
@@ -78,18 +78,18 @@ class PlainCross:
                 heads = _project(self._linear, value, i, part)
                 heads = builder.reshape(heads, [0, 0, dims.n_text_head, HEAD_DIM])
                 if padding is not None and kind == "k":
-                    heads = padding.counted(heads, dims.n_text_head)
+                    heads = padding.append_log_counts(heads, dims.n_text_head)
                 heads = builder.transpose(heads, order)
                 shape = self._shape(kind)
                 builder.output(heads, f"cross_{kind}_{i}", self._linear.types.kv, shape)
 
     def _shape(self, kind: str) -> list[int | str]:
-        rows = COUNTED if self._linear.types.partial else HEAD_DIM
+        rows = COUNTED_HEAD_DIM if self._linear.types.compresses_padding else HEAD_DIM
         tail: list[int | str] = [rows, "n_ctx"] if kind == "k" else ["n_ctx", HEAD_DIM]
         return ["n_audio", self._dims.n_text_head, *tail]
 
     def inputs(self) -> str:
-        """As of :class:`Cross`."""
+        """As of :class:`CrossKV`."""
         for i in range(self._dims.n_text_layer):
             for kind in ("k", "v"):
                 kv = self._linear.types.kv
@@ -99,7 +99,7 @@ class PlainCross:
     def attend(
         self, layer: int, query: str, heads: Sequence[int], aligned: str
     ) -> tuple[str, str | None]:
-        """As of :class:`Cross`.
+        """As of :class:`CrossKV`.
 
         Plain products in every dialect: a single query reads transposed keys once and in order,
         which no attention operator of ONNX Runtime does on the CPU; and word times need the scores.
@@ -108,8 +108,8 @@ class PlainCross:
         split = builder.transpose(builder.reshape(query, [0, 0, n_head, HEAD_DIM]), [0, 2, 1, 3])
         scale = builder.constant(np.array(HEAD_DIM**-0.5, types.compute))
         scaled = builder.node("Mul", split, scale)
-        if types.partial:
-            scaled = counting_queries(builder, scaled, HEAD_DIM**-0.5)
+        if types.compresses_padding:
+            scaled = append_ones(builder, scaled, HEAD_DIM**-0.5)
         scores = builder.node("MatMul", scaled, f"cross_k_{layer}")
         weights = builder.node("Softmax", scores, axis=-1)
         mixed = builder.node("MatMul", weights, f"cross_v_{layer}")
@@ -122,15 +122,15 @@ class PlainCross:
         return mixed, builder.cast(scores, types.compute, np.float32)
 
 
-class PackedCross:
+class PackedCrossKV:
     """Keys and values in 8 bits, as kernels read them."""
 
     def __init__(self, builder: GraphBuilder, linear: Linear, dims: ModelDims) -> None:
         """Of one graph, which hears padding by parts."""
         self._builder, self._linear, self._dims = builder, linear, dims
 
-    def outputs(self, value: str, padding: PartialPadding | None) -> None:
-        """As of :class:`Cross`."""
+    def outputs(self, value: str, padding: CompressedPositions | None) -> None:
+        """As of :class:`CrossKV`."""
         assert padding is not None  # what has 8 bits has it
         builder, dims, steps = self._builder, self._dims, []
         n_head, n_layer = dims.n_text_head, dims.n_text_layer
@@ -176,7 +176,7 @@ class PackedCross:
         return builder.node("Expand", row, shape)
 
     def inputs(self) -> str:
-        """As of :class:`Cross`."""
+        """As of :class:`CrossKV`."""
         for i in range(self._dims.n_text_layer):
             for kind in ("k", "v"):
                 self._builder.input(f"cross_{kind}_{i}", *self._packed(kind))
@@ -187,7 +187,7 @@ class PackedCross:
     def attend(
         self, layer: int, query: str, heads: Sequence[int], aligned: str
     ) -> tuple[str, str | None]:
-        """As of :class:`Cross`."""
+        """As of :class:`CrossKV`."""
         builder, n_head = self._builder, self._dims.n_text_head
         keys, values, shared = (
             f"cross_k_{layer}",

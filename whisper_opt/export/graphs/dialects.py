@@ -17,7 +17,7 @@ from onnx import TensorProto
 from whisper_opt.core.dims import HEAD_DIM
 from whisper_opt.core.errors import OptionError
 from whisper_opt.export.graphs.builder import MICROSOFT, GraphBuilder
-from whisper_opt.export.graphs.graph import Dialect, Rows
+from whisper_opt.export.graphs.graph import DecoderInputs, Dialect
 from whisper_opt.export.graphs.precision import Precision
 
 __all__ = ["DIALECTS", "Contrib", "Standard", "make_dialect"]
@@ -34,7 +34,7 @@ class Contrib:
     name = "contrib"
     opset = 20
     ir_version = 10
-    screens = True
+    two_stage_head = True
 
     def gelu(self, builder: GraphBuilder, value: str) -> str:
         return builder.node("Gelu", value, domain=MICROSOFT)
@@ -47,15 +47,15 @@ class Contrib:
             "MultiHeadAttention", query, key, val, domain=MICROSOFT, num_heads=n_head
         )
 
-    def begin_decoder(self, builder: GraphBuilder, rows: Rows) -> None:
+    def begin_decoder(self, builder: GraphBuilder, inputs: DecoderInputs) -> None:
         last = builder.node(
-            "Gather", rows.at, builder.constant(-1), axis=1
+            "Gather", inputs.at, builder.constant(-1), axis=1
         )  # index of each row's last real token
         self._seqlens = builder.node(
-            "Cast", builder.node("Add", rows.start, last), to=TensorProto.INT32
+            "Cast", builder.node("Add", inputs.start, last), to=TensorProto.INT32
         )
-        longest = builder.node("ReduceMax", rows.start, keepdims=0)
-        total = builder.node("Add", longest, builder.node("Squeeze", rows.n_new))
+        longest = builder.node("ReduceMax", inputs.start, keepdims=0)
+        total = builder.node("Add", longest, builder.node("Squeeze", inputs.n_new))
         self._total = builder.node("Cast", total, to=TensorProto.INT32)
 
     def self_attention(
@@ -83,7 +83,7 @@ class Standard:
     name = "standard"
     opset = 24
     ir_version = 11
-    screens = False
+    two_stage_head = False
 
     def gelu(self, builder: GraphBuilder, value: str) -> str:
         return builder.node("Gelu", value, approximate="none")
@@ -120,9 +120,9 @@ class Standard:
         weights = builder.node("Softmax", scores, axis=-1)
         return builder.node("MatMul", builder.cast(weights, np.float32, types.compute), val)
 
-    def begin_decoder(self, builder: GraphBuilder, rows: Rows) -> None:
-        self._start = rows.start
-        self._positions = builder.node("Unsqueeze", rows.positions, builder.constant([1, 3]))
+    def begin_decoder(self, builder: GraphBuilder, inputs: DecoderInputs) -> None:
+        self._start = inputs.start
+        self._positions = builder.node("Unsqueeze", inputs.positions, builder.constant([1, 3]))
         self._mask = ""
 
     def _causal_mask(self, builder: GraphBuilder, cache: str) -> str:

@@ -12,7 +12,7 @@ cache capacity, T encoder positions, H heads of 64):
               self_k_i, self_v_i kv [N, H, C, 64], cross_k_i, cross_v_i as above
               -> logits f32 [N, P, n_vocab], self_k_i_out, self_v_i_out kv [N, H, C, 64],
                  attention_i f32 [A, n_heads_i, Q, T] for every layer that has alignment heads
-              a screened head takes and gives more: see ``head.screened_head``
+              a screened head takes and gives more: see ``head.two_stage_head``
 
 ``kv`` is f32 or f16, as :class:`~whisper_opt.export.graphs.precision.Precision` says.
 
@@ -35,22 +35,22 @@ from onnx import TensorProto
 from whisper_opt.core.dims import HEAD_DIM, ModelDims
 from whisper_opt.export.checkpoints.checkpoint import Tensor
 from whisper_opt.export.graphs.builder import GraphBuilder, OnnxGraph
-from whisper_opt.export.graphs.cross import Cross, PackedCross, PlainCross
-from whisper_opt.export.graphs.head import embed, exact_head, screened_head
+from whisper_opt.export.graphs.cross import CrossKV, PackedCrossKV, PlainCrossKV
+from whisper_opt.export.graphs.head import embed, exact_head, two_stage_head
 from whisper_opt.export.graphs.linear import Linear
 from whisper_opt.export.graphs.mixed import MixedLinear
-from whisper_opt.export.graphs.partial import PartialPadding
+from whisper_opt.export.graphs.partial import CompressedPositions
 from whisper_opt.export.graphs.precision import FP32, Precision
-from whisper_opt.export.quantization.activation_stats import Spread
-from whisper_opt.export.quantization.int4 import NibbleLinear
-from whisper_opt.export.quantization.int8 import QuantizedLinear
+from whisper_opt.export.quantization.activation_stats import ActivationStats
+from whisper_opt.export.quantization.int4 import Int4Linear
+from whisper_opt.export.quantization.int8 import Int8Linear
 
-__all__ = ["Dialect", "Rows", "build_decoder", "build_encoder"]
+__all__ = ["Dialect", "DecoderInputs", "build_decoder", "build_encoder"]
 
 _FLOAT, _INT64 = TensorProto.FLOAT, TensorProto.INT64
 
 
-class Rows:
+class DecoderInputs:
     """Graph values shared by every decoder layer: where each row's tokens stand."""
 
     def __init__(self, builder: GraphBuilder, dims: ModelDims) -> None:
@@ -74,7 +74,7 @@ class Dialect(Protocol):
     name: str
     opset: int
     ir_version: int
-    screens: bool
+    two_stage_head: bool
     """Whether the output head is screened (:mod:`whisper_opt.runtime.head_bounds`): a matter of CPUs."""
 
     def gelu(self, builder: GraphBuilder, value: str) -> str:
@@ -85,7 +85,7 @@ class Dialect(Protocol):
     ) -> str:
         """Bidirectional attention of packed [A, T, 3 * n_state] -> [A, T, n_state]."""
 
-    def begin_decoder(self, builder: GraphBuilder, rows: Rows) -> None:
+    def begin_decoder(self, builder: GraphBuilder, inputs: DecoderInputs) -> None:
         """Derive whatever the layers share (lengths or masks)."""
 
     def self_attention(
@@ -106,24 +106,24 @@ def _add(builder: GraphBuilder, linear: Linear, value: str, branch: str) -> str:
 
 
 def _mlp(linear: Linear, dialect: Dialect, value: str, block: str) -> str:
-    hidden = linear.of_norm(value, f"{block}.mlp_ln", f"{block}.mlp.0")
-    return linear.gelu_added(value, hidden, f"{block}.mlp.2", dialect.gelu)
+    hidden = linear.norm_linear(value, f"{block}.mlp_ln", f"{block}.mlp.0")
+    return linear.gelu_linear_add(value, hidden, f"{block}.mlp.2", dialect.gelu)
 
 
 def _linear(
     builder: GraphBuilder,
     tensors: Mapping[str, Tensor],
     types: Precision,
-    spreads: Mapping[str, Spread] | None,
+    stats: Mapping[str, ActivationStats] | None,
     bits: int | None,
 ) -> Linear:
     if bits is None:
         return Linear(builder, tensors, types)
-    whole = QuantizedLinear(builder, tensors, types, spreads or {})
+    whole = Int8Linear(builder, tensors, types, stats or {})
     most: Linear = whole
     better = Linear(builder, tensors, types)
     if bits == 4:
-        most, better = NibbleLinear(builder, tensors, types), whole
+        most, better = Int4Linear(builder, tensors, types), whole
     return MixedLinear(most, better, types.kept) if types.kept else most
 
 
@@ -132,7 +132,7 @@ def build_encoder(
     tensors: Mapping[str, Tensor],
     dialect: Dialect,
     types: Precision = FP32,
-    spreads: Mapping[str, Spread] | None = None,
+    stats: Mapping[str, ActivationStats] | None = None,
     *,
     packed: bool = False,
 ) -> tuple[OnnxGraph, list[str]]:
@@ -143,7 +143,7 @@ def build_encoder(
         tensors: canonical checkpoint tensors (:func:`~whisper_opt.export.checkpoints.expected_shapes`).
         dialect: operator family.
         types: the type of every value.
-        spreads: what the products are given, where their weights become integers.
+        stats: what the products are given, where their weights become integers.
         packed: whether keys and values are handed over as kernels read them.
 
     Returns:
@@ -152,9 +152,9 @@ def build_encoder(
     """
     builder = GraphBuilder("whisper_encoder")
     encoder_bits = None if types.bits is None else 8
-    linear = _linear(builder, tensors, types, spreads, encoder_bits)
+    linear = _linear(builder, tensors, types, stats, encoder_bits)
     mel = builder.input("mel", _FLOAT, ["n_audio", dims.n_mels, "n_frames"])
-    padding = PartialPadding(builder) if types.partial else None
+    padding = CompressedPositions(builder) if types.compresses_padding else None
     value, cuts = _stem(builder, linear, dialect, dims, mel), []
     builder.scope("encoder.positional_embedding")
     table = linear.vector("encoder.positional_embedding", types.residual)
@@ -167,18 +167,18 @@ def build_encoder(
         block = f"encoder.blocks.{i}"
         builder.scope(block)
         cuts.append(value)
-        qkv = linear.qkv_of_norm(value, f"{block}.attn_ln", f"{block}.attn")
+        qkv = linear.norm_qkv(value, f"{block}.attn_ln", f"{block}.attn")
         if padding is None:
             mixed = dialect.encoder_attention(builder, qkv, dims.n_audio_head, types)
         else:
             mixed = padding.attention(qkv, dims.n_audio_head, first=i == 0)
             value = padding.heard(value) if i == 0 else value
-        value = linear.added(value, mixed, f"{block}.attn.out")
+        value = linear.linear_add(value, mixed, f"{block}.attn.out")
         value = _mlp(linear, dialect, value, block)
     builder.scope("encoder.ln_post")
     cuts.append(value)
     value = linear.inputs(value, "encoder.ln_post")
-    cross = PackedCross if packed else PlainCross
+    cross = PackedCrossKV if packed else PlainCrossKV
     cross(builder, linear, dims).outputs(value, padding)
     return builder.finish(dialect.opset, dialect.ir_version), cuts
 
@@ -201,7 +201,7 @@ def _stem(
     return builder.transpose(value, [0, 2, 1])
 
 
-def _fold(builder: GraphBuilder, value: str, n_audio: str, n_state: int) -> str:
+def _group_by_audio(builder: GraphBuilder, value: str, n_audio: str, n_state: int) -> str:
     """[A * G, S, n_state] -> [A, G * S, n_state]: hypotheses share the keys of their audio."""
     shape = builder.node(
         "Concat", n_audio, builder.constant([-1]), builder.constant([n_state]), axis=0
@@ -215,7 +215,7 @@ def build_decoder(
     dialect: Dialect,
     alignment_heads: Sequence[tuple[int, int]] | None = None,
     types: Precision = FP32,
-    spreads: Mapping[str, Spread] | None = None,
+    stats: Mapping[str, ActivationStats] | None = None,
     *,
     packed: bool = False,
 ) -> tuple[OnnxGraph, list[str]]:
@@ -225,23 +225,23 @@ def build_decoder(
     in the order of layers (default: :attr:`ModelDims.default_alignment_heads`).
     """
     builder = GraphBuilder("whisper_decoder")
-    linear = _linear(builder, tensors, types, spreads, types.bits)
+    linear = _linear(builder, tensors, types, stats, types.bits)
     watched = alignment_heads or dims.default_alignment_heads
-    cross = (PackedCross if packed else PlainCross)(builder, linear, dims)
+    cross = (PackedCrossKV if packed else PlainCrossKV)(builder, linear, dims)
     layers = _DecoderLayers(builder, linear, dialect, dims, watched, cross)
-    rows = layers.rows
-    value = embed(builder, rows.tokens, tensors, types.head)
+    inputs = layers.inputs
+    value = embed(builder, inputs.tokens, tensors, types.head)
     table = linear.vector("decoder.positional_embedding", types.residual)
-    value = _add(builder, linear, builder.node("Gather", table, rows.positions), value)
+    value = _add(builder, linear, builder.node("Gather", table, inputs.positions), value)
     cuts = []
     for i in range(dims.n_text_layer):
         cuts.append(value)
         value = layers.layer(value, i)
     builder.scope("decoder.ln")
     cuts.append(value)
-    hidden = _wanted(builder, linear, rows, value)
-    if dialect.screens and types.compute == np.float32 and types.bits is None:
-        screened_head(builder, hidden, dims, tensors, types)
+    hidden = _head_input(builder, linear, inputs, value)
+    if dialect.two_stage_head and types.compute == np.float32 and types.bits is None:
+        two_stage_head(builder, hidden, dims, tensors, types)
     else:
         logits = exact_head(builder, hidden, dims, tensors, types.head)
         builder.output(logits, "logits", _FLOAT, ["n_seq", "n_at", dims.n_vocab])
@@ -259,13 +259,13 @@ class _DecoderLayers:
         dialect: Dialect,
         dims: ModelDims,
         watched: Sequence[tuple[int, int]],
-        cross: Cross,
+        cross: CrossKV,
     ) -> None:
         """Declare the inputs; ``watched`` are the (layer, head) pairs whose scores are outputs."""
         self._builder, self._linear, self._dialect, self._dims = builder, linear, dialect, dims
         self._watched = watched
-        self.rows = Rows(builder, dims)
-        dialect.begin_decoder(builder, self.rows)
+        self.inputs = DecoderInputs(builder, dims)
+        dialect.begin_decoder(builder, self.inputs)
         self._aligned = builder.input("aligned", _INT64, ["n_aligned"])
         self._own: list[int | str] = ["n_seq", dims.n_text_head, "capacity", HEAD_DIM]
         self._caches = [
@@ -274,8 +274,10 @@ class _DecoderLayers:
         ]
         self._cross = cross
         self._n_audio = cross.inputs()
-        shape = builder.node("Shape", self.rows.tokens)
-        self._unfold = builder.node("Concat", shape, builder.constant([dims.n_text_state]), axis=0)
+        shape = builder.node("Shape", self.inputs.tokens)
+        self._row_shape = builder.node(
+            "Concat", shape, builder.constant([dims.n_text_state]), axis=0
+        )
         self._updated: list[Sequence[str]] = []
         self._scores: dict[int, tuple[int, str]] = {}
 
@@ -287,20 +289,20 @@ class _DecoderLayers:
         builder, linear, dims = self._builder, self._linear, self._dims
         block = f"decoder.blocks.{i}"
         builder.scope(block)
-        qkv = linear.qkv_of_norm(value, f"{block}.attn_ln", f"{block}.attn")
+        qkv = linear.norm_qkv(value, f"{block}.attn_ln", f"{block}.attn")
         mixed, *cache = self._dialect.self_attention(
             builder, qkv, self._caches[i], dims.n_text_head, linear.types
         )
         self._updated.append(cache)
-        value = linear.added(value, mixed, f"{block}.attn.out")
-        query = linear.of_norm(value, f"{block}.cross_attn_ln", f"{block}.cross_attn.query")
-        query = _fold(builder, query, self._n_audio, dims.n_text_state)
+        value = linear.linear_add(value, mixed, f"{block}.attn.out")
+        query = linear.norm_linear(value, f"{block}.cross_attn_ln", f"{block}.cross_attn.query")
+        query = _group_by_audio(builder, query, self._n_audio, dims.n_text_state)
         heads = [head for layer, head in self._watched if layer == i]
         mixed, scores = self._cross.attend(i, query, heads, self._aligned)
         if scores is not None:
             self._scores[i] = len(heads), scores
-        mixed = builder.node("Reshape", mixed, self._unfold)
-        value = linear.added(value, mixed, f"{block}.cross_attn.out")
+        mixed = builder.node("Reshape", mixed, self._row_shape)
+        value = linear.linear_add(value, mixed, f"{block}.cross_attn.out")
         return _mlp(linear, self._dialect, value, block)
 
     def outputs(self) -> None:
@@ -314,8 +316,8 @@ class _DecoderLayers:
             builder.output(value, f"self_v_{i}_out", kv, self._own)
 
 
-def _wanted(builder: GraphBuilder, linear: Linear, rows: Rows, value: str) -> str:
+def _head_input(builder: GraphBuilder, linear: Linear, inputs: DecoderInputs, value: str) -> str:
     """What the head is given, f32 [N, P, n_text_state], at the wanted positions."""
-    index = builder.node("Unsqueeze", rows.at, builder.constant([2]))
+    index = builder.node("Unsqueeze", inputs.at, builder.constant([2]))
     wanted = builder.node("GatherND", value, index, batch_dims=1)
     return linear.normalized(wanted, "decoder.ln")

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from whisper_opt.core.dims import ModelDims
 
-__all__ = ["CROSS", "HEAD", "chosen", "group_of", "groups_of", "products_of"]
+__all__ = ["CROSS", "HEAD", "matches", "group_of", "groups_of", "products_of"]
 
 HEAD = "decoder.head"
 """The output head, which is the embedding."""
@@ -45,7 +45,7 @@ def groups_of(dims: ModelDims) -> list[str]:
     return [*found, HEAD]
 
 
-def chosen(group: str, patterns: Iterable[str]) -> bool:
+def matches(group: str, patterns: Iterable[str]) -> bool:
     """Whether a group is one of ``patterns``, in which ``*`` stands for anything."""
     return any(fnmatch.fnmatchcase(group, pattern) for pattern in patterns)
 

@@ -27,13 +27,13 @@ from whisper_opt.export.quantization.head8 import QuantizedHead, quantize_head
 from whisper_opt.export.quantization.int4 import (
     BLOCK,
     EMBEDDING,
-    SPECIAL,
-    NibbleHead,
-    nibble_product,
+    N_SPECIAL,
+    Int4Head,
+    int4_product,
 )
 from whisper_opt.runtime.head_bounds import STEPS
 
-__all__ = ["EMBEDDING", "embed", "exact_head", "head8", "screened_head"]
+__all__ = ["EMBEDDING", "embed", "exact_head", "head8", "two_stage_head"]
 
 LIFT = 17.0
 """The guess: how far the best score lies above the mean one. On speech 12 to 21 in tiny.en; where
@@ -50,7 +50,7 @@ def embed(
     tensor = tensors[EMBEDDING]
     vocab, state = tensor.shape
     if types.bits is not None:
-        make = _embed_nibbles if types.bits == 4 else _embed_integers
+        make = _embed_int4 if types.bits == 4 else _embed_int8
         return make(builder, tokens, tensors)
     if types.compute == np.float32:
         stored = types.storage or types.compute
@@ -76,7 +76,7 @@ def exact_head(
 ) -> str:
     """Scores f32 [N, P, n_vocab] of the head's inputs [N, P, n_text_state]."""
     if types.bits is not None:
-        make = _nibble_head if types.bits == 4 else _quantized_head
+        make = _int4_head if types.bits == 4 else _int8_head
         return make(builder, hidden, tensors)
     flat = builder.reshape(hidden, [-1, dims.n_text_state])
     if types.compute == np.float32:
@@ -121,7 +121,7 @@ def _unflatten(builder: GraphBuilder, value: str, like: str, tail: list[int]) ->
     return builder.node("Reshape", value, shape, allowzero=1)
 
 
-def screened_head(
+def two_stage_head(
     builder: GraphBuilder,
     hidden: str,
     dims: ModelDims,
@@ -139,13 +139,13 @@ def screened_head(
     screened = builder.input("screened", _INT64, ["n_screened"])
     chosen = builder.node("Gather", hidden, exact, axis=1)
     logits = exact_head(builder, chosen, dims, tensors, types)
-    rough = _rough(builder, hidden, screened, dims, tensors)
+    rough = _approximate_logits(builder, hidden, screened, dims, tensors)
     builder.output(logits, "logits", _FLOAT, ["n_seq", "n_exact", dims.n_vocab])
     builder.output(rough, "rough", _FLOAT, ["n_seq", "n_screened", dims.n_vocab])
     builder.output(hidden, "hidden", _FLOAT, ["n_seq", "n_at", dims.n_text_state])
 
 
-class _Integers:
+class _Int8Weights:
     """Weights of the head in 8 bits, declared as they are used; quantized once."""
 
     def __init__(
@@ -179,36 +179,36 @@ class _Integers:
             self.builder.host(f"{self._scope}.{name}", self.shapes[name], self.read(name))
 
 
-def _rough(
+def _approximate_logits(
     builder: GraphBuilder,
     hidden: str,
     screened: str,
     dims: ModelDims,
     tensors: Mapping[str, Tensor],
 ) -> str:
-    weights = _Integers(builder, tensors)
+    weights = _Int8Weights(builder, tensors)
     builder.host(EMBEDDING, (dims.n_vocab, dims.n_text_state), tensors[EMBEDDING].read)
     weights.host("mean", "shrink", "error", "norm")
-    shrunk, loudest = _shrunk(builder, hidden, weights("shrink"))
-    shrunk, loudest = (builder.node("Gather", x, screened, axis=1) for x in (shrunk, loudest))
+    shrunk, absmax = _scaled_input(builder, hidden, weights("shrink"))
+    shrunk, absmax = (builder.node("Gather", x, screened, axis=1) for x in (shrunk, absmax))
     shape = weights.shapes["weight"]
-    return _products(builder, shrunk, loudest, weights("weight"), weights("scale"), shape)
+    return _int8_logits(builder, shrunk, absmax, weights("weight"), weights("scale"), shape)
 
 
-def _shrunk(builder: GraphBuilder, hidden: str, shrink: str) -> tuple[str, str]:
+def _scaled_input(builder: GraphBuilder, hidden: str, shrink: str) -> tuple[str, str]:
     """The head's input with quieter channels, and the largest magnitude of each row."""
     shrunk = builder.node("Mul", hidden, shrink)
     # of all positions: ONNX Runtime 1.19 does not reduce an empty tensor to the right shape
-    loudest = builder.node(
+    absmax = builder.node(
         "ReduceMax", builder.node("Abs", shrunk), builder.constant([-1]), keepdims=1
     )
-    return shrunk, loudest
+    return shrunk, absmax
 
 
-def _products(
+def _int8_logits(
     builder: GraphBuilder,
     shrunk: str,
-    loudest: str,
+    absmax: str,
     weight: str,
     scale: str,
     shape: tuple[int, ...],
@@ -218,7 +218,7 @@ def _products(
     ``shape``: of the weight.
     """
     state, vocab = shape
-    pair, worth = _two_rows(builder, shrunk, loudest)
+    pair, scales = _int7_rows(builder, shrunk, absmax)
     products = builder.node(
         "MatMulIntegerToFloat",
         builder.reshape(pair, [-1, state]),
@@ -229,12 +229,12 @@ def _products(
         domain=MICROSOFT,
     )
     products = _unflatten(builder, products, shrunk, [2, vocab])
-    return builder.node("Squeeze", builder.node("MatMul", worth, products), builder.constant([2]))
+    return builder.node("Squeeze", builder.node("MatMul", scales, products), builder.constant([2]))
 
 
-def _embed_integers(builder: GraphBuilder, tokens: str, tensors: Mapping[str, Tensor]) -> str:
+def _embed_int8(builder: GraphBuilder, tokens: str, tensors: Mapping[str, Tensor]) -> str:
     """Columns of the head's weights as embeddings [N, S, n_text_state]: one matrix for both."""
-    weights = _Integers(builder, tensors, "decoder.head")
+    weights = _Int8Weights(builder, tensors, "decoder.head")
     columns = builder.node("Gather", weights("weight"), tokens, axis=1)
     columns = builder.node("Cast", builder.transpose(columns, [1, 2, 0]), to=_FLOAT)
     scale = builder.node("Gather", weights("scale"), tokens)
@@ -243,9 +243,9 @@ def _embed_integers(builder: GraphBuilder, tokens: str, tensors: Mapping[str, Te
     return builder.node("Add", rows, weights("mean"))
 
 
-def _quantized_head(builder: GraphBuilder, hidden: str, tensors: Mapping[str, Tensor]) -> str:
+def _int8_head(builder: GraphBuilder, hidden: str, tensors: Mapping[str, Tensor]) -> str:
     """Scores f32 [N, P, n_vocab] from 8-bit weights; inputs keep 14 bits."""
-    weights = _Integers(builder, tensors, "decoder.head")
+    weights = _Int8Weights(builder, tensors, "decoder.head")
     operator = head8(weights.shapes["weight"])
     names = ("shrink", "weight", "scale", "mean")
     return operator(builder, hidden, *(weights(name) for name in names))
@@ -260,8 +260,8 @@ def head8(shape: tuple[int, ...]) -> Operator:
     """
 
     def body(builder: GraphBuilder) -> list[str]:
-        shrunk, loudest = _shrunk(builder, "hidden", "shrink")
-        scores = _products(builder, shrunk, loudest, "weight", "scale", shape)
+        shrunk, absmax = _scaled_input(builder, "hidden", "shrink")
+        scores = _int8_logits(builder, shrunk, absmax, "weight", "scale", shape)
         return [_add_mean(builder, scores, "hidden", "mean")]
 
     return Operator("Head8", ("hidden", "shrink", "weight", "scale", "mean"), body)
@@ -273,13 +273,13 @@ def _add_mean(builder: GraphBuilder, scores: str, hidden: str, mean: str) -> str
     return builder.node("Add", scores, builder.node("MatMul", hidden, column))
 
 
-class _Nibbles:
+class _Int4Weights:
     """Weights of the head in 4 bits, declared as they are used; rounded once."""
 
     def __init__(self, builder: GraphBuilder, tensors: Mapping[str, Tensor]) -> None:
-        head = functools.lru_cache(maxsize=1)(lambda: NibbleHead(tensors))
+        head = functools.lru_cache(maxsize=1)(lambda: Int4Head(tensors))
         vocab, self.state = tensors[EMBEDDING].shape
-        self.words, self.blocks = vocab - SPECIAL, self.state // BLOCK
+        self.words, self.blocks = vocab - N_SPECIAL, self.state // BLOCK
 
         def weight(name: str, shape: tuple[int, ...], dtype: Any = np.float32) -> str:
             read = functools.partial(lambda name: getattr(head(), name), name)
@@ -287,16 +287,16 @@ class _Nibbles:
 
         self.packed = weight("packed", (self.words, self.blocks, BLOCK // 2), np.uint8)
         self.steps = weight("steps", (self.words, self.blocks), np.float16)
-        self.special = weight("special", (SPECIAL, self.state), np.float16)
+        self.special = weight("special", (N_SPECIAL, self.state), np.float16)
         self.shrink = weight("shrink", (self.state,))
         self.mean = weight("mean", (self.state,))
 
 
-def _embed_nibbles(builder: GraphBuilder, tokens: str, tensors: Mapping[str, Tensor]) -> str:
+def _embed_int4(builder: GraphBuilder, tokens: str, tensors: Mapping[str, Tensor]) -> str:
     """Rows of the head's weights as embeddings [N, S, n_text_state]."""
-    head = _Nibbles(builder, tensors)
+    head = _Int4Weights(builder, tensors)
     last, first = builder.constant(head.words - 1), builder.constant(head.words)
-    rows = _words(builder, builder.node("Min", tokens, last), head)
+    rows = _int4_rows(builder, builder.node("Min", tokens, last), head)
     beyond = builder.node("Max", builder.node("Sub", tokens, first), builder.constant(0))
     special = builder.node("Gather", head.special, beyond)
     special = builder.cast(special, np.float16, np.float32)
@@ -304,7 +304,7 @@ def _embed_nibbles(builder: GraphBuilder, tokens: str, tensors: Mapping[str, Ten
     return builder.node("Where", is_word, rows, special)
 
 
-def _words(builder: GraphBuilder, tokens: str, head: _Nibbles) -> str:
+def _int4_rows(builder: GraphBuilder, tokens: str, head: _Int4Weights) -> str:
     """Embeddings [N, S, n_text_state] of tokens whose rows have 4 bits."""
     pairs = builder.node("Cast", builder.node("Gather", head.packed, tokens), to=TensorProto.INT32)
     sixteen = builder.constant(np.array(16, np.int32))
@@ -321,11 +321,11 @@ def _words(builder: GraphBuilder, tokens: str, head: _Nibbles) -> str:
     return builder.node("Add", builder.node("Mul", rows, head.shrink), head.mean)
 
 
-def _nibble_head(builder: GraphBuilder, hidden: str, tensors: Mapping[str, Tensor]) -> str:
+def _int4_head(builder: GraphBuilder, hidden: str, tensors: Mapping[str, Tensor]) -> str:
     """Scores f32 [N, P, n_vocab] from weights of 4 bits, and of float16 for special tokens."""
-    head = _Nibbles(builder, tensors)
+    head = _Int4Weights(builder, tensors)
     shrunk = builder.node("Mul", hidden, head.shrink)
-    scores = nibble_product(builder, shrunk, head.packed, head.steps, head.state, head.words)
+    scores = int4_product(builder, shrunk, head.packed, head.steps, head.state, head.words)
     words = _add_mean(builder, scores, hidden, head.mean)
     special = builder.transpose(builder.cast(head.special, np.float16, np.float32), [1, 0])
     return builder.node("Concat", words, builder.node("MatMul", hidden, special), axis=2)
@@ -335,13 +335,13 @@ def _number(builder: GraphBuilder, value: float) -> str:
     return builder.constant(np.array(value, np.float32))
 
 
-def _two_rows(builder: GraphBuilder, value: str, loudest: str) -> tuple[str, str]:
+def _int7_rows(builder: GraphBuilder, value: str, absmax: str) -> tuple[str, str]:
     """[N, R, n] -> uint8 [N, R, 2, n] about STEPS + 1, and what a step is worth, [N, R, 1, 2].
 
-    ``loudest``: [N, R, 1] largest magnitudes.
+    ``absmax``: [N, R, 1] largest magnitudes.
     """
-    loudest = builder.node("Max", loudest, _number(builder, 1e-30))
-    step = builder.node("Div", loudest, _number(builder, STEPS))
+    absmax = builder.node("Max", absmax, _number(builder, 1e-30))
+    step = builder.node("Div", absmax, _number(builder, STEPS))
     steps = builder.node("Div", value, step)
     high = builder.node("Round", steps)
     rest = builder.node("Mul", builder.node("Sub", steps, high), _number(builder, 2 * STEPS))
@@ -349,5 +349,5 @@ def _two_rows(builder: GraphBuilder, value: str, loudest: str) -> tuple[str, str
     rows = [builder.node("Unsqueeze", row, axis) for row in (high, builder.node("Round", rest))]
     pair = builder.node("Add", builder.node("Concat", *rows, axis=2), _number(builder, STEPS + 1))
     small = builder.node("Div", step, _number(builder, 2 * STEPS))
-    worth = builder.node("Unsqueeze", builder.node("Concat", step, small, axis=2), axis)
-    return builder.node("Cast", pair, to=TensorProto.UINT8), worth
+    scales = builder.node("Unsqueeze", builder.node("Concat", step, small, axis=2), axis)
+    return builder.node("Cast", pair, to=TensorProto.UINT8), scales

@@ -11,7 +11,7 @@ from whisper_opt.core.arrays import F32
 from whisper_opt.export.checkpoints.checkpoint import Tensor
 from whisper_opt.export.graphs.builder import GraphBuilder
 from whisper_opt.export.graphs.precision import Precision
-from whisper_opt.export.quantization.hadamard import rotated
+from whisper_opt.export.quantization.hadamard import apply_hadamard
 
 __all__ = ["Gelu", "Linear"]
 
@@ -69,15 +69,15 @@ class Linear:
         """Layer normalization of the residual stream, as an input of products."""
         return self.builder.cast(self.normalized(value, norm), np.float32, self.types.compute)
 
-    def of_norm(self, value: str, norm: str, name: str) -> str:
+    def norm_linear(self, value: str, norm: str, name: str) -> str:
         """The projection called ``name`` of the residual stream, normalized."""
         return self(self.inputs(value, norm), name)
 
-    def qkv_of_norm(self, value: str, norm: str, name: str) -> str:
+    def norm_qkv(self, value: str, norm: str, name: str) -> str:
         """Its query, key and value projections side by side, [.., 3 * n_state] (key bias is 0)."""
         return self._qkv(self.inputs(value, norm), name)
 
-    def added(self, value: str, inner: str, name: str) -> str:
+    def linear_add(self, value: str, inner: str, name: str) -> str:
         """The residual stream and a projection, whose bias is not rounded to its product."""
         product = self.builder.cast(
             self(inner, name, bias=False), self.types.compute, self.types.residual
@@ -85,9 +85,9 @@ class Linear:
         branch = self.builder.node("Add", product, self.vector(f"{name}.bias", self.types.residual))
         return self.builder.node("Add", value, branch)
 
-    def gelu_added(self, value: str, inner: str, name: str, gelu: Gelu) -> str:
-        """As :meth:`added`, of the GELU of ``inner``."""
-        return self.added(value, gelu(self.builder, inner), name)
+    def gelu_linear_add(self, value: str, inner: str, name: str, gelu: Gelu) -> str:
+        """As :meth:`linear_add`, of the GELU of ``inner``."""
+        return self.linear_add(value, gelu(self.builder, inner), name)
 
     def __call__(self, value: str, name: str, *, bias: bool = True) -> str:
         """``value @ weight.T + bias`` of the ``nn.Linear`` called ``name``."""
@@ -100,7 +100,7 @@ class Linear:
 
         def weight() -> F32:
             whole = np.ascontiguousarray(np.concatenate([part.read() for part in parts]).T)
-            return self._turned(whole, name)
+            return self._with_hadamard(whole, name)
 
         product = self.builder.node(
             "MatMul", value, self._weight(f"{name}.qkv.weight", (state, 3 * state), weight)
@@ -114,13 +114,13 @@ class Linear:
 
         def bias() -> F32:
             whole = np.concatenate([query.read(), np.zeros(state, np.float32), val.read()])
-            return self._turned(whole, name)
+            return self._with_hadamard(whole, name)
 
         return self._weight(f"{name}.qkv.bias", (3 * state,), bias)
 
-    def _turned(self, whole: F32, name: str) -> F32:
-        """Queries and keys of [.., 3 * n_state] as they are rounded: see ``Precision.rotated``."""
-        if not (self.types.rotated and name.startswith("decoder.")):
+    def _with_hadamard(self, whole: F32, name: str) -> F32:
+        """Queries and keys of [.., 3 * n_state] as they are rounded: see ``Precision.hadamard``."""
+        if not (self.types.hadamard and name.startswith("decoder.")):
             return whole
         queries_and_keys, values = np.split(whole, [2 * whole.shape[-1] // 3], axis=-1)
-        return np.concatenate([rotated(queries_and_keys), values], axis=-1)
+        return np.concatenate([apply_hadamard(queries_and_keys), values], axis=-1)

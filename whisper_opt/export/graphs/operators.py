@@ -20,19 +20,19 @@ from whisper_opt.export.graphs.builder import MICROSOFT, OWN, GraphBuilder
 from whisper_opt.runtime.padding import BLOCK
 
 __all__ = [
-    "COUNTED",
+    "COUNTED_HEAD_DIM",
     "GELU_LINEAR_ADD",
-    "GELU_LOW",
+    "GELU_MIN",
     "GELU_STEPS",
-    "GELU_ZERO",
-    "LEAST",
+    "GELU_ZERO_POINT",
+    "MIN_ABSMAX",
     "LINEAR",
     "LINEAR_ADD",
     "NORM_LINEAR",
     "PANEL",
     "Operator",
-    "counted_keys",
-    "counting_queries",
+    "append_log_counts",
+    "append_ones",
     "cross_attention",
     "cross_scores",
     "encoder_attention",
@@ -41,17 +41,17 @@ __all__ = [
     "pack_values",
 ]
 
-COUNTED = HEAD_DIM + 1
+COUNTED_HEAD_DIM = HEAD_DIM + 1
 """Rows of keys whose last one says how often they count."""
 PANEL = 64
 """Keys that lie side by side in packed keys (:mod:`whisper_opt.export.graphs.cross`)."""
 
-GELU_LOW = 0.17
+GELU_MIN = 0.17
 """A GELU is nowhere less than minus this."""
-GELU_ZERO = 16
+GELU_ZERO_POINT = 16
 """The integer that stands for zero after a GELU."""
-GELU_STEPS = 255 - GELU_ZERO
-LEAST = 1e-20
+GELU_STEPS = 255 - GELU_ZERO_POINT
+MIN_ABSMAX = 1e-20
 """Rows smaller than this are taken to be this large: no division by zero."""
 
 
@@ -87,40 +87,40 @@ def _number(builder: GraphBuilder, value: float) -> str:
     return builder.constant(np.array(value, np.float32))
 
 
-def _product(builder: GraphBuilder, value: str, *, after_gelu: bool = False) -> str:
+def _int8_product(builder: GraphBuilder, value: str, *, after_gelu: bool = False) -> str:
     """``value @ weight * scale + bias``, of the value rounded row by row."""
-    steps, zero, least = 127, 128, LEAST
+    steps, zero, least = 127, 128, MIN_ABSMAX
     sizes = value
     if after_gelu:  # so large that the least value of a GELU is no less than integer 0
-        steps, zero, least = GELU_STEPS, GELU_ZERO, GELU_LOW * GELU_STEPS / GELU_ZERO
+        steps, zero, least = GELU_STEPS, GELU_ZERO_POINT, GELU_MIN * GELU_STEPS / GELU_ZERO_POINT
     else:
         sizes = builder.node("Abs", value)
-    loudest = builder.node("ReduceMax", sizes, builder.constant([-1]), keepdims=1)
-    loudest = builder.node("Max", loudest, _number(builder, least))
-    even = builder.node("Div", value, loudest)
+    absmax = builder.node("ReduceMax", sizes, builder.constant([-1]), keepdims=1)
+    absmax = builder.node("Max", absmax, _number(builder, least))
+    even = builder.node("Div", value, absmax)
     step, middle = _number(builder, 1 / steps), builder.constant(np.array(zero, np.uint8))
     integers = builder.node("QuantizeLinear", even, step, middle)
     factors = [integers, "weight", step, "scale", middle]
     product = builder.node("MatMulIntegerToFloat", *factors, domain=MICROSOFT)
-    return builder.node("Add", builder.node("Mul", product, loudest), "bias")
+    return builder.node("Add", builder.node("Mul", product, absmax), "bias")
 
 
 def _linear(builder: GraphBuilder) -> list[str]:
-    return [_product(builder, "x")]
+    return [_int8_product(builder, "x")]
 
 
 def _norm_linear(builder: GraphBuilder) -> list[str]:
     normed = builder.node("LayerNormalization", "x", "gain", "shift", axis=-1, epsilon=1e-5)
-    return [_product(builder, normed)]
+    return [_int8_product(builder, normed)]
 
 
 def _linear_add(builder: GraphBuilder) -> list[str]:
-    return [builder.node("Add", "residual", _product(builder, "x"))]
+    return [builder.node("Add", "residual", _int8_product(builder, "x"))]
 
 
 def _gelu_linear_add(builder: GraphBuilder) -> list[str]:
     after = builder.node("Gelu", "x", domain=MICROSOFT)
-    return [builder.node("Add", "residual", _product(builder, after, after_gelu=True))]
+    return [builder.node("Add", "residual", _int8_product(builder, after, after_gelu=True))]
 
 
 _WEIGHTS: Sequence[str] = ("weight", "scale", "bias")
@@ -146,14 +146,14 @@ def encoder_attention(n_head: int) -> Operator:
         query, key, val = builder.nodes("Split", ["qkv"], 3, axis=-1, num_outputs=3)
 
         def counting() -> str:
-            wide = [0, 0, n_head * COUNTED]
+            wide = [0, 0, n_head * COUNTED_HEAD_DIM]
             heads = [builder.reshape(part, [0, 0, n_head, HEAD_DIM]) for part in (query, key)]
-            queries = builder.reshape(counting_queries(builder, heads[0], 1.0), wide)
-            keys = builder.reshape(counted_keys(builder, heads[1], "added", n_head), wide)
+            queries = builder.reshape(append_ones(builder, heads[0], 1.0), wide)
+            keys = builder.reshape(append_log_counts(builder, heads[1], "added", n_head), wide)
             return _attend(builder, n_head, queries, keys, val)
 
         return [
-            builder.either("by_parts", counting, lambda: _attend(builder, n_head, query, key, val))
+            builder.if_else("by_parts", counting, lambda: _attend(builder, n_head, query, key, val))
         ]
 
     return Operator("EncoderAttention", ("qkv", "added", "by_parts"), body, ("num_heads",))
@@ -175,7 +175,7 @@ def _attend(builder: GraphBuilder, n_head: int, *qkv: str) -> str:
     return builder.node("MultiHeadAttention", *qkv, domain=MICROSOFT, **attributes)
 
 
-def counted_keys(builder: GraphBuilder, heads: str, added: str, n_head: int) -> str:
+def append_log_counts(builder: GraphBuilder, heads: str, added: str, n_head: int) -> str:
     """Keys [A, n, H, 64] with what is added to a scaled score, [n]: [A, n, H, 65]."""
     unscaled = builder.node("Mul", added, _number(builder, HEAD_DIM**0.5))
     column = builder.node("Unsqueeze", unscaled, builder.constant([1, 2]))
@@ -184,20 +184,20 @@ def counted_keys(builder: GraphBuilder, heads: str, added: str, n_head: int) -> 
     return builder.node("Concat", heads, builder.node("Expand", column, shape), axis=3)
 
 
-def counting_queries(builder: GraphBuilder, query: str, one: float) -> str:
+def append_ones(builder: GraphBuilder, query: str, one: float) -> str:
     """Queries [a, b, c, 64] for keys that count: [a, b, c, 65]; scaled ones end in a scaled one."""
     ending = builder.constant(np.array(one, np.float32))
     return builder.node("Pad", query, builder.constant([0, 1]), ending, builder.constant([3]))
 
 
-def _integers(builder: GraphBuilder, n_head: int) -> tuple[str, str]:
+def _quantized_heads(builder: GraphBuilder, n_head: int) -> tuple[str, str]:
     """``x`` [A, n, n_state] by heads as whole floats [A, H, n', 64], and steps [A, H, 64]."""
     heads = _heads(builder, "x", n_head)
-    loudest = builder.node(
+    absmax = builder.node(
         "ReduceMax", builder.node("Abs", heads), builder.constant([2]), keepdims=1
     )
-    loudest = builder.node("Max", loudest, _number(builder, LEAST))
-    step = builder.node("Div", loudest, _number(builder, 127))
+    absmax = builder.node("Max", absmax, _number(builder, MIN_ABSMAX))
+    step = builder.node("Div", absmax, _number(builder, 127))
     whole = builder.node("Round", builder.node("Div", heads, step))
     behind = builder.node(
         "Mod", builder.node("Neg", builder.dim(heads, 2)), builder.constant([BLOCK])
@@ -216,7 +216,7 @@ def pack_keys(n_head: int) -> Operator:
     """X [A, n, n_state] -> keys as :mod:`whisper_opt.export.graphs.cross` says, and steps [A, H, 64]."""
 
     def body(builder: GraphBuilder) -> list[str]:
-        whole, step = _integers(builder, n_head)
+        whole, step = _quantized_heads(builder, n_head)
         # what is behind the last key is 0 or 128: nobody looks at it
         shifted = builder.node("Add", whole, _number(builder, 128))
         panels = builder.reshape(shifted, [0, 0, -1, PANEL, HEAD_DIM // 4, 4])
@@ -230,7 +230,7 @@ def pack_values(n_head: int) -> Operator:
     """X [A, n, n_state] -> values as :mod:`whisper_opt.export.graphs.cross` says, and steps [A, H, 64]."""
 
     def body(builder: GraphBuilder) -> list[str]:
-        whole, step = _integers(builder, n_head)
+        whole, step = _quantized_heads(builder, n_head)
         quads = builder.transpose(builder.reshape(whole, [0, 0, -1, 4, HEAD_DIM]), [0, 1, 2, 4, 3])
         return [builder.node("Cast", quads, to=TensorProto.INT8), step]
 

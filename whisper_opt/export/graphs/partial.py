@@ -20,15 +20,15 @@ from onnx import TensorProto
 
 from whisper_opt.export.graphs.builder import GraphBuilder
 from whisper_opt.export.graphs.operators import (
-    counted_keys,
+    append_log_counts,
     encoder_attention,
     encoder_attention_at,
 )
 
-__all__ = ["PartialPadding"]
+__all__ = ["CompressedPositions"]
 
 
-class PartialPadding:
+class CompressedPositions:
     """What the layers of one encoder share."""
 
     def __init__(self, builder: GraphBuilder) -> None:
@@ -75,6 +75,6 @@ class PartialPadding:
         inputs = (qkv, self.added, self._by_parts)
         return operator(self._builder, *inputs, num_heads=n_head)
 
-    def counted(self, heads: str, n_head: int) -> str:
+    def append_log_counts(self, heads: str, n_head: int) -> str:
         """Keys [A, n_heard, H, 64] with what their counts add to a score: [A, n_heard, H, 65]."""
-        return counted_keys(self._builder, heads, self.added, n_head)
+        return append_log_counts(self._builder, heads, self.added, n_head)

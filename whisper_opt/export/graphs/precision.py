@@ -15,7 +15,7 @@ import numpy as np
 from onnx import helper
 
 from whisper_opt.core.errors import OptionError
-from whisper_opt.export.graphs.groups import HEAD, chosen
+from whisper_opt.export.graphs.groups import HEAD, matches
 
 __all__ = ["FP16", "FP32", "INT4", "INT8", "PRECISIONS", "STORED", "Precision", "make_precision"]
 
@@ -46,7 +46,7 @@ class Precision:
             rounds its scores to float16 on the CPU, no fused kernel of a GPU does; so the graph
             says what such a kernel computes (float32 scores and softmax between float16 products)
             and a TensorRT build makes one operator of it (``tensorrt_ops.with_attention``).
-        rotated: whether queries and keys of the decoder's self-attention are in a basis in which
+        hadamard: whether queries and keys of the decoder's self-attention are in a basis in which
             rounding costs less (:mod:`whisper_opt.export.quantization.hadamard`). Elsewhere that was measured to
             win no more than weights lose that are no float16 numbers any more.
         kept: groups of products (:mod:`whisper_opt.export.graphs.groups`) that are a step more exact than
@@ -62,18 +62,18 @@ class Precision:
     bits: int | None = None
     storage: np.dtype[Any] | None = None
     fused: bool = True
-    rotated: bool = False
+    hadamard: bool = False
     kept: frozenset[str] = frozenset()
 
     @property
     def head(self) -> Precision:
         """The policy of the embedding, which is the output head's too."""
-        if not chosen(HEAD, self.kept):
+        if not matches(HEAD, self.kept):
             return self
         return dataclasses.replace(self, bits=8 if self.bits == 4 else None, kept=frozenset())
 
     @property
-    def partial(self) -> bool:
+    def compresses_padding(self) -> bool:
         """Whether padding is heard by parts: less exact, and faster the shorter the sound is."""
         return self.bits is not None
 
@@ -93,7 +93,7 @@ FP16 = Precision(
     cross_tolerance=1e-2,
     logits_tolerance=1e-2,
     fused=False,
-    rotated=True,
+    hadamard=True,
 )
 STORED = Precision(
     "fp16-storage", _F32, _F32, "rms", cross_tolerance=4e-3, logits_tolerance=4e-3, storage=_F16

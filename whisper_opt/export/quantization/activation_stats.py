@@ -18,10 +18,10 @@ from whisper_opt.core.arrays import F32, Int
 from whisper_opt.core.dims import HOP_LENGTH, SAMPLE_RATE
 from whisper_opt.export.checkpoints.checkpoint import Checkpoint
 from whisper_opt.export.verification.reference import Reference
-from whisper_opt.export.verification.synthetic_audio import seconds, voice
+from whisper_opt.export.verification.synthetic_audio import sample_times, synthetic_voice
 from whisper_opt.export.verification.verify import noise_mel
 
-__all__ = ["ActivationSample", "Spread", "made_up", "observe"]
+__all__ = ["ActivationSample", "ActivationStats", "synthetic_samples", "collect_stats"]
 
 _SECONDS = 10
 """Length of a made-up window: what each position becomes differs little in a longer one."""
@@ -41,7 +41,7 @@ class ActivationSample(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Spread:
+class ActivationStats:
     """What one product is given.
 
     Attributes:
@@ -53,7 +53,7 @@ class Spread:
     peak: F32
 
 
-class _Observed(Reference):
+class _StatsReference(Reference):
     """The model, which notes what its products are given."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
@@ -71,32 +71,34 @@ class _Observed(Reference):
         return super()._linear(x, name, bias=bias)
 
 
-def observe(checkpoint: Checkpoint, samples: Iterable[ActivationSample]) -> Mapping[str, Spread]:
+def collect_stats(
+    checkpoint: Checkpoint, samples: Iterable[ActivationSample]
+) -> Mapping[str, ActivationStats]:
     """Run a model on samples and return what each of its products was given, by name."""
-    model = _Observed(checkpoint)
+    model = _StatsReference(checkpoint)
     for sample in samples:
         audio = model.encode(sample.mel)
         model.decode(audio, [sample.tokens])
-    return {name: _spread(*seen) for name, seen in model.seen.items()}
+    return {name: _stats(*seen) for name, seen in model.seen.items()}
 
 
-def _spread(low: F32, high: F32, total: F32, n: F32) -> Spread:
+def _stats(low: F32, high: F32, total: F32, n: F32) -> ActivationStats:
     peak = np.maximum(high - low, 1e-6).astype(np.float32)
     # on a coarse grid: another machine's last digits make no other engine
     grid = np.exp2(np.floor(np.log2(peak)) - 5)
     mean = (np.rint(total / n / grid) * grid).astype(np.float32)
-    return Spread(mean, np.maximum(high - mean, mean - low).astype(np.float32))
+    return ActivationStats(mean, np.maximum(high - mean, mean - low).astype(np.float32))
 
 
-def made_up(checkpoint: Checkpoint) -> Sequence[ActivationSample]:
+def synthetic_samples(checkpoint: Checkpoint) -> Sequence[ActivationSample]:
     """Samples that need no recording: noise, and tones that glide and pause, as voices do."""
     dims = checkpoint.dims
     frames = _SECONDS * SAMPLE_RATE // HOP_LENGTH
-    time = seconds(_SECONDS * SAMPLE_RATE)
+    time = sample_times(_SECONDS * SAMPLE_RATE)
     draw = np.random.default_rng(1)
     mels = [noise_mel(dims)[:, :frames]]
     for pitch, pace in ((120.0, 3.0), (210.0, 4.5)):
-        sound = voice(time, pitch, pace, time < 0.7 * _SECONDS)
+        sound = synthetic_voice(time, pitch, pace, time < 0.7 * _SECONDS)
         mels.append(np.ascontiguousarray(log_mel(sound, dims.n_mels).head()[:, :frames]))
     n = min(_TOKENS, dims.n_text_ctx)
     return [

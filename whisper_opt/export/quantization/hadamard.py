@@ -15,10 +15,10 @@ import numpy as np
 from whisper_opt.core.arrays import F32
 from whisper_opt.core.dims import HEAD_DIM
 
-__all__ = ["rotated"]
+__all__ = ["apply_hadamard"]
 
 
-def rotated(values: F32) -> F32:
+def apply_hadamard(values: F32) -> F32:
     """Each head's channels times the Hadamard matrix of order 64 over 8.
 
     Args:

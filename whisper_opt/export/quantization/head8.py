@@ -9,7 +9,7 @@ import numpy as np
 from whisper_opt.core.arrays import F32, NDArray
 from whisper_opt.export.checkpoints.checkpoint import Tensor
 
-__all__ = ["QuantizedHead", "evened", "quantize_head"]
+__all__ = ["QuantizedHead", "mean_and_channel_scale", "quantize_head"]
 
 _BLOCK = 1024
 
@@ -35,7 +35,7 @@ class QuantizedHead:
     norm: F32
 
 
-def evened(rows: F32, gain: F32, bias: F32) -> tuple[F32, F32]:
+def mean_and_channel_scale(rows: F32, gain: F32, bias: F32) -> tuple[F32, F32]:
     """What is done to the head before it is rounded.
 
     Args:
@@ -51,8 +51,8 @@ def evened(rows: F32, gain: F32, bias: F32) -> tuple[F32, F32]:
     mean: F32 = np.add.reduce(rows, axis=0) / n_vocab
     loud = np.sqrt(gain**2 + bias**2)
     spread = np.sqrt(np.einsum("vn,vn->n", rows, rows) / n_vocab - mean**2)
-    grow = np.sqrt(np.maximum(loud, 1e-6) / np.maximum(spread, 1e-6)).astype(np.float32)
-    return mean, grow
+    channel_scale = np.sqrt(np.maximum(loud, 1e-6) / np.maximum(spread, 1e-6)).astype(np.float32)
+    return mean, channel_scale
 
 
 def quantize_head(embedding: Tensor, gain: Tensor, bias: Tensor) -> QuantizedHead:
@@ -65,11 +65,11 @@ def quantize_head(embedding: Tensor, gain: Tensor, bias: Tensor) -> QuantizedHea
     """
     rows = embedding.read()
     n_vocab, n_state = rows.shape
-    mean, grow = evened(rows, gain.read(), bias.read())
+    mean, channel_scale = mean_and_channel_scale(rows, gain.read(), bias.read())
     weight = np.empty((n_state, n_vocab), np.int8)
     scale, error, norm = (np.empty(n_vocab, np.float32) for _ in range(3))
     for begin in range(0, n_vocab, _BLOCK):  # in pieces that stay in the cache
-        block = (rows[begin : begin + _BLOCK] - mean) * grow
+        block = (rows[begin : begin + _BLOCK] - mean) * channel_scale
         here = slice(begin, begin + len(block))
         scale[here] = np.maximum(np.abs(block).max(axis=1) / np.float32(127), 1e-12)
         rounded = np.rint(block / scale[here, None])
@@ -78,4 +78,6 @@ def quantize_head(embedding: Tensor, gain: Tensor, bias: Tensor) -> QuantizedHea
         norm[here] = np.sqrt(np.einsum("vn,vn->v", rounded, rounded))
         block -= rounded
         error[here] = np.sqrt(np.einsum("vn,vn->v", block, block))
-    return QuantizedHead(weight, scale, mean, np.float32(1) / grow, error, norm.max(keepdims=True))
+    return QuantizedHead(
+        weight, scale, mean, np.float32(1) / channel_scale, error, norm.max(keepdims=True)
+    )

@@ -14,20 +14,20 @@ import numpy as np
 from whisper_opt.core.arrays import F32, NDArray
 from whisper_opt.export.checkpoints.checkpoint import Tensor
 from whisper_opt.export.graphs.builder import MICROSOFT, GraphBuilder
-from whisper_opt.export.graphs.groups import CROSS, HEAD, chosen, group_of
+from whisper_opt.export.graphs.groups import CROSS, HEAD, group_of, matches
 from whisper_opt.export.graphs.linear import Linear
-from whisper_opt.export.quantization.head8 import evened
+from whisper_opt.export.quantization.head8 import mean_and_channel_scale
 
 __all__ = [
     "BLOCK",
     "EMBEDDING",
-    "SPECIAL",
-    "NibbleHead",
-    "NibbleLinear",
-    "as_stored",
-    "nibble_product",
-    "pack",
-    "unpack",
+    "N_SPECIAL",
+    "Int4Head",
+    "Int4Linear",
+    "dequantized",
+    "int4_product",
+    "pack_int4",
+    "unpack_int4",
 ]
 
 EMBEDDING = "decoder.token_embedding.weight"
@@ -38,12 +38,12 @@ _SHRINK = (1.05, 1.0, 0.96, 0.92, 0.88, 0.84, 0.8, 0.75)
 _ROWS = 1024
 _LEAST = 1e-6
 """Blocks smaller than this are zeros; an eighth of it is a float16 number."""
-SPECIAL = 1632
+N_SPECIAL = 1632
 """Rows at the end of the embedding that stay float16: times and special tokens, about 1,610. A text
 ends, and a segment too, where one of them beats all words; 4 bits make it miss its end."""
 
 
-def pack(weight: F32) -> tuple[NDArray, F32]:
+def pack_int4(weight: F32) -> tuple[NDArray, F32]:
     """Round float32 [n_out, n_in] to 4 bits, each block by the step that costs least.
 
     Returns:
@@ -79,63 +79,61 @@ def _rounded(blocks: F32) -> tuple[NDArray, F32]:
     return found, step[..., 0].astype(np.float32)
 
 
-def unpack(packed: NDArray, steps: F32) -> F32:
-    """Float32 [n_out, n_in] that :func:`pack` stands for."""
+def unpack_int4(packed: NDArray, steps: F32) -> F32:
+    """Float32 [n_out, n_in] that :func:`pack_int4` stands for."""
     integers = np.stack([packed & 15, packed >> 4], -1).reshape(*steps.shape, BLOCK)
     values: F32 = (integers.astype(np.float32) - 8) * steps[..., None]
     return values.reshape(len(values), -1)
 
 
-class NibbleHead:
+class Int4Head:
     """The embedding in 4 bits, but for its last rows.
 
     Attributes:
-        packed, steps: as of :func:`pack`, of the rows before the last.
+        packed, steps: as of :func:`pack_int4`, of the rows before the last.
         mean: float32 [n_text_state], mean row, taken out before rounding.
         shrink: float32 [n_text_state], factors of the input; weights were divided by them.
-        special: float32 [SPECIAL, n_text_state], the last rows as float16 numbers.
+        special: float32 [N_SPECIAL, n_text_state], the last rows as float16 numbers.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         """Round the embedding of a checkpoint."""
         rows = tensors[EMBEDDING].read()
         gain, bias = (tensors[f"decoder.ln.{part}"].read() for part in ("weight", "bias"))
-        self.mean, grow = evened(rows, gain, bias)
-        self.shrink: F32 = np.float32(1) / grow
-        words = len(rows) - SPECIAL
-        self.packed, self.steps = pack((rows[:words] - self.mean) * grow)
+        self.mean, channel_scale = mean_and_channel_scale(rows, gain, bias)
+        self.shrink: F32 = np.float32(1) / channel_scale
+        words = len(rows) - N_SPECIAL
+        self.packed, self.steps = pack_int4((rows[:words] - self.mean) * channel_scale)
         self.special: F32 = rows[words:].astype(np.float16).astype(np.float32)
 
     def rows(self) -> F32:
         """The embedding [n_vocab, n_text_state] that this stands for."""
-        words = unpack(self.packed, self.steps) * self.shrink + self.mean
+        words = unpack_int4(self.packed, self.steps) * self.shrink + self.mean
         return np.concatenate([words, self.special])
 
 
-def as_stored(tensors: Mapping[str, Tensor], kept: Collection[str] = ()) -> dict[str, Tensor]:
+def dequantized(tensors: Mapping[str, Tensor], kept: Collection[str] = ()) -> dict[str, Tensor]:
     """Checkpoint tensors with those of the decoder that get 4 bits replaced by what they become.
 
-    ``kept``: groups (:func:`whisper_opt.export.graphs.groups.chosen`) that are left alone.
+    ``kept``: groups (:func:`whisper_opt.export.graphs.groups.matches`) that are left alone.
     """
 
     def stored(name: str, tensor: Tensor) -> Tensor:
         if name == EMBEDDING:
-            if chosen(HEAD, kept):
+            if matches(HEAD, kept):
                 return tensor
-            return Tensor(tensor.shape, functools.lru_cache(1)(lambda: NibbleHead(tensors).rows()))
+            return Tensor(tensor.shape, functools.lru_cache(1)(lambda: Int4Head(tensors).rows()))
         group = group_of(name[:-7])
-        if not name.startswith("decoder.blocks.") or group == CROSS or chosen(group, kept):
+        if not name.startswith("decoder.blocks.") or group == CROSS or matches(group, kept):
             return tensor
         if len(tensor.shape) == 1:
             return tensor
-        return Tensor(tensor.shape, lambda: unpack(*pack(tensor.read())))
+        return Tensor(tensor.shape, lambda: unpack_int4(*pack_int4(tensor.read())))
 
     return {name: stored(name, tensor) for name, tensor in tensors.items()}
 
 
-def nibble_product(
-    builder: GraphBuilder, value: str, weight: str, steps: str, k: int, n: int
-) -> str:
+def int4_product(builder: GraphBuilder, value: str, weight: str, steps: str, k: int, n: int) -> str:
     """``value`` [.., k] times packed weights [n, k]; ``steps`` are float16."""
     # constant: ONNX Runtime converts them once, when it loads the graph
     steps = builder.reshape(builder.cast(steps, np.float16, np.float32), [-1])
@@ -153,26 +151,26 @@ def nibble_product(
     )
 
 
-class NibbleLinear(Linear):
+class Int4Linear(Linear):
     """Projections as :class:`~whisper_opt.export.graphs.linear.Linear`, with weights of 4 bits."""
 
     def __call__(self, value: str, name: str, *, bias: bool = True) -> str:
         """As of :class:`Linear`."""
-        product = self._nibbles(value, name, [name])
+        product = self._int4(value, name, [name])
         return self.builder.node("Add", product, self.vector(f"{name}.bias")) if bias else product
 
     def _qkv(self, value: str, name: str) -> str:
         parts = [f"{name}.{part}" for part in ("query", "key", "value")]
-        product = self._nibbles(value, f"{name}.qkv", parts)
+        product = self._int4(value, f"{name}.qkv", parts)
         return self.builder.node("Add", product, self.qkv_bias(name))
 
-    def _nibbles(self, value: str, name: str, parts: Sequence[str]) -> str:
+    def _int4(self, value: str, name: str, parts: Sequence[str]) -> str:
         shapes = [self.tensors[f"{part}.weight"].shape for part in parts]
         n_in, n_out = shapes[0][1], sum(shape[0] for shape in shapes)
 
         @functools.lru_cache(maxsize=1)
         def packed() -> tuple[NDArray, F32]:
-            return pack(np.concatenate([self.tensors[f"{p}.weight"].read() for p in parts]))
+            return pack_int4(np.concatenate([self.tensors[f"{p}.weight"].read() for p in parts]))
 
         blocks = n_in // BLOCK
         weight = self.builder.weight(
@@ -181,4 +179,4 @@ class NibbleLinear(Linear):
         steps = self.builder.weight(
             f"{name}.steps", (n_out, blocks), lambda: packed()[1], np.float16
         )
-        return nibble_product(self.builder, value, weight, steps, n_in, n_out)
+        return int4_product(self.builder, value, weight, steps, n_in, n_out)

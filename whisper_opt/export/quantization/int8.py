@@ -29,10 +29,10 @@ from whisper_opt.export.graphs.operators import (
     Operator,
 )
 from whisper_opt.export.graphs.precision import Precision
-from whisper_opt.export.quantization.activation_stats import Spread
-from whisper_opt.export.quantization.smoothing import Folded, Folds, norm_before
+from whisper_opt.export.quantization.activation_stats import ActivationStats
+from whisper_opt.export.quantization.smoothing import NormSmoothing, Smoothing, norm_before
 
-__all__ = ["QuantizedLinear", "round_columns"]
+__all__ = ["Int8Linear", "round_columns"]
 
 
 def round_columns(weight: F32) -> tuple[NDArray, F32]:
@@ -41,7 +41,7 @@ def round_columns(weight: F32) -> tuple[NDArray, F32]:
     return np.rint(weight / scale).astype(np.int8), scale.astype(np.float32)
 
 
-class QuantizedLinear(Linear):
+class Int8Linear(Linear):
     """Projections as :class:`~whisper_opt.export.graphs.linear.Linear`, in 8 bits."""
 
     def __init__(
@@ -49,23 +49,23 @@ class QuantizedLinear(Linear):
         builder: GraphBuilder,
         tensors: Mapping[str, Tensor],
         types: Precision,
-        spreads: Mapping[str, Spread],
+        stats: Mapping[str, ActivationStats],
     ) -> None:
-        """``spreads``: of the inputs of all products, by their names."""
+        """``stats``: of the inputs of all products, by their names."""
         super().__init__(builder, tensors, types)
-        self._folds = Folds(tensors, spreads)
+        self._smoothing = NormSmoothing(tensors, stats)
 
     def norm(self, name: str) -> tuple[str, str]:
         """As of :class:`Linear`, with what is folded into it."""
-        if not self._folds.consumers(name):
+        if not self._smoothing.consumers(name):
             return super().norm(name)
-        folded = self._folds.into(name)
+        smoothing = self._smoothing.of(name)
         gain, shift = (self.tensors[f"{name}.{part}"] for part in ("weight", "bias"))
         state = gain.shape
         return (
-            self.builder.weight(f"{name}.weight", state, lambda: gain.read() / folded.quiet),
+            self.builder.weight(f"{name}.weight", state, lambda: gain.read() / smoothing.scale),
             self.builder.weight(
-                f"{name}.bias", state, lambda: (shift.read() - folded.mean) / folded.quiet
+                f"{name}.bias", state, lambda: (shift.read() - smoothing.mean) / smoothing.scale
             ),
         )
 
@@ -75,20 +75,20 @@ class QuantizedLinear(Linear):
         """As of :class:`Linear`; without its bias, what the mean adds is added all the same."""
         return self._product(LINEAR, [value], name, [name], bias=bias)
 
-    def of_norm(self, value: str, norm: str, name: str) -> str:
+    def norm_linear(self, value: str, norm: str, name: str) -> str:
         """As of :class:`Linear`."""
         return self._product(NORM_LINEAR, [value, *self.norm(norm)], name, [name])
 
-    def qkv_of_norm(self, value: str, norm: str, name: str) -> str:
+    def norm_qkv(self, value: str, norm: str, name: str) -> str:
         """As of :class:`Linear`."""
         parts = [f"{name}.{part}" for part in ("query", "key", "value")]
         return self._product(NORM_LINEAR, [value, *self.norm(norm)], f"{name}.qkv", parts)
 
-    def added(self, value: str, inner: str, name: str) -> str:
+    def linear_add(self, value: str, inner: str, name: str) -> str:
         """As of :class:`Linear`."""
         return self._product(LINEAR_ADD, [inner], name, [name], [value])
 
-    def gelu_added(self, value: str, inner: str, name: str, gelu: Gelu) -> str:
+    def gelu_linear_add(self, value: str, inner: str, name: str, gelu: Gelu) -> str:
         """As of :class:`Linear`."""
         return self._product(GELU_LINEAR_ADD, [inner], name, [name], [value])
 
@@ -104,13 +104,15 @@ class QuantizedLinear(Linear):
     ) -> str:
         """The projections ``parts`` side by side, by an operator that is given other values too."""
         norm = norm_before(parts[0])
-        folded = self._folds.into(norm) if norm else None
+        smoothing = self._smoothing.of(norm) if norm else None
         shape = self._shape(parts)
-        columns = functools.lru_cache(maxsize=1)(lambda: round_columns(self._read(parts, folded)))
+        columns = functools.lru_cache(maxsize=1)(
+            lambda: round_columns(self._read(parts, smoothing))
+        )
         weight = self.builder.weight(f"{name}.weight", shape, lambda: columns()[0], np.int8)
         scale = self.builder.weight(f"{name}.scale", shape[1:], lambda: columns()[1])
         offset = self.builder.weight(
-            f"{name}.bias", shape[1:], lambda: self._offset(parts, folded, bias)
+            f"{name}.bias", shape[1:], lambda: self._offset(parts, smoothing, bias)
         )
         return operator(self.builder, *first, weight, scale, offset, *last)
 
@@ -118,17 +120,21 @@ class QuantizedLinear(Linear):
         shapes = [self.tensors[f"{part}.weight"].shape for part in parts]
         return shapes[0][1], sum(shape[0] for shape in shapes)
 
-    def _read(self, parts: Sequence[str], folded: Folded | None) -> F32:
+    def _read(self, parts: Sequence[str], smoothing: Smoothing | None) -> F32:
         weight = np.concatenate([self.tensors[f"{part}.weight"].read() for part in parts]).T
-        return np.ascontiguousarray(weight if folded is None else weight * folded.quiet[:, None])
+        return np.ascontiguousarray(
+            weight if smoothing is None else weight * smoothing.scale[:, None]
+        )
 
-    def _offset(self, parts: Sequence[str], folded: Folded | None, bias: bool) -> F32:
+    def _offset(self, parts: Sequence[str], smoothing: Smoothing | None, bias: bool) -> F32:
         """Biases [n_out], and what the mean adds; keys have none of their own."""
         found = []
         for part in parts:
             weight, own = self.tensors[f"{part}.weight"], self.tensors.get(f"{part}.bias")
             total = own.read() if bias and own is not None else np.zeros(weight.shape[0])
-            if folded is not None:
-                total = total + np.einsum("on,n->o", weight.read(), folded.mean, dtype=np.float64)
+            if smoothing is not None:
+                total = total + np.einsum(
+                    "on,n->o", weight.read(), smoothing.mean, dtype=np.float64
+                )
             found.append(total)
         return np.concatenate(found).astype(np.float32)

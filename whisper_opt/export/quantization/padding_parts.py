@@ -16,9 +16,9 @@ from whisper_opt.core.arrays import F32, NDArray
 from whisper_opt.core.dims import HOP_LENGTH, SAMPLE_RATE
 from whisper_opt.export.checkpoints.checkpoint import Checkpoint
 from whisper_opt.export.verification.reference import Reference
-from whisper_opt.export.verification.synthetic_audio import seconds, voice
+from whisper_opt.export.verification.synthetic_audio import sample_times, synthetic_voice
 
-__all__ = ["padding_parts", "parts_of"]
+__all__ = ["padding_parts", "parts_by_attention"]
 
 _SECONDS = 1
 """Sound in the window that is listened to; the rest is padding."""
@@ -33,7 +33,7 @@ _ENCODER = 0.3
 """What attention in the encoder counts, where that of the decoder counts 1."""
 
 
-class _Listening(Reference):
+class _AttentionReference(Reference):
     """The model, which notes where attention rests.
 
     Attributes:
@@ -47,7 +47,7 @@ class _Listening(Reference):
         n_ctx = checkpoint.dims.n_audio_ctx
         self.encoder, self.decoder = np.zeros(n_ctx), np.zeros(n_ctx)
 
-    def _weighed(self, weights: F32, *, causal: bool) -> None:
+    def _record_attention(self, weights: F32, *, causal: bool) -> None:
         n_ctx = len(self.encoder)
         if causal or weights.shape[1] != n_ctx:
             return
@@ -64,14 +64,16 @@ def padding_parts(checkpoint: Checkpoint) -> tuple[int, ...]:
     """
     dims = checkpoint.dims
     n_sound = _SECONDS * SAMPLE_RATE // HOP_LENGTH // dims.frames_per_position
-    sound = voice(seconds(_SECONDS * SAMPLE_RATE), pitch=120.0, pace=3.0)
+    sound = synthetic_voice(sample_times(_SECONDS * SAMPLE_RATE), pitch=120.0, pace=3.0)
     mel = np.zeros((dims.n_mels, dims.n_audio_ctx * dims.frames_per_position), np.float32)
     heard = log_mel(sound, dims.n_mels).head()[:, : _SECONDS * SAMPLE_RATE // HOP_LENGTH]
     mel[:, : heard.shape[1]] = heard[:, : mel.shape[1]]
     tokens = np.random.default_rng(1).integers(0, dims.n_vocab, min(_TOKENS, dims.n_text_ctx))
-    model = _Listening(checkpoint, n_sound)
+    model = _AttentionReference(checkpoint, n_sound)
     model.decode(model.encode(mel), [tokens.astype(np.int64)])
-    return parts_of(_density(model.encoder, n_sound) * _ENCODER + _density(model.decoder, n_sound))
+    return parts_by_attention(
+        _density(model.encoder, n_sound) * _ENCODER + _density(model.decoder, n_sound)
+    )
 
 
 def _density(attention: NDArray, n_sound: int) -> NDArray:
@@ -85,7 +87,7 @@ def _density(attention: NDArray, n_sound: int) -> NDArray:
     return np.asarray(density / density.mean())
 
 
-def parts_of(density: NDArray) -> tuple[int, ...]:
+def parts_by_attention(density: NDArray) -> tuple[int, ...]:
     """Cut positions into parts on which about the same attention rests.
 
     Args:

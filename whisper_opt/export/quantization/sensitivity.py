@@ -22,25 +22,25 @@ from whisper_opt.core.arrays import F32, Int
 from whisper_opt.core.dims import HOP_LENGTH, SAMPLE_RATE
 from whisper_opt.core.errors import OptionError
 from whisper_opt.export.checkpoints.checkpoint import Checkpoint, Tensor
-from whisper_opt.export.graphs.groups import CROSS, chosen, groups_of, products_of
+from whisper_opt.export.graphs.groups import CROSS, groups_of, matches, products_of
 from whisper_opt.export.graphs.precision import Precision
 from whisper_opt.export.quantization.activation_stats import (
     ActivationSample,
-    Spread,
-    made_up,
-    observe,
+    ActivationStats,
+    collect_stats,
+    synthetic_samples,
 )
 from whisper_opt.export.quantization.int4 import BLOCK
-from whisper_opt.export.quantization.rounding import Rounded
+from whisper_opt.export.quantization.rounding import QuantizedReference
 from whisper_opt.text.vocabulary import Vocab
 
-__all__ = ["RECORDINGS", "Calibration", "Cost", "calibrate", "choose", "find_recordings"]
+__all__ = ["MAX_RECORDINGS", "Calibration", "Cost", "calibrate", "select_groups", "find_recordings"]
 
-RECORDINGS = 8
+MAX_RECORDINGS = 8
 """How many recordings are heard, spread evenly over those that are there."""
 _SECONDS = 10
 _TOKENS = 48
-_HELD = 1 << 30
+_MAX_CACHED_BYTES = 1 << 30
 """Weights of up to so many bytes (as float32) stay in memory between passes."""
 _SUFFIXES = {
     *(".aac", ".aif", ".aiff", ".flac", ".m4a", ".mp3", ".mp4"),
@@ -54,14 +54,14 @@ class Cost:
 
     Attributes:
         group: name (:mod:`whisper_opt.export.graphs.groups`).
-        more_bytes: what it takes on disk to keep the group a step more exact.
+        extra_bytes: what it takes on disk to keep the group a step more exact.
         cross: error of the cross-attention keys and values, root mean square, as a share of theirs;
             0 for groups of the decoder.
         divergence: of the scores, nats a token (Kullback and Leibler).
     """
 
     group: str
-    more_bytes: int
+    extra_bytes: int
     cross: float
     divergence: float
 
@@ -71,12 +71,12 @@ class Calibration:
     """What was measured, and what follows from it.
 
     Attributes:
-        spreads: what every product was given, in recordings and made-up sounds.
+        stats: what every product was given, in recordings and made-up sounds.
         precision: the one asked for, with more groups kept.
         report: for the manifest.
     """
 
-    spreads: Mapping[str, Spread]
+    stats: Mapping[str, ActivationStats]
     precision: Precision
     report: Mapping[str, Any]
 
@@ -96,7 +96,7 @@ def find_recordings(folder: Path) -> list[Path]:
     return found
 
 
-class _Model(Rounded):
+class _CachedCrossReference(QuantizedReference):
     """A model that remembers the cross-attention keys and values of one audio, while exact."""
 
     heard: tuple[F32, list[tuple[F32, F32]]] | None = None
@@ -114,7 +114,7 @@ class _Model(Rounded):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Exact:
+class _ExactResult:
     """What the exact model makes of a sample.
 
     Attributes:
@@ -147,7 +147,7 @@ def _mel(path: Path, n_mels: int) -> F32:
     return np.ascontiguousarray(log_mel(samples, n_mels).head()[:, :frames])
 
 
-def _prompt(model: _Model, audio: F32, vocab: Vocab) -> list[int]:
+def _prompt(model: _CachedCrossReference, audio: F32, vocab: Vocab) -> list[int]:
     """Start of the text, in the language that is likeliest."""
     language = vocab.default_language
     if vocab.is_multilingual:
@@ -156,7 +156,9 @@ def _prompt(model: _Model, audio: F32, vocab: Vocab) -> list[int]:
     return vocab.start(language, "transcribe", timestamps=False)
 
 
-def _said(model: _Model, audio: F32, vocab: Vocab, checkpoint: Checkpoint) -> tuple[Int, int]:
+def _decode_text(
+    model: _CachedCrossReference, audio: F32, vocab: Vocab, checkpoint: Checkpoint
+) -> tuple[Int, int]:
     """Prompt and text by the exact model, greedily, and the length of the prompt."""
     tokens = _prompt(model, audio, vocab)
     n_prompt = len(tokens)
@@ -175,16 +177,18 @@ def _said(model: _Model, audio: F32, vocab: Vocab, checkpoint: Checkpoint) -> tu
     return np.array(tokens, np.int64), n_prompt
 
 
-def _listen(model: _Model, mel: F32, vocab: Vocab, checkpoint: Checkpoint) -> _Exact:
+def _run_exact(
+    model: _CachedCrossReference, mel: F32, vocab: Vocab, checkpoint: Checkpoint
+) -> _ExactResult:
     model.groups = ()
     layers = [model.stem(mel)]
     for i in range(checkpoint.dims.n_audio_layer):
         layers.append(model.layer(layers[-1], i))
     audio = model.encode_from(layers[-1], len(layers) - 1)
     cross = model.hear(audio)
-    tokens, n_prompt = _said(model, audio, vocab, checkpoint)
+    tokens, n_prompt = _decode_text(model, audio, vocab, checkpoint)
     scores = _log_softmax(model.logits(audio, [tokens])[0][n_prompt - 1 :])
-    return _Exact(layers, audio, cross, tokens, n_prompt - 1, scores)
+    return _ExactResult(layers, audio, cross, tokens, n_prompt - 1, scores)
 
 
 def _first_layer(groups: Collection[str]) -> int | None:
@@ -194,7 +198,7 @@ def _first_layer(groups: Collection[str]) -> int | None:
 
 
 def _measure(
-    model: _Model, samples: Sequence[_Exact], groups: Collection[str]
+    model: _CachedCrossReference, samples: Sequence[_ExactResult], groups: Collection[str]
 ) -> tuple[float, float]:
     """Error of keys and values and divergence of scores with some groups rounded."""
     model.groups = groups
@@ -217,7 +221,7 @@ def _measure(
     return math.sqrt(squares[0] / squares[1]) if squares[1] else 0.0, divergence / n
 
 
-def more_bytes(group: str, checkpoint: Checkpoint, precision: Precision) -> int:
+def extra_bytes(group: str, checkpoint: Checkpoint, precision: Precision) -> int:
     """What a group takes more on disk when it is kept: 16 bits for 8, or 8 for 4."""
     names = [f"{name}.weight" for name in products_of(group, checkpoint.dims)]
     weights = sum(math.prod(checkpoint.tensors[name].shape) for name in names)
@@ -226,19 +230,22 @@ def more_bytes(group: str, checkpoint: Checkpoint, precision: Precision) -> int:
     return weights
 
 
-def choose(costs: Sequence[Cost], budget: int) -> frozenset[str]:
+def select_groups(costs: Sequence[Cost], budget: int) -> frozenset[str]:
     """Groups to keep: what costs most a byte first, as long as it fits into ``budget`` bytes."""
     found = []
-    for cost in sorted(costs, key=lambda cost: -cost.divergence / cost.more_bytes):
-        if cost.divergence > 0 and cost.more_bytes <= budget:
-            budget -= cost.more_bytes
+    for cost in sorted(costs, key=lambda cost: -cost.divergence / cost.extra_bytes):
+        if cost.divergence > 0 and cost.extra_bytes <= budget:
+            budget -= cost.extra_bytes
             found.append(cost.group)
     return frozenset(found)
 
 
-def _held(checkpoint: Checkpoint) -> Checkpoint:
+def _cached(checkpoint: Checkpoint) -> Checkpoint:
     """The checkpoint with its weights in memory, if it is small: they are read many times."""
-    if 4 * sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values()) > _HELD:
+    if (
+        4 * sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
+        > _MAX_CACHED_BYTES
+    ):
         return checkpoint
     known: dict[str, F32] = {}
 
@@ -266,7 +273,7 @@ def calibrate(
     Args:
         checkpoint: the model.
         precision: int8 or int4.
-        folder: recordings; the first 10 s of up to :data:`RECORDINGS` of them are heard.
+        folder: recordings; the first 10 s of up to :data:`MAX_RECORDINGS` of them are heard.
         budget: bytes on disk that may be spent on keeping groups a step more exact.
         on_progress: called with what is done, and all, in passes.
 
@@ -275,63 +282,63 @@ def calibrate(
         AudioError: one cannot be read.
     """
     paths = find_recordings(folder)
-    n = min(RECORDINGS, len(paths))
+    n = min(MAX_RECORDINGS, len(paths))
     paths = [paths[i * len(paths) // n] for i in range(n)]
     report = on_progress or (lambda done, total: None)
-    checkpoint = _held(checkpoint)
+    checkpoint = _cached(checkpoint)
     vocab = Vocab(checkpoint.tokenizer_json, checkpoint.dims)
     groups = groups_of(checkpoint.dims)
-    loose = [group for group in groups if not chosen(group, precision.kept)]
+    loose = [group for group in groups if not matches(group, precision.kept)]
     total = 2 * len(paths) + len(loose) + 2
     mels = [_mel(path, checkpoint.dims.n_mels) for path in paths]
     # what the products are given does not hang on rounding: exact, with no spread known yet
-    model = _Model(checkpoint, {}, precision)
+    model = _CachedCrossReference(checkpoint, {}, precision)
     samples = []
     for done, mel in enumerate(mels):
         report(done, total)
-        samples.append(_listen(model, mel, vocab, checkpoint))
+        samples.append(_run_exact(model, mel, vocab, checkpoint))
     report(len(paths), total)
     heard = [ActivationSample(mel, sample.tokens) for mel, sample in zip(mels, samples)]
-    spreads = observe(checkpoint, [*made_up(checkpoint), *heard])
-    model = _Model(checkpoint, spreads, precision)
+    stats = collect_stats(checkpoint, [*synthetic_samples(checkpoint), *heard])
+    model = _CachedCrossReference(checkpoint, stats, precision)
     costs = []
     for done, group in enumerate(loose, 2 * len(paths)):
         report(done, total)
-        size = more_bytes(group, checkpoint, precision)
+        size = extra_bytes(group, checkpoint, precision)
         costs.append(Cost(group, size, *_measure(model, samples, [group])))
-    kept = choose(costs, budget)
+    kept = select_groups(costs, budget)
     report(total - 2, total)
     before = _measure(model, samples, groups)
     report(total - 1, total)
     final = dataclasses.replace(precision, kept=precision.kept | kept)
-    after = _after(model, samples, groups, final, spreads, checkpoint)
+    after = _after(model, samples, groups, final, stats, checkpoint)
     report(total, total)
     found = _report(paths, samples, budget, costs, kept, (before, after))
-    return Calibration(spreads, final, found)
+    return Calibration(stats, final, found)
 
 
 def _after(
-    model: _Model,
-    samples: Sequence[_Exact],
+    model: _CachedCrossReference,
+    samples: Sequence[_ExactResult],
     groups: Sequence[str],
     final: Precision,
-    spreads: Mapping[str, Spread],
+    stats: Mapping[str, ActivationStats],
     checkpoint: Checkpoint,
 ) -> tuple[float, float]:
     """Errors with the groups kept that were chosen."""
     if final.bits == 4:  # what is kept in the decoder has 8 bits now
-        model = _Model(checkpoint, spreads, final)
+        model = _CachedCrossReference(checkpoint, stats, final)
     exact = [
         group
         for group in groups
-        if chosen(group, final.kept) and (final.bits == 8 or group.startswith("encoder."))
+        if matches(group, final.kept) and (final.bits == 8 or group.startswith("encoder."))
     ]
     return _measure(model, samples, [group for group in groups if group not in exact])
 
 
 def _report(
     paths: Sequence[Path],
-    samples: Sequence[_Exact],
+    samples: Sequence[_ExactResult],
     budget: int,
     costs: Sequence[Cost],
     kept: Collection[str],
@@ -351,7 +358,7 @@ def _report(
         "kept_divergence": rounded(divergence_kept),
         "groups": {
             cost.group: {
-                "more_bytes": cost.more_bytes,
+                "more_bytes": cost.extra_bytes,
                 "cross_error": rounded(cost.cross),
                 "divergence": rounded(cost.divergence),
                 "kept": cost.group in kept,

@@ -13,35 +13,35 @@ import numpy as np
 
 from whisper_opt.core.arrays import F32
 from whisper_opt.export.checkpoints.checkpoint import Tensor
-from whisper_opt.export.quantization.activation_stats import Spread
+from whisper_opt.export.quantization.activation_stats import ActivationStats
 
-__all__ = ["Folded", "Folds", "fold", "norm_before"]
+__all__ = ["Smoothing", "NormSmoothing", "smooth", "norm_before"]
 
 
-class Folded:
+class Smoothing:
     """What is moved from the inputs of some products into their weights and biases.
 
     Attributes:
         mean: float32 [n_in], taken from the input.
-        quiet: float32 [n_in], what the input is divided by, powers of two.
+        scale: float32 [n_in], what the input is divided by, powers of two.
     """
 
-    def __init__(self, mean: F32, quiet: F32) -> None:
+    def __init__(self, mean: F32, scale: F32) -> None:
         """See the attributes."""
         self.mean = mean
-        self.quiet = quiet
+        self.scale = scale
 
 
-def fold(spread: Spread, loudest_weights: F32) -> Folded:
+def smooth(spread: ActivationStats, weight_absmax: F32) -> Smoothing:
     """Share the unevenness of channels between an input and the weights that multiply it.
 
     Args:
         spread: of the input.
-        loudest_weights: float32 [n_in], largest magnitude of each channel's weights.
+        weight_absmax: float32 [n_in], largest magnitude of each channel's weights.
     """
-    ratio = np.log2(np.maximum(spread.peak, 1e-6) / np.maximum(loudest_weights, 1e-6))
-    quiet = np.exp2(np.rint((ratio - ratio.mean()) / 2)).astype(np.float32)
-    return Folded(spread.mean, quiet)
+    ratio = np.log2(np.maximum(spread.peak, 1e-6) / np.maximum(weight_absmax, 1e-6))
+    scale = np.exp2(np.rint((ratio - ratio.mean()) / 2)).astype(np.float32)
+    return Smoothing(spread.mean, scale)
 
 
 def norm_before(product: str) -> str:
@@ -54,14 +54,14 @@ def norm_before(product: str) -> str:
     return f"{block}_ln" if product.endswith(".mlp.0") else ""
 
 
-class Folds:
+class NormSmoothing:
     """What is folded into every layer normalization of a model."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], spreads: Mapping[str, Spread]) -> None:
-        """``spreads``: of the inputs of all products, by their names."""
+    def __init__(self, tensors: Mapping[str, Tensor], stats: Mapping[str, ActivationStats]) -> None:
+        """``stats``: of the inputs of all products, by their names."""
         self._tensors = tensors
-        self._spreads = spreads
-        self._known: dict[str, Folded] = {}
+        self._spreads = stats
+        self._known: dict[str, Smoothing] = {}
 
     def consumers(self, norm: str) -> list[str]:
         """The projections whose input is a layer normalization; none for the output head's."""
@@ -76,10 +76,10 @@ class Folds:
         }
         return [f"{block}.{part}" for part in parts.get(kind, ())]
 
-    def into(self, norm: str) -> Folded:
+    def of(self, norm: str) -> Smoothing:
         """What goes into one layer normalization."""
         if norm not in self._known:
             names = self.consumers(norm)
-            loudest = [np.abs(self._tensors[f"{name}.weight"].read()).max(axis=0) for name in names]
-            self._known[norm] = fold(self._spreads[names[0]], np.max(loudest, axis=0))
+            absmax = [np.abs(self._tensors[f"{name}.weight"].read()).max(axis=0) for name in names]
+            self._known[norm] = smooth(self._spreads[names[0]], np.max(absmax, axis=0))
         return self._known[norm]

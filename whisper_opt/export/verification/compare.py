@@ -23,7 +23,7 @@ from whisper_opt.core.logits import log_sum_exp, top_row
 from whisper_opt.decoding.constraints import SuppressTokens, TimestampRules, TokenConstraint
 from whisper_opt.decoding.multistep import GreedyRow, greedy_row, greedy_rows
 from whisper_opt.export.graphs.precision import FP16
-from whisper_opt.export.verification.synthetic_audio import seconds, voice
+from whisper_opt.export.verification.synthetic_audio import sample_times, synthetic_voice
 from whisper_opt.text.vocabulary import Vocab
 
 __all__ = ["compare_backends"]
@@ -76,12 +76,12 @@ class _Tally:
         return {"status": "differ" if bad else "equal", "detail": detail}
 
 
-def _sounds(n_mels: int) -> F32:
+def _windows(n_mels: int) -> F32:
     """Two windows [2, n_mels, 3000] of tones that glide and pause, as voices do."""
-    time = seconds(N_SAMPLES)
+    time = sample_times(N_SAMPLES)
     windows = []
     for pitch, pace in ((120.0, 3.0), (210.0, 4.5)):
-        windows.append(log_mel(voice(time, pitch, pace, time % 10 < 7), n_mels).head())
+        windows.append(log_mel(synthetic_voice(time, pitch, pace, time % 10 < 7), n_mels).head())
     return np.stack(windows)
 
 
@@ -177,7 +177,7 @@ def compare_backends(reference: Backend, candidate: Backend, vocab: Vocab) -> di
         ``status`` (``equal`` or ``differ``) and ``detail`` (figures, in words): for the build
         record.
     """
-    mel, tally = _sounds(reference.dims.n_mels), _Tally()
+    mel, tally = _windows(reference.dims.n_mels), _Tally()
     prompt = np.array([vocab.start(vocab.default_language, "transcribe", timestamps=False)] * 2)
     heard = (reference.encode(mel), candidate.encode(mel))
     lengths = np.full(len(prompt), prompt.shape[1])

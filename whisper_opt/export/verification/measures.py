@@ -8,7 +8,7 @@ import numpy as np
 
 from whisper_opt.core.errors import VerificationError
 
-__all__ = ["MEASURES", "judge", "largest", "rms"]
+__all__ = ["MEASURES", "require_error_below", "largest", "rms"]
 
 
 def largest(pairs: Any) -> tuple[float, float]:
@@ -39,7 +39,7 @@ def rms(pairs: Any) -> tuple[float, float]:
 MEASURES = {"largest": largest, "rms": rms}
 
 
-def judge(what: str, error: float, allowed: float) -> None:
+def require_error_below(what: str, error: float, allowed: float) -> None:
     """Refuse an engine of which ``what`` is further off than is allowed.
 
     Raises:

@@ -46,7 +46,7 @@ def _attend(
     value: F32,
     *,
     causal: bool,
-    weighed: Callable[..., None],
+    record: Callable[..., None],
     counts: Int | None = None,
 ) -> F32:
     """Scaled dot-product attention of [n, H, d] arrays -> [n_query, H * d], a head at a time.
@@ -66,7 +66,7 @@ def _attend(
         scores -= scores.max(axis=-1, keepdims=True)
         np.exp(scores, out=scores)
         scores /= scores.sum(axis=-1, keepdims=True)
-        weighed(scores, causal=causal)
+        record(scores, causal=causal)
         mixed[:, head * width : (head + 1) * width] = scores @ value[:, head]
     return mixed
 
@@ -104,10 +104,12 @@ class Reference:
         query = self._heads(self._linear(asking, f"{name}.query"))
         key = self._heads(self._linear(x, f"{name}.key", bias=False))
         value = self._heads(self._linear(x, f"{name}.value"))
-        mixed = _attend(query, key, value, causal=causal, weighed=self._weighed, counts=counts)
+        mixed = _attend(
+            query, key, value, causal=causal, record=self._record_attention, counts=counts
+        )
         return self._linear(mixed, f"{name}.out")
 
-    def _weighed(self, weights: F32, *, causal: bool) -> None:
+    def _record_attention(self, weights: F32, *, causal: bool) -> None:
         """Called with the attention [n_query, n_key] of every head; here nobody wants to know."""
 
     def _mlp(self, x: F32, block: str) -> F32:
@@ -126,7 +128,7 @@ class Reference:
         """Encoder output [n_ctx, n_audio_state] of one log-mel window [n_mels, n_frames]."""
         return self.encode_from(self.stem(mel), 0)
 
-    def encode_heard(self, mel: F32, positions: Int, counts: Int) -> F32:
+    def encode_compressed(self, mel: F32, positions: Int, counts: Int) -> F32:
         """Encoder output [n_heard, n_audio_state] where padding is heard by parts.
 
         Arguments as of :class:`whisper_opt.runtime.padding.Heard`, but a whole window [n_mels, n_frames].
@@ -207,7 +209,7 @@ class Reference:
                     if layer == i
                 )
                 mixed = _attend(
-                    query, key, value, causal=False, weighed=self._weighed, counts=counts
+                    query, key, value, causal=False, record=self._record_attention, counts=counts
                 )
                 x = x + self._linear(mixed, f"{block}.cross_attn.out")
                 states[j] = x + self._mlp(x, block)

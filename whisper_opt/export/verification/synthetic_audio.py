@@ -9,15 +9,17 @@ import numpy as np
 from whisper_opt.core.arrays import F32, NDArray
 from whisper_opt.core.dims import SAMPLE_RATE
 
-__all__ = ["seconds", "voice"]
+__all__ = ["sample_times", "synthetic_voice"]
 
 
-def seconds(n_samples: int) -> NDArray:
+def sample_times(n_samples: int) -> NDArray:
     """The time of every sample [n_samples], float64."""
     return np.arange(n_samples, dtype=np.float64) / SAMPLE_RATE
 
 
-def voice(time: NDArray, pitch: float, pace: float, sounding: Union[NDArray, bool] = True) -> F32:
+def synthetic_voice(
+    time: NDArray, pitch: float, pace: float, sounding: Union[NDArray, bool] = True
+) -> F32:
     """Tones that glide and pause, as voices do, float32 [n_samples].
 
     Args:

@@ -18,14 +18,14 @@ from whisper_opt.core.arrays import F32, Int, NDArray
 from whisper_opt.core.dims import HEAD_DIM, N_FRAMES, ModelDims
 from whisper_opt.export.checkpoints.checkpoint import Checkpoint
 from whisper_opt.export.graphs.precision import FP32, Precision
-from whisper_opt.export.verification.measures import MEASURES, judge, rms
+from whisper_opt.export.verification.measures import MEASURES, require_error_below, rms
 from whisper_opt.export.verification.openai import openai_logits
-from whisper_opt.export.verification.partitioned import PiecewiseGraph
+from whisper_opt.export.verification.partitioned import PartitionedGraph
 from whisper_opt.export.verification.reference import Reference
 from whisper_opt.runtime.head_bounds import Inputs, Screen
 from whisper_opt.runtime.padding import MASKED, Heard, Padding
 
-__all__ = ["PACKED_TOLERANCE", "Parity", "noise_mel", "unpacked", "verify", "verify_packed"]
+__all__ = ["PACKED_TOLERANCE", "Parity", "noise_mel", "unpack_cross", "verify", "verify_packed"]
 
 SEED = 20220921
 _PREFILL = 8
@@ -35,6 +35,8 @@ PACKED_TOLERANCE = {"cross": 0.02, "logits": 0.2, "attention": 0.1}
 moves other integers of the decoder, and noise is no speech: docs/accuracy.md."""
 _COUNTS = 1e-5
 """Largest error of the logarithm of how many a key stands for."""
+_MANIFEST_KEYS = {"bound_ratio": "screen_share"}
+"""Fields of :class:`Parity` that have another name in the manifest (format 4)."""
 _SHORT = 150
 """Frames of sound in the window whose padding is heard by parts."""
 
@@ -52,7 +54,7 @@ class Parity:
         logits_scale: the scores.
         attention_error: error of the alignment heads' scores.
         attention_scale: the alignment heads' scores.
-        screen_share: largest error of a rough score, as a share of its bound; None where the head
+        bound_ratio: largest error of a rough score, as a share of its bound; None where the head
             is not screened.
         openai_whisper: difference from openai-whisper's scores; None where it is
             not installed.
@@ -69,7 +71,7 @@ class Parity:
     logits_scale: float
     attention_error: float
     attention_scale: float
-    screen_share: float | None
+    bound_ratio: float | None
     openai_whisper: float | None
     cross_tolerance: float = FP32.cross_tolerance
     logits_tolerance: float = FP32.logits_tolerance
@@ -77,8 +79,9 @@ class Parity:
 
     def to_dict(self) -> dict[str, Any]:
         """For the manifest."""
+        measured = dataclasses.asdict(self)
         return {
-            **dataclasses.asdict(self),
+            **{_MANIFEST_KEYS.get(name, name): value for name, value in measured.items()},
             "reference": "numpy fp32",
             "provider": "CPUExecutionProvider",  # other providers' kernels were not run
         }
@@ -93,8 +96,8 @@ def noise_mel(dims: ModelDims, seed: int = SEED) -> F32:
 
 def verify(
     checkpoint: Checkpoint,
-    encoder: PiecewiseGraph,
-    decoder: PiecewiseGraph,
+    encoder: PartitionedGraph,
+    decoder: PartitionedGraph,
     screen: Screen | None = None,
     *,
     precision: Precision = FP32,
@@ -120,25 +123,29 @@ def verify(
     audio = reference.encode(mel)
     cross = _encode(encoder, Heard.whole(mel[None], dims.frames_per_position))
     cross_error, cross_scale = _compare_cross(reference, audio, cross, dims, measure)
-    judge("cross-attention keys and values", cross_error, precision.cross_tolerance * cross_scale)
+    require_error_below(
+        "cross-attention keys and values", cross_error, precision.cross_tolerance * cross_scale
+    )
     if parts is not None:
         _verify_parts(checkpoint, encoder, decoder, parts, precision)
     sequences = _sequences(dims)
-    found, screen_share = _drive(decoder, cross, sequences, dims, screen)
+    found, bound_ratio = _decode_stepwise(decoder, cross, sequences, dims, screen)
     expected, watched = reference.decode(audio, sequences[:1], checkpoint.heads)
     expected += reference.logits(audio, sequences[1:])
     error, scale = measure(zip(expected, found))
-    judge("decoder scores", error, precision.logits_tolerance * scale)
+    require_error_below("decoder scores", error, precision.logits_tolerance * scale)
     attention_error, attention_scale = measure(
         zip(watched, [_attention(decoder, cross, sequences[0], dims)])
     )
-    judge("attention scores", attention_error, precision.cross_tolerance * attention_scale)
-    oracle = openai_logits(checkpoint, mel, sequences)
-    oracle_error = None
-    if oracle is not None:
-        oracle_error, oracle_scale = measure(zip(oracle, found))
-        judge(
-            "scores against openai-whisper", oracle_error, precision.logits_tolerance * oracle_scale
+    require_error_below(
+        "attention scores", attention_error, precision.cross_tolerance * attention_scale
+    )
+    openai = openai_logits(checkpoint, mel, sequences)
+    openai_error = None
+    if openai is not None:
+        openai_error, openai_scale = measure(zip(openai, found))
+        require_error_below(
+            "scores against openai-whisper", openai_error, precision.logits_tolerance * openai_scale
         )
     return Parity(
         input=f"seeded noise ({SEED})",
@@ -148,8 +155,8 @@ def verify(
         logits_scale=scale,
         attention_error=attention_error,
         attention_scale=attention_scale,
-        screen_share=screen_share,
-        openai_whisper=oracle_error,
+        bound_ratio=bound_ratio,
+        openai_whisper=openai_error,
         cross_tolerance=precision.cross_tolerance,
         logits_tolerance=precision.logits_tolerance,
         measure=precision.measure,
@@ -158,8 +165,8 @@ def verify(
 
 def verify_packed(
     dims: ModelDims,
-    plain: tuple[PiecewiseGraph, PiecewiseGraph],
-    packed: tuple[PiecewiseGraph, PiecewiseGraph],
+    plain: tuple[PartitionedGraph, PartitionedGraph],
+    packed: tuple[PartitionedGraph, PartitionedGraph],
     parts: Sequence[int],
 ) -> dict[str, float]:
     """Compare the graphs that hand packed keys and values over with those that do not.
@@ -181,11 +188,11 @@ def verify_packed(
     found = []
     for encoder, decoder in (plain, packed):
         cross = _encode(encoder, heard)
-        scores, _ = _drive(decoder, cross, sequences, dims, None)
+        scores, _ = _decode_stepwise(decoder, cross, sequences, dims, None)
         attention = _attention(decoder, cross, sequences[0], dims)[..., : len(heard.counts)]
         if "cross_added" in cross:
-            judge("packed counts", _count_error(cross["cross_added"], heard), _COUNTS)
-            cross = unpacked(cross, dims)
+            require_error_below("packed counts", _count_error(cross["cross_added"], heard), _COUNTS)
+            cross = unpack_cross(cross, dims)
         found.append((cross, scores, attention))
     names = [f"cross_{kind}_{i}" for i in range(dims.n_text_layer) for kind in ("k", "v")]
     n = len(heard.counts)
@@ -197,7 +204,7 @@ def verify_packed(
     errors = {}
     for what, each in pairs.items():
         error, scale = rms(each)
-        judge(f"packed {what}", error, PACKED_TOLERANCE[what] * scale)
+        require_error_below(f"packed {what}", error, PACKED_TOLERANCE[what] * scale)
         errors[what] = error / scale
     return errors
 
@@ -216,7 +223,7 @@ def _same_part(plain: NDArray, packed: NDArray, n: int) -> tuple[NDArray, NDArra
     return plain[:, :, :HEAD_DIM], packed[..., :n]
 
 
-def unpacked(cross: Mapping[str, NDArray], dims: ModelDims) -> dict[str, NDArray]:
+def unpack_cross(cross: Mapping[str, NDArray], dims: ModelDims) -> dict[str, NDArray]:
     """Packed keys and values as floats: keys [A, H, 64, T'] and values [A, H, T', 64]."""
     found: dict[str, NDArray] = {}
     for i in range(dims.n_text_layer):
@@ -231,15 +238,15 @@ def unpacked(cross: Mapping[str, NDArray], dims: ModelDims) -> dict[str, NDArray
     return found
 
 
-def _encode(encoder: PiecewiseGraph, heard: Heard) -> dict[str, NDArray]:
+def _encode(encoder: PartitionedGraph, heard: Heard) -> dict[str, NDArray]:
     feeds = heard.feeds()
     return encoder.run({name: feeds[name] for name in encoder.inputs})
 
 
 def _verify_parts(
     checkpoint: Checkpoint,
-    encoder: PiecewiseGraph,
-    decoder: PiecewiseGraph,
+    encoder: PartitionedGraph,
+    decoder: PartitionedGraph,
     parts: Sequence[int],
     precision: Precision,
 ) -> None:
@@ -253,15 +260,17 @@ def _verify_parts(
     mel = noise_mel(dims, SEED + 1)
     mel[:, _SHORT:] = 0
     heard = Padding(parts, dims.frames_per_position).heard(mel[None])
-    audio = reference.encode_heard(mel, heard.positions, heard.counts)
+    audio = reference.encode_compressed(mel, heard.positions, heard.counts)
     cross = _encode(encoder, heard)
     error, scale = _compare_cross(reference, audio, cross, dims, measure)
-    judge("keys and values of padding", error, 2 * precision.cross_tolerance * scale)
+    require_error_below("keys and values of padding", error, 2 * precision.cross_tolerance * scale)
     tokens = _sequences(dims)[0]
-    found = _fed_whole(decoder, cross, tokens, dims, at=np.arange(len(tokens)))["logits"]
+    found = _decode_at_once(decoder, cross, tokens, dims, at=np.arange(len(tokens)))["logits"]
     expected = reference.decode(audio, [tokens], counts=heard.counts)[0]
     error, scale = measure(zip(expected, found))
-    judge("decoder scores after padding", error, 2 * precision.logits_tolerance * scale)
+    require_error_below(
+        "decoder scores after padding", error, 2 * precision.logits_tolerance * scale
+    )
 
 
 def _sequences(dims: ModelDims) -> list[Int]:
@@ -287,8 +296,8 @@ def _compare_cross(
     return measure(pairs())
 
 
-def _drive(
-    decoder: PiecewiseGraph,
+def _decode_stepwise(
+    decoder: PartitionedGraph,
     cross: dict[str, NDArray],
     sequences: Sequence[Int],
     dims: ModelDims,
@@ -313,7 +322,7 @@ def _drive(
         for row, count in enumerate(prefill.tolist() if step == 0 else [1] * n_seq):
             scores[row].extend(out["logits"][row, :count])
         if screen is not None:
-            share = max(share, _screen_share(screen, out))
+            share = max(share, _bound_ratio(screen, out))
         cache = {name: out[f"{name}_out"] for name in cache}
         start = prefill + step
         if step < _STEPS:
@@ -322,13 +331,13 @@ def _drive(
     return [np.stack(rows) for rows in scores], None if screen is None else share
 
 
-def _all_columns(decoder: PiecewiseGraph, at: Int) -> dict[str, NDArray]:
+def _all_columns(decoder: PartitionedGraph, at: Int) -> dict[str, NDArray]:
     """Every wanted position, exact and screened, for a decoder that asks."""
     every = np.arange(at.shape[1])
     return {name: every for name in ("exact", "screened") if name in decoder.inputs}
 
 
-def _screen_share(screen: Screen, out: dict[str, NDArray]) -> float:
+def _bound_ratio(screen: Screen, out: dict[str, NDArray]) -> float:
     """The largest error of a rough score as a share of its bound, which must hold."""
     rows = zip(
         *(out[name].reshape(-1, out[name].shape[2]) for name in ("logits", "rough", "hidden"))
@@ -338,7 +347,7 @@ def _screen_share(screen: Screen, out: dict[str, NDArray]) -> float:
     for exact, rough, hidden in rows:
         error = np.abs(rough + hidden @ screen.mean - exact)
         share = max(share, float((error / Inputs(screen, hidden[None]).bounds(0, every)).max()))
-    judge("screened scores, in units of their bounds,", share, 1.0)
+    require_error_below("screened scores, in units of their bounds,", share, 1.0)
     return share
 
 
@@ -353,16 +362,16 @@ def _empty_cache(n_seq: int, dims: ModelDims, cross: Mapping[str, NDArray]) -> d
 
 
 def _attention(
-    decoder: PiecewiseGraph, cross: dict[str, NDArray], tokens: Int, dims: ModelDims
+    decoder: PartitionedGraph, cross: dict[str, NDArray], tokens: Int, dims: ModelDims
 ) -> F32:
     """Cross-attention scores [n_heads, n_tokens, n_ctx] of one sequence fed at once."""
-    out = _fed_whole(decoder, cross, tokens, dims, at=np.array([len(tokens) - 1]))
+    out = _decode_at_once(decoder, cross, tokens, dims, at=np.array([len(tokens) - 1]))
     layers = [out[name][0] for name in out if name.startswith("attention_")]
     return np.concatenate(layers)
 
 
-def _fed_whole(
-    decoder: PiecewiseGraph, cross: dict[str, NDArray], tokens: Int, dims: ModelDims, at: Int
+def _decode_at_once(
+    decoder: PartitionedGraph, cross: dict[str, NDArray], tokens: Int, dims: ModelDims, at: Int
 ) -> dict[str, NDArray]:
     """What the decoder gives for one sequence fed at once, with scores at ``at``."""
     feeds = {
