@@ -236,7 +236,7 @@ def test_counts_that_do_not_count_are_found(
         def deaf(self: GraphBuilder, condition: str, then: Any, otherwise: Any) -> str:
             return str(otherwise())
 
-        monkeypatch.setattr(GraphBuilder, "either", deaf)
+        monkeypatch.setattr(GraphBuilder, "if_else", deaf)
     encoder, decoder = float_graphs(small, tmp_path)
     with pytest.raises(VerificationError, match="padding"):
         verify(small, encoder, decoder, precision=EXACT, parts=padding_parts(small))

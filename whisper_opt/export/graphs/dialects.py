@@ -1,10 +1,10 @@
-"""The operator families an engine can be written in. Both compute the same model.
+"""The operator families of engines. Both compute the same model.
 
 ``contrib``   ONNX Runtime's own operators (com.microsoft), opset 20 and IR 10: runs on ONNX Runtime
               1.19 (the newest for Python 3.9) and later, on the CPU.
 ``standard``  opset 24 ``TensorScatter`` and ``Attention`` with a boolean mask built in the graph:
-              what TensorRT 10.15 and later reads, and ONNX Runtime from 1.24 on. In float16
-              ``Attention`` is written out (``Precision.fused``).
+              for TensorRT 10.15 and later, and ONNX Runtime 1.24 and later. In float16 the graph
+              spells ``Attention`` out in simpler operators (``Precision.fused``).
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Contrib:
     """GroupQueryAttention over a shared past/present buffer, MultiHeadAttention elsewhere.
 
     GroupQueryAttention masks causally and takes each row's length from ``seqlens_k``. It is exact
-    for a prefill at position 0 (ragged, right-padded) and for single steps; several tokens on top
-    of a past are not, on ONNX Runtime 1.19, and must not be asked of an engine in this dialect.
+    for a prefill at position 0 (ragged, right-padded) and for single steps. It is not exact for
+    several tokens after a past on ONNX Runtime 1.19: engines of this dialect must not do that.
     """
 
     name = "contrib"
@@ -107,7 +107,10 @@ class Standard:
     def _attend(
         builder: GraphBuilder, types: Precision, query: str, key: str, val: str, *mask: str
     ) -> str:
-        """Attention of [N, H, S, 64] to [N, H, C, 64], where ``mask`` [N, 1, S, C] is true."""
+        """Attention of [N, H, S, 64] to [N, H, C, 64] at the positions where ``mask`` is true.
+
+        ``mask``: bool [N, 1, S, C].
+        """
         if types.fused:
             return builder.node("Attention", query, key, val, *mask)
         scale = builder.constant(np.array(HEAD_DIM**-0.5, types.compute))
@@ -126,7 +129,7 @@ class Standard:
         self._mask = ""
 
     def _causal_mask(self, builder: GraphBuilder, cache: str) -> str:
-        """[N, 1, S, C]: a slot is visible when it is not after the query's position."""
+        """[N, 1, S, C]: true for cache positions up to the query's position."""
         capacity = builder.node("Squeeze", builder.dim(cache, 2))
         slots = builder.node("Range", builder.constant(0), capacity, builder.constant(1))
         slots = builder.node("Unsqueeze", slots, builder.constant([0, 1, 2]))
@@ -156,11 +159,11 @@ DIALECTS: Mapping[str, type[Contrib] | type[Standard]] = {
     "contrib": Contrib,
     "standard": Standard,
 }
-"""Dialect classes by name. An instance holds the state of one graph: make a new one a graph."""
+"""Dialect classes by name. An instance holds the state of one graph: make one per graph."""
 
 
 def make_dialect(name: str) -> Dialect:
-    """A fresh dialect by name.
+    """A new dialect by name.
 
     Raises:
         OptionError: no such dialect.
