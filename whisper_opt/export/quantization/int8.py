@@ -1,13 +1,13 @@
-"""Products in 8 bits: per-channel weights, activations by row.
+"""Products in 8 bits: one scale per column of weights, one per row of activations.
 
 A product ``x @ W`` of floats becomes a product of integers (``MatMulIntegerToFloat``: unsigned 8
-bits by signed 8 bits, summed in 32 bits, exactly). Every column of W has a scale of its own. Each
-row of x is divided by its largest magnitude, which its products are multiplied by: rows do not
-disturb each other, and no sound is out of a range that was found on others. After a GELU, which is
-never less than -0.17, zero is not in the middle, and the positive side gets nearly all of the 255
+bits by signed 8 bits, summed exactly in 32 bits). Each column of W has its own scale. Each row of x
+is divided by its largest magnitude, by which the products are multiplied again. Rows therefore do
+not affect each other, and no audio can exceed a calibrated range. After a GELU, which is never less
+than -0.17, the zero point is near the lower end, so positive values have nearly all of the 255
 steps.
 
-What makes rows easy to round is in :mod:`whisper_opt.export.quantization.smoothing`.
+:mod:`whisper_opt.export.quantization.smoothing` makes rows more even before they are rounded.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = ["Int8Linear", "round_columns"]
 
 
 def round_columns(weight: F32) -> tuple[NDArray, F32]:
-    """Float32 [n_in, n_out] as int8 of the same shape and a scale for each column."""
+    """Quantize float32 [n_in, n_out] to int8 of the same shape and one scale per column."""
     scale = np.maximum(np.abs(weight).max(axis=0) / np.float32(127), np.float32(1e-12))
     return np.rint(weight / scale).astype(np.int8), scale.astype(np.float32)
 
@@ -51,12 +51,12 @@ class Int8Linear(Linear):
         types: Precision,
         stats: Mapping[str, ActivationStats],
     ) -> None:
-        """``stats``: of the inputs of all products, by their names."""
+        """``stats``: statistics of the inputs of all products, by their names."""
         super().__init__(builder, tensors, types)
         self._smoothing = NormSmoothing(tensors, stats)
 
     def norm(self, name: str) -> tuple[str, str]:
-        """As of :class:`Linear`, with what is folded into it."""
+        """As of :class:`Linear`, with the smoothing of its consumers."""
         if not self._smoothing.consumers(name):
             return super().norm(name)
         smoothing = self._smoothing.of(name)
@@ -72,7 +72,7 @@ class Int8Linear(Linear):
     # products
 
     def __call__(self, value: str, name: str, *, bias: bool = True) -> str:
-        """As of :class:`Linear`; without its bias, what the mean adds is added all the same."""
+        """As of :class:`Linear`. Without ``bias``, the product of the mean is still added."""
         return self._product(LINEAR, [value], name, [name], bias=bias)
 
     def norm_linear(self, value: str, norm: str, name: str) -> str:
@@ -102,7 +102,10 @@ class Int8Linear(Linear):
         *,
         bias: bool = True,
     ) -> str:
-        """The projections ``parts`` side by side, by an operator that is given other values too."""
+        """The projections ``parts`` side by side, by one operator.
+
+        ``first`` and ``last`` are the operator's inputs before and after the weights.
+        """
         norm = norm_before(parts[0])
         smoothing = self._smoothing.of(norm) if norm else None
         shape = self._shape(parts)
@@ -127,7 +130,7 @@ class Int8Linear(Linear):
         )
 
     def _offset(self, parts: Sequence[str], smoothing: Smoothing | None, bias: bool) -> F32:
-        """Biases [n_out], and what the mean adds; keys have none of their own."""
+        """Biases [n_out], plus the product of the mean; keys have no bias."""
         found = []
         for part in parts:
             weight, own = self.tensors[f"{part}.weight"], self.tensors.get(f"{part}.bias")

@@ -1,8 +1,8 @@
-"""A plain numpy forward pass in which chosen products are rounded as an engine rounds them.
+"""A numpy forward pass that quantizes selected products as an engine does.
 
-For measuring what rounding costs, product by product (:mod:`whisper_opt.export.quantization.sensitivity`).
-Values are rounded to the numbers that integers stand for and multiplied as floats, which gives what
-an engine gives but for the last digits.
+:mod:`whisper_opt.export.quantization.sensitivity` measures the cost of quantization with it.
+Values are quantized, converted back and multiplied as floats. Results equal those of an engine but
+for the last digits.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from whisper_opt.export.verification.reference import Reference
 __all__ = ["QuantizedReference"]
 
 
-def _by_row(x: F32) -> F32:
+def _quantize_rows(x: F32) -> F32:
     absmax = np.maximum(np.abs(x).max(axis=-1, keepdims=True), np.float32(MIN_ABSMAX))
     step = absmax / np.float32(127)
     rounded: F32 = np.rint(x / step) * step
     return rounded
 
 
-def _after_gelu(x: F32) -> F32:
+def _quantize_after_gelu(x: F32) -> F32:
     least = np.float32(GELU_MIN * GELU_STEPS / GELU_ZERO_POINT)
     step = np.maximum(x.max(axis=-1, keepdims=True), least) / np.float32(GELU_STEPS)
     rounded: F32 = np.rint(x / step) * step
@@ -42,10 +42,11 @@ def _after_gelu(x: F32) -> F32:
 
 
 class QuantizedReference(Reference):
-    """The model of one checkpoint, some groups of whose products are rounded.
+    """The model of one checkpoint with some groups of products quantized.
 
     Attributes:
-        groups: which (:func:`whisper_opt.export.graphs.groups.group_of`); may be changed at any time.
+        groups: the quantized groups (:func:`whisper_opt.export.graphs.groups.group_of`). May be
+            changed at any time.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class QuantizedReference(Reference):
         precision: Precision,
         groups: Collection[str] = (),
     ) -> None:
-        """``precision``: int8 or int4, with its ``kept`` groups, which then have 8 bits."""
+        """``precision``: int8 or int4. Quantized groups have 8 bits if ``kept`` matches them."""
         super().__init__(checkpoint)
         self.groups = groups
         self._bits, self._kept = precision.bits, precision.kept
@@ -70,13 +71,15 @@ class QuantizedReference(Reference):
         weight = self._weights(name)
         if self._is_int4(name):
             blocks = x.reshape(len(x), -1, BLOCK)
-            product = _by_row(blocks).reshape(x.shape) @ weight
+            product = _quantize_rows(blocks).reshape(x.shape) @ weight
         elif norm_before(name):
             smoothing = self._smoothing.of(norm_before(name))
-            even = _by_row((x - smoothing.mean) / smoothing.scale)
-            product = even @ weight + self._read(f"{name}.weight") @ smoothing.mean
+            smoothed = _quantize_rows((x - smoothing.mean) / smoothing.scale)
+            product = smoothed @ weight + self._read(f"{name}.weight") @ smoothing.mean
         else:
-            product = (_after_gelu(x) if name.endswith(".mlp.2") else _by_row(x)) @ weight
+            product = (
+                _quantize_after_gelu(x) if name.endswith(".mlp.2") else _quantize_rows(x)
+            ) @ weight
         return product + self._read(f"{name}.bias") if bias else product
 
     def _is_int4(self, name: str) -> bool:
