@@ -1,4 +1,4 @@
-"""A second opinion at export: openai-whisper itself, where it is installed."""
+"""Scores of openai-whisper itself, a second reference if it is installed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from whisper_opt.export.checkpoints.checkpoint import Checkpoint
 __all__ = ["MAX_BYTES", "openai_logits"]
 
 MAX_BYTES = 2 << 30
-"""Largest fp32 model that is also built in torch: a second copy must fit in memory."""
+"""Largest fp32 model that is also built in torch, as a second copy must fit in memory."""
 
 
 def openai_logits(checkpoint: Checkpoint, mel: F32, sequences: Sequence[Int]) -> list[F32] | None:
@@ -25,7 +25,7 @@ def openai_logits(checkpoint: Checkpoint, mel: F32, sequences: Sequence[Int]) ->
         sequences: int64 [n] tokens each.
 
     Returns:
-        Scores [n, n_vocab] of each sequence, or None where openai-whisper or torch is not
+        Scores [n, n_vocab] of each sequence, or None if openai-whisper or torch is not
         installed or the model is larger than :data:`MAX_BYTES`.
     """
     size = sum(4 * math.prod(tensor.shape) for tensor in checkpoint.tensors.values())

@@ -1,8 +1,8 @@
-"""Runs a graph in partitions, so that a model larger than memory can still be checked.
+"""Runs a graph in partitions, so that a model larger than memory can be verified.
 
-A partition is the part of the graph between two values of the residual stream; the partitions, run one
-after another, execute every node of the graph on the same data file. A small model is one partition:
-the graph as it is.
+A partition is the part of the graph between two values of the residual stream. The partitions run
+one after another and together execute every node, on the same data file. A small model is one
+partition: the graph itself.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from whisper_opt.runtime.onnxruntime.graph import sums_overflow
 __all__ = ["PARTITION_BYTES", "PartitionedGraph", "extract", "require_onnxruntime"]
 
 PARTITION_BYTES = 256 << 20
-"""Weights loaded at once; a model with less than four times this is run whole."""
+"""Weights loaded at once. A model of up to four times this is one partition."""
 
 
 def extract(model: ModelProto, inputs: Sequence[str], outputs: Sequence[str]) -> ModelProto:
-    """The part of ``model`` that computes ``outputs`` when ``inputs`` are already known.
+    """The part of ``model`` that computes ``outputs`` from ``inputs``.
 
-    Graph inputs that the part needs are added; weights keep pointing at the same data file.
+    Further graph inputs are added if the part needs them. Weights stay in the same data file.
     """
     producers = {name: node for node in model.graph.node for name in node.output}
     known, needed = set(inputs), _needed(producers, inputs, outputs)
     nodes = [node for node in model.graph.node if node.name in needed]
-    used = {name for node in nodes for name in _read(node)}
+    used = {name for node in nodes for name in _inputs(node)}
     infos = {info.name: info for info in (*model.graph.input, *model.graph.output)}
 
     def info(name: str) -> Any:
@@ -58,7 +58,7 @@ def extract(model: ModelProto, inputs: Sequence[str], outputs: Sequence[str]) ->
 def _needed(
     producers: Mapping[str, NodeProto], known: Iterable[str], outputs: Iterable[str]
 ) -> set[str]:
-    """Names of the nodes that compute ``outputs`` when ``known`` values are given."""
+    """Names of the nodes that compute ``outputs`` from the values ``known``."""
     given, needed, wanted = set(known), set(), list(outputs)
     while wanted:
         name = wanted.pop()
@@ -66,12 +66,12 @@ def _needed(
         if name in given or node is None or node.name in needed:
             continue
         needed.add(node.name)
-        wanted.extend(_read(node))
+        wanted.extend(_inputs(node))
     return needed
 
 
-def _read(node: NodeProto) -> list[str]:
-    """What a node reads, the branches of an ``If`` included."""
+def _inputs(node: NodeProto) -> list[str]:
+    """Inputs of a node, including those of the branches of an ``If``."""
     inner = (one for attribute in node.attribute for one in attribute.g.node)
     return [*node.input, *(name for one in inner for name in one.input)]
 
@@ -80,7 +80,7 @@ def require_onnxruntime(dialect: str = "contrib") -> Any:
     """The ``onnxruntime`` module.
 
     Raises:
-        BackendUnavailable: it is not installed, or cannot run ``dialect``.
+        BackendUnavailable: ONNX Runtime is not installed, or cannot run ``dialect``.
     """
     try:
         import onnxruntime
@@ -99,16 +99,16 @@ def require_onnxruntime(dialect: str = "contrib") -> Any:
 
 
 class PartitionedGraph:
-    """One exported graph, run partition by partition with ONNX Runtime on the CPU."""
+    """One exported graph, run in partitions with ONNX Runtime on the CPU."""
 
     def __init__(self, graph: OnnxGraph, cuts: Sequence[str], folder: Path, stem: str) -> None:
         """Plan the partitions.
 
         Args:
-            graph: the graph as written to ``folder/stem.onnx`` (its weights located).
+            graph: the graph as written to ``folder/stem.onnx``, with locations of weights.
             cuts: values of the residual stream at which the graph may be cut, in order.
-            folder: where the graph and its data file are; partitions are written there for a moment.
-            stem: file name without ending.
+            folder: folder of the graph and its data file. Partitions are temporary files in it.
+            stem: file name without suffix.
         """
         self._runtime = require_onnxruntime()
         self._folder = folder
@@ -133,7 +133,7 @@ class PartitionedGraph:
                 continue
             partition = extract(graph.model, known, [cut])
             inside = {name for node in partition.graph.node for name in node.output}
-            # an output belongs here if it can be had without the value that goes on
+            # an output belongs to this partition if it does not depend on ``cut``
             given = {*known, *inside} - {cut}
             last = producers[cut].name
             here = [name for name in left if last not in _needed(producers, given, [name])]
@@ -144,11 +144,11 @@ class PartitionedGraph:
         return partitions
 
     def __len__(self) -> int:
-        """How many partitions."""
+        """Number of partitions."""
         return len(self._partitions)
 
     def run(self, feeds: Mapping[str, NDArray]) -> dict[str, NDArray]:
-        """Every graph output for ``feeds`` (all graph inputs by name).
+        """All graph outputs for ``feeds`` (all graph inputs by name).
 
         Raises:
             VerificationError: ONNX Runtime cannot load or run a partition.
@@ -197,4 +197,5 @@ class PartitionedGraph:
 
 
 def _weight_bytes(partition: ModelProto, sizes: Mapping[str, int]) -> int:
+    """Bytes of the weights of a partition."""
     return sum(sizes.get(tensor.name, 0) for tensor in partition.graph.initializer)
