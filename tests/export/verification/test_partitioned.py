@@ -100,7 +100,7 @@ def test_building_a_graph_reads_nothing(small: Checkpoint) -> None:
             assert graph.weights
 
 
-# --- a graph in partitions ----------------------------------------------------------------------------
+# --- a graph in partitions ------------------------------------------------------------------------
 
 DEEP = random_dims(n_vocab=2000, n_audio_state=64, n_text_state=64, n_audio_layer=8, n_text_layer=8)
 _BLOCK = 4 * 12 * 64 * 64  # bytes of the matrices of one encoder layer
@@ -135,7 +135,7 @@ def feeds_of(stem: str, dialect: str, types: Precision) -> dict[str, NDArray]:
 )
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize("types", [FP32, FP16], ids=["fp32", "fp16"])
-def test_pieces_compute_what_the_whole_computes(
+def test_partitions_compute_the_same_as_the_whole(
     place: Path,
     monkeypatch: pytest.MonkeyPatch,
     types: Precision,
@@ -235,7 +235,7 @@ def test_a_piece_that_cannot_run_is_a_failed_verification(place: Path, small: Ch
 def test_a_wrong_reference_would_be_noticed(
     place: Path, small: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both sides of the comparison matter: it is not the graph compared with itself."""
+    """The graph is not compared with itself."""
     encode = Reference.encode
     monkeypatch.setattr(Reference, "encode", lambda self, mel: encode(self, mel) * np.float32(1.01))
     with pytest.raises(VerificationError):
