@@ -1,11 +1,11 @@
 """The token embedding and the output head, which is the same tensor once more.
 
-Scores of a Whisper are about 20, where neighbouring float16 numbers are 0.016 apart: rounding them
-costs more than all other rounding of a float16 model together. In float16 the head therefore
-computes scores less a guess at the best one, which are exact where it matters, and gives the guess
-back in float32. The guess is taken inside the product: the embedding has a further column of ones,
-its input minus the guess, so that nothing is rounded before it is subtracted. The input has two
-rows, it rounded to float16 and what that left over, which one reading of the embedding serves.
+Scores of Whisper are about 20, where the spacing of float16 numbers is 0.016. Rounding them costs
+more accuracy than all other rounding in a float16 model. In float16 the head therefore computes
+scores minus an estimate of the best one, which are exact where it matters, and adds the estimate
+in float32. The estimate is subtracted inside the product, before any rounding: the embedding has a
+further column of ones, whose input is minus the estimate. The input has two rows, its rounding to
+float16 and the remainder, so the embedding is read once for both.
 """
 
 from __future__ import annotations
@@ -36,11 +36,17 @@ from whisper_opt.runtime.head_bounds import STEPS
 __all__ = ["EMBEDDING", "embed", "exact_head", "head8", "two_stage_head"]
 
 LIFT = 17.0
-"""The guess: how far the best score lies above the mean one. On speech 12 to 21 in tiny.en; where
-probabilities are sharp and there are 50,000 tokens it cannot be far from that in any model."""
+"""The estimate: distance of the best score from the mean. On speech it is 12 to 21 in tiny.en. With
+sharp probabilities and 50,000 tokens it cannot be much different in any model."""
 _COLUMNS = 8
-"""Columns that the embedding gets in float16, for one: tensor cores want multiples of 8."""
+"""Columns added to the embedding in float16. One is used; tensor cores need multiples of 8."""
 _FLOAT, _INT64 = TensorProto.FLOAT, TensorProto.INT64
+
+# names in the graphs and manifests of two-stage heads
+EXACT = "exact"
+APPROXIMATE = "screened"
+APPROXIMATE_LOGITS = "rough"
+_SCOPE = "screen"
 
 
 def embed(
@@ -88,7 +94,7 @@ def exact_head(
 
 
 def _centred(builder: GraphBuilder, flat: str, embedding: Tensor, types: Precision) -> str:
-    """Scores f32 [n, n_vocab] of f32 [n, n_text_state], rounded relative to a guess at the best."""
+    """Scores f32 [n, n_vocab] of f32 [n, n_text_state], rounded relative to the estimate."""
 
     def minus_mean() -> NDArray:
         mean = embedding.read().mean(axis=0)
@@ -99,10 +105,10 @@ def _centred(builder: GraphBuilder, flat: str, embedding: Tensor, types: Precisi
     lift = builder.constant((-LIFT * np.eye(1, _COLUMNS)[0]).astype(types.compute))
     rounded = builder.cast(flat, np.float32, types.compute)
     minus = builder.node("MatMul", rounded, weight)
-    minus = builder.node("Add", minus, lift)  # [n, 8]: -guess, 0...
+    minus = builder.node("Add", minus, lift)  # [n, 8]: -estimate, 0...
     rest = builder.node("Sub", flat, builder.cast(rounded, types.compute, np.float32))
     rest = builder.cast(rest, np.float32, types.compute)
-    zeros = builder.node("Sub", minus, minus)  # not Pad, which CUDA has not in every opset
+    zeros = builder.node("Sub", minus, minus)  # not Pad, which CUDA lacks in some opsets
     pair = builder.node("Concat", rounded, minus, rest, zeros, axis=1)
     pair = builder.reshape(pair, [-1, state + _COLUMNS])  # [2 n, n_text_state + 8]
     both = builder.node("Gemm", pair, EMBEDDING, transB=1)
@@ -128,20 +134,22 @@ def two_stage_head(
     tensors: Mapping[str, Tensor],
     types: Precision = FP32,
 ) -> None:
-    """Declare what :mod:`whisper_opt.runtime.head_bounds` works with: inputs, outputs and tensors.
+    """Declare a two-stage head: its inputs, outputs and tensors for the runtime.
 
-    Inputs ``exact`` i64 [E] and ``screened`` i64 [R] choose among the P wanted positions; outputs
-    are ``logits`` f32 [N, E, n_vocab], ``rough`` f32 [N, R, n_vocab] and ``hidden`` f32
-    [N, P, n_text_state]. Nothing is computed where none is chosen.
+    Approximate 8-bit scores select candidates, which :mod:`whisper_opt.runtime.head_bounds` scores
+    exactly. Inputs :data:`EXACT` i64 [E] and :data:`APPROXIMATE` i64 [R] select among the P
+    requested positions. Outputs are ``logits`` f32 [N, E, n_vocab], :data:`APPROXIMATE_LOGITS` f32
+    [N, R, n_vocab] and ``hidden`` f32 [N, P, n_text_state]. Without positions nothing is computed.
     """
-    builder.scope("decoder.screen")
-    exact = builder.input("exact", _INT64, ["n_exact"])
-    screened = builder.input("screened", _INT64, ["n_screened"])
+    builder.scope(f"decoder.{_SCOPE}")
+    exact = builder.input(EXACT, _INT64, [f"n_{EXACT}"])
+    at = builder.input(APPROXIMATE, _INT64, [f"n_{APPROXIMATE}"])
     chosen = builder.node("Gather", hidden, exact, axis=1)
     logits = exact_head(builder, chosen, dims, tensors, types)
-    rough = _approximate_logits(builder, hidden, screened, dims, tensors)
-    builder.output(logits, "logits", _FLOAT, ["n_seq", "n_exact", dims.n_vocab])
-    builder.output(rough, "rough", _FLOAT, ["n_seq", "n_screened", dims.n_vocab])
+    approximate = _approximate_logits(builder, hidden, at, dims, tensors)
+    shape: list[int | str] = ["n_seq", f"n_{APPROXIMATE}", dims.n_vocab]
+    builder.output(logits, "logits", _FLOAT, ["n_seq", f"n_{EXACT}", dims.n_vocab])
+    builder.output(approximate, APPROXIMATE_LOGITS, _FLOAT, shape)
     builder.output(hidden, "hidden", _FLOAT, ["n_seq", "n_at", dims.n_text_state])
 
 
@@ -149,7 +157,7 @@ class _Int8Weights:
     """Weights of the head in 8 bits, declared as they are used; quantized once."""
 
     def __init__(
-        self, builder: GraphBuilder, tensors: Mapping[str, Tensor], scope: str = "screen"
+        self, builder: GraphBuilder, tensors: Mapping[str, Tensor], scope: str = _SCOPE
     ) -> None:
         parts = (EMBEDDING, "decoder.ln.weight", "decoder.ln.bias")
         head = functools.lru_cache(maxsize=1)(lambda: quantize_head(*(tensors[p] for p in parts)))
@@ -182,7 +190,7 @@ class _Int8Weights:
 def _approximate_logits(
     builder: GraphBuilder,
     hidden: str,
-    screened: str,
+    at: str,
     dims: ModelDims,
     tensors: Mapping[str, Tensor],
 ) -> str:
@@ -190,13 +198,13 @@ def _approximate_logits(
     builder.host(EMBEDDING, (dims.n_vocab, dims.n_text_state), tensors[EMBEDDING].read)
     weights.host("mean", "shrink", "error", "norm")
     shrunk, absmax = _scaled_input(builder, hidden, weights("shrink"))
-    shrunk, absmax = (builder.node("Gather", x, screened, axis=1) for x in (shrunk, absmax))
+    shrunk, absmax = (builder.node("Gather", x, at, axis=1) for x in (shrunk, absmax))
     shape = weights.shapes["weight"]
     return _int8_logits(builder, shrunk, absmax, weights("weight"), weights("scale"), shape)
 
 
 def _scaled_input(builder: GraphBuilder, hidden: str, shrink: str) -> tuple[str, str]:
-    """The head's input with quieter channels, and the largest magnitude of each row."""
+    """The head's input times ``shrink``, and the largest magnitude of each row."""
     shrunk = builder.node("Mul", hidden, shrink)
     # of all positions: ONNX Runtime 1.19 does not reduce an empty tensor to the right shape
     absmax = builder.node(
@@ -213,9 +221,9 @@ def _int8_logits(
     scale: str,
     shape: tuple[int, ...],
 ) -> str:
-    """Scores [N, R, n_vocab] in 8 bits, without what the mean row adds.
+    """Scores [N, R, n_vocab] in 8 bits, without the product of the mean row.
 
-    ``shape``: of the weight.
+    ``shape``: shape of the weight.
     """
     state, vocab = shape
     pair, scales = _int7_rows(builder, shrunk, absmax)
@@ -233,7 +241,7 @@ def _int8_logits(
 
 
 def _embed_int8(builder: GraphBuilder, tokens: str, tensors: Mapping[str, Tensor]) -> str:
-    """Columns of the head's weights as embeddings [N, S, n_text_state]: one matrix for both."""
+    """Embeddings [N, S, n_text_state] from columns of the head's weights."""
     weights = _Int8Weights(builder, tensors, "decoder.head")
     columns = builder.node("Gather", weights("weight"), tokens, axis=1)
     columns = builder.node("Cast", builder.transpose(columns, [1, 2, 0]), to=_FLOAT)
@@ -268,7 +276,7 @@ def head8(shape: tuple[int, ...]) -> Operator:
 
 
 def _add_mean(builder: GraphBuilder, scores: str, hidden: str, mean: str) -> str:
-    """Scores to which the mean row of the embedding is given back."""
+    """Add the product of the mean row to scores."""
     column = builder.node("Unsqueeze", mean, builder.constant([1]))
     return builder.node("Add", scores, builder.node("MatMul", hidden, column))
 
@@ -293,7 +301,7 @@ class _Int4Weights:
 
 
 def _embed_int4(builder: GraphBuilder, tokens: str, tensors: Mapping[str, Tensor]) -> str:
-    """Rows of the head's weights as embeddings [N, S, n_text_state]."""
+    """Embeddings [N, S, n_text_state] from rows of the head's weights."""
     head = _Int4Weights(builder, tensors)
     last, first = builder.constant(head.words - 1), builder.constant(head.words)
     rows = _int4_rows(builder, builder.node("Min", tokens, last), head)
@@ -305,7 +313,7 @@ def _embed_int4(builder: GraphBuilder, tokens: str, tensors: Mapping[str, Tensor
 
 
 def _int4_rows(builder: GraphBuilder, tokens: str, head: _Int4Weights) -> str:
-    """Embeddings [N, S, n_text_state] of tokens whose rows have 4 bits."""
+    """Embeddings [N, S, n_text_state] of tokens with 4-bit rows."""
     pairs = builder.node("Cast", builder.node("Gather", head.packed, tokens), to=TensorProto.INT32)
     sixteen = builder.constant(np.array(16, np.int32))
     high = builder.node("Div", pairs, sixteen)
@@ -322,7 +330,7 @@ def _int4_rows(builder: GraphBuilder, tokens: str, head: _Int4Weights) -> str:
 
 
 def _int4_head(builder: GraphBuilder, hidden: str, tensors: Mapping[str, Tensor]) -> str:
-    """Scores f32 [N, P, n_vocab] from weights of 4 bits, and of float16 for special tokens."""
+    """Scores f32 [N, P, n_vocab] from 4-bit weights, and float16 weights of special tokens."""
     head = _Int4Weights(builder, tensors)
     shrunk = builder.node("Mul", hidden, head.shrink)
     scores = int4_product(builder, shrunk, head.packed, head.steps, head.state, head.words)
@@ -336,9 +344,9 @@ def _number(builder: GraphBuilder, value: float) -> str:
 
 
 def _int7_rows(builder: GraphBuilder, value: str, absmax: str) -> tuple[str, str]:
-    """[N, R, n] -> uint8 [N, R, 2, n] about STEPS + 1, and what a step is worth, [N, R, 1, 2].
+    """[N, R, n] -> uint8 [N, R, 2, n] with zero point STEPS + 1, and scales [N, R, 1, 2].
 
-    ``absmax``: [N, R, 1] largest magnitudes.
+    The second row is the remainder of the first. ``absmax``: [N, R, 1] largest magnitudes.
     """
     absmax = builder.node("Max", absmax, _number(builder, 1e-30))
     step = builder.node("Div", absmax, _number(builder, STEPS))
