@@ -1,6 +1,6 @@
 """From encoded audio to tokens: rules ban, searches choose, the loop drives a session."""
 
-from whisper_opt.decoding.batch import Batch, Decoded, DecodeRequest, decode, next_token_logprobs
+from whisper_opt.decoding.batch import Batch, Decoded, DecodeRequest, next_token_logprobs
 from whisper_opt.decoding.constraints import TokenConstraint
 from whisper_opt.decoding.search import (
     BeamSearchDecoder,
@@ -14,14 +14,13 @@ from whisper_opt.decoding.search import (
 __all__ = [
     "Batch",
     "BeamSearchDecoder",
+    "DecodeRequest",
     "Decoded",
     "GreedyDecoder",
     "Hypothesis",
-    "TokenConstraint",
     "SamplingDecoder",
+    "TokenConstraint",
     "TokenDecoder",
-    "DecodeRequest",
-    "decode",
     "next_token_logprobs",
     "rank",
 ]

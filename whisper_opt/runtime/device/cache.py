@@ -7,6 +7,7 @@ the second side takes no memory before that.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from typing import Callable, NamedTuple, Protocol
 
@@ -38,6 +39,8 @@ class DeviceModel(Protocol):
 
     dims: ModelDims
     executor: Executor
+    lock: threading.RLock
+    """Held during each call, so that calls of several threads take turns on the device."""
 
     def require(self, n_audio: int, growth: Callable[[int], int]) -> None:
         """See that ``growth(n_audio)`` bytes can be allocated.

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 from collections.abc import Iterator
+from typing import Any, Callable, TypeVar, cast
 
 import numpy as np
 
@@ -26,6 +28,18 @@ from whisper_opt.runtime.rows import Layout
 __all__ = ["DeviceLogits", "DeviceSession"]
 
 _NONE: Int = np.zeros(0, np.int64)
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def _in_turn(method: _Method) -> _Method:
+    """A method of a session during which no other session of the backend uses the device."""
+
+    @functools.wraps(method)
+    def call(self: DeviceSession, *args: Any, **named: Any) -> Any:
+        with self._model.lock:
+            return method(self, *args, **named)
+
+    return cast(_Method, call)
 
 
 def _distinct(wanted: Int) -> tuple[Int, Int]:
@@ -77,6 +91,7 @@ class DeviceSession:
 
     # --- feeding ----------------------------------------------------------------------------------
 
+    @_in_turn
     def extend(self, tokens: Int, lengths: Int | None = None, at: Int | None = None) -> Logits:
         if lengths is None:
             lengths = np.full(len(tokens), tokens.shape[1], np.int64)
@@ -152,6 +167,7 @@ class DeviceSession:
     def runs(self) -> bool:
         return self._cache is not None and self._cache.advances
 
+    @_in_turn
     def run(self, tokens: Int, rows: GreedyRows, steps: int) -> Run:
         n_seq = len(tokens)
         self._check_room(np.ones(n_seq, np.int64))
@@ -167,6 +183,7 @@ class DeviceSession:
             self._layout.length = before + lengths
         return found
 
+    @_in_turn
     def attention(self, tokens: Int, lengths: Int) -> Attention:
         """All scores of a fresh session's first tokens, and its cross-attention with them."""
         self._check_room(lengths)
@@ -188,6 +205,7 @@ class DeviceSession:
 
     # --- scores -----------------------------------------------------------------------------------
 
+    @_in_turn
     def scores(self, logits: Buffer, call: int) -> F32:
         """All scores of a call, float32 [n_seq, n_at, n_vocab].
 
@@ -206,6 +224,7 @@ class DeviceSession:
         """Whether the device can choose: wide searches and the repetition penalty it leaves."""
         return k <= self._open.n_choices and mask.seen is None
 
+    @_in_turn
     def choose(self, logits: Buffer, call: int, k: int, mask: TokenMask) -> Top:
         """The k best tokens after the last position of a call; arguments and errors as above."""
         self._check_current(call)
@@ -216,6 +235,7 @@ class DeviceSession:
 
     # --- rows -------------------------------------------------------------------------------------
 
+    @_in_turn
     def gather(self, rows: Int) -> None:
         with self._changing() as cache:
             if len(rows) == len(self._tokens) and (rows == np.arange(len(rows))).all():
@@ -230,6 +250,7 @@ class DeviceSession:
                 cache.rearrange(compaction.slots)
                 cache.keep_audios(compaction.audios)
 
+    @_in_turn
     def append(self, other: Session) -> None:
         if not isinstance(other, DeviceSession) or other._model is not self._model:
             raise EngineError("only a session of the same backend can be appended")
@@ -242,6 +263,7 @@ class DeviceSession:
             cache.join(theirs, self._layout.n_audio, joining)
         other.close()
 
+    @_in_turn
     def close(self) -> None:
         cache, self._cache = self._cache, None
         if cache is not None:

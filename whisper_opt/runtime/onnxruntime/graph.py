@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from whisper_opt.core.cpu import processor
 from whisper_opt.core.errors import BackendUnavailable, EngineError
 from whisper_opt.runtime.device.executor import Tensor
 from whisper_opt.runtime.engine import Engine
 from whisper_opt.runtime.native import kernel_library
+from whisper_opt.runtime.onnxruntime.fork import keep_after_fork
 
-__all__ = ["graph_tensors", "import_onnxruntime", "load_graph", "sums_overflow"]
+__all__ = ["failed_run", "graph_tensors", "import_onnxruntime", "load_graph", "sums_overflow"]
 
 
 def import_onnxruntime() -> Any:
@@ -39,10 +41,7 @@ def sums_overflow() -> bool:
     """
     if platform.machine().lower() not in ("x86_64", "amd64", "i386", "i686"):
         return False
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split()
-    except OSError:
-        return True
+    flags = processor().flags
     return "avx512_vnni" not in flags and "avx_vnni" not in flags
 
 
@@ -65,7 +64,8 @@ def load_graph(
         kernels: use compiled kernels (:mod:`whisper_opt.runtime.native`), where they can be used here.
 
     Raises:
-        BackendUnavailable: ONNX Runtime is missing, or too old for the engine's dialect.
+        BackendUnavailable: ONNX Runtime is missing, or too old for the engine's dialect, or does
+            not take the kernels.
         EngineError: the graph cannot be loaded.
     """
     runtime = import_onnxruntime()
@@ -80,9 +80,11 @@ def load_graph(
         options.add_session_config_entry("session.x64quantprecision", "1")
     library = kernel_library() if kernels else None
     if library is not None:
-        options.register_custom_ops_library(str(library))
+        _register(runtime, options, library)
     try:
-        return runtime.InferenceSession(str(engine.file(name)), options, providers=list(providers))
+        session = runtime.InferenceSession(
+            str(engine.file(name)), options, providers=list(providers)
+        )
     except Exception as error:  # the runtime's errors share no base class
         reason = str(error).splitlines()[0][:300]
         too_new = any(word in str(error).lower() for word in ("opset", "ir version"))
@@ -94,6 +96,26 @@ def load_graph(
             ) from error
         raise EngineError(
             f"ONNX Runtime {runtime.__version__} cannot load {engine.file(name)}: {reason}"
+        ) from error
+    keep_after_fork(session)
+    return session
+
+
+def failed_run(error: Exception) -> EngineError:
+    """What to raise for an error of ONNX Runtime while it runs a graph."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    return EngineError(f"ONNX Runtime failed: {lines[0][:300]}")
+
+
+def _register(runtime: Any, options: Any, library: Path) -> None:
+    """Have sessions use the compiled kernels."""
+    try:
+        options.register_custom_ops_library(str(library))
+    except Exception as error:  # the runtime's errors share no base class
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+        raise BackendUnavailable(
+            f"ONNX Runtime {runtime.__version__} does not take the compiled kernels {library}:"
+            f" {reason}; compile them again (python hatch_build.py), or load with kernels='off'"
         ) from error
 
 
