@@ -19,7 +19,7 @@ from whisper_opt.core.errors import BackendUnavailable, EngineError, OptionError
 from whisper_opt.core.options import ENCODER_PRECISIONS, LoadOptions
 from whisper_opt.runtime import devices
 from whisper_opt.runtime.devices import Machine, open_backend
-from whisper_opt.runtime.encoder_choice import WORTH_IT, choose_encoder, fastest
+from whisper_opt.runtime.encoder_choice import MIN_SPEEDUP, choose_encoder, fastest
 from whisper_opt.runtime.engine import Engine
 from whisper_opt.runtime.gpus import Driver, Gpu
 from whisper_opt.runtime.openvino import encoder as openvino_encoder
@@ -73,7 +73,7 @@ class Stand:
         (SLOW_BF16, "int8"),
         ({"fp32": 1.0, "bf16": 0.5, "int8": 0.45}, "bf16"),
         ({"fp32": 1.0, "bf16": 0.5, "int8": 0.2}, "int8"),
-        ({"fp32": 1.0, "bf16": 1 / WORTH_IT}, "bf16"),
+        ({"fp32": 1.0, "bf16": 1 / MIN_SPEEDUP}, "bf16"),
     ],
 )
 def test_the_most_exact_that_is_clearly_faster(times: dict[str, float], chosen: str) -> None:

@@ -91,4 +91,4 @@ def test_a_driver_without_gpus_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_library_that_is_something_else_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpus, "_load", lambda: object())
-    assert "does not answer" in find_gpus().error
+    assert "does not respond" in find_gpus().error

@@ -34,7 +34,13 @@ from whisper_opt.export.writer import write_graph
 from whisper_opt.runtime.engine import MANIFEST, Engine, read_engine
 from whisper_opt.runtime.native import why_no_kernels
 from whisper_opt.runtime.onnxruntime.backend import OrtBackend
-from whisper_opt.runtime.padding import MARGIN, MASKED, Heard, Padding, spread
+from whisper_opt.runtime.padding import (
+    MARGIN,
+    MASKED,
+    EncoderInput,
+    PaddingCompression,
+    expand_scores,
+)
 from whisper_opt.transcription.model import Whisper
 
 DIMS = random_dims(n_vocab=2000, n_audio_layer=3, n_text_layer=2)
@@ -59,7 +65,7 @@ def test_every_position_is_stood_for_once(parts: list[int], n_sound: int) -> Non
     n_ctx = sum(parts)
     mel = np.zeros((1, 3, 2 * n_ctx), np.float32)
     mel[0, 1, : 2 * n_sound] = 1
-    heard = Padding(parts, 2).heard(mel)
+    heard = PaddingCompression(parts, 2).compress(mel)
     assert heard.counts.sum() == n_ctx
     assert heard.counts.min() >= 1
     ends = np.cumsum(heard.counts)
@@ -73,44 +79,44 @@ def test_every_position_is_stood_for_once(parts: list[int], n_sound: int) -> Non
 
 
 def test_where_nothing_is_saved_all_is_heard() -> None:
-    padding = Padding([10] * 150, 2)
+    padding = PaddingCompression([10] * 150, 2)
     for n_frames in (3000, 2999, 2750):
-        heard = padding.heard(short(n_frames)[None])
+        heard = padding.compress(short(n_frames)[None])
         np.testing.assert_array_equal(heard.positions, np.arange(N_CTX))
         assert heard.mel.shape[2] == N_FRAMES
-    assert len(padding.heard(short(2000)[None]).positions) < 0.8 * N_CTX
-    whole = Padding([10] * 150, 2, whole=True).heard(short(200)[None])
+    assert len(padding.compress(short(2000)[None]).positions) < 0.8 * N_CTX
+    whole = PaddingCompression([10] * 150, 2, disabled=True).compress(short(200)[None])
     assert len(whole.positions) == N_CTX
 
 
 def test_a_window_that_is_cut_already_is_heard_as_it_is() -> None:
-    heard = Padding([10] * 150, 2).heard(short(100)[None, :, :601])
+    heard = PaddingCompression([10] * 150, 2).compress(short(100)[None, :, :601])
     assert heard.mel.shape[2] == 601
     np.testing.assert_array_equal(heard.positions, np.arange(301))
 
 
 def test_the_shorter_the_sound_the_finer_its_padding() -> None:
-    padding = Padding([10] * 150, 2)
+    padding = PaddingCompression([10] * 150, 2)
     largest = [
-        int(padding.heard(short(n_frames)[None]).counts.max()) for n_frames in (100, 500, 900)
+        int(padding.compress(short(n_frames)[None]).counts.max()) for n_frames in (100, 500, 900)
     ]
     assert largest == [4, 5, 10]
     for n_frames in range(0, 1000, 100):
-        assert len(padding.heard(short(n_frames)[None]).positions) <= 0.4 * N_CTX
+        assert len(padding.compress(short(n_frames)[None]).positions) <= 0.4 * N_CTX
 
 
 def test_windows_together_are_as_long_as_the_longest() -> None:
-    padding = Padding([10] * 150, 2)
-    both = padding.heard(np.stack([short(100), short(700, 1)]))
-    alone = padding.heard(short(700)[None])
+    padding = PaddingCompression([10] * 150, 2)
+    both = padding.compress(np.stack([short(100), short(700, 1)]))
+    alone = padding.compress(short(700)[None])
     np.testing.assert_array_equal(both.positions, alone.positions)
-    silence = padding.heard(np.zeros((1, DIMS.n_mels, N_FRAMES), np.float32))
+    silence = padding.compress(np.zeros((1, DIMS.n_mels, N_FRAMES), np.float32))
     assert silence.mel.shape[2] == 2 * MARGIN
 
 
 def test_scores_of_parts_are_those_of_their_positions() -> None:
     scores = np.array([[1.0, 2.0, 3.0 + np.log(4)]], np.float32)
-    found = spread(scores, np.array([1, 1, 4]))
+    found = expand_scores(scores, np.array([1, 1, 4]))
     np.testing.assert_allclose(found, [[1, 2, 3, 3, 3, 3]], rtol=1e-6)
 
 
@@ -177,7 +183,7 @@ def float_graphs(checkpoint: Checkpoint, folder: Path) -> list[PiecewiseGraph]:
 def test_all_positions_are_the_plain_model(small: Checkpoint, graphs: list[PiecewiseGraph]) -> None:
     reference = Reference(small)
     for mel in (noise_mel(DIMS)[:, :400], noise_mel(DIMS)[:, :401], short(300)):
-        cross = graphs[0].run(Heard.whole(mel[None], 2).feeds())
+        cross = graphs[0].run(EncoderInput.uncompressed(mel[None], 2).feeds())
         key, value = reference.cross(reference.encode(mel), 1)
         np.testing.assert_allclose(cross["cross_v_1"][0], value.transpose(1, 0, 2), atol=1e-4)
         found = cross["cross_k_1"][0]
@@ -190,7 +196,7 @@ def test_parts_are_what_the_reference_hears(
     small: Checkpoint, graphs: list[PiecewiseGraph], n_frames: int
 ) -> None:
     reference, mel = Reference(small), short(n_frames)
-    heard = Padding(padding_parts(small), 2).heard(mel[None])
+    heard = PaddingCompression(padding_parts(small), 2).compress(mel[None])
     audio = reference.encode_heard(mel, heard.positions, heard.counts)
     cross = graphs[0].run(heard.feeds())
     key, value = reference.cross(audio, 0)
@@ -209,7 +215,7 @@ def test_one_that_stands_for_its_like_is_exact() -> None:
     tensor = dataclasses.replace(plain.tensors[name], read=lambda: zero)
     reference = Reference(dataclasses.replace(plain, tensors={**plain.tensors, name: tensor}))
     mel = short(500)
-    heard = Padding([30] * 50, 2).heard(mel[None])
+    heard = PaddingCompression([30] * 50, 2).compress(mel[None])
     by_parts = reference.encode_heard(mel, heard.positions, heard.counts)
     whole = reference.encode(mel)
     np.testing.assert_allclose(by_parts, whole[heard.positions], atol=1e-4)
@@ -332,7 +338,7 @@ def test_attention_is_of_all_positions(small: Checkpoint, engine: Engine, kernel
         audio = backend.encode(mel[None])
         assert (len(audio.counts[0]) == N_CTX) is whole
         found = backend.attention(audio, TOKENS[None], np.array([len(TOKENS)])).scores[0]
-        heard = Heard(mel[None], *audio.counts)
+        heard = EncoderInput(mel[None], *audio.counts)
         exact = reference.encode_heard(mel, heard.positions, heard.counts)
         (expected,) = reference.decode(exact, [TOKENS], small.heads, counts=heard.counts)[1]
         expected = np.repeat(expected, heard.counts, axis=2)

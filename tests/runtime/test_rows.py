@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from whisper_opt.core.arrays import Int
-from whisper_opt.runtime.rows import Past
+from whisper_opt.runtime.rows import CacheHistory
 
 CAPACITY = 40
 
@@ -15,7 +15,7 @@ class Cache:
     """A cache that holds, at every position, which write it was; moved as Past says."""
 
     def __init__(self, n_slots: int) -> None:
-        self.past = Past(n_slots, CAPACITY)
+        self.past = CacheHistory(n_slots, CAPACITY)
         self.held = np.zeros((n_slots, CAPACITY), np.int64)
         self.wanted = self.held.copy()  # what it would hold if everything moved
         self.moved = 0
@@ -32,7 +32,7 @@ class Cache:
         """``length``: how much of every slot matters afterwards; the rest may be anything."""
         n_old = len(self.wanted)
         self.wanted = self.wanted[source]
-        parts = self.past.arrange(source, int(length.max()))
+        parts = self.past.rearrange(source, int(length.max()))
         if len(source) > len(self.held):  # as after growing: anything finite
             more = np.full((len(source) - n_old, CAPACITY), -1)
             self.held = np.concatenate([self.held[:n_old], more])
@@ -77,16 +77,16 @@ def test_only_what_differs_moves() -> None:
 
 
 def test_rows_of_another_cache_share_nothing_with_those_here() -> None:
-    mine, other = Past(2, CAPACITY), Past(1, CAPACITY)
+    mine, other = CacheHistory(2, CAPACITY), CacheHistory(1, CAPACITY)
     mine.write(np.array([0, 0]), 5)
     other.write(np.array([0]), 5)
-    mine.take(np.array([1]), other, np.array([0]), 5)
-    ((slots, span),) = mine.arrange(np.array([1, 1]), 5)
+    mine.copy_from(np.array([1]), other, np.array([0]), 5)
+    ((slots, span),) = mine.rearrange(np.array([1, 1]), 5)
     assert slots.tolist() == [0]
     assert span == slice(0, 5)
 
 
 def test_nothing_written_is_nothing_to_move() -> None:
-    past = Past(2, CAPACITY)
-    assert past.arrange(np.array([1, 0, 1]), 0) == []
-    assert past.arrange(np.array([0, 0, 1]), 9) == []
+    past = CacheHistory(2, CAPACITY)
+    assert past.rearrange(np.array([1, 0, 1]), 0) == []
+    assert past.rearrange(np.array([0, 0, 1]), 9) == []

@@ -15,7 +15,14 @@ import numpy as np
 
 from whisper_opt.core.arrays import NDArray
 from whisper_opt.core.errors import EngineError
-from whisper_opt.runtime.device.executor import ALIGNMENT, GRAPHS, OPTIONAL, Buffer, Chain, Tensor
+from whisper_opt.runtime.device.executor import (
+    ALIGNMENT,
+    GRAPHS,
+    OPTIONAL,
+    Buffer,
+    GraphSequence,
+    Tensor,
+)
 from whisper_opt.runtime.engine import Engine
 from whisper_opt.runtime.onnxruntime.graph import graph_tensors, load_graph
 
@@ -102,30 +109,30 @@ class _Bound:
         self._buffers.clear()
 
 
-class _Call:
+class _BoundSequence:
     """Graphs and their bindings; a replay is another run."""
 
-    def __init__(self, lane: _Lane, runs: Sequence[_Bound], chain: Chain) -> None:
-        self._lane, self._runs, self._downloads = lane, runs, chain.downloads
+    def __init__(self, stream: _Stream, runs: Sequence[_Bound], sequence: GraphSequence) -> None:
+        self._stream, self._runs, self._downloads = stream, runs, sequence.downloads
 
     def run(self) -> None:
         for bound in self._runs:
             bound.run()
         for target, source in self._downloads:
-            self._lane.download(target, source)
+            self._stream.download(target, source)
 
     def close(self) -> None:
         for bound in self._runs:
             bound.close()
 
 
-class _Mark:
+class _Event:
     """Everything is done when it is set."""
 
     def __init__(self) -> None:
         self._is_set = False
 
-    def set(self) -> None:
+    def record(self) -> None:
         self._is_set = True
 
     def wait(self) -> None:
@@ -136,12 +143,12 @@ class _Mark:
         self._is_set = False
 
 
-class _Lane:
+class _Stream:
     """Everything happens at once."""
 
     def __init__(self, owner: CpuExecutor, graphs: Sequence[str]) -> None:
         self._owner, self._graphs, self.closed = owner, tuple(graphs), False
-        owner.lanes.append(self)
+        owner.streams.append(self)
 
     def upload(self, target: Buffer, source: NDArray) -> None:
         np.copyto(_view(target), source)
@@ -160,11 +167,13 @@ class _Lane:
     def run(self, graph: str, buffers: Mapping[str, Buffer]) -> None:
         self._bound(graph, buffers).run()
 
-    def bind(self, chain: Chain) -> _Call:
-        return _Call(self, [self._bound(graph, buffers) for graph, buffers in chain.runs], chain)
+    def bind(self, sequence: GraphSequence) -> _BoundSequence:
+        return _BoundSequence(
+            self, [self._bound(graph, buffers) for graph, buffers in sequence.runs], sequence
+        )
 
-    def mark(self) -> _Mark:
-        return _Mark()
+    def create_event(self) -> _Event:
+        return _Event()
 
     def _bound(self, graph: str, buffers: Mapping[str, Buffer]) -> _Bound:
         if self.closed or graph not in self._graphs:
@@ -177,7 +186,7 @@ class _Lane:
     def close(self) -> None:
         if not self.closed:
             self.closed = True
-            self._owner.lanes.remove(self)
+            self._owner.streams.remove(self)
 
 
 class CpuExecutor:
@@ -212,7 +221,7 @@ class CpuExecutor:
         self._lock = threading.Lock()
         self.used = 0
         self.peak = 0
-        self.lanes: list[_Lane] = []
+        self.streams: list[_Stream] = []
 
     def count(self, n_bytes: int) -> None:
         """Note that memory was taken (or, negative, given back)."""
@@ -242,11 +251,11 @@ class CpuExecutor:
     def available(self) -> int:
         return self._memory - self.used
 
-    def lane_memory(self, graphs: Sequence[str]) -> int:
+    def stream_memory(self, graphs: Sequence[str]) -> int:
         return 0
 
-    def lane(self, graphs: Sequence[str]) -> _Lane:
-        return _Lane(self, graphs)
+    def open_stream(self, graphs: Sequence[str]) -> _Stream:
+        return _Stream(self, graphs)
 
     def close(self) -> None:
         self._sessions.clear()

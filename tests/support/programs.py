@@ -16,7 +16,15 @@ import pytest
 
 from tests.support.backend_subjects import DIMS, N_CTX, TOLERANCE, mels, pad
 from whisper_opt.core.arrays import F32, Bool
-from whisper_opt.core.backend import Backend, Encoded, Run, Runner, Session, TokenMask, Top
+from whisper_opt.core.backend import (
+    Backend,
+    Encoded,
+    MultiStepResult,
+    MultiStepSession,
+    Session,
+    TokenMask,
+    Top,
+)
 from whisper_opt.core.errors import EngineError
 from whisper_opt.core.logits import top_k, top_row
 from whisper_opt.decoding.constraints import SuppressTokens, TimestampRules, TokenConstraint
@@ -313,7 +321,7 @@ class _Run:
         rows, steps = what
         while steps:
             session = self.live()
-            by_itself = isinstance(session, Runner) and session.runs
+            by_itself = isinstance(session, MultiStepSession) and session.supports_multistep
             found = self._by_itself(rows, steps) if by_itself else self._by_host(rows)
             assert 1 <= len(found.tokens) <= steps
             steps -= len(found.tokens)
@@ -339,21 +347,23 @@ class _Run:
         self.answers.append(Choice(audio, self.rows[i][1], row.mask, token, logprob))
         return row.after(token)
 
-    def _by_itself(self, rows: list[GreedyDecoder], steps: int) -> Run:
+    def _by_itself(self, rows: list[GreedyDecoder], steps: int) -> MultiStepResult:
         session = self.live()
-        assert isinstance(session, Runner)
+        assert isinstance(session, MultiStepSession)
         found = [greedy_row(row.rules, row.begin, EOT, DIMS.n_vocab) for row in rows]
         fixed = [row for row in found if row is not None]
         assert len(fixed) == len(rows)
         tokens = np.array([[row.sampled[-1]] for row in rows])
-        return session.run(tokens, greedy_rows(fixed, [row.sampled for row in rows]), steps)
+        return session.decode_steps(
+            tokens, greedy_rows(fixed, [row.sampled for row in rows]), steps
+        )
 
-    def _by_host(self, rows: list[GreedyDecoder]) -> Run:
+    def _by_host(self, rows: list[GreedyDecoder]) -> MultiStepResult:
         logits = self.live().extend(np.array([[row.sampled[-1]] for row in rows]))
         ban = np.concatenate([row.mask.ban for row in rows])
         begin = np.concatenate([row.mask.timestamp_begin for row in rows])
         top = logits.top(1, TokenMask(ban, begin))
-        return Run(top.tokens.T, top.logprobs.T)
+        return MultiStepResult(top.tokens.T, top.logprobs.T)
 
     def append(self, steps: list[Step]) -> None:
         other = _Run(self.backend, self.encoded)

@@ -106,10 +106,10 @@ def test_several_tokens_on_a_past_are_fed_singly_where_they_must_be(
     widths = []
     real = ort_cuda._Bound.__init__
 
-    def bind(bound: Any, executor: Any, lane: Any, graph: str, buffers: Any) -> None:
+    def bind(bound: Any, executor: Any, stream: Any, graph: str, buffers: Any) -> None:
         if graph == "decoder":
             widths.append(buffers["tokens"].shape[1])
-        real(bound, executor, lane, graph, buffers)
+        real(bound, executor, stream, graph, buffers)
 
     monkeypatch.setattr(ort_cuda._Bound, "__init__", bind)
     session = backend.open(backend.encode(mels(1)))
@@ -262,12 +262,12 @@ def test_an_error_of_the_runtime_is_an_engine_error(
     backend = cuda_backend(engine, cuda)
     executor = backend.executor
     assert isinstance(executor, OrtExecutor)
-    lane = executor.lane(["encoder"])
+    stream = executor.open_stream(["encoder"])
     block = executor.allocate(1 << 20)
     tensors = executor.tensors("encoder")
     buffers = {name: Buffer(block, tensor.dtype, (1, 1, 1)) for name, tensor in tensors.items()}
     with pytest.raises(EngineError, match="ONNX Runtime failed on the GPU"):
-        lane.run("encoder", buffers)
+        stream.run("encoder", buffers)
     block.free()
-    lane.close()
+    stream.close()
     backend.close()

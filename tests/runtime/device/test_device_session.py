@@ -167,7 +167,7 @@ def test_everything_is_given_back(engine: Engine) -> None:
         session.gather(np.array([1, 1, 0]))
     for session in sessions:
         session.close()
-    assert len(executor.lanes) == 1 + device_backend.N_IDLE
+    assert len(executor.streams) == 1 + device_backend.N_IDLE
     part = encoded.take([2])
     del encoded, session, sessions
     assert executor.used > 0
@@ -175,7 +175,7 @@ def test_everything_is_given_back(engine: Engine) -> None:
     del part  # the last that knows of what was encoded
     assert executor.used < before
     backend.close()
-    assert (executor.used, executor.lanes) == (0, [])
+    assert (executor.used, executor.streams) == (0, [])
 
 
 def test_a_greedy_batch_needs_no_second_cache(engine: Engine) -> None:
@@ -188,11 +188,11 @@ def test_a_greedy_batch_needs_no_second_cache(engine: Engine) -> None:
         step(session, np.ones(len(rows), np.int64))
         session.append(prompted(backend, 1))
         step(session, np.ones(len(rows) + 1, np.int64))
-    assert one.room("self_a") > 0
-    assert one.room("self_b") == 0
+    assert one.capacity("self_a") > 0
+    assert one.capacity("self_b") == 0
     session.gather(np.array([0, 0, 1, 1]))
     session.gather(np.array([1, 0, 3, 2]))  # these change places
-    assert one.room("self_b") > 0
+    assert one.capacity("self_b") > 0
 
 
 # --- what stays on the device --------------------------------------------------------------------
@@ -333,7 +333,7 @@ def test_programs_on_plans_of_few_tokens(
     engine: Engine, truths: Truths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Prompts are fed in parts, calls forgotten, workspaces closed; the scores are the same."""
-    monkeypatch.setattr(workspace, "MAX_CALLS", 2)
+    monkeypatch.setattr(workspace, "MAX_GRAPHS", 2)
     monkeypatch.setattr(device_backend, "N_IDLE", 0)
     gpu = Traced(engine, PlanSpec(max_batch=12, max_beam=8, profile=TIGHT))
     encoded = gpu.backend.encode(mels(N_AUDIO))
@@ -465,4 +465,4 @@ def test_memory_that_was_freed_is_not_used(engine: Engine) -> None:
     encoded.cross.arena.block.free()
     with pytest.raises(EngineError, match="after it was freed"):
         backend.open(encoded)
-    assert executor.lanes
+    assert executor.streams

@@ -25,7 +25,7 @@ from whisper_opt.runtime.openvino import encoder as openvino_encoder
 from whisper_opt.runtime.openvino import int8 as openvino_int8
 from whisper_opt.runtime.openvino.encoder import OpenVinoEncoder
 from whisper_opt.runtime.openvino.int8 import pack
-from whisper_opt.runtime.openvino.probe import product_times
+from whisper_opt.runtime.openvino.probe import matmul_times
 
 INSTALLED = importlib.util.find_spec("openvino") is not None
 needs_openvino = pytest.mark.skipif(not INSTALLED, reason="not tested: OpenVINO is not installed")
@@ -168,16 +168,16 @@ def test_groups_divide_every_product(tmp_path: Path, n_state: int, group: int) -
     engine = random_engine(tmp_path / "engine", dims)
     model = openvino_encoder.import_openvino().Core().read_model(engine.file("encoder.onnx"))
     products = [node for node in model.get_ops() if node.get_type_name() == "MatMul"]
-    constant = len([node for node in products if openvino_int8._is_product(node)])
+    constant = len([node for node in products if openvino_int8._is_matmul(node)])
     assert constant == 4 * dims.n_audio_layer + 2 * dims.n_text_layer
-    assert openvino_int8.pack_products(model) == group
+    assert openvino_int8.pack_matmuls(model) == group
     packed = [
         node
         for node in model.get_ops()
         if node.get_type_name() == "Constant" and str(node.get_element_type().to_dtype()) == "uint8"
     ]
     assert len(packed) == 2 * constant  # weights and zero points
-    assert not any(openvino_int8._is_product(node) for node in model.get_ops())
+    assert not any(openvino_int8._is_matmul(node) for node in model.get_ops())
 
 
 # what it refuses
@@ -191,7 +191,7 @@ def test_without_openvino_the_extra_is_named(
         with pytest.raises(BackendUnavailable, match=r"whisper-opt\[openvino\]"):
             Whisper.load(engine.path, encoder_precision=precision)
     with pytest.raises(BackendUnavailable, match=r"whisper-opt\[openvino\]"):
-        product_times()
+        matmul_times()
     with Whisper.load(engine.path, threads=1, encoder_precision="auto") as model:
         assert model.encoder_precision == "engine"
 
@@ -239,7 +239,7 @@ def test_a_damaged_graph_is_an_engine_error(tmp_path: Path) -> None:
     ],
 )
 def test_what_openvino_says_is_understood(said: str, kind: type[Exception], words: str) -> None:
-    error = openvino_encoder._refused("2026.2", Path("e"), RuntimeError(said))
+    error = openvino_encoder._load_error("2026.2", Path("e"), RuntimeError(said))
     assert type(error) is kind
     with pytest.raises(kind, match=words):
         raise error
@@ -250,6 +250,6 @@ def test_what_openvino_says_is_understood(said: str, kind: type[Exception], word
 
 @needs_openvino
 def test_products_are_timed() -> None:
-    found = product_times(threads=1)
+    found = matmul_times(threads=1)
     assert {"fp32", "int8"} <= found.keys() <= {"fp32", "bf16", "int8"}
     assert all(0 < seconds < 60 for seconds in found.values())

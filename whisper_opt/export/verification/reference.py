@@ -129,7 +129,7 @@ class Reference:
     def encode_heard(self, mel: F32, positions: Int, counts: Int) -> F32:
         """Encoder output [n_heard, n_audio_state] where padding is heard by parts.
 
-        Arguments as of :class:`whisper_opt.runtime.padding.Heard`, but a whole window [n_mels, n_frames].
+        Arguments as of :class:`whisper_opt.runtime.padding.EncoderInput`, but a whole window [n_mels, n_frames].
         """
         x = self.layer(self.stem(mel), 0, at=positions)
         for i in range(1, self._dims.n_audio_layer):

@@ -23,7 +23,7 @@ from whisper_opt.export.verification.openai import openai_logits
 from whisper_opt.export.verification.partitioned import PiecewiseGraph
 from whisper_opt.export.verification.reference import Reference
 from whisper_opt.runtime.head_bounds import Inputs, Screen
-from whisper_opt.runtime.padding import MASKED, Heard, Padding
+from whisper_opt.runtime.padding import MASKED, EncoderInput, PaddingCompression
 
 __all__ = ["PACKED_TOLERANCE", "Parity", "noise_mel", "unpacked", "verify", "verify_packed"]
 
@@ -118,7 +118,7 @@ def verify(
     mel = noise_mel(dims)
     reference = Reference(checkpoint)
     audio = reference.encode(mel)
-    cross = _encode(encoder, Heard.whole(mel[None], dims.frames_per_position))
+    cross = _encode(encoder, EncoderInput.uncompressed(mel[None], dims.frames_per_position))
     cross_error, cross_scale = _compare_cross(reference, audio, cross, dims, measure)
     judge("cross-attention keys and values", cross_error, precision.cross_tolerance * cross_scale)
     if parts is not None:
@@ -176,7 +176,7 @@ def verify_packed(
     """
     mel = noise_mel(dims, SEED + 1)
     mel[:, _SHORT:] = 0
-    heard = Padding(parts, dims.frames_per_position).heard(mel[None])
+    heard = PaddingCompression(parts, dims.frames_per_position).compress(mel[None])
     sequences = _sequences(dims)
     found = []
     for encoder, decoder in (plain, packed):
@@ -202,7 +202,7 @@ def verify_packed(
     return errors
 
 
-def _count_error(added: F32, heard: Heard) -> float:
+def _count_error(added: F32, heard: EncoderInput) -> float:
     """Error of what is added to scores; that of keys that there are not, in units of ``MASKED``."""
     n = len(heard.counts)
     counts = np.abs(added[:, :n] - np.log(heard.counts)).max()
@@ -231,7 +231,7 @@ def unpacked(cross: Mapping[str, NDArray], dims: ModelDims) -> dict[str, NDArray
     return found
 
 
-def _encode(encoder: PiecewiseGraph, heard: Heard) -> dict[str, NDArray]:
+def _encode(encoder: PiecewiseGraph, heard: EncoderInput) -> dict[str, NDArray]:
     feeds = heard.feeds()
     return encoder.run({name: feeds[name] for name in encoder.inputs})
 
@@ -252,7 +252,7 @@ def _verify_parts(
     measure = MEASURES[precision.measure]
     mel = noise_mel(dims, SEED + 1)
     mel[:, _SHORT:] = 0
-    heard = Padding(parts, dims.frames_per_position).heard(mel[None])
+    heard = PaddingCompression(parts, dims.frames_per_position).compress(mel[None])
     audio = reference.encode_heard(mel, heard.positions, heard.counts)
     cross = _encode(encoder, heard)
     error, scale = _compare_cross(reference, audio, cross, dims, measure)

@@ -24,7 +24,7 @@ from whisper_opt.core.dims import N_FRAMES, ModelDims
 from whisper_opt.core.errors import BackendUnavailable, EngineError
 from whisper_opt.runtime.cuda.runtime import Copies, Cuda, DeviceBlock, PinnedBlock
 from whisper_opt.runtime.device.backend import DeviceBackend
-from whisper_opt.runtime.device.executor import GRAPHS, OPTIONAL, Buffer, Chain, Tensor
+from whisper_opt.runtime.device.executor import GRAPHS, OPTIONAL, Buffer, GraphSequence, Tensor
 from whisper_opt.runtime.device.session import DeviceSession
 from whisper_opt.runtime.engine import Engine
 from whisper_opt.runtime.gpus import find_gpus
@@ -101,9 +101,9 @@ class _Bound:
     """A graph and the buffers bound to it."""
 
     def __init__(
-        self, executor: OrtExecutor, lane: _Lane, graph: str, buffers: Mapping[str, Buffer]
+        self, executor: OrtExecutor, stream: _Stream, graph: str, buffers: Mapping[str, Buffer]
     ) -> None:
-        self._lane, self._session = lane, executor.session(graph)
+        self._stream, self._session = stream, executor.session(graph)
         self._io = self._session.io_binding()
         self._keep = dict(buffers)  # bound by address: must outlive the binding
         where = executor.device
@@ -119,7 +119,7 @@ class _Bound:
                 self._io.bind_output(name, *where)
 
     def run(self) -> None:
-        self._lane.synchronize()  # ONNX Runtime computes in a stream of its own
+        self._stream.synchronize()  # ONNX Runtime computes in a stream of its own
         try:
             self._session.run_with_iobinding(self._io)
             self._io.synchronize_outputs()
@@ -131,17 +131,17 @@ class _Bound:
         self._keep.clear()
 
 
-class _Call:
+class _BoundSequence:
     """Graphs and their buffers, and what is downloaded after them."""
 
-    def __init__(self, lane: _Lane, runs: Sequence[_Bound], chain: Chain) -> None:
-        self._lane, self._runs, self._downloads = lane, runs, list(chain.downloads)
+    def __init__(self, stream: _Stream, runs: Sequence[_Bound], sequence: GraphSequence) -> None:
+        self._stream, self._runs, self._downloads = stream, runs, list(sequence.downloads)
 
     def run(self) -> None:
         for bound in self._runs:
             bound.run()
         for target, source in self._downloads:
-            self._lane.download(target, source)
+            self._stream.download(target, source)
 
     def close(self) -> None:
         self._downloads.clear()
@@ -149,7 +149,7 @@ class _Call:
             bound.close()
 
 
-class _Lane(Copies):
+class _Stream(Copies):
     """Copies, and runs of graphs, each of which waits for the copies before it."""
 
     def __init__(self, executor: OrtExecutor) -> None:
@@ -159,9 +159,9 @@ class _Lane(Copies):
     def run(self, graph: str, buffers: Mapping[str, Buffer]) -> None:
         _Bound(self._executor, self, graph, buffers).run()
 
-    def bind(self, chain: Chain) -> _Call:
-        runs = [_Bound(self._executor, self, graph, buffers) for graph, buffers in chain.runs]
-        return _Call(self, runs, chain)
+    def bind(self, sequence: GraphSequence) -> _BoundSequence:
+        runs = [_Bound(self._executor, self, graph, buffers) for graph, buffers in sequence.runs]
+        return _BoundSequence(self, runs, sequence)
 
 
 class OrtExecutor:
@@ -217,11 +217,11 @@ class OrtExecutor:
         free, _ = self.cuda("cudaMemGetInfo")
         return max(int(free) - RESERVE, 0)
 
-    def lane_memory(self, graphs: Sequence[str]) -> int:
+    def stream_memory(self, graphs: Sequence[str]) -> int:
         return 0
 
-    def lane(self, graphs: Sequence[str]) -> _Lane:
-        return _Lane(self)
+    def open_stream(self, graphs: Sequence[str]) -> _Stream:
+        return _Stream(self)
 
     def close(self) -> None:
         self._sessions.clear()
@@ -233,7 +233,7 @@ class _OneByOne(DeviceSession):
     ``GroupQueryAttention`` of ONNX Runtime 1.19 computes several tokens on top of a past wrong.
     """
 
-    def _widest(self, n_new: int, n_at: int, *, aligned: bool) -> int:
+    def _tokens_per_call(self, n_new: int, n_at: int, *, aligned: bool) -> int:
         return 1 if self._layout.length.any() else n_new
 
 

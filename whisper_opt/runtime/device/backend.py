@@ -14,7 +14,7 @@ from whisper_opt.core.arrays import F32, Int
 from whisper_opt.core.backend import Attention, Encoded
 from whisper_opt.core.dims import ModelDims
 from whisper_opt.core.errors import EngineError
-from whisper_opt.runtime.device.cache import Cross
+from whisper_opt.runtime.device.cache import CrossKV
 from whisper_opt.runtime.device.executor import OPTIONAL, Executor, Tensor
 from whisper_opt.runtime.device.session import DeviceSession
 from whisper_opt.runtime.device.workspace import Arena, Workspace
@@ -33,7 +33,7 @@ _MIB = 1 << 20
 class DeviceEncoded:
     """Some of the windows that were encoded together; the last one to go frees their memory."""
 
-    def __init__(self, backend: DeviceBackend, cross: Cross, audios: tuple[int, ...]) -> None:
+    def __init__(self, backend: DeviceBackend, cross: CrossKV, audios: tuple[int, ...]) -> None:
         """``audios``: which entries of ``cross``, in order."""
         self.backend, self.cross, self.audios = backend, cross, audios
 
@@ -62,7 +62,7 @@ class DeviceBackend:
             _log.info("the engine has no %s.onnx: every step waits for the host", graph)
         self._encoding, self._lock = threading.Lock(), threading.Lock()
         self._idle: list[Workspace] = []
-        self._fitting: dict[tuple[int, ...], int] = {}
+        self._tokens_per_call_of: dict[tuple[int, ...], int] = {}
 
     def encode(self, mel: F32) -> DeviceEncoded:
         """See :meth:`whisper_opt.core.backend.Backend.encode`.
@@ -79,19 +79,19 @@ class DeviceBackend:
             if name != "mel"
         }
         step = self._encoded_at_once(mel.shape)
-        self.require(n_audio, lambda n: Arena.size(tensors, n) + mel[:step].nbytes)
+        self.require_memory(n_audio, lambda n: Arena.size(tensors, n) + mel[:step].nbytes)
         block = self.executor.allocate(Arena.size(tensors, n_audio))
-        cross = Cross(Arena(block, tensors, n_audio), tensors)
+        cross = CrossKV(Arena(block, tensors, n_audio), tensors)
         weakref.finalize(cross, block.free)
         with self._encoding:
             for begin in range(0, n_audio, step):
                 part = mel[begin : begin + step]
-                heard = self._encoder.pack("mel", {"mel": (np.float32, part.shape)})
+                heard = self._encoder.staging("mel", {"mel": (np.float32, part.shape)})
                 heard.host["mel"][...] = part
                 self._encoder.upload(heard)
                 written = cross.arena.entries(begin, len(part))
-                self._encoder.once("encoder", {**heard.device, **written})
-            self._encoder.settle()
+                self._encoder.run("encoder", {**heard.device, **written})
+            self._encoder.synchronize()
         return DeviceEncoded(self, cross, tuple(range(n_audio)))
 
     def _encoded_at_once(self, shape: tuple[int, ...]) -> int:
@@ -132,7 +132,7 @@ class DeviceBackend:
         with self._lock:
             if self._idle:
                 return self._idle.pop()
-        n_bytes = self.executor.lane_memory(self._decoding)
+        n_bytes = self.executor.stream_memory(self._decoding)
         if n_bytes > self.executor.available():
             raise EngineError(
                 f"a session needs {_mib(n_bytes)} of working memory on the device;"
@@ -144,7 +144,7 @@ class DeviceBackend:
         """Keep a workspace for the next session, or close it where enough are kept."""
         kept = False
         try:
-            workspace.settle()
+            workspace.synchronize()
             with self._lock:
                 kept = len(self._idle) < N_IDLE
                 if kept:
@@ -159,7 +159,7 @@ class DeviceBackend:
         for workspace in idle:
             workspace.close()
 
-    def require(self, n_audio: int, growth: Callable[[int], int]) -> None:
+    def require_memory(self, n_audio: int, growth: Callable[[int], int]) -> None:
         """See :class:`whisper_opt.runtime.device.cache.DeviceModel`."""
         needed = growth(n_audio)
         if needed <= 0 or needed <= self.executor.available():
@@ -175,14 +175,20 @@ class DeviceBackend:
             f" {_mib(free)} are free; {advice}, or lower beam_size or best_of"
         )
 
-    def widest(self, n_audio: int, n_slots: int, n_new: int, n_at: int, *, aligned: bool) -> int:
+    def tokens_per_call(
+        self, n_audio: int, n_slots: int, n_new: int, n_at: int, *, aligned: bool
+    ) -> int:
         """See :class:`whisper_opt.runtime.device.cache.DeviceModel`."""
         key = (n_audio, n_slots, n_new, n_at, aligned)
-        if key not in self._fitting:
-            self._fitting[key] = self._widest(n_audio, n_slots, n_new, n_at, aligned=aligned)
-        return self._fitting[key]
+        if key not in self._tokens_per_call_of:
+            self._tokens_per_call_of[key] = self._tokens_per_call(
+                n_audio, n_slots, n_new, n_at, aligned=aligned
+            )
+        return self._tokens_per_call_of[key]
 
-    def _widest(self, n_audio: int, n_slots: int, n_new: int, n_at: int, *, aligned: bool) -> int:
+    def _tokens_per_call(
+        self, n_audio: int, n_slots: int, n_new: int, n_at: int, *, aligned: bool
+    ) -> int:
         def fits(n: int, width: int) -> bool:
             slots = n * (n_slots // n_audio)
             shapes = {

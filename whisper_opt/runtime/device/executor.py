@@ -22,12 +22,12 @@ __all__ = [
     "OPTIONAL",
     "Block",
     "Buffer",
-    "Call",
-    "Chain",
+    "CapturedGraph",
+    "DeviceEvent",
+    "DeviceStream",
     "Executor",
+    "GraphSequence",
     "HostBlock",
-    "Lane",
-    "Mark",
     "Tensor",
     "aligned",
 ]
@@ -106,7 +106,7 @@ class Buffer:
 
 
 @dataclasses.dataclass(frozen=True)
-class Chain:
+class GraphSequence:
     """Graphs run one after another, and what then comes to the host.
 
     Attributes:
@@ -118,8 +118,8 @@ class Chain:
     downloads: tuple[tuple[NDArray, Buffer], ...] = ()
 
 
-class Call(Protocol):
-    """A chain bound to its buffers, to be run again and again (a CUDA graph after two runs)."""
+class CapturedGraph(Protocol):
+    """A sequence bound to its buffers, to be run again and again (a CUDA graph after two runs)."""
 
     def run(self) -> None:
         """Enqueue it."""
@@ -128,10 +128,10 @@ class Call(Protocol):
         """Forget it; its runs must be done."""
 
 
-class Mark(Protocol):
-    """A place in a lane's queue, to be waited for while what comes after it goes on."""
+class DeviceEvent(Protocol):
+    """A place in a stream's queue, to be waited for while what comes after it goes on."""
 
-    def set(self) -> None:
+    def record(self) -> None:
         """Place it after everything asked so far."""
 
     def wait(self) -> None:
@@ -141,10 +141,10 @@ class Mark(Protocol):
         """Forget it."""
 
 
-class Lane(Protocol):
-    """A queue of work: everything asked of one lane happens in order, after the call returns.
+class DeviceStream(Protocol):
+    """A queue of work: everything asked of one stream happens in order, after the call returns.
 
-    One thread at a time uses a lane; lanes do not wait for one another.
+    One thread at a time uses a stream; streams do not wait for one another.
     """
 
     def upload(self, target: Buffer, source: NDArray) -> None:
@@ -162,23 +162,23 @@ class Lane(Protocol):
     def run(self, graph: str, buffers: Mapping[str, Buffer]) -> None:
         """Run a graph once, on every input and output by name."""
 
-    def bind(self, chain: Chain) -> Call:
+    def bind(self, sequence: GraphSequence) -> CapturedGraph:
         """Prepare runs of graphs on the same buffers."""
 
-    def mark(self) -> Mark:
+    def create_event(self) -> DeviceEvent:
         """A new mark, not yet set."""
 
     def synchronize(self) -> None:
         """Wait until everything asked so far is done."""
 
     def close(self) -> None:
-        """Wait, and release what the lane holds."""
+        """Wait, and release what the stream holds."""
 
 
 class Executor(Protocol):
     """A device that has loaded ``GRAPHS``, and those of ``OPTIONAL`` that the engine has.
 
-    Safe to use from several threads, each in a lane of its own.
+    Safe to use from several threads, each in a stream of its own.
     """
 
     @property
@@ -204,11 +204,11 @@ class Executor(Protocol):
     def available(self) -> int:
         """Bytes of device memory that are free."""
 
-    def lane_memory(self, graphs: Sequence[str]) -> int:
-        """Bytes that a lane for these graphs takes."""
+    def stream_memory(self, graphs: Sequence[str]) -> int:
+        """Bytes that a stream for these graphs takes."""
 
-    def lane(self, graphs: Sequence[str]) -> Lane:
-        """A new lane, on which these graphs can be run."""
+    def open_stream(self, graphs: Sequence[str]) -> DeviceStream:
+        """A new stream, on which these graphs can be run."""
 
     def close(self) -> None:
-        """Release the graphs; the lanes must be closed."""
+        """Release the graphs; the streams must be closed."""

@@ -1,6 +1,6 @@
 """Steps that a device takes by itself: it feeds what it sampled, and the host looks at it late.
 
-A step is one call, the decoder and then ``advance``, from one place of a small ring into the next
+A step is one call, the decoder and then ``advance``, from one entry of a small ring into the next
 one, and a copy of that to pinned memory. The host launches steps ahead of the one it looks at, so
 that the device never waits for it; when a row ends, as many steps have been taken too many. They
 change nothing: a row that has ended stays where it is.
@@ -13,34 +13,36 @@ from typing import Callable
 import numpy as np
 
 from whisper_opt.core.arrays import F32, Int
-from whisper_opt.core.backend import GreedyRows, Run
+from whisper_opt.core.backend import GreedyRows, MultiStepResult
 from whisper_opt.runtime.device.executor import Buffer
-from whisper_opt.runtime.device.workspace import Fields, Pack, Workspace, size_of
+from whisper_opt.runtime.device.workspace import Fields, StagingBuffer, Workspace, size_of
 
-__all__ = ["AHEAD", "Ring"]
+__all__ = ["AHEAD", "StepRing"]
 
 AHEAD = 2
 """Steps launched beyond the one that the host looks at."""
-PLACES = max(AHEAD + 1, 3)
+RING_SIZE = max(AHEAD + 1, 3)
 """Of the ring: those not looked at yet; and a step reads two and writes a third."""
 
 
-class Ring:
+class StepRing:
     """What steps hand on to one another: last token, latest timestamp, position, likelihood."""
 
     def __init__(self, workspace: Workspace, n_slots: int, n_vocab: int) -> None:
         """Take the memory; whatever the device still does with it has to end first."""
-        workspace.settle()
+        workspace.synchronize()
         self._workspace = workspace
-        self._places = [workspace.pack(f"place {i}", self._fields(n_slots)) for i in range(PLACES)]
-        self._rules = workspace.pack("rules", self._rule_fields(n_slots, n_vocab))
+        self._entries = [
+            workspace.staging(f"entry {i}", self._fields(n_slots)) for i in range(RING_SIZE)
+        ]
+        self._rules = workspace.staging("rules", self._rule_fields(n_slots, n_vocab))
 
     @staticmethod
     def size(n_slots: int, n_vocab: int) -> dict[str, int]:
         """Bytes of device memory, by block."""
-        place = size_of(Ring._fields(n_slots))
-        rules = size_of(Ring._rule_fields(n_slots, n_vocab))
-        return {**{f"place {i}": place for i in range(PLACES)}, "rules": rules}
+        entry = size_of(StepRing._fields(n_slots))
+        rules = size_of(StepRing._rule_fields(n_slots, n_vocab))
+        return {**{f"entry {i}": entry for i in range(RING_SIZE)}, "rules": rules}
 
     @staticmethod
     def _fields(n_slots: int) -> Fields:
@@ -70,7 +72,7 @@ class Ring:
             rows: how each goes on.
             owner: the row of each slot.
         """
-        rules, now, before = self._rules, self._places[0], self._places[-1]
+        rules, now, before = self._rules, self._entries[0], self._entries[-1]
         np.take(rows.ban, owner, axis=0, out=rules.host["ban"], mode="clip")
         rules.host["timestamp_begin"][...] = rows.timestamp_begin[owner]
         rules.host["eot"][...] = rows.eot[owner]
@@ -82,62 +84,64 @@ class Ring:
         for pack in (rules, now, before):
             self._workspace.upload(pack)
 
-    def decoder_inputs(self, place: int) -> dict[str, Buffer]:
-        """What the decoder is fed in a step from one place to the next."""
+    def decoder_inputs(self, entry: int) -> dict[str, Buffer]:
+        """What the decoder is fed in a step from one entry to the next."""
         fixed = {name: self._rules.device[name] for name in ("at", "aligned")}
-        now = self._places[place].device
+        now = self._entries[entry].device
         return {"tokens": now["tokens"], "start": now["start"], **fixed}
 
-    def advance_buffers(self, place: int, logits: Buffer) -> dict[str, Buffer]:
+    def advance_buffers(self, entry: int, logits: Buffer) -> dict[str, Buffer]:
         """Everything ``advance`` reads and writes in that step."""
         fixed = {name: self._rules.device[name] for name in ("ban", "timestamp_begin", "eot")}
-        now = {name: self._places[place].device[name] for name in ("tokens", "latest", "start")}
+        now = {name: self._entries[entry].device[name] for name in ("tokens", "latest", "start")}
         n_slots, _, n_vocab = logits.shape
-        then = self._next(place).device
+        then = self._next(entry).device
         return {
             **fixed,
             **now,
             "logits": Buffer(logits.block, logits.dtype, (n_slots, n_vocab), logits.offset),
-            "previous": self._places[place - 1].device["tokens"],
+            "previous": self._entries[entry - 1].device["tokens"],
             **{f"{name}_out": then[name] for name in now},
             "logprobs": then["logprobs"],
         }
 
-    def download(self, place: int) -> tuple[Int, Buffer]:
+    def download(self, entry: int) -> tuple[Int, Buffer]:
         """Where to, and what comes to the host after that step."""
-        then = self._next(place)
+        then = self._next(entry)
         return then.host_bytes, then.device_bytes
 
-    def _next(self, place: int) -> Pack:
-        return self._places[(place + 1) % PLACES]
+    def _next(self, entry: int) -> StagingBuffer:
+        return self._entries[(entry + 1) % RING_SIZE]
 
-    def run(self, launch: Callable[[int], None], steps: int, eot: Int, of_row: Int) -> Run:
+    def run(
+        self, launch: Callable[[int], None], steps: int, eot: Int, slot_of_row: Int
+    ) -> MultiStepResult:
         """Take steps until a row is seen to have ended, ``steps`` at most.
 
         Args:
-            launch: enqueues a step from the place of this number.
+            launch: enqueues a step from the entry of this number.
             steps: at least 1.
             eot: int64 [n_seq] what ends each row.
-            of_row: the slot of each row.
+            slot_of_row: the slot of each row.
         """
         tokens: list[Int] = []
         logprobs: list[F32] = []
 
         def look() -> None:
-            place = len(tokens) % PLACES
-            self._workspace.wait(place)
-            found = self._next(place).host
-            tokens.append(found["tokens"][of_row, 0])
-            logprobs.append(found["logprobs"][of_row])
+            entry = len(tokens) % RING_SIZE
+            self._workspace.wait_event(entry)
+            found = self._next(entry).host
+            tokens.append(found["tokens"][slot_of_row, 0])
+            logprobs.append(found["logprobs"][slot_of_row])
 
         for step in range(steps):
-            place = step % PLACES
-            launch(place)
-            self._workspace.mark(place)
+            entry = step % RING_SIZE
+            launch(entry)
+            self._workspace.record_event(entry)
             if step >= AHEAD:
                 look()
                 if (tokens[-1] == eot).any():
                     break
         while len(tokens) <= step and not (tokens and (tokens[-1] == eot).all()):
             look()
-        return Run(np.stack(tokens), np.stack(logprobs))
+        return MultiStepResult(np.stack(tokens), np.stack(logprobs))

@@ -14,14 +14,22 @@ from collections.abc import Iterator
 import numpy as np
 
 from whisper_opt.core.arrays import F32, Int
-from whisper_opt.core.backend import Attention, GreedyRows, Logits, Run, Session, TokenMask, Top
+from whisper_opt.core.backend import (
+    Attention,
+    GreedyRows,
+    Logits,
+    MultiStepResult,
+    Session,
+    TokenMask,
+    Top,
+)
 from whisper_opt.core.errors import EngineError
 from whisper_opt.core.logits import HostLogits
-from whisper_opt.runtime.device.cache import Cross, DeviceCache, DeviceModel
+from whisper_opt.runtime.device.cache import CrossKV, DeviceCache, DeviceModel
 from whisper_opt.runtime.device.executor import Buffer
 from whisper_opt.runtime.device.workspace import Workspace
-from whisper_opt.runtime.inputs import closed
-from whisper_opt.runtime.rows import Layout
+from whisper_opt.runtime.inputs import closed_session
+from whisper_opt.runtime.rows import RowLayout
 
 __all__ = ["DeviceLogits", "DeviceSession"]
 
@@ -41,10 +49,10 @@ def _distinct(wanted: Int) -> tuple[Int, Int]:
 
 
 class DeviceSession:
-    """Implements :class:`whisper_opt.core.backend.Runner` over an executor."""
+    """Implements :class:`whisper_opt.core.backend.MultiStepSession` over an executor."""
 
     def __init__(
-        self, model: DeviceModel, workspace: Workspace, cross: Cross, audios: tuple[int, ...]
+        self, model: DeviceModel, workspace: Workspace, cross: CrossKV, audios: tuple[int, ...]
     ) -> None:
         """One empty row an audio of ``cross``; they are copied.
 
@@ -53,7 +61,7 @@ class DeviceSession:
         """
         self._model = model
         self._dims = model.dims
-        self._layout = Layout(len(audios))
+        self._layout = RowLayout(len(audios))
         self._tokens: Int = np.zeros((len(audios), self._dims.n_text_ctx), np.int64)
         self._cache: DeviceCache | None = DeviceCache(model, workspace, cross, audios)
         self._n_calls = 0
@@ -61,7 +69,7 @@ class DeviceSession:
     @property
     def _open(self) -> DeviceCache:
         if self._cache is None:
-            raise closed()
+            raise closed_session()
         return self._cache
 
     @contextlib.contextmanager
@@ -90,7 +98,7 @@ class DeviceSession:
             before = self._layout.length
             self._write(tokens, lengths)
             distinct, columns = _distinct(wanted)
-            width = self._widest(n_new, distinct.shape[1], aligned=False)
+            width = self._tokens_per_call(n_new, distinct.shape[1], aligned=False)
             logits: Logits
             if width == n_new:
                 logits = self._feed(before, 0, n_new, distinct, columns)
@@ -102,14 +110,16 @@ class DeviceSession:
 
     def _check_room(self, lengths: Int) -> None:
         if self._cache is None:
-            raise closed()
+            raise closed_session()
         longest, limit = int((self._layout.length + lengths).max()), self._dims.n_text_ctx
         if longest > limit:
             raise EngineError(f"a row would grow to {longest} tokens; the model holds {limit}")
 
-    def _widest(self, n_new: int, n_at: int, *, aligned: bool) -> int:
-        n_slots = len(self._layout.slots.owner)
-        return self._model.widest(self._layout.n_audio, n_slots, n_new, n_at, aligned=aligned)
+    def _tokens_per_call(self, n_new: int, n_at: int, *, aligned: bool) -> int:
+        n_slots = len(self._layout.slots.row_of_slot)
+        return self._model.tokens_per_call(
+            self._layout.n_audio, n_slots, n_new, n_at, aligned=aligned
+        )
 
     def _write(self, tokens: Int, lengths: Int) -> None:
         """Note what every row holds; the padding is left out."""
@@ -126,7 +136,7 @@ class DeviceSession:
         start = np.minimum(before + begin, self._dims.n_text_ctx - width)
         tokens = np.take_along_axis(self._tokens, start[:, None] + np.arange(width), axis=1)
         at = np.minimum(before[:, None] + wanted - start[:, None], width - 1)
-        owner = self._layout.slots.owner
+        owner = self._layout.slots.row_of_slot
         outputs = self._open.run(tokens[owner], start[owner], at[owner], _NONE)
         return DeviceLogits(self, self._n_calls, outputs["logits"], columns)
 
@@ -149,18 +159,18 @@ class DeviceSession:
         return scores
 
     @property
-    def runs(self) -> bool:
-        return self._cache is not None and self._cache.advances
+    def supports_multistep(self) -> bool:
+        return self._cache is not None and self._cache.supports_multistep
 
-    def run(self, tokens: Int, rows: GreedyRows, steps: int) -> Run:
+    def decode_steps(self, tokens: Int, rows: GreedyRows, steps: int) -> MultiStepResult:
         n_seq = len(tokens)
         self._check_room(np.ones(n_seq, np.int64))
         self._drop_audios()
-        self._widest(1, 1, aligned=False)
+        self._tokens_per_call(1, 1, aligned=False)
         before, slots = self._layout.length, self._layout.slots
         steps = min(steps, self._dims.n_text_ctx - int(before.max()))
         with self._changing() as cache:
-            found = cache.go_on(tokens[:, 0], before, rows, steps, slots)
+            found = cache.decode_steps(tokens[:, 0], before, rows, steps, slots)
             fed = np.concatenate([tokens, found.tokens[:-1].T], axis=1)
             lengths = (fed != rows.eot[:, None]).sum(axis=1)  # nothing else follows an end of text
             self._write(fed, lengths)
@@ -172,7 +182,7 @@ class DeviceSession:
         self._check_room(lengths)
         cache, n_audio, n_fed = self._open, len(tokens), int(lengths.max())
         self._n_calls += 1
-        width = self._widest(n_fed, n_fed, aligned=True)
+        width = self._tokens_per_call(n_fed, n_fed, aligned=True)
         logits = np.zeros((*tokens.shape, self._dims.n_vocab), np.float32)
         parts = []
         for begin in range(0, n_fed, width):
@@ -195,14 +205,14 @@ class DeviceSession:
             EngineError: the session has been used since.
         """
         self._check_current(call)
-        scores: F32 = self._open.read(logits)[self._layout.slots.of_row]
+        scores: F32 = self._open.read(logits)[self._layout.slots.slot_of_row]
         return scores
 
     def _check_current(self, call: int) -> None:
         if call != self._n_calls:
             raise EngineError("the session was used again, and these scores were overwritten")
 
-    def chooses(self, k: int, mask: TokenMask) -> bool:
+    def can_choose(self, k: int, mask: TokenMask) -> bool:
         """Whether the device can choose: wide searches and the repetition penalty it leaves."""
         return k <= self._open.n_choices and mask.seen is None
 
@@ -210,8 +220,8 @@ class DeviceSession:
         """The k best tokens after the last position of a call; arguments and errors as above."""
         self._check_current(call)
         slots = self._layout.slots
-        found = self._open.choose(logits, mask.ban, mask.timestamp_begin, slots.owner)
-        tokens, logprobs = (values[slots.of_row, :k] for values in found)
+        found = self._open.choose(logits, mask.ban, mask.timestamp_begin, slots.row_of_slot)
+        tokens, logprobs = (values[slots.slot_of_row, :k] for values in found)
         return Top(tokens, logprobs)
 
     # --- rows -------------------------------------------------------------------------------------
@@ -225,10 +235,10 @@ class DeviceSession:
 
     def _drop_audios(self) -> None:
         with self._changing() as cache:
-            compaction = self._layout.compact()
-            if compaction is not None:
-                cache.rearrange(compaction.slots)
-                cache.keep_audios(compaction.audios)
+            plan = self._layout.compact()
+            if plan is not None:
+                cache.rearrange(plan.slots)
+                cache.keep_audios(plan.audios)
 
     def append(self, other: Session) -> None:
         if not isinstance(other, DeviceSession) or other._model is not self._model:
@@ -237,9 +247,9 @@ class DeviceSession:
         with self._changing() as cache:
             if theirs.cross_tensors != cache.cross_tensors:
                 raise EngineError("only windows of the same length can be decoded together")
-            joining = self._layout.append(other._layout)
+            plan = self._layout.append(other._layout)
             self._tokens = np.concatenate([self._tokens, other._tokens])
-            cache.join(theirs, self._layout.n_audio, joining)
+            cache.append(theirs, self._layout.n_audio, plan)
         other.close()
 
     def close(self) -> None:
@@ -264,7 +274,7 @@ class DeviceLogits:
         self._columns = columns
 
     def top(self, k: int, mask: TokenMask) -> Top:
-        if self._session.chooses(k, mask):
+        if self._session.can_choose(k, mask):
             return self._session.choose(self._logits, self._call, k, mask)
         return HostLogits(self.numpy()).top(k, mask)
 

@@ -20,7 +20,7 @@ from whisper_opt.core.arrays import F32, NDArray
 from whisper_opt.core.dims import HEAD_DIM, ModelDims
 from whisper_opt.core.errors import BackendUnavailable, EngineError, WhisperOptError
 from whisper_opt.runtime.engine import Engine
-from whisper_opt.runtime.openvino.int8 import pack_products
+from whisper_opt.runtime.openvino.int8 import pack_matmuls
 
 __all__ = ["OpenVinoEncoder", "capabilities", "compiled", "import_openvino"]
 
@@ -63,7 +63,7 @@ def compiled(core: Any, model: Any, precision: str, threads: int | None) -> Any:
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
     if precision == "int8":
-        settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = pack_products(model)
+        settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = pack_matmuls(model)
     return core.compile_model(model, "CPU", settings).create_infer_request()
 
 
@@ -102,7 +102,7 @@ class OpenVinoEncoder:
         try:
             self._request = compiled(core, core.read_model(path), precision, threads)
         except Exception as error:  # OpenVINO's errors are RuntimeError, and not only that
-            raise _refused(runtime.__version__, path, error) from error
+            raise _load_error(runtime.__version__, path, error) from error
         self._tensor = runtime.Tensor
         self._lock = threading.Lock()
 
@@ -134,7 +134,7 @@ class OpenVinoEncoder:
         return (len(mel), self._dims.n_text_head, *tail)
 
 
-def _refused(version: str, path: Path, error: Exception) -> WhisperOptError:
+def _load_error(version: str, path: Path, error: Exception) -> WhisperOptError:
     """What to raise for a graph that does not load."""
     reason = _first_line(error)
     if any(words in str(error) for words in ("does not support the following", "No conversion")):

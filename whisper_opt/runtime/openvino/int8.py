@@ -14,7 +14,7 @@ import numpy as np
 from whisper_opt.core.arrays import F32, NDArray
 from whisper_opt.core.dims import HEAD_DIM
 
-__all__ = ["GROUP", "pack", "pack_products"]
+__all__ = ["GROUP", "pack", "pack_matmuls"]
 
 GROUP = 2 * HEAD_DIM
 """Inputs that share a scale, where the width of all products is a multiple of it."""
@@ -40,13 +40,13 @@ def pack(weights: F32, group: int) -> tuple[NDArray, F32, NDArray]:
     return packed.astype(np.uint8), scale.astype(np.float32), zero.astype(np.uint8)
 
 
-def pack_products(model: Any) -> int:
+def pack_matmuls(model: Any) -> int:
     """Replace the constant matrices of an ``openvino.Model`` in place.
 
     Returns:
         The size of the groups, which OpenVINO has to be told: all products have the same.
     """
-    found = [node for node in model.get_ordered_ops() if _is_product(node)]
+    found = [node for node in model.get_ordered_ops() if _is_matmul(node)]
     wide = all(_matrix(node).shape[1] % GROUP == 0 for node in found)
     group = GROUP if wide else HEAD_DIM
     for node in found:
@@ -55,7 +55,7 @@ def pack_products(model: Any) -> int:
     return group
 
 
-def _is_product(node: Any) -> bool:
+def _is_matmul(node: Any) -> bool:
     if node.get_type_name() != "MatMul":
         return False
     source = node.input_value(1).get_node()

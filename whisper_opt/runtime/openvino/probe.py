@@ -13,14 +13,14 @@ import numpy as np
 
 from whisper_opt.runtime.openvino.encoder import capabilities, compiled, import_openvino
 
-__all__ = ["product_times"]
+__all__ = ["matmul_times"]
 
 SHAPE = (512, 512, 1024)
 """Rows, inputs and outputs of the product: 5 ms in float32 on one slow core."""
 ROUNDS = 7
 
 
-def product_times(threads: int | None = None) -> dict[str, float]:
+def matmul_times(threads: int | None = None) -> dict[str, float]:
     """Seconds that one product takes in ``fp32`` and whatever else OpenVINO does on this CPU.
 
     The least of a few rounds in turn, so that a busy machine slows all of them alike.
@@ -39,7 +39,7 @@ def product_times(threads: int | None = None) -> dict[str, float]:
     n_rows, n_in, n_out = SHAPE
     value = rng.standard_normal((n_rows, n_in), np.float32)
     weights = rng.standard_normal((n_in, n_out), np.float32)
-    requests = {name: compiled(core, _product(weights), name, threads) for name in names}
+    requests = {name: compiled(core, _matmul_model(weights), name, threads) for name in names}
     best = dict.fromkeys(names, float("inf"))
     for turn in range(ROUNDS):
         for name, request in requests.items():
@@ -50,7 +50,7 @@ def product_times(threads: int | None = None) -> dict[str, float]:
     return best
 
 
-def _product(weights: Any) -> Any:
+def _matmul_model(weights: Any) -> Any:
     import openvino
     from openvino import opset13 as op
 
