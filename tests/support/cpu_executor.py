@@ -1,7 +1,7 @@
-"""The device that is none: numpy buffers, and ONNX Runtime bound to them in place.
+"""Executor for tests on the CPU: numpy buffers, with ONNX Runtime bound to them in place.
 
-It runs what the sessions of a GPU do, call for call, where there is no GPU. It also refuses what a
-GPU would answer with silence: memory that was freed, buffers that overlap or have another shape.
+It runs every call of the sessions of a GPU. It also raises for errors that a GPU does not report:
+freed memory, overlapping buffers and wrong shapes.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ __all__ = ["CpuExecutor"]
 
 
 class _Block:
-    """Device memory that is host memory; counted, and unusable once freed."""
+    """Host memory as device memory; it is counted, and cannot be used after it was freed."""
 
     def __init__(self, owner: CpuExecutor, n_bytes: int) -> None:
-        raw = np.full(n_bytes + ALIGNMENT, 0xFF, np.uint8)  # NaN: nothing counts on zeros
+        raw = np.full(n_bytes + ALIGNMENT, 0xFF, np.uint8)  # NaN, to find code that relies on zeros
         self._memory: NDArray | None = raw[-raw.ctypes.data % ALIGNMENT :][:n_bytes]
         self._owner = owner
         self.n_bytes = n_bytes
@@ -110,7 +110,7 @@ class _Bound:
 
 
 class _BoundSequence:
-    """Graphs and their bindings; a replay is another run."""
+    """Bound graphs; a replay runs them again."""
 
     def __init__(self, stream: _Stream, runs: Sequence[_Bound], sequence: GraphSequence) -> None:
         self._stream, self._runs, self._downloads = stream, runs, sequence.downloads
@@ -127,7 +127,7 @@ class _BoundSequence:
 
 
 class _Event:
-    """Everything is done when it is set."""
+    """An event; the work before it is always done."""
 
     def __init__(self) -> None:
         self._is_set = False
@@ -137,14 +137,14 @@ class _Event:
 
     def wait(self) -> None:
         if not self._is_set:
-            raise EngineError("a mark is waited for that was never set")
+            raise EngineError("wait for an event that was never recorded")
 
     def close(self) -> None:
         self._is_set = False
 
 
 class _Stream:
-    """Everything happens at once."""
+    """A stream whose work runs immediately."""
 
     def __init__(self, owner: CpuExecutor, graphs: Sequence[str]) -> None:
         self._owner, self._graphs, self.closed = owner, tuple(graphs), False
@@ -158,7 +158,7 @@ class _Stream:
 
     def copy(self, target: Buffer, source: Buffer) -> None:
         if target.shape != source.shape or np.shares_memory(_view(target), _view(source)):
-            raise EngineError(f"a copy from {source} to {target} is not one")
+            raise EngineError(f"a copy from {source} to {target} has wrong shapes or overlaps")
         np.copyto(_view(target), _view(source))
 
     def zero(self, target: Buffer) -> None:
@@ -177,7 +177,7 @@ class _Stream:
 
     def _bound(self, graph: str, buffers: Mapping[str, Buffer]) -> _Bound:
         if self.closed or graph not in self._graphs:
-            raise EngineError(f"{graph} is not to be run here")
+            raise EngineError(f"{graph} cannot run in this stream")
         return _Bound(self._owner.session(graph), self._owner.tensors(graph), buffers)
 
     def synchronize(self) -> None:
@@ -199,8 +199,8 @@ class CpuExecutor:
 
         Args:
             engine: an opened engine in the ``standard`` dialect.
-            threads: threads within an operator; None leaves the choice to ONNX Runtime.
-            memory: bytes that count as the device's memory; None: no limit.
+            threads: threads per operator; None: ONNX Runtime's default.
+            memory: size of the device memory in bytes; None: no limit.
 
         Raises:
             BackendUnavailable: ONNX Runtime is missing, or too old for the dialect.
@@ -224,7 +224,7 @@ class CpuExecutor:
         self.streams: list[_Stream] = []
 
     def count(self, n_bytes: int) -> None:
-        """Note that memory was taken (or, negative, given back)."""
+        """Record an allocation in bytes (negative: memory that was freed)."""
         with self._lock:
             self.used += n_bytes
             self.peak = max(self.peak, self.used)

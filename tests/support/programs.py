@@ -1,8 +1,8 @@
-"""Random programs over a session: what a search, or many, may ask of a cache, and in any order.
+"""Random programs on a session: calls as token decoders make them, in any order.
 
-A program is made from its seed alone, so every backend runs the same one. What each call must give
-is said by the tokens of the rows at that time (:class:`Answer`), and computed by feeding them to a
-fresh session of one row.
+A program depends on its seed only, so every backend runs the same one. The expected result of each
+call follows from the tokens of the rows at that time (:class:`Scores`), and is computed by feeding
+them to a new session of one row.
 """
 
 from __future__ import annotations
@@ -30,7 +30,16 @@ from whisper_opt.core.logits import top_k, top_row
 from whisper_opt.decoding.constraints import SuppressTokens, TimestampRules, TokenConstraint
 from whisper_opt.decoding.multistep import greedy_row, greedy_rows
 
-__all__ = ["N_AUDIO", "Answer", "Choice", "GreedyDecoder", "Truths", "mismatch", "program", "run"]
+__all__ = [
+    "N_AUDIO",
+    "Choice",
+    "ExpectedScores",
+    "GreedyState",
+    "Scores",
+    "mismatch",
+    "program",
+    "run",
+]
 
 N_AUDIO = 5
 """Windows that programs choose from."""
@@ -44,19 +53,19 @@ Row = tuple[int, tuple[int, ...]]
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One call: its verb, and what it needs."""
+    """One call: the operation and its arguments."""
 
-    verb: str
+    operation: str
     what: Any
 
 
 @dataclasses.dataclass(frozen=True)
-class Answer:
-    """What a backend said, and about which rows.
+class Scores:
+    """Scores from a backend for one row.
 
     Attributes:
-        audio: the window.
-        tokens: everything fed to that row.
+        audio: index of the window.
+        tokens: all tokens fed to the row.
         scores: float32 [n_vocab] after the last of them.
     """
 
@@ -66,13 +75,13 @@ class Answer:
 
 
 @dataclasses.dataclass(frozen=True)
-class GreedyDecoder:
-    """How a row goes on by itself.
+class GreedyState:
+    """State of a row in multi-step decoding.
 
     Attributes:
-        sampled: what it has sampled so far; the last one is to be fed.
+        sampled: tokens sampled so far; the last one is fed next.
         allowed: ids that may be sampled.
-        timed: whether it is under the timestamp rules.
+        timed: whether the row is under the timestamp rules.
     """
 
     sampled: tuple[int, ...]
@@ -98,20 +107,20 @@ class GreedyDecoder:
             rule(self.sampled, ban[0])
         return TokenMask(ban, np.array([self.begin or DIMS.n_vocab]))
 
-    def after(self, token: int) -> GreedyDecoder:
+    def after(self, token: int) -> GreedyState:
         return dataclasses.replace(self, sampled=(*self.sampled, token))
 
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """A token that a row took as its best.
+    """A token that was chosen as the best of a row.
 
     Attributes:
-        audio: the window.
-        tokens: everything fed to that row.
-        mask: what it might have taken.
-        token: what it took.
-        logprob: what was said of that.
+        audio: index of the window.
+        tokens: all tokens fed to the row.
+        mask: the allowed tokens.
+        token: the chosen token.
+        logprob: its log-probability from the backend.
     """
 
     audio: int
@@ -121,24 +130,24 @@ class Choice:
     logprob: float
 
 
-def mismatch(answer: Union[Answer, Choice], truth: F32) -> float:
-    """How far an answer is from what follows from the true scores [n_vocab] after its tokens."""
-    if isinstance(answer, Answer):
-        return float(np.abs(answer.scores - truth).max())
-    if _near_tie(truth[None], answer.mask, 1e-3).any():
+def mismatch(result: Union[Scores, Choice], reference: F32) -> float:
+    """Difference between a result and the one for the expected scores [n_vocab]."""
+    if isinstance(result, Scores):
+        return float(np.abs(result.scores - reference).max())
+    if _near_tie(reference[None], result.mask, 1e-3).any():
         return 0.0
-    allowed = np.where(answer.mask.ban[0], np.float32(-np.inf), truth)
-    tokens, logprobs = top_row(allowed, int(answer.mask.timestamp_begin[0]), 5)
-    if answer.token not in tokens:
+    allowed = np.where(result.mask.ban[0], np.float32(-np.inf), reference)
+    tokens, logprobs = top_row(allowed, int(result.mask.timestamp_begin[0]), 5)
+    if result.token not in tokens:
         return np.inf
-    expected = logprobs[tokens.index(answer.token)]
-    if expected == -np.inf or answer.logprob == -np.inf:  # nothing was allowed
-        return 0.0 if (expected, answer.token) == (answer.logprob, 0) else np.inf
-    return max(abs(expected - answer.logprob), logprobs[0] - expected)
+    expected = logprobs[tokens.index(result.token)]
+    if expected == -np.inf or result.logprob == -np.inf:  # nothing was allowed
+        return 0.0 if (expected, result.token) == (result.logprob, 0) else np.inf
+    return max(abs(expected - result.logprob), logprobs[0] - expected)
 
 
 class _Writer:
-    """Makes a program while keeping the books that the session under test must keep."""
+    """Makes a program, and tracks the lengths of the rows as the session under test does."""
 
     def __init__(self, seed: int) -> None:
         self.rng = np.random.default_rng([seed, 4])
@@ -157,7 +166,7 @@ class _Writer:
             longest = self.rng.choice([1, 1, 1, 2, 5, 40], p=[0.2, 0.2, 0.2, 0.15, 0.2, 0.05])
             lengths = self.rng.integers(1, longest + 1, len(self.lengths)).tolist()
         lengths = [min(n, N_CTX - held) for n, held in zip(lengths, self.lengths)]
-        if min(lengths) < 1:  # a row is full: it goes
+        if min(lengths) < 1:  # a row is full: remove it
             return self.gather([i for i, n in enumerate(lengths) if n > 0] or [0])
         self.lengths = [held + n for held, n in zip(self.lengths, lengths)]
         n_at = int(self.rng.choice([0, 0, 0, 1, 2]))
@@ -199,7 +208,7 @@ class _Writer:
         return Step("append", steps)
 
     def masks(self) -> Step:
-        """Bans of many kinds, for :func:`whisper_opt.core.logits.top_k`."""
+        """Masks of many kinds, for :func:`whisper_opt.core.logits.top_k`."""
         n = len(self.lengths)
         ban = self.rng.random((n, DIMS.n_vocab)) < self.rng.choice([0, 0.2, 0.999], (n, 1))
         ban[self.rng.random(n) < 0.1] = True
@@ -207,7 +216,7 @@ class _Writer:
         return Step("top", (int(self.rng.choice([1, 2, 6, 11, 13])), TokenMask(ban, begin)))
 
     def run(self) -> Step | None:
-        """Rows that go on by themselves: to the last step, or to an end that comes at once."""
+        """Multi-step decoding: rows run to the last step, or end at the first one."""
         room = N_CTX - max(self.lengths)
         if room < 1:
             return None
@@ -220,7 +229,7 @@ class _Writer:
             self.lengths = [n + steps for n, end in zip(self.lengths, ends) if not end]
         return Step("run", (rows, steps))
 
-    def _greedy(self, *, ending: bool) -> GreedyDecoder:
+    def _greedy(self, *, ending: bool) -> GreedyState:
         sampled = self.new_tokens(int(self.rng.integers(1, 5)))
         if self.rng.random() < 0.5:
             times = self.rng.integers(BEGIN, DIMS.n_vocab, len(sampled))
@@ -229,7 +238,7 @@ class _Writer:
         sampled = tuple(token + (token == EOT) for token in sampled)
         allowed = np.flatnonzero(self.rng.random(DIMS.n_vocab) < self.rng.choice([0.01, 0.7, 1]))
         allowed = np.array([EOT]) if ending else allowed[allowed != EOT]
-        return GreedyDecoder(sampled, tuple(allowed.tolist()), bool(self.rng.random() < 0.6))
+        return GreedyState(sampled, tuple(allowed.tolist()), bool(self.rng.random() < 0.6))
 
     def attention(self) -> Step:
         audios = self.rng.integers(0, N_AUDIO, self.rng.integers(1, 4)).tolist()
@@ -243,23 +252,23 @@ class _Writer:
             near = [N_CTX - int(n) for n in self.rng.integers(2, 12, len(self.lengths))]
             near[0] -= int(self.rng.choice([0, 300]))
             yield self.extend(near)
-        verbs = ["extend", "gather", "append", "attention", "overfull", "again", "run"]
+        operations = ["extend", "gather", "append", "attention", "overfull", "again", "run"]
         for _ in range(n_steps):
-            verb = self.rng.choice(verbs, p=[0.4, 0.3, 0.1, 0.03, 0.04, 0.03, 0.1])
-            if verb == "extend":
+            operation = self.rng.choice(operations, p=[0.4, 0.3, 0.1, 0.03, 0.04, 0.03, 0.1])
+            if operation == "extend":
                 step = self.extend()
                 yield step
-                if step.verb == "extend" and self.rng.random() < 0.5:
+                if step.operation == "extend" and self.rng.random() < 0.5:
                     yield self.masks()
-            elif verb == "gather":
+            elif operation == "gather":
                 yield self.gather()
-            elif verb in ("append", "run"):
-                step_or_none = self.append() if verb == "append" else self.run()
+            elif operation in ("append", "run"):
+                step_or_none = self.append() if operation == "append" else self.run()
                 if step_or_none is not None:
                     yield step_or_none
-            elif verb == "attention":
+            elif operation == "attention":
                 yield self.attention()
-            elif verb == "overfull":
+            elif operation == "overfull":
                 yield Step("overfull", N_CTX - max(self.lengths) + 1)
             else:
                 yield Step("close", None)
@@ -274,17 +283,17 @@ def program(seed: int) -> list[Step]:
 
 
 class _Run:
-    """A program under way."""
+    """A running program."""
 
     def __init__(self, backend: Backend, encoded: Encoded) -> None:
         self.backend, self.encoded = backend, encoded
         self.rows: list[Row] = []
         self.session: Session | None = None
         self.logits: Any = None
-        self.answers: list[Union[Answer, Choice]] = []
+        self.results: list[Union[Scores, Choice]] = []
 
     def call(self, step: Step) -> None:
-        getattr(self, step.verb)(step.what)
+        getattr(self, step.operation)(step.what)
 
     def live(self) -> Session:
         assert self.session is not None
@@ -304,7 +313,7 @@ class _Run:
         np.testing.assert_allclose(self.logits.requested(), scores[:, :-1], rtol=0, atol=TOLERANCE)
         for i, ((audio, held), sequence) in enumerate(zip(self.rows, new)):
             for index, found in zip([*at[i], len(sequence) - 1], scores[i]):
-                self.answers.append(Answer(audio, held + sequence[: index + 1], found))
+                self.results.append(Scores(audio, held + sequence[: index + 1], found))
             self.rows[i] = audio, held + sequence
 
     def top(self, what: tuple[int, TokenMask]) -> None:
@@ -316,13 +325,13 @@ class _Run:
         self.live().gather(np.array(rows, np.int64))
         self.rows = [self.rows[row] for row in rows]
 
-    def run(self, what: tuple[list[GreedyDecoder], int]) -> None:
-        """By itself where the session can; the host asks it step by step where not."""
+    def run(self, what: tuple[list[GreedyState], int]) -> None:
+        """In several steps at once if the session can, otherwise in single steps."""
         rows, steps = what
         while steps:
             session = self.live()
-            by_itself = isinstance(session, MultiStepSession) and session.supports_multistep
-            found = self._by_itself(rows, steps) if by_itself else self._by_host(rows)
+            multistep = isinstance(session, MultiStepSession) and session.supports_multistep
+            found = self._multistep(rows, steps) if multistep else self._single_step(rows)
             assert 1 <= len(found.tokens) <= steps
             steps -= len(found.tokens)
             for tokens, logprobs in zip(found.tokens.tolist(), found.logprobs.tolist()):
@@ -337,17 +346,17 @@ class _Run:
                 self.gather(live)
                 rows = [rows[i] for i in live]
 
-    def _took(self, i: int, row: GreedyDecoder, token: int, logprob: float) -> GreedyDecoder:
-        """Note a token of row i, which had ended already where it was fed none."""
+    def _took(self, i: int, row: GreedyState, token: int, logprob: float) -> GreedyState:
+        """Record a token of row i, unless the row has ended."""
         if row.sampled[-1] == EOT:
             assert (token, logprob) == (EOT, 0.0)
             return row
         audio, held = self.rows[i]
         self.rows[i] = audio, (*held, row.sampled[-1])
-        self.answers.append(Choice(audio, self.rows[i][1], row.mask, token, logprob))
+        self.results.append(Choice(audio, self.rows[i][1], row.mask, token, logprob))
         return row.after(token)
 
-    def _by_itself(self, rows: list[GreedyDecoder], steps: int) -> MultiStepResult:
+    def _multistep(self, rows: list[GreedyState], steps: int) -> MultiStepResult:
         session = self.live()
         assert isinstance(session, MultiStepSession)
         found = [greedy_row(row.rules, row.begin, EOT, DIMS.n_vocab) for row in rows]
@@ -358,7 +367,7 @@ class _Run:
             tokens, greedy_rows(fixed, [row.sampled for row in rows]), steps
         )
 
-    def _by_host(self, rows: list[GreedyDecoder]) -> MultiStepResult:
+    def _single_step(self, rows: list[GreedyState]) -> MultiStepResult:
         logits = self.live().extend(np.array([[row.sampled[-1]] for row in rows]))
         ban = np.concatenate([row.mask.ban for row in rows])
         begin = np.concatenate([row.mask.timestamp_begin for row in rows])
@@ -370,9 +379,9 @@ class _Run:
         for step in steps:
             other.call(step)
         self.live().append(other.live())
-        self.answers += other.answers
+        self.results += other.results
         self.rows += other.rows
-        refused(other.live())
+        check_closed(other.live())
 
     def attention(self, what: tuple[list[int], list[tuple[int, ...]]]) -> None:
         audios, sequences = what
@@ -381,7 +390,7 @@ class _Run:
         assert found.scores.shape[::2] == (len(audios), tokens.shape[1])
         for audio, sequence, scores in zip(audios, sequences, found.logits):
             for n in range(len(sequence)):
-                self.answers.append(Answer(audio, sequence[: n + 1], scores[n].copy()))
+                self.results.append(Scores(audio, sequence[: n + 1], scores[n].copy()))
 
     def overfull(self, n: int) -> None:
         tokens = np.zeros((len(self.rows), n), np.int64)
@@ -390,11 +399,11 @@ class _Run:
 
     def close(self, _: None) -> None:
         self.live().close()
-        refused(self.live())
+        check_closed(self.live())
 
 
-def refused(session: Session) -> None:
-    """A closed session says so, and can be closed again."""
+def check_closed(session: Session) -> None:
+    """A closed session raises, and can be closed again."""
     with pytest.raises(EngineError, match="closed"):
         session.extend(np.zeros((1, 1), np.int64))
     with pytest.raises(EngineError, match="closed"):
@@ -403,12 +412,12 @@ def refused(session: Session) -> None:
 
 
 def check_top(found: Top, scores: F32, k: int, mask: TokenMask) -> None:
-    """The choice equals the specification's, but where the timestamp rule hangs on rounding."""
+    """The choice equals the reference, unless the timestamp rule depends on rounding."""
     expected = top_k(scores, k, mask)
     clear = ~_near_tie(scores, mask)
     np.testing.assert_array_equal(found.tokens[clear], expected.tokens[clear])
-    # 3000 programs: within 1e-6, as every score that weighs in the sum is exact in so small a
-    # vocabulary; in real ones a screened head sums the tail in 8 bits
+    # 3000 programs: within 1e-6, since all scores that matter for the sum are exact in so small a
+    # vocabulary; with real ones the two-stage head sums the tail from 8-bit scores
     np.testing.assert_allclose(found.logprobs[clear], expected.logprobs[clear], rtol=0, atol=1e-5)
 
 
@@ -422,24 +431,24 @@ def _near_tie(scores: F32, mask: TokenMask, within: float = 1e-6) -> Bool:
     return ruled
 
 
-def run(backend: Backend, encoded: Encoded, steps: Sequence[Step]) -> list[Union[Answer, Choice]]:
-    """Run a program on the windows of ``mels(N_AUDIO)``; returns everything it was told."""
-    going = _Run(backend, encoded)
+def run(backend: Backend, encoded: Encoded, steps: Sequence[Step]) -> list[Union[Scores, Choice]]:
+    """Run a program on the windows of ``mels(N_AUDIO)``; returns all results."""
+    running = _Run(backend, encoded)
     for step in steps:
-        going.call(step)
-    return going.answers
+        running.call(step)
+    return running.results
 
 
-class Truths:
-    """Scores after any row, from fresh sessions of one row that are fed everything at once."""
+class ExpectedScores:
+    """Expected scores of any row, from new sessions of one row that are fed all tokens at once."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._encoded = [backend.encode(mel[None]) for mel in mels(N_AUDIO)]
 
-    def of(self, answers: Sequence[Union[Answer, Choice]]) -> dict[Row, F32]:
-        """Scores [n_vocab] for the row of each answer."""
-        wanted = {(answer.audio, answer.tokens) for answer in answers}
+    def of(self, results: Sequence[Union[Scores, Choice]]) -> dict[Row, F32]:
+        """Expected scores [n_vocab] for the row of each result."""
+        wanted = {(result.audio, result.tokens) for result in results}
         found: dict[Row, F32] = {}
         for audio, tokens in sorted(wanted, key=lambda row: -len(row[1])):
             if (audio, tokens) in found:

@@ -122,7 +122,7 @@ class Logits(Protocol):
     """Scores of the next token at the requested positions, in host or device memory."""
 
     def top(self, k: int, mask: TokenMask) -> Top:
-        """The k best allowed tokens after each row's last token; see :mod:`whisper_opt.core.logits`."""
+        """The k best allowed next tokens of each row; see :mod:`whisper_opt.core.logits`."""
 
     def requested(self) -> F32:
         """Scores at the positions that were asked for, float32 [n_seq, n_at, n_vocab]."""

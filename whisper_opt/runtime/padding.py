@@ -1,10 +1,10 @@
 """Padding compression: the encoder of an 8-bit engine processes merged positions of the padding.
 
-Most windows end in padding, and encoding all of it is most of the work for a short clip. The padding
-cannot be left out: 30 to 65 % of the cross-attention of base falls on it, always on the same
-positions. So the padding is divided into parts. One position represents each part, and its weight in
-attention is the length of the part. The export chooses the parts; they are short where the attention
-is high (:mod:`whisper_opt.export.quantization.padding_parts`).
+Most windows end in padding, and encoding all of it is most of the work for a short clip. The
+padding cannot be left out: 30 to 65 % of the cross-attention of base falls on it, always on the
+same positions. So the padding is divided into parts. One position represents each part, and its
+weight in attention is the length of the part. The export chooses the parts; they are short where
+the attention is high (:mod:`whisper_opt.export.quantization.padding_parts`).
 
 Method: keys that represent several positions are the proportional attention of token merging (Bolya
 et al. 2022, arXiv:2210.09461). The choice of positions, and the first layer that processes all of

@@ -95,7 +95,7 @@ class RowLayout:
         return self._keep_unused(before.slot_of_row[rows[self.slots.row_of_slot]], before)
 
     def _keep_unused(self, source: Int, before: SlotMap) -> Int:
-        """Leave unused slots as they are, so that fewer slots are copied; their contents are free."""
+        """Leave unused slots as they are: their contents do not matter, and nothing moves."""
         slots = np.arange(len(source))
         return np.where(self.slots.unused & (slots < len(before.row_of_slot)), slots, source)
 

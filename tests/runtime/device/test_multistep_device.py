@@ -1,4 +1,4 @@
-"""Steps that a device takes by itself: what the host does meanwhile, and what fails."""
+"""Multi-step decoding on a device: results, launches, limits and failures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.programs import BEGIN, EOT
 from whisper_opt.core.arrays import F32, Int
 from whisper_opt.core.backend import GreedyRows, MultiStepResult, MultiStepSession, TokenMask
 from whisper_opt.core.errors import EngineError
-from whisper_opt.runtime.device import multistep as device_run
+from whisper_opt.runtime.device import multistep
 from whisper_opt.runtime.device.backend import DeviceBackend
 from whisper_opt.runtime.device.multistep import AHEAD, RING_SIZE
 from whisper_opt.runtime.device.session import DeviceSession
@@ -41,7 +41,7 @@ def backend(request: pytest.FixtureRequest, engine: Engine) -> DeviceBackend:
 
 
 def free(n: int, eot: Int | int = EOT) -> GreedyRows:
-    """Rows under no rules, of which those end that take ``eot``."""
+    """Rows without rules; a row ends when it samples ``eot``."""
     return GreedyRows(
         ban=np.zeros((n, N_VOCAB), np.bool_),
         timestamp_begin=np.full(n, N_VOCAB, np.int64),
@@ -58,7 +58,7 @@ def prompted(backend: DeviceBackend, n_audio: int) -> DeviceSession:
 
 
 def by_host(backend: DeviceBackend, n_audio: int, steps: int) -> MultiStepResult:
-    """What rows sample that never end, asked for step by step."""
+    """Tokens of endless rows, sampled in single steps."""
     session, rows = prompted(backend, n_audio), free(n_audio)
     tokens, found = np.full((n_audio, 1), 7), []
     ban = rows.ban.copy()
@@ -96,12 +96,12 @@ def test_the_same_tokens_and_likelihoods(backend: DeviceBackend, n_audio: int) -
 
 
 @pytest.mark.parametrize("ahead", [1, 2, 5])
-def test_rows_end_late_and_keep_what_they_hold(
+def test_rows_that_end_keep_their_tokens(
     backend: DeviceBackend, ahead: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every row ends at its own step; a few more are taken, and change nothing."""
-    monkeypatch.setattr(device_run, "AHEAD", ahead)
-    monkeypatch.setattr(device_run, "RING_SIZE", max(ahead + 1, 3))
+    """Each row ends at another step; the extra steps change nothing."""
+    monkeypatch.setattr(multistep, "AHEAD", ahead)
+    monkeypatch.setattr(multistep, "RING_SIZE", max(ahead + 1, 3))
     expected = by_host(backend, 3, 12)
     launched: list[int] = []
     real = Workspace.record_event
@@ -147,7 +147,7 @@ def alone(backend: DeviceBackend, audio: int, tokens: list[int]) -> F32:
     return found
 
 
-def test_when_all_have_ended_nobody_waits_for_the_rest(engine: Engine) -> None:
+def test_if_all_rows_have_ended_the_host_stops_waiting(engine: Engine) -> None:
     gpu = Traced(engine)
     session = prompted(gpu.backend, 2)
     gpu.since()
@@ -171,7 +171,7 @@ def only(n: int, token: int) -> Any:
 
 
 def test_a_step_is_one_launch(engine: Engine) -> None:
-    """Once graphs are captured: a launch and a mark a step, one wait, and nothing is copied."""
+    """With captured graphs: one launch, one event and one wait per step, and no copies."""
     gpu = Traced(engine)
     session = prompted(gpu.backend, 2)
     session.decode_steps(np.full((2, 1), 7), endless(2), 2 * RING_SIZE)
@@ -180,7 +180,7 @@ def test_a_step_is_one_launch(engine: Engine) -> None:
     calls = [call[0] for call in gpu.since()]
     assert [calls.count(f"cuda{name}") for name in ("GraphLaunch", "EventRecord")] == [30, 30]
     assert calls.count("cudaEventSynchronize") == 30
-    assert calls.count("cudaMemcpyAsync") == 3  # the rules, and where the rows stand
+    assert calls.count("cudaMemcpyAsync") == 3  # the rules, and the state of the rows
     assert calls.count("cudaStreamSynchronize") <= 1
     assert len(calls) < 30 * 3 + 6
     first = calls.index("cudaEventSynchronize")
@@ -188,7 +188,7 @@ def test_a_step_is_one_launch(engine: Engine) -> None:
 
 
 def test_the_end_of_the_context(backend: DeviceBackend) -> None:
-    """No step is taken that there is no room for, and none after it."""
+    """Steps stop at the end of the context, and further ones are refused."""
     for left in (1, 2, 5):
         session = backend.open(backend.encode(mels(2)))
         tokens = np.random.default_rng(left).integers(0, N_VOCAB, (2, N_CTX - left))
@@ -203,7 +203,7 @@ def test_the_end_of_the_context(backend: DeviceBackend) -> None:
 
 
 def test_timestamps_come_in_pairs_and_grow(backend: DeviceBackend) -> None:
-    """The rules that depend on what was sampled, many steps in a row."""
+    """The rules that depend on sampled tokens, for many steps."""
     session = prompted(backend, 3)
     rows = dataclasses.replace(
         endless(3),
@@ -226,10 +226,10 @@ def test_timestamps_come_in_pairs_and_grow(backend: DeviceBackend) -> None:
     session.close()
 
 
-# --- without --------------------------------------------------------------------------------------
+# --- fallback to single steps ---------------------------------------------------------------------
 
 
-def test_an_engine_from_before_goes_step_by_step(
+def test_an_older_engine_uses_single_steps(
     engine: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
@@ -253,18 +253,18 @@ def test_plans_for_fewer_rows(engine: Engine) -> None:
     assert not prompted(gpu.backend, 3).supports_multistep
 
 
-def test_no_memory_for_the_ring_is_no_failure(engine: Engine) -> None:
+def test_without_memory_for_the_ring_there_are_single_steps(engine: Engine) -> None:
     backend, executor = limited(engine, 1 << 30)
     session = prompted(backend, 2)
     step(session, np.array([1, 2]))
-    answers = [session.supports_multistep]
+    supported = [session.supports_multistep]
     executor._memory = executor.used + 1000
-    answers.append(session.supports_multistep)
-    assert answers == [True, False]
+    supported.append(session.supports_multistep)
+    assert supported == [True, False]
     step(session, np.array([1, 2]))
 
 
-# --- what fails -----------------------------------------------------------------------------------
+# --- failures -------------------------------------------------------------------------------------
 
 
 FAILING = (
@@ -280,8 +280,8 @@ FAILING = (
 
 
 @pytest.mark.parametrize("name", FAILING)
-def test_what_fails_leaves_the_rows_as_they_were(engine: Engine, name: str) -> None:
-    """Whichever call it is; the next run gives what this one would have given."""
+def test_failures_leave_the_rows_unchanged(engine: Engine, name: str) -> None:
+    """For a failure of each CUDA call; the next run gives the expected tokens."""
     expected = by_host(DeviceBackend(CpuExecutor(engine, threads=1), DIMS), 2, 14)
     failed = 0
     for n in (0, 2, 7, 19):
@@ -305,7 +305,7 @@ def test_what_fails_leaves_the_rows_as_they_were(engine: Engine, name: str) -> N
 
 
 @pytest.mark.parametrize("after", [0, 1, 4])
-def test_an_interrupt_leaves_the_rows_as_they_were(
+def test_an_interrupt_leaves_the_rows_unchanged(
     backend: DeviceBackend, after: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = by_host(backend, 2, 10)
@@ -327,7 +327,7 @@ def test_an_interrupt_leaves_the_rows_as_they_were(
     session.close()
 
 
-def test_what_cannot_be_captured_is_launched(
+def test_sequences_that_cannot_be_captured_are_launched(
     engine: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:
     gpu = Traced(engine)

@@ -1,4 +1,4 @@
-"""A Whisper model on a device: encodes, opens sessions, and watches over the memory."""
+"""A Whisper model on a device: encoding, sessions and memory limits."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ _log = logging.getLogger(__name__)
 
 DECODING = ("decoder", "choose", "reorder", *OPTIONAL)
 N_IDLE = 2
-"""Workspaces kept for sessions to come: that of a batch, and that of a window that joins it."""
+"""Workspaces kept for later sessions: one for a batch, one for windows that join it."""
 _MIB = 1 << 20
 
 
 class DeviceEncoded:
-    """Some of the windows that were encoded together; the last one to go frees their memory."""
+    """Windows that were encoded together; their memory is freed with the last reference."""
 
     def __init__(self, backend: DeviceBackend, cross: CrossKV, audios: tuple[int, ...]) -> None:
-        """``audios``: which entries of ``cross``, in order."""
+        """``audios``: indices of the windows in ``cross``."""
         self.backend, self.cross, self.audios = backend, cross, audios
 
     def __len__(self) -> int:
@@ -48,18 +48,18 @@ class DeviceEncoded:
 class DeviceBackend:
     """Implements :class:`whisper_opt.core.backend.Backend` over an executor.
 
-    Sessions may be used from several threads, one thread a session.
+    Sessions may be used from several threads, one thread per session.
     """
 
     session_type: type[DeviceSession] = DeviceSession
 
     def __init__(self, executor: Executor, dims: ModelDims) -> None:
-        """Take over an executor; :meth:`close` closes it."""
+        """Use an executor; :meth:`close` closes it."""
         self.executor, self.dims = executor, dims
         self._encoder = Workspace(executor, ("encoder",))
         self._decoding = tuple(graph for graph in DECODING if graph in executor.graphs)
         for graph in set(OPTIONAL) - set(executor.graphs):
-            _log.info("the engine has no %s.onnx: every step waits for the host", graph)
+            _log.info("the engine has no %s.onnx: decoding uses single steps", graph)
         self._encoding, self._lock = threading.Lock(), threading.Lock()
         self._idle: list[Workspace] = []
         self._tokens_per_call_of: dict[tuple[int, ...], int] = {}
@@ -68,7 +68,7 @@ class DeviceBackend:
         """See :meth:`whisper_opt.core.backend.Backend.encode`.
 
         Raises:
-            EngineError: a wrong shape, or not enough memory.
+            EngineError: the shape is wrong, or there is not enough memory.
         """
         mel = checked_mel(self.dims, mel)
         n_audio, n_frames = len(mel), mel.shape[2]
@@ -86,11 +86,11 @@ class DeviceBackend:
         with self._encoding:
             for begin in range(0, n_audio, step):
                 part = mel[begin : begin + step]
-                heard = self._encoder.staging("mel", {"mel": (np.float32, part.shape)})
-                heard.host["mel"][...] = part
-                self._encoder.upload(heard)
-                written = cross.arena.entries(begin, len(part))
-                self._encoder.run("encoder", {**heard.device, **written})
+                inputs = self._encoder.staging("mel", {"mel": (np.float32, part.shape)})
+                inputs.host["mel"][...] = part
+                self._encoder.upload(inputs)
+                outputs = cross.arena.entries(begin, len(part))
+                self._encoder.run("encoder", {**inputs.device, **outputs})
             self._encoder.synchronize()
         return DeviceEncoded(self, cross, tuple(range(n_audio)))
 
@@ -99,7 +99,7 @@ class DeviceBackend:
             if self.executor.fits("encoder", {"mel": (n, *shape[1:])}):
                 return n
         raise EngineError(
-            f"the encoder was not built for {shape[2]} frames; it hears whole windows of"
+            f"the encoder was not built for {shape[2]} frames; it takes whole windows of"
             f" {self.dims.n_audio_ctx * self.dims.frames_per_position}"
         )
 
@@ -107,7 +107,7 @@ class DeviceBackend:
         """See :meth:`whisper_opt.core.backend.Backend.open`.
 
         Raises:
-            EngineError: encoded by another backend, or not enough memory.
+            EngineError: another backend encoded the audio, or there is not enough memory.
         """
         if not isinstance(audio, DeviceEncoded) or audio.backend is not self:
             raise EngineError(f"audio was encoded by another backend ({type(audio).__name__})")
@@ -136,12 +136,12 @@ class DeviceBackend:
         if n_bytes > self.executor.available():
             raise EngineError(
                 f"a session needs {_mib(n_bytes)} of working memory on the device;"
-                f" {_mib(self.executor.available())} are free: decode less at once"
+                f" {_mib(self.executor.available())} are free: lower batch_size or beam_size"
             )
         return Workspace(self.executor, self._decoding)
 
     def release(self, workspace: Workspace) -> None:
-        """Keep a workspace for the next session, or close it where enough are kept."""
+        """Keep a workspace for the next session, or close it if enough are kept."""
         kept = False
         try:
             workspace.synchronize()
@@ -169,9 +169,9 @@ class DeviceBackend:
         if needed <= free:
             return
         fitting = max((n for n in range(1, n_audio) if growth(n) <= free), default=0)
-        advice = f"{fitting} would fit: lower batch_size" if fitting else "not one would fit"
+        advice = f"{fitting} would fit: lower batch_size" if fitting else "not even one fits"
         raise EngineError(
-            f"{n_audio} window(s) need {_mib(needed)} more of the device's memory, of which"
+            f"{n_audio} window(s) need {_mib(needed)} more device memory, of which"
             f" {_mib(free)} are free; {advice}, or lower beam_size or best_of"
         )
 
@@ -204,15 +204,15 @@ class DeviceBackend:
         for width in (n_new, *(1 << power for power in range(n_new.bit_length() - 1, -1, -1))):
             if fits(n_audio, width):
                 return width
-        most = max((n for n in range(1, n_audio) if fits(n, 1)), default=0)
+        largest = max((n for n in range(1, n_audio) if fits(n, 1)), default=0)
         raise EngineError(
             f"the plans were built for fewer than {n_audio} window(s) of {n_slots // n_audio}"
-            f" hypotheses: at most {most} of them; lower batch_size or beam_size, or build with"
+            f" hypotheses: at most {largest} of them; lower batch_size or beam_size, or build with"
             " a larger --max-batch or --max-beam"
         )
 
     def close(self) -> None:
-        """Release everything; the sessions must be closed."""
+        """Release everything; all sessions must be closed."""
         self._trim()
         self._encoder.close()
         self.executor.close()

@@ -1,8 +1,8 @@
-"""Live hypotheses on a device: the device computes and the host keeps the books.
+"""Sessions on a device: the host tracks the rows and their tokens, the device computes.
 
-A step sends one token a row and what may not be sampled, and brings back the few best tokens.
-Nothing here knows which device it is (``executor.py``), nor how slots move there
-(``device_cache.py``): this is about rows, and about what was fed to them.
+A step uploads one token per row and the banned tokens, and downloads the few best tokens. The code
+does not depend on the device (:mod:`whisper_opt.runtime.device.executor`) or on how slots move
+(:mod:`whisper_opt.runtime.device.cache`).
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ _NONE: Int = np.zeros(0, np.int64)
 
 
 def _distinct(wanted: Int) -> tuple[Int, Int]:
-    """The different columns of ``wanted``, the last one last, and which of them each one is.
+    """The distinct columns of ``wanted``, the last one last, and the index of each column in them.
 
-    A prompt of one token asks for the same position twice.
+    A prompt of one token requests the same position twice.
     """
     if wanted.shape[1] == 1:
         return wanted, np.zeros(1, np.int64)
@@ -54,7 +54,7 @@ class DeviceSession:
     def __init__(
         self, model: DeviceModel, workspace: Workspace, cross: CrossKV, audios: tuple[int, ...]
     ) -> None:
-        """One empty row an audio of ``cross``; they are copied.
+        """Open one empty row per window of ``cross``; the windows are copied.
 
         Raises:
             EngineError: there is not enough memory.
@@ -74,7 +74,7 @@ class DeviceSession:
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[DeviceCache]:
-        """Change rows; what fails leaves them as they were."""
+        """Context of a change of rows; after a failure they are unchanged."""
         cache, layout, tokens = self._open, copy.copy(self._layout), self._tokens
         self._n_calls += 1
         try:
@@ -122,7 +122,7 @@ class DeviceSession:
         )
 
     def _write(self, tokens: Int, lengths: Int) -> None:
-        """Note what every row holds; the padding is left out."""
+        """Record the tokens fed to every row, without the padding."""
         rows, columns = np.nonzero(np.arange(tokens.shape[1]) < lengths[:, None])
         self._tokens = self._tokens.copy()
         self._tokens[rows, self._layout.length[rows] + columns] = tokens[rows, columns]
@@ -130,32 +130,32 @@ class DeviceSession:
     def _feed(self, before: Int, begin: int, width: int, wanted: Int, columns: Int) -> DeviceLogits:
         """Feed ``width`` tokens from the ``begin``-th new one on.
 
-        A row near the end of the context has no room for the padding: it is fed from further left,
-        and writes once more what it already holds.
+        A row near the end of the context has no space for the padding. It starts further left, and
+        writes some of its tokens again.
         """
         start = np.minimum(before + begin, self._dims.n_text_ctx - width)
         tokens = np.take_along_axis(self._tokens, start[:, None] + np.arange(width), axis=1)
         at = np.minimum(before[:, None] + wanted - start[:, None], width - 1)
-        owner = self._layout.slots.row_of_slot
-        outputs = self._open.run(tokens[owner], start[owner], at[owner], _NONE)
+        rows = self._layout.slots.row_of_slot
+        outputs = self._open.run(tokens[rows], start[rows], at[rows], _NONE)
         return DeviceLogits(self, self._n_calls, outputs["logits"], columns)
 
     def _feed_in_parts(self, before: Int, n_new: int, wanted: Int, width: int) -> F32:
-        """Feed more tokens than one call takes; their scores are collected on the host."""
+        """Feed more tokens than one call takes; the scores are collected on the host."""
         scores = np.zeros((*wanted.shape, self._dims.n_vocab), np.float32)
         for begin in range(0, n_new, width):
             end = min(begin + width, n_new)
             here = (wanted >= begin) & (wanted < end)
             columns = np.flatnonzero(here.any(axis=0))
-            # a part that is fed again, for more columns than its width, computes the same again
+            # a part is fed again if it has more columns than its width; the results are the same
             for group in np.split(columns, range(width, len(columns), width)):
                 chosen = np.full((len(wanted), max(len(group), 1)), begin)
                 chosen[:, : len(group)][here[:, group]] = wanted[:, group][here[:, group]]
                 order = np.arange(chosen.shape[1])
                 found = self._feed(before, begin, end - begin, chosen, order).numpy()
-                for place, column in enumerate(group):
+                for i, column in enumerate(group):
                     rows = np.flatnonzero(here[:, column])
-                    scores[rows, column] = found[rows, place]
+                    scores[rows, column] = found[rows, i]
         return scores
 
     @property
@@ -172,13 +172,15 @@ class DeviceSession:
         with self._changing() as cache:
             found = cache.decode_steps(tokens[:, 0], before, rows, steps, slots)
             fed = np.concatenate([tokens, found.tokens[:-1].T], axis=1)
-            lengths = (fed != rows.eot[:, None]).sum(axis=1)  # nothing else follows an end of text
+            lengths = (fed != rows.eot[:, None]).sum(
+                axis=1
+            )  # only the end of text follows an end of text
             self._write(fed, lengths)
             self._layout.length = before + lengths
         return found
 
     def attention(self, tokens: Int, lengths: Int) -> Attention:
-        """All scores of a fresh session's first tokens, and its cross-attention with them."""
+        """All scores of the first tokens of a new session, and their cross-attention."""
         self._check_room(lengths)
         cache, n_audio, n_fed = self._open, len(tokens), int(lengths.max())
         self._n_calls += 1
@@ -202,7 +204,7 @@ class DeviceSession:
         """All scores of a call, float32 [n_seq, n_at, n_vocab].
 
         Raises:
-            EngineError: the session has been used since.
+            EngineError: the session was used again.
         """
         self._check_current(call)
         scores: F32 = self._open.read(logits)[self._layout.slots.slot_of_row]
@@ -213,11 +215,11 @@ class DeviceSession:
             raise EngineError("the session was used again, and these scores were overwritten")
 
     def can_choose(self, k: int, mask: TokenMask) -> bool:
-        """Whether the device can choose: wide searches and the repetition penalty it leaves."""
+        """Whether the device can choose the tokens: not for a large k or a repetition penalty."""
         return k <= self._open.n_choices and mask.seen is None
 
     def choose(self, logits: Buffer, call: int, k: int, mask: TokenMask) -> Top:
-        """The k best tokens after the last position of a call; arguments and errors as above."""
+        """The k best tokens after the last position of a call; raises as :meth:`scores`."""
         self._check_current(call)
         slots = self._layout.slots
         found = self._open.choose(logits, mask.ban, mask.timestamp_begin, slots.row_of_slot)
@@ -259,16 +261,16 @@ class DeviceSession:
 
 
 class DeviceLogits:
-    """Scores on the device: :class:`whisper_opt.core.backend.Logits`."""
+    """Scores on the device; implements :class:`whisper_opt.core.backend.Logits`."""
 
     def __init__(self, session: DeviceSession, call: int, logits: Buffer, columns: Int) -> None:
         """Refer to scores [n_slots, n, n_vocab].
 
         Args:
-            session: whose they are.
-            call: which call of the session gave them; the next one overwrites them.
-            logits: where they lie.
-            columns: which of the n each wanted position is; the last one is the last.
+            session: session of the scores.
+            call: index of the call that computed them; the next call overwrites them.
+            logits: buffer of the scores.
+            columns: index in the axis n of each requested position; the last one is n - 1.
         """
         self._session, self._call, self._logits = session, call, logits
         self._columns = columns

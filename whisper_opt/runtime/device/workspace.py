@@ -1,7 +1,7 @@
-"""The device memory of one session: caches, what goes in and out, and the calls bound to them.
+"""Device memory of one session: caches, inputs and outputs, and the graphs bound to them.
 
-A workspace outlives its session and serves the next one: what was allocated, pinned and captured as
-a CUDA graph is used again. Memory grows, and is given back when the workspace is closed.
+A workspace is reused by later sessions, with its device memory, its pinned memory and its captured
+CUDA graphs. Blocks only grow, until the workspace is closed.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from whisper_opt.runtime.device.executor import (
 __all__ = ["Arena", "StagingBuffer", "Workspace"]
 
 MAX_GRAPHS = 64
-"""Calls kept by a workspace: a session of 16 windows with 5 beams uses about as many."""
+"""Captured graphs kept per workspace; a session of 16 windows with 5 beams uses about 64."""
 
 Fields = Mapping[str, tuple[Any, tuple[int, ...]]]
 
 
 class Arena:
-    """Tensors in one block that share their first axis, of which some entries are in use."""
+    """Tensors in one block with a common first axis; only some of its entries are in use."""
 
     def __init__(self, block: Block, tensors: Mapping[str, Tensor], capacity: int) -> None:
-        """``room``: entries there is memory for; the first axis of every tensor varies."""
+        """``capacity``: size of the first axis of every tensor."""
         self.block, self.capacity = block, capacity
         self._whole: dict[str, Buffer] = {}
         offset = 0
@@ -50,7 +50,7 @@ class Arena:
 
     @staticmethod
     def size(tensors: Mapping[str, Tensor], capacity: int) -> int:
-        """Bytes that ``room`` entries take."""
+        """Bytes needed for ``capacity`` entries."""
         entries = (
             math.prod(tensor.shape[1:]) * tensor.dtype.itemsize for tensor in tensors.values()
         )
@@ -62,12 +62,12 @@ class Arena:
 
     @property
     def bytes(self) -> Buffer:
-        """All of it."""
+        """The whole block as bytes."""
         return Buffer(self.block, np.dtype(np.uint8), (self.block.n_bytes,))
 
 
 def lay_out(block: Block, fields: Fields) -> dict[str, Buffer]:
-    """Arrays laid one after another into a block."""
+    """Arrays laid out one after another in a block."""
     placed: dict[str, Buffer] = {}
     offset = 0
     for name, (dtype, shape) in fields.items():
@@ -77,13 +77,13 @@ def lay_out(block: Block, fields: Fields) -> dict[str, Buffer]:
 
 
 def size_of(fields: Fields) -> int:
-    """Bytes that :func:`place` takes; never none, so that there is an address."""
+    """Bytes that :func:`lay_out` needs; never 0, so that every array has an address."""
     sizes = (math.prod(shape) * np.dtype(dtype).itemsize for dtype, shape in fields.values())
     return max(sum(map(aligned, sizes)), ALIGNMENT)
 
 
 class StagingBuffer:
-    """Arrays that travel together: the same places in a device block and in pinned memory."""
+    """Arrays with the same layout in device memory and in pinned host memory, copied together."""
 
     def __init__(self, name: str, device: Block, host: HostBlock, fields: Fields) -> None:
         """``fields``: dtype and shape by name."""
@@ -101,7 +101,7 @@ class StagingBuffer:
 
 
 class Workspace:
-    """What a session holds on the device, by name."""
+    """Device memory, pinned memory and captured graphs of a session, by name."""
 
     def __init__(self, executor: Executor, graphs: Sequence[str]) -> None:
         """Open a stream for ``graphs``."""
@@ -121,7 +121,7 @@ class Workspace:
     # --- memory -----------------------------------------------------------------------------------
 
     def growth(self, sizes: Mapping[str, int], kept: Sequence[str] = ()) -> int:
-        """Bytes that these blocks take; old ones are freed first, but for ``kept``."""
+        """Additional bytes for these blocks; old ones are freed first, except ``kept``."""
         grown = ((name, size) for name, size in sizes.items() if size > self._allocated(name))
         return sum(size - (0 if name in kept else self._allocated(name)) for name, size in grown)
 
@@ -142,11 +142,11 @@ class Workspace:
             old.free()
 
     def arrays(self, name: str, fields: Fields) -> dict[str, Buffer]:
-        """Arrays on the device alone; the last ones of this name are gone."""
+        """Arrays in device memory only; they replace earlier arrays of this name."""
         return lay_out(self._block(name, size_of(fields)), fields)
 
     def staging(self, name: str, fields: Fields) -> StagingBuffer:
-        """Arrays to be written or read by the host; the last ones of this name are gone."""
+        """Arrays that the host writes or reads; they replace earlier arrays of this name."""
         if name in self._uploads:
             self.synchronize()
         size = size_of(fields)
@@ -162,21 +162,21 @@ class Workspace:
         return held
 
     def arena(self, name: str) -> Arena:
-        """The arena of this name, which must have been grown."""
+        """The arena of this name; :meth:`grow` must have created it."""
         return self._arenas[name]
 
     def capacity(self, name: str) -> int:
-        """Entries that the arena of this name has memory for."""
+        """Capacity of the arena of this name; 0 if there is none."""
         return self._arenas[name].capacity if name in self._arenas else 0
 
     def grow(self, name: str, tensors: Mapping[str, Tensor], capacity: int, keep: int = 0) -> Arena:
-        """An arena with room for so many entries, zero where nothing was written.
+        """An arena with at least this capacity; entries that were never written are zero.
 
         Args:
-            name: of the arena.
-            tensors: what it holds.
-            capacity: entries wanted.
-            keep: how many of the old entries must stay as they are.
+            name: name of the arena.
+            tensors: tensors of the arena.
+            capacity: number of entries.
+            keep: number of old entries to keep.
         """
         old = self._arenas.get(name)
         if old is not None and old.capacity >= capacity and self._same(old, tensors):
@@ -201,21 +201,21 @@ class Workspace:
 
     # --- work -------------------------------------------------------------------------------------
 
-    def upload(self, pack: StagingBuffer) -> None:
-        """Send a pack's host arrays."""
+    def upload(self, staging: StagingBuffer) -> None:
+        """Copy the host arrays of a staging buffer to the device."""
         self._busy = True
-        self._uploads.add(pack.name)
-        self.stream.upload(pack.device_bytes, pack.host_bytes)
+        self._uploads.add(staging.name)
+        self.stream.upload(staging.device_bytes, staging.host_bytes)
 
-    def fetch(self, pack: StagingBuffer) -> Mapping[str, NDArray]:
-        """Wait for everything and read a pack, until it is asked for again."""
+    def fetch(self, staging: StagingBuffer) -> Mapping[str, NDArray]:
+        """Synchronize and read a staging buffer; valid until it is requested again."""
         self._busy = True
-        self.stream.download(pack.host_bytes, pack.device_bytes)
+        self.stream.download(staging.host_bytes, staging.device_bytes)
         self.synchronize()
-        return pack.host
+        return staging.host
 
     def read(self, buffer: Buffer) -> NDArray:
-        """Wait for everything and read an array, until the next one is read."""
+        """Synchronize and read an array; valid until the next array is read."""
         host = self._pin("read", max(buffer.n_bytes, 1)).array[: buffer.n_bytes]
         array = host.view(buffer.dtype).reshape(buffer.shape)
         self._busy = True
@@ -226,38 +226,37 @@ class Workspace:
     def run_captured(
         self, key: tuple[Any, ...], graph: str, buffers: Callable[[], Mapping[str, Buffer]]
     ) -> None:
-        """Run a graph that will be run on the same buffers again; see :meth:`sequence`."""
+        """Run one graph on buffers that are used repeatedly; see :meth:`run_sequence`."""
         self.run_sequence(key, lambda: GraphSequence(((graph, buffers()),)))
 
     def run_sequence(self, key: tuple[Any, ...], sequence: Callable[[], GraphSequence]) -> None:
-        """Run graphs that will be run on the same buffers again.
+        """Run graphs on buffers that are used repeatedly.
 
-        The ``sequence`` is asked for once a ``key``: it may be another one for the same key only after
-        a block has grown.
+        ``sequence`` is called once per ``key``, and again after a block has grown.
         """
-        call = self._graphs.get(key)
-        if call is None:
+        graph = self._graphs.get(key)
+        if graph is None:
             if len(self._graphs) >= MAX_GRAPHS:
                 self.synchronize()
                 self._graphs.popitem(last=False)[1].close()
-            call = self._graphs[key] = self.stream.bind(sequence())
+            graph = self._graphs[key] = self.stream.bind(sequence())
         self._graphs.move_to_end(key)
         self._busy = True
-        call.run()
+        graph.run()
 
     def run(self, graph: str, buffers: Mapping[str, Buffer]) -> None:
-        """Run a graph on buffers of no lasting shape."""
+        """Run a graph once on these buffers."""
         self._busy = True
         self.stream.run(graph, buffers)
 
     def copy(self, target: Mapping[str, Buffer], source: Mapping[str, Buffer]) -> None:
-        """Copy tensors of the same name on the device."""
+        """Copy tensors on the device, by name."""
         self._busy = True
         for name, buffer in source.items():
             self.stream.copy(target[name], buffer)
 
     def copy_entries(self, target: Arena, source: Arena, to: Int, of: Int) -> None:
-        """Entries ``of`` of one arena become entries ``to`` of another; runs of them at once."""
+        """Copy entries ``of`` of one arena to entries ``to`` of another; runs in one copy."""
         begin = 0
         for end in range(1, len(to) + 1):
             goes_on = end < len(to) and to[end] == to[end - 1] + 1 and of[end] == of[end - 1] + 1
@@ -268,13 +267,13 @@ class Workspace:
                 begin = end
 
     def record_event(self, number: int) -> None:
-        """Set a mark after everything asked so far."""
+        """Record an event after the work enqueued so far."""
         if number not in self._events:
             self._events[number] = self.stream.create_event()
         self._events[number].record()
 
     def wait_event(self, number: int) -> None:
-        """Wait until everything asked before a mark is done; what came after may go on."""
+        """Wait until the work before an event is done; later work may continue."""
         self._events[number].wait()
 
     def keep_alive(self, used: object) -> None:
@@ -283,7 +282,7 @@ class Workspace:
         self._kept_alive.append(used)
 
     def synchronize(self) -> None:
-        """Wait until everything asked is done."""
+        """Wait until all work is done."""
         if self._busy:
             self.stream.synchronize()
             self._busy = False
@@ -298,7 +297,7 @@ class Workspace:
                 self._graphs.popitem()[1].close()
 
     def close(self) -> None:
-        """Release everything, whatever state the device is in."""
+        """Release everything, even if the device has failed."""
         try:
             self._close_graphs()
         finally:

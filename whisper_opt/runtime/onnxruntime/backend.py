@@ -39,7 +39,8 @@ class OrtEncoded:
 
     Float32, or float16 where the engine computes in that. Of an engine that hears padding by parts,
     ``counts`` says for how many positions of each audio those heard stand
-    (:class:`whisper_opt.runtime.padding.EncoderInput`), and keys have 65 rows; or all is packed for kernels
+    (:class:`whisper_opt.runtime.padding.EncoderInput`), and keys have 65 rows; or all is packed for
+    kernels
     (:class:`whisper_opt.runtime.cross_kv.CrossLayout`).
     """
 

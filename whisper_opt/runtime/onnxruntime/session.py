@@ -16,6 +16,7 @@ from whisper_opt.core.errors import EngineError
 from whisper_opt.core.logits import HostLogits
 from whisper_opt.runtime.cross_kv import CrossLayout
 from whisper_opt.runtime.head_bounds import Screen
+from whisper_opt.runtime.head_names import APPROXIMATE, APPROXIMATE_SCORES, EXACT, HIDDEN
 from whisper_opt.runtime.head_select import ScreenedLogits
 from whisper_opt.runtime.inputs import closed_session
 from whisper_opt.runtime.onnxruntime.graph import graph_tensors
@@ -391,12 +392,12 @@ class _Binding:
     def _bind_screen(self, dims: ModelDims, n_at: int, n_exact: int) -> None:
         n_seq = len(self.tokens)
         self._columns = np.split(np.arange(n_at), [n_exact])
-        for name, columns in zip(("exact", "screened"), self._columns):
+        for name, columns in zip((EXACT, APPROXIMATE), self._columns):
             self._input(name, columns)
         self.rough = np.zeros((n_seq, n_at - n_exact, dims.n_vocab), np.float32)
         self.hidden = np.zeros((n_seq, n_at, dims.n_text_state), np.float32)
-        self._output("rough", self.rough)
-        self._output("hidden", self.hidden)
+        self._output(APPROXIMATE_SCORES, self.rough)
+        self._output(HIDDEN, self.hidden)
 
     def _input(self, name: str, array: NDArray) -> None:
         self._io.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)

@@ -1,8 +1,8 @@
-"""Weights of an OpenVINO model in 8 bits: what OpenVINO calls weight compression.
+"""8-bit weights of an OpenVINO model (OpenVINO's weight compression).
 
-Every product with a constant matrix gets unsigned 8-bit weights with a scale and a zero point for
-each output and each group of inputs. OpenVINO then rounds what is multiplied with them in groups of
-the same size, position by position, and adds up in 32 bits.
+Every matrix multiplication by a constant gets unsigned 8-bit weights, with a scale and a zero point
+per output and group of inputs. OpenVINO rounds the activations per position in groups of the same
+size, and accumulates in 32 bits.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from whisper_opt.core.dims import HEAD_DIM
 __all__ = ["GROUP", "pack", "pack_matmuls"]
 
 GROUP = 2 * HEAD_DIM
-"""Inputs that share a scale, where the width of all products is a multiple of it."""
+"""Inputs that share a scale, if the widths of all matrices are multiples of it."""
 
 
 def pack(weights: F32, group: int) -> tuple[NDArray, F32, NDArray]:
-    """Round to 8 bits.
+    """Round weights to 8 bits.
 
     Args:
-        weights: [n_out, n_in], n_in a multiple of ``group``.
-        group: how many inputs share a scale.
+        weights: [n_out, n_in]; n_in is a multiple of ``group``.
+        group: number of inputs that share a scale.
 
     Returns:
-        uint8 [n_out, n_groups, group], scales float32 and zero points uint8 [n_out, n_groups, 1]:
-        weights are about (packed - zero point) * scale, within half a scale.
+        uint8 [n_out, n_groups, group], scales float32 and zero points uint8 [n_out, n_groups, 1].
+        Weights equal (packed - zero point) * scale to within half a scale.
     """
     blocks = weights.reshape(len(weights), -1, group)
     low = np.minimum(blocks.min(axis=2, keepdims=True), 0)
@@ -41,10 +41,10 @@ def pack(weights: F32, group: int) -> tuple[NDArray, F32, NDArray]:
 
 
 def pack_matmuls(model: Any) -> int:
-    """Replace the constant matrices of an ``openvino.Model`` in place.
+    """Replace the constant weight matrices of an ``openvino.Model`` in place.
 
     Returns:
-        The size of the groups, which OpenVINO has to be told: all products have the same.
+        The group size, the same for all matrices; OpenVINO needs it as a setting.
     """
     found = [node for node in model.get_ordered_ops() if _is_matmul(node)]
     wide = all(_matrix(node).shape[1] % GROUP == 0 for node in found)

@@ -1,7 +1,7 @@
-"""How fast this CPU really multiplies in each arithmetic: having it says little.
+"""Measures the speed of this CPU in each arithmetic, since instruction sets do not predict it.
 
-An Intel CPU whose AMX is masked (Emerald Rapids in a virtual machine) has AVX512-BF16 and does half
-as many multiplications a second with it as in float32. So products are timed.
+An Intel CPU with masked AMX (Emerald Rapids in a virtual machine) has AVX512-BF16, but does half as
+many multiplications per second with it as in float32.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from whisper_opt.runtime.openvino.encoder import capabilities, compiled, import_
 __all__ = ["matmul_times"]
 
 SHAPE = (512, 512, 1024)
-"""Rows, inputs and outputs of the product: 5 ms in float32 on one slow core."""
+"""Rows, inputs and outputs of the matrix multiplication: 5 ms in float32 on one slow core."""
 ROUNDS = 7
 
 
 def matmul_times(threads: int | None = None) -> dict[str, float]:
-    """Seconds that one product takes in ``fp32`` and whatever else OpenVINO does on this CPU.
+    """Seconds per matrix multiplication in ``fp32``, and in others that this CPU supports.
 
-    The least of a few rounds in turn, so that a busy machine slows all of them alike.
+    The minimum of a few interleaved rounds, so that load on the machine slows all of them equally.
 
     Raises:
         BackendUnavailable: OpenVINO is missing.
@@ -41,11 +41,11 @@ def matmul_times(threads: int | None = None) -> dict[str, float]:
     weights = rng.standard_normal((n_in, n_out), np.float32)
     requests = {name: compiled(core, _matmul_model(weights), name, threads) for name in names}
     best = dict.fromkeys(names, float("inf"))
-    for turn in range(ROUNDS):
+    for i in range(ROUNDS):
         for name, request in requests.items():
             start = time.perf_counter()
             request.infer({0: value}, share_inputs=True, share_outputs=True)
-            if turn:  # the first one prepares
+            if i:  # the first round is a warm-up
                 best[name] = min(best[name], time.perf_counter() - start)
     return best
 

@@ -1,7 +1,7 @@
 """TensorRT plans as an executor: streams, contexts, CUDA graphs. It decides nothing.
 
-A stream is a stream of its own, and execution contexts that share one working memory, since what is
-asked of a stream happens in order. A call is launched twice as it stands and captured as a CUDA graph
+A stream has execution contexts that share one working memory, since its work runs in order. A graph
+sequence is launched twice as it stands and captured as a CUDA graph
 after the second time: what runs once is not worth a capture.
 """
 
