@@ -23,7 +23,8 @@ from tests.support.backend_subjects import (
     mels,
 )
 from tests.support.engines import runs
-from tests.support.programs import N_AUDIO, ExpectedScores, mismatch, program, run
+from tests.support.program_runs import ExpectedScores, mismatch, run
+from tests.support.programs import N_AUDIO, program
 from whisper_opt.core.backend import Backend
 
 N_PROGRAMS = 500
@@ -66,8 +67,8 @@ def test_programs_cover_everything() -> None:
         for step in program(seed):
             counts[step.operation] += 1
             if step.operation == "extend":
-                lengths += [len(tokens) for tokens in step.what[0]]
-            grown += step.operation == "gather" and len(step.what) > 4
+                lengths += [len(tokens) for tokens in step.arguments[0]]
+            grown += step.operation == "gather" and len(step.arguments) > 4
         full += max(lengths) > N_CTX - 15
     every = "open extend gather append attention overfull top close run"
     for operation in every.split():

@@ -16,6 +16,7 @@ from tests.support import programs
 from tests.support.backend_subjects import DIMS, TOLERANCE, mels
 from tests.support.engines import random_engine
 from tests.support.models import random_dims
+from tests.support.program_runs import ExpectedScores, mismatch, run
 from whisper_opt import Whisper
 from whisper_opt.core.arrays import F32
 from whisper_opt.core.errors import BackendUnavailable, EngineError
@@ -126,10 +127,10 @@ def test_two_threads_may_encode(engine: Engine) -> None:
 def test_programs_on_its_output(standard: Engine, precision: str, seed: int) -> None:
     backend = encoder_of(standard, precision)
     encoded = backend.encode(mels(programs.N_AUDIO))
-    results = programs.run(backend, encoded, programs.program(seed))
-    reference = programs.ExpectedScores(backend).of(results)
+    results = run(backend, encoded, programs.program(seed))
+    reference = ExpectedScores(backend).of(results)
     for result in results:
-        assert programs.mismatch(result, reference[result.audio, result.tokens]) < TOLERANCE
+        assert mismatch(result, reference[result.audio, result.tokens]) < TOLERANCE
 
 
 @needs_openvino

@@ -73,8 +73,8 @@ class DeviceSession:
         return self._cache
 
     @contextlib.contextmanager
-    def _changing(self) -> Iterator[DeviceCache]:
-        """Context of a change of rows; after a failure they are unchanged."""
+    def _transaction(self) -> Iterator[DeviceCache]:
+        """Context for changing rows; a failure restores them."""
         cache, layout, tokens = self._open, copy.copy(self._layout), self._tokens
         self._n_calls += 1
         try:
@@ -88,13 +88,13 @@ class DeviceSession:
     def extend(self, tokens: Int, lengths: Int | None = None, at: Int | None = None) -> Logits:
         if lengths is None:
             lengths = np.full(len(tokens), tokens.shape[1], np.int64)
-        self._check_room(lengths)
-        self._drop_audios()
+        self._check_length(lengths)
+        self._compact()
         wanted = (lengths - 1)[:, None]
         if at is not None:
             wanted = np.concatenate([at, wanted], axis=1)
         n_new = int(lengths.max())
-        with self._changing():
+        with self._transaction():
             before = self._layout.length
             self._write(tokens, lengths)
             distinct, columns = _distinct(wanted)
@@ -108,7 +108,7 @@ class DeviceSession:
             self._layout.length = before + lengths
         return logits
 
-    def _check_room(self, lengths: Int) -> None:
+    def _check_length(self, lengths: Int) -> None:
         if self._cache is None:
             raise closed_session()
         longest, limit = int((self._layout.length + lengths).max()), self._dims.n_text_ctx
@@ -164,12 +164,12 @@ class DeviceSession:
 
     def decode_steps(self, tokens: Int, rows: GreedyRows, steps: int) -> MultiStepResult:
         n_seq = len(tokens)
-        self._check_room(np.ones(n_seq, np.int64))
-        self._drop_audios()
+        self._check_length(np.ones(n_seq, np.int64))
+        self._compact()
         self._tokens_per_call(1, 1, aligned=False)
         before, slots = self._layout.length, self._layout.slots
         steps = min(steps, self._dims.n_text_ctx - int(before.max()))
-        with self._changing() as cache:
+        with self._transaction() as cache:
             found = cache.decode_steps(tokens[:, 0], before, rows, steps, slots)
             fed = np.concatenate([tokens, found.tokens[:-1].T], axis=1)
             lengths = (fed != rows.eot[:, None]).sum(
@@ -181,7 +181,7 @@ class DeviceSession:
 
     def attention(self, tokens: Int, lengths: Int) -> Attention:
         """All scores of the first tokens of a new session, and their cross-attention."""
-        self._check_room(lengths)
+        self._check_length(lengths)
         cache, n_audio, n_fed = self._open, len(tokens), int(lengths.max())
         self._n_calls += 1
         width = self._tokens_per_call(n_fed, n_fed, aligned=True)
@@ -229,14 +229,14 @@ class DeviceSession:
     # --- rows -------------------------------------------------------------------------------------
 
     def gather(self, rows: Int) -> None:
-        with self._changing() as cache:
+        with self._transaction() as cache:
             if len(rows) == len(self._tokens) and (rows == np.arange(len(rows))).all():
                 return
             self._tokens = self._tokens[rows]
             cache.rearrange(self._layout.gather(rows))
 
-    def _drop_audios(self) -> None:
-        with self._changing() as cache:
+    def _compact(self) -> None:
+        with self._transaction() as cache:
             plan = self._layout.compact()
             if plan is not None:
                 cache.rearrange(plan.slots)
@@ -246,7 +246,7 @@ class DeviceSession:
         if not isinstance(other, DeviceSession) or other._model is not self._model:
             raise EngineError("only a session of the same backend can be appended")
         theirs = other._open
-        with self._changing() as cache:
+        with self._transaction() as cache:
             if theirs.cross_tensors != cache.cross_tensors:
                 raise EngineError("only windows of the same length can be decoded together")
             plan = self._layout.append(other._layout)
