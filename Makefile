@@ -6,31 +6,54 @@ GOLDEN_PY ?= python3
 GOLDEN_ARGS ?= --model tiny.en=models/tiny.en --model base=models/base
 BENCH_ARGS ?=
 
-.PHONY: fmt lint type test golden bench constraints constraints-check
+FUZZ ?= 1000000
 
-fmt:
+.DEFAULT_GOAL := help
+.PHONY: help fmt lint type test test-fast kernels engines docs golden bench fuzz constraints constraints-check
+
+help: ## lists the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r target text; do \
+	    printf '%-18s %s\n' "$$target" "$$text"; done
+
+fmt: ## formats, and fixes what ruff can fix
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-lint:
+lint: ## ruff, and the import layers
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -c 'import sys; from importlinter.cli import lint_imports_command; sys.exit(lint_imports_command())'
 
-type:
+type: ## mypy, strict
 	$(PY) -m mypy
 
-test:
+test: ## everything that must pass (scripts/test.sh)
 	scripts/test.sh
 
-golden:
+test-fast: ## the tests without real models and package installs
+	$(PY) -m pytest -m "not slow"
+
+kernels: ## compiles the C kernels beside their sources
+	$(PY) hatch_build.py
+
+engines: ## builds the engines of engines/engines.toml
+	$(PY) scripts/build_engines.py
+
+docs: ## writes what is generated in docs/
+	$(PY) scripts/make_options_doc.py
+	$(PY) scripts/gpu/unrun.py
+
+golden: ## makes the goldens of whole transcripts with openai-whisper
 	PYTHONPATH=. $(GOLDEN_PY) tools/goldens/make_golden.py $(GOLDEN_ARGS)
 
-bench:
+bench: ## compares with other systems (docs/benchmarks.md)
 	$(PY) benchmarks/compare_peers.py $(BENCH_ARGS)
 
-constraints:
+fuzz: ## FUZZ damaged inputs of each kind (CI tries 10,000)
+	WHISPER_OPT_FUZZ=$(FUZZ) $(PY) -m pytest -m fuzz
+
+constraints: ## resolves constraints/ again for every Python found
 	$(PY) scripts/make_constraints.py
 
-constraints-check:
+constraints-check: ## checks that constraints/ cover the dependencies
 	$(PY) scripts/make_constraints.py --check

@@ -1,4 +1,4 @@
-"""Compiles the kernels (whisper_opt/runtime/native) when the package is built; without a compiler, none.
+"""Compiles the C kernels when the package is built; without a compiler there are none.
 
 As a program it does that alone, beside the sources: python hatch_build.py
 """

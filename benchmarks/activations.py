@@ -119,7 +119,7 @@ def inputs(meter: Meter, model: str) -> Iterator[tuple[str, F32, Int]]:
     start = meter.vocab.start("en", "transcribe", timestamps=True)
     drawn = np.array([*start, *rng.integers(0, dims.n_vocab, 200)], np.int64)
 
-    def heard(samples: F32) -> F32:
+    def mel_of(samples: F32) -> F32:
         mel: F32 = log_mel(samples, dims.n_mels).window(0, N_FRAMES)
         return mel
 
@@ -127,17 +127,17 @@ def inputs(meter: Meter, model: str) -> Iterator[tuple[str, F32, Int]]:
         pcm, want = clip_pcm(name), golden(model, "ts")[name]
         written = want["windows"][0]["tokens"] if want["windows"] else []
         tokens = np.array([*start, *written], np.int64)[: dims.n_text_ctx]
-        yield name, heard(pcm), tokens
-        yield f"{name} 40 dB louder, clipped", heard(np.clip(pcm * 100, -1, 1)), tokens
+        yield name, mel_of(pcm), tokens
+        yield f"{name} 40 dB louder, clipped", mel_of(np.clip(pcm * 100, -1, 1)), tokens
     n = 30 * 16000
     noise = rng.standard_normal(n).astype(np.float32)
-    yield "white noise at full scale", heard(np.clip(noise, -1, 1)), drawn
+    yield "white noise at full scale", mel_of(np.clip(noise, -1, 1)), drawn
     yield (
         "square wave at full scale",
-        heard(np.sign(np.sin(np.arange(n) * 0.2)).astype("f4")),
+        mel_of(np.sign(np.sin(np.arange(n) * 0.2)).astype("f4")),
         drawn,
     )
-    yield "silence", heard(np.zeros(n, np.float32)), drawn
+    yield "silence", mel_of(np.zeros(n, np.float32)), drawn
     shape = (dims.n_mels, N_FRAMES)
     yield "log-mel noise, sigma 1", rng.standard_normal(shape, np.float32), drawn
     for value in (-1.5, 2.0, 10.0):

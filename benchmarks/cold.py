@@ -4,8 +4,8 @@
     whisper-opt export models/tiny.en engines/tiny.en-int8 --precision int8
     python benchmarks/cold.py engines/tiny.en-int8 engines/base-int8
 
-Every figure is that of new processes, by the clock of whoever started them: the library, the
-command, and what Python, numpy and ONNX Runtime take before either does anything. Programs take
+Every figure is that of new processes, by the clock of the process that started them: the library,
+the command, and what Python, numpy and ONNX Runtime take before either does anything. Programs take
 turns. Compiled Python files lie in a folder of their own, filled by a first round without a clock,
 as an installation has them; files are in the system's cache.
 """

@@ -161,7 +161,7 @@ def measure(
 
     The runs take turns sound by sound, in an order that rotates, so that a disturbance hits all
     of them alike. Before each there is a pause: worker threads may spin for up to 0.2 s after their
-    last work, and would take a core from whoever comes next. First everything is done once without
+    last work, and would take a core from the next process. First everything is done once without
     a clock, or ``warm_up`` instead.
     """
     names = list(runs)

@@ -7,9 +7,9 @@
 
 Each system runs in a process of its own environment with the weights that peers/convert.py made of
 the checkpoint; what is missing is listed as not measured, with the reason. They take turns sound by
-sound in an order that rotates, and whoever's turn it is not is stopped. A sound's time is the
-median of its rounds, a system's the sum over the sounds. docs/benchmarks.md says how alike the
-conditions are.
+sound in an order that rotates, and processes that wait for their turn are stopped. A sound's time
+is the median of its rounds, a system's the sum over the sounds. docs/benchmarks.md says how alike
+the conditions are.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class System:
     def job(self, recording: Recording, case: Case) -> dict[str, Any]:
         """The ``transcribe`` job: segment times, temperature 0, no voice activity detection.
 
-        In batches, both this library and faster-whisper cut the recording where nobody speaks.
+        In batches, both this library and faster-whisper cut the recording in silences.
         """
         audio, language = [str(recording.path)], recording.language or "en"
         if self.peer is not None:
@@ -242,7 +242,7 @@ def measure(
 
 
 def _new(row: Row, pool: Pool, job: dict[str, Any]) -> Worker:
-    """A process that has loaded its model and heard the sound once."""
+    """A process that has loaded its model and processed the audio once."""
     log.info("%s", row.system.name)
     worker = Worker(row.system.program)
     try:
@@ -266,8 +266,8 @@ def result(case: Case, row: Row) -> dict[str, Any]:
         "system": system.name,
         "precision": system.precision or (precision_text(row.loaded) if row.loaded else None),
     }
-    heard = [recording for recording in case.recordings if recording.name in row.answers]
-    if row.error or len(heard) < len(case.recordings):
+    done = [recording for recording in case.recordings if recording.name in row.answers]
+    if row.error or len(done) < len(case.recordings):
         return {**entry, "not_measured": row.error or "interrupted"}
     wall = {name: [a["seconds"] for a in answers] for name, answers in row.answers.items()}
     internal = {

@@ -1,11 +1,11 @@
-"""Words that nobody said: noise, music and silence, alone and around speech.
+"""Hallucinated words: noise, music and silence, alone and around speech.
 
     pip install -e '.[cpu,export]' openai-whisper faster-whisper jiwer whisper-normalizer
     python scripts/get_model.py tiny.en base
     python benchmarks/hallucination.py
 
 Every system at its own default options. Counted are the insertions of an alignment with what was
-said, less those on the same speech alone; where nobody speaks, all words. Deletions show what a
+said, less those on the same speech alone; on audio without speech, all words. Deletions show what a
 system pays for its caution. Texts are kept in build/benchmarks: a run that was stopped goes on.
 """
 
@@ -139,7 +139,7 @@ def transcripts(
 def counted(
     chosen: list[Sound], texts: dict[str, dict[str, str]]
 ) -> dict[str, dict[str, tuple[int, int]]]:
-    """(words nobody said, words lost) by system and sound."""
+    """(hallucinated words, words lost) by system and sound."""
     found: dict[str, dict[str, tuple[int, int]]] = {}
     for label, said in texts.items():
         found[label] = {}
@@ -180,7 +180,7 @@ def run(args: argparse.Namespace, model: str, pieces: Pieces) -> int:
         if counts[label][sound.name][0]
     ]
     tables = {
-        f"{model}: words nobody said, words lost": table(("", *systems), rows),
+        f"{model}: hallucinated words, words lost": table(("", *systems), rows),
         f"{model}: ends of the texts that have such words": table(("", "system", "text"), made),
     }
     bars = []

@@ -8,7 +8,7 @@ Every system gets each clip as a 16 kHz array and returns its segments; how they
 at `measure` in benchmarks/common.py. A clip's time is the median of its runs and a system's time is
 the sum over the clips.
 
-Greedy, temperature 0, language given, equal thread counts, nobody looks for speech first; what
+Greedy, temperature 0, language given, equal thread counts, no voice activity detection; what
 this library's default, which does, costs is a row of its own. Without faster-whisper only this
 library is timed.
 """

@@ -106,7 +106,7 @@ def report(args: argparse.Namespace) -> int:
         bars.append(
             Verdict(
                 f"{model}: peak of {args.minutes[-1]:g} minutes at most {FACTOR} of that of"
-                f" {args.minutes[0]:g}, all of it heard",
+                f" {args.minutes[0]:g}, all of it transcribed",
                 ratio <= FACTOR and whole,
                 f"{ratio:.3f}",
             )

@@ -67,7 +67,7 @@ class Model:
             raise SystemExit(f"{engine.path} is {manifest.precision}; expected fp32 or int8")
         self.dims: ModelDims = manifest.dims
         self.bits8 = manifest.precision == "int8"
-        self.screened = bool(manifest.tensors)
+        self.two_stage_head = bool(manifest.tensors)
         self.width = 1 if self.bits8 else 4
         self.kernels = kernels
         self.cross_width = 1 if kernels else 4
@@ -103,11 +103,13 @@ class Model:
         size = weights * self.width + float(self.cross_width * cross) + 4.0 * cache
         # a prompt's head gives the scores after two tokens: one exact, one as in a step
         n_scores = rows * (2 if prompt else 1)
-        size += head * (1 + 4 * (prompt and self.screened)) + 4.0 * n_scores * dims.n_vocab
+        size += head * (1 + 4 * (prompt and self.two_stage_head)) + 4.0 * n_scores * dims.n_vocab
         found = self._work(2.0 * tokens * weights, audio, own, size)
-        full = 2.0 * rows * head if prompt and self.screened else 0.0
-        rough = 2 * 2.0 * rows * head * (2 if prompt and not self.screened else 1)  # two rows each
-        return dataclasses.replace(found, fp32=found.fp32 + full, int8=found.int8 + rough)
+        full = 2.0 * rows * head if prompt and self.two_stage_head else 0.0
+        approximate = (
+            2 * 2.0 * rows * head * (2 if prompt and not self.two_stage_head else 1)
+        )  # two rows each
+        return dataclasses.replace(found, fp32=found.fp32 + full, int8=found.int8 + approximate)
 
 
 # ---------------------------------------------------------------- the machine

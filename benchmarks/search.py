@@ -8,7 +8,7 @@
 * words: this library with word timestamps against itself without, 12 read clips, greedy.
 * longform: the longest recording in batches of 8 against faster-whisper's BatchedInferencePipeline:
   each with its own voice activity detection; the same without timestamps, which is its default; and
-  both given the same stretches of speech. Greedy and beam 5; word error rates beside it.
+  both given the same spans of speech. Greedy and beam 5; word error rates beside it.
 
 Temperature 0, language given, equal thread counts, samples in, text out. How the systems take turns
 is said at `measure` in benchmarks/common.py. Every comparison is kept in build/benchmarks as soon
@@ -180,7 +180,7 @@ def words(model: Model) -> tuple[dict[str, Any], str, list[Verdict]]:
 
 
 def _recording(quick: bool) -> tuple[Clip, F32, str, tuple[tuple[float, float], ...]]:
-    """The longest recording: clip, samples, what is said, stretches of at most 30 s of speech."""
+    """The longest recording: clip, samples, what is said, spans of at most 30 s of speech."""
     clip = max(clips(), key=lambda clip: clip.duration_s)
     pcm, text, utterances = clip_pcm(clip.id), clip.text, clip.entry["segments"]
     if quick:
@@ -217,7 +217,7 @@ def longform(model: Model) -> tuple[dict[str, Any], str, list[Verdict]]:
         "own VAD, no timestamps": dataclasses.replace(
             PLAIN, batched=True, vad=True, timestamps=False
         ),
-        "same stretches": dataclasses.replace(PLAIN, batched=True, vad=False, clips=spans),
+        "same spans": dataclasses.replace(PLAIN, batched=True, vad=False, clips=spans),
     }
     every: dict[str, Times] = {}
     rows, bars = [], []

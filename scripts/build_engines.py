@@ -1,9 +1,8 @@
 """Build every engine of a list: checkpoints x precisions x dialects, and TensorRT plans of them.
 
-    python scripts/build_engines.py engines.toml
-    python scripts/build_engines.py engines.toml --dry-run
+    python scripts/build_engines.py [LIST] [--dry-run]
 
-The list is TOML:
+LIST is engines/engines.toml of this repository if it is left out. The list is TOML:
 
     output = "engines"                    # folder, beside the list
 
@@ -47,6 +46,7 @@ from whisper_opt.export.graphs.dialects import DIALECTS
 from whisper_opt.export.graphs.precision import PRECISIONS
 from whisper_opt.runtime.engine import MANIFEST, Engine, read_engine, sha256
 
+DEFAULT = Path(__file__).resolve().parent.parent / "engines" / "engines.toml"
 INDEX = "engines.json"
 INDEX_VERSION = 1
 FOR_PLANS = ("fp16", "standard")
@@ -348,7 +348,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=(__doc__ or "").splitlines()[0],
         epilog="exit status: 0 all is there; 1 something failed; 2 the list cannot be used",
     )
-    parser.add_argument("list", type=Path, metavar="LIST", help="TOML file")
+    parser.add_argument(
+        "list",
+        type=Path,
+        nargs="?",
+        default=DEFAULT,
+        metavar="LIST",
+        help="TOML file (default: engines/engines.toml)",
+    )
     parser.add_argument("--dry-run", action="store_true", help="say what would be done")
     args = parser.parse_args(argv)
     try:

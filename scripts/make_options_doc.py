@@ -33,14 +33,14 @@ SECTIONS = (
     (
         SubtitleOptions,
         "Subtitles",
-        "Arguments of `SubtitleOptions`, for `whisper_opt.text.writers.write`; on the command line"
+        "Arguments of `SubtitleOptions`, for `whisper_opt.write`; on the command line"
         " `--name-of-option`. They need word times.",
     ),
     (
         VadOptions,
         "Voice activity detection",
-        "Arguments of `VadOptions`, for `whisper_opt.audio.vad`; as transcription options they begin with"
-        " `vad_`.",
+        "Arguments of `VadOptions`, for `whisper_opt.detect_speech`; as options of `transcribe` they"
+        " begin with `vad_`.",
     ),
 )
 

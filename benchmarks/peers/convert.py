@@ -11,8 +11,8 @@ writes, each beside its place and renamed when whole:
     optimum/         Optimum and onnx-asr; exported by the environment ``optimum``
     sherpa/          sherpa-onnx; exported by the environment ``optimum``, too
 
-Any source that whisper-opt exports will do; it is read by whisper_opt.export.checkpoints, so all peers and
-this library have the same values. Half-precision checkpoints lose nothing.
+Any source that whisper-opt exports will do; it is read by whisper_opt.export.checkpoints, so all
+peers and this library have the same values. Half-precision checkpoints lose nothing.
 """
 
 from __future__ import annotations

@@ -54,8 +54,8 @@ class Blocks(torch.nn.Module):  # type: ignore[misc,unused-ignore]  # untyped wh
         scores = torch.matmul(q.transpose(1, 2), k.permute(0, 2, 3, 1)) * WIDTH**-0.5
         if mask is not None:
             scores = scores + mask
-        heard = torch.matmul(torch.softmax(scores, dim=-1), v.transpose(1, 2))
-        return heard.transpose(1, 2).flatten(2)
+        attended = torch.matmul(torch.softmax(scores, dim=-1), v.transpose(1, 2))
+        return attended.transpose(1, 2).flatten(2)
 
     def feed_forward(self, x: Any, block: str) -> Any:
         hidden = functional.gelu(self.linear(self.norm(x, f"{block}.mlp_ln"), f"{block}.mlp.0"))
@@ -118,8 +118,8 @@ class Decoder(Blocks):
             values.append(torch.cat([v, v_cache[i, :, end:]], dim=1))
             x = x + self.linear(self.attend(q, k, v, mask), f"{block}.attn.out")
             q = self.linear(self.norm(x, f"{block}.cross_attn_ln"), f"{block}.cross_attn.query")
-            heard = self.attend(q, cross_k[i], cross_v[i])
-            x = self.feed_forward(x + self.linear(heard, f"{block}.cross_attn.out"), block)
+            attended = self.attend(q, cross_k[i], cross_v[i])
+            x = self.feed_forward(x + self.linear(attended, f"{block}.cross_attn.out"), block)
         logits = torch.matmul(self.norm(x, "decoder.ln"), embedding.t())
         return logits, torch.stack(keys), torch.stack(values)
 

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Heard", "Peer", "internal_seconds", "read_wav"]
+__all__ = ["Peer", "PeerResult", "internal_seconds", "read_wav"]
 
 SAMPLE_RATE = 16000
 
 
 @dataclasses.dataclass(frozen=True)
-class Heard:
+class PeerResult:
     """What a peer made of one recording.
 
     Attributes:
@@ -32,15 +32,17 @@ class Heard:
 
 
 class Peer:
-    """A system behind whisper_opt/cli/bench/serve.py: subclasses load a model and hear."""
+    """A system behind whisper_opt/cli/bench/serve.py: subclasses load a model and run it."""
 
     about: dict[str, Any] = {}  # noqa: RUF012  # replaced, not changed, by subclasses
     """For the answer to ``load``: versions, and notes on what the peer cannot do."""
 
-    def hear(self, pcm: Any, path: str, beam_size: int, language: str, batch_size: int) -> Heard:
+    def run_one(
+        self, pcm: Any, path: str, beam_size: int, language: str, batch_size: int
+    ) -> PeerResult:
         """Transcribe 16 kHz mono float32 samples [n], which ``path`` holds too.
 
-        Segment times on, temperature 0 and no other, nobody looks for speech first. ``beam_size`` 1
+        Segment times on, temperature 0 and no other, no voice activity detection. ``beam_size`` 1
         is greedy; above ``batch_size`` 1 windows of the recording are decoded together.
         """
         raise NotImplementedError
@@ -49,19 +51,19 @@ class Peer:
         self, audio: Sequence[str], beam_size: int = 1, language: str = "en", batch_size: int = 1
     ) -> dict[str, Any]:
         """Recordings one by one; files are read before the clock runs."""
-        heard, each = [], []
+        results, each = [], []
         for path in audio:
             pcm = read_wav(path)
             begin = time.perf_counter()
-            heard.append(self.hear(pcm, path, beam_size, language, batch_size))
+            results.append(self.run_one(pcm, path, beam_size, language, batch_size))
             each.append(time.perf_counter() - begin)
-        internal = [found.internal for found in heard if found.internal is not None]
+        internal = [found.internal for found in results if found.internal is not None]
         return {
-            "text": [found.text.strip() for found in heard],
-            "segments": [list(found.segments) for found in heard],
+            "text": [found.text.strip() for found in results],
+            "segments": [list(found.segments) for found in results],
             "seconds": sum(each),
             "each": each,
-            **({"internal": internal} if len(internal) == len(heard) else {}),
+            **({"internal": internal} if len(internal) == len(results) else {}),
         }
 
 

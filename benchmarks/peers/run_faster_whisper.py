@@ -7,7 +7,7 @@ from typing import Any
 
 from faster_whisper import BatchedInferencePipeline, WhisperModel
 
-from peers.peer import SAMPLE_RATE, Heard, Peer
+from peers.peer import SAMPLE_RATE, Peer, PeerResult
 
 __all__ = ["System"]
 
@@ -25,7 +25,9 @@ class System(Peer):
             model, device="cpu", compute_type=precision, cpu_threads=threads, num_workers=1
         )
 
-    def hear(self, pcm: Any, path: str, beam_size: int, language: str, batch_size: int) -> Heard:
+    def run_one(
+        self, pcm: Any, path: str, beam_size: int, language: str, batch_size: int
+    ) -> PeerResult:
         options = {
             "beam_size": beam_size,
             "best_of": 1,
@@ -42,4 +44,4 @@ class System(Peer):
         else:
             segments, _ = self._model.transcribe(pcm, **options)
         found = [(s.start, s.end, s.text) for s in segments]
-        return Heard("".join(text for _, _, text in found), found)
+        return PeerResult("".join(text for _, _, text in found), found)

@@ -8,7 +8,7 @@ from typing import Any
 import onnx_asr
 import onnxruntime
 
-from peers.peer import SAMPLE_RATE, Heard, Peer
+from peers.peer import SAMPLE_RATE, Peer, PeerResult
 
 __all__ = ["System"]
 
@@ -29,7 +29,9 @@ class System(Peer):
             "whisper", model, providers=["CPUExecutionProvider"], sess_options=options
         )
 
-    def hear(self, pcm: Any, path: str, beam_size: int, language: str, batch_size: int) -> Heard:
+    def run_one(
+        self, pcm: Any, path: str, beam_size: int, language: str, batch_size: int
+    ) -> PeerResult:
         if beam_size > 1 or batch_size > 1 or len(pcm) > 30 * SAMPLE_RATE:
             raise ValueError("onnx-asr decodes one window of at most 30 s greedily")
-        return Heard(self._model.recognize(pcm, sample_rate=SAMPLE_RATE, language=language))
+        return PeerResult(self._model.recognize(pcm, sample_rate=SAMPLE_RATE, language=language))

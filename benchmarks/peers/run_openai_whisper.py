@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import whisper
 
-from peers.peer import Heard, Peer
+from peers.peer import Peer, PeerResult
 
 __all__ = ["System"]
 
@@ -23,7 +23,9 @@ class System(Peer):
         self.about = {"versions": {name: version(name) for name in ("openai-whisper", "torch")}}
         self._model = whisper.load_model(model, device="cpu")
 
-    def hear(self, pcm: Any, path: str, beam_size: int, language: str, batch_size: int) -> Heard:
+    def run_one(
+        self, pcm: Any, path: str, beam_size: int, language: str, batch_size: int
+    ) -> PeerResult:
         if batch_size > 1:
             raise ValueError("openai-whisper decodes one window at a time")
         found = whisper.transcribe(
@@ -35,4 +37,4 @@ class System(Peer):
             beam_size=None if beam_size == 1 else beam_size,
         )
         segments = [(s["start"], s["end"], s["text"]) for s in found["segments"]]
-        return Heard(found["text"], segments)
+        return PeerResult(found["text"], segments)

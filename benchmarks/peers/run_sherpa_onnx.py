@@ -8,7 +8,7 @@ from typing import Any
 
 import sherpa_onnx
 
-from peers.peer import SAMPLE_RATE, Heard, Peer
+from peers.peer import SAMPLE_RATE, Peer, PeerResult
 
 __all__ = ["System"]
 
@@ -39,7 +39,9 @@ class System(Peer):
             self._recognizers[language] = make(language=language, **self._options)
         return self._recognizers[language]
 
-    def hear(self, pcm: Any, path: str, beam_size: int, language: str, batch_size: int) -> Heard:
+    def run_one(
+        self, pcm: Any, path: str, beam_size: int, language: str, batch_size: int
+    ) -> PeerResult:
         if beam_size > 1 or batch_size > 1 or len(pcm) > 30 * SAMPLE_RATE:
             raise ValueError("sherpa-onnx decodes one window of at most 30 s greedily")
         recognizer = self._recognizer(language)
@@ -51,4 +53,4 @@ class System(Peer):
         lengths = getattr(found, "segment_durations", [])
         texts = getattr(found, "segment_texts", [])
         segments = [(s, s + d, text) for s, d, text in zip(starts, lengths, texts)]
-        return Heard(found.text, segments)
+        return PeerResult(found.text, segments)

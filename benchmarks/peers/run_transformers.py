@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizer
 
-from peers.peer import SAMPLE_RATE, Heard, Peer
+from peers.peer import SAMPLE_RATE, Peer, PeerResult
 
 __all__ = ["Generator", "System"]
 
@@ -23,7 +23,9 @@ class Generator(Peer):
         self._tokenizer = WhisperTokenizer.from_pretrained(model)
         self._model: Any = None
 
-    def hear(self, pcm: Any, path: str, beam_size: int, language: str, batch_size: int) -> Heard:
+    def run_one(
+        self, pcm: Any, path: str, beam_size: int, language: str, batch_size: int
+    ) -> PeerResult:
         if batch_size > 1:
             raise ValueError("one recording at a time: its windows depend on one another")
         long = len(pcm) > WINDOW
@@ -49,7 +51,7 @@ class Generator(Peer):
             (float(part["start"]), float(part["end"]), self._text(part["tokens"]))
             for part in found["segments"][0]
         ]
-        return Heard("".join(text for _, _, text in segments), segments)
+        return PeerResult("".join(text for _, _, text in segments), segments)
 
     def _text(self, tokens: Any) -> str:
         text: str = self._tokenizer.decode(tokens, skip_special_tokens=True)

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from peers.peer import Heard, Peer, internal_seconds
+from peers.peer import Peer, PeerResult, internal_seconds
 
 __all__ = ["System"]
 
@@ -30,7 +30,9 @@ class System(Peer):
         )
         self.about = {"versions": {"whisper.cpp": described.stdout.strip() or "unknown"}}
 
-    def hear(self, pcm: Any, path: str, beam_size: int, language: str, batch_size: int) -> Heard:
+    def run_one(
+        self, pcm: Any, path: str, beam_size: int, language: str, batch_size: int
+    ) -> PeerResult:
         if batch_size > 1:
             raise ValueError("whisper.cpp decodes one window at a time")
         with tempfile.TemporaryDirectory() as folder:
@@ -54,4 +56,4 @@ class System(Peer):
             for part in said["transcription"]
         ]
         text = " ".join(part.strip() for _, _, part in segments)
-        return Heard(text, segments, internal_seconds(done.stderr))
+        return PeerResult(text, segments, internal_seconds(done.stderr))

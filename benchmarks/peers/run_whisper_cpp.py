@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 from pywhispercpp.model import Model
 
-from peers.peer import Heard, Peer, internal_seconds
+from peers.peer import Peer, PeerResult, internal_seconds
 
 __all__ = ["System"]
 
@@ -58,7 +58,9 @@ class System(Peer):
             )
         return self._models[beam_size]
 
-    def hear(self, pcm: Any, path: str, beam_size: int, language: str, batch_size: int) -> Heard:
+    def run_one(
+        self, pcm: Any, path: str, beam_size: int, language: str, batch_size: int
+    ) -> PeerResult:
         if batch_size > 1:
             raise ValueError("whisper.cpp decodes one window at a time")
         import _pywhispercpp
@@ -72,7 +74,7 @@ class System(Peer):
             report = said.read().decode("utf-8", "replace")
         segments = [(s.t0 / 100, s.t1 / 100, s.text) for s in found]
         text = " ".join(s.text.strip() for s in found)
-        return Heard(text, segments, internal_seconds(report))
+        return PeerResult(text, segments, internal_seconds(report))
 
 
 def _library() -> str:

@@ -92,14 +92,14 @@ class _Model:
         slots = torch.arange(self.dims.n_text_ctx, device=tokens.device)
         mask = slots[None] <= positions[:, None]
         value = self.embedding[tokens] + self.text_positions[positions]
-        for layer, (keys, values), heard in zip(self.decoder, cache, cross):
+        for layer, (keys, values), encoded in zip(self.decoder, cache, cross):
             packed = functional.linear(self._norm(value, layer.norm[0]), layer.qkv)
             query, key, val = (self._heads(part) for part in packed.chunk(3, dim=-1))
             keys.index_copy_(2, positions, key)
             values.index_copy_(2, positions, val)
             value = value + functional.linear(self._mix(query, keys, values, mask), layer.out)
             query = self._heads(functional.linear(self._norm(value, layer.norm[1]), layer.query))
-            value = value + functional.linear(self._mix(query, *heard), layer.merged)
+            value = value + functional.linear(self._mix(query, *encoded), layer.merged)
             value = self._mlp(value, layer)
         scores = functional.linear(value[:, -1:], self.embedding)
         return scores.float().argmax(dim=-1)

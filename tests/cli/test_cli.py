@@ -432,7 +432,10 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     source = write_huggingface(random_checkpoint(), tmp_path / "hf")
-    code = "import sys; from whisper_opt.cli.main import main; sys.exit(main(['export', *sys.argv[1:]]))"
+    code = (
+        "import sys; from whisper_opt.cli.main import main\n"
+        "sys.exit(main(['export', *sys.argv[1:]]))"
+    )
     _assert_clean_failure(python(code, source, "/proc/no/engine"), "cannot write")
 
 

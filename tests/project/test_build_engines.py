@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -41,6 +42,30 @@ def build(path: Path, *more: str) -> tuple[int, dict[str, Any]]:
 
 
 ONE = 'output = "out"\n[[engine]]\nsource = "mine"\n'
+
+
+def test_the_list_of_the_repository() -> None:
+    """It can be read, and is what is built without an argument."""
+    output, wanted = read_list(build_engines.DEFAULT)
+    assert output.resolve() == build_engines.DEFAULT.parent
+    assert {"tiny.en-fp32-contrib", "tiny.en-int8-contrib", "base-int8-contrib"} <= {
+        engine.name for engine in wanted
+    }
+
+
+def test_recipes_are_committed_and_engines_are_not() -> None:
+    def ignored(name: str) -> bool:
+        command = ["git", "check-ignore", "--quiet", "--no-index", f"engines/{name}"]
+        return not subprocess.run(
+            command, cwd=build_engines.DEFAULT.parents[1], check=False
+        ).returncode
+
+    if not (build_engines.DEFAULT.parents[1] / ".git").exists():
+        pytest.skip("not a git checkout")
+    assert not ignored("README.md")
+    assert not ignored("engines.toml")
+    assert ignored("tiny.en/manifest.json")
+    assert ignored("engines.json")
 
 
 # making

@@ -1,10 +1,11 @@
 """The speech clips and what openai-whisper makes of them.
 
 Both sides of every comparison hear the same samples: :func:`clip_pcm` returns what
-``tools/goldens/make_golden.py`` gave to the reference, 16-bit values that do not depend on the decoder or
-the resampler installed. Lossy recordings are therefore kept decoded, in ``data/golden/pcm``;
-lossless ones are read and resampled in float64, whose rounding is far below one 16-bit step. The
-digest of every clip is checked, so a difference is an error and never a quiet mismatch.
+``tools/goldens/make_golden.py`` gave to the reference, 16-bit values that do not depend on the
+decoder or the resampler installed. Lossy recordings are therefore kept decoded, in
+``data/golden/pcm``; lossless ones are read and resampled in float64, whose rounding is far below
+one 16-bit step. The digest of every clip is checked, so a difference is an error and never a quiet
+mismatch.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """openai-whisper's logit filters said once more, one row at a time, over whole rows of scores.
 
 Written from the behaviour of whisper/decoding.py, and on purpose in another way than
-``whisper_opt.decoding.constraints`` and ``whisper_opt.core.logits``: scores are overwritten rather than banned,
-token by token, and the probabilities of the comparison are made by a full log-softmax.
+``whisper_opt.decoding.constraints`` and ``whisper_opt.core.logits``: scores are overwritten rather
+than banned, token by token, and the probabilities of the comparison are made by a full log-softmax.
 """
 
 from __future__ import annotations

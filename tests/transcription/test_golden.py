@@ -1,8 +1,8 @@
 """Every clip, word for word what openai-whisper writes: tokens, times, words, languages.
 
-The goldens are made by ``tools/goldens/make_golden.py``; both sides get the same samples. A clip may
-differ only after a near-tie (below 1e-3 nats where the transcripts part), and at most one clip in
-50 may. Word times come out of a dynamic program over attention weights, where a near-tie moves a
+The goldens are made by ``tools/goldens/make_golden.py``; both sides get the same samples. A clip
+may differ only after a near-tie (below 1e-3 nats where the transcripts part), and at most one clip
+in 50 may. Word times come out of a dynamic program over attention weights, where a near-tie moves a
 boundary by one step of 20 ms or a few: 99 in 100 must be within one step.
 
 A sixth of the clips are compared, to keep the suite short; all of them with

@@ -89,7 +89,7 @@ class FakeModel:
 
 
 class LoopError(Exception):
-    """The reference hears the same again, perhaps for ever, or next to nothing."""
+    """The reference decodes the same audio again, perhaps for ever, or next to nothing."""
 
 
 def tokens_of(rng: random.Random, n: int, marks: float = 0.3) -> list[int]:

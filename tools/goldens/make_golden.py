@@ -1,17 +1,17 @@
-"""Make the goldens of tests/data/golden: what openai-whisper itself hears in every speech clip.
+"""Make tests/data/golden: what openai-whisper itself transcribes in every speech clip.
 
 The reference runs in an environment of its own, which nothing else in the project needs:
 
-    python3.11 -m venv oracle
-    oracle/bin/pip install torch==2.13.0 openai-whisper==20250625 soundfile soxr av
-    PYTHONPATH=. oracle/bin/python tools/goldens/make_golden.py --pcm
-    PYTHONPATH=. oracle/bin/python tools/goldens/make_golden.py \
+    python3.11 -m venv reference
+    reference/bin/pip install torch==2.13.0 openai-whisper==20250625 soundfile soxr av
+    PYTHONPATH=. reference/bin/python tools/goldens/make_golden.py --pcm
+    PYTHONPATH=. reference/bin/python tools/goldens/make_golden.py \
         --model tiny.en=TINY_EN_DIR --model base=BASE_DIR
 
 A model directory is a CTranslate2 checkpoint; its weights are put into openai-whisper's own model
 and run in fp32 on two CPU threads. ``whisper.transcribe`` is called as it is, with the options of
-``tests/support/golden.py``. Nothing of it is copied: windows, seek positions and the margin of every
-decision are observed by wrapping the functions it calls.
+``tests/support/golden.py``. Nothing of it is copied: windows, seek positions and the margin of
+every decision are observed by wrapping the functions it calls.
 
 Each (model, configuration) pair is one file. Every clip is kept in ``--parts`` as soon as it is
 made, so an interrupted run goes on where it was when started again. ``--finish`` writes the file of

@@ -88,7 +88,7 @@ def keeping_pauses(utils: Any) -> Any:
 
 
 def random_probabilities(rng: np.random.Generator) -> list[int]:
-    """Thousandths; stretches of speech and silence of random lengths, some of it undecided."""
+    """Thousandths; spans of speech and silence of random lengths, some of it undecided."""
     pieces: list[F32] = []
     n_frames = int(rng.integers(1, 900))
     while sum(len(piece) for piece in pieces) < n_frames:

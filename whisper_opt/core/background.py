@@ -27,7 +27,7 @@ class Background(Generic[_T]):
     def _run(self) -> None:
         try:
             self._value = (self._call(),)
-        except BaseException as error:  # handed to whoever asks for the result
+        except BaseException as error:  # raised by result()
             self._error = error
 
     def result(self) -> _T:
@@ -43,5 +43,5 @@ class Background(Generic[_T]):
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Wait for the end of the call; its error, if nobody asked for it, is dropped."""
+        """Wait for the end of the call; its error is dropped unless result() raised it."""
         self._thread.join()

@@ -13,7 +13,13 @@ from typing import Protocol
 from whisper_opt.core.arrays import Bool, Int
 from whisper_opt.core.backend import BannedTokens
 
-__all__ = ["NoRepeatNGram", "TokenConstraint", "SuppressAtBegin", "SuppressTokens", "Timestamps"]
+__all__ = [
+    "NoRepeatNGram",
+    "SuppressAtBegin",
+    "SuppressTokens",
+    "TimestampRules",
+    "TokenConstraint",
+]
 
 
 class TokenConstraint(Protocol):

@@ -20,7 +20,7 @@ from whisper_opt.transcription.alignment import Aligner
 from whisper_opt.transcription.fallback import FallbackDecoder, Window, WindowResult
 from whisper_opt.transcription.windows import WindowCursor
 
-__all__ = ["TranscriptionJob", "Chunk"]
+__all__ = ["Chunk", "TranscriptionJob"]
 
 
 class Chunk:

@@ -1,6 +1,7 @@
 """Which TensorRT is found, and what is said of one that does not work.
 
-The libraries here are modules that only answer; the real one is in tests/export/tensorrt/test_build_plans.py.
+The libraries here are modules that only answer; the real one is in
+tests/export/tensorrt/test_build_plans.py.
 """
 
 from __future__ import annotations
@@ -156,7 +157,8 @@ def test_release(version: str, numbers: tuple[int, ...]) -> None:
 
 def test_nothing_is_imported_before_it_is_asked_for() -> None:
     code = (
-        "import sys, whisper_opt.runtime.tensorrt.library, whisper_opt.runtime.tensorrt.plans, whisper_opt.cli.main\n"
+        "import sys, whisper_opt.cli.main\n"
+        "import whisper_opt.runtime.tensorrt.library, whisper_opt.runtime.tensorrt.plans\n"
         "assert not {'tensorrt', 'tensorrt_rtx', 'onnx'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

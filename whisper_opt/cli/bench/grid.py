@@ -112,7 +112,7 @@ def read_grid(path: Path) -> dict[str, Any]:
     """The lists and options of a TOML file, relative paths being relative to it.
 
     ``engines``, ``audio``, ``encoder_precision``, ``threads``, ``beam_size``, ``batch_size`` and
-    ``seconds`` are lists (or single values), ``manifest`` and ``only`` say what to listen to, and
+    ``seconds`` are lists (or single values), ``manifest`` and ``only`` say what to transcribe, and
     the tables ``load`` and ``options`` hold fields of ``LoadOptions`` and ``TranscribeOptions``.
 
     Raises:

@@ -1,9 +1,9 @@
 """The measuring itself: configurations take turns, each in a process of its own.
 
 In every round each configuration runs once, in an order that rotates, so that a disturbance hits
-all of them alike. Whoever is not asked is stopped; before each run there is a pause, during which
-the load that others put on the machine is measured. A process that was just started runs without a
-clock first.
+all of them alike. A process that waits for its turn is stopped; before each run there is a pause,
+during which the load that others put on the machine is measured. A process that was just started
+runs without a clock first.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Found:
 
     Attributes:
         configuration: what was measured.
-        recordings: what it listened to.
+        recordings: what it transcribed.
         loaded: the answer to its first ``load``.
         runs: the answers to ``transcribe``, a round each.
         busy: cores that others kept busy before each run; None: unknown.

@@ -1,4 +1,4 @@
-"""What a benchmark listens to: files, manifests with transcripts, and sound of a wanted length."""
+"""What a benchmark transcribes: files, manifests with transcripts, and sound of a wanted length."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def _lines(path: Path) -> list[str]:
 def of_length(recordings: Sequence[Recording], seconds: float, folder: Path) -> Recording:
     """A recording of a wanted length: all of them joined, repeated or cut; written to ``folder``.
 
-    Whoever speaks may be cut off in the middle of a word, so it has no transcript.
+    Speech may be cut off in the middle of a word, so it has no transcript.
     """
     pieces = [load_audio(recording.path) for recording in recordings]
     whole = np.concatenate(pieces)

@@ -91,7 +91,7 @@ def score(reference: str, hypothesis: str, language: str) -> Score:
 
 
 def unspoken(reference: str, hypothesis: str, language: str) -> int:
-    """Words of ``hypothesis`` that nobody said: insertions, or all words where nobody speaks.
+    """Hallucinated words of ``hypothesis``: insertions, or all words if there is no speech.
 
     What a normalizer would drop counts: text in brackets, notes, lone punctuation. A compound
     written apart ("my self") does not: where the letters are the same, the words were said.
@@ -99,12 +99,12 @@ def unspoken(reference: str, hypothesis: str, language: str) -> int:
     if not reference:
         return len(hypothesis.split())
     found = _aligned(reference, _BRACKETS.sub(" ", hypothesis), language)
-    wanted, heard = found.references[0], found.hypotheses[0]
+    wanted, found_words = found.references[0], found.hypotheses[0]
     count = 0
     for equal, group in itertools.groupby(found.alignments[0], lambda c: c.type == "equal"):
         chunks = list(group)
         first, last = chunks[0], chunks[-1]
-        ours = heard[first.hyp_start_idx : last.hyp_end_idx]
+        ours = found_words[first.hyp_start_idx : last.hyp_end_idx]
         theirs = wanted[first.ref_start_idx : last.ref_end_idx]
         if not equal and "".join(ours) != "".join(theirs):
             count += sum(c.hyp_end_idx - c.hyp_start_idx for c in chunks if c.type == "insert")

@@ -98,7 +98,7 @@ def _jobs(lines: TextIO) -> Iterator[Job]:
 
 
 def _die_with_parent() -> None:
-    """A stopped process never notices that nobody will ask again; Linux can end it."""
+    """A stopped process does not notice that its parent is gone; Linux can end it."""
     if sys.platform == "linux":
         import ctypes
 

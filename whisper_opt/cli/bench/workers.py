@@ -1,7 +1,7 @@
 """Processes that do jobs (see :mod:`whisper_opt.cli.bench.serve`), seen from the one that asks.
 
 A process that is not asked is stopped: the worker threads of most libraries spin for up to 0.2 s
-after their last work, and would take a core from whoever comes next.
+after their last work, and would take a core from the next process.
 """
 
 from __future__ import annotations
