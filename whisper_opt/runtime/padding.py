@@ -41,7 +41,7 @@ MARGIN = 16
 _MASKED_KEY = -1e4
 """Added to the score of a plain masked key, times 8: its exponential is zero."""
 SPLITS = (3, 2, 1)
-"""Into how many pieces each part may be split, tried in this order."""
+"""Numbers into which each part may be split, tried in this order."""
 MAX_SPLIT_SHARE = 0.4
 """Parts are split in three or two if at most this share of the positions is encoded then. A clip of
 one or two seconds has more padding, and the extra positions cost little."""
@@ -123,7 +123,7 @@ class PaddingCompression:
 
 
 def _ends(parts: Sequence[int], n: int) -> Int:
-    """Ends of the parts after each is split into ``n`` pieces, or into single positions."""
+    """Ends of the parts after each is split into ``n``, or into single positions."""
     ends, start = [], 0
     for part in parts:
         n_split = min(n, part)

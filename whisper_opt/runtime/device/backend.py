@@ -62,7 +62,7 @@ class DeviceBackend:
             _log.info("the engine has no %s.onnx: decoding uses single steps", graph)
         self._encoding, self._lock = threading.Lock(), threading.Lock()
         self._idle: list[Workspace] = []
-        self._tokens_per_call_of: dict[tuple[int, ...], int] = {}
+        self._call_limits: dict[tuple[int, ...], int] = {}
 
     def encode(self, mel: F32) -> DeviceEncoded:
         """See :meth:`whisper_opt.core.backend.Backend.encode`.
@@ -180,11 +180,11 @@ class DeviceBackend:
     ) -> int:
         """See :class:`whisper_opt.runtime.device.cache.DeviceModel`."""
         key = (n_audio, n_slots, n_new, n_at, aligned)
-        if key not in self._tokens_per_call_of:
-            self._tokens_per_call_of[key] = self._tokens_per_call(
+        if key not in self._call_limits:
+            self._call_limits[key] = self._tokens_per_call(
                 n_audio, n_slots, n_new, n_at, aligned=aligned
             )
-        return self._tokens_per_call_of[key]
+        return self._call_limits[key]
 
     def _tokens_per_call(
         self, n_audio: int, n_slots: int, n_new: int, n_at: int, *, aligned: bool
