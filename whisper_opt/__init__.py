@@ -16,6 +16,7 @@ from whisper_opt.core.errors import (
     CheckpointError,
     EngineError,
     OptionError,
+    StreamError,
     VerificationError,
     WhisperOptError,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "OptionError",
     "Segment",
     "Stream",
+    "StreamError",
     "SubtitleOptions",
     "TranscribeOptions",
     "Transcript",

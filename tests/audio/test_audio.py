@@ -299,7 +299,7 @@ def test_a_stream_gives_the_samples_of_the_whole_in_even_blocks(
     given: Any = samples if kind == "array" else wav(samples, rate)
     if kind == "pyav":
         monkeypatch.setitem(sys.modules, "soundfile", None)
-    at = {"sample_rate": rate} if kind == "array" else {}
+    at: dict[str, Any] = {"sample_rate": rate} if kind == "array" else {}
     expected = load_audio(given, **at)
     with open_audio(given, **at) as stream:
         assert stream.duration == pytest.approx(9.5)
@@ -414,6 +414,10 @@ def test_another_decoder_takes_over_before_the_first_block_only(parts: int) -> N
         (np.array([-(2**31), 0, 2**30], np.int32), [-1, 0, 0.5]),
         (np.array([-(2**63), 0, 2**62], np.int64), [-1, 0, 0.5]),
         (np.array([-32768, 1, 16384], ">i2"), [-1, 2**-15, 0.5]),
+        (np.array([-(2**22), 0, 2**10], np.int32), [-(2**-9), 0, 2**-21]),  # 24 bits in 32
+        (np.array([-256, 0, 256], np.int32), [-(2**-23), 0, 2**-23]),
+        (np.zeros(3, np.int64), [0, 0, 0]),
+        (np.array([-8, 0, 8], np.float32), [-8, 0, 8]),
         (np.array([-3.5, 0, 0.25], np.float16), [-3.5, 0, 0.25]),
         (np.array([-3.5, 0, 0.25], np.float64), [-3.5, 0, 0.25]),
     ],
@@ -450,7 +454,14 @@ def test_the_result_never_shares_memory_with_the_array() -> None:
         (np.array([0.0, np.nan]), "NaN"),
         (np.array([0.0, np.inf]), "infinite"),
         (np.array([0.0, 1e300]), "infinite"),
+        (np.array([0.0, 1e30]), "largest sample of 1e"),
         (np.full((4, 2), 3e38, np.float32), "infinite"),
+        (np.array([0.0, -23500.0]), r"largest sample of 23,500; .*32768"),
+        (np.array([0.0, 92.0], np.float32), "largest sample of 92"),
+        (np.array([-300, 5], np.int32), r"from -300 to 5.*astype\(numpy.int16\)"),
+        (np.array([-32768, 5]), r"astype\(numpy.int16\)"),
+        (np.array([-32769, 5]), r"astype\(numpy.int32\)"),
+        (np.array([65535, 32768], np.uint32), r"astype\(numpy.uint16\)"),
     ],
 )
 def test_arrays_that_are_not_sound(array: NDArray, message: str) -> None:
@@ -498,10 +509,27 @@ def test_a_wav_at_an_impossible_rate(rate: int) -> None:
 
 @pytest.mark.parametrize("kept", [0.3, 0.6, 0.95])
 @pytest.mark.parametrize("format", ["FLAC", "MP3"])
-def test_cut_off(format: str, kept: float) -> None:
+def test_cut_off(format: str, kept: float, caplog: pytest.LogCaptureFixture) -> None:
     data = encode(sound(20.0), 16_000, format)
-    with pytest.raises(AudioError, match=r"cut off.*20.00 s"):
-        load_audio(data[: int(kept * len(data))])
+    cut = data[: int(kept * len(data))]
+    with pytest.raises(AudioError, match=r"cut off.*20.0\d s"):
+        load_audio(cut, strict_audio=True)
+    samples = load_audio(cut)
+    assert len(samples) / 16_000 == pytest.approx(20 * kept, abs=5)  # a sweep is not even in size
+    np.testing.assert_allclose(samples[:16_000], load_audio(data)[:16_000], atol=1e-6)
+    assert "cut off: it holds" in caplog.text
+
+
+@pytest.mark.parametrize("format", ["FLAC", "MP3"])
+@pytest.mark.usefixtures("only_soundfile")
+def test_cut_off_without_pyav(format: str, caplog: pytest.LogCaptureFixture) -> None:
+    data = encode(sound(20.0), 16_000, format)
+    samples = load_audio(data[: len(data) // 2])
+    assert len(samples) > 5 * 16_000
+    np.testing.assert_allclose(samples[:-5000], load_audio(data)[: len(samples) - 5000], atol=1e-6)
+    assert "cut off: it holds" in caplog.text
+    with pytest.raises(AudioError, match="cut off"):
+        load_audio(data[: len(data) // 2], strict_audio=True)
 
 
 def test_cut_off_behind_an_id3_tag() -> None:
@@ -510,17 +538,23 @@ def test_cut_off_behind_an_id3_tag() -> None:
     tag = b"ID3\4\0\0" + bytes([0, 0, 0x40, 0]) + bytes(0x40 << 7)
     assert len(load_audio(tag + data)) == 20 * 16_000
     with pytest.raises(AudioError, match="cut off"):
-        load_audio(tag + data[: len(data) // 2])
+        load_audio(tag + data[: len(data) // 2], strict_audio=True)
 
 
 @pytest.mark.parametrize("options", [{}, {"movflags": "faststart"}], ids=["index last", "first"])
 def test_a_cut_m4a(options: dict[str, str], tmp_path: pathlib.Path) -> None:
     path = tmp_path / "sound.m4a"
     encode_av(str(path), sound(20.0, 44_100), 44_100, "ipod", "aac", options)
-    load_audio(path)
-    data = path.read_bytes()
+    whole = load_audio(path)
+    data = path.read_bytes()[: path.stat().st_size // 2]
     with pytest.raises(AudioError):
-        load_audio(data[: len(data) // 2])
+        load_audio(data, strict_audio=True)
+    if options:
+        assert 8 < len(load_audio(data)) / 16_000 < 12
+        np.testing.assert_array_equal(load_audio(data)[:100_000], whole[:100_000])
+    else:  # nothing says where its packets are
+        with pytest.raises(AudioError):
+            load_audio(data)
 
 
 def test_what_cannot_be_noticed_is_read_as_far_as_it_goes() -> None:
@@ -549,7 +583,7 @@ def test_an_mp3_whose_length_is_guessed_wrong_is_not_cut() -> None:
 
 @pytest.mark.usefixtures("only_soundfile")
 def test_an_mp3_that_cannot_be_read_to_its_end_is_an_error() -> None:
-    with pytest.raises(AudioError, match=r"before the end of the file.*\[audio\]"):
+    with pytest.raises(AudioError, match=r"\[audio\].*before the end of the file"):
         load_audio(joined_mp3())
 
 
@@ -616,10 +650,14 @@ class TestFfmpeg:
         with pytest.raises(AudioError, match=r"ffmpeg: Invalid data found"):
             load_audio(b"????" * 100)
 
-    def test_failure_after_some_sound(self, folder: pathlib.Path) -> None:
+    def test_failure_after_some_sound(
+        self, folder: pathlib.Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
         stub_ffmpeg(folder, "header(16000, 1); out.write(bytes(4000)); sys.exit('corrupt packet')")
-        with pytest.raises(AudioError, match="cut off: ffmpeg says corrupt packet"):
-            load_audio(b"????" * 100)
+        with pytest.raises(AudioError, match=r"cut off.*ffmpeg says corrupt packet"):
+            load_audio(b"????" * 100, strict_audio=True)
+        assert len(load_audio(b"????" * 100)) == 1000
+        assert "ffmpeg says corrupt packet" in caplog.text
 
     def test_no_sound(self, folder: pathlib.Path) -> None:
         stub_ffmpeg(folder, "header(16000, 1)")
@@ -635,6 +673,61 @@ class TestFfmpeg:
         np.testing.assert_array_equal(
             load_audio(b"????" * 100), np.array([0, 0.5, -0.5], np.float32)
         )
+
+    def test_it_may_open_nothing_else(self, folder: pathlib.Path) -> None:
+        stub_ffmpeg(
+            folder,
+            "assert arguments[arguments.index('-protocol_whitelist') + 1] == 'file'\n"
+            "formats = arguments[arguments.index('-format_whitelist') + 1].split(',')\n"
+            "assert {'mov', 'matroska'} < set(formats)\n"
+            "assert not {'concat', 'hls', 'dash', 'sdp', 'rtp', 'rtsp'} & set(formats)\n"
+            "header(16000, 1); out.write(bytes(8))",
+        )
+        assert len(load_audio(b"????" * 100)) == 2
+
+    def test_a_program_that_cannot_be_started(
+        self, folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        stub_ffmpeg(folder, "")
+
+        def refuse(*_: Any, **__: Any) -> None:
+            raise OSError(12, "Cannot allocate memory")
+
+        monkeypatch.setattr("subprocess.Popen", refuse)
+        with pytest.raises(AudioError, match="cannot be started: Cannot allocate memory"):
+            load_audio(b"????" * 100)
+
+    def test_no_room_for_a_temporary_file(
+        self, folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        stub_ffmpeg(folder, "")
+
+        def refuse(*_: Any, **__: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("tempfile.TemporaryDirectory", refuse)
+        with pytest.raises(AudioError, match=r"ffmpeg: .*No space left on device"):
+            load_audio(b"????" * 100)
+
+    def test_damage_that_it_passes_over(
+        self, folder: pathlib.Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        stub_ffmpeg(
+            folder,
+            "strict = '-xerror' in arguments\n"
+            "header(16000, 1); out.write(bytes(4000))\n"
+            "sys.stderr.write('[aac @ 0x55] Error: Operation not permitted\\n')\n"
+            "sys.exit(strict)",
+        )
+        assert len(load_audio(b"????" * 100)) == 1000
+        assert "ffmpeg says Error: invalid data" in caplog.text
+        with pytest.raises(AudioError, match="invalid data"):
+            load_audio(b"????" * 100, strict_audio=True)
+
+    def test_sound_without_end(self, folder: pathlib.Path) -> None:
+        stub_ffmpeg(folder, "header(16000, 1)\nwhile True: out.write(bytes(65536))")
+        with pytest.raises(AudioError, match="max_duration"):
+            load_audio(b"????" * 100, max_duration=60)
 
     def test_it_is_ended_when_its_sound_is_refused(self, folder: pathlib.Path) -> None:
         stub_ffmpeg(

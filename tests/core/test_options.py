@@ -74,6 +74,9 @@ def test_defaults_are_openai_whispers() -> None:
         "vad_min_silence_duration": 0.5,
         "vad_speech_pad": 0.2,
         "vad_max_speech_duration": 30.0,
+        "max_duration": 86_400.0,
+        "max_audio_bytes": 2 << 30,
+        "strict_audio": False,
     }
     assert TranscribeOptions().conditions is True
 
@@ -137,6 +140,9 @@ GOOD: dict[str, list[Any]] = {
     "vad_min_silence_duration": [0, 2.0, 30],
     "vad_speech_pad": [0, 0.4, 5],
     "vad_max_speech_duration": [1, 29.5, math.inf],
+    "max_duration": [0, 60, 1.5, math.inf],
+    "max_audio_bytes": [1, 1 << 40],
+    "strict_audio": [True, False],
 }
 GOOD_SUBTITLES: dict[str, list[Any]] = {
     "highlight_words": [True, False],
@@ -227,6 +233,9 @@ BAD: dict[str, tuple[list[Any], str]] = {
         [0, 0.9, math.nan, None, "1", True],
         "expected a number from 1 to inf",
     ),
+    "max_duration": ([-1, math.nan, None, "60", True], "expected a number from 0 to inf"),
+    "max_audio_bytes": ([0, -1, 1.5, None, True], "expected a positive integer"),
+    "strict_audio": ([None, 1, "yes"], "expected True or False"),
 }
 POSITIVE = "expected a positive integer or None"
 BAD_SUBTITLES: dict[str, tuple[list[Any], str]] = {

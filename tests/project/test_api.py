@@ -18,6 +18,7 @@ def test_public_names() -> None:
         "OptionError",
         "Segment",
         "Stream",
+        "StreamError",
         "SubtitleOptions",
         "TranscribeOptions",
         "Transcript",

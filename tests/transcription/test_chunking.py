@@ -128,6 +128,13 @@ def test_text_where_nobody_speaks_is_dropped(strategy: str) -> None:
         assert set(before) <= said | {VOCAB.sot_prev}
 
 
+@pytest.mark.parametrize("options", [{}, {"strategy": "batched"}, {"clip_timestamps": (0, 1)}])
+def test_every_strategy_keeps_the_limits_on_recordings(options: dict[str, Any]) -> None:
+    made = recording(np.zeros(40_000, np.float32), max_duration=2, **options)
+    with pytest.raises(AudioError, match=r"max_duration \(2 s\)"):
+        made.open()
+
+
 # --- batched -------------------------------------------------------------------------------------
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
+import numpy as np
 import pytest
 
 from tests.conftest import ROOT, Engines
@@ -203,3 +205,32 @@ def test_half_precision(tmp_path: Path) -> None:
     assert expected.segments
     for found in others:
         same(found, expected)
+
+
+def test_calls_of_several_threads_take_turns(engine: Engine) -> None:
+    """While one uses the device the others wait, and none waits between calls of its own."""
+    backend = DeviceBackend(CpuExecutor(engine, threads=1), engine.manifest.dims)
+    audio = backend.encode(np.zeros((1, engine.manifest.dims.n_mels, 3000), np.float32))
+    tokens = np.zeros((1, 1), np.int64)
+    session, others = backend.open(audio), [backend.open(audio) for _ in range(2)]
+    logits = session.extend(tokens)
+    others[0].extend(tokens)
+    calls: dict[str, Callable[[], object]] = {
+        "encode": lambda: backend.encode(np.zeros((1, backend.dims.n_mels, 3000), np.float32)),
+        "open": lambda: backend.open(audio).close(),
+        "scores": logits.numpy,
+        "append": lambda: session.append(others[0]),
+        "extend": lambda: session.extend(np.zeros((2, 1), np.int64)),
+        "gather": lambda: session.gather(np.array([1, 0])),
+        "close": others[1].close,
+    }
+    for name, call in calls.items():
+        thread = threading.Thread(target=call)
+        with backend.lock:
+            thread.start()
+            thread.join(0.05)
+            assert thread.is_alive(), name
+        thread.join(60)
+        assert not thread.is_alive()
+    session.close()
+    backend.close()

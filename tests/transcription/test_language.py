@@ -120,7 +120,7 @@ def test_windows_are_averaged_until_one_is_sure(
 ) -> None:
     listened = heads(sound())
     polyglot.heard = dict(zip(listened, WINDOWS))
-    found = model.detect_language(sound(), segments=segments, threshold=threshold)
+    found = model.detect_language(sound(), windows=segments, threshold=threshold)
     assert watched.windows == listened[:n_heard]
     assert watched.sessions == []
     assert len(found) == 99

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from whisper_opt import (
     EngineError,
     OptionError,
     Stream,
+    StreamError,
     TranscribeOptions,
     Transcript,
     Whisper,
@@ -26,6 +28,7 @@ from whisper_opt import (
 from whisper_opt.core.arrays import F32
 from whisper_opt.export import export
 from whisper_opt.runtime.engine import Engine, read_engine
+from whisper_opt.runtime.onnxruntime.backend import OrtBackend
 from whisper_opt.text.vocabulary import Vocab
 
 NARROW = {"n_audio_state": 64, "n_text_state": 64, "n_audio_layer": 1, "n_text_layer": 1}
@@ -312,3 +315,75 @@ def test_without_lists_the_vocabulary_tells(engine: Engine, tmp_path: Path) -> N
 def test_threads_must_be_positive(engine: Engine) -> None:
     with pytest.raises(OptionError, match="threads is 0"):
         Whisper.load(engine.path, threads=0)
+
+
+# --- streams that do not come to their end -------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_read", [0, 1])
+def test_a_closed_stream_has_no_transcript(model: Whisper, sound: F32, n_read: int) -> None:
+    stream = model.stream(sound, **SHORT)
+    for _ in range(n_read):
+        next(iter(stream))
+    stream.close()
+    for _ in range(2):
+        with pytest.raises(StreamError, match=rf"was closed after {n_read} segment\(s\)"):
+            stream.transcript()
+
+
+def test_a_failed_stream_has_no_transcript(model: Whisper, sound: F32) -> None:
+    def fail(*_: float) -> None:
+        raise LookupError("mine")
+
+    stream = model.stream(sound, on_progress=fail, **SHORT)
+    with pytest.raises(LookupError, match="mine"):
+        stream.transcript()
+    with pytest.raises(StreamError, match=r"failed \(LookupError: mine\) after") as caught:
+        stream.transcript()
+    assert isinstance(caught.value.__cause__, LookupError)
+
+
+def test_a_stream_that_was_read_has_a_transcript(
+    model: Whisper, sound: F32, heard: Transcript
+) -> None:
+    with model.stream(sound, **SHORT) as stream:
+        assert tuple(stream) == heard.segments
+        assert stream.transcript() == heard
+    assert stream.transcript() == heard  # what is complete stays
+
+
+def test_a_stream_is_closed_at_the_end_of_its_block(model: Whisper, sound: F32) -> None:
+    with model.stream(sound, **SHORT) as stream:
+        next(iter(stream))
+    with pytest.raises(StreamError, match="was closed"):
+        stream.transcript()
+
+
+def test_a_stream_of_a_closed_model(engine: Engine, sound: F32) -> None:
+    """One that has begun goes on, one that has not is refused."""
+    model = Whisper.load(engine.path, threads=1)
+    expected = model.transcribe(sound, **SHORT)
+    begun, other = model.stream(sound, **SHORT), model.stream(sound, **SHORT)
+    next(iter(begun))
+    model.close()
+    assert begun.transcript() == expected
+    with pytest.raises(EngineError, match="closed; load it again"):
+        other.transcript()
+
+
+def test_a_bad_tokenizer_closes_what_was_opened(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = shutil.copytree(engine.path, tmp_path / "engine")
+    tokenizer = path / "tokenizer.json"
+    tokenizer.write_text(" " * tokenizer.stat().st_size)
+    n_closed = 0
+
+    def close(backend: object) -> None:
+        nonlocal n_closed
+        n_closed += 1
+
+    monkeypatch.setattr(OrtBackend, "close", close, raising=False)
+    with pytest.raises(EngineError, match=r"tokenizer\.json"):
+        Whisper.load(path, threads=1)
+    assert n_closed == 1

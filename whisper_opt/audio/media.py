@@ -1,8 +1,8 @@
-"""Encoded recordings, on disk or in memory, and the decoders that turn them into blocks of sound.
+"""Encoded recordings, on disk or in memory, and what their decoders have in common.
 
 Each decoder is a generator of :class:`Piece`. It raises :class:`DeclinedError` before its first
-piece, never later, when another decoder may do better, and :class:`AudioError` when the recording
-itself is at fault.
+piece, never later, when another decoder may do better; :class:`BrokenOffError` when it cannot go on
+and another may; and :class:`AudioError` when the recording itself is at fault.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import logging
 import os
 import stat
-import struct
 from collections.abc import Generator, Iterator
 from typing import Any, BinaryIO, NamedTuple, Union
 
@@ -23,14 +23,29 @@ from whisper_opt.core.errors import AudioError
 
 __all__ = [
     "BLOCK",
-    "DECODERS",
+    "MAX_BYTES",
+    "MAX_CHANNELS",
+    "MAX_DURATION",
     "Blocks",
+    "BrokenOffError",
+    "Damage",
     "DeclinedError",
     "Media",
     "Piece",
     "as_float",
     "open_media",
+    "reason",
+    "silence",
 ]
+
+_log = logging.getLogger(__name__)
+
+MAX_CHANNELS = 64
+"""Channels a recording may have."""
+MAX_DURATION = 86_400.0
+"""Seconds of sound a recording may hold unless the caller says otherwise: a day."""
+MAX_BYTES = 2 << 30
+"""Bytes of one recording held in memory unless the caller says otherwise: 9 hours at 16 kHz."""
 
 
 class Piece(NamedTuple):
@@ -49,16 +64,101 @@ Blocks = Generator[Piece, None, None]
 
 BLOCK = 1 << 16
 """Sample frames decoded at a time."""
-_MP3_SLACK = 2 * 1152
-"""Samples an mp3 may fall short of its header: encoders count the header's own frame or do not."""
-_TAIL_SLACK = 4096
-"""Bytes libsndfile may leave unread at the end of an mp3 or ogg: tags."""
-_PROBE = 8192
-"""Sample frames read at the stated end of an mp3 or ogg, to see whether it is the real one."""
+_READ = 1 << 20
+"""Bytes read at a time from a pipe or file object."""
+_NEAR = 0.5
+"""Damaged parts less than this apart, in seconds, are reported as one."""
+_SPANS_SAID = 5
 
 
 class DeclinedError(Exception):
     """This decoder is not the one for this recording; the next may be."""
+
+
+class BrokenOffError(Exception):
+    """This decoder cannot go on behind the pieces it gave; another one may."""
+
+
+class Damage:
+    """What of a recording could not be decoded. It is logged as one warning when decoding ends.
+
+    Attributes:
+        spans: start and end of each part, in seconds, in order.
+        strict: damage is an error.
+    """
+
+    def __init__(self, name: str, strict: bool) -> None:
+        """``name`` of the recording, for messages."""
+        self.name = name
+        self.strict = strict
+        self.spans: list[tuple[float, float]] = []
+        self._notes: list[str] = []
+
+    def lost(self, start: float, end: float, why: str) -> None:
+        """A part cannot be decoded; silence stands for it.
+
+        Raises:
+            AudioError: ``strict``.
+        """
+        if self.strict:
+            raise AudioError(
+                f"{self.name} is damaged: {_span(start, end)} cannot be decoded ({why}); fetch or"
+                " convert it again, or turn strict_audio off to transcribe the rest"
+            )
+        if self.spans and start - self.spans[-1][1] < _NEAR:
+            start = self.spans.pop()[0]
+        self.spans.append((start, end))
+
+    def cut(self, end: float, stated: float | None, why: str = "") -> None:
+        """Nothing can be decoded from ``end`` on, in seconds; the header states ``stated``.
+
+        Raises:
+            AudioError: ``strict``.
+        """
+        states = f" and its header says {stated:.2f} s" if stated else ""
+        because = f" ({why})" if why else ""
+        found = f"is damaged or cut off: it holds {end:.2f} s{states}{because}"
+        if self.strict:
+            raise AudioError(f"{self.name} {found}; fetch the file again, or turn strict_audio off")
+        self._notes.append(found)
+
+    def note(self, found: str) -> None:
+        """Something is wrong at a place that is not known.
+
+        Raises:
+            AudioError: ``strict``.
+        """
+        if self.strict:
+            raise AudioError(f"{self.name} {found}; fetch or convert it again")
+        self._notes.append(found)
+
+    @property
+    def found(self) -> bool:
+        """Whether there is any."""
+        return bool(self.spans or self._notes)
+
+    def report(self) -> None:
+        """Log what was found, once."""
+        if self.spans:
+            said = ", ".join(_span(*span) for span in self.spans[:_SPANS_SAID])
+            more = len(self.spans) - _SPANS_SAID
+            rest = f" and {more} more parts" if more > 0 else ""
+            _log.warning("%s: %s%s could not be decoded", self.name, said, rest)
+        for note in self._notes:
+            _log.warning("%s %s", self.name, note)
+        self.spans, self._notes = [], []
+
+
+def _span(start: float, end: float) -> str:
+    return f"{start:.2f}-{end:.2f} s" if end - start >= 0.01 else f"about {start:.2f} s"
+
+
+def silence(rate: int, n_samples: int) -> Blocks:
+    """``n_samples`` of silence, one channel."""
+    while n_samples > 0:
+        n = min(n_samples, BLOCK)
+        yield Piece(rate, np.zeros((n, 1), np.float32))
+        n_samples -= n
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,22 +190,23 @@ class Media:
             yield path
 
 
-def open_media(source: Any) -> Media:
+def open_media(source: Any, max_bytes: int = MAX_BYTES) -> Media:
     """Find a recording and check that it is there, can be read and is not empty.
 
     Args:
         source: a path, bytes, bytearray, memoryview or binary file object.
+        max_bytes: how much to read from a pipe or file object at most.
 
     Raises:
         AudioError: it is not.
     """
     if isinstance(source, (str, os.PathLike)):
-        return _path_media(os.fspath(source))
+        return _path_media(os.fspath(source), max_bytes)
     if isinstance(source, (bytes, bytearray, memoryview)):
         data, hint = bytes(source), ""
         name = f"audio data of {len(data)} bytes"
     elif hasattr(source, "read"):
-        data, hint = _read(source), "; if it stands at its end, rewind it with seek(0)"
+        data, hint = _read(source, max_bytes), "; if it stands at its end, rewind it with seek(0)"
         name = f"file object {getattr(source, 'name', source)!r}"
     else:
         raise AudioError(
@@ -117,19 +218,19 @@ def open_media(source: Any) -> Media:
     return Media(name, None, data)
 
 
-def _path_media(path: Any) -> Media:
+def _path_media(path: Any, max_bytes: int) -> Media:
     name = repr(path)
     if not isinstance(path, str):
         raise AudioError(f"audio path is {type(path).__name__} {name}; expected str")
     try:
         info = os.stat(path)
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
-        raise AudioError(f"cannot open audio file {name}: {_reason(error)}") from error
+        raise AudioError(f"cannot open audio file {name}: {reason(error)}") from error
     if stat.S_ISDIR(info.st_mode):
         raise AudioError(f"{name} is a directory; expected an audio file")
     if stat.S_ISFIFO(info.st_mode):
         with _open(path) as file:
-            return open_media(_read(file))
+            return open_media(_read(file, max_bytes))
     if not stat.S_ISREG(info.st_mode):
         raise AudioError(f"{name} is a device or socket; expected an audio file")
     if info.st_size == 0:
@@ -142,22 +243,32 @@ def _open(path: str) -> BinaryIO:
     try:
         return open(path, "rb")
     except OSError as error:
-        raise AudioError(f"cannot open audio file {path!r}: {_reason(error)}") from error
+        raise AudioError(f"cannot open audio file {path!r}: {reason(error)}") from error
 
 
-def _read(file: Any) -> bytes:
-    try:
-        data = file.read()
-    except (OSError, ValueError) as error:  # ValueError: closed, or text that is not UTF-8
-        raise AudioError(f"cannot read file object {file!r}: {_reason(error)}") from error
-    if not isinstance(data, bytes):
-        raise AudioError(
-            f"file object {file!r} gave {type(data).__name__}; open it in binary mode ('rb')"
-        )
-    return data
+def _read(file: Any, max_bytes: int) -> bytes:
+    joined = bytearray()
+    while True:
+        try:
+            data = file.read(_READ)
+        except (OSError, ValueError) as error:  # ValueError: closed, or text that is not UTF-8
+            raise AudioError(f"cannot read file object {file!r}: {reason(error)}") from error
+        if not isinstance(data, bytes):
+            raise AudioError(
+                f"file object {file!r} gave {type(data).__name__}; open it in binary mode ('rb')"
+            )
+        if not data:
+            return bytes(joined)
+        joined += data
+        if len(joined) > max_bytes:
+            raise AudioError(
+                f"file object {file!r} holds more than {max_bytes} bytes; expected at most"
+                " max_audio_bytes: give a path, or raise that limit"
+            )
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
+    """Why something failed, in a few words."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
@@ -172,208 +283,3 @@ def as_float(block: NDArray) -> F32:
     result: F32 = block.astype(np.float32)
     result *= np.float32(1 / half)
     return result
-
-
-def _soundfile_blocks(media: Media) -> Blocks:
-    try:
-        import soundfile
-    except (ImportError, OSError) as error:  # OSError: no libsndfile where the wheel carries none
-        raise DeclinedError("not installed (pip install soundfile)") from error
-    with contextlib.ExitStack() as stack:
-        file = stack.enter_context(media.open())
-        try:
-            sound = stack.enter_context(soundfile.SoundFile(file))
-        except (RuntimeError, TypeError) as error:  # TypeError: a name that ends in .raw
-            raise DeclinedError(_reason(error).rpartition(": ")[2].rstrip(".")) from error
-        if sound.frames > 1 << 50:
-            raise DeclinedError("the file does not state its length")
-        n_unread = _unread(media, soundfile) if _may_stop_early(sound) else 0
-        if n_unread > _TAIL_SLACK:
-            raise DeclinedError(f"stops {n_unread} bytes before the end of the file")
-        seconds = sound.frames / sound.samplerate if sound.frames > 0 else None
-        n_read = 0
-        while True:
-            # A buffer of its own for each block: read() without one stops at the stated length.
-            buffer = np.empty((BLOCK, sound.channels), np.float32)
-            try:
-                block = sound.read(out=buffer)
-            except RuntimeError as error:
-                raise AudioError(
-                    f"{media.name} is damaged or cut off after {n_read / sound.samplerate:.2f} s of"
-                    f" {sound.frames / sound.samplerate:.2f} s: {_reason(error)}"
-                ) from error
-            if not len(block):
-                break
-            n_read += len(block)
-            yield Piece(sound.samplerate, block, seconds)
-        _check_whole(media, file, sound, n_read)
-
-
-def _is_mp3(sound: Any) -> bool:
-    return bool(sound.format == "MP3" or sound.subtype.startswith("MPEG"))
-
-
-def _may_stop_early(sound: Any) -> bool:
-    """Whether libsndfile may end before the file does.
-
-    It guesses the length of an mp3 without one from its first frames and stops there, and it reads
-    only the first of several recordings joined in one mp3 or ogg.
-    """
-    return _is_mp3(sound) or sound.format == "OGG"
-
-
-def _unread(media: Media, soundfile: Any) -> int:
-    """Bytes libsndfile leaves at the end of the file; found by a jump, without decoding it all."""
-    with media.open() as file:
-        try:
-            with soundfile.SoundFile(file) as sound:
-                sound.seek(max(0, sound.frames - _PROBE))
-                while len(sound.read(out=np.empty((BLOCK, sound.channels), np.float32))):
-                    pass
-        except RuntimeError:  # damaged or cut off: decoding from the start will say where
-            return 0
-        return _bytes_left(file)
-
-
-def _bytes_left(file: BinaryIO) -> int:
-    position = file.tell()
-    return file.seek(0, io.SEEK_END) - position
-
-
-def _check_whole(media: Media, file: BinaryIO, sound: Any, n_read: int) -> None:
-    """Compare what libsndfile decoded with what the file holds."""
-    is_mp3 = _is_mp3(sound)
-    n_unread = _bytes_left(file)
-    if not n_read and n_unread > _TAIL_SLACK:
-        raise DeclinedError(f"stops {n_unread} bytes before the end of the file")
-    if _may_stop_early(sound) and n_unread > _TAIL_SLACK:
-        raise AudioError(
-            f"{media.name} is damaged: reading stops {n_unread} bytes before the end of the file,"
-            f" after {n_read / sound.samplerate:.2f} s; convert it to flac or wav first"
-        )
-    if is_mp3:
-        short = sound.frames - n_read > _MP3_SLACK and _states_length(file)
-    else:
-        short = n_read < sound.frames
-    if short:
-        raise AudioError(
-            f"{media.name} is cut off: it holds {n_read / sound.samplerate:.2f} s and its header"
-            f" says {sound.frames / sound.samplerate:.2f} s; fetch the file again"
-        )
-
-
-def _states_length(mp3: BinaryIO) -> bool:
-    """Whether the first frame after an ID3v2 tag is a Xing, Info or VBRI header."""
-    mp3.seek(0)
-    head = mp3.read(10)
-    start = 0
-    if head[:3] == b"ID3":  # the size has seven bits a byte
-        start = 10 + sum(byte << shift for byte, shift in zip(head[6:], (21, 14, 7, 0)))
-    mp3.seek(start)
-    frame = mp3.read(2048)
-    return any(tag in frame for tag in (b"Xing", b"Info", b"VBRI"))
-
-
-def _pyav_blocks(media: Media) -> Blocks:
-    try:
-        import av
-    except ImportError as error:
-        raise DeclinedError("not installed (pip install whisper-opt[audio])") from error
-    seconds = 0.0
-    with contextlib.ExitStack() as stack:
-        file = stack.enter_context(media.open())
-        try:
-            container = stack.enter_context(av.open(file, mode="r"))
-        except av.error.FFmpegError as error:
-            raise DeclinedError(_reason(error)) from error
-        if not container.streams.audio:
-            raise AudioError(f"{media.name} has no audio track; expected one")
-        length = _av_seconds(container)
-        try:
-            for frame in container.decode(audio=0):
-                if not frame.samples:
-                    continue
-                block = frame.to_ndarray()  # [n_channels, n] if planar, else [1, n * n_channels]
-                if frame.format.is_planar:
-                    block = block.T
-                seconds += frame.samples / frame.sample_rate
-                block = as_float(block.reshape(frame.samples, -1))
-                yield Piece(frame.sample_rate, block, length)
-        except (av.error.FFmpegError, ValueError) as error:
-            raise AudioError(
-                f"{media.name} is damaged or cut off after {seconds:.2f} s: {_reason(error)}"
-            ) from error
-
-
-def _av_seconds(container: Any) -> float | None:
-    stream = container.streams.audio[0]
-    if stream.duration and stream.time_base:
-        return float(stream.duration * stream.time_base)
-    return container.duration / 1_000_000 if container.duration else None  # in microseconds
-
-
-def _ffmpeg_blocks(media: Media) -> Blocks:
-    import shutil
-    import subprocess
-    import tempfile
-
-    program = shutil.which("ffmpeg")
-    if program is None:
-        raise DeclinedError("not on the PATH")
-    with contextlib.ExitStack() as stack:
-        path = stack.enter_context(media.on_disk())
-        log = stack.enter_context(tempfile.TemporaryFile())
-        # "file:" keeps a name such as "concat:a|b" from being anything but a name. The au format
-        # has a header that can be read from a pipe, and states rate and channels.
-        command = [program, "-nostdin", "-v", "error", "-protocol_whitelist", "file"]
-        command += [
-            "-i",
-            f"file:{path}",
-            "-map",
-            "0:a:0",
-            "-c:a",
-            "pcm_f32be",
-            "-f",
-            "au",
-            "pipe:1",
-        ]
-        process = stack.enter_context(
-            subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log)
-        )
-        stack.callback(process.kill)
-        assert process.stdout is not None  # it was asked for
-        n_read = 0
-        for piece in _au_blocks(process.stdout):
-            n_read += len(piece.block)
-            yield piece
-        if process.wait():
-            log.seek(0)
-            lines = log.read().decode("utf-8", "replace").strip().splitlines()
-            reason = lines[-1] if lines else f"exit status {process.returncode}"
-            if not n_read:
-                raise DeclinedError(reason)
-            raise AudioError(f"{media.name} is damaged or cut off: ffmpeg says {reason}")
-
-
-def _au_blocks(pipe: Any) -> Blocks:
-    """Parse 32-bit float Sun/NeXT audio; yields nothing unless there is a whole header."""
-    header = pipe.read(24)
-    if len(header) < 24 or header[:4] != b".snd":
-        return
-    offset, _, _, rate, n_channels = struct.unpack(">5I", header[4:])
-    pipe.read(offset - 24)
-    while True:
-        data = pipe.read(4 * n_channels * BLOCK)
-        n_samples = len(data) // (4 * n_channels)
-        if not n_samples:
-            return
-        block = np.frombuffer(data, ">f4", n_samples * n_channels)
-        yield Piece(rate, as_float(block.reshape(n_samples, n_channels)))
-
-
-DECODERS = (
-    ("soundfile", _soundfile_blocks),
-    ("PyAV", _pyav_blocks),
-    ("ffmpeg", _ffmpeg_blocks),
-)
-"""Name and decoder, in the order they are tried."""

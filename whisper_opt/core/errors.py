@@ -6,6 +6,7 @@
     ├── EngineError             an engine directory is missing, damaged or too new
     │   └── VerificationError   an export does not compute what its checkpoint computes
     ├── BackendUnavailable      an optional dependency or device is not there
+    ├── StreamError             a stream was closed, or failed, before its last segment
     └── OptionError             an option is bad or cannot be honoured (also a ValueError)
 
 A message says what was found, what was expected and how to fix it.
@@ -19,6 +20,7 @@ __all__ = [
     "CheckpointError",
     "EngineError",
     "OptionError",
+    "StreamError",
     "VerificationError",
     "WhisperOptError",
 ]
@@ -46,6 +48,10 @@ class VerificationError(EngineError):
 
 class BackendUnavailable(WhisperOptError):
     """A package or device needed for what was asked is not installed or not present."""
+
+
+class StreamError(WhisperOptError):
+    """The whole transcript of a stream is wanted, but the stream did not come to its end."""
 
 
 class OptionError(WhisperOptError, ValueError):

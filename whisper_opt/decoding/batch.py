@@ -7,9 +7,10 @@ finished leaves the batch and another may take its place (continuous batching: Y
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Callable
 
 import numpy as np
@@ -25,6 +26,7 @@ from whisper_opt.core.backend import (
     TokenMask,
     Top,
 )
+from whisper_opt.core.errors import WhisperOptError
 from whisper_opt.core.logits import log_softmax, penalized, sample, top_k
 from whisper_opt.decoding.constraints import TokenConstraint
 from whisper_opt.decoding.multistep import GreedyRow, greedy_row, greedy_rows
@@ -68,6 +70,9 @@ class Decoded:
 
     hypotheses: list[Hypothesis]
     no_speech_prob: float
+
+
+_NOWHERE: Int = np.zeros(0, np.int64)
 
 
 class _Row:
@@ -196,7 +201,8 @@ def _run(
 class Batch:
     """Windows that are decoded together; they join and leave between steps.
 
-    What a window gives does not depend on what else is in the batch.
+    What a window gives does not depend on what else is in the batch. When the model fails, all
+    windows that are not finished are lost (:meth:`take_lost`), and the batch is usable again.
     """
 
     def __init__(self, backend: Backend) -> None:
@@ -206,6 +212,7 @@ class Batch:
         self._rows: list[_Row] = []
         self._tokens: Int = np.zeros((0, 1), np.int64)
         self._done: list[_Row] = []
+        self._lost: list[int] = []
         self._n_added = 0
 
     def __len__(self) -> int:
@@ -223,7 +230,8 @@ class Batch:
             A number for each window, under which :meth:`step` will hand out its answer.
 
         Raises:
-            EngineError: a prompt leaves no room in the model's context.
+            EngineError: a prompt leaves no room in the model's context, or the model failed; none
+                of the windows has joined then.
         """
         numbers = list(range(self._n_added, self._n_added + len(tasks)))
         session = self._backend.open(audio)
@@ -231,9 +239,11 @@ class Batch:
             rows, logits = self._prefill(session, numbers, tasks)
             tokens, live = self._choose_next(session, rows, logits)
             if live and self._session is not None:
-                self._session.append(session)
+                with self._losing():
+                    self._session.append(session)
                 tokens = np.concatenate([self._tokens, tokens])
         except BaseException:
+            self._done = [row for row in self._done if row.number not in numbers]
             session.close()
             raise
         self._n_added += len(tasks)
@@ -289,20 +299,70 @@ class Batch:
 
         Where all are greedy and have no rules but the usual ones, a session that can run by itself
         does so until one of them is finished.
+
+        Raises:
+            EngineError: the model failed. Windows that were finished before are not lost: the next
+                call returns them.
         """
         if self._session is not None:
-            self._tokens, self._rows = self._sample(self._session)
-            if not self._rows:
-                self._session.close()
-                self._session = None
+            with self._losing():
+                self._tokens, self._rows = self._sample(self._session)
+            self._close_if_empty()
         done, self._done = self._done, []
         return {row.number: row.decoded() for row in done}
 
+    def remove(self, numbers: Sequence[int]) -> None:
+        """Give up some windows; the others do not notice.
+
+        Raises:
+            EngineError: the model failed, and the others are lost too.
+        """
+        self._done = [row for row in self._done if row.number not in numbers]
+        ends = np.cumsum([row.live for row in self._rows], dtype=np.int64)
+        kept = [
+            (row, np.arange(end - row.live, end))
+            for row, end in zip(self._rows, ends)
+            if row.number not in numbers
+        ]
+        if self._session is None or len(kept) == len(self._rows):
+            return
+        self._rows = [row for row, _ in kept]
+        places: Int = np.concatenate([_NOWHERE, *(place for _, place in kept)])
+        self._tokens = self._tokens[places]
+        if kept:
+            with self._losing():
+                self._session.gather(places)
+        self._close_if_empty()
+
+    def take_lost(self) -> list[int]:
+        """Numbers of the windows that were lost since the last call, in the order of joining."""
+        lost, self._lost = self._lost, []
+        return lost
+
+    @contextlib.contextmanager
+    def _losing(self) -> Iterator[None]:
+        """A call of the session; if it fails, its windows are lost: nobody knows what it holds."""
+        try:
+            yield
+        except Exception:
+            self._lost.extend(row.number for row in self._rows)
+            session, self._session, self._rows = self._session, None, []
+            if session is not None:
+                with contextlib.suppress(WhisperOptError):  # the first error says more
+                    session.close()
+            raise
+
+    def _close_if_empty(self) -> None:
+        session = self._session
+        if session is not None and not self._rows:
+            self._session = None
+            session.close()
+
     def close(self) -> None:
         """Give up what is being decoded; the batch is empty afterwards."""
-        if self._session is not None:
-            self._session.close()
-        self._session, self._rows, self._done = None, [], []
+        session, self._session, self._rows, self._done = self._session, None, [], []
+        if session is not None:
+            session.close()
 
 
 def decode(backend: Backend, audio: Encoded, tasks: Sequence[DecodeRequest]) -> list[Decoded]:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import threading
 from typing import Callable
 
 import numpy as np
@@ -61,6 +62,9 @@ class Screen:
     shrink: F32
     error: F32
     norm: float
+    _own: threading.local = dataclasses.field(
+        default_factory=threading.local, init=False, repr=False, compare=False
+    )
 
     @classmethod
     def of(cls, tensor: Callable[[str], NDArray]) -> Screen:
@@ -100,10 +104,14 @@ class Screen:
         """The largest ``error`` of the others."""
         return float(np.delete(self.error, self.unusual).max())
 
-    @functools.cached_property
+    @property
     def scratch(self) -> _Scratch:
-        """For whoever chooses at the moment."""
-        return _Scratch(*self.embedding.shape)
+        """Working memory of the calling thread; what it holds is valid during one call only."""
+        try:
+            found: _Scratch = self._own.scratch
+        except AttributeError:
+            found = self._own.scratch = _Scratch(*self.embedding.shape)
+        return found
 
 
 class _Scratch:

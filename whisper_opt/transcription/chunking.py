@@ -52,16 +52,18 @@ class Chunking:
             )
         answers = FallbackDecoder(self._backend.dims, self._vocab, options, self._suppression)
 
+        reading: dict[str, Any] = {"sample_rate": sample_rate, **options.reading}
+
         def chunks(recording: TranscriptionJob) -> Iterator[Chunk]:
             recording.language = language
             if options.strategy == "sequential":
-                yield self._whole(recording, load_audio(source, sample_rate=sample_rate))
+                yield self._whole(recording, load_audio(source, **reading))
             elif options.clip_timestamps:
-                samples = load_audio(source, sample_rate=sample_rate)
+                samples = load_audio(source, **reading)
                 recording.duration = len(samples) / SAMPLE_RATE
                 yield from self._pieces(recording, _clips(samples, options))
             else:
-                with open_audio(source, sample_rate=sample_rate) as stream:
+                with open_audio(source, **reading) as stream:
                     recording.duration = stream.duration or 0.0
                     detector = SpeechDetector(options.vad_options)
                     yield from self._pieces(recording, _speech(recording, stream, detector))

@@ -14,6 +14,8 @@ from whisper_opt.text.vocabulary import Vocab
 
 __all__ = ["detect_language", "language_probabilities"]
 
+_ENGLISH_ONLY = "this English-only model cannot detect languages; use a multilingual one"
+
 
 def language_probabilities(
     backend: Backend, vocab: Vocab, audio: Encoded
@@ -24,7 +26,7 @@ def language_probabilities(
         OptionError: the model knows English only.
     """
     if not vocab.is_multilingual:
-        raise OptionError("this English-only model cannot detect languages; use a multilingual one")
+        raise OptionError(_ENGLISH_ONLY)
     scores = next_token_logprobs(backend, audio, [vocab.sot])[:, list(vocab.languages.values())]
     return [_ranked(dict(zip(vocab.languages, row))) for row in _softmax(scores)]
 
@@ -55,6 +57,8 @@ def detect_language(
     Raises:
         OptionError: the model knows English only.
     """
+    if not vocab.is_multilingual:  # said before anything is encoded
+        raise OptionError(_ENGLISH_ONLY)
     total: dict[str, float] = dict.fromkeys(vocab.languages, 0.0)
     found: dict[str, float] = {}
     for n, mel in enumerate(mels, 1):

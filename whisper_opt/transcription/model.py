@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import itertools
 from collections.abc import Iterable, Iterator
@@ -18,22 +17,23 @@ from whisper_opt.core.dims import N_FRAMES, ModelDims
 from whisper_opt.core.errors import (
     AudioError,
     BackendUnavailable,
-    EngineError,
-    OptionError,
     WhisperOptError,
 )
 from whisper_opt.core.options import LoadOptions, TranscribeOptions
 from whisper_opt.runtime.devices import open_backend
 from whisper_opt.runtime.engine import Engine, read_engine
 from whisper_opt.runtime.gpus import Gpu
+from whisper_opt.runtime.shared_backend import SharedBackend
 from whisper_opt.text.results import Transcript
 from whisper_opt.text.vocabulary import Vocab
 from whisper_opt.transcription.alignment_heads import HeadScore, rank_heads
+from whisper_opt.transcription.arguments import ManyOptions, check_detection, merged
 from whisper_opt.transcription.chunking import Chunking
 from whisper_opt.transcription.fallback import Suppression
 from whisper_opt.transcription.job import TranscriptionJob
 from whisper_opt.transcription.language import detect_language
-from whisper_opt.transcription.scheduler import Progress, Scheduler, aligner
+from whisper_opt.transcription.scheduler import Progress, Scheduler, Steps, aligner
+from whisper_opt.transcription.sources import MappedSource, ReadySource, Source, source_of
 from whisper_opt.transcription.stream import ManyProgress, Stream, as_they_finish
 
 __all__ = ["Whisper"]
@@ -42,7 +42,10 @@ __all__ = ["Whisper"]
 class Whisper:
     """A loaded engine, ready to transcribe. Use as a context manager, or call :meth:`close`.
 
-    One object transcribes one recording at a time; load one a thread to work in parallel.
+    One object may be used from several threads at once, and every call gives what it would give
+    alone. On the CPU calls run side by side, and share its cores: more than a few threads gain
+    nothing, and :meth:`transcribe_many` decodes several recordings faster than several calls. On a
+    GPU calls take turns, step by step. A :class:`Stream` belongs to one thread at a time.
 
     Example:
         >>> model = whisper_opt.Whisper.load("engines/tiny.en")  # doctest: +SKIP
@@ -70,7 +73,7 @@ class Whisper:
         """What computes: ``cpu``, ``cuda`` or ``tensorrt``."""
         self.encoder_precision = encoder_precision
         """What the encoder is computed in: ``engine`` (as exported), ``bf16`` or ``int8``."""
-        self._backend: Backend | None = backend
+        self._shared = SharedBackend(backend)
         self._vocab = vocab or _vocab(engine)
         listed, begin = manifest.suppress_tokens, manifest.begin_suppress_tokens
         self._suppression = Suppression(
@@ -140,13 +143,17 @@ class Whisper:
         # beside the graphs, most of whose loading is done outside of Python
         with Background(lambda: _vocab(engine)) as vocab:
             opened = open_backend(engine, options, build_plans=_build_plans)
-            return cls(
-                engine,
-                opened.backend,
-                opened.device,
-                vocab.result(),
-                encoder_precision=opened.encoder_precision,
-            )
+            try:
+                return cls(
+                    engine,
+                    opened.backend,
+                    opened.device,
+                    vocab.result(),
+                    encoder_precision=opened.encoder_precision,
+                )
+            except BaseException:  # a bad tokenizer, for one: the device is given back
+                SharedBackend(opened.backend).close()
+                raise
 
     @property
     def dims(self) -> ModelDims:
@@ -199,11 +206,21 @@ class Whisper:
         **overrides: Any,
     ) -> Stream:
         """Like :meth:`transcribe`, but the segments come one by one as they are decoded."""
-        chosen = _merge(options, overrides)
-        recording = self._chunking().job(audio, sample_rate, chosen)
-        recording.open()
-        scheduler = Scheduler(self._open_backend(), self._vocab, chosen.batch_size)
-        return Stream(scheduler.run([recording]), recording, self._vocab, on_progress)
+        chosen = merged(options, overrides)
+        with self._shared.use() as backend:
+            recording = self._chunking(backend).job(audio, sample_rate, chosen)
+            try:
+                recording.open()
+            except BaseException:
+                recording.close()
+                raise
+        steps = self._steps(ReadySource([recording]), chosen.batch_size)
+        return Stream(steps, recording, self._vocab, on_progress)
+
+    def _steps(self, source: Source[TranscriptionJob], batch_size: int) -> Steps:
+        """Transcribe what a source gives; the backend stays open until that ends."""
+        with self._shared.use() as backend:
+            yield from Scheduler(backend, self._vocab, batch_size).run(source)
 
     def transcribe_many(
         self,
@@ -219,10 +236,15 @@ class Whisper:
         """Transcribe several recordings side by side, ``batch_size`` windows at a time.
 
         Every recording gives what it would give alone. One is opened when there is room for it, so
-        ``audios`` may be a generator of any length.
+        ``audios`` may be a generator of any length. It may be slow, too: anything but a list or a
+        tuple is iterated in a thread of its own, one recording ahead, and what has come is decoded
+        meanwhile.
+
+        When the model has not enough memory for all windows at once, it decodes fewer; a recording
+        whose window fails alone fails, and no other.
 
         Args:
-            audios: recordings, as :meth:`transcribe` takes them.
+            audios: recordings, as :meth:`transcribe` takes them, in a list or another iterable.
             sample_rate: rate of arrays in Hz (default 16,000).
             options: how to transcribe them all, or one for each.
             batch_size: windows decoded at once; default: that of the options.
@@ -235,42 +257,34 @@ class Whisper:
 
         Raises:
             AudioError: a recording cannot be read or used; the others are given up.
-            OptionError: an option is unknown or cannot be honoured by this model.
+            OptionError: an option is unknown or cannot be honoured by this model; ``audios`` is one
+                recording; or there are not as many options as recordings.
         """
-        backend, strategies = self._open_backend(), self._chunking()
-        every, default = _for_each(options, overrides)
-        size = TranscribeOptions(batch_size=default if batch_size is None else batch_size)
+        with self._shared.use() as backend:
+            strategies = self._chunking(backend)
+        each = ManyOptions(audios, options, overrides)
+        size = TranscribeOptions(batch_size=each.batch_size if batch_size is None else batch_size)
         numbers: dict[TranscriptionJob, int] = {}
 
-        def recordings() -> Iterator[TranscriptionJob]:
-            for i, audio in enumerate(audios):
-                chosen = next(every, None)
-                if chosen is None:
-                    raise OptionError(
-                        f"there are options for {i} recordings only; expected one for each, or one"
-                        " for all"
-                    )
-                try:
-                    recording = strategies.job(audio, sample_rate, chosen)
-                except WhisperOptError as error:
-                    recording = TranscriptionJob.failed(error)
-                numbers[recording] = i
-                yield recording
+        def recording_of(audio: AudioSource) -> TranscriptionJob:
+            chosen = each.next()
+            try:
+                recording = strategies.job(audio, sample_rate, chosen)
+            except WhisperOptError as error:
+                recording = TranscriptionJob.failed(error)
+            numbers[recording] = each.n_used - 1
+            return recording
 
-        return as_they_finish(
-            Scheduler(backend, self._vocab, size.batch_size).run(recordings()),
-            numbers,
-            self._vocab,
-            return_exceptions,
-            on_progress,
-        )
+        steps = self._steps(MappedSource(source_of(audios), recording_of), size.batch_size)
+        found = as_they_finish(steps, numbers, self._vocab, return_exceptions, on_progress)
+        return each.checked_after(found)
 
     def detect_language(
         self,
         audio: AudioSource,
         *,
         sample_rate: int | None = None,
-        segments: int = 1,
+        windows: int = 1,
         threshold: float = 0.5,
     ) -> dict[str, float]:
         """Probability of every language, the likeliest first.
@@ -278,20 +292,19 @@ class Whisper:
         Args:
             audio: as for :meth:`transcribe`.
             sample_rate: rate of an array in Hz.
-            segments: windows of 30 s to listen to at most; their probabilities are averaged.
+            windows: how many windows of 30 s to use at most; their probabilities are averaged.
             threshold: probability from which a language is sure and no more windows are needed.
 
         Raises:
             AudioError: the recording cannot be read or used.
             OptionError: the model knows English only, or an argument is out of range.
         """
-        TranscribeOptions(
-            language_detection_segments=segments, language_detection_threshold=threshold
-        )
-        mel = log_mel(load_audio(audio, sample_rate=sample_rate), self.dims.n_mels)
-        starts = range(0, max(mel.n_frames, 1), N_FRAMES)[:segments]
-        heads = (mel.head(start) for start in starts)
-        return detect_language(self._open_backend(), self._vocab, heads, threshold)
+        check_detection(windows, threshold)
+        with self._shared.use() as backend:
+            mel = log_mel(load_audio(audio, sample_rate=sample_rate), self.dims.n_mels)
+            starts = range(0, max(mel.n_frames, 1), N_FRAMES)[:windows]
+            heads = (mel.head(start) for start in starts)
+            return detect_language(backend, self._vocab, heads, threshold)
 
     def rank_alignment_heads(
         self, audio: AudioSource, *, sample_rate: int | None = None, language: str | None = None
@@ -311,15 +324,16 @@ class Whisper:
         """
         samples = load_audio(audio, sample_rate=sample_rate)
         transcript = self.transcribe(samples, language=language, temperature=0.0)
-        mel, backend, vocab = log_mel(samples, self.dims.n_mels), self._open_backend(), self._vocab
+        mel, vocab = log_mel(samples, self.dims.n_mels), self._vocab
         start = vocab.start(transcript.language, "transcribe", timestamps=False)
         heard = []
-        for seek, segments in itertools.groupby(transcript, lambda segment: segment.seek):
-            text = [t for segment in segments for t in segment.tokens if t < vocab.eot]
-            size = min(N_FRAMES, mel.n_frames - seek)
-            if text:
-                encoded = backend.encode(mel.window(seek, size)[None])
-                heard.append((aligner(backend, vocab.eot, encoded, start)(text), size))
+        with self._shared.use() as backend:
+            for seek, segments in itertools.groupby(transcript, lambda segment: segment.seek):
+                text = [t for segment in segments for t in segment.tokens if t < vocab.eot]
+                size = min(N_FRAMES, mel.n_frames - seek)
+                if text:
+                    encoded = backend.encode(mel.window(seek, size)[None])
+                    heard.append((aligner(backend, vocab.eot, encoded, start)(text), size))
         if not heard:
             raise AudioError("no speech was found in the recording; expected some to rank heads by")
         return rank_heads(self.alignment_heads, heard)
@@ -330,20 +344,21 @@ class Whisper:
         known = self.engine.manifest.alignment_heads
         return tuple(sorted(known or self.dims.default_alignment_heads))
 
-    def _chunking(self) -> Chunking:
-        return Chunking(self._open_backend(), self._vocab, self._suppression)
+    def _chunking(self, backend: Backend) -> Chunking:
+        return Chunking(backend, self._vocab, self._suppression)
 
-    def _open_backend(self) -> Backend:
-        if self._backend is None:
-            raise EngineError("this model was closed; load it again")
-        return self._backend
+    @property
+    def _backend(self) -> Backend | None:
+        """What computes the model, for tests and measurements; None once it is released."""
+        return self._shared.backend
 
     def close(self) -> None:
-        """Release the engine; using the model afterwards raises EngineError."""
-        backend, self._backend = self._backend, None
-        release = getattr(backend, "close", None)  # what holds a device gives it back at once
-        if release is not None:
-            release()
+        """Release the engine; using the model afterwards raises EngineError.
+
+        Calls of other threads, and streams that have begun, go on to their end, and the last of
+        them releases the engine.
+        """
+        self._shared.close()
 
     def __enter__(self) -> Whisper:
         """Return the model itself."""
@@ -373,21 +388,3 @@ def _build_plans(engine: Engine, gpu: Gpu, library: str | None) -> None:
 
 def _vocab(engine: Engine) -> Vocab:
     return Vocab(engine.tokenizer_json(), engine.manifest.dims)
-
-
-def _for_each(
-    options: TranscribeOptions | Iterable[TranscribeOptions] | None, overrides: dict[str, Any]
-) -> tuple[Iterator[TranscribeOptions], int]:
-    """The options of every recording, and how many windows to decode at once."""
-    if options is None or isinstance(options, TranscribeOptions):
-        shared = _merge(options, overrides)
-        return itertools.repeat(shared), shared.batch_size
-    return (_merge(one, overrides) for one in options), TranscribeOptions.batch_size
-
-
-def _merge(options: TranscribeOptions | None, overrides: dict[str, Any]) -> TranscribeOptions:
-    known = [field.name for field in dataclasses.fields(TranscribeOptions)]
-    for name in overrides:
-        if name not in known:
-            raise OptionError(f"unknown option {name!r}; expected one of {', '.join(known)}")
-    return dataclasses.replace(options or TranscribeOptions(), **overrides)

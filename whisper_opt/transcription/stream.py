@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator, Iterator
+from types import TracebackType
 from typing import Callable
 
-from whisper_opt.core.errors import WhisperOptError
+from whisper_opt.core.errors import StreamError, WhisperOptError
 from whisper_opt.text.results import Segment, Transcript
 from whisper_opt.text.vocabulary import Vocab
 from whisper_opt.transcription.job import TranscriptionJob
@@ -21,7 +22,8 @@ ManyProgress = Callable[[int, float, float], None]
 class Stream:
     """Segments of one recording on their way; iterate once.
 
-    Closing it, or leaving it to the garbage collector, gives up what is being decoded.
+    Use as a context manager, or call :meth:`close`: that gives up what is being decoded, and so
+    does the garbage collector. One thread at a time may use a stream.
     """
 
     def __init__(
@@ -35,17 +37,31 @@ class Stream:
         self._recording = recording
         self._vocab = vocab
         self._steps = steps
-        self._heard: list[Segment] = []
+        self._found: list[Segment] = []
+        self._ended = False
+        self._error: BaseException | None = None
         self.segments = self._run(on_progress)
         """What iterating yields, :class:`~whisper_opt.text.results.Segment`."""
 
     def _run(self, on_progress: Progress | None) -> Generator[Segment, None, None]:
+        try:
+            yield from self._decode(on_progress)
+            self._ended = True
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            self._error = error
+            raise
+        finally:
+            self._recording.close()
+
+    def _decode(self, on_progress: Progress | None) -> Generator[Segment, None, None]:
         recording = self._recording
         done = -1.0
         with contextlib.closing(self._steps):
             for _, segments in self._steps:
                 for segment in segments:
-                    self._heard.append(segment)
+                    self._found.append(segment)
                     yield segment
                 if recording.error is not None:
                     raise recording.error
@@ -73,16 +89,46 @@ class Stream:
         return self.segments
 
     def transcript(self) -> Transcript:
-        """The whole transcript, once all segments are decoded; those iterated over are in it."""
+        """The whole transcript, once all segments are decoded; those iterated over are in it.
+
+        Raises:
+            StreamError: the stream was closed, or failed, before its last segment. What was decoded
+                until then are the segments that it yielded.
+            WhisperOptError: it fails now.
+        """
         for _ in self:
             pass
-        return _transcript(self._recording, tuple(self._heard), self._vocab)
+        if not self._ended:
+            raise StreamError(
+                f"this stream {self._reason()} after {len(self._found)} segment(s), so there is no"
+                " whole transcript; transcribe the recording again, or use the segments that the"
+                " stream yielded"
+            ) from self._error
+        return _transcript(self._recording, tuple(self._found), self._vocab)
+
+    def _reason(self) -> str:
+        if self._error is None:
+            return "was closed"
+        return f"failed ({type(self._error).__name__}: {self._error})"
 
     def close(self) -> None:
         """Give up."""
         self.segments.close()
         self._steps.close()
         self._recording.close()
+
+    def __enter__(self) -> Stream:
+        """Return the stream itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close."""
+        self.close()
 
 
 def _transcript(

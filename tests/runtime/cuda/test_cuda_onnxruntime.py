@@ -124,9 +124,7 @@ def test_contrib_feeds_tokens_one_by_one_to_a_non_empty_cache(
 # memory
 
 
-def test_too_large_a_batch_names_the_largest_that_fits(
-    engine: Engine, cuda: FakeCuda
-) -> None:
+def test_too_large_a_batch_names_the_largest_that_fits(engine: Engine, cuda: FakeCuda) -> None:
     backend = cuda_backend(engine, cuda)
     encoded = backend.encode(mels(1, 3000))
     backend.open(encoded).close()

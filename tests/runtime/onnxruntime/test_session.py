@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 from tests.support.engines import random_engine, runs, sharp_checkpoint
 from tests.support.models import random_dims
 from whisper_opt import Whisper
+from whisper_opt.core.arrays import NDArray
 from whisper_opt.core.errors import BackendUnavailable, EngineError, OptionError
 from whisper_opt.export import build, export
 from whisper_opt.export.verification.verify import Parity
@@ -49,6 +52,30 @@ def test_a_shorter_window_gives_fewer_positions(backend: OrtBackend, n_frames: i
     n_ctx = -(-n_frames // 2)
     shapes = [(2, DIMS.n_text_head, 64, n_ctx), (2, DIMS.n_text_head, n_ctx, 64)]
     assert [values.shape for values in found.cross] == shapes * DIMS.n_text_layer
+
+
+def test_what_fails_while_it_runs_is_an_engine_error(engine: Engine) -> None:
+    """Want of memory, most often: the runtime's own errors share no base class."""
+
+    class Broken:
+        def run(self, names: Sequence[str], feeds: Mapping[str, NDArray]) -> Sequence[NDArray]:
+            raise RuntimeError("bad allocation\nmore")
+
+        def run_with_iobinding(self, binding: Any) -> None:
+            raise RuntimeError("bad allocation\nmore")
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(graph, name)
+
+    mel = np.zeros((1, 80, 3000), np.float32)
+    with pytest.raises(EngineError, match=r"^ONNX Runtime failed: bad allocation$"):
+        OrtBackend(engine, threads=1, encoder=Broken()).encode(mel)
+    backend = OrtBackend(engine, threads=1)
+    graph = backend.decoder.session
+    backend.decoder = dataclasses.replace(backend.decoder, session=Broken())
+    session = backend.open(backend.encode(mel))
+    with pytest.raises(EngineError, match=r"^ONNX Runtime failed: bad allocation$"):
+        session.extend(np.zeros((1, 1), np.int64))
 
 
 @pytest.mark.parametrize("threads", [0, -1, True, 1.5, "2"])

@@ -456,6 +456,29 @@ class TranscribeOptions:
     vad_speech_pad: float = _vad("speech_pad")
     vad_max_speech_duration: float = _vad("max_speech_duration")
 
+    max_duration: float = option(
+        86_400.0,
+        "number",
+        "refuse a recording that lasts longer, in seconds",
+        low=0,
+        high=math.inf,
+        metavar="SECONDS",
+    )
+    max_audio_bytes: int = option(
+        2 << 30,
+        "integer",
+        "refuse a recording of which more has to be held in memory, in bytes: samples of the"
+        " sequential strategy (64,000 bytes per second), or what a pipe or file object gives",
+        low=1,
+        metavar="N",
+    )
+    strict_audio: bool = option(
+        False,
+        "flag",
+        "refuse a recording that is damaged or cut off; default: put silence in place of what"
+        " cannot be decoded, and log a warning",
+    )
+
     def __post_init__(self) -> None:
         check_fields(self)
         self._check_search()
@@ -493,6 +516,12 @@ class TranscribeOptions:
         """``temperature`` as a ladder of at least one."""
         given = self.temperature
         return (given,) if isinstance(given, float) else tuple(given)
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """The arguments of ``load_audio`` and ``open_audio`` that are options."""
+        names = ("max_duration", "max_audio_bytes", "strict_audio")
+        return {name: getattr(self, name) for name in names}
 
     def for_speech(self, clip_timestamps: Sequence[float] = ()) -> TranscribeOptions:
         """The same options for sound already known to be speech: sequential, without VAD."""

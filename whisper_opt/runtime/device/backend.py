@@ -48,7 +48,8 @@ class DeviceEncoded:
 class DeviceBackend:
     """Implements :class:`whisper_opt.core.backend.Backend` over an executor.
 
-    Sessions may be used from several threads, one thread per session.
+    It may be used from several threads, and so may its sessions, each by one thread at a time.
+    Calls run one at a time: a lock is held during each of them, and none between them.
     """
 
     session_type: type[DeviceSession] = DeviceSession
@@ -60,7 +61,8 @@ class DeviceBackend:
         self._decoding = tuple(graph for graph in DECODING if graph in executor.graphs)
         for graph in set(OPTIONAL) - set(executor.graphs):
             _log.info("the engine has no %s.onnx: decoding uses single steps", graph)
-        self._encoding, self._lock = threading.Lock(), threading.Lock()
+        # reentrant: the garbage collector may end a session during any call
+        self.lock = threading.RLock()
         self._idle: list[Workspace] = []
         self._call_limits: dict[tuple[int, ...], int] = {}
 
@@ -79,11 +81,11 @@ class DeviceBackend:
             if name != "mel"
         }
         step = self._encoded_at_once(mel.shape)
-        self.require_memory(n_audio, lambda n: Arena.size(tensors, n) + mel[:step].nbytes)
-        block = self.executor.allocate(Arena.size(tensors, n_audio))
-        cross = CrossKV(Arena(block, tensors, n_audio), tensors)
-        weakref.finalize(cross, block.free)
-        with self._encoding:
+        with self.lock:
+            self.require_memory(n_audio, lambda n: Arena.size(tensors, n) + mel[:step].nbytes)
+            block = self.executor.allocate(Arena.size(tensors, n_audio))
+            cross = CrossKV(Arena(block, tensors, n_audio), tensors)
+            weakref.finalize(cross, block.free)
             for begin in range(0, n_audio, step):
                 part = mel[begin : begin + step]
                 inputs = self._encoder.staging("mel", {"mel": (np.float32, part.shape)})
@@ -111,12 +113,13 @@ class DeviceBackend:
         """
         if not isinstance(audio, DeviceEncoded) or audio.backend is not self:
             raise EngineError(f"audio was encoded by another backend ({type(audio).__name__})")
-        workspace = self._acquire()
-        try:
-            return self.session_type(self, workspace, audio.cross, audio.audios)
-        except BaseException:
-            self.release(workspace)
-            raise
+        with self.lock:
+            workspace = self._acquire()
+            try:
+                return self.session_type(self, workspace, audio.cross, audio.audios)
+            except BaseException:
+                self.release(workspace)
+                raise
 
     def attention(self, audio: Encoded, tokens: Int, lengths: Int) -> Attention:
         """See :meth:`whisper_opt.core.backend.Backend.attention`."""
@@ -129,9 +132,8 @@ class DeviceBackend:
     # --- what sessions share ----------------------------------------------------------------------
 
     def _acquire(self) -> Workspace:
-        with self._lock:
-            if self._idle:
-                return self._idle.pop()
+        if self._idle:
+            return self._idle.pop()
         n_bytes = self.executor.stream_memory(self._decoding)
         if n_bytes > self.executor.available():
             raise EngineError(
@@ -143,19 +145,18 @@ class DeviceBackend:
     def release(self, workspace: Workspace) -> None:
         """Keep a workspace for the next session, or close it if enough are kept."""
         kept = False
-        try:
-            workspace.synchronize()
-            with self._lock:
+        with self.lock:
+            try:
+                workspace.synchronize()
                 kept = len(self._idle) < N_IDLE
                 if kept:
                     self._idle.append(workspace)
-        finally:
-            if not kept:
-                workspace.close()
+            finally:
+                if not kept:
+                    workspace.close()
 
     def _trim(self) -> None:
-        with self._lock:
-            idle, self._idle = self._idle, []
+        idle, self._idle = self._idle, []
         for workspace in idle:
             workspace.close()
 
@@ -213,9 +214,10 @@ class DeviceBackend:
 
     def close(self) -> None:
         """Release everything; all sessions must be closed."""
-        self._trim()
-        self._encoder.close()
-        self.executor.close()
+        with self.lock:
+            self._trim()
+            self._encoder.close()
+            self.executor.close()
 
 
 def _mib(n_bytes: int) -> str:

@@ -7,6 +7,7 @@ second side is allocated when it is first needed.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from typing import Callable, NamedTuple, Protocol
 
@@ -38,6 +39,8 @@ class DeviceModel(Protocol):
 
     dims: ModelDims
     executor: Executor
+    lock: threading.RLock
+    """Held during each call, so that calls from several threads run one at a time."""
 
     def require_memory(self, n_audio: int, growth: Callable[[int], int]) -> None:
         """Check that ``growth(n_audio)`` bytes can be allocated.

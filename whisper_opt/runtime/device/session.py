@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 from collections.abc import Iterator
+from typing import Any, Callable, TypeVar, cast
 
 import numpy as np
 
@@ -34,6 +36,18 @@ from whisper_opt.runtime.rows import RowLayout
 __all__ = ["DeviceLogits", "DeviceSession"]
 
 _NONE: Int = np.zeros(0, np.int64)
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def _locked(method: _Method) -> _Method:
+    """Decorate a method to hold the lock of the device while it runs."""
+
+    @functools.wraps(method)
+    def call(self: DeviceSession, *args: Any, **named: Any) -> Any:
+        with self._model.lock:
+            return method(self, *args, **named)
+
+    return cast(_Method, call)
 
 
 def _distinct(wanted: Int) -> tuple[Int, Int]:
@@ -85,6 +99,7 @@ class DeviceSession:
 
     # --- feeding ----------------------------------------------------------------------------------
 
+    @_locked
     def extend(self, tokens: Int, lengths: Int | None = None, at: Int | None = None) -> Logits:
         if lengths is None:
             lengths = np.full(len(tokens), tokens.shape[1], np.int64)
@@ -162,6 +177,7 @@ class DeviceSession:
     def supports_multistep(self) -> bool:
         return self._cache is not None and self._cache.supports_multistep
 
+    @_locked
     def decode_steps(self, tokens: Int, rows: GreedyRows, steps: int) -> MultiStepResult:
         n_seq = len(tokens)
         self._check_length(np.ones(n_seq, np.int64))
@@ -172,13 +188,12 @@ class DeviceSession:
         with self._transaction() as cache:
             found = cache.decode_steps(tokens[:, 0], before, rows, steps, slots)
             fed = np.concatenate([tokens, found.tokens[:-1].T], axis=1)
-            lengths = (fed != rows.eot[:, None]).sum(
-                axis=1
-            )  # only the end of text follows an end of text
+            lengths = (fed != rows.eot[:, None]).sum(axis=1)  # the end of text repeats at the end
             self._write(fed, lengths)
             self._layout.length = before + lengths
         return found
 
+    @_locked
     def attention(self, tokens: Int, lengths: Int) -> Attention:
         """All scores of the first tokens of a new session, and their cross-attention."""
         self._check_length(lengths)
@@ -200,6 +215,7 @@ class DeviceSession:
 
     # --- scores -----------------------------------------------------------------------------------
 
+    @_locked
     def scores(self, logits: Buffer, call: int) -> F32:
         """All scores of a call, float32 [n_seq, n_at, n_vocab].
 
@@ -218,6 +234,7 @@ class DeviceSession:
         """Whether the device can choose the tokens: not for a large k or a repetition penalty."""
         return k <= self._open.n_choices and mask.seen is None
 
+    @_locked
     def choose(self, logits: Buffer, call: int, k: int, mask: TokenMask) -> Top:
         """The k best tokens after the last position of a call; raises as :meth:`scores`."""
         self._check_current(call)
@@ -228,6 +245,7 @@ class DeviceSession:
 
     # --- rows -------------------------------------------------------------------------------------
 
+    @_locked
     def gather(self, rows: Int) -> None:
         with self._transaction() as cache:
             if len(rows) == len(self._tokens) and (rows == np.arange(len(rows))).all():
@@ -242,6 +260,7 @@ class DeviceSession:
                 cache.rearrange(plan.slots)
                 cache.keep_audios(plan.audios)
 
+    @_locked
     def append(self, other: Session) -> None:
         if not isinstance(other, DeviceSession) or other._model is not self._model:
             raise EngineError("only a session of the same backend can be appended")
@@ -254,6 +273,7 @@ class DeviceSession:
             cache.append(theirs, self._layout.n_audio, plan)
         other.close()
 
+    @_locked
     def close(self) -> None:
         cache, self._cache = self._cache, None
         if cache is not None:

@@ -13,13 +13,13 @@ from whisper_opt.core.arrays import F32, Int, NDArray
 from whisper_opt.core.backend import Attention, Encoded
 from whisper_opt.core.background import Background
 from whisper_opt.core.dims import ModelDims
-from whisper_opt.core.errors import EngineError, OptionError
+from whisper_opt.core.errors import EngineError, OptionError, WhisperOptError
 from whisper_opt.runtime.cross_kv import CrossLayout
 from whisper_opt.runtime.engine import PACKED, PLAIN, Engine
 from whisper_opt.runtime.head_bounds import Screen
 from whisper_opt.runtime.inputs import checked_mel
 from whisper_opt.runtime.native import kernel_library
-from whisper_opt.runtime.onnxruntime.graph import load_graph
+from whisper_opt.runtime.onnxruntime.graph import failed_run, load_graph
 from whisper_opt.runtime.onnxruntime.session import Decoder, OrtSession
 from whisper_opt.runtime.padding import EncoderInput, PaddingCompression, expand_scores
 
@@ -58,7 +58,10 @@ class OrtEncoded:
 
 
 class OrtBackend:
-    """Runs the encoder and decoder graphs of an engine on the CPU with ONNX Runtime."""
+    """Runs the encoder and decoder graphs of an engine on the CPU with ONNX Runtime.
+
+    May be used from several threads at once; so may its sessions, each from one thread at a time.
+    """
 
     def __init__(
         self,
@@ -108,10 +111,14 @@ class OrtBackend:
             )
 
     def encode(self, mel: F32) -> OrtEncoded:
-        """See :meth:`whisper_opt.core.backend.Backend.encode`; raises EngineError on a wrong shape."""
+        """See :meth:`whisper_opt.core.backend.Backend.encode`.
+
+        Raises:
+            EngineError: a wrong shape, or ONNX Runtime failed.
+        """
         mel = checked_mel(self.dims, mel)
         if self._padding is None:
-            return OrtEncoded(tuple(self.encoder.run(self._cross.names, {"mel": mel})))
+            return OrtEncoded(tuple(self._run_encoder({"mel": mel})))
         heard = [self._padding.compress(window[None]) for window in mel]
         return OrtEncoded(self._hear(heard), tuple(each.counts for each in heard))
 
@@ -119,11 +126,19 @@ class OrtBackend:
         """Keys and values of windows; each is heard as it would be alone."""
         if len({each.mel.shape[2] for each in heard}) == 1:
             together = heard[0]._replace(mel=np.concatenate([each.mel for each in heard]))
-            return tuple(self.encoder.run(self._cross.names, together.feeds()))
-        each = [self.encoder.run(self._cross.names, one.feeds()) for one in heard]
+            return tuple(self._run_encoder(together.feeds()))
+        each = [self._run_encoder(one.feeds()) for one in heard]
         n_keys = max(map(self._cross.n_keys, each))
         rows = zip(*(self._cross.pad_positions(arrays, n_keys) for arrays in each))
         return tuple(np.concatenate(arrays) for arrays in rows)
+
+    def _run_encoder(self, feeds: Mapping[str, NDArray]) -> Sequence[NDArray]:
+        try:
+            return self.encoder.run(self._cross.names, feeds)
+        except WhisperOptError:
+            raise
+        except Exception as error:  # the runtime's errors share no base class
+            raise failed_run(error) from error
 
     def open(self, audio: Encoded) -> OrtSession:
         """See :meth:`whisper_opt.core.backend.Backend.open`."""

@@ -14,8 +14,9 @@ from whisper_opt.core.errors import BackendUnavailable, EngineError
 from whisper_opt.runtime.device.executor import Tensor
 from whisper_opt.runtime.engine import Engine
 from whisper_opt.runtime.native import kernel_library
+from whisper_opt.runtime.onnxruntime.fork import keep_after_fork
 
-__all__ = ["graph_tensors", "import_onnxruntime", "load_graph", "sums_overflow"]
+__all__ = ["failed_run", "graph_tensors", "import_onnxruntime", "load_graph", "sums_overflow"]
 
 
 def import_onnxruntime() -> Any:
@@ -82,7 +83,9 @@ def load_graph(
     if library is not None:
         options.register_custom_ops_library(str(library))
     try:
-        return runtime.InferenceSession(str(engine.file(name)), options, providers=list(providers))
+        session = runtime.InferenceSession(
+            str(engine.file(name)), options, providers=list(providers)
+        )
     except Exception as error:  # the runtime's errors share no base class
         reason = str(error).splitlines()[0][:300]
         too_new = any(word in str(error).lower() for word in ("opset", "ir version"))
@@ -95,6 +98,14 @@ def load_graph(
         raise EngineError(
             f"ONNX Runtime {runtime.__version__} cannot load {engine.file(name)}: {reason}"
         ) from error
+    keep_after_fork(session)
+    return session
+
+
+def failed_run(error: Exception) -> EngineError:
+    """What to raise for an error of ONNX Runtime while it runs a graph."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    return EngineError(f"ONNX Runtime failed: {lines[0][:300]}")
 
 
 _TYPES: Mapping[str, type[np.generic]] = {

@@ -19,7 +19,7 @@ from whisper_opt.runtime.head_bounds import Screen
 from whisper_opt.runtime.head_names import APPROXIMATE, APPROXIMATE_SCORES, EXACT, HIDDEN
 from whisper_opt.runtime.head_select import ScreenedLogits
 from whisper_opt.runtime.inputs import closed_session
-from whisper_opt.runtime.onnxruntime.graph import graph_tensors
+from whisper_opt.runtime.onnxruntime.graph import failed_run, graph_tensors
 from whisper_opt.runtime.rows import CacheHistory, RowLayout
 
 __all__ = ["CAPACITIES", "Decoder", "OrtSession"]
@@ -411,4 +411,7 @@ class _Binding:
         return np.concatenate(list(self._watched.values()), axis=1)
 
     def run(self, decoder: Any) -> None:
-        decoder.run_with_iobinding(self._io)
+        try:
+            decoder.run_with_iobinding(self._io)
+        except Exception as error:  # the runtime's errors share no base class
+            raise failed_run(error) from error
