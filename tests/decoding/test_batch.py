@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from tests.decoding.test_constraints import BEGIN, EOT, N_VOCAB, NO_TIMESTAMPS, rules_of
 from tests.decoding.test_loop import DIMS, SpyBackend, SpySession, job, lively
+from tests.support.decoding import decode
 from tests.support.fake_backend import FakeBackend, FakeEncoded
 from tests.support.reference_rules import Reference, reference_log_softmax
 from whisper_opt.core.arrays import F32
@@ -26,7 +27,6 @@ from whisper_opt.decoding import (
     GreedyDecoder,
     SamplingDecoder,
     TokenDecoder,
-    decode,
     rank,
 )
 from whisper_opt.decoding.constraints import NoRepeatNGram

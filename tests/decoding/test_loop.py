@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.decoding.test_constraints import BEGIN, EOT, N_VOCAB, NO_TIMESTAMPS, rules_of
+from tests.support.decoding import decode
 from tests.support.fake_backend import FakeBackend, FakeEncoded, FakeSession
 from tests.support.models import random_dims
 from tests.support.reference_rules import Reference, reference_log_softmax
@@ -25,7 +26,6 @@ from whisper_opt.decoding import (
     GreedyDecoder,
     Hypothesis,
     TokenDecoder,
-    decode,
     next_token_logprobs,
 )
 

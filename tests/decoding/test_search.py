@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from tests.decoding.test_constraints import EOT, N_VOCAB
 from tests.decoding.test_loop import DIMS, Job, job, jobs, lively
+from tests.support.decoding import decode
 from tests.support.fake_backend import FakeBackend, FakeEncoded
-from whisper_opt.decoding import BeamSearchDecoder, Hypothesis, SamplingDecoder, decode, rank
+from whisper_opt.decoding import BeamSearchDecoder, Hypothesis, SamplingDecoder, rank
 
 
 def extensions(

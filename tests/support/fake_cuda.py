@@ -57,8 +57,8 @@ class _Mode(enum.Enum):
 class _Stream:
     """A stream handle as in the bindings: an object that converts to an integer."""
 
-    def __init__(self, number: int) -> None:
-        self.number = number
+    def __init__(self, number: int, device: int) -> None:
+        self.number, self.device = number, device
         self.work: list[Callable[[], None]] = []
         self.n_done = 0
         self.captured: list[Callable[[], None]] | None = None
@@ -69,7 +69,11 @@ class _Stream:
 
 
 class FakeCuda:
-    """Replaces ``cuda.bindings.runtime``; ``calls`` has every call by name, in order."""
+    """Replaces ``cuda.bindings.runtime``.
+
+    ``calls`` has every call by name, in order, except those that select or get the current device,
+    which each thread has for itself.
+    """
 
     cudaError_t = _Error  # noqa: N815
     cudaMemcpyKind = _Kind  # noqa: N815
@@ -78,8 +82,8 @@ class FakeCuda:
     cudaHostAllocDefault = 0  # noqa: N815
     cudaEventDisableTiming = 2  # noqa: N815
 
-    def __init__(self, memory: int = 1 << 34) -> None:
-        self.memory = memory
+    def __init__(self, memory: int = 1 << 34, n_devices: int = 1) -> None:
+        self.memory, self.n_devices = memory, n_devices
         self.calls: list[tuple[Any, ...]] = []
         self.fail: dict[str, int] = {}
         """Functions that fail once, by name: number of calls that succeed before."""
@@ -90,7 +94,9 @@ class FakeCuda:
         """Stream and number of enqueued tasks at which each event was recorded."""
         self.graphs: set[Any] = set()
         self.replays: set[Any] = set()
-        self._chosen: set[int] = set()
+        self.homes: dict[int, int] = {}
+        """Devices on which memory was allocated, by address."""
+        self._current = threading.local()
         self._lock = threading.RLock()
 
     def __getattr__(self, name: str) -> Callable[..., tuple[Any, ...]]:
@@ -100,15 +106,12 @@ class FakeCuda:
 
         def checked(*args: Any) -> tuple[Any, ...]:
             with self._lock:
-                self.calls.append((name, *args))
+                if name not in ("cudaSetDevice", "cudaGetDevice"):
+                    self.calls.append((name, *args))
+                    self._check_current(name, args)
                 fails = self._fails(name)
                 if fails and name not in ("cudaStreamSynchronize", "cudaStreamEndCapture"):
                     return _Error.cudaErrorInvalidValue, None
-                thread = threading.get_ident()
-                if name == "cudaSetDevice":
-                    self._chosen.add(thread)
-                elif name != "cudaGetErrorString" and thread not in self._chosen:
-                    raise ViolationError(f"{name} before cudaSetDevice in this thread")
                 found: tuple[Any, ...] = call(self, *args)
                 if fails:  # these take effect even if they fail
                     self.graphs.discard(found[-1])
@@ -116,6 +119,20 @@ class FakeCuda:
                 return found
 
         return checked
+
+    @property
+    def current(self) -> int:
+        """The current device of the calling thread: the first, unless another was selected."""
+        return int(getattr(self._current, "device", 0))
+
+    @current.setter
+    def current(self, index: int) -> None:
+        self._current.device = index
+
+    def _check_current(self, name: str, args: tuple[Any, ...]) -> None:
+        for arg in args:
+            if isinstance(arg, _Stream) and arg.device != self.current:
+                raise ViolationError(f"{name} on {self.current} with a stream of {arg.device}")
 
     def _fails(self, name: str) -> bool:
         """Whether this call fails; the next one succeeds again."""
@@ -163,7 +180,13 @@ class FakeCuda:
             found.captured.append(work)
 
     def _cudaSetDevice(self, index: int) -> tuple[Any, ...]:  # noqa: N802
-        return (_Error.cudaSuccess if index == 0 else _Error.cudaErrorNoDevice,)
+        if index not in range(self.n_devices):
+            return (_Error.cudaErrorNoDevice,)
+        self.current = index
+        return (_Error.cudaSuccess,)
+
+    def _cudaGetDevice(self) -> tuple[Any, ...]:  # noqa: N802
+        return _Error.cudaSuccess, self.current
 
     def _cudaGetErrorString(self, error: _Error) -> tuple[Any, ...]:  # noqa: N802
         return _Error.cudaSuccess, error.name.encode()
@@ -182,7 +205,9 @@ class FakeCuda:
     def _cudaMalloc(self, n_bytes: int) -> tuple[Any, ...]:  # noqa: N802
         if n_bytes > self.memory - self.used:
             return _Error.cudaErrorMemoryAllocation, None
-        return _Error.cudaSuccess, self._block(self.device, n_bytes)
+        address = self._block(self.device, n_bytes)
+        self.homes[address] = self.current
+        return _Error.cudaSuccess, address
 
     def _cudaFree(self, address: int) -> tuple[Any, ...]:  # noqa: N802
         self.device.pop(address)  # a second time is an error
@@ -197,7 +222,7 @@ class FakeCuda:
 
     def _cudaStreamCreateWithFlags(self, flags: int) -> tuple[Any, ...]:  # noqa: N802
         assert flags == self.cudaStreamNonBlocking
-        stream = _Stream(7000 + len(self.calls))
+        stream = _Stream(7000 + len(self.calls), self.current)
         self.streams[int(stream)] = stream
         return _Error.cudaSuccess, stream
 
@@ -357,6 +382,7 @@ class _Engine:
         self, trt: FakeTensorrt, logger: Any, path: str, profiles: list[dict[str, list[int]]]
     ) -> None:
         self.trt, self.logger, self.ranges = trt, logger, profiles
+        self.device = trt.cuda.current
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         options.log_severity_level = 3
@@ -368,6 +394,10 @@ class _Engine:
         self.values = {**self.inputs, **self.outputs}
         self.num_io_tensors = len(self.values)
         self.num_optimization_profiles = len(profiles)
+
+    def check_current(self) -> None:
+        if self.device != self.trt.cuda.current:
+            raise ViolationError(f"a plan on {self.device} is used on {self.trt.cuda.current}")
 
     def get_tensor_name(self, index: int) -> str:
         return str(list(self.values)[index])
@@ -396,6 +426,7 @@ class _Engine:
 
     def create_execution_context(self, strategy: Any) -> _Context:
         assert strategy is FakeTensorrt.ExecutionContextAllocationStrategy.USER_MANAGED
+        self.check_current()
         context = _Context(self)
         self.trt.contexts.append(context)
         return context
@@ -417,6 +448,7 @@ class _Context:
 
     def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
         assert isinstance(stream, int)
+        self.engine.check_current()
         self.profile = profile
         return True
 
@@ -440,6 +472,7 @@ class _Context:
 
     def execute_async_v3(self, stream: int) -> bool:
         cuda, engine = self.engine.trt.cuda, self.engine
+        engine.check_current()
         capturing = cuda.streams[stream].captured is not None
         if set(self.addresses) != set(engine.values) or set(self.shapes) != set(engine.inputs):
             engine.logger.log(_Severity.ERROR, "something is not bound")

@@ -8,6 +8,7 @@ Weak Supervision" (arXiv:2212.04356).
 from __future__ import annotations
 
 import dataclasses
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,6 +44,10 @@ HEAD_DIM = 64
 """Width of one attention head in every released Whisper model."""
 
 
+_LARGEST, _MOST_LAYERS = 1 << 20, 256
+"""Of dimensions; the largest models have 51,866 and 32."""
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelDims:
     """The shape of one Whisper model, under OpenAI's names.
@@ -76,7 +81,13 @@ class ModelDims:
             value = getattr(self, field.name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise CheckpointError(
-                    f"model dimension {field.name} is {value!r}; expected a positive integer"
+                    f"model dimension {field.name} is {reprlib.repr(value)}; expected a positive"
+                    " integer"
+                )
+            if value > (_MOST_LAYERS if field.name.endswith("_layer") else _LARGEST):
+                raise CheckpointError(
+                    f"model dimension {field.name} is {reprlib.repr(value)}; no Whisper model is of"
+                    " that size"
                 )
         for side in ("audio", "text"):
             state, heads = getattr(self, f"n_{side}_state"), getattr(self, f"n_{side}_head")

@@ -1,6 +1,6 @@
 """From encoded audio to tokens: rules ban, searches choose, the loop drives a session."""
 
-from whisper_opt.decoding.batch import Batch, Decoded, DecodeRequest, decode, next_token_logprobs
+from whisper_opt.decoding.batch import Batch, Decoded, DecodeRequest, next_token_logprobs
 from whisper_opt.decoding.constraints import TokenConstraint
 from whisper_opt.decoding.search import (
     BeamSearchDecoder,
@@ -21,7 +21,6 @@ __all__ = [
     "SamplingDecoder",
     "TokenConstraint",
     "TokenDecoder",
-    "decode",
     "next_token_logprobs",
     "rank",
 ]

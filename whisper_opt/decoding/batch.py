@@ -32,7 +32,7 @@ from whisper_opt.decoding.constraints import TokenConstraint
 from whisper_opt.decoding.multistep import GreedyRow, greedy_row, greedy_rows
 from whisper_opt.decoding.search import GreedyDecoder, Hypothesis, TokenDecoder
 
-__all__ = ["Batch", "DecodeRequest", "Decoded", "decode", "next_token_logprobs"]
+__all__ = ["Batch", "DecodeRequest", "Decoded", "next_token_logprobs"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -363,23 +363,6 @@ class Batch:
         session, self._session, self._rows, self._done = self._session, None, [], []
         if session is not None:
             session.close()
-
-
-def decode(backend: Backend, audio: Encoded, tasks: Sequence[DecodeRequest]) -> list[Decoded]:
-    """Decode one window an audio, all at once; see :class:`Batch`.
-
-    Returns:
-        The candidates of each window, in the order of ``tasks``.
-    """
-    batch = Batch(backend)
-    found: dict[int, Decoded] = {}
-    try:
-        numbers = batch.add(audio, tasks)
-        while len(batch):
-            found.update(batch.step())
-    finally:
-        batch.close()
-    return [found[number] for number in numbers]
 
 
 def next_token_logprobs(backend: Backend, audio: Encoded, prompt: Sequence[int]) -> F32:

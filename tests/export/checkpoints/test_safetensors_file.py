@@ -67,7 +67,7 @@ def entry(begin: Any = 0, end: Any = 16, shape: Any = (4,), dtype: str = "F32") 
         ([], "not a JSON object"),
         ({"a": 1}, "without dtype"),
         ({"a": {"dtype": "F32", "shape": [4]}}, "without dtype"),
-        ({"a": entry(dtype="I8", shape=[16])}, "as I8; expected F32, F16, BF16"),
+        ({"a": entry(dtype="I8", shape=[16])}, "as 'I8'; expected F32, F16, BF16"),
         ({"a": entry(shape=[3])}, "16 bytes for F32"),
         ({"a": entry(shape=[-4])}, "not integers"),
         ({"a": entry(shape="four")}, "not integers"),

@@ -1,4 +1,4 @@
-"""TensorRT's own operators: in place of which, and computing the same."""
+"""Attention that is written out, and the operator in its place, which computes the same."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto
 
 from tests.support.engines import random_engine, require, sharp_checkpoint
 from tests.support.models import random_dims
@@ -19,7 +19,7 @@ from whisper_opt.core.errors import EngineError
 from whisper_opt.export.graphs.dialects import make_dialect
 from whisper_opt.export.graphs.graph import build_decoder, build_encoder
 from whisper_opt.export.graphs.precision import FP16, FP32, Precision
-from whisper_opt.export.tensorrt.operators import with_attention, with_tensorrt_ops
+from whisper_opt.export.tensorrt.operators import with_attention
 from whisper_opt.export.verification.verify import noise_mel
 from whisper_opt.export.writer import write_graph
 from whisper_opt.runtime.engine import Engine
@@ -56,43 +56,6 @@ def ops(model: ModelProto) -> collections.Counter[str]:
     return collections.Counter(node.op_type for node in model.graph.node)
 
 
-@pytest.mark.parametrize(("stem", "n_caches"), [("encoder", 0), ("decoder", 4)])
-def test_operators_are_exchanged_and_nothing_else(engine: Engine, stem: str, n_caches: int) -> None:
-    before = load(engine, stem)
-    after = with_tensorrt_ops(before)
-    assert ops(before) == ops(load(engine, stem))  # a copy was changed
-    expected = ops(before)
-    expected["TRT_KVCacheUpdate"] = expected.pop("TensorScatter", 0)
-    expected["TRT_Attention"] = expected.pop("Attention")
-    expected["Mul"] += expected["TRT_Attention"]
-    assert ops(after) == expected
-    assert expected["TRT_Attention"] == 2
-    assert expected["TRT_KVCacheUpdate"] == n_caches
-    for node in after.graph.node:
-        if node.op_type.startswith("TRT_"):
-            assert node.domain == ""
-            assert not node.attribute
-            assert len(node.input) == (3 if stem == "encoder" or "KV" in node.op_type else 4)
-        if node.op_type == "TRT_KVCacheUpdate":
-            assert node.input[0] in [value.name for value in after.graph.input]
-            assert node.output[0] in [value.name for value in after.graph.output]
-            assert node.input[2] == "start"
-
-
-def restored(model: ModelProto) -> ModelProto:
-    """TensorRT's operators as those of the standard that do what NVIDIA documents of them."""
-    copy = ModelProto()
-    copy.CopyFrom(model)
-    for node in copy.graph.node:
-        if node.op_type == "TRT_Attention":
-            node.op_type = "Attention"
-            node.attribute.append(helper.make_attribute("scale", 1.0))
-        elif node.op_type == "TRT_KVCacheUpdate":
-            node.op_type = "TensorScatter"
-            node.attribute.append(helper.make_attribute("axis", -2))
-    return copy
-
-
 def run(model: ModelProto, folder: Path, feeds: dict[str, NDArray]) -> dict[str, NDArray]:
     import onnxruntime
 
@@ -126,38 +89,6 @@ def mel() -> NDArray:
     return np.stack([noise_mel(DIMS, seed)[:, :400] for seed in (1, 2)])
 
 
-def test_they_compute_the_same(engine: Engine) -> None:
-    feeds = decoder_feeds(np.float32)
-    for stem in ("encoder", "decoder"):
-        model = load(engine, stem)
-        given = {"mel": mel()} if stem == "encoder" else feeds
-        expected = run(model, engine.path, given)
-        found = run(restored(with_tensorrt_ops(model)), engine.path, given)
-        for name, values in expected.items():
-            np.testing.assert_allclose(found[name], values, rtol=0, atol=2e-5, err_msg=name)
-        feeds.update(expected if stem == "encoder" else {})
-
-
-def test_the_scale_has_the_type_of_the_query() -> None:
-    scale = with_tensorrt_ops(written("encoder", FP16)).graph.initializer[-1]
-    assert scale.data_type == TensorProto.FLOAT16
-    assert numpy_helper.to_array(scale) == 0.125
-
-
-def test_other_graphs_are_refused(engine: Engine) -> None:
-    model = load(engine, "decoder")
-    for node in model.graph.node:
-        if node.op_type == "Attention":
-            node.attribute.append(helper.make_attribute("is_causal", 1))
-    with pytest.raises(EngineError, match=r"Attention\) has 4 inputs.*'is_causal'.*report it"):
-        with_tensorrt_ops(model)
-    with pytest.raises(EngineError, match="--dialect standard"):
-        with_tensorrt_ops(with_tensorrt_ops(load(engine, "decoder")))
-
-
-# --- attention that is written out ----------------------------------------------------------------
-
-
 @pytest.mark.parametrize("stem", ["encoder", "decoder"])
 def test_written_out_attention_becomes_the_operator(stem: str) -> None:
     before = written(stem, FP16)
@@ -171,7 +102,6 @@ def test_written_out_attention_becomes_the_operator(stem: str) -> None:
         if node.op_type == "Attention":
             assert len(node.input) == (3 if stem == "encoder" else 4)
     assert with_attention(after) == after
-    assert ops(with_tensorrt_ops(before))["TRT_Attention"] == 2
 
 
 @pytest.mark.parametrize("stem", ["encoder", "decoder"])

@@ -13,8 +13,9 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from tests.support.one_node import cross_graph, difference, pack_graph, run, session
+from tests.support.one_node import cross_graph, difference, graph, pack_graph, run, session
 from whisper_opt.core.arrays import F32, Int, NDArray
+from whisper_opt.export.graphs.operators import cross_scores
 from whisper_opt.runtime.padding import BLOCK, MASKED
 
 pytestmark = pytest.mark.usefixtures("kernels")
@@ -287,6 +288,57 @@ def test_inputs_need_not_begin_at_a_cache_line(n_bytes: int, scores: bool) -> No
     np.testing.assert_array_equal(found, expected)
 
 
+# --- faults in what comes in ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["k", "v"])
+@pytest.mark.parametrize("fault", [np.nan, -np.nan, np.inf, -np.inf])
+def test_packing_shows_a_fault_in_the_step_of_its_channel(kind: str, fault: float) -> None:
+    runner = session(pack_graph(1, kind), kernels=True)
+    x = heard(1, 130, 1)
+    _, sound = runner.run(None, {"x": x})
+    for channel, position in itertools.product(range(0, 64, 3), (0, 77, 129)):
+        faulty = x.copy()
+        faulty[0, position, channel] = fault
+        _, step = runner.run(None, {"x": faulty})
+        assert not np.isfinite(step[0, 0, channel])
+        others = np.arange(64) != channel
+        np.testing.assert_array_equal(step[..., others], sound[..., others])
+
+
+@pytest.mark.parametrize("fault", [np.nan, np.inf])
+def test_attention_shows_a_fault_in_any_lane(fault: float) -> None:
+    """Of a query in its row, of what is added in the audio, of steps in the head or the channel."""
+    runner, given = attending(0, True), feeds(2, 3, (300, 129))
+    sound = run(runner, **given).reshape(2, 3, HEADS, 64)
+    for lane in range(64):
+        places: dict[str, tuple[Any, Any]] = {
+            "queries": ((1, 2, 64 + lane), np.s_[1, 2, 1]),
+            "added": ((1, 64 + lane), np.s_[1]),
+            "keys": ((1, 0, 0, 1, lane), np.s_[1, :, 1]),
+            "values": ((1, 0, 1, 1, lane), np.s_[1, :, 1, lane]),
+        }
+        for name, (place, where) in places.items():
+            changed = "steps" if name in ("keys", "values") else name
+            faulty = {**given, changed: given[changed].copy()}
+            faulty[changed][place] = fault
+            found = run(runner, **faulty).reshape(2, 3, HEADS, 64)
+            spoilt = np.zeros(found.shape, bool)
+            spoilt[where] = True
+            assert not np.isfinite(found[spoilt]).any(), (name, lane)
+            np.testing.assert_array_equal(found[~spoilt], sound[~spoilt])
+
+
+def test_scores_show_a_fault() -> None:
+    given = feeds(1, 3, (300,))
+    del given["values"]
+    given.update(heads=np.array([1]), rows=np.array([0, 2]))
+    given["queries"][0, 2, 100] = np.nan
+    found = run(attending(0, True, scores=True), **given)
+    assert np.isfinite(found[0, 0, 0]).all()
+    assert np.isnan(found[0, 0, 1]).all()
+
+
 # --- what is refused ------------------------------------------------------------------------------
 
 
@@ -358,6 +410,26 @@ def test_heads_and_queries_that_there_are_not(heads: list[int], rows: list[int])
     del given["values"]
     chosen: dict[str, Int] = {"heads": np.array(heads), "rows": np.array(rows)}
     assert "there is no such" in refused(attending(0, True, scores=True), {**given, **chosen})
+
+
+@pytest.mark.parametrize("name", ["heads", "rows"])
+@pytest.mark.parametrize("rank", [0, 2])
+def test_heads_and_queries_of_another_rank(name: str, rank: int) -> None:
+    given = feeds(1, 3, (30,))
+    del given["values"]
+    shapes: dict[str, list[Any]] = {
+        each: [f"{each}{i}" for i in range(value.ndim)] for each, value in given.items()
+    }
+    for each in ("heads", "rows"):
+        given[each] = np.zeros((1,) * (rank if each == name else 1), np.int64)
+        shapes[each] = [f"{each}{i}" for i in range(given[each].ndim)]
+    model = graph(cross_scores(HEADS), {}, shapes, list("ahmt"), num_heads=HEADS, layer=0)
+    assert "heads or rows is not [n]" in refused(session(model, kernels=True), given)
+
+
+def test_more_keys_than_the_stack_holds() -> None:
+    given = feeds(1, 3, (4097,))
+    assert "is not of 4096 positions" in refused(attending(0, True), given)
 
 
 def test_a_width_that_is_not_of_the_heads() -> None:

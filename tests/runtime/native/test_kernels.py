@@ -18,6 +18,7 @@ from tests.support.one_node import (
     difference,
     graph,
     linear_graph,
+    pack_graph,
     run,
     session,
 )
@@ -306,6 +307,38 @@ def test_scores_of_any_size() -> None:
             assert difference(found, run(plain, qkv=value, **nothing)) < 0.005
 
 
+FAULTS = (np.nan, -np.nan, np.inf, -np.inf)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_attention_shows_a_fault_in_any_lane(fault: float) -> None:
+    """A query spoils its row, a key all rows, a value its channel; nothing else changes a bit."""
+    runner = session(attention_graph(2), kernels=True)
+    plain: dict[str, NDArray] = {"added": np.zeros(9, np.float32), "by_parts": np.array(False)}
+    given = qkv(1, 9, 2)
+    sound = run(runner, qkv=given, **plain).reshape(9, 2, 64)
+    for channel in range(64):
+        for kind in range(3):
+            faulty = given.reshape(9, 3, 2, 64).copy()
+            faulty[4, kind, 1, channel] = fault
+            found = run(runner, qkv=faulty.reshape(1, 9, -1), **plain).reshape(9, 2, 64)
+            spoilt = np.zeros((9, 2, 64), bool)
+            spoilt[(np.s_[4, 1], np.s_[:, 1], np.s_[:, 1, channel])[kind]] = True
+            assert not np.isfinite(found[spoilt]).any(), (channel, kind)
+            np.testing.assert_array_equal(found[~spoilt], sound[~spoilt])
+
+
+@pytest.mark.parametrize("fault", [np.nan, np.inf])
+def test_attention_shows_a_fault_in_what_is_added(fault: float) -> None:
+    runner = session(attention_graph(1), kernels=True)
+    given = qkv(1, 130, 1)
+    for key in range(130):
+        added = np.zeros(130, np.float32)
+        added[key] = fault
+        found = run(runner, qkv=given, added=added, by_parts=np.array(False))
+        assert not np.isfinite(found).any(), key
+
+
 # --- what is refused ------------------------------------------------------------------------------
 
 
@@ -381,6 +414,36 @@ def test_what_is_added_to_other_keys() -> None:
         "by_parts": np.array(False),
     }
     assert "added is not [n]" in refused(attention_graph(1), given)
+
+
+def test_positions_of_another_rank() -> None:
+    shapes: dict[str, list[Any]] = {"qkv": ["a", "n", "w"], "positions": ["m", "k"]}
+    model = graph(encoder_attention_at(1), {}, shapes, ["a", "m", 64], num_heads=1)
+    given = {"qkv": np.zeros((1, 5, 192), np.float32), "positions": np.zeros((1, 2), np.int64)}
+    assert "positions is not [n]" in refused(model, given)
+
+
+def test_more_than_the_stack_holds() -> None:
+    """Room for scores and for a row of inputs is on the stack: more is refused before."""
+    given = {
+        "qkv": np.zeros((1, 4097, 192), np.float32),
+        "added": np.zeros(4097, np.float32),
+        "by_parts": np.array(False),
+    }
+    assert "is not of 4096 positions" in refused(attention_graph(1), given)
+    model = pack_graph(1, "k")
+    assert "is not of 4096 positions" in refused(model, {"x": np.zeros((1, 4097, 64), np.float32)})
+    shapes = {"x": ["a", "m", 16400]}
+    said = refused(graph(LINEAR, constants(16400, 1), shapes, ["a", "m", 1]))
+    assert "weights must be of 16384 rows at most" in said
+
+
+def test_heads_without_end() -> None:
+    shapes: dict[str, list[Any]] = {"qkv": ["a", "n", "w"], "positions": ["m"]}
+    operator = encoder_attention_at(1)
+    for n_head in (0, -1, 1025, 1 << 62):
+        model = graph(operator, {}, shapes, ["a", "m", 64], num_heads=n_head)
+        assert "num_heads must be from 1 to 1024" in refused(model)
 
 
 def test_heads_of_another_number() -> None:

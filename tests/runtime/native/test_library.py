@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import io
 import logging
+import re
 import shutil
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,22 +19,29 @@ import pytest
 
 from tests.support.engines import random_engine, sharp_checkpoint
 from tests.support.models import random_dims
+from tests.support.one_node import linear_graph, run, session
 from whisper_opt import Whisper
 from whisper_opt.cli import doctor as doctor_module
 from whisper_opt.cli import main as cli
 from whisper_opt.cli.bench.system import System
 from whisper_opt.core.arrays import F32
+from whisper_opt.core.dims import HEAD_DIM
 from whisper_opt.core.errors import BackendUnavailable, OptionError
 from whisper_opt.core.options import KERNELS, LoadOptions
 from whisper_opt.export import export
+from whisper_opt.export.graphs import operators
+from whisper_opt.export.graphs.operators import LINEAR
 from whisper_opt.export.verification.verify import noise_mel
-from whisper_opt.runtime import native
+from whisper_opt.runtime import head_bounds as screen
+from whisper_opt.runtime import native, padding
 from whisper_opt.runtime.devices import Machine, open_backend
 from whisper_opt.runtime.engine import Engine
 from whisper_opt.runtime.gpus import Driver
 from whisper_opt.runtime.native import kernel_library, why_no_kernels
+from whisper_opt.runtime.onnxruntime import graph as ort_graph
 
 DIMS = random_dims(n_vocab=2000, n_audio_state=64, n_text_state=64, n_audio_layer=1, n_text_layer=1)
+DEFINED = re.compile(r"^#define (\w+) (-?[\d.e-]+)f?\b", re.M)
 needs_kernels = pytest.mark.usefixtures("kernels")
 
 
@@ -106,8 +117,11 @@ def test_a_library_of_somebody_else(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 class Library:
     """Stands in for the compiled one."""
 
-    def __init__(self, supported: int) -> None:
-        self._supported = supported
+    def __init__(self, supported: int, abi: int = native.ABI) -> None:
+        self._supported, self._abi = supported, abi
+
+    def whisper_opt_abi(self) -> int:
+        return self._abi
 
     def __call__(self, path: str) -> Library:
         return self
@@ -129,6 +143,77 @@ def test_the_processor_decides(
     else:
         assert why_no_kernels() == "this processor has no AVX-512 VNNI"
         assert kernel_library() is None
+
+
+def test_a_library_of_other_sources_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    there = tmp_path / "libwhisper_opt.so"
+    there.touch()
+    monkeypatch.setattr(native, "LIBRARY", there)
+    monkeypatch.setattr("ctypes.CDLL", Library(1, native.ABI + 1))
+    assert f"(ABI {native.ABI + 1}, expected {native.ABI})" in str(why_no_kernels())
+    assert "compile again: python hatch_build.py" in str(why_no_kernels())
+    assert kernel_library() is None
+
+
+def test_a_library_from_before_there_was_a_number(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    there = tmp_path / "libwhisper_opt.so"
+    there.touch()
+    monkeypatch.setattr(native, "LIBRARY", there)
+    monkeypatch.setattr("ctypes.CDLL", lambda path: SimpleNamespace(whisper_opt_supported=int))
+    assert "(ABI 0, expected" in str(why_no_kernels())
+
+
+def test_the_numbers_of_kernels_are_those_of_graphs() -> None:
+    """``layout.h`` says what C was compiled with."""
+    text = (Path(native.__file__).parent / "layout.h").read_text(encoding="utf-8")
+    found = {name: float(number) for name, number in DEFINED.findall(text)}
+    expected = {
+        "WHISPER_OPT_ABI": native.ABI,
+        "HEAD": HEAD_DIM,
+        "PANEL": operators.PANEL,
+        "BLOCK": padding.BLOCK,
+        "MASKED": padding.MASKED,
+        "GELU_ZERO": operators.GELU_ZERO,
+        "GELU_STEPS": operators.GELU_STEPS,
+        "GELU_LOW": operators.GELU_LOW,
+        "LEAST": operators.LEAST,
+        "HEAD_ZERO": screen.STEPS + 1,
+        "HEAD_STEPS": screen.STEPS,
+    }
+    assert {name: found[name] for name in expected} == expected
+
+
+@needs_kernels
+def test_the_compiled_number_is_that_of_the_header() -> None:
+    assert ctypes.CDLL(str(native.LIBRARY)).whisper_opt_abi() == native.ABI
+
+
+@needs_kernels
+def test_many_sessions_made_at_once() -> None:
+    """All have the operators, which are registered with ONNX Runtime once."""
+    model = linear_graph(LINEAR, 64, 70)
+    x = np.ones((1, 2, 64), np.float32)
+    with ThreadPoolExecutor(8) as pool:
+        runners = list(pool.map(lambda _: session(model, kernels=True), range(32)))
+    results = [run(runner, x=x) for runner in runners]
+    for found in results:
+        np.testing.assert_array_equal(found, results[0])
+
+
+def test_kernels_that_the_runtime_does_not_take(
+    integers: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its own exception does not come through."""
+    broken = tmp_path / "libwhisper_opt.so"
+    broken.write_bytes(b"no library")
+    monkeypatch.setattr(ort_graph, "kernel_library", lambda: broken)
+    with pytest.raises(BackendUnavailable, match="does not take the compiled kernels") as caught:
+        ort_graph.load_graph(integers, "encoder.onnx", 1, kernels=True)
+    assert "kernels='off'" in str(caught.value)
 
 
 def test_the_processor_says_the_same_as_the_system() -> None:

@@ -15,7 +15,7 @@ from tests.support.engines import random_engine
 from tests.support.fake_cuda import FakeCuda, FakeTensorrt, fake_library, plan_reader
 from whisper_opt.core.backend import GreedyRows, TokenMask
 from whisper_opt.core.errors import BackendUnavailable, EngineError
-from whisper_opt.runtime.cuda.runtime import Cuda, load_runtime
+from whisper_opt.runtime.cuda.runtime import Copies, Cuda, DeviceBlock, load_runtime
 from whisper_opt.runtime.device.backend import DeviceBackend
 from whisper_opt.runtime.device.executor import GRAPHS, Buffer, GraphSequence
 from whisper_opt.runtime.engine import Engine
@@ -312,14 +312,59 @@ def test_shapes_without_a_profile(executor: TrtExecutor) -> None:
         stream.run("choose", buffers)
 
 
-def test_the_device_is_chosen_in_every_thread(cuda: FakeCuda) -> None:
-    gpu = Cuda(0, cuda)
-    found = []
-    thread = threading.Thread(target=lambda: found.append(gpu("cudaMemGetInfo")))
+def test_two_gpus_in_one_thread() -> None:
+    """Each call runs on the GPU of its object, whatever the thread did before."""
+    cuda = FakeCuda(n_devices=2)
+    gpus = [Cuda(index, cuda) for index in (0, 1)]
+    blocks = [DeviceBlock(gpus[index], 100) for index in (0, 1, 0)]
+    assert [cuda.homes[block.address] for block in blocks] == [0, 1, 0]
+    copies = [Copies(gpu) for gpu in gpus]
+    for stream in copies * 2:
+        stream.zero(Buffer(blocks[0], I64, (4,)))
+        stream.create_event().record()
+    cuda.current = 1  # another library
+    copies[0].synchronize()
+    assert cuda.homes[DeviceBlock(gpus[0], 100).address] == 0
+
+
+def test_the_device_is_selected_in_every_thread() -> None:
+    cuda = FakeCuda(n_devices=2)
+    gpu = Cuda(1, cuda)
+    found: list[DeviceBlock] = []
+    thread = threading.Thread(target=lambda: found.append(DeviceBlock(gpu, 100)))
     thread.start()
     thread.join()
-    assert found
-    assert names(cuda) == ["cudaSetDevice", "cudaMemGetInfo"] * 2
+    assert cuda.homes[found[0].address] == 1
+
+
+def test_freeing_leaves_the_current_device_as_it_was() -> None:
+    """A finalizer may run between the selection of a GPU and the call that needs it."""
+    cuda = FakeCuda(n_devices=2)
+    first, second = Cuda(0, cuda), Cuda(1, cuda)
+    block = DeviceBlock(first, 100)
+    second.select()
+    del block
+    assert cuda.current == 1
+    assert cuda.leaks == {}
+
+
+def test_two_models_on_two_gpus(engine: Engine) -> None:
+    """Plans run on the GPU that they were loaded on, also when both take turns."""
+    cuda = FakeCuda(n_devices=2)
+    library, read = fake_library(cuda), plan_reader(engine, PlanSpec())
+    executors = [TrtExecutor(library, read, device_index=index, runtime=cuda) for index in range(2)]
+    streams = [executor.open_stream(("choose",)) for executor in executors]
+    calls = []
+    for executor, stream in zip(executors, streams):
+        buffers, block = chosen(executor, 2)
+        stream.zero(Buffer(block, I64, (1 << 13,)))
+        calls.append(stream.bind(GraphSequence((("choose", buffers),))))
+    for _ in range(3):  # launched, captured, replayed
+        for call, stream in zip(calls, streams):
+            call.run()
+            stream.synchronize()
+    for stream in streams:
+        stream.close()
 
 
 def test_memory_is_freed_when_it_is_forgotten(executor: TrtExecutor, cuda: FakeCuda) -> None:

@@ -8,7 +8,6 @@ touched pages of the whole file towards the peak memory of the process.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy.typing as npt
 from whisper_opt.core.arrays import F32
 from whisper_opt.core.errors import CheckpointError
 from whisper_opt.export.checkpoints.checkpoint import Source, Tensor
+from whisper_opt.runtime.engine import sha256
 
 __all__ = ["ITEM_BYTES", "Blob", "describe", "sha256_file"]
 
@@ -106,19 +106,15 @@ def _to_float32(raw: bytes, dtype: str) -> npt.NDArray[Any]:
 
 
 def sha256_file(path: Path) -> str:
-    """Hex SHA-256 of a file, read in pieces of 1 MiB.
+    """Hex SHA-256 of a file.
 
     Raises:
         CheckpointError: the file cannot be read.
     """
-    digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            for piece in iter(lambda: file.read(1 << 20), b""):
-                digest.update(piece)
+        return sha256(path)
     except OSError as error:
         raise CheckpointError(f"cannot read {path.name}: {error.strerror}") from error
-    return digest.hexdigest()
 
 
 def describe(kind: str, name: str, dtypes: Iterable[str], files: Iterable[Path]) -> Source:

@@ -6,6 +6,7 @@ openai-whisper's already, only the names differ.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,8 @@ def _dims(config: Mapping[str, Any]) -> ModelDims:
     for key, wanted in _FIXED.items():
         if config.get(key, wanted) != wanted:
             raise CheckpointError(
-                f"config.json has {key} = {config[key]!r}; Whisper models have {wanted!r}"
+                f"config.json has {key} = {reprlib.repr(config[key])}; Whisper models have"
+                f" {wanted!r}"
             )
 
     def number(key: str) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from whisper_opt.export.checkpoints.blob import ITEM_BYTES, Blob
 __all__ = ["read_safetensors"]
 
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-_MAX_HEADER_BYTES = 100_000_000
+_MAX_HEADER_BYTES = 1 << 24  # that of the largest model has 0.2 MB; JSON takes 24 times as much
+_MAX_AXES = 8
 
 
 def read_safetensors(path: Path) -> dict[str, Blob]:
@@ -36,7 +38,7 @@ def read_safetensors(path: Path) -> dict[str, Blob]:
     end = start
     for name, blob in sorted(blobs.items(), key=lambda item: (item[1].offset, item[1].n_items)):
         if blob.offset != end:
-            raise _damaged(path, f"has a gap or an overlap before tensor {name!r}")
+            raise _damaged(path, f"has a gap or an overlap before tensor {name!r:.80}")
         end = blob.offset + blob.n_items * ITEM_BYTES[blob.dtype]
     if end != size:
         raise _damaged(path, f"has {size} bytes, its header describes {end}")
@@ -60,7 +62,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
         raise CheckpointError(f"cannot read {path.name}: {error.strerror}") from error
     try:
         header = json.loads(raw.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError, MemoryError) as error:
         raise _damaged(path, "has a header that is not JSON") from error
     if not isinstance(header, dict):
         raise _damaged(path, "has a header that is not a JSON object")
@@ -72,17 +74,19 @@ def _blob(path: Path, name: str, entry: Any, start: int) -> Blob:
         kind, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(
-            path, f"describes tensor {name!r} without dtype, shape or offsets"
+            path, f"describes tensor {name!r:.80} without dtype, shape or offsets"
         ) from error
-    if kind not in _DTYPES:
+    if not isinstance(kind, str) or kind not in _DTYPES:
         raise CheckpointError(
-            f"{path.name} stores {name!r} as {kind}; expected {', '.join(_DTYPES)}: quantized"
-            " weights cannot be exported exactly, load the original checkpoint"
+            f"{path.name} stores {name!r:.80} as {reprlib.repr(kind)}; expected"
+            f" {', '.join(_DTYPES)}: quantized weights cannot be exported exactly, load the"
+            " original checkpoint"
         )
     dtype = _DTYPES[kind]
-    numbers = [begin, end, *shape] if isinstance(shape, list) else [None]
-    if not all(type(number) is int and number >= 0 for number in numbers):
-        raise _damaged(path, f"gives tensor {name!r} a shape or offsets that are not integers")
+    if not isinstance(shape, list) or len(shape) > _MAX_AXES:
+        raise _damaged(path, f"gives tensor {name!r:.80} a shape or offsets that are not integers")
+    if not all(type(n) is int and 0 <= n < 1 << 63 for n in (begin, end, *shape)):
+        raise _damaged(path, f"gives tensor {name!r:.80} a shape or offsets that are not integers")
     if end - begin != math.prod(shape) * ITEM_BYTES[dtype]:
-        raise _damaged(path, f"gives tensor {name!r} {end - begin} bytes for {kind} {shape}")
+        raise _damaged(path, f"gives tensor {name!r:.80} {end - begin} bytes for {kind} {shape}")
     return Blob(path, start + begin, dtype, tuple(shape))

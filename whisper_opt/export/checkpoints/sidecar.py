@@ -3,13 +3,42 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from whisper_opt.core.errors import CheckpointError
 
-__all__ = ["heads", "positive", "read_json", "token_ids"]
+__all__ = ["heads", "parse_json", "positive", "read_json", "read_text", "token_ids"]
+
+_MAX_BYTES = 1 << 24
+"""Of a text file; the largest that models have is a tokenizer of 4 MB."""
+
+
+def read_text(path: Path) -> str:
+    """The text of a file of a checkpoint.
+
+    Raises:
+        CheckpointError: the file is missing or too large, or is not UTF-8.
+    """
+    try:
+        with path.open("rb") as file:
+            raw = file.read(_MAX_BYTES + 1)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot read {path.name} in {path.parent.name!r}: {error.strerror}; the checkpoint"
+            " needs it"
+        ) from error
+    if len(raw) > _MAX_BYTES:
+        raise CheckpointError(
+            f"{path.name} has more than {_MAX_BYTES} bytes, which no Whisper model's has; fetch it"
+            " again"
+        )
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path.name} is not UTF-8 text; fetch it again") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -18,17 +47,21 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file is missing, is not UTF-8 JSON, or is not an object.
     """
+    return parse_json(read_text(path), path.name)
+
+
+def parse_json(text: str, name: str) -> dict[str, Any]:
+    """Parse a JSON object; ``name`` is that of its file.
+
+    Raises:
+        CheckpointError: not JSON, or not an object.
+    """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(
-            f"cannot read {path.name} in {path.parent.name!r}: {error.strerror}; the checkpoint"
-            " needs it"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path.name} is not valid JSON ({error}); fetch it again") from error
+        value = json.loads(text)
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise CheckpointError(f"{name} is not valid JSON ({error}); fetch it again") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path.name} holds a {type(value).__name__}; expected an object")
+        raise CheckpointError(f"{name} holds a {type(value).__name__}; expected an object")
     return value
 
 
@@ -40,7 +73,9 @@ def positive(config: Mapping[str, Any], key: str, file: str) -> int:
     """
     value = config.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise CheckpointError(f"{file} has {key} = {value!r}; expected a positive integer")
+        raise CheckpointError(
+            f"{file} has {key} = {reprlib.repr(value)}; expected a positive integer"
+        )
     return value
 
 
@@ -55,8 +90,8 @@ def token_ids(config: Mapping[str, Any], key: str, n_vocab: int) -> tuple[int, .
         return None
     if not isinstance(value, list) or not all(_is_index(item, n_vocab) for item in value):
         raise CheckpointError(
-            f"{key} in the checkpoint's configuration is {value!r:.80}; expected a list of token"
-            f" ids from 0 to {n_vocab - 1}"
+            f"{key} in the checkpoint's configuration is {reprlib.repr(value)}; expected a list of"
+            f" token ids from 0 to {n_vocab - 1}"
         )
     return tuple(value)
 
@@ -72,8 +107,8 @@ def heads(config: Mapping[str, Any]) -> tuple[tuple[int, int], ...] | None:
         return None
     if not isinstance(value, list) or not all(_is_pair(pair) for pair in value):
         raise CheckpointError(
-            f"alignment_heads in the checkpoint's configuration is {value!r:.80}; expected a list"
-            " of [layer, head] pairs"
+            f"alignment_heads in the checkpoint's configuration is {reprlib.repr(value)}; expected"
+            " a list of [layer, head] pairs"
         )
     return tuple((layer, head) for layer, head in value)
 

@@ -18,13 +18,17 @@ from typing import Any
 
 from whisper_opt.core.dims import ModelDims
 from whisper_opt.core.errors import CheckpointError
-from whisper_opt.export.checkpoints.sidecar import read_json
+from whisper_opt.export.checkpoints.sidecar import parse_json, read_json, read_text
 from whisper_opt.text.languages import LANGUAGES
 
 __all__ = ["build_tokenizer_json", "find_tokenizer", "has_tokenizer"]
 
 _END_OF_TEXT, _NO_TIMESTAMPS = "<|endoftext|>", "<|notimestamps|>"
 _TIMESTAMP = re.compile(r"<\|\d+\.\d\d\|>")
+_LONGEST = 256
+"""Characters of a token; GPT-2's have up to 128. Finding a merge takes their square in time."""
+_MOST_LOST = 1000
+"""Merges that are derived; the published tokenizers lack one."""
 _PARTS = ("vocab.json", "merges.txt", "added_tokens.json")
 
 
@@ -54,17 +58,19 @@ def find_tokenizer(path: Path, dims: ModelDims) -> str:
     elif path.suffix == ".tiktoken":
         text = _from_tiktoken(path, dims)
     else:
-        text = _read(path)
-    value: dict[str, Any] = json.loads(text)
+        text = read_text(path)
+    value = parse_json(text, "tokenizer.json" if path.is_dir() else path.name)
     _check(value, path.name, dims)
     try:
-        restored = _restore_merges(value)
-    except (KeyError, TypeError, ValueError) as error:
+        if _restore_merges(value):
+            text = json.dumps(value, ensure_ascii=False)
+        text.encode("utf-8")  # escapes in JSON may spell halves of characters
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"the tokenizer in {path.name!r} has merges that do not fit its vocabulary; fetch it"
             " again"
         ) from error
-    return json.dumps(value, ensure_ascii=False) if restored else text
+    return text
 
 
 def build_tokenizer_json(
@@ -115,7 +121,7 @@ def build_tokenizer_json(
 
 def _from_directory(directory: Path) -> str:
     if (directory / "tokenizer.json").is_file():
-        return _read(directory / "tokenizer.json")
+        return read_text(directory / "tokenizer.json")
     if not has_tokenizer(directory):
         raise CheckpointError(
             f"no tokenizer in {directory.name!r}: expected tokenizer.json (or {', '.join(_PARTS)});"
@@ -131,23 +137,9 @@ def _from_directory(directory: Path) -> str:
     return build_tokenizer_json(vocab, _read_merges(directory / "merges.txt"), added)
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path.name}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise CheckpointError(f"{path.name} is not UTF-8 text; fetch it again") from error
-
-
-def _read(path: Path) -> str:
-    read_json(path)
-    return _text(path)
-
-
 def _read_merges(path: Path) -> list[tuple[str, str]]:
     merges = []
-    for number, line in enumerate(_text(path).split("\n"), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line or (number == 1 and line.startswith("#version")):
             continue
         left, _, right = line.rstrip("\r").partition(" ")
@@ -165,7 +157,7 @@ def _check(value: Mapping[str, Any], name: str, dims: ModelDims) -> None:
         ids = {token["content"]: int(token["id"]) for token in value["added_tokens"]}
         largest = max([*ids.values(), *value["model"]["vocab"].values()])
         first_timestamp = ids[_NO_TIMESTAMPS] + 1
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, OverflowError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(
             f"the tokenizer in {name!r} has no {_NO_TIMESTAMPS} or no BPE vocabulary; expected the"
             " tokenizer.json of a Whisper model"
@@ -203,7 +195,7 @@ def _read_ranks(path: Path) -> dict[str, int]:
     """Tokens of a ``.tiktoken`` file in GPT-2's byte alphabet -> rank."""
     alphabet = _byte_alphabet()
     ranks = {}
-    for number, line in enumerate(_text(path).splitlines(), start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         if not line:
             continue
         try:
@@ -231,6 +223,8 @@ def _split(token: str, ranks: Mapping[str, int]) -> tuple[str, str] | None:
     A token's rank is the moment of its last merge, so merging its bytes with lower ranks only stops
     at those two pieces.
     """
+    if len(token) > _LONGEST:
+        return None
     pieces = list(token)
     limit = ranks[token]
     while len(pieces) > 2:
@@ -274,7 +268,7 @@ def _restore_merges(value: dict[str, Any]) -> bool:
     ranks = [vocab[left + right] for left, right in pairs]
     known = {*ranks, *(token["id"] for token in value["added_tokens"])}
     lost = [token for token, rank in vocab.items() if len(token) > 1 and rank not in known]
-    if not lost or ranks != sorted(ranks):
+    if not 0 < len(lost) <= _MOST_LOST or ranks != sorted(ranks):
         return False
     for token in lost:
         pair = _split(token, vocab)

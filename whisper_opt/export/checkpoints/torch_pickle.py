@@ -2,8 +2,8 @@
 
 A file of ``torch.save`` is a zip archive of a pickle, ``data.pkl``, and one uncompressed member for
 each storage (layout: pytorch, torch/serialization.py). A pickle can name any function to call; the
-reader here knows only the handful that tensors need and refuses every other by name. Storages stay
-in the file until a tensor is read.
+reader here knows only the handful that tensors need and refuses every other by name, and it takes
+only the opcodes of plain containers. Storages stay in the file until a tensor is read.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ import collections
 import io
 import math
 import pickle
+import reprlib
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable, ClassVar
 
 from whisper_opt.core.errors import CheckpointError
 from whisper_opt.export.checkpoints.blob import ITEM_BYTES, Blob
@@ -28,7 +30,10 @@ _STORAGES = {
 }
 # First bytes of torch.save before 1.6: a pickled magic number.
 _LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
-_MAX_PICKLE_BYTES = 1 << 28
+_MAX_PICKLE_BYTES = (
+    1 << 23
+)  # that of the largest model has 0.3 MB; an object takes 64 bytes and more
+_MAX_AXES = 8
 _LOCAL_HEADER_BYTES = 30
 
 
@@ -62,8 +67,8 @@ def read_torch(path: Path) -> Any:
         raise CheckpointError(_not_a_zip(path)) from error
     except Exception as error:  # a damaged pickle can fail in any way
         raise CheckpointError(
-            f"{path.name} is damaged: its pickle cannot be read ({type(error).__name__}: {error});"
-            " fetch it again"
+            f"{path.name} is damaged: its pickle cannot be read"
+            f" ({type(error).__name__}: {str(error)[:200]}); fetch it again"
         ) from error
 
 
@@ -94,20 +99,32 @@ class _Storages:
             )
         self._root = pickles[0][: -len("data.pkl")]
         order = self._members.get(f"{self._root}byteorder")
-        if order is not None and archive.read(order) != b"little":
+        if order is not None and self._read(order, len(b"little")) != b"little":
             raise CheckpointError(
                 f"{path.name} was saved on a big-endian machine; save it again on a little-endian"
                 " one"
             )
 
     def pickle(self) -> io.BytesIO:
-        info = self._members[f"{self._root}data.pkl"]
-        if info.file_size > _MAX_PICKLE_BYTES:
+        return io.BytesIO(self._read(self._members[f"{self._root}data.pkl"], _MAX_PICKLE_BYTES))
+
+    def _read(self, info: zipfile.ZipInfo, most: int) -> bytes:
+        """A member that is small and stored plain: what is compressed may be of any size."""
+        self._check_plain(info)
+        if info.file_size > most:
             raise CheckpointError(
-                f"{self._path.name} has a pickle of {info.file_size} bytes; tensors belong outside"
-                " it: save the model again with torch.save"
+                f"{self._path.name} has {info.file_size} bytes in {info.filename!r:.80}; expected"
+                f" at most {most}, as tensors belong outside it: save the model again with"
+                " torch.save"
             )
-        return io.BytesIO(self._archive.read(info))
+        return self._archive.read(info)
+
+    def _check_plain(self, info: zipfile.ZipInfo) -> None:
+        if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
+            raise CheckpointError(
+                f"{self._path.name} has compressed or encrypted data; torch.save stores it plain:"
+                " save the model again"
+            )
 
     def blob(self, key: str, dtype: str, n_items: int) -> Blob:
         """The storage ``key`` as one flat array.
@@ -117,18 +134,14 @@ class _Storages:
         info = self._members.get(f"{self._root}data/{key}")
         if info is None:
             raise CheckpointError(
-                f"{self._path.name} lacks the data of storage {key!r}; fetch it again"
+                f"{self._path.name} lacks the data of storage {key!r:.80}; fetch it again"
             )
         n_bytes = n_items * ITEM_BYTES[dtype]
-        if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
-            raise CheckpointError(
-                f"{self._path.name} has compressed or encrypted data; torch.save stores it plain:"
-                " save the model again"
-            )
+        self._check_plain(info)
         if info.file_size < n_bytes:
             raise CheckpointError(
-                f"{self._path.name} has {info.file_size} bytes for storage {key!r}, {n_bytes} are"
-                " declared; fetch it again"
+                f"{self._path.name} has {info.file_size} bytes for storage {key!r:.80}, {n_bytes}"
+                " are declared; fetch it again"
             )
         with self._path.open("rb") as file:
             file.seek(info.header_offset)
@@ -143,14 +156,39 @@ class _Storages:
         return Blob(self._path, offset, dtype, (n_items,))
 
 
-class _Unpickler(pickle.Unpickler):
-    """Unpickler that can make tensors and containers, and nothing else."""
+_OPCODES = (
+    *(pickle.PROTO, pickle.FRAME, pickle.MARK, pickle.GLOBAL, pickle.STACK_GLOBAL),
+    *(pickle.NONE, pickle.NEWTRUE, pickle.NEWFALSE, pickle.BINFLOAT),
+    *(pickle.BININT, pickle.BININT1, pickle.BININT2, pickle.LONG1),
+    *(pickle.BINUNICODE, pickle.SHORT_BINUNICODE, pickle.BINSTRING, pickle.SHORT_BINSTRING),
+    *(pickle.BINBYTES, pickle.SHORT_BINBYTES),
+    *(pickle.EMPTY_DICT, pickle.EMPTY_LIST, pickle.EMPTY_TUPLE, pickle.TUPLE),
+    *(pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3, pickle.APPEND, pickle.APPENDS),
+    *(pickle.BINPUT, pickle.LONG_BINPUT, pickle.MEMOIZE, pickle.BINGET, pickle.LONG_BINGET),
+    *(pickle.BINPERSID, pickle.STOP),
+)
+"""What plain containers and tensors are pickled with, besides what :class:`_Unpickler` defines."""
+
+
+class _Unpickler(pickle._Unpickler):
+    """Unpickler that can make tensors and containers, and nothing else.
+
+    The one written in Python, whose opcodes can be chosen. That in C lets a pickle of a few bytes
+    allocate gigabytes (a large memo index), set any attribute of an object it has made, and end the
+    process by a key of nested tuples, which are hashed recursively.
+    """
+
+    stack: list[Any]
+    pop_mark: Callable[[], list[Any]]
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
+        code[0]: pickle._Unpickler.dispatch[code[0]] for code in _OPCODES
+    }
 
     def __init__(self, file: io.BytesIO, storages: _Storages) -> None:
         super().__init__(file)
         self._storages = storages
         self._known: dict[tuple[str, str], Any] = {
-            ("collections", "OrderedDict"): collections.OrderedDict,
+            ("collections", "OrderedDict"): _NewDict(),
             ("torch._utils", "_rebuild_tensor_v2"): _RebuildTensor(),
             ("torch._utils", "_rebuild_parameter"): _RebuildParameter(),
             **_STORAGES,
@@ -163,17 +201,64 @@ class _Unpickler(pickle.Unpickler):
             pass
         if module == "torch" and name.endswith("Storage"):
             expected = ", ".join(storage for _, storage in _STORAGES)
-            raise CheckpointError(f"the file has tensors of torch.{name}; expected {expected}")
+            raise CheckpointError(f"the file has tensors of torch.{name:.80}; expected {expected}")
         raise CheckpointError(
-            f"the file asks to run {module}.{name}, which no checkpoint of plain tensors needs;"
-            " refused. If you trust it, save its state_dict alone with torch.save"
+            f"the file asks to run {module:.80}.{name:.80}, which no checkpoint of plain tensors"
+            " needs; refused. If you trust it, save its state_dict alone with torch.save"
         )
 
     def persistent_load(self, pid: Any) -> Blob:
         tag, dtype, key, _, n_items = pid
-        if tag != "storage" or dtype not in ITEM_BYTES or not _sizes((n_items,)):
-            raise pickle.UnpicklingError(f"unknown persistent id {pid!r:.80}")
+        known = type(dtype) is str and dtype in ITEM_BYTES and type(key) in (str, int)
+        if tag != "storage" or not known or not _sizes((n_items,)):
+            raise pickle.UnpicklingError(f"unknown persistent id {reprlib.repr(pid)}")
         return self._storages.blob(str(key), dtype, n_items)
+
+    def _set_items(self, target: Any, items: list[Any]) -> None:
+        if not isinstance(target, dict):
+            raise pickle.UnpicklingError("items of something that is not a dictionary")
+        for key, value in zip(items[::2], items[1::2]):
+            if type(key) not in (str, int):
+                raise pickle.UnpicklingError(f"a key is a {type(key).__name__}")
+            target[key] = value
+
+    def _load_setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self._set_items(self.stack[-1], [key, value])
+
+    def _load_setitems(self) -> None:
+        items = self.pop_mark()
+        self._set_items(self.stack[-1], items)
+
+    def _load_reduce(self) -> None:
+        arguments, function = self.stack.pop(), self.stack.pop()
+        if not isinstance(function, (_NewDict, _RebuildTensor, _RebuildParameter)):
+            raise pickle.UnpicklingError(f"a {type(function).__name__} is not callable")
+        self.stack.append(function(*arguments))
+
+    def _load_build(self) -> None:
+        """State of a dictionary is ``_metadata`` of a ``state_dict``, which is not needed."""
+        self.stack.pop()
+        if not isinstance(self.stack[-1], dict):
+            raise pickle.UnpicklingError("attributes of something that is not a dictionary")
+
+    dispatch.update(
+        {
+            pickle.SETITEM[0]: _load_setitem,
+            pickle.SETITEMS[0]: _load_setitems,
+            pickle.REDUCE[0]: _load_reduce,
+            pickle.BUILD[0]: _load_build,
+        }
+    )
+
+
+class _NewDict:
+    """Stands for collections.OrderedDict, whose items follow."""
+
+    __slots__ = ()
+
+    def __call__(self) -> dict[Any, Any]:
+        return collections.OrderedDict()
 
 
 class _RebuildTensor:
@@ -186,12 +271,15 @@ class _RebuildTensor:
     __slots__ = ()
 
     def __call__(self, storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Blob:
-        if not isinstance(storage, Blob) or not _sizes((offset, *size, *stride)):
+        if not isinstance(storage, Blob) or not isinstance(size, (tuple, list)):
             raise pickle.UnpicklingError("a tensor without storage, offset, size or stride")
-        if len(size) != len(stride):
+        if not isinstance(stride, (tuple, list)) or not len(size) == len(stride) <= _MAX_AXES:
             raise pickle.UnpicklingError("a tensor with as many sizes as strides was expected")
+        if not _sizes((offset, *size, *stride)):
+            raise pickle.UnpicklingError("a tensor whose offset, size or stride is no integer")
         last = offset + sum((n - 1) * step for n, step in zip(size, stride))
-        if math.prod(size) and last >= storage.n_items:
+        n_items = math.prod(size)
+        if n_items > storage.n_items or (n_items and last >= storage.n_items):
             raise pickle.UnpicklingError("a tensor reaches outside its storage")
         return Blob(
             storage.path,
@@ -212,10 +300,10 @@ class _RebuildParameter:
 
 
 def _sizes(values: tuple[Any, ...]) -> bool:
-    return all(type(value) is int and value >= 0 for value in values)
+    return all(type(value) is int and 0 <= value < 1 << 63 for value in values)
 
 
-def _is_contiguous(size: tuple[int, ...], stride: tuple[int, ...]) -> bool:
+def _is_contiguous(size: Sequence[int], stride: Sequence[int]) -> bool:
     step = 1
     for n, found in zip(reversed(size), reversed(stride)):
         if n != 1 and found != step:

@@ -105,12 +105,11 @@ def _sm(driver: Driver, device_index: int) -> str | None:
     return "sm_{}{}".format(*driver.gpus[device_index].sm) if driver.gpus else None
 
 
-def _selector(device_index: int) -> Callable[[], object]:
+def _selector(driver: Driver, device_index: int) -> Callable[[], object]:
     """What makes a GPU the current one of the calling thread, on which TensorRT builds."""
-    if device_index == 0:  # which it is anyway, and nothing is asked of a machine without one
+    if len(driver.gpus) < 2:  # there is no other, and RTX builds on a machine without any
         return lambda: None
-    cuda = Cuda(device_index)
-    return lambda: cuda("cudaMemGetInfo")
+    return Cuda(device_index).select
 
 
 def build_plans(
@@ -267,7 +266,7 @@ class _Builder:
         self._engine, self._spec, self._profiles = engine, spec, profiles
         self._library, self._target, self._driver = library, target, driver
         self._timing_cache = timing_cache
-        self._here, self._select = _sm(driver, device_index), _selector(device_index)
+        self._here, self._select = _sm(driver, device_index), _selector(driver, device_index)
         self._runs_here = self._here is not None and self._here in target.gpus
 
     def build(

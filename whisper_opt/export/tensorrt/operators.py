@@ -2,27 +2,17 @@
 
 Attention that is written out (``Precision.fused``) becomes the one operator that computes it: a
 fused kernel, whose scores and softmax are float32. That is part of every build.
-
-TensorRT's parser reads ``TensorScatter`` and ``Attention``, and rewrites them as layers of its own.
-From 11.0 on it also reads those layers directly, as nodes of the default domain that no other
-runtime knows: ``TRT_KVCacheUpdate(cache, update, write_indices)``, which writes in place, and
-``TRT_Attention(q, k, v, mask)``, which does not scale, so that the query is scaled before it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
-import numpy as np
-import onnx
-from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, helper
 
-from whisper_opt.core.dims import HEAD_DIM
 from whisper_opt.core.errors import EngineError
 
-__all__ = ["with_attention", "with_tensorrt_ops"]
-
-_SCALE = "tensorrt_query_scale"
+__all__ = ["with_attention"]
 
 
 def with_attention(model: ModelProto) -> ModelProto:
@@ -79,59 +69,3 @@ def _attention(made: Mapping[str, NodeProto], mix: NodeProto) -> tuple[NodeProto
     inside += [before, product, query, keys]
     inputs = [query.input[0], keys.input[0], mix.input[1], *mask]
     return helper.make_node("Attention", inputs, mix.output, name=mix.name), inside
-
-
-def with_tensorrt_ops(model: ModelProto) -> ModelProto:
-    """A copy with ``TRT_KVCacheUpdate`` and ``TRT_Attention`` nodes; weights stay where they are.
-
-    Raises:
-        EngineError: the graph is not of the ``standard`` dialect, or an operator says something
-            that its counterpart cannot.
-    """
-    copy = with_attention(model)
-    types = _types(copy)
-    nodes = [new for node in copy.graph.node for new in _rewritten(node)]
-    scaled = {types[node.input[0]] for node in copy.graph.node if node.op_type == "Attention"}
-    if not scaled:
-        raise EngineError(
-            f"graph {copy.graph.name} has no Attention of the ONNX standard;"
-            " export with --dialect standard"
-        )
-    del copy.graph.node[:]
-    copy.graph.node.extend(nodes)
-    dtype = helper.tensor_dtype_to_np_dtype(scaled.pop())
-    scale = np.array(HEAD_DIM**-0.5, dtype)  # a power of two: exact in every type
-    copy.graph.initializer.append(numpy_helper.from_array(scale, _SCALE))
-    return copy
-
-
-def _types(model: ModelProto) -> dict[str, int]:
-    graph = onnx.shape_inference.infer_shapes(model).graph
-    return {
-        value.name: value.type.tensor_type.elem_type
-        for value in (*graph.input, *graph.output, *graph.value_info)
-    }
-
-
-def _rewritten(node: NodeProto) -> Iterator[NodeProto]:
-    if node.op_type == "TensorScatter":
-        _expect(node, 3, axis=-2)
-        yield helper.make_node("TRT_KVCacheUpdate", node.input, node.output, name=node.name)
-    elif node.op_type == "Attention":
-        _expect(node, 4)
-        query, *others = node.input
-        scaled = f"{node.name}/scaled"
-        yield helper.make_node("Mul", [query, _SCALE], [scaled], name=scaled)
-        yield helper.make_node("TRT_Attention", [scaled, *others], node.output, name=node.name)
-    else:
-        yield node
-
-
-def _expect(node: NodeProto, n_inputs: int, **attributes: int) -> None:
-    found = {attribute.name: attribute.i for attribute in node.attribute}
-    if len(node.input) > n_inputs or len(node.output) != 1 or found != attributes:
-        raise EngineError(
-            f"node {node.name} ({node.op_type}) has {len(node.input)} inputs,"
-            f" {len(node.output)} outputs and attributes {sorted(found)}; TensorRT's operator takes"
-            f" up to {n_inputs} inputs, one output and attributes {sorted(attributes)}: report it"
-        )

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import threading
 import weakref
 from typing import Any, Callable
 
@@ -63,7 +62,6 @@ class Cuda:
         """
         self.runtime: Any = load_runtime() if runtime is None else runtime
         self.index = index
-        self._thread = threading.local()
         self("cudaMemGetInfo")  # makes the context; what is missing is said here
 
     def __call__(self, name: str, *args: Any) -> Any:
@@ -73,10 +71,20 @@ class Cuda:
             BackendUnavailable: there is no usable GPU.
             EngineError: the call failed.
         """
-        if not getattr(self._thread, "chosen", False):  # the current device is a thread's own
-            self._checked("cudaSetDevice", self.index)
-            self._thread.chosen = True
+        self.select()
         return self._checked(name, *args)
+
+    def select(self) -> None:
+        """Make this GPU the current one of the calling thread.
+
+        Every call does so, because another model or another library may have changed the current
+        device of the thread since; it costs less than a microsecond. Whoever calls a library that
+        works on the current device (TensorRT) selects first.
+
+        Raises:
+            BackendUnavailable: there is no usable GPU.
+        """
+        self._checked("cudaSetDevice", self.index)
 
     def _checked(self, name: str, *args: Any) -> Any:
         error, *found = getattr(self.runtime, name)(*args)
@@ -110,9 +118,17 @@ class Cuda:
         return free
 
     def release(self, name: str, handle: Any) -> None:
-        """Call a function that frees; what fails is logged, as nothing more can be done."""
+        """Call a function that frees; what fails is logged, as nothing more can be done.
+
+        A finalizer may run between any two calls of a thread, so the current device is restored.
+        """
         try:
-            self(name, handle)
+            before = self._checked("cudaGetDevice")
+            try:
+                self(name, handle)
+            finally:
+                if before != self.index:
+                    self._checked("cudaSetDevice", before)
         except (BackendUnavailable, EngineError) as error:
             _log.warning("%s", str(error))
 

@@ -11,8 +11,10 @@ import ctypes
 import functools
 from pathlib import Path
 
-__all__ = ["LIBRARY", "kernel_library", "why_no_kernels"]
+__all__ = ["ABI", "LIBRARY", "kernel_library", "why_no_kernels"]
 
+ABI = 1
+"""``WHISPER_OPT_ABI`` of ``layout.h``: what a library must have been compiled with."""
 LIBRARY = Path(__file__).with_name("libwhisper_opt.so")
 """Where the compiled library is, if there is one."""
 
@@ -26,9 +28,17 @@ def why_no_kernels() -> str | None:
             " install a compiler (gcc or clang), then whisper-opt once more, from source"
         )
     try:
-        supported = ctypes.CDLL(str(LIBRARY)).whisper_opt_supported
+        library = ctypes.CDLL(str(LIBRARY))
+        supported = library.whisper_opt_supported
     except (OSError, AttributeError) as error:
         return f"{LIBRARY} cannot be loaded ({error}); install whisper-opt once more"
+    # the first libraries did not have the function
+    abi = library.whisper_opt_abi() if hasattr(library, "whisper_opt_abi") else 0
+    if abi != ABI:
+        return (
+            f"{LIBRARY} was compiled from other sources (ABI {abi}, expected {ABI}); compile again:"
+            " python hatch_build.py, or install whisper-opt once more"
+        )
     return None if supported() else "this processor has no AVX-512 VNNI"
 
 

@@ -18,7 +18,6 @@ enum {
   VECTORS = HEAD / LANES,
 };
 static const float OCTAVES = 1.44269504f; /* of a factor of e: weights are powers of two here */
-static const float MUTE = -1e30f;         /* added to the score of a key that is not there */
 
 /* Keys and values of a head. */
 typedef struct Heard {
@@ -42,19 +41,19 @@ VNNI static void mean_of(const float *x, int64_t stride, int64_t n, float *to) {
 VNNI static void step_of(const float *x, int64_t stride, int64_t n, const float *mean, float *step) {
   for (int j = 0; j < HEAD; j += LANES) {
     const __m512 middle = mean ? _mm512_loadu_ps(mean + j) : _mm512_setzero_ps();
-    __m512 most = _mm512_set1_ps(1e-20f);
+    __m512i most = _mm512_castps_si512(_mm512_set1_ps(LEAST));
     for (int64_t t = 0; t < n; t++)
-      most = _mm512_max_ps(most, _mm512_abs_ps(_mm512_sub_ps(_mm512_loadu_ps(x + t * stride + j), middle)));
-    _mm512_storeu_ps(step + j, _mm512_div_ps(most, _mm512_set1_ps(127)));
+      most = larger(most, _mm512_abs_ps(_mm512_sub_ps(_mm512_loadu_ps(x + t * stride + j), middle)));
+    _mm512_storeu_ps(step + j, _mm512_div_ps(_mm512_castsi512_ps(most), _mm512_set1_ps(STEPS)));
   }
 }
 
 /* The largest magnitude in x [64], less a mean. */
 VNNI static float loudest(const float *x, const float *mean) {
-  __m512 most = _mm512_set1_ps(1e-20f);
+  __m512i most = _mm512_castps_si512(_mm512_set1_ps(LEAST));
   for (int j = 0; j < HEAD; j += LANES)
-    most = _mm512_max_ps(most, _mm512_abs_ps(_mm512_sub_ps(_mm512_loadu_ps(x + j), _mm512_loadu_ps(mean + j))));
-  return _mm512_reduce_max_ps(most);
+    most = larger(most, _mm512_abs_ps(_mm512_sub_ps(_mm512_loadu_ps(x + j), _mm512_loadu_ps(mean + j))));
+  return largest(most);
 }
 
 VNNI_INLINE __m512i rounded(const float *x, const float *mean, const float *step, int j) {
@@ -71,14 +70,14 @@ VNNI static void pack_keys(const float *keys, int64_t stride, int64_t n, int64_t
   for (int64_t t = 0; t < n_all; t++) {
     uint8_t *to = packed + t / PANEL * PANEL * HEAD + t % PANEL * 4;
     if (key_step) {
-      key_step[t] = t < n ? loudest(keys + t * stride, mean) / 127 : 0;
+      key_step[t] = t < n ? loudest(keys + t * stride, mean) / STEPS : 0;
       for (int j = 0; j < HEAD; j++) step[j] = key_step[t];
     }
     for (int j = 0; j < HEAD; j += LANES) {
       uint8_t bytes[LANES] = {0};
       if (t < n) {
         const __m512i integers = rounded(keys + t * stride, mean, channel_step ? channel_step : step, j);
-        const __m512i shifted = _mm512_add_epi32(integers, _mm512_set1_epi32(128));
+        const __m512i shifted = _mm512_add_epi32(integers, _mm512_set1_epi32(ZERO));
         _mm_storeu_si128((void *)bytes, _mm512_cvtepi32_epi8(shifted));
       }
       for (int i = 0; i < LANES; i += 4) memcpy(to + (j + i) * PANEL, bytes + i, 4);
@@ -116,20 +115,27 @@ typedef struct Tile {
 } Tile;
 
 VNNI static void round_query(const float *query, const float *channel_step, float scale, Tile *tile, int row) {
-  __m512 x[VECTORS], most = _mm512_set1_ps(1e-20f);
+  __m512 x[VECTORS];
+  __m512i most = _mm512_castps_si512(_mm512_set1_ps(LEAST));
   for (int j = 0; j < VECTORS; j++) {
     x[j] = _mm512_loadu_ps(query + LANES * j);
     if (channel_step) x[j] = _mm512_mul_ps(x[j], _mm512_loadu_ps(channel_step + LANES * j));
-    most = _mm512_max_ps(most, _mm512_abs_ps(x[j]));
+    most = larger(most, _mm512_abs_ps(x[j]));
   }
-  const float step = _mm512_reduce_max_ps(most) / 127;
+  const float step = largest(most) / STEPS;
+  if (!isfinite(step)) { /* no integers stand for it: all that the query gives is NaN */
+    memset(tile->queries[row], 0, HEAD);
+    tile->sum[row] = 0;
+    tile->step[row] = NAN;
+    return;
+  }
   __m512i sum = _mm512_setzero_si512();
   for (int j = 0; j < VECTORS; j++) {
     const __m512i integers = _mm512_cvtps_epi32(_mm512_div_ps(x[j], _mm512_set1_ps(step)));
     _mm_store_si128((void *)(tile->queries[row] + LANES * j), _mm512_cvtepi32_epi8(integers));
     sum = _mm512_add_epi32(sum, integers);
   }
-  tile->sum[row] = -128 * _mm512_reduce_add_epi32(sum);
+  tile->sum[row] = -ZERO * _mm512_reduce_add_epi32(sum);
   tile->step[row] = step * scale;
 }
 
@@ -201,16 +207,17 @@ VNNI_INLINE __m512 power(__m512 x) {
 }
 
 /* Weights of a block of keys in steps of 1/255 of the largest; returns their sum: of the steps, so that weights
- * still sum to one. */
-VNNI static int32_t weigh(const float *scores, float most, uint8_t *weights) {
-  __m512i sum = _mm512_setzero_si512();
+ * still sum to one. NaN if one of the scores is. */
+VNNI static float weigh(const float *scores, float most, uint8_t *weights) {
+  __m512i sum = _mm512_setzero_si512(), all = _mm512_setzero_si512();
   for (int t = 0; t < BLOCK; t += LANES) {
     const __m512 weight = power(_mm512_sub_ps(_mm512_load_ps(scores + t), _mm512_set1_ps(most)));
     const __m512i integers = _mm512_cvtps_epi32(weight);
     _mm_store_si128((void *)(weights + t), _mm512_cvtepi32_epi8(integers));
     sum = _mm512_add_epi32(sum, integers);
+    all = _mm512_or_si512(all, integers); /* of a NaN it is the most negative one */
   }
-  return _mm512_reduce_add_epi32(sum);
+  return _mm512_movepi32_mask(all) ? NAN : (float)_mm512_reduce_add_epi32(sum);
 }
 
 /* What `rows` queries make of the values of n keys, a multiple of BLOCK; scores: room for [TILE, n]. */
@@ -318,7 +325,7 @@ int attention(const Attention *what, Threads threads) {
   if (!job.heads) return -1;
   job.added = (float *)(job.heads + job.stride * heads);
   for (int64_t t = 0; t < n; t++)
-    job.added[t] = t >= what->n_keys ? MUTE : what->added ? what->added[t] : 0;
+    job.added[t] = t >= what->n_keys ? MASKED : what->added ? what->added[t] : 0;
   threads.run(threads.context, pack_head, heads, &job);
   threads.run(threads.context, attend, heads * job.groups, &job);
   free(job.heads);

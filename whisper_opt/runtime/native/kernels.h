@@ -9,13 +9,15 @@
 #include <stdint.h>
 #include <stddef.h>
 
+#include "layout.h"
+
 static inline int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 /* Calls work(data, i) for every i below count, on several threads, and returns when all are done. */
 typedef struct Threads {
-  const void *context;
-  void (*run)(const void *context, void (*work)(void *data, size_t i), size_t count, void *data);
+  void *context;
+  void (*run)(void *context, void (*work)(void *data, size_t i), size_t count, void *data);
 } Threads;
 
 /* Weights of a product in the order in which they are read. */
@@ -25,7 +27,6 @@ typedef struct Packed {
   int32_t *sums;      /* [n_out, rounded up to 64], of every column */
 } Packed;
 
-enum { HEAD = 64, BLOCK = 128 }; /* channels of a head; keys are packed by so many */
 static const float SCALE = 0.125f; /* of scores: one by the root of HEAD */
 
 /* Packs int8 [n_in, n_out]; n_in must be a multiple of 16. */

@@ -13,10 +13,7 @@ enum {
   ROUNDED = 32,    /* rows that one task rounds */
 };
 
-/* whisper_opt/export/quantization/int8.py: LEAST, GELU_ZERO, GELU_STEPS, GELU_LOW */
-static const float LEAST = 1e-20f, GELU_LEAST = 0.17f * 239 / 16;
-enum { ZERO = 128, STEPS = 127, GELU_ZERO = 16, GELU_STEPS = 239 };
-enum { HEAD_ZERO = 64, HEAD_STEPS = 63 }; /* whisper_opt/runtime/head_bounds.py: STEPS */
+static const float GELU_LEAST = GELU_LOW * GELU_STEPS / GELU_ZERO;
 
 int pack_weight(Packed *packed, const int8_t *weight, int64_t n_in, int64_t n_out) {
   const int64_t n_panels = (n_out + PANEL - 1) / PANEL;
@@ -68,15 +65,6 @@ VNNI_INLINE __m512 gelu(__m512 x) {
   rest = _mm512_mul_ps(rest, rest);
   const __m512 half = _mm512_mul_ps(x, _mm512_set1_ps(0.5f));
   return _mm512_fmadd_ps(_mm512_abs_ps(half), _mm512_sub_ps(one, rest), half);
-}
-
-/* The larger of what is not negative, bit by bit: a NaN is larger than anything, and stays. */
-VNNI_INLINE __m512i larger(__m512i most, __m512 value) { return _mm512_max_epi32(most, _mm512_castps_si512(value)); }
-VNNI_INLINE float largest(__m512i most) {
-  const int32_t bits = _mm512_reduce_max_epi32(most);
-  float value;
-  memcpy(&value, &bits, sizeof value);
-  return value;
 }
 
 /* GELU of a row; returns the largest of its values. */

@@ -1,5 +1,6 @@
 /* The operators of domain "whisper_opt" for ONNX Runtime. What each computes is said by the function of its
  * name in the graph (whisper_opt/export/graphs/operators.py), which ONNX Runtime runs where this library is not. */
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -12,7 +13,9 @@
 #define EXPORT __attribute__((visibility("default")))
 #endif
 
-static const OrtApi *api; /* of the process: every session is given the same one */
+/* Of the process: every session is given the same ones. Sessions may be made at the same time. */
+static const OrtApi *_Atomic api;
+static OrtCustomOpDomain *_Atomic domain;
 
 #define CALL(name, ...) ORT_CALL(api, name, __VA_ARGS__)
 #define TRY(name, ...)                                   \
@@ -53,10 +56,13 @@ typedef struct Shape {
   size_t n;
 } Shape;
 
+static const char TOO_MANY[] = "what is attended to is not of 4096 positions at most";
+
 static OrtStatus *refused(const char *why) { return CALL(CreateStatus, ORT_FAIL, why); }
 
 static OrtStatus *shape_of(const OrtValue *value, Shape *shape) {
   OrtTensorTypeAndShapeInfo *info = NULL;
+  memset(shape, 0, sizeof *shape);
   TRY(GetTensorTypeAndShape, value, &info);
   OrtStatus *status = CALL(GetDimensionsCount, info, &shape->n);
   if (!status && shape->n > MAX_DIMS) status = refused("more dimensions than any input has");
@@ -84,9 +90,17 @@ static OrtStatus *output(OrtKernelContext *context, size_t i, Shape shape, void 
   return CALL(GetTensorMutableData, value, data);
 }
 
-static void run_on_threads(const void *context, void (*work)(void *, size_t), size_t count, void *data) {
-  /* as many batches as calls: whoever is free takes the next. It cannot fail. */
-  CALL(KernelContext_ParallelFor, context, work, count, count, data);
+/* One computation of a kernel, and the first failure of its tasks. */
+typedef struct Run {
+  OrtKernelContext *context;
+  OrtStatus *failure;
+} Run;
+
+static void run_on_threads(void *data_of_run, void (*work)(void *, size_t), size_t count, void *data) {
+  Run *run = data_of_run;
+  if (run->failure) return;
+  /* as many batches as calls: whoever is free takes the next */
+  run->failure = CALL(KernelContext_ParallelFor, run->context, work, count, count, data);
 }
 
 static OrtStatus *finished(int code) { return code ? refused("out of memory") : NULL; }
@@ -115,6 +129,7 @@ static OrtStatus *pack_constant(const OrtKernelInfo *info, Kernel *kernel) {
   OrtStatus *status = constant(info, op->weight, &value, &shape);
   if (status) return status;
   if (shape.n != 2 || shape.sizes[0] % 16) return refused("weights must be [multiple of 16, any]");
+  if (shape.sizes[0] > MAX_INPUT) return refused("weights must be of 16384 rows at most");
   for (int i = 0; !status && i < 2; i++) {
     status = check_vector(info, op->of_columns[i], shape.sizes[1]);
     if (!status) status = check_vector(info, op->of_rows[i], shape.sizes[0]);
@@ -126,6 +141,7 @@ static OrtStatus *pack_constant(const OrtKernelInfo *info, Kernel *kernel) {
 
 static OrtStatus *read_attributes(const OrtKernelInfo *info, Kernel *kernel) {
   TRY(KernelInfoGetAttribute_int64, info, "num_heads", &kernel->n_head);
+  if (kernel->n_head < 1 || kernel->n_head > MAX_HEADS) return refused("num_heads must be from 1 to 1024");
   return kernel->operator->takes_layer ? CALL(KernelInfoGetAttribute_int64, info, "layer", &kernel->layer) : NULL;
 }
 
@@ -191,11 +207,13 @@ static OrtStatus *attend_self(const Kernel *kernel, OrtKernelContext *context, T
   OrtStatus *status = input(context, 0, (const void **)&what.qkv, &shape);
   if (!status) status = input(context, 1, &second, &other);
   if (status) return status;
-  if (shape.n != 3 || shape.sizes[2] != 3 * HEAD * kernel->n_head || other.n == 0)
+  if (shape.n != 3 || shape.sizes[2] != 3 * HEAD * kernel->n_head)
     return refused("qkv is not [n_audio, n, 3 * num_heads * 64]");
+  if (shape.sizes[1] > MAX_KEYS) return refused(TOO_MANY);
   what.n_audio = shape.sizes[0];
   what.n_keys = shape.sizes[1];
   what.n_queries = chosen ? other.sizes[0] : what.n_keys;
+  if (chosen && other.n != 1) return refused("positions is not [n]");
   for (int64_t i = 0; chosen && i < what.n_queries; i++)
     if (((const int64_t *)second)[i] < 0 || ((const int64_t *)second)[i] >= what.n_keys)
       return refused("there is no such position");
@@ -223,6 +241,7 @@ static OrtStatus *pack(const Kernel *kernel, OrtKernelContext *context, Threads 
   OrtStatus *status = input(context, 0, (const void **)&what.x, &shape);
   if (status) return status;
   if (shape.n != 3 || shape.sizes[2] != HEAD * kernel->n_head) return refused("x is not [n_audio, n, num_heads * 64]");
+  if (shape.sizes[1] > MAX_KEYS) return refused(TOO_MANY);
   what.n_audio = shape.sizes[0];
   what.n = shape.sizes[1];
   const int64_t n = divided_up(what.n, BLOCK) * BLOCK;
@@ -251,11 +270,12 @@ static OrtStatus *read_cross(const Kernel *kernel, OrtKernelContext *context, in
   if (!status) status = input(context, steps, (const void **)&what->steps, &all);
   if (!status) status = input(context, steps + 1, (const void **)&what->added, &added);
   if (status) return status;
+  if (keys.sizes[2] > MAX_KEYS / PANEL) return refused(TOO_MANY);
   what->n_head = kernel->n_head;
   what->layer = kernel->layer;
   what->n_audio = queries.sizes[0];
   what->n_queries = queries.sizes[1];
-  what->n_keys = keys.sizes[2] * 64;
+  what->n_keys = keys.sizes[2] * PANEL;
   what->n_layer = all.sizes[1];
   const int64_t n = what->n_keys, n_audio = what->n_audio, n_head = what->n_head;
   const int64_t panels[] = {n_audio, n_head, n / 64, HEAD / 4, 64, 4}, mute[] = {n_audio, n};
@@ -289,6 +309,7 @@ static OrtStatus *compute_scores(const Kernel *kernel, OrtKernelContext *context
   if (!status) status = input(context, 4, (const void **)&chosen, &heads);
   if (!status) status = input(context, 5, (const void **)&wanted, &rows);
   if (status) return status;
+  if (heads.n != 1 || rows.n != 1) return refused("heads or rows is not [n]");
   for (int64_t i = 0; i < heads.sizes[0]; i++)
     if (chosen[i] < 0 || chosen[i] >= what.n_head) return refused("there is no such head");
   for (int64_t i = 0; i < rows.sizes[0]; i++)
@@ -301,8 +322,12 @@ static OrtStatus *compute_scores(const Kernel *kernel, OrtKernelContext *context
 
 static OrtStatus *compute(void *created, OrtKernelContext *context) {
   const Kernel *kernel = created;
-  const Threads threads = {context, run_on_threads};
-  return kernel->operator->compute(kernel, context, threads);
+  Run run = {context, NULL};
+  const Threads threads = {&run, run_on_threads};
+  OrtStatus *status = kernel->operator->compute(kernel, context, threads);
+  if (!status) return run.failure;
+  if (run.failure) CALL(ReleaseStatus, run.failure);
+  return status;
 }
 
 static const char *name_of(const OrtCustomOp *op) { return ((const Operator *)op)->name; }
@@ -373,12 +398,33 @@ EXPORT int whisper_opt_supported(void) {
          __builtin_cpu_supports("avx512vnni");
 }
 
+/* The number of the layouts that this library was compiled with. */
+EXPORT int whisper_opt_abi(void) { return WHISPER_OPT_ABI; }
+
+/* The domain with all operators, made once: ONNX Runtime keeps its address as long as there are sessions. */
+static OrtStatus *find_domain(OrtCustomOpDomain **found) {
+  OrtCustomOpDomain *made = NULL, *before = NULL;
+  if ((*found = domain)) return NULL;
+  TRY(CreateCustomOpDomain, "whisper_opt", &made);
+  OrtStatus *status = NULL;
+  for (size_t i = 0; !status && i < sizeof OPERATORS / sizeof *OPERATORS; i++)
+    status = CALL(CustomOpDomain_Add, made, &OPERATORS[i].base);
+  if (!status && atomic_compare_exchange_strong(&domain, &before, made)) {
+    *found = made;
+    return NULL;
+  }
+  CALL(ReleaseCustomOpDomain, made);
+  *found = before; /* of another thread, which was first */
+  return status;
+}
+
 /* ONNX Runtime calls this for every session that is made with the library. */
 EXPORT OrtStatus *RegisterCustomOps(OrtSessionOptions *options, const OrtApiBase *base) {
-  OrtCustomOpDomain *domain = NULL;
-  api = base->GetApi(ORT_VERSION);
-  TRY(CreateCustomOpDomain, "whisper_opt", &domain);
-  for (size_t i = 0; i < sizeof OPERATORS / sizeof *OPERATORS; i++)
-    TRY(CustomOpDomain_Add, domain, &OPERATORS[i].base);
-  return CALL(AddCustomOpDomain, options, domain);
+  const OrtApi *given = base->GetApi(ORT_VERSION), *first = base->GetApi(1), *before = NULL;
+  OrtCustomOpDomain *found = NULL;
+  if (!given) return first ? ORT_CALL(first, CreateStatus, ORT_FAIL, "the kernels need ONNX Runtime 1.17 or later") : NULL;
+  if (!atomic_compare_exchange_strong(&api, &before, given) && before != given)
+    return ORT_CALL(given, CreateStatus, ORT_FAIL, "another ONNX Runtime of this process uses the kernels");
+  OrtStatus *status = find_domain(&found);
+  return status ? status : CALL(AddCustomOpDomain, options, found);
 }

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from whisper_opt.core.cpu import processor
 from whisper_opt.core.errors import BackendUnavailable, EngineError
 from whisper_opt.runtime.device.executor import Tensor
 from whisper_opt.runtime.engine import Engine
@@ -40,10 +41,7 @@ def sums_overflow() -> bool:
     """
     if platform.machine().lower() not in ("x86_64", "amd64", "i386", "i686"):
         return False
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split()
-    except OSError:
-        return True
+    flags = processor().flags
     return "avx512_vnni" not in flags and "avx_vnni" not in flags
 
 
@@ -66,7 +64,8 @@ def load_graph(
         kernels: use compiled kernels (:mod:`whisper_opt.runtime.native`), where they can be used here.
 
     Raises:
-        BackendUnavailable: ONNX Runtime is missing, or too old for the engine's dialect.
+        BackendUnavailable: ONNX Runtime is missing, or too old for the engine's dialect, or does
+            not take the kernels.
         EngineError: the graph cannot be loaded.
     """
     runtime = import_onnxruntime()
@@ -81,7 +80,7 @@ def load_graph(
         options.add_session_config_entry("session.x64quantprecision", "1")
     library = kernel_library() if kernels else None
     if library is not None:
-        options.register_custom_ops_library(str(library))
+        _register(runtime, options, library)
     try:
         session = runtime.InferenceSession(
             str(engine.file(name)), options, providers=list(providers)
@@ -106,6 +105,18 @@ def failed_run(error: Exception) -> EngineError:
     """What to raise for an error of ONNX Runtime while it runs a graph."""
     lines = str(error).splitlines() or [type(error).__name__]
     return EngineError(f"ONNX Runtime failed: {lines[0][:300]}")
+
+
+def _register(runtime: Any, options: Any, library: Path) -> None:
+    """Have sessions use the compiled kernels."""
+    try:
+        options.register_custom_ops_library(str(library))
+    except Exception as error:  # the runtime's errors share no base class
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+        raise BackendUnavailable(
+            f"ONNX Runtime {runtime.__version__} does not take the compiled kernels {library}:"
+            f" {reason}; compile them again (python hatch_build.py), or load with kernels='off'"
+        ) from error
 
 
 _TYPES: Mapping[str, type[np.generic]] = {

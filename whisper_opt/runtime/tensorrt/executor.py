@@ -151,6 +151,7 @@ class _Stream(Copies):
 
     def enqueue(self, graph: str, buffers: Mapping[str, Buffer]) -> Context:
         """Bind and run once; returns the context, to be run again as it stands."""
+        self.cuda.select()
         plan = self._owner.plan(graph)
         inputs = _inputs(plan)
         profile = self._owner.profile(graph, {name: buffers[name].shape for name in inputs})
@@ -210,7 +211,7 @@ class _CapturedGraph:
             mode = cuda.runtime.cudaStreamCaptureMode.cudaStreamCaptureModeRelaxed
             cuda("cudaStreamBeginCapture", stream, mode)
             try:
-                for context in contexts:
+                for context in contexts:  # this GPU is still the current one
                     context.run(int(stream))
                 self._download()
             finally:

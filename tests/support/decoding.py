@@ -1,0 +1,27 @@
+"""Decoding without a scheduler: some windows, all at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from whisper_opt.core.backend import Backend, Encoded
+from whisper_opt.decoding import Batch, Decoded, DecodeRequest
+
+__all__ = ["decode"]
+
+
+def decode(backend: Backend, audio: Encoded, tasks: Sequence[DecodeRequest]) -> list[Decoded]:
+    """Decode one window an audio, all at once; see :class:`Batch`.
+
+    Returns:
+        The candidates of each window, in the order of ``tasks``.
+    """
+    batch = Batch(backend)
+    found: dict[int, Decoded] = {}
+    try:
+        numbers = batch.add(audio, tasks)
+        while len(batch):
+            found.update(batch.step())
+    finally:
+        batch.close()
+    return [found[number] for number in numbers]
