@@ -1,9 +1,8 @@
-"""A CUDA runtime and a TensorRT that run on the CPU, and are stricter than the real ones.
+"""Fake CUDA runtime and TensorRT on the CPU, stricter than the real ones.
 
-Memory of the "device" is host memory. A stream keeps what is asked of it and does nothing before
-it is synchronized, so that whoever reads too early, or writes again what is still to be copied, is
-found out. What uses memory that was freed fails, and so does what real ones answer with undefined
-behaviour. A plan is the path of an ONNX file and the ranges of its profiles.
+Device memory is host memory. A stream does no work before it is synchronized, which exposes code
+that reads too early, or overwrites memory that is still to be copied. The use of freed memory and
+all undefined behaviour raise. A plan is the path of an ONNX file and the ranges of its profiles.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ _TYPES = {
 
 
 class ViolationError(AssertionError):
-    """What the real library would have answered with undefined behaviour."""
+    """A call with undefined behaviour in the real library."""
 
 
 class _Error(enum.Enum):
@@ -56,7 +55,7 @@ class _Mode(enum.Enum):
 
 
 class _Stream:
-    """A handle, as the bindings have them: an object that is an integer to others."""
+    """A stream handle as in the bindings: an object that converts to an integer."""
 
     def __init__(self, number: int, device: int) -> None:
         self.number, self.device = number, device
@@ -70,10 +69,10 @@ class _Stream:
 
 
 class FakeCuda:
-    """Stands in for ``cuda.bindings.runtime``.
+    """Replaces ``cuda.bindings.runtime``.
 
-    ``calls`` has every call by name, in order, but those that select or ask for the current device,
-    which is a thread's own.
+    ``calls`` has every call by name, in order, except those that select or get the current device,
+    which each thread has for itself.
     """
 
     cudaError_t = _Error  # noqa: N815
@@ -87,12 +86,12 @@ class FakeCuda:
         self.memory, self.n_devices = memory, n_devices
         self.calls: list[tuple[Any, ...]] = []
         self.fail: dict[str, int] = {}
-        """Calls that fail, by name: how many succeed before."""
+        """Functions that fail once, by name: number of calls that succeed before."""
         self.device: dict[int, Any] = {}
         self.pinned: dict[int, Any] = {}
         self.streams: dict[int, _Stream] = {}
         self.events: dict[int, tuple[_Stream, int] | None] = {}
-        """Where each one was recorded: the stream, and how much had been asked of that."""
+        """Stream and number of enqueued tasks at which each event was recorded."""
         self.graphs: set[Any] = set()
         self.replays: set[Any] = set()
         self.homes: dict[int, int] = {}
@@ -114,7 +113,7 @@ class FakeCuda:
                 if fails and name not in ("cudaStreamSynchronize", "cudaStreamEndCapture"):
                     return _Error.cudaErrorInvalidValue, None
                 found: tuple[Any, ...] = call(self, *args)
-                if fails:  # these end what they are about all the same
+                if fails:  # these take effect even if they fail
                     self.graphs.discard(found[-1])
                     return _Error.cudaErrorInvalidValue, None
                 return found
@@ -136,7 +135,7 @@ class FakeCuda:
                 raise ViolationError(f"{name} on {self.current} with a stream of {arg.device}")
 
     def _fails(self, name: str) -> bool:
-        """Once: the call after it works again."""
+        """Whether this call fails; the next one succeeds again."""
         if name not in self.fail:
             return False
         self.fail[name] -= 1
@@ -146,7 +145,7 @@ class FakeCuda:
         return True
 
     def count(self, name: str) -> int:
-        """How often a function was called."""
+        """Number of calls of a function."""
         return sum(call[0] == name for call in self.calls)
 
     @property
@@ -155,7 +154,7 @@ class FakeCuda:
 
     @property
     def leaks(self) -> dict[str, int]:
-        """What is still held."""
+        """Number of unreleased objects by kind."""
         held = {
             "device": self.device,
             "pinned": self.pinned,
@@ -228,7 +227,7 @@ class FakeCuda:
         return _Error.cudaSuccess, stream
 
     def _cudaStreamDestroy(self, stream: _Stream) -> tuple[Any, ...]:  # noqa: N802
-        self.streams.pop(int(stream))  # what it has to do is still done, but nobody can know when
+        self.streams.pop(int(stream))  # its work would still be done, at an unknown time
         return (_Error.cudaSuccess,)
 
     def _cudaStreamSynchronize(self, stream: _Stream) -> tuple[Any, ...]:  # noqa: N802
@@ -238,7 +237,7 @@ class FakeCuda:
         return (_Error.cudaSuccess,)
 
     def _work(self, stream: _Stream, n: int) -> None:
-        """Do the first ``n`` things that are left to do in a stream."""
+        """Do the first ``n`` pending tasks of a stream."""
         work, stream.work = stream.work[:n], stream.work[n:]
         stream.n_done += n
         for task in work:
@@ -257,10 +256,10 @@ class FakeCuda:
         return (_Error.cudaSuccess,)
 
     def _cudaEventSynchronize(self, event: int) -> tuple[Any, ...]:  # noqa: N802
-        """Does what comes before the event, and nothing of what comes after."""
+        """Do the work before the event, and none after it."""
         recorded = self.events[event]
         if recorded is None:
-            raise ViolationError("an event is waited for that was never recorded")
+            raise ViolationError("wait for an event that was never recorded")
         stream, n_before = recorded
         self._work(stream, max(n_before - stream.n_done, 0))
         return (_Error.cudaSuccess,)
@@ -334,7 +333,7 @@ class _Severity(enum.Enum):
 
 
 class FakeTensorrt:
-    """Stands in for the module ``tensorrt``, as far as running goes."""
+    """Replaces the run-time parts of the module ``tensorrt``."""
 
     __version__ = "11.4.0"
 
@@ -377,7 +376,7 @@ class _Runtime:
 
 
 class _Engine:
-    """A graph in ONNX Runtime, and the ranges of its profiles."""
+    """A graph in ONNX Runtime with the ranges of its profiles."""
 
     def __init__(
         self, trt: FakeTensorrt, logger: Any, path: str, profiles: list[dict[str, list[int]]]
@@ -434,7 +433,7 @@ class _Engine:
 
 
 class _Context:
-    """Shapes and addresses, which a launch takes as they are at that moment."""
+    """Shapes and addresses; a launch uses their values at that moment."""
 
     def __init__(self, engine: _Engine) -> None:
         self.engine = engine
@@ -496,7 +495,7 @@ class _Context:
         memory: tuple[int, int],
     ) -> None:
         engine, cuda = self.engine, self.engine.trt.cuda
-        cuda.find(*memory)[:] = 0xFF  # whoever shares it must not count on it
+        cuda.find(*memory)[:] = 0xFF  # other users of the memory must not rely on its contents
         feeds = {
             name: self._view(name, addresses[name], shape).copy() for name, shape in shapes.items()
         }
@@ -518,12 +517,12 @@ class _Context:
 
 
 def fake_library(cuda: FakeCuda) -> Library:
-    """A real :class:`Library` over a fake TensorRT."""
+    """A real :class:`Library` on a fake TensorRT."""
     return Library("tensorrt", FakeTensorrt(cuda))
 
 
 def plan_reader(engine: Engine, spec: PlanSpec) -> Callable[[str], bytes]:
-    """Reads "plans" of an engine's ONNX files, with the profiles that a build would give them."""
+    """Reads "plans" of the ONNX files of an engine, with the profiles of a real build."""
     profiles = spec.profiles(engine.manifest.dims)
 
     def read(graph: str) -> bytes:

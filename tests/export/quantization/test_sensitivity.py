@@ -34,7 +34,7 @@ from whisper_opt.export.verification.partitioned import PartitionedGraph
 from whisper_opt.export.verification.reference import Reference
 from whisper_opt.export.verification.verify import noise_mel
 from whisper_opt.runtime.engine import Engine, read_engine
-from whisper_opt.runtime.padding import Heard
+from whisper_opt.runtime.padding import EncoderInput
 
 DIMS = random_dims(n_vocab=8000, n_audio_state=64, n_text_state=64, n_audio_layer=2, n_text_layer=1)
 TOKENS = np.random.default_rng(5).integers(0, 8000, 12).astype(np.int64)
@@ -98,7 +98,9 @@ def scores_of(engine: Engine, mel: F32) -> tuple[F32, F32]:
         model = onnx.load(str(engine.file(f"{stem}.onnx")), load_external_data=False)
         return PartitionedGraph(OnnxGraph(model, ()), [], engine.path, stem)
 
-    cross = graph("encoder").run(Heard.whole(mel[None], DIMS.frames_per_position).feeds())
+    cross = graph("encoder").run(
+        EncoderInput.uncompressed(mel[None], DIMS.frames_per_position).feeds()
+    )
     cache = {
         f"self_{kind}_0": np.zeros((1, DIMS.n_text_head, 64, 64), np.float32) for kind in ("k", "v")
     }

@@ -18,7 +18,15 @@ import numpy as np
 
 from whisper_opt.audio.features import log_mel
 from whisper_opt.core.arrays import F32, Int
-from whisper_opt.core.backend import Backend, Encoded, Logits, Run, Runner, Session, TokenMask
+from whisper_opt.core.backend import (
+    Backend,
+    Encoded,
+    Logits,
+    MultiStepResult,
+    MultiStepSession,
+    Session,
+    TokenMask,
+)
 from whisper_opt.core.dims import N_SAMPLES
 from whisper_opt.core.logits import log_sum_exp, top_row
 from whisper_opt.decoding.constraints import SuppressTokens, TimestampRules, TokenConstraint
@@ -112,12 +120,12 @@ def _extend(pair: tuple[Session, Session], tokens: Int, tally: _Tally) -> F32:
     return expected
 
 
-def _run(session: Session, first: Int, rows: list[GreedyRow]) -> Run | None:
+def _run(session: Session, first: Int, rows: list[GreedyRow]) -> MultiStepResult | None:
     """Multi-step decoding of a session; None if it has none."""
-    if not (isinstance(session, Runner) and session.runs):
+    if not (isinstance(session, MultiStepSession) and session.supports_multistep):
         return None
     state = greedy_rows(rows, [[token] for token in first.tolist()])
-    return session.run(first[:, None], state, N_STEPS)
+    return session.decode_steps(first[:, None], state, N_STEPS)
 
 
 def _wrong_steps(backend: Backend, encoded: Encoded, prompt: Int, vocab: Vocab) -> int:

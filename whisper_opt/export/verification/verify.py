@@ -23,7 +23,7 @@ from whisper_opt.export.verification.openai import openai_logits
 from whisper_opt.export.verification.partitioned import PartitionedGraph
 from whisper_opt.export.verification.reference import Reference
 from whisper_opt.runtime.head_bounds import Inputs, Screen
-from whisper_opt.runtime.padding import MASKED, Heard, Padding
+from whisper_opt.runtime.padding import MASKED, EncoderInput, PaddingCompression
 
 __all__ = ["PACKED_TOLERANCE", "Parity", "noise_mel", "unpack_cross", "verify", "verify_packed"]
 
@@ -120,7 +120,7 @@ def verify(
     mel = noise_mel(dims)
     reference = Reference(checkpoint)
     audio = reference.encode(mel)
-    cross = _encode(encoder, Heard.whole(mel[None], dims.frames_per_position))
+    cross = _encode(encoder, EncoderInput.uncompressed(mel[None], dims.frames_per_position))
     cross_error, cross_scale = _compare_cross(reference, audio, cross, dims, measure)
     require_error_below(
         "cross-attention keys and values", cross_error, precision.cross_tolerance * cross_scale
@@ -180,7 +180,7 @@ def verify_packed(
     """
     mel = noise_mel(dims, SEED + 1)
     mel[:, _SHORT:] = 0
-    encoder_input = Padding(parts, dims.frames_per_position).heard(mel[None])
+    encoder_input = PaddingCompression(parts, dims.frames_per_position).compress(mel[None])
     sequences = _sequences(dims)
     found = []
     for encoder, decoder in (plain, packed):
@@ -208,7 +208,7 @@ def verify_packed(
     return errors
 
 
-def _count_error(added: F32, encoder_input: Heard) -> float:
+def _count_error(added: F32, encoder_input: EncoderInput) -> float:
     """Error of the values added to scores; for masked keys relative to ``MASKED``."""
     n = len(encoder_input.counts)
     counts = np.abs(added[:, :n] - np.log(encoder_input.counts)).max()
@@ -237,7 +237,7 @@ def unpack_cross(cross: Mapping[str, NDArray], dims: ModelDims) -> dict[str, NDA
     return found
 
 
-def _encode(encoder: PartitionedGraph, encoder_input: Heard) -> dict[str, NDArray]:
+def _encode(encoder: PartitionedGraph, encoder_input: EncoderInput) -> dict[str, NDArray]:
     feeds = encoder_input.feeds()
     return encoder.run({name: feeds[name] for name in encoder.inputs})
 
@@ -258,7 +258,7 @@ def _verify_compression(
     measure = MEASURES[precision.measure]
     mel = noise_mel(dims, SEED + 1)
     mel[:, _SHORT:] = 0
-    encoder_input = Padding(parts, dims.frames_per_position).heard(mel[None])
+    encoder_input = PaddingCompression(parts, dims.frames_per_position).compress(mel[None])
     audio = reference.encode_compressed(mel, encoder_input.positions, encoder_input.counts)
     cross = _encode(encoder, encoder_input)
     error, scale = _compare_cross(reference, audio, cross, dims, measure)
