@@ -1,4 +1,6 @@
-"""The token embedding and the output head, which is the same tensor once more.
+"""The token embedding and the output head, which is the same tensor once more in most models.
+
+A fine-tuned model may have a head of its own (:data:`OUTPUT_HEAD`); then both are stored.
 
 Scores of a Whisper are about 20, where neighbouring float16 numbers are 0.016 apart: rounding them
 costs more than all other rounding of a float16 model together. In float16 the head therefore
@@ -19,7 +21,7 @@ from onnx import TensorProto
 
 from whisper_opt.core.arrays import NDArray
 from whisper_opt.core.dims import ModelDims
-from whisper_opt.export.checkpoints.checkpoint import Tensor
+from whisper_opt.export.checkpoints.checkpoint import OUTPUT_HEAD, Tensor
 from whisper_opt.export.graphs.builder import MICROSOFT, GraphBuilder
 from whisper_opt.export.graphs.operators import Operator
 from whisper_opt.export.graphs.precision import FP32, Precision
@@ -46,9 +48,9 @@ _FLOAT, _INT64 = TensorProto.FLOAT, TensorProto.INT64
 def embed(
     builder: GraphBuilder, tokens: str, tensors: Mapping[str, Tensor], types: Precision
 ) -> str:
-    """Declare the embedding, which :func:`exact_head` uses too, and look tokens [N, S] up."""
+    """Declare the embedding, which :func:`exact_head` may use too, and look tokens [N, S] up."""
     tensor = tensors[EMBEDDING]
-    vocab, state = tensor.shape
+    state = tensor.shape[1]
     if types.bits is not None:
         make = _embed_nibbles if types.bits == 4 else _embed_integers
         return make(builder, tokens, tensors)
@@ -57,14 +59,25 @@ def embed(
         table = builder.weight(EMBEDDING, tensor.shape, tensor.read, stored)
         return builder.cast(builder.node("Gather", table, tokens), stored, np.float32)
 
+    found = builder.node("Gather", _widened(builder, EMBEDDING, tensor, types), tokens)
+    first, end, axis = (builder.constant([n]) for n in (0, state, 2))
+    return builder.node("Slice", found, first, end, axis)
+
+
+def _matrix(tensors: Mapping[str, Tensor]) -> str:
+    """Which tensor is the output head."""
+    return OUTPUT_HEAD if OUTPUT_HEAD in tensors else EMBEDDING
+
+
+def _widened(builder: GraphBuilder, name: str, tensor: Tensor, types: Precision) -> str:
+    """A table [n_vocab, n_text_state] with its further column of ones, and zeros beside that."""
+    vocab, state = tensor.shape
+
     def read() -> NDArray:
         more = np.eye(1, _COLUMNS, dtype=types.compute).repeat(vocab, axis=0)
         return np.concatenate([tensor.read().astype(types.compute), more], axis=1)
 
-    table = builder.weight(EMBEDDING, (vocab, state + _COLUMNS), read, types.compute)
-    found = builder.node("Gather", table, tokens)
-    first, end, axis = (builder.constant([n]) for n in (0, state, 2))
-    return builder.node("Slice", found, first, end, axis)
+    return builder.weight(name, (vocab, state + _COLUMNS), read, types.compute)
 
 
 def exact_head(
@@ -78,23 +91,29 @@ def exact_head(
     if types.bits is not None:
         make = _nibble_head if types.bits == 4 else _quantized_head
         return make(builder, hidden, tensors)
-    flat = builder.reshape(hidden, [-1, dims.n_text_state])
+    flat, name = builder.reshape(hidden, [-1, dims.n_text_state]), _matrix(tensors)
+    tensor = tensors[name]
     if types.compute == np.float32:
-        table = builder.cast(EMBEDDING, types.storage or types.compute, np.float32)
-        scores = builder.node("Gemm", flat, table, transB=1)
+        stored = types.storage or types.compute
+        table = builder.weight(name, tensor.shape, tensor.read, stored)
+        scores = builder.node("Gemm", flat, builder.cast(table, stored, np.float32), transB=1)
     else:
-        scores = _centred(builder, flat, tensors[EMBEDDING], types)
+        scores = _centred(builder, flat, name, tensor, types)
     return _unflatten(builder, scores, hidden, [dims.n_vocab])
 
 
-def _centred(builder: GraphBuilder, flat: str, embedding: Tensor, types: Precision) -> str:
-    """Scores f32 [n, n_vocab] of f32 [n, n_text_state], rounded relative to a guess at the best."""
+def _centred(builder: GraphBuilder, flat: str, name: str, tensor: Tensor, types: Precision) -> str:
+    """Scores f32 [n, n_vocab] of f32 [n, n_text_state], rounded relative to a guess at the best.
+
+    ``name``: of the head's ``tensor``.
+    """
 
     def minus_mean() -> NDArray:
-        mean = embedding.read().mean(axis=0)
+        mean = tensor.read().mean(axis=0)
         return np.outer(-mean, np.eye(1, _COLUMNS)[0]).astype(np.float32)
 
-    vocab, state = embedding.shape
+    vocab, state = tensor.shape
+    table = _widened(builder, name, tensor, types)
     weight = builder.weight("decoder.head.minus_mean", (state, _COLUMNS), minus_mean, types.compute)
     lift = builder.constant((-LIFT * np.eye(1, _COLUMNS)[0]).astype(types.compute))
     rounded = builder.cast(flat, np.float32, types.compute)
@@ -105,7 +124,7 @@ def _centred(builder: GraphBuilder, flat: str, embedding: Tensor, types: Precisi
     zeros = builder.node("Sub", minus, minus)  # not Pad, which CUDA has not in every opset
     pair = builder.node("Concat", rounded, minus, rest, zeros, axis=1)
     pair = builder.reshape(pair, [-1, state + _COLUMNS])  # [2 n, n_text_state + 8]
-    both = builder.node("Gemm", pair, EMBEDDING, transB=1)
+    both = builder.node("Gemm", pair, table, transB=1)
     both = builder.reshape(builder.cast(both, types.compute, np.float32), [-1, 2 * vocab])
     halves = builder.nodes("Split", [both, builder.constant([vocab, vocab])], 2, axis=1)
     scores = builder.node("Add", *halves)
@@ -145,15 +164,20 @@ def screened_head(
     builder.output(hidden, "hidden", _FLOAT, ["n_seq", "n_at", dims.n_text_state])
 
 
+def _scope(tensors: Mapping[str, Tensor]) -> str:
+    """Where the weights of the embedding lie: with those of the head, unless it has its own."""
+    return "decoder.embedding" if OUTPUT_HEAD in tensors else "decoder.head"
+
+
 class _Integers:
-    """Weights of the head in 8 bits, declared as they are used; quantized once."""
+    """Weights of the head, or the embedding, in 8 bits, declared as used; quantized once."""
 
     def __init__(
-        self, builder: GraphBuilder, tensors: Mapping[str, Tensor], scope: str = "screen"
+        self, builder: GraphBuilder, tensors: Mapping[str, Tensor], scope: str, matrix: str
     ) -> None:
-        parts = (EMBEDDING, "decoder.ln.weight", "decoder.ln.bias")
+        parts = (matrix, "decoder.ln.weight", "decoder.ln.bias")
         head = functools.lru_cache(maxsize=1)(lambda: quantize_head(*(tensors[p] for p in parts)))
-        vocab, state = tensors[EMBEDDING].shape
+        vocab, state = tensors[matrix].shape
         self.builder = builder
         self._scope = scope
         self._head: Callable[[], QuantizedHead] = head
@@ -186,8 +210,9 @@ def _rough(
     dims: ModelDims,
     tensors: Mapping[str, Tensor],
 ) -> str:
-    weights = _Integers(builder, tensors)
-    builder.host(EMBEDDING, (dims.n_vocab, dims.n_text_state), tensors[EMBEDDING].read)
+    name = _matrix(tensors)
+    weights = _Integers(builder, tensors, "screen", name)
+    builder.host(name, (dims.n_vocab, dims.n_text_state), tensors[name].read)
     weights.host("mean", "shrink", "error", "norm")
     shrunk, loudest = _shrunk(builder, hidden, weights("shrink"))
     shrunk, loudest = (builder.node("Gather", x, screened, axis=1) for x in (shrunk, loudest))
@@ -234,7 +259,7 @@ def _products(
 
 def _embed_integers(builder: GraphBuilder, tokens: str, tensors: Mapping[str, Tensor]) -> str:
     """Columns of the head's weights as embeddings [N, S, n_text_state]: one matrix for both."""
-    weights = _Integers(builder, tensors, "decoder.head")
+    weights = _Integers(builder, tensors, _scope(tensors), EMBEDDING)
     columns = builder.node("Gather", weights("weight"), tokens, axis=1)
     columns = builder.node("Cast", builder.transpose(columns, [1, 2, 0]), to=_FLOAT)
     scale = builder.node("Gather", weights("scale"), tokens)
@@ -245,7 +270,7 @@ def _embed_integers(builder: GraphBuilder, tokens: str, tensors: Mapping[str, Te
 
 def _quantized_head(builder: GraphBuilder, hidden: str, tensors: Mapping[str, Tensor]) -> str:
     """Scores f32 [N, P, n_vocab] from 8-bit weights; inputs keep 14 bits."""
-    weights = _Integers(builder, tensors, "decoder.head")
+    weights = _Integers(builder, tensors, "decoder.head", _matrix(tensors))
     operator = head8(weights.shapes["weight"])
     names = ("shrink", "weight", "scale", "mean")
     return operator(builder, hidden, *(weights(name) for name in names))
@@ -274,16 +299,18 @@ def _add_mean(builder: GraphBuilder, scores: str, hidden: str, mean: str) -> str
 
 
 class _Nibbles:
-    """Weights of the head in 4 bits, declared as they are used; rounded once."""
+    """Weights of the head, or the embedding, in 4 bits, declared as used; rounded once."""
 
-    def __init__(self, builder: GraphBuilder, tensors: Mapping[str, Tensor]) -> None:
-        head = functools.lru_cache(maxsize=1)(lambda: NibbleHead(tensors))
-        vocab, self.state = tensors[EMBEDDING].shape
+    def __init__(
+        self, builder: GraphBuilder, tensors: Mapping[str, Tensor], scope: str, matrix: str
+    ) -> None:
+        head = functools.lru_cache(maxsize=1)(lambda: NibbleHead(tensors, matrix))
+        vocab, self.state = tensors[matrix].shape
         self.words, self.blocks = vocab - SPECIAL, self.state // BLOCK
 
         def weight(name: str, shape: tuple[int, ...], dtype: Any = np.float32) -> str:
             read = functools.partial(lambda name: getattr(head(), name), name)
-            return builder.weight(f"decoder.head.{name}", shape, read, dtype)
+            return builder.weight(f"{scope}.{name}", shape, read, dtype)
 
         self.packed = weight("packed", (self.words, self.blocks, BLOCK // 2), np.uint8)
         self.steps = weight("steps", (self.words, self.blocks), np.float16)
@@ -294,7 +321,7 @@ class _Nibbles:
 
 def _embed_nibbles(builder: GraphBuilder, tokens: str, tensors: Mapping[str, Tensor]) -> str:
     """Rows of the head's weights as embeddings [N, S, n_text_state]."""
-    head = _Nibbles(builder, tensors)
+    head = _Nibbles(builder, tensors, _scope(tensors), EMBEDDING)
     last, first = builder.constant(head.words - 1), builder.constant(head.words)
     rows = _words(builder, builder.node("Min", tokens, last), head)
     beyond = builder.node("Max", builder.node("Sub", tokens, first), builder.constant(0))
@@ -323,7 +350,7 @@ def _words(builder: GraphBuilder, tokens: str, head: _Nibbles) -> str:
 
 def _nibble_head(builder: GraphBuilder, hidden: str, tensors: Mapping[str, Tensor]) -> str:
     """Scores f32 [N, P, n_vocab] from weights of 4 bits, and of float16 for special tokens."""
-    head = _Nibbles(builder, tensors)
+    head = _Nibbles(builder, tensors, "decoder.head", _matrix(tensors))
     shrunk = builder.node("Mul", hidden, head.shrink)
     scores = nibble_product(builder, shrunk, head.packed, head.steps, head.state, head.words)
     words = _add_mean(builder, scores, hidden, head.mean)

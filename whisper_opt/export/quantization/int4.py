@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 
 from whisper_opt.core.arrays import F32, NDArray
-from whisper_opt.export.checkpoints.checkpoint import Tensor
+from whisper_opt.export.checkpoints.checkpoint import OUTPUT_HEAD, Tensor
 from whisper_opt.export.graphs.builder import MICROSOFT, GraphBuilder
 from whisper_opt.export.graphs.groups import CROSS, HEAD, chosen, group_of
 from whisper_opt.export.graphs.linear import Linear
@@ -87,7 +87,7 @@ def unpack(packed: NDArray, steps: F32) -> F32:
 
 
 class NibbleHead:
-    """The embedding in 4 bits, but for its last rows.
+    """The embedding, or a head of its own, in 4 bits, but for its last rows.
 
     Attributes:
         packed, steps: as of :func:`pack`, of the rows before the last.
@@ -96,9 +96,9 @@ class NibbleHead:
         special: float32 [SPECIAL, n_text_state], the last rows as float16 numbers.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        """Round the embedding of a checkpoint."""
-        rows = tensors[EMBEDDING].read()
+    def __init__(self, tensors: Mapping[str, Tensor], matrix: str = EMBEDDING) -> None:
+        """Round ``matrix`` of a checkpoint."""
+        rows = tensors[matrix].read()
         gain, bias = (tensors[f"decoder.ln.{part}"].read() for part in ("weight", "bias"))
         self.mean, grow = evened(rows, gain, bias)
         self.shrink: F32 = np.float32(1) / grow
@@ -107,7 +107,7 @@ class NibbleHead:
         self.special: F32 = rows[words:].astype(np.float16).astype(np.float32)
 
     def rows(self) -> F32:
-        """The embedding [n_vocab, n_text_state] that this stands for."""
+        """The matrix [n_vocab, n_text_state] that this stands for."""
         words = unpack(self.packed, self.steps) * self.shrink + self.mean
         return np.concatenate([words, self.special])
 
@@ -119,10 +119,11 @@ def as_stored(tensors: Mapping[str, Tensor], kept: Collection[str] = ()) -> dict
     """
 
     def stored(name: str, tensor: Tensor) -> Tensor:
-        if name == EMBEDDING:
+        if name in (EMBEDDING, OUTPUT_HEAD):
             if chosen(HEAD, kept):
                 return tensor
-            return Tensor(tensor.shape, functools.lru_cache(1)(lambda: NibbleHead(tensors).rows()))
+            rows = functools.lru_cache(1)(lambda: NibbleHead(tensors, name).rows())
+            return Tensor(tensor.shape, rows)
         group = group_of(name[:-7])
         if not name.startswith("decoder.blocks.") or group == CROSS or chosen(group, kept):
             return tensor

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 
 from whisper_opt.core.arrays import F32, Int
-from whisper_opt.export.checkpoints.checkpoint import Checkpoint
+from whisper_opt.export.checkpoints.checkpoint import OUTPUT_HEAD, Checkpoint
 
 __all__ = ["MAX_BYTES", "openai_logits"]
 
@@ -26,8 +26,11 @@ def openai_logits(checkpoint: Checkpoint, mel: F32, sequences: Sequence[Int]) ->
 
     Returns:
         Scores [n, n_vocab] of each sequence, or None where openai-whisper or torch is not
-        installed or the model is larger than :data:`MAX_BYTES`.
+        installed, the model is larger than :data:`MAX_BYTES`, or it has an output head of its own,
+        which openai-whisper does not know.
     """
+    if OUTPUT_HEAD in checkpoint.tensors:
+        return None
     size = sum(4 * math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
     if size > MAX_BYTES or not all(map(importlib.util.find_spec, ("torch", "whisper"))):
         return None
