@@ -242,7 +242,7 @@ def test_timed_backend_gives_what_the_backend_gives(
 
 def test_sessions_that_run_by_themselves_still_do(passing: Passing) -> None:
     class Running(FakeSession):
-        runs = True
+        supports_multistep = True
 
         def decode_steps(self, tokens: Any, rows: Any, steps: int) -> MultiStepResult:
             passing.sleep(3)

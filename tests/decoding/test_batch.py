@@ -76,7 +76,7 @@ class Case:
     def task(self) -> DecodeRequest:
         rules = rules_of(self.reference)
         if self.ngram:
-            rules.append(NoRepeatNGram(self.ngram, EOT))
+            rules.append(NoRepeatNGram(self.ngram, range(EOT)))
         return DecodeRequest(
             prompt=self.prompt,
             no_speech_position=self.no_speech_position,
@@ -86,7 +86,7 @@ class Case:
             max_new_tokens=self.max_new_tokens,
             search=self.search,
             repetition_penalty=self.penalty,
-            n_text=EOT,
+            text=range(EOT),
         )
 
     def search(self) -> TokenDecoder:

@@ -275,7 +275,7 @@ def test_rules_only_ever_ban() -> None:
 def test_no_run_of_text_is_repeated(sampled: list[int], n: int) -> None:
     """Against every continuation tried out; what is no text neither counts nor is banned."""
     ban = np.zeros(N_VOCAB, np.bool_)
-    NoRepeatNGram(n, EOT)(sampled, ban)
+    NoRepeatNGram(n, range(EOT))(sampled, ban)
     text = [token for token in sampled if token < EOT]
     known = {tuple(text[i : i + n]) for i in range(len(text) - n + 1)}
     expected = [
@@ -301,5 +301,5 @@ def test_no_run_of_text_is_repeated(sampled: list[int], n: int) -> None:
 def test_what_would_repeat_a_run(n: int, sampled: list[int], expected: list[int]) -> None:
     ban = np.zeros(N_VOCAB, np.bool_)
     ban[9] = True
-    NoRepeatNGram(n, EOT)(sampled, ban)
+    NoRepeatNGram(n, range(EOT))(sampled, ban)
     assert np.flatnonzero(ban).tolist() == sorted([*expected, 9])

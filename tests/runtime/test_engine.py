@@ -80,11 +80,25 @@ def test_a_manifest_survives_being_written(engine_dir: Path) -> None:
     first = manifest_of(engine_dir)
     none = dataclasses.replace(first, alignment_heads=None, suppress_tokens=None)
     empty = dataclasses.replace(first, alignment_heads=(), suppress_tokens=())
-    for manifest in (first, none, empty):
+    told = dataclasses.replace(first, multilingual=False)
+    for manifest in (first, none, empty, told):
         text = manifest.to_json()
         assert Manifest.from_json(text, "here") == manifest
         assert next(iter(json.loads(text))) == "format_version"
     assert '"suppress_tokens": [1, 2, 50257]' in first.to_json()  # lists on one line
+
+
+def test_a_manifest_says_whether_the_model_is_multilingual(engine_dir: Path) -> None:
+    first = manifest_of(engine_dir)
+    assert first.dims.n_vocab == 51865
+    assert first.is_multilingual  # as older engines, by the size
+    assert not dataclasses.replace(first, multilingual=False).is_multilingual
+    small = dataclasses.replace(first, dims=random_dims(n_vocab=2000))
+    assert not small.is_multilingual
+    assert dataclasses.replace(small, multilingual=True).is_multilingual
+    text = first.to_json().replace('"precision"', '"multilingual": "yes",\n  "precision"')
+    with pytest.raises(EngineError, match="multilingual is 'yes', expected true or false"):
+        Manifest.from_json(text, "here")
 
 
 def test_no_directory(tmp_path: Path) -> None:
@@ -150,7 +164,12 @@ def test_an_impossible_format_version(engine_dir: Path, version: object) -> None
     assert f"has format version {version!r}; expected {FORMAT_VERSION}" in said
 
 
-OTHERWISE = ("format_version", "calibration", "padding")  # tested above; need not be there
+OTHERWISE = (
+    "format_version",
+    "calibration",
+    "multilingual",
+    "padding",
+)  # tested above; need not be there
 FIELDS = [f.name for f in dataclasses.fields(Manifest) if f.name not in OTHERWISE]
 
 

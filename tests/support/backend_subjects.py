@@ -11,7 +11,8 @@ import onnxruntime
 from tests.support.cpu_executor import CpuExecutor
 from tests.support.engines import random_engine, sharp_checkpoint
 from tests.support.fake_backend import FakeBackend
-from tests.support.fake_cuda import FakeCuda, fake_library, plan_reader
+from tests.support.fake_cuda import FakeCuda
+from tests.support.fake_trt_runtime import fake_library, plan_reader
 from tests.support.models import random_dims
 from whisper_opt.core.arrays import F32, Int
 from whisper_opt.core.backend import Backend

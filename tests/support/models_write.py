@@ -310,8 +310,11 @@ def write_ctranslate2(
     with (directory / "model.bin").open("wb") as file:
         file.write(struct.pack("<I", 6) + _string("WhisperSpec") + struct.pack("<I", 3))
         file.write(struct.pack("<I", len(variables)) + b"".join(variables))
-        file.write(struct.pack("<I", 1) + _string("decoder/projection/weight"))
-        file.write(_string("decoder/embeddings/weight"))
+        if "decoder/projection/weight" in arrays:  # a head of its own
+            file.write(struct.pack("<I", 0))
+        else:
+            file.write(struct.pack("<I", 1) + _string("decoder/projection/weight"))
+            file.write(_string("decoder/embeddings/weight"))
     config = {
         "alignment_heads": checkpoint.alignment_heads,
         "suppress_ids": checkpoint.suppress_tokens,

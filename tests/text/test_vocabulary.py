@@ -17,7 +17,8 @@ from tests.support.align_cases import golden as align_golden
 from tests.support.models import random_dims, tokenizer_json
 from whisper_opt.core.dims import ModelDims
 from whisper_opt.core.errors import EngineError, OptionError
-from whisper_opt.text.languages import ALIASES, LANGUAGES
+from whisper_opt.core.options import TranscribeOptions
+from whisper_opt.text.languages import ALIASES, CODES, LANGUAGES
 from whisper_opt.text.vocabulary import Vocab, language_code
 
 SIZES = (51864, 51865, 51866)
@@ -176,6 +177,25 @@ def test_text_like_a_special_token_is_text(text: str) -> None:
         ("Burmese", "my"),
         ("yue", "yue"),
         ("jw", "jw"),
+        ("zh-CN", "zh"),
+        ("zh_TW", "zh"),
+        ("pt-BR", "pt"),
+        ("es-419", "es"),
+        ("sr-Latn-RS", "sr"),
+        ("Chinese (Simplified)", "zh"),
+        ("deu", "de"),
+        ("ger", "de"),
+        ("fra", "fr"),
+        ("cmn", "zh"),
+        ("jv", "jw"),
+        ("iw", "he"),
+        ("nb", "no"),
+        ("nb-NO", "no"),
+        ("nn-NO", "nn"),
+        ("fil", "tl"),
+        ("Farsi", "fa"),
+        ("fa-IR", "fa"),
+        ("Norwegian Bokmål", "no"),
     ],
 )
 def test_names_of_languages(given_name: str, code: str) -> None:
@@ -188,6 +208,33 @@ def test_every_name_and_alias() -> None:
     for alias, code in ALIASES.items():
         assert language_code(alias.upper()) == code
     assert len(LANGUAGES) == 100
+    for other, code in CODES.items():
+        assert language_code(other) == code
+    assert not CODES.keys() & LANGUAGES.keys()
+    # all languages with a code of two letters have one of three
+    assert {code for other, code in CODES.items() if len(other) == 3} == {
+        code for code in LANGUAGES if len(code) == 2
+    }
+
+
+def test_a_tag_is_said_to_be_taken_for_a_language(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    assert language_code("pt-BR") == "pt"
+    assert "'pt-BR' is taken for pt (portuguese)" in caplog.text
+
+
+@pytest.mark.parametrize("auto", ["auto", "Auto", " AUTO "])
+def test_auto_is_as_if_left_out(auto: str) -> None:
+    assert small().check_language(auto, "transcribe") is None
+    assert small(51864).check_language(auto, "transcribe") == "en"
+    TranscribeOptions(language=auto, language_detection_segments=3)
+
+
+@pytest.mark.parametrize("wrong", ["none", "gsw", "xx"])
+def test_short_words_are_near_to_nothing(wrong: str) -> None:
+    with pytest.raises(OptionError, match="Leave the language out to have it detected") as raised:
+        language_code(wrong)
+    assert "did you mean" not in str(raised.value)
 
 
 @pytest.mark.parametrize(

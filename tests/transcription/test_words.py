@@ -38,7 +38,7 @@ def test_words_equal_the_reference(case: dict[str, Any]) -> None:
     found = add_words(
         segments,
         [WordTiming(word, tuple(tokens), *rest) for word, tokens, *rest in case["timings"]],
-        eot=VOCAB.eot,
+        text=VOCAB.text,
         offset=offset,
         last_speech=case["last_speech"],
         prepended=case["prepend"],
@@ -91,7 +91,7 @@ def test_the_words_of_no_text() -> None:
     (found,) = add_words(
         [segment(1.0, 2.0)],
         [],
-        eot=VOCAB.eot,
+        text=VOCAB.text,
         offset=0.0,
         last_speech=0.0,
         prepended="",
@@ -106,7 +106,7 @@ def fitted(given: Segment, *timings: WordTiming) -> Segment:
     (found,) = add_words(
         [dataclasses.replace(given, tokens=tokens)],
         timings,
-        eot=VOCAB.eot,
+        text=VOCAB.text,
         offset=0.0,
         last_speech=given.start,
         prepended="",

@@ -275,7 +275,7 @@ def _description(engine: Engine) -> Iterator[str]:
     heads = manifest.alignment_heads
     yield f"engine       {engine.path} (format {manifest.format_version})"
     yield f"model        {json.dumps(dims.to_dict())}"
-    yield f"languages    {'multilingual' if dims.is_multilingual else 'English only'}"
+    yield f"languages    {'multilingual' if manifest.is_multilingual else 'English only'}"
     yield f"arithmetic   {manifest.precision}, {manifest.dialect} dialect"
     yield f"word times   {'alignment heads unknown' if heads is None else f'{len(heads)} heads'}"
     yield f"source       {source.get('name')} ({source.get('format')}, {source.get('dtype')})"

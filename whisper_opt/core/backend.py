@@ -66,6 +66,8 @@ class TokenMask:
     Attributes:
         timestamp_begin: [n_seq] id of ``<|0.00|>`` for rows under the timestamp rules; n_vocab for
             rows that are not (no probability is compared with that of the timestamps).
+        timestamp_end: the id after the last timestamp, where tokens that are none follow it; None:
+            the timestamps are the last ids.
         seen: [n_seq, n_vocab] bool, True for tokens under the repetition penalty; None: no token.
         penalty: [n_seq] float32 repetition penalty of each row; None where ``seen`` is.
     """
@@ -78,11 +80,13 @@ class TokenMask:
         penalty: F32 | None = None,
         *,
         n_vocab: int = 0,
+        timestamp_end: int | None = None,
     ) -> None:
         """``ban``: bool [n_seq, n_vocab], True where a token must not be sampled, or one a row."""
         self._ban = ban
         self._n_vocab = n_vocab
         self.timestamp_begin = timestamp_begin
+        self.timestamp_end = timestamp_end
         self.seen = seen
         self.penalty = penalty
 
@@ -95,6 +99,17 @@ class TokenMask:
         for ban, row in zip(self._ban, dense):
             ban.write(row, True)
         return dense
+
+    @property
+    def splits_text(self) -> bool:
+        """Whether some row compares timestamps with text that lies on both sides of them."""
+        end = self.timestamp_end
+        return end is not None and bool((self.timestamp_begin < end).any())
+
+    def times(self, row: int) -> tuple[int, int | None]:
+        """First timestamp of a row (n_vocab without the rules), and the id after its last one."""
+        begin, end = int(self.timestamp_begin[row]), self.timestamp_end
+        return begin, end if end is not None and begin < end else None
 
     def forbid(self, row: int, scores: F32) -> None:
         """Set the scores [n_vocab] of one row to -inf where they are banned."""

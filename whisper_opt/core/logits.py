@@ -49,18 +49,23 @@ def log_sum_exp(scores: F32, room: F32 | None = None) -> float:
     return peak + float(np.log(np.einsum("t->", shifted)))  # a third of the time of a sum
 
 
-def _allowed(scores: F32, begin: int, room: F32 | None = None) -> tuple[F32, int, float]:
+def _allowed(
+    scores: F32, begin: int, end: int | None = None, room: F32 | None = None
+) -> tuple[F32, int, float]:
     """What one row may choose from: scores (-inf where banned), first id, log of their sum."""
     if begin < len(scores):
-        timestamps = log_sum_exp(scores[begin:], room)
-        if timestamps > float(scores[:begin].max()):
-            return scores[begin:], begin, timestamps
+        timestamps = log_sum_exp(scores[begin:end], room)
+        text = float(scores[:begin].max())
+        if end is not None:
+            text = max(text, float(scores[end:].max(initial=-np.inf)))
+        if timestamps > text:
+            return scores[begin:end], begin, timestamps
     # with every token banned nothing is likely: -inf, not -inf minus -inf
     return scores, 0, max(log_sum_exp(scores, room), float(np.finfo(np.float32).min))
 
 
 def top_row(
-    scores: F32, begin: int, k: int, room: F32 | None = None
+    scores: F32, begin: int, k: int, room: F32 | None = None, end: int | None = None
 ) -> tuple[list[int], list[float]]:
     """The k best ids of one row and their log-probabilities.
 
@@ -69,8 +74,9 @@ def top_row(
         begin: id of ``<|0.00|>`` under the timestamp rules, else n_vocab.
         k: how many.
         room: float32 [n_vocab], overwritten; saves taking memory.
+        end: the id after the last timestamp; default: they are the last ids.
     """
-    candidates, first, normalizer = _allowed(scores, begin, room)
+    candidates, first, normalizer = _allowed(scores, begin, end, room)
     best: list[int] = []
     logprobs: list[float] = []
     while len(best) < k:  # a few maxima cost less than one partition
@@ -112,10 +118,11 @@ def top_k(scores: F32, k: int, mask: TokenMask) -> Top:
     # one row at a time, which stays in a core's own memory
     allowed, room = np.empty((2, scores.shape[1]), np.float32)
     rows = []
-    for i, begin in enumerate(mask.timestamp_begin.tolist()):
+    for i in range(len(scores)):
+        begin, end = mask.times(i)
         np.copyto(allowed, scores[i])
         mask.forbid(i, allowed)
-        rows.append(top_row(allowed, begin, k, room))
+        rows.append(top_row(allowed, begin, k, room, end))
     return Top(
         np.array([tokens for tokens, _ in rows], np.int64),
         np.array([logprobs for _, logprobs in rows], np.float32),
@@ -146,6 +153,7 @@ def sample(
     n: int,
     temperature: float,
     generator: np.random.Generator,
+    timestamp_end: int | None = None,
 ) -> tuple[Int, F32]:
     """Independent draws of one row's next token.
 
@@ -159,12 +167,13 @@ def sample(
         n: how many draws.
         temperature: above 0.
         generator: source of the draws.
+        timestamp_end: the id after the last timestamp; default: they are the last ids.
 
     Returns:
         Tokens int64 [n] and log-probabilities float32 [n].
     """
     allowed = np.where(ban, np.float32(-np.inf), scores)
-    allowed, first, normalizer = _allowed(allowed, timestamp_begin)
+    allowed, first, normalizer = _allowed(allowed, timestamp_begin, timestamp_end)
     scaled = allowed.astype(np.float64) / temperature
     if scaled.max() == -np.inf:  # every token is banned: none is better than another
         scaled = np.zeros_like(scaled)

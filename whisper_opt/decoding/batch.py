@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Callable
 
 import numpy as np
@@ -50,7 +50,8 @@ class DecodeRequest:
         search: makes a fresh search.
         repetition_penalty: divides positive scores of text tokens already in the answer, and
             multiplies negative ones (Keskar et al. 2019, CTRL, arXiv:1909.05858); 1 does nothing.
-        n_text: ids below this are text.
+        text: ids that are text.
+        timestamp_end: the id after the last timestamp; None: the timestamps are the last ids.
     """
 
     prompt: tuple[int, ...]
@@ -61,7 +62,8 @@ class DecodeRequest:
     max_new_tokens: int
     search: Callable[[], TokenDecoder]
     repetition_penalty: float = 1.0
-    n_text: int = 0
+    text: Container[int] = ()
+    timestamp_end: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,13 +125,14 @@ def _mask(rows: Sequence[_Row], n_vocab: int) -> TokenMask:
         for rule in row.task.rules:
             rule(sampled, ban)
     begins = np.array([row.begin for row, _ in live], np.int64)
+    end = rows[0].task.timestamp_end if rows else None  # of the model: all rows have the same
     penalties = np.array([row.task.repetition_penalty for row, _ in live], np.float32)
     if (penalties == 1).all():
-        return TokenMask(bans, begins, n_vocab=n_vocab)
+        return TokenMask(bans, begins, n_vocab=n_vocab, timestamp_end=end)
     seen = np.zeros((len(live), n_vocab), np.bool_)
     for repeated, (row, sampled) in zip(seen, live):
-        repeated[[token for token in sampled if token < row.task.n_text]] = True
-    return TokenMask(bans, begins, seen, penalties, n_vocab=n_vocab)
+        repeated[[token for token in sampled if token in row.task.text]] = True
+    return TokenMask(bans, begins, seen, penalties, n_vocab=n_vocab, timestamp_end=end)
 
 
 def _needs_scores(rows: Sequence[_Row]) -> bool:
@@ -161,6 +164,7 @@ def _choose(scores: F32, rows: Sequence[_Row], mask: TokenMask) -> Top:
                     search.width,
                     search.temperature,
                     search.generator,
+                    mask.times(i)[1],
                 )
         offset = end
     return top

@@ -7,7 +7,7 @@ ApplyTimestampRules); the one comparison of probabilities among them lives in ``
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Protocol
 
 from whisper_opt.core.arrays import Bool, Int
@@ -58,14 +58,14 @@ class NoRepeatNGram:
     """No run of ``size`` text tokens comes twice in an answer (timestamps between them aside).
 
     The option is CTranslate2's and transformers' ``no_repeat_ngram_size`` (Paulus et al. 2017,
-    arXiv:1705.04304); ids below ``n_text`` are text.
+    arXiv:1705.04304); ``text`` holds the ids that are text.
     """
 
     size: int
-    n_text: int
+    text: Container[int]
 
     def __call__(self, sampled: Sequence[int], ban: Bool | BannedTokens) -> None:
-        text = [token for token in sampled if token < self.n_text]
+        text = [token for token in sampled if token in self.text]
         head = self.size - 1
         latest = text[len(text) - head :]
         for i in range(len(text) - head):
@@ -78,34 +78,44 @@ class TimestampRules:
     """Timestamps come first, in pairs, and never go back.
 
     Attributes:
-        begin: id of ``<|0.00|>``; every id from there on is a timestamp.
+        begin: id of ``<|0.00|>``, the first timestamp.
         eot: id of the end of text; every id below it is text.
         no_timestamps: id of ``<|notimestamps|>``.
         max_initial: how many steps of 0.02 s after 0.00 the first timestamp may be, or None.
+        end: the id after the last timestamp, from which on ids are text again; None: the timestamps
+            are the last ids.
     """
 
     begin: int
     eot: int
     no_timestamps: int
     max_initial: int | None
+    end: int | None = None
 
     def __call__(self, sampled: Sequence[int], ban: Bool | BannedTokens) -> None:
-        begin = self.begin
+        begin, end = self.begin, self.end
         ban[self.no_timestamps] = True
         if not sampled:
             ban[:begin] = True
             if self.max_initial is not None:
                 ban[begin + self.max_initial + 1 :] = True
+            elif end is not None:
+                ban[end:] = True
             return
-        last_is_time = sampled[-1] >= begin
+        last_is_time = self._is_time(sampled[-1])
         # a timestamp that stands alone at the very beginning counts as the second of a pair
-        closes_pair = len(sampled) < 2 or sampled[-2] >= begin
+        closes_pair = len(sampled) < 2 or self._is_time(sampled[-2])
         if last_is_time:
             if closes_pair:
-                ban[begin:] = True
+                ban[begin:end] = True
             else:
                 ban[: self.eot] = True
-        latest = next((token for token in reversed(sampled) if token >= begin), None)
+                if end is not None:
+                    ban[end:] = True
+        latest = next((token for token in reversed(sampled) if self._is_time(token)), None)
         if latest is not None:
             # the start of a segment may repeat the end of the one before; anything else must grow
             ban[begin : latest if last_is_time and not closes_pair else latest + 1] = True
+
+    def _is_time(self, token: int) -> bool:
+        return token >= self.begin and (self.end is None or token < self.end)

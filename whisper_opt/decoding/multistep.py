@@ -53,6 +53,8 @@ def greedy_row(
             ban[rule.no_timestamps] = True
         elif not isinstance(rule, SuppressAtBegin):  # which bears on the first token alone
             return None
+    if timed is not None and timed.end is not None:  # the graph takes all ids after it for times
+        return None
     ruled = None if timed is None else (timed.begin, timed.eot)
     if ruled != (None if timestamp_begin is None else (timestamp_begin, eot)):
         return None

@@ -22,13 +22,14 @@ from whisper_opt.export.graphs.builder import OnnxGraph
 from whisper_opt.export.graphs.device_graphs import build_device_graphs
 from whisper_opt.export.graphs.dialects import make_dialect
 from whisper_opt.export.graphs.graph import build_decoder, build_encoder
+from whisper_opt.export.graphs.groups import HEAD
 from whisper_opt.export.graphs.precision import Precision, make_precision
 from whisper_opt.export.quantization.activation_stats import (
     ActivationStats,
     collect_stats,
     synthetic_samples,
 )
-from whisper_opt.export.quantization.int4 import dequantized
+from whisper_opt.export.quantization.int4 import N_SPECIAL, dequantized
 from whisper_opt.export.quantization.padding_parts import padding_parts
 from whisper_opt.export.quantization.sensitivity import calibrate, find_recordings
 from whisper_opt.export.verification.partitioned import PartitionedGraph, require_onnxruntime
@@ -115,7 +116,9 @@ def export(
         if not isinstance(source, Checkpoint):
             source = load_checkpoint(source, tokenizer=tokenizer, revision=revision)
         checkpoint = _with_heads(source, alignment_heads)
-        Vocab(checkpoint.tokenizer_json, checkpoint.dims)  # refuses a tokenizer that does not fit
+        # refuses a tokenizer that does not fit
+        vocab = Vocab(checkpoint.tokenizer_json, checkpoint.dims, checkpoint.multilingual)
+        types = _with_special_rows(types, checkpoint.dims.n_vocab - vocab.eot)
         types, stats, calibration = _calibrated(checkpoint, types, calibrate_on, keep, report)
         parts = _build(checkpoint, dialect, types, stats)
         files, tensors = _write(checkpoint, dialect, types, parts, folder, report)
@@ -143,6 +146,16 @@ def _policy(precision: str, dialect: str) -> Precision:
             f"precision {precision} is for CPUs and the contrib dialect; the dialect is {dialect!r}"
         )
     return types
+
+
+def _with_special_rows(types: Precision, n_rows: int) -> Precision:
+    """A policy that rounds no special token to 4 bits: with many added tokens behind them, 8 bits.
+
+    ``n_rows``: of the end of text and all ids after it.
+    """
+    if types.bits != 4 or n_rows <= N_SPECIAL:
+        return types
+    return dataclasses.replace(types, kept=types.kept | {HEAD})
 
 
 def _check_calibration(types: Precision, folder: Union[str, Path, None], keep: float) -> None:
@@ -257,6 +270,7 @@ def _manifest(
         parity=parity,
         files=files,
         tensors=tensors,
+        multilingual=checkpoint.multilingual,
     )
 
 
@@ -309,10 +323,12 @@ def _verified(
     tensors: Mapping[str, TensorEntry],
     padding: tuple[int, ...] | None,
 ) -> Mapping[str, Any]:
-    """What a comparison with the checkpoint found; see :func:`whisper_opt.export.verification.verify.verify`."""
+    """The verification's entry of the manifest: errors against the checkpoint."""
     graphs = {stem: PartitionedGraph(*part, folder, stem) for stem, part in parts.items()}
     encoder, decoder = (graphs[stem] for stem in _STEMS)
-    screen = Screen.of(lambda name: map_tensor(folder, tensors[name])) if tensors else None
+    screen = None
+    if tensors:
+        screen = Screen.of(lambda name: map_tensor(folder, tensors[name]), tensors)
     judge = checkpoint
     note: dict[str, Any] = {}
     if types.bits == 4:  # what 4 bits lose is not an error of the graphs

@@ -96,6 +96,8 @@ class Manifest:
             positions; None where all of it is.
         calibration: what rounding each group of products cost on recordings; empty where none were
             given (``export --calibrate``).
+        multilingual: whether prompts name language and task, as the checkpoint's tokenizer and
+            configuration say; None in older engines.
         format_version: layout version.
     """
 
@@ -112,7 +114,13 @@ class Manifest:
     tensors: Mapping[str, TensorEntry] = dataclasses.field(default_factory=dict)
     padding: tuple[int, ...] | None = None
     calibration: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    multilingual: bool | None = None
     format_version: int = FORMAT_VERSION
+
+    @property
+    def is_multilingual(self) -> bool:
+        """Whether the model is; older engines tell it by the size of their vocabulary alone."""
+        return self.dims.is_multilingual if self.multilingual is None else self.multilingual
 
     def to_json(self) -> str:
         """The text of ``manifest.json``; short lists stay on one line."""
@@ -120,6 +128,8 @@ class Manifest:
         for name in ("calibration", "padding"):
             if not values[name]:
                 del values[name]
+        if self.multilingual is None:
+            del values["multilingual"]
         order = ["format_version", *(name for name in values if name != "format_version")]
         lines = []
         for name in order:
@@ -191,6 +201,7 @@ class Manifest:
             },
             padding=_parts(values.get("padding"), int(values["dims"]["n_audio_ctx"])),
             calibration=dict(values.get("calibration", {})),
+            multilingual=_flag(values.get("multilingual")),
             format_version=int(values["format_version"]),
         )
 
@@ -200,6 +211,12 @@ def _parts(values: Any, n_ctx: int) -> tuple[int, ...] | None:
     if parts is not None and (min(parts, default=0) < 1 or sum(parts) != n_ctx):
         raise ValueError(f"padding: parts that do not make {n_ctx} positions")
     return parts
+
+
+def _flag(value: Any) -> bool | None:
+    if value is not None and not isinstance(value, bool):
+        raise TypeError(f"multilingual is {value!r}, expected true or false")
+    return value
 
 
 def _ids(values: Any) -> tuple[int, ...] | None:

@@ -22,6 +22,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import threading
+from collections.abc import Container
 from typing import Callable
 
 import numpy as np
@@ -49,7 +50,7 @@ class Screen:
 
     Attributes:
         embedding: float32 or, where that is how it is stored, float16 [n_vocab, n_text_state], the
-            token embedding: the output head.
+            output head: the token embedding, or a matrix of its own.
         mean: float32 [n_text_state], its mean row.
         shrink: float32 [n_text_state], factors of the head's input before it is rounded.
         error: float32 [n_vocab], norm of what rounding took from each row (as scaled against
@@ -67,10 +68,16 @@ class Screen:
     )
 
     @classmethod
-    def of(cls, tensor: Callable[[str], NDArray]) -> Screen:
-        """From the tensors that an engine with a screened head lists in its manifest."""
+    def of(cls, tensor: Callable[[str], NDArray], names: Container[str] = ()) -> Screen:
+        """From the tensors that an engine with a screened head lists in its manifest.
+
+        Args:
+            tensor: reads one of them.
+            names: of all of them.
+        """
+        own = "decoder.head.weight"
         return cls(
-            embedding=tensor("decoder.token_embedding.weight"),
+            embedding=tensor(own if own in names else "decoder.token_embedding.weight"),
             mean=tensor("screen.mean"),
             shrink=tensor("screen.shrink"),
             error=tensor("screen.error"),

@@ -82,12 +82,13 @@ class Surveyor:
         self.scores: F32 = screen.scratch.padded[: len(screen.error)]
         """Rough scores of the row at hand, -inf where banned: to be filled before every call."""
 
-    def __call__(self, row: int, begin: int) -> Survey | None:
+    def __call__(self, row: int, begin: int, end: int | None = None) -> Survey | None:
         """Look at ``scores``.
 
         Args:
             row: which of the inputs they come from.
             begin: id of ``<|0.00|>`` under the timestamp rules, else n_vocab.
+            end: the id after the last timestamp; default: they are the last ids.
 
         Returns:
             None where so many would have to be exact that the whole row had better be computed, or
@@ -100,13 +101,14 @@ class Surveyor:
         level = 0.0 if abs(peak) < _SAFE else peak
         find: Callable[[float], Int] = functools.partial(self._find, maxima)
         pool = self._pool(row, find, peak - self._depth)
-        times, total, text = self.scores[begin:], 0.0, True
+        times, total, text = self.scores[begin:end], 0.0, True
         if len(times):
-            total = self._sum(slice(begin, None), level)
+            total = self._sum(slice(begin, end), level)
             together = level + math.log(total) if total else log_sum_exp(times)
-            text = not self._times_win(row, begin, pool, together)
+            text = not self._times_win(row, slice(begin, end), pool, together)
         if not text:
-            self.scores[:begin] = -np.inf
+            for part in _others(begin, end):
+                self.scores[part] = -np.inf
             peak = float(times.max())
             find = functools.partial(_above, times, first=begin)
             pool = self._pool(row, find, peak - self._depth)
@@ -114,7 +116,8 @@ class Surveyor:
         if tokens is None:
             return None
         if text:
-            total += self._sum(slice(begin), level)
+            for part in _others(begin, end):
+                total += self._sum(part, level)
         return Survey(tokens, self.scores[tokens], total, level)
 
     def _sum(self, part: slice, level: float) -> float:
@@ -161,47 +164,59 @@ class Surveyor:
                 tokens = np.sort(np.concatenate([tokens, others]))
         return tokens if len(tokens) <= _MOST else None
 
-    def _times_win(self, row: int, begin: int, pool: _Pool, together: float) -> bool:
+    def _times_win(self, row: int, times: slice, pool: _Pool, together: float) -> bool:
         """Whether all timestamps together are likelier than any text.
 
         A sum of exponentials is off by no more than its worst term, and so is a maximum.
 
         Args:
             row: which of the inputs.
-            begin: the first timestamp.
+            times: ids of the timestamps.
             pool: the largest scores.
             together: logarithm of the summed exponentials of all timestamps.
         """
         widest = float(self._inputs.widest[row])
-        n_text = int(np.searchsorted(pool.tokens, begin))
-        off = self._inputs.widest_from(row, begin)
+        n_text = int(np.searchsorted(pool.tokens, times.start))
+        off = self._inputs.widest_from(row, times.start)
         high = pool.floor + widest
-        if n_text:
-            rough, reach = pool.rough[:n_text], pool.off[:n_text]
+        rough, reach = pool.rough[:n_text], pool.off[:n_text]
+        if times.stop is not None:
+            beyond = int(np.searchsorted(pool.tokens, times.stop))
+            rough = np.concatenate([rough, pool.rough[beyond:]])
+            reach = np.concatenate([reach, pool.off[beyond:]])
+        if len(rough):
             if together + off < float((rough - reach).max()):
                 return False
             high = max(high, float((rough + reach).max()))
-        return together - off > high or self._times_win_closely(row, begin)
+        return together - off > high or self._times_win_closely(row, times)
 
-    def _times_win_closely(self, row: int, begin: int) -> bool:
+    def _times_win_closely(self, row: int, times: slice) -> bool:
         """The same by exact scores, first those of the likeliest, then of all."""
-        inputs, text = self._inputs, self.scores[:begin]
-        best = float(text.max())
+        inputs, others = self._inputs, _others(times.start, times.stop)
+        best = max(float(self.scores[part].max(initial=-np.inf)) for part in others)
         if best == -np.inf:
             return True
-        rivals = _above(text, best - 2 * float(inputs.widest[row]))
+        floor = best - 2 * float(inputs.widest[row])
+        found = [_above(self.scores[part], floor, part.start) for part in others]
+        rivals = np.concatenate(found)
         against = float(inputs.exact(np.full(len(rivals), row), rivals).max())
-        times, off = self.scores[begin:], inputs.bounds(row, slice(begin, None))
-        rough = times + inputs.shift[row]
+        scores, off = self.scores[times], inputs.bounds(row, times)
+        rough = scores + inputs.shift[row]
         low, high = rough - off, rough + off
-        for floor in (float(times.max()) - _DEPTH, _LEAST):
-            some = np.flatnonzero(times >= floor)
-            low[some] = high[some] = inputs.exact(np.full(len(some), row), some + begin)
+        for floor in (float(scores.max()) - _DEPTH, _LEAST):
+            some = np.flatnonzero(scores >= floor)
+            low[some] = high[some] = inputs.exact(np.full(len(some), row), some + times.start)
             if log_sum_exp(high) <= against:
                 return False
             if log_sum_exp(low) > against:
                 return True
         return False
+
+
+def _others(begin: int, end: int | None) -> list[slice]:
+    """All ids but those of the timestamps."""
+    before = slice(0, begin)
+    return [before] if end is None else [before, slice(end, None)]
 
 
 def _above(scores: F32, floor: float, first: int = 0) -> Int:
@@ -256,14 +271,15 @@ class ScreenedLogits:
         top = Top(np.zeros(shape, np.int64), np.zeros(shape, np.float32))
         rows: list[int] = []
         surveys: list[Survey] = []
-        for row, begin in enumerate(mask.timestamp_begin.tolist()):
+        for row in range(len(self._rough)):
+            begin, end = mask.times(row)
             np.copyto(surveyor.scores, self._rough[row])
             mask.forbid(row, surveyor.scores)
-            survey = surveyor(row, begin)
+            survey = surveyor(row, begin, end)
             if survey is None or len(survey.tokens) < k:
                 scores = inputs.everything(row)
                 mask.forbid(row, scores)
-                top.tokens[row], top.logprobs[row] = top_row(scores, begin, k)
+                top.tokens[row], top.logprobs[row] = top_row(scores, begin, k, end=end)
             else:
                 rows.append(row)
                 surveys.append(survey)

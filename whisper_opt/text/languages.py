@@ -6,9 +6,15 @@ know the first 99; Cantonese came with large-v3.
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Mapping
 
-__all__ = ["ALIASES", "LANGUAGES"]
+from whisper_opt.core.errors import OptionError
+
+__all__ = ["ALIASES", "AUTO", "CODES", "LANGUAGES", "language_code"]
+
+_log = logging.getLogger(__name__)
 
 LANGUAGES: Mapping[str, str] = {
     "en": "english",
@@ -127,5 +133,82 @@ ALIASES: Mapping[str, str] = {
     "sinhalese": "si",
     "castilian": "es",
     "mandarin": "zh",
+    "simplified chinese": "zh",
+    "traditional chinese": "zh",
+    "farsi": "fa",
+    "dari": "fa",
+    "filipino": "tl",
+    "bokmål": "no",
+    "bokmal": "no",
+    "norwegian bokmål": "no",
+    "norwegian nynorsk": "nn",
+    "bangla": "bn",
+    "cambodian": "km",
+    "brazilian portuguese": "pt",
+    "bahasa indonesia": "id",
+    "bahasa melayu": "ms",
 }
 """Further names people use -> language code."""
+
+_OTHER_CODES = """
+    af afr  am amh  ar ara arb  as asm  az aze azj  ba bak  be bel  bg bul  bn ben  bo bod tib
+    br bre  bs bos  ca cat  cs ces cze  cy cym wel  da dan  de deu ger  el ell gre  en eng  es spa
+    et est ekk  eu eus baq  fa fas per pes prs  fi fin  fo fao  fr fra fre  gl glg  gu guj  ha hau
+    he heb iw  hi hin  hr hrv scr  ht hat  hu hun  hy hye arm  id ind in  is isl ice  it ita
+    ja jpn  jw jav jv  ka kat geo  kk kaz  km khm  kn kan  ko kor  la lat  lb ltz  ln lin  lo lao
+    lt lit  lv lav lvs  mg mlg plt  mi mri mao  mk mkd mac  ml mal  mn mon khk  mr mar
+    ms msa may zsm  mt mlt  my mya bur  ne nep npi  nl nld dut  nn nno  no nor nob nb  oc oci
+    pa pan  pl pol  ps pus pbt  pt por  ro ron rum mol mo  ru rus  sa san  sd snd  si sin
+    sk slk slo  sl slv  sn sna  so som  sq sqi alb als  sr srp scc  su sun  sv swe  sw swa swh
+    ta tam  te tel  tg tgk  th tha  tk tuk  tl tgl fil  tr tur  tt tat  uk ukr  ur urd  uz uzb uzn
+    vi vie  yi yid ydd ji  yo yor  zh zho chi cmn
+"""
+
+
+def _by_other_code() -> dict[str, str]:
+    rows = (row.split() for row in re.split(r"\s{2,}", _OTHER_CODES.strip()))
+    return {other: code for code, *others in rows for other in others}
+
+
+CODES: Mapping[str, str] = _by_other_code()
+"""Codes of ISO 639-2 and 639-3, and withdrawn ones of 639-1 -> language code."""
+AUTO = "auto"
+"""What other programs are told to have the language detected; here the option is left out."""
+
+
+def language_code(language: str) -> str:
+    """The code of a language given by code or English name, in any case.
+
+    Of a tag such as ``pt-BR`` the language alone counts.
+
+    Raises:
+        OptionError: not a language of Whisper; the message offers near matches.
+    """
+    wanted = re.sub(r"\s*\(.*\)$", "", language.strip().lower())
+    code = _known(wanted)
+    if code is not None:
+        return code
+    tag = re.fullmatch(r"([a-z]{2,3})([-_][a-z0-9]{1,8})+", wanted)
+    code = _known(tag.group(1)) if tag else None
+    if code is not None:
+        _log.info("language %r is taken for %s (%s)", language, code, LANGUAGES[code])
+        return code
+    raise OptionError(f"unknown language {language!r}{_hint(wanted)}")
+
+
+def _known(name: str) -> str | None:
+    if name in LANGUAGES:
+        return name
+    names = {name: code for code, name in LANGUAGES.items()}
+    return CODES.get(name) or ALIASES.get(name) or names.get(name)
+
+
+def _hint(wanted: str) -> str:
+    import difflib
+
+    # too short a word is near to everything
+    names = [*LANGUAGES.values(), *ALIASES] if len(wanted) > 3 else []
+    near = difflib.get_close_matches(wanted, names, n=3, cutoff=0.7)
+    if near:
+        return f"; did you mean {' or '.join(near)}?"
+    return f"; known codes: {' '.join(LANGUAGES)}. Leave the language out to have it detected"

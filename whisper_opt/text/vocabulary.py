@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from whisper_opt.core.dims import ModelDims
 from whisper_opt.core.errors import EngineError, OptionError
-from whisper_opt.text.languages import ALIASES, LANGUAGES
+from whisper_opt.core.text_ids import TextIds, is_special
+from whisper_opt.text.languages import AUTO, LANGUAGES, language_code
 
 if TYPE_CHECKING:
     import tiktoken
@@ -106,30 +107,14 @@ def _bytes(piece: str) -> bytes:
     return piece.translate(_LATIN1).encode("latin-1")
 
 
+def _time(i: int, dims: ModelDims) -> str:
+    """The name of timestamp number ``i``."""
+    return f"<|{i * dims.time_precision:.2f}|>"
+
+
 def _length(text: bytes) -> int:
     """Characters in ``text`` as it is decoded."""
     return len(text.decode("utf-8", errors="replace"))
-
-
-def language_code(language: str) -> str:
-    """The code of a language given by code or English name, in any case.
-
-    Raises:
-        OptionError: not a language of Whisper; the message offers near matches.
-    """
-    wanted = language.strip().lower()
-    if wanted in LANGUAGES:
-        return wanted
-    import difflib
-
-    names = {**{name: code for code, name in LANGUAGES.items()}, **ALIASES}
-    if wanted in names:
-        return names[wanted]
-    near = difflib.get_close_matches(wanted, [*names, *LANGUAGES], n=3, cutoff=0.6)
-    hint = (
-        f"; did you mean {' or '.join(near)}?" if near else f"; known codes: {' '.join(LANGUAGES)}"
-    )
-    raise OptionError(f"unknown language {language!r}{hint}")
 
 
 class Vocab:
@@ -137,12 +122,24 @@ class Vocab:
 
     Attributes:
         eot, sot, translate, transcribe, sot_lm, sot_prev, no_speech, no_timestamps: special ids.
-        timestamp_begin: id of ``<|0.00|>``; ids from there on are times, 0.02 s apart.
+        times: ids of the timestamps, 0.02 s apart.
+        timestamp_begin: id of ``<|0.00|>``, the first of ``times``.
+        timestamp_end: the id after the last of ``times``, where text follows; None: nothing does.
+        text: ids of text, among them tokens that were added to a fine-tuned model.
+        is_multilingual: whether prompts name language and task.
         languages: id of every language token by code, in the order of their ids.
     """
 
-    def __init__(self, tokenizer_json: str, dims: ModelDims) -> None:
+    def __init__(
+        self, tokenizer_json: str, dims: ModelDims, is_multilingual: bool | None = None
+    ) -> None:
         """Parse a ``tokenizer.json``.
+
+        Args:
+            tokenizer_json: its text.
+            dims: of the model.
+            is_multilingual: what the engine says; default: by the size of the vocabulary, as
+                openai-whisper has it.
 
         Raises:
             EngineError: it is not a byte-level BPE tokenizer with Whisper's special tokens, or its
@@ -150,15 +147,17 @@ class Vocab:
         """
         try:
             values = json.loads(tokenizer_json)
-            specials = {token["content"]: int(token["id"]) for token in values["added_tokens"]}
-            pieces = _pieces(values["model"], specials.keys())
+            added = {token["content"]: int(token["id"]) for token in values["added_tokens"]}
+            words = {t["content"] for t in values["added_tokens"] if not is_special(t)}
+            pieces = _pieces(values["model"], added.keys())
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise EngineError(
                 f"tokenizer.json is not a byte-level BPE tokenizer ({type(error).__name__}:"
                 f" {error}); export the engine again from a checkpoint with its own tokenizer.json"
             ) from error
-        self.is_multilingual = dims.is_multilingual
-        self._special = specials
+        self.is_multilingual = dims.is_multilingual if is_multilingual is None else is_multilingual
+        self._special = {name: i for name, i in added.items() if name not in words}
+        self._words = {name: added[name] for name in words}
         self.eot = self._id("<|endoftext|>")
         self.sot = self._id("<|startoftranscript|>")
         self.translate = self._id("<|translate|>")
@@ -167,37 +166,62 @@ class Vocab:
         self.sot_prev = self._id("<|startofprev|>")
         self.no_speech = self._id(*_NO_SPEECH)
         self.no_timestamps = self._id("<|notimestamps|>")
-        self.timestamp_begin = specials.get("<|0.00|>", self.no_timestamps + 1)
-        if self.timestamp_begin + dims.n_audio_ctx >= dims.n_vocab:
-            raise EngineError(
-                f"tokenizer.json puts <|0.00|> at {self.timestamp_begin}, which leaves no room for"
-                f" {dims.n_audio_ctx + 1} timestamps in a vocabulary of {dims.n_vocab}; it belongs"
-                " to another model"
-            )
+        self.timestamp_begin = self._special.get(_time(0, dims), self.no_timestamps + 1)
+        self.times = range(self.timestamp_begin, self.timestamp_begin + dims.n_audio_ctx + 1)
+        self._check_ids(added, dims)
+        self._check_ids(pieces, dims)
+        beyond = {*self._words.values(), *pieces.values()}
+        beyond.difference_update(range(self.eot + 1))
+        self.text = TextIds(self.eot, beyond)
+        self.timestamp_end = None if dims.n_vocab == self.times.stop else self.times.stop
         found = (
             (i, _RENAMED.get(match.group(1), match.group(1)))
-            for token, i in specials.items()
+            for token, i in self._special.items()
             if (match := re.fullmatch(r"<\|([a-z]{2,3})\|>", token))
         )
         self.languages = {code: i for i, code in sorted(found) if code in LANGUAGES}
         self._dims = dims
         self._pieces = dict(zip(pieces.values(), pieces))
-        self._names = {i: token.encode() for token, i in specials.items()}
+        self._spelled = {i: token.encode() for token, i in self._words.items()}
+        self._names = {i: token.encode() for token, i in self._special.items()}
+
+    def _check_ids(self, ids: Mapping[str, int], dims: ModelDims) -> None:
+        """Refuse ids that the model does not have, and timestamps that are not theirs alone."""
+        if self.times.stop > dims.n_vocab:
+            raise EngineError(
+                f"tokenizer.json puts {_time(0, dims)} at {self.timestamp_begin}, which leaves no"
+                f" room for {len(self.times)} timestamps in a vocabulary of {dims.n_vocab}: either"
+                " it belongs to another model, or the model was made without timestamp tokens,"
+                " which are needed"
+            )
+        # in bulk, for a load waits for this
+        timed = set(self.times).intersection(ids.values())
+        if not timed and max(ids.values()) < dims.n_vocab:
+            return
+        for name, i in ids.items():
+            if i >= dims.n_vocab:
+                raise EngineError(
+                    f"tokenizer.json gives {name!r} the id {i}, but the model's ids end at"
+                    f" {dims.n_vocab - 1}; export the engine again with the model's own tokenizer"
+                )
+            if i in self.times and name != _time(i - self.timestamp_begin, dims):
+                raise EngineError(
+                    f"tokenizer.json gives {name!r} the id {i}, which is the timestamp"
+                    f" {_time(i - self.timestamp_begin, dims)}; add tokens behind the"
+                    f" {len(self.times)} timestamps (from {self.times.stop}) and train again"
+                )
 
     @functools.cached_property
     def _encoding(self) -> tiktoken.Encoding:
         # most transcriptions never need it: it takes longer to make than all the rest of a load
         import tiktoken
 
-        times = {
-            f"<|{i * self._dims.time_precision:.2f}|>": self.timestamp_begin + i
-            for i in range(self._dims.n_audio_ctx + 1)
-        }
+        times = {_time(i, self._dims): token for i, token in enumerate(self.times)}
         return tiktoken.Encoding(
             "whisper",
             pat_str=_PATTERN,
             mergeable_ranks={_bytes(piece): token for token, piece in self._pieces.items()},
-            special_tokens={**times, **self._special},
+            special_tokens={**times, **self._special, **self._words},
         )
 
     def _id(self, *names: str) -> int:
@@ -213,9 +237,10 @@ class Vocab:
             OptionError: ``text`` contains the spelling of a special token such as ``<|en|>``.
         """
         try:
-            return self._encoding.encode(text)
+            return self._encoding.encode(text, allowed_special=set(self._words))
         except ValueError as error:
-            found = next(name for name in self._encoding.special_tokens_set if name in text)
+            names = self._encoding.special_tokens_set - self._words.keys()
+            found = next(name for name in names if name in text)
             raise OptionError(
                 f"text contains the special token {found}; remove it: special tokens cannot be"
                 " given as text"
@@ -229,16 +254,21 @@ class Vocab:
         """
         parts = []
         for token in tokens:
-            if token < self.eot:
-                parts.append(_bytes(self._pieces.get(token, "")))
-            elif specials and token < self.timestamp_begin:
+            if token in self.text:
+                parts.append(self._spelling(token))
+            elif specials and token not in self.times:
                 parts.append(self._names.get(token, b""))
         return b"".join(parts).decode("utf-8", errors="replace")
+
+    def _spelling(self, token: int) -> bytes:
+        """What a text token stands for."""
+        word = self._spelled.get(token)
+        return _bytes(self._pieces.get(token, "")) if word is None else word
 
     def split_words(
         self, tokens: Sequence[int], language: str
     ) -> tuple[list[str], list[list[int]]]:
-        """Words of ``tokens`` (ids below eot) and the tokens of each; nothing is left out.
+        """Words of ``tokens`` (ids of text) and the tokens of each; nothing is left out.
 
         By openai-whisper's rule (whisper/tokenizer.py): a word begins at a space or at ASCII
         punctuation; in languages written without spaces every token is one, or the tokens
@@ -266,7 +296,7 @@ class Vocab:
         pieces: list[list[int]] = []
         current: list[int] = []
         left = b""
-        texts = [_bytes(self._pieces.get(token, "")) for token in tokens]
+        texts = [self._spelling(token) for token in tokens]
         for i, token in enumerate(tokens):
             current.append(token)
             left += texts[i]
@@ -284,12 +314,14 @@ class Vocab:
         return "en"
 
     def check_language(self, language: str | None, task: str) -> str | None:
-        """The language code to put in the prompt; None asks for detection.
+        """The language code to put in the prompt; None, as for None or ``auto``: to be detected.
 
         Raises:
             OptionError: unknown to Whisper or to this model, or anything but English
                 transcription of an English-only model.
         """
+        if language is not None and language.strip().lower() == AUTO:
+            language = None
         code = None if language is None else language_code(language)
         if not self.is_multilingual:
             if code not in (None, "en"):

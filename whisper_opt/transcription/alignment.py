@@ -36,7 +36,7 @@ class CrossAttention:
         scores: float32 [n_heads, n_tokens, n_audio_ctx], query by key over sqrt(64), before the
             softmax.
         probs: float32 [n_text], probability of each text token after those before it, among the
-            ids below eot.
+            ids that are text.
     """
 
     scores: F32
@@ -56,7 +56,7 @@ class CrossAttention:
 
 
 Aligner = Callable[[Sequence[int]], CrossAttention]
-"""From the text tokens of a window, all below eot, to what the model attends to at each."""
+"""From the text tokens of a window to what the model attends to at each."""
 
 
 @dataclasses.dataclass(frozen=True)

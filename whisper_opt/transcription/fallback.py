@@ -120,7 +120,8 @@ class FallbackDecoder:
             max_new_tokens=min(self._limit, n_text_ctx + 1 - len(window.prompt)),
             search=lambda: self._search(window, self.options.temperatures[attempt]),
             repetition_penalty=self.options.repetition_penalty,
-            n_text=self._vocab.eot,
+            text=self._vocab.text,
+            timestamp_end=self._vocab.timestamp_end,
         )
 
     def _search(self, window: Window, temperature: float) -> TokenDecoder:
@@ -178,12 +179,16 @@ def _rules(
             listed.extend(suppression.non_speech)
         rules.append(SuppressTokens(_ids((*listed, *vocab.never_sampled()), dims)))
     if options.no_repeat_ngram_size:
-        rules.append(NoRepeatNGram(options.no_repeat_ngram_size, vocab.eot))
+        rules.append(NoRepeatNGram(options.no_repeat_ngram_size, vocab.text))
     if not options.without_timestamps:
         latest = None
         if options.max_initial_timestamp:
             latest = round(options.max_initial_timestamp / dims.time_precision)
-        rules.append(TimestampRules(vocab.timestamp_begin, vocab.eot, vocab.no_timestamps, latest))
+        rules.append(
+            TimestampRules(
+                vocab.timestamp_begin, vocab.eot, vocab.no_timestamps, latest, vocab.timestamp_end
+            )
+        )
     return tuple(rules)
 
 

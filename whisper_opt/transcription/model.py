@@ -77,8 +77,9 @@ class Whisper:
         self._vocab = vocab or _vocab(engine)
         listed, begin = manifest.suppress_tokens, manifest.begin_suppress_tokens
         self._suppression = Suppression(
-            self._vocab.non_speech_tokens() if listed is None else listed,
-            self._vocab.blank_tokens() if begin is None else begin,
+            # fine-tuning scripts leave empty lists, which says nothing about the model
+            listed or self._vocab.non_speech_tokens(),
+            begin or self._vocab.blank_tokens(),
         )
 
     @classmethod
@@ -163,7 +164,7 @@ class Whisper:
     @property
     def is_multilingual(self) -> bool:
         """Whether the model knows languages other than English."""
-        return self.dims.is_multilingual
+        return self._vocab.is_multilingual
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -329,11 +330,11 @@ class Whisper:
         heard = []
         with self._shared.use() as backend:
             for seek, segments in itertools.groupby(transcript, lambda segment: segment.seek):
-                text = [t for segment in segments for t in segment.tokens if t < vocab.eot]
+                text = [t for segment in segments for t in segment.tokens if t in vocab.text]
                 size = min(N_FRAMES, mel.n_frames - seek)
                 if text:
                     encoded = backend.encode(mel.window(seek, size)[None])
-                    heard.append((aligner(backend, vocab.eot, encoded, start)(text), size))
+                    heard.append((aligner(backend, vocab, encoded, start)(text), size))
         if not heard:
             raise AudioError("no speech was found in the recording; expected some to rank heads by")
         return rank_heads(self.alignment_heads, heard)
@@ -387,4 +388,5 @@ def _build_plans(engine: Engine, gpu: Gpu, library: str | None) -> None:
 
 
 def _vocab(engine: Engine) -> Vocab:
-    return Vocab(engine.tokenizer_json(), engine.manifest.dims)
+    manifest = engine.manifest
+    return Vocab(engine.tokenizer_json(), manifest.dims, manifest.is_multilingual)

@@ -371,26 +371,27 @@ class Scheduler:
         language = each.chunk.state.language
         task = each.recording.answers.options.task
         start = self._vocab.start(language, task, timestamps=False)
-        return aligner(self._backend, self._vocab.eot, each.encoded(), start)
+        return aligner(self._backend, self._vocab, each.encoded(), start)
 
 
-def aligner(backend: Backend, eot: int, audio: Encoded, start: Sequence[int]) -> Aligner:
+def aligner(backend: Backend, vocab: Vocab, audio: Encoded, start: Sequence[int]) -> Aligner:
     """What feeds a text to the model and tells where it listened, for word times.
 
     Args:
         backend: the model.
-        eot: its end-of-text id.
+        vocab: its vocabulary.
         audio: one window.
         start: ids before the text, up to and with no_timestamps.
     """
 
     def align(text: Sequence[int]) -> CrossAttention:
-        tokens: Int = np.array([[*start, *text, eot]], np.int64)
+        tokens: Int = np.array([[*start, *text, vocab.eot]], np.int64)
         heard = backend.attention(audio, tokens, np.array([tokens.shape[1]]))
         # the token after the last one of ``start`` is the first of the text
         first = len(start) - 1
-        logits = heard.logits[0, first : first + len(text), :eot]
-        logprobs = log_softmax(logits)[np.arange(len(text)), list(text)]
+        logits = heard.logits[0, first : first + len(text)]
+        logprobs = log_softmax(vocab.text.scores(logits))
+        logprobs = logprobs[np.arange(len(text)), vocab.text.columns(text)]
         return CrossAttention(heard.scores[0], np.exp(logprobs))
 
     return align

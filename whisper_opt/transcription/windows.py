@@ -185,13 +185,13 @@ class WindowCursor:
     def _cut(self, window: Window, result: WindowResult) -> _Cut:
         begin = self._vocab.timestamp_begin
         tokens = result.tokens
-        times = [token >= begin for token in tokens]
+        times = [token in self._vocab.times for token in tokens]
         closed = times[-2:] == [False, True]
         cuts = [i for i in range(1, len(tokens)) if times[i] and times[i - 1]]
         offset = _seconds(window.seek)
         precision = _seconds(self._dims.frames_per_position)
         if not cuts:
-            marks = [token for token in tokens if token >= begin]
+            marks = [token for token, is_time in zip(tokens, times) if is_time]
             length = _seconds(window.size)
             if marks and marks[-1] != begin:
                 length = (marks[-1] - begin) * precision
@@ -256,7 +256,7 @@ class WindowCursor:
         self, window: Window, segments: Sequence[Segment], aligner: Aligner
     ) -> list[Segment]:
         options, vocab = self._options, self._vocab
-        text = [token for segment in segments for token in segment.tokens if token < vocab.eot]
+        text = [token for segment in segments for token in segment.tokens if token in vocab.text]
         timings = []
         if text:
             words, word_tokens = vocab.split_words(text, self.language)
@@ -264,7 +264,7 @@ class WindowCursor:
         return add_words(
             segments,
             timings,
-            eot=vocab.eot,
+            text=vocab.text,
             offset=_seconds(window.seek),
             last_speech=self._last_speech,
             prepended=options.prepend_punctuations,

@@ -7,7 +7,7 @@ silence in whisper/transcribe.py). Segments are not changed in place: new ones a
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -79,7 +79,7 @@ def add_words(
     segments: Sequence[Segment],
     timings: Sequence[WordTiming],
     *,
-    eot: int,
+    text: Container[int],
     offset: float,
     last_speech: float,
     prepended: str,
@@ -93,7 +93,7 @@ def add_words(
     Args:
         segments: of one window, with all their tokens.
         timings: of all their words, in seconds from the start of the window.
-        eot: id from which tokens are not text.
+        text: ids that are text.
         offset: start of the window in seconds.
         last_speech: where speech ended before the window, in seconds.
         prepended: opening punctuation.
@@ -106,7 +106,7 @@ def add_words(
     left = merge_punctuations(timings, prepended, appended)[::-1]
     result = []
     for segment in segments:
-        missing = sum(token < eot for token in segment.tokens)
+        missing = sum(token in text for token in segment.tokens)
         words = []
         while left and missing > 0:
             timing = left.pop()

@@ -10,6 +10,7 @@ import pytest
 from tests.support.models_write import write_ctranslate2
 from whisper_opt.core.errors import CheckpointError
 from whisper_opt.export.checkpoints import Checkpoint, load_checkpoint
+from whisper_opt.export.checkpoints.checkpoint import OUTPUT_HEAD
 
 
 @pytest.fixture
@@ -102,8 +103,18 @@ def test_lists_in_the_configuration(folder: Path) -> None:
     assert found.suppress_tokens is None
     config.write_text(json.dumps({"suppress_ids": [], "alignment_heads": []}), encoding="utf-8")
     found = load_checkpoint(folder)
-    assert found.suppress_tokens == ()
+    assert found.suppress_tokens is None  # empty lists say nothing
     assert found.alignment_heads == ()
+
+
+def test_another_output_head(small: Checkpoint, tmp_path: Path) -> None:
+    head = small.tensors["decoder.token_embedding.weight"].read()[::-1]
+    changed = {"decoder/projection/weight": head}
+    found = load_checkpoint(write_ctranslate2(small, tmp_path / "own", changed=changed))
+    np.testing.assert_allclose(found.tensors[OUTPUT_HEAD].read(), head, atol=1e-3)
+    changed = {"decoder/projection/weight": np.ascontiguousarray(head[::-1])}
+    found = load_checkpoint(write_ctranslate2(small, tmp_path / "same", changed=changed))
+    assert OUTPUT_HEAD not in found.tensors
 
 
 @pytest.mark.parametrize(
@@ -114,7 +125,7 @@ def test_lists_in_the_configuration(folder: Path) -> None:
         ("suppress_ids_begin", "220", "list of token ids"),
         ("suppress_ids_begin", [True], "list of token ids"),
         ("alignment_heads", [[0]], r"\[layer, head\]"),
-        ("alignment_heads", [[9, 0]], "outside the model"),
+        ("alignment_heads", [[0, -1]], r"\[layer, head\]"),
     ],
 )
 def test_bad_lists(folder: Path, key: str, value: object, message: str) -> None:

@@ -326,7 +326,7 @@ def nested(depth: int) -> list[Any]:
 def test_values_that_cannot_be_shown_whole() -> None:
     deep = nested(5000)
     with pytest.raises(CheckpointError, match=r"alignment_heads .* is \[\[\[\[\["):
-        sidecar.heads({"alignment_heads": deep})
+        sidecar.heads({"alignment_heads": deep}, DIMS)
     with pytest.raises(CheckpointError, match="expected a list of token ids"):
         sidecar.token_ids({"ids": deep}, "ids", 10)
     with pytest.raises(CheckpointError, match="expected a positive integer"):

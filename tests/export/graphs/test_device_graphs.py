@@ -302,7 +302,7 @@ def test_constraints_that_need_the_host() -> None:
     assert greedy_row(fixed, None, EOT, N_VOCAB) is not None
     assert greedy_row([*fixed, timed], BEGIN, EOT, N_VOCAB) is not None
     for rules, begin, eot in (
-        ([*fixed, NoRepeatNGram(3, EOT)], None, EOT),
+        ([*fixed, NoRepeatNGram(3, range(EOT))], None, EOT),
         ([*fixed, timed], None, EOT),  # bans without the comparison
         (fixed, BEGIN, EOT),  # the comparison without bans
         ([timed], BEGIN, EOT + 1),

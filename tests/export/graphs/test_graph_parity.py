@@ -22,6 +22,7 @@ from whisper_opt.export.checkpoints import Checkpoint, load_checkpoint
 from whisper_opt.export.verification.reference import Reference, gelu, layer_norm
 from whisper_opt.export.verification.verify import noise_mel
 from whisper_opt.runtime.engine import Engine
+from whisper_opt.runtime.head_names import APPROXIMATE, EXACT
 from whisper_opt.runtime.onnxruntime.backend import OrtBackend, OrtEncoded
 from whisper_opt.runtime.onnxruntime.session import CAPACITIES
 from whisper_opt.text.vocabulary import Vocab
@@ -254,8 +255,8 @@ class Decoder:
         names = ["logits", *(f"{name}_out" for name in cache)]
         feeds: dict[str, NDArray] = {"tokens": tokens, "start": start, "at": at}
         feeds["aligned"] = np.zeros(0, np.int64)
-        if any(value.name == "screened" for value in self.session.get_inputs()):
-            feeds["exact"], feeds["screened"] = np.arange(at.shape[1]), np.zeros(0, np.int64)
+        if any(value.name == APPROXIMATE for value in self.session.get_inputs()):
+            feeds[EXACT], feeds[APPROXIMATE] = np.arange(at.shape[1]), np.zeros(0, np.int64)
         logits, *new = self.session.run(names, {**feeds, **self.cross, **cache})
         return logits, dict(zip(cache, new))
 

@@ -30,6 +30,7 @@ from whisper_opt.export.verification.partitioned import PartitionedGraph
 from whisper_opt.export.verification.reference import Reference
 from whisper_opt.export.writer import write_graph
 from whisper_opt.runtime.engine import ENGINE_FILES, MANIFEST
+from whisper_opt.runtime.head_names import SCOPE
 
 # --- weights are streamed -------------------------------------------------------------------------
 
@@ -80,7 +81,7 @@ def test_weights_are_dropped_when_written(place: Path, small: Checkpoint) -> Non
 
     graph, _ = build_decoder(SMALL, small.tensors, make_dialect("contrib"))
     # the parts of the 8-bit head are made together
-    weights = [weight for weight in graph.weights if not weight.name.startswith("screen.")]
+    weights = [weight for weight in graph.weights if not weight.name.startswith(f"{SCOPE}.")]
     spied = OnnxGraph(graph.model, tuple(held(weight) for weight in weights))
     write_graph(spied, place, "decoder", lambda _: None)
     assert len(alive) == len(weights)
@@ -121,7 +122,7 @@ def feeds_of(stem: str, dialect: str, types: Precision) -> dict[str, NDArray]:
         "aligned": np.zeros(0, np.int64),
     }
     if dialect == "contrib":
-        feeds.update(exact=np.zeros(1, np.int64), screened=np.zeros(1, np.int64))
+        feeds.update({name: np.zeros(1, np.int64) for name in (EXACT, APPROXIMATE)})
     for i in range(DEEP.n_text_layer):
         for kind in "kv":
             feeds[f"self_{kind}_{i}"] = normal(4, DEEP.n_text_head, 64, HEAD_DIM)
@@ -193,7 +194,7 @@ def _every_node_runs(graph: OnnxGraph, cut: PartitionedGraph) -> None:
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-def test_an_export_is_verified_in_pieces(
+def test_an_export_is_verified_in_partitions(
     place: Path, monkeypatch: pytest.MonkeyPatch, dialect: str
 ) -> None:
     require(dialect)
@@ -218,7 +219,7 @@ def test_an_export_is_verified_in_pieces(
     assert cut.manifest.parity["logits_scale"] == pytest.approx(scale)
     change_weight(monkeypatch, "decoder.blocks.5.mlp.2.weight", np.negative)
     with pytest.raises(VerificationError):
-        export(checkpoint, place / "spoiled", dialect=dialect)
+        export(checkpoint, place / "damaged", dialect=dialect)
     assert sorted(os.listdir(place)) == ["cut", "whole"]
 
 

@@ -12,7 +12,8 @@ import pytest
 
 from tests.support.backend_subjects import DIMS, mels, trt_executor
 from tests.support.engines import random_engine
-from tests.support.fake_cuda import FakeCuda, FakeTensorrt, fake_library, plan_reader
+from tests.support.fake_cuda import FakeCuda
+from tests.support.fake_trt_runtime import FakeTensorrt, fake_library, plan_reader
 from whisper_opt.core.backend import GreedyRows, TokenMask
 from whisper_opt.core.errors import BackendUnavailable, EngineError
 from whisper_opt.runtime.cuda.runtime import Copies, Cuda, DeviceBlock, load_runtime

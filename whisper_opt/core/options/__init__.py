@@ -12,6 +12,7 @@ from typing import Any, Union
 
 from whisper_opt.core.errors import OptionError
 from whisper_opt.core.options.fields import KINDS, check_fields, items, option
+from whisper_opt.text.languages import AUTO
 
 __all__ = [
     "DEVICES",
@@ -577,7 +578,7 @@ class TranscribeOptions:
                 raise OptionError(f"{name} is given, but it needs word_timestamps; turn them on")
 
     def _check_language(self) -> None:
-        if self.language is None:
+        if self.language is None or self.language.strip().lower() == AUTO:
             return
         for name in (
             "multilingual",

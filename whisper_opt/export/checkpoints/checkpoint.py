@@ -13,10 +13,13 @@ from collections.abc import Mapping
 from typing import Callable
 
 from whisper_opt.core.arrays import F32
-from whisper_opt.core.dims import ModelDims
+from whisper_opt.core.dims import CHUNK_LENGTH, N_FRAMES, ModelDims
 from whisper_opt.core.errors import CheckpointError
 
-__all__ = ["Checkpoint", "Source", "Tensor", "expected_shapes"]
+__all__ = ["OUTPUT_HEAD", "Checkpoint", "Source", "Tensor", "check_window", "expected_shapes"]
+
+OUTPUT_HEAD = "decoder.head.weight"
+"""The output head of models that have one of their own, which openai-whisper has no name for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,13 +59,15 @@ class Checkpoint:
 
     Attributes:
         dims: model dimensions.
-        tensors: canonical name -> lazy tensor; complete (see :func:`expected_shapes`).
+        tensors: canonical name -> lazy tensor; complete (see :func:`expected_shapes`). Besides
+            those there may be :data:`OUTPUT_HEAD`; without it the head is the token embedding.
         tokenizer_json: text of a Hugging Face ``tokenizer.json`` for this vocabulary.
         alignment_heads: (decoder layer, head) pairs whose cross-attention follows the audio, or
             None when the files do not say.
         suppress_tokens: ids never sampled, or None when the files do not say.
         begin_suppress_tokens: ids not sampled first, or None when the files do not say.
         source: provenance.
+        multilingual: whether prompts name language and task, or None when the files do not say.
     """
 
     dims: ModelDims
@@ -72,6 +77,7 @@ class Checkpoint:
     suppress_tokens: tuple[int, ...] | None
     begin_suppress_tokens: tuple[int, ...] | None
     source: Source
+    multilingual: bool | None = None
 
     def __post_init__(self) -> None:
         check_shapes(self.dims, {name: tensor.shape for name, tensor in self.tensors.items()})
@@ -139,9 +145,25 @@ def expected_shapes(dims: ModelDims) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def check_window(dims: ModelDims) -> None:
+    """Raise :class:`CheckpointError` unless the encoder takes windows of 30 s.
+
+    Its second convolution halves the frames, so that its positions say how long a window is.
+    """
+    if dims.n_audio_ctx != N_FRAMES // 2:
+        seconds = CHUNK_LENGTH * dims.n_audio_ctx / (N_FRAMES // 2)
+        raise CheckpointError(
+            f"the encoder has {dims.n_audio_ctx} positions (max_source_positions), for windows of"
+            f" {seconds:g} s; expected {N_FRAMES // 2}, for windows of {CHUNK_LENGTH} s: models of"
+            " another window cannot be exported"
+        )
+
+
 def check_shapes(dims: ModelDims, found: Mapping[str, tuple[int, ...]]) -> None:
     """Raise :class:`CheckpointError` unless ``found`` has every expected tensor and shape."""
     expected = expected_shapes(dims)
+    if OUTPUT_HEAD in found:
+        expected[OUTPUT_HEAD] = (dims.n_vocab, dims.n_text_state)
     missing = [name for name in expected if name not in found]
     if missing:
         raise CheckpointError(

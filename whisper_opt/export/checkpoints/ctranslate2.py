@@ -18,10 +18,11 @@ from typing import BinaryIO
 
 from whisper_opt.core.dims import ModelDims
 from whisper_opt.core.errors import CheckpointError
-from whisper_opt.export.checkpoints.blob import ITEM_BYTES, Blob, describe
-from whisper_opt.export.checkpoints.checkpoint import Checkpoint
+from whisper_opt.export.checkpoints.blob import ITEM_BYTES, Blob, describe, same_values
+from whisper_opt.export.checkpoints.checkpoint import OUTPUT_HEAD, Checkpoint, check_window
 from whisper_opt.export.checkpoints.sidecar import heads, read_json, token_ids
 from whisper_opt.export.checkpoints.tokenizer import find_tokenizer
+from whisper_opt.export.checkpoints.vocabulary import fit, tells_languages
 
 __all__ = ["load_ctranslate2"]
 
@@ -264,6 +265,9 @@ def _blobs(contents: _Contents, dims: ModelDims) -> dict[str, Blob]:
         for i in range(n_layers):
             theirs, ours = f"{side}/layer_{i}", f"{side}.blocks.{i}"
             found.update(_layer(contents, theirs, ours, cross=side == "decoder"))
+    head = contents.arrays.get("decoder/projection/weight")
+    if head is not None and not same_values(head, found["decoder.token_embedding.weight"]):
+        found[OUTPUT_HEAD] = head
     return found
 
 
@@ -285,12 +289,14 @@ def load_ctranslate2(
     config = read_json(directory / "config.json")
     contents = _read_index(weights)
     dims = _dims(contents)
-    blobs = _blobs(contents, dims)
+    check_window(dims)
+    text = find_tokenizer(tokenizer or directory, dims)
+    dims, blobs = fit(text, dims, _blobs(contents, dims))
     return Checkpoint(
         dims=dims,
         tensors={key: blob.tensor() for key, blob in blobs.items()},
-        tokenizer_json=find_tokenizer(tokenizer or directory, dims),
-        alignment_heads=heads(config),
+        tokenizer_json=text,
+        alignment_heads=heads(config, dims),
         suppress_tokens=token_ids(config, "suppress_ids", dims.n_vocab),
         begin_suppress_tokens=token_ids(config, "suppress_ids_begin", dims.n_vocab),
         source=describe(
@@ -299,4 +305,5 @@ def load_ctranslate2(
             (blob.dtype for blob in blobs.values()),
             [weights],
         ),
+        multilingual=tells_languages(text, None),
     )

@@ -20,6 +20,7 @@ _SIDECARS = [
     "vocab.json",
     "merges.txt",
     "added_tokens.json",
+    "tokenizer_config.json",
 ]
 # Tried in turn, so that one set of weights is fetched and not every variant a repository has.
 _WEIGHTS = (

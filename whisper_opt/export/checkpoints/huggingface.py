@@ -6,21 +6,26 @@ openai-whisper's already, only the names differ.
 
 from __future__ import annotations
 
+import re
 import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from whisper_opt.core.dims import ModelDims
 from whisper_opt.core.errors import CheckpointError
-from whisper_opt.export.checkpoints.blob import Blob, describe
-from whisper_opt.export.checkpoints.checkpoint import Checkpoint, expected_shapes
+from whisper_opt.export.checkpoints.blob import Blob, describe, same_values
+from whisper_opt.export.checkpoints.checkpoint import (
+    OUTPUT_HEAD,
+    Checkpoint,
+    check_window,
+    expected_shapes,
+)
 from whisper_opt.export.checkpoints.safetensors_file import read_safetensors
-from whisper_opt.export.checkpoints.sidecar import heads, positive, read_json, token_ids
+from whisper_opt.export.checkpoints.sidecar import flag, heads, positive, read_json, token_ids
 from whisper_opt.export.checkpoints.tokenizer import find_tokenizer
 from whisper_opt.export.checkpoints.torch_pickle import read_torch
+from whisper_opt.export.checkpoints.vocabulary import fit, tells_languages
 
 __all__ = ["HUGGINGFACE_WEIGHTS", "load_huggingface"]
 
@@ -33,6 +38,9 @@ HUGGINGFACE_WEIGHTS = (
 """Weight files of a directory, the preferred first."""
 
 _EMBEDDING, _HEAD = "decoder.embed_tokens.weight", "proj_out.weight"
+_WRAPPERS = ("_orig_mod.", "module.", "base_model.model.")
+"""What torch.compile, DistributedDataParallel and PEFT put before all names when they are saved."""
+_ADAPTER = re.compile(r"\.(lora_|adapter|base_layer\.)|^(lora_|adapter)|ia3_|modules_to_save")
 # Canonical fragment -> transformers' fragment; each canonical name meets each fragment once.
 _FRAGMENTS = (
     (".blocks.", ".layers."),
@@ -63,7 +71,8 @@ def load_huggingface(
 
     Args:
         directory: holds ``config.json``, one of :data:`HUGGINGFACE_WEIGHTS` (with its shards),
-            and ``tokenizer.json`` or ``vocab.json``, ``merges.txt`` and ``added_tokens.json``;
+            and ``tokenizer.json`` or ``vocab.json``, ``merges.txt`` and ``added_tokens.json`` (or
+            ``tokenizer_config.json``, which lists added tokens in newer ones);
             ``generation_config.json``, if present, has the token lists and alignment heads.
         tokenizer: file or directory to take the tokenizer from instead.
         name: name for the provenance; the directory's by default.
@@ -77,12 +86,13 @@ def load_huggingface(
     if (directory / "generation_config.json").is_file():
         generation = read_json(directory / "generation_config.json")
     stored, files = _read_weights(directory)
-    blobs = _canonical(stored, dims)
+    text = find_tokenizer(tokenizer or directory, dims)
+    dims, blobs = fit(text, dims, _canonical(_unwrapped(stored), dims))
     return Checkpoint(
         dims=dims,
         tensors={key: blob.tensor() for key, blob in blobs.items()},
-        tokenizer_json=find_tokenizer(tokenizer or directory, dims),
-        alignment_heads=heads(generation),
+        tokenizer_json=text,
+        alignment_heads=heads(generation, dims),
         suppress_tokens=token_ids(generation, "suppress_tokens", dims.n_vocab),
         begin_suppress_tokens=token_ids(generation, "begin_suppress_tokens", dims.n_vocab),
         source=describe(
@@ -91,12 +101,14 @@ def load_huggingface(
             (blob.dtype for blob in blobs.values()),
             files,
         ),
+        multilingual=tells_languages(text, flag(generation, "is_multilingual")),
     )
 
 
 def _dims(config: Mapping[str, Any]) -> ModelDims:
     for key, wanted in _FIXED.items():
-        if config.get(key, wanted) != wanted:
+        given = config.get(key)
+        if given is not None and given != wanted:
             raise CheckpointError(
                 f"config.json has {key} = {reprlib.repr(config[key])}; Whisper models have"
                 f" {wanted!r}"
@@ -105,7 +117,7 @@ def _dims(config: Mapping[str, Any]) -> ModelDims:
     def number(key: str) -> int:
         return positive(config, key, "config.json")
 
-    return ModelDims(
+    dims = ModelDims(
         n_mels=number("num_mel_bins"),
         n_audio_ctx=number("max_source_positions"),
         n_audio_state=number("d_model"),
@@ -117,6 +129,8 @@ def _dims(config: Mapping[str, Any]) -> ModelDims:
         n_text_head=number("decoder_attention_heads"),
         n_text_layer=number("decoder_layers"),
     )
+    check_window(dims)
+    return dims
 
 
 def _read_weights(directory: Path) -> tuple[dict[str, Blob], list[Path]]:
@@ -166,6 +180,17 @@ def _is_plain_name(value: Any) -> bool:
     return isinstance(value, str) and Path(value).name == value
 
 
+def _unwrapped(stored: Mapping[str, Blob]) -> Mapping[str, Blob]:
+    """Names without the prefixes that all of them have from what the model was wrapped in."""
+    names = list(stored)
+    while names:
+        shared = [p for p in _WRAPPERS if all(name.startswith(p) for name in names)]
+        if not shared:
+            break
+        names = [name[len(shared[0]) :] for name in names]
+    return dict(zip(names, stored.values()))
+
+
 def _canonical(stored: Mapping[str, Blob], dims: ModelDims) -> dict[str, Blob]:
     """Rename tensors; refuse what would silently be lost."""
     rest = {name[6:] if name.startswith("model.") else name: b for name, b in stored.items()}
@@ -179,21 +204,24 @@ def _canonical(stored: Mapping[str, Blob], dims: ModelDims) -> dict[str, Blob]:
     for theirs in rest.keys() - known:
         blob = rest[theirs]
         if theirs == _HEAD:
-            if embedding is not None and not _equal(blob, embedding):
-                raise CheckpointError(
-                    f"{_HEAD} differs from {_EMBEDDING}; Whisper's output head is its token"
-                    " embedding, so this model cannot be represented"
-                )
+            if embedding is not None and not same_values(blob, embedding):
+                blobs[OUTPUT_HEAD] = blob
         elif theirs.endswith(".k_proj.bias"):
             if blob.read().any():
                 raise CheckpointError(
                     f"{theirs!r} is not zero; Whisper's key projection has no bias, so this model"
                     " computes something else"
                 )
+        elif _ADAPTER.search(theirs):
+            raise CheckpointError(
+                f"the checkpoint has tensor {theirs!r} of an adapter; it must be merged into the"
+                " weights first (PEFT: merge_and_unload, then save_pretrained)"
+            )
         else:
             raise CheckpointError(
                 f"the checkpoint has tensor {theirs!r}, which a Whisper model of config.json's"
-                " dimensions does not; adapters must be merged into the weights first"
+                " dimensions does not have; the files belong to different models, or the model is"
+                " no plain Whisper"
             )
     return blobs
 
@@ -202,19 +230,3 @@ def _their_name(name: str) -> str:
     for ours, theirs in _FRAGMENTS:
         name = name.replace(ours, theirs)
     return name
-
-
-def _equal(a: Blob, b: Blob) -> bool:
-    """Whether two tensors hold the same values, compared a block of rows at a time."""
-    if a == b:
-        return True
-    if a.shape != b.shape:
-        return False
-    if a.strides is not None or b.strides is not None:
-        return np.array_equal(a.read(), b.read())
-    step = 4096
-    return all(
-        np.array_equal(a.rows(i, j).read(), b.rows(i, j).read())
-        for i in range(0, a.shape[0], step)
-        for j in (min(i + step, a.shape[0]),)
-    )

@@ -12,9 +12,10 @@ from pathlib import Path
 from whisper_opt.core.dims import ModelDims
 from whisper_opt.core.errors import CheckpointError
 from whisper_opt.export.checkpoints.blob import Blob, describe
-from whisper_opt.export.checkpoints.checkpoint import Checkpoint, expected_shapes
+from whisper_opt.export.checkpoints.checkpoint import Checkpoint, check_window, expected_shapes
 from whisper_opt.export.checkpoints.tokenizer import find_tokenizer
 from whisper_opt.export.checkpoints.torch_pickle import read_torch
+from whisper_opt.export.checkpoints.vocabulary import fit, tells_languages
 
 __all__ = ["load_openai"]
 
@@ -42,15 +43,18 @@ def load_openai(path: Path, *, tokenizer: Path | None = None) -> Checkpoint:
             " openai-whisper (for a Hugging Face model, pass its directory)"
         )
     model_dims = ModelDims.from_dict(dims)
-    blobs = _select(state, model_dims)
+    check_window(model_dims)
+    text = find_tokenizer(tokenizer or _tokenizer_near(path, model_dims), model_dims)
+    model_dims, blobs = fit(text, model_dims, _select(state, model_dims))
     return Checkpoint(
         dims=model_dims,
         tensors={name: blob.tensor() for name, blob in blobs.items()},
-        tokenizer_json=find_tokenizer(tokenizer or _tokenizer_near(path, model_dims), model_dims),
+        tokenizer_json=text,
         alignment_heads=None,
         suppress_tokens=None,
         begin_suppress_tokens=None,
         source=describe("openai", path.name, (blob.dtype for blob in blobs.values()), [path]),
+        multilingual=tells_languages(text, None),
     )
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import logging
 import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from whisper_opt.core.dims import ModelDims
 from whisper_opt.core.errors import CheckpointError
 
-__all__ = ["heads", "parse_json", "positive", "read_json", "read_text", "token_ids"]
+__all__ = ["flag", "heads", "parse_json", "positive", "read_json", "read_text", "token_ids"]
+
+_log = logging.getLogger(__name__)
 
 _MAX_BYTES = 1 << 24
 """Of a text file; the largest that models have is a tokenizer of 4 MB."""
@@ -80,7 +84,9 @@ def positive(config: Mapping[str, Any], key: str, file: str) -> int:
 
 
 def token_ids(config: Mapping[str, Any], key: str, n_vocab: int) -> tuple[int, ...] | None:
-    """An optional list of token ids below ``n_vocab``; None when absent or null.
+    """An optional list of token ids below ``n_vocab``; None when absent, null or empty.
+
+    Fine-tuning scripts empty these lists for training, and so they are saved.
 
     Raises:
         CheckpointError: not a list of ids of this vocabulary.
@@ -93,11 +99,28 @@ def token_ids(config: Mapping[str, Any], key: str, n_vocab: int) -> tuple[int, .
             f"{key} in the checkpoint's configuration is {reprlib.repr(value)}; expected a list of"
             f" token ids from 0 to {n_vocab - 1}"
         )
-    return tuple(value)
+    return tuple(value) or None
 
 
-def heads(config: Mapping[str, Any]) -> tuple[tuple[int, int], ...] | None:
+def flag(config: Mapping[str, Any], key: str) -> bool | None:
+    """An optional true or false; None when absent or null.
+
+    Raises:
+        CheckpointError: something else.
+    """
+    value = config.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise CheckpointError(
+            f"{key} in the checkpoint's configuration is {value!r:.80}; expected true or false"
+        )
+    return value
+
+
+def heads(config: Mapping[str, Any], dims: ModelDims) -> tuple[tuple[int, int], ...] | None:
     """The optional ``alignment_heads`` pairs (decoder layer, head); None when absent or null.
+
+    Distilled models often keep the list of their teacher. A list with heads that the model does not
+    have is left out with a warning, whole: its other heads are those of another model too.
 
     Raises:
         CheckpointError: not a list of pairs of integers.
@@ -110,6 +133,21 @@ def heads(config: Mapping[str, Any]) -> tuple[tuple[int, int], ...] | None:
             f"alignment_heads in the checkpoint's configuration is {reprlib.repr(value)}; expected"
             " a list of [layer, head] pairs"
         )
+    beyond = [
+        (layer, head)
+        for layer, head in value
+        if layer >= dims.n_text_layer or head >= dims.n_text_head
+    ]
+    if beyond:
+        _log.warning(
+            "alignment_heads in the checkpoint's configuration has %s, but the model has %d decoder"
+            " layers of %d heads: the list is left out. Word times come from all heads of the upper"
+            " half of the layers, unless alignment heads are given",
+            beyond[0],
+            dims.n_text_layer,
+            dims.n_text_head,
+        )
+        return None
     return tuple((layer, head) for layer, head in value)
 
 

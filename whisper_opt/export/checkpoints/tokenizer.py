@@ -1,8 +1,9 @@
 """Find the tokenizer of a checkpoint, as the text of a Hugging Face ``tokenizer.json``.
 
 Whisper's tokenizer is GPT-2's byte-level BPE (Radford et al. 2019) with special tokens appended.
-It comes as ``tokenizer.json``, as ``vocab.json`` with ``merges.txt`` and ``added_tokens.json``, or
-as the ``.tiktoken`` ranks of openai-whisper; the last two are converted.
+It comes as ``tokenizer.json``, as ``vocab.json`` with ``merges.txt`` and ``added_tokens.json`` (or
+the same list in ``tokenizer_config.json``), or as the ``.tiktoken`` ranks of openai-whisper; the
+last two are converted.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from typing import Any
 
 from whisper_opt.core.dims import ModelDims
 from whisper_opt.core.errors import CheckpointError
+from whisper_opt.core.text_ids import is_special
 from whisper_opt.export.checkpoints.sidecar import parse_json, read_json, read_text
+from whisper_opt.export.checkpoints.vocabulary import check_ids
 from whisper_opt.text.languages import LANGUAGES
 
 __all__ = ["build_tokenizer_json", "find_tokenizer", "has_tokenizer"]
@@ -30,13 +33,15 @@ _LONGEST = 256
 _MOST_LOST = 1000
 """Merges that are derived; the published tokenizers lack one."""
 _PARTS = ("vocab.json", "merges.txt", "added_tokens.json")
+_CONFIG = "tokenizer_config.json"
 
 
 def has_tokenizer(directory: Path) -> bool:
     """Whether a directory holds a tokenizer :func:`find_tokenizer` can read."""
-    return (directory / "tokenizer.json").is_file() or all(
-        (directory / name).is_file() for name in _PARTS
-    )
+    if (directory / "tokenizer.json").is_file():
+        return True
+    words = all((directory / name).is_file() for name in _PARTS[:2])
+    return words and ((directory / _PARTS[2]).is_file() or _listed_in_config(directory) is not None)
 
 
 def find_tokenizer(path: Path, dims: ModelDims) -> str:
@@ -60,7 +65,7 @@ def find_tokenizer(path: Path, dims: ModelDims) -> str:
     else:
         text = read_text(path)
     value = parse_json(text, "tokenizer.json" if path.is_dir() else path.name)
-    _check(value, path.name, dims)
+    check_ids(value, path.name, dims)
     try:
         if _restore_merges(value):
             text = json.dumps(value, ensure_ascii=False)
@@ -74,15 +79,19 @@ def find_tokenizer(path: Path, dims: ModelDims) -> str:
 
 
 def build_tokenizer_json(
-    vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], added: Mapping[str, int]
+    vocab: Mapping[str, int],
+    merges: Sequence[tuple[str, str]],
+    added: Mapping[str, int],
+    special: Sequence[str] = (),
 ) -> str:
     """Compose a byte-level BPE ``tokenizer.json``.
 
     Args:
         vocab: text of each token in GPT-2's byte alphabet -> id.
         merges: pairs in the order they apply.
-        added: special tokens -> id; timestamps among them are marked not special, as in the
+        added: added tokens -> id; timestamps among them are marked not special, as in the
             tokenizers of the released models.
+        special: those of them that are special though their name is not in ``<|...|>``.
     """
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     tokenizer = {
@@ -97,7 +106,8 @@ def build_tokenizer_json(
                 "lstrip": False,
                 "rstrip": False,
                 "normalized": False,
-                "special": _TIMESTAMP.fullmatch(content) is None,
+                "special": _TIMESTAMP.fullmatch(content) is None
+                and is_special({"content": content, "special": content in special}),
             }
             for content, index in sorted(added.items(), key=lambda item: item[1])
         ],
@@ -124,17 +134,48 @@ def _from_directory(directory: Path) -> str:
         return read_text(directory / "tokenizer.json")
     if not has_tokenizer(directory):
         raise CheckpointError(
-            f"no tokenizer in {directory.name!r}: expected tokenizer.json (or {', '.join(_PARTS)});"
-            " copy it from the original model, or pass tokenizer="
+            f"no tokenizer in {directory.name!r}: expected tokenizer.json (or {', '.join(_PARTS)},"
+            f" the last of which may be added_tokens_decoder in {_CONFIG}); copy it from the"
+            " original model, or pass tokenizer="
         )
     vocab = read_json(directory / "vocab.json")
-    added = read_json(directory / "added_tokens.json")
+    listed = _listed_in_config(directory) or []
+    added = {token["content"]: token["id"] for token in listed}
+    if (directory / "added_tokens.json").is_file():
+        added.update(read_json(directory / "added_tokens.json"))
     for name, ids in (("vocab.json", vocab), ("added_tokens.json", added)):
         if not all(isinstance(index, int) for index in ids.values()):
             raise CheckpointError(f"{name} maps tokens to things other than ids; fetch it again")
     if _END_OF_TEXT in vocab:
         added[_END_OF_TEXT] = vocab[_END_OF_TEXT]
-    return build_tokenizer_json(vocab, _read_merges(directory / "merges.txt"), added)
+    special = [token["content"] for token in listed if is_special(token)]
+    return build_tokenizer_json(vocab, _read_merges(directory / "merges.txt"), added, special)
+
+
+def _listed_in_config(directory: Path) -> list[dict[str, Any]] | None:
+    """The added tokens that ``tokenizer_config.json`` lists, with their ids; None: it does not.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    if not (directory / _CONFIG).is_file():
+        return None
+    listed = read_json(directory / _CONFIG).get("added_tokens_decoder")
+    if not listed:
+        return None
+    try:
+        return [
+            {
+                "id": int(index),
+                "content": str(token["content"]),
+                "special": bool(token.get("special", False)),
+            }
+            for index, token in listed.items()
+        ]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{_CONFIG} has an added_tokens_decoder that does not map ids to tokens; fetch it again"
+        ) from error
 
 
 def _read_merges(path: Path) -> list[tuple[str, str]]:
@@ -149,25 +190,6 @@ def _read_merges(path: Path) -> list[tuple[str, str]]:
             )
         merges.append((left, right))
     return merges
-
-
-def _check(value: Mapping[str, Any], name: str, dims: ModelDims) -> None:
-    """Refuse a tokenizer whose ids do not span exactly the model's vocabulary."""
-    try:
-        ids = {token["content"]: int(token["id"]) for token in value["added_tokens"]}
-        largest = max([*ids.values(), *value["model"]["vocab"].values()])
-        first_timestamp = ids[_NO_TIMESTAMPS] + 1
-    except (KeyError, OverflowError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(
-            f"the tokenizer in {name!r} has no {_NO_TIMESTAMPS} or no BPE vocabulary; expected the"
-            " tokenizer.json of a Whisper model"
-        ) from error
-    n_vocab = max(largest + 1, first_timestamp + dims.n_audio_ctx + 1)
-    if n_vocab != dims.n_vocab:
-        raise CheckpointError(
-            f"the tokenizer in {name!r} has {n_vocab} ids (timestamps included), the model has"
-            f" {dims.n_vocab}: it belongs to another model; pass the right one as tokenizer="
-        )
 
 
 def _special_tokens(dims: ModelDims) -> list[str]:

@@ -11,7 +11,7 @@ is T rounded up to :data:`~whisper_opt.runtime.padding.BLOCK`:
     cross_v_i    i8 [A, H, T' / 4, 64, 4]
     cross_steps  f32 [A, L, 2, H, 64], scale of every channel of keys and values
     cross_added  f32 [A, T'], added to the scores of a key: the logarithm of the number of positions
-                 it represents, or :data:`~whisper_opt.runtime.padding.MASKED` behind the last key
+                 it represents, or :data:`~whisper_opt.runtime.padding.MASKED` after the last key
 """
 
 from __future__ import annotations
@@ -165,12 +165,12 @@ class PackedCrossKV:
         return ["n_audio", "n_keys"]
 
     def _added(self, value: str, added: str) -> str:
-        """[n_positions], masked behind the last -> [A, T']."""
+        """[n_positions], masked after the last -> [A, T']."""
         builder = self._builder
-        behind = builder.node(
+        n_masked = builder.node(
             "Mod", builder.node("Neg", builder.dim(added, 0)), builder.constant([BLOCK])
         )
-        sizes = builder.node("Concat", builder.constant([0]), behind, axis=0)
+        sizes = builder.node("Concat", builder.constant([0]), n_masked, axis=0)
         padded = builder.node("Pad", added, sizes, builder.constant(np.array(MASKED, np.float32)))
         row = builder.node("Unsqueeze", padded, builder.constant([0]))
         shape = builder.node("Concat", builder.dim(value, 0), builder.constant([1]), axis=0)

@@ -14,7 +14,7 @@ from whisper_opt.core.dims import ModelDims
 __all__ = ["CROSS", "HEAD", "group_of", "groups_of", "matches", "products_of"]
 
 HEAD = "decoder.head"
-"""The output head, which is the embedding."""
+"""The output head and the embedding, which are one matrix in most models."""
 CROSS = "encoder.cross"
 """Cross-attention keys and values of all decoder layers: the encoder graph's last products."""
 _QKV = ("query", "key", "value")

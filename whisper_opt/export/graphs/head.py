@@ -1,4 +1,6 @@
-"""The token embedding and the output head, which is the same tensor once more.
+"""The token embedding and the output head, which are the same tensor in most models.
+
+A fine-tuned model may have a separate head (:data:`OUTPUT_HEAD`). Then both are stored.
 
 Scores of Whisper are about 20, where the spacing of float16 numbers is 0.016. Rounding them costs
 more accuracy than all other rounding in a float16 model. In float16 the head therefore computes
@@ -19,7 +21,7 @@ from onnx import TensorProto
 
 from whisper_opt.core.arrays import NDArray
 from whisper_opt.core.dims import ModelDims
-from whisper_opt.export.checkpoints.checkpoint import Tensor
+from whisper_opt.export.checkpoints.checkpoint import OUTPUT_HEAD, Tensor
 from whisper_opt.export.graphs.builder import MICROSOFT, GraphBuilder
 from whisper_opt.export.graphs.operators import Operator
 from whisper_opt.export.graphs.precision import FP32, Precision
@@ -32,6 +34,7 @@ from whisper_opt.export.quantization.int4 import (
     int4_product,
 )
 from whisper_opt.runtime.head_bounds import STEPS
+from whisper_opt.runtime.head_names import APPROXIMATE, APPROXIMATE_SCORES, EXACT, HIDDEN, SCOPE
 
 __all__ = ["EMBEDDING", "embed", "exact_head", "head8", "two_stage_head"]
 
@@ -42,19 +45,13 @@ _COLUMNS = 8
 """Columns added to the embedding in float16. One is used; tensor cores need multiples of 8."""
 _FLOAT, _INT64 = TensorProto.FLOAT, TensorProto.INT64
 
-# names in the graphs and manifests of two-stage heads
-EXACT = "exact"
-APPROXIMATE = "screened"
-APPROXIMATE_LOGITS = "rough"
-_SCOPE = "screen"
-
 
 def embed(
     builder: GraphBuilder, tokens: str, tensors: Mapping[str, Tensor], types: Precision
 ) -> str:
-    """Declare the embedding, which :func:`exact_head` uses too, and look tokens [N, S] up."""
+    """Declare the embedding, which :func:`exact_head` may use too, and look tokens [N, S] up."""
     tensor = tensors[EMBEDDING]
-    vocab, state = tensor.shape
+    state = tensor.shape[1]
     if types.bits is not None:
         make = _embed_int4 if types.bits == 4 else _embed_int8
         return make(builder, tokens, tensors)
@@ -63,14 +60,25 @@ def embed(
         table = builder.weight(EMBEDDING, tensor.shape, tensor.read, stored)
         return builder.cast(builder.node("Gather", table, tokens), stored, np.float32)
 
+    found = builder.node("Gather", _widened(builder, EMBEDDING, tensor, types), tokens)
+    first, end, axis = (builder.constant([n]) for n in (0, state, 2))
+    return builder.node("Slice", found, first, end, axis)
+
+
+def _matrix(tensors: Mapping[str, Tensor]) -> str:
+    """The name of the output head's tensor."""
+    return OUTPUT_HEAD if OUTPUT_HEAD in tensors else EMBEDDING
+
+
+def _widened(builder: GraphBuilder, name: str, tensor: Tensor, types: Precision) -> str:
+    """A table [n_vocab, n_text_state] with a further column of ones, and columns of zeros."""
+    vocab, state = tensor.shape
+
     def read() -> NDArray:
         more = np.eye(1, _COLUMNS, dtype=types.compute).repeat(vocab, axis=0)
         return np.concatenate([tensor.read().astype(types.compute), more], axis=1)
 
-    table = builder.weight(EMBEDDING, (vocab, state + _COLUMNS), read, types.compute)
-    found = builder.node("Gather", table, tokens)
-    first, end, axis = (builder.constant([n]) for n in (0, state, 2))
-    return builder.node("Slice", found, first, end, axis)
+    return builder.weight(name, (vocab, state + _COLUMNS), read, types.compute)
 
 
 def exact_head(
@@ -84,23 +92,29 @@ def exact_head(
     if types.bits is not None:
         make = _int4_head if types.bits == 4 else _int8_head
         return make(builder, hidden, tensors)
-    flat = builder.reshape(hidden, [-1, dims.n_text_state])
+    flat, name = builder.reshape(hidden, [-1, dims.n_text_state]), _matrix(tensors)
+    tensor = tensors[name]
     if types.compute == np.float32:
-        table = builder.cast(EMBEDDING, types.storage or types.compute, np.float32)
-        scores = builder.node("Gemm", flat, table, transB=1)
+        stored = types.storage or types.compute
+        table = builder.weight(name, tensor.shape, tensor.read, stored)
+        scores = builder.node("Gemm", flat, builder.cast(table, stored, np.float32), transB=1)
     else:
-        scores = _centred(builder, flat, tensors[EMBEDDING], types)
+        scores = _centred(builder, flat, name, tensor, types)
     return _unflatten(builder, scores, hidden, [dims.n_vocab])
 
 
-def _centred(builder: GraphBuilder, flat: str, embedding: Tensor, types: Precision) -> str:
-    """Scores f32 [n, n_vocab] of f32 [n, n_text_state], rounded relative to the estimate."""
+def _centred(builder: GraphBuilder, flat: str, name: str, tensor: Tensor, types: Precision) -> str:
+    """Scores f32 [n, n_vocab] of f32 [n, n_text_state], rounded relative to the estimate.
+
+    ``name``: name of ``tensor``, the output head.
+    """
 
     def minus_mean() -> NDArray:
-        mean = embedding.read().mean(axis=0)
+        mean = tensor.read().mean(axis=0)
         return np.outer(-mean, np.eye(1, _COLUMNS)[0]).astype(np.float32)
 
-    vocab, state = embedding.shape
+    vocab, state = tensor.shape
+    table = _widened(builder, name, tensor, types)
     weight = builder.weight("decoder.head.minus_mean", (state, _COLUMNS), minus_mean, types.compute)
     lift = builder.constant((-LIFT * np.eye(1, _COLUMNS)[0]).astype(types.compute))
     rounded = builder.cast(flat, np.float32, types.compute)
@@ -111,7 +125,7 @@ def _centred(builder: GraphBuilder, flat: str, embedding: Tensor, types: Precisi
     zeros = builder.node("Sub", minus, minus)  # not Pad, which CUDA lacks in some opsets
     pair = builder.node("Concat", rounded, minus, rest, zeros, axis=1)
     pair = builder.reshape(pair, [-1, state + _COLUMNS])  # [2 n, n_text_state + 8]
-    both = builder.node("Gemm", pair, EMBEDDING, transB=1)
+    both = builder.node("Gemm", pair, table, transB=1)
     both = builder.reshape(builder.cast(both, types.compute, np.float32), [-1, 2 * vocab])
     halves = builder.nodes("Split", [both, builder.constant([vocab, vocab])], 2, axis=1)
     scores = builder.node("Add", *halves)
@@ -138,10 +152,11 @@ def two_stage_head(
 
     Approximate 8-bit scores select candidates, which :mod:`whisper_opt.runtime.head_bounds` scores
     exactly. Inputs :data:`EXACT` i64 [E] and :data:`APPROXIMATE` i64 [R] select among the P
-    requested positions. Outputs are ``logits`` f32 [N, E, n_vocab], :data:`APPROXIMATE_LOGITS` f32
-    [N, R, n_vocab] and ``hidden`` f32 [N, P, n_text_state]. Without positions nothing is computed.
+    requested positions. Outputs are ``logits`` f32 [N, E, n_vocab], :data:`APPROXIMATE_SCORES` f32
+    [N, R, n_vocab] and :data:`HIDDEN` f32 [N, P, n_text_state]. Without positions nothing is
+    computed.
     """
-    builder.scope(f"decoder.{_SCOPE}")
+    builder.scope(f"decoder.{SCOPE}")
     exact = builder.input(EXACT, _INT64, [f"n_{EXACT}"])
     at = builder.input(APPROXIMATE, _INT64, [f"n_{APPROXIMATE}"])
     chosen = builder.node("Gather", hidden, exact, axis=1)
@@ -149,19 +164,24 @@ def two_stage_head(
     approximate = _approximate_logits(builder, hidden, at, dims, tensors)
     shape: list[int | str] = ["n_seq", f"n_{APPROXIMATE}", dims.n_vocab]
     builder.output(logits, "logits", _FLOAT, ["n_seq", f"n_{EXACT}", dims.n_vocab])
-    builder.output(approximate, APPROXIMATE_LOGITS, _FLOAT, shape)
-    builder.output(hidden, "hidden", _FLOAT, ["n_seq", "n_at", dims.n_text_state])
+    builder.output(approximate, APPROXIMATE_SCORES, _FLOAT, shape)
+    builder.output(hidden, HIDDEN, _FLOAT, ["n_seq", "n_at", dims.n_text_state])
+
+
+def _scope(tensors: Mapping[str, Tensor]) -> str:
+    """The scope of the embedding's weights: that of the head unless the head is separate."""
+    return "decoder.embedding" if OUTPUT_HEAD in tensors else "decoder.head"
 
 
 class _Int8Weights:
-    """Weights of the head in 8 bits, declared as they are used; quantized once."""
+    """Weights of the head or the embedding in 8 bits, declared when used and quantized once."""
 
     def __init__(
-        self, builder: GraphBuilder, tensors: Mapping[str, Tensor], scope: str = _SCOPE
+        self, builder: GraphBuilder, tensors: Mapping[str, Tensor], scope: str, matrix: str
     ) -> None:
-        parts = (EMBEDDING, "decoder.ln.weight", "decoder.ln.bias")
+        parts = (matrix, "decoder.ln.weight", "decoder.ln.bias")
         head = functools.lru_cache(maxsize=1)(lambda: quantize_head(*(tensors[p] for p in parts)))
-        vocab, state = tensors[EMBEDDING].shape
+        vocab, state = tensors[matrix].shape
         self.builder = builder
         self._scope = scope
         self._head: Callable[[], QuantizedHead] = head
@@ -194,8 +214,9 @@ def _approximate_logits(
     dims: ModelDims,
     tensors: Mapping[str, Tensor],
 ) -> str:
-    weights = _Int8Weights(builder, tensors)
-    builder.host(EMBEDDING, (dims.n_vocab, dims.n_text_state), tensors[EMBEDDING].read)
+    name = _matrix(tensors)
+    weights = _Int8Weights(builder, tensors, SCOPE, name)
+    builder.host(name, (dims.n_vocab, dims.n_text_state), tensors[name].read)
     weights.host("mean", "shrink", "error", "norm")
     shrunk, absmax = _scaled_input(builder, hidden, weights("shrink"))
     shrunk, absmax = (builder.node("Gather", x, at, axis=1) for x in (shrunk, absmax))
@@ -241,8 +262,8 @@ def _int8_logits(
 
 
 def _embed_int8(builder: GraphBuilder, tokens: str, tensors: Mapping[str, Tensor]) -> str:
-    """Embeddings [N, S, n_text_state] from columns of the head's weights."""
-    weights = _Int8Weights(builder, tensors, "decoder.head")
+    """Embeddings [N, S, n_text_state] from columns of the weights."""
+    weights = _Int8Weights(builder, tensors, _scope(tensors), EMBEDDING)
     columns = builder.node("Gather", weights("weight"), tokens, axis=1)
     columns = builder.node("Cast", builder.transpose(columns, [1, 2, 0]), to=_FLOAT)
     scale = builder.node("Gather", weights("scale"), tokens)
@@ -253,7 +274,7 @@ def _embed_int8(builder: GraphBuilder, tokens: str, tensors: Mapping[str, Tensor
 
 def _int8_head(builder: GraphBuilder, hidden: str, tensors: Mapping[str, Tensor]) -> str:
     """Scores f32 [N, P, n_vocab] from 8-bit weights; inputs keep 14 bits."""
-    weights = _Int8Weights(builder, tensors, "decoder.head")
+    weights = _Int8Weights(builder, tensors, "decoder.head", _matrix(tensors))
     operator = head8(weights.shapes["weight"])
     names = ("shrink", "weight", "scale", "mean")
     return operator(builder, hidden, *(weights(name) for name in names))
@@ -282,16 +303,18 @@ def _add_mean(builder: GraphBuilder, scores: str, hidden: str, mean: str) -> str
 
 
 class _Int4Weights:
-    """Weights of the head in 4 bits, declared as they are used; rounded once."""
+    """Weights of the head or the embedding in 4 bits, declared when used and quantized once."""
 
-    def __init__(self, builder: GraphBuilder, tensors: Mapping[str, Tensor]) -> None:
-        head = functools.lru_cache(maxsize=1)(lambda: Int4Head(tensors))
-        vocab, self.state = tensors[EMBEDDING].shape
+    def __init__(
+        self, builder: GraphBuilder, tensors: Mapping[str, Tensor], scope: str, matrix: str
+    ) -> None:
+        head = functools.lru_cache(maxsize=1)(lambda: Int4Head(tensors, matrix))
+        vocab, self.state = tensors[matrix].shape
         self.words, self.blocks = vocab - N_SPECIAL, self.state // BLOCK
 
         def weight(name: str, shape: tuple[int, ...], dtype: Any = np.float32) -> str:
             read = functools.partial(lambda name: getattr(head(), name), name)
-            return builder.weight(f"decoder.head.{name}", shape, read, dtype)
+            return builder.weight(f"{scope}.{name}", shape, read, dtype)
 
         self.packed = weight("packed", (self.words, self.blocks, BLOCK // 2), np.uint8)
         self.steps = weight("steps", (self.words, self.blocks), np.float16)
@@ -301,8 +324,8 @@ class _Int4Weights:
 
 
 def _embed_int4(builder: GraphBuilder, tokens: str, tensors: Mapping[str, Tensor]) -> str:
-    """Embeddings [N, S, n_text_state] from rows of the head's weights."""
-    head = _Int4Weights(builder, tensors)
+    """Embeddings [N, S, n_text_state] from rows of the weights."""
+    head = _Int4Weights(builder, tensors, _scope(tensors), EMBEDDING)
     last, first = builder.constant(head.words - 1), builder.constant(head.words)
     rows = _int4_rows(builder, builder.node("Min", tokens, last), head)
     beyond = builder.node("Max", builder.node("Sub", tokens, first), builder.constant(0))
@@ -331,7 +354,7 @@ def _int4_rows(builder: GraphBuilder, tokens: str, head: _Int4Weights) -> str:
 
 def _int4_head(builder: GraphBuilder, hidden: str, tensors: Mapping[str, Tensor]) -> str:
     """Scores f32 [N, P, n_vocab] from 4-bit weights, and float16 weights of special tokens."""
-    head = _Int4Weights(builder, tensors)
+    head = _Int4Weights(builder, tensors, "decoder.head", _matrix(tensors))
     shrunk = builder.node("Mul", hidden, head.shrink)
     scores = int4_product(builder, shrunk, head.packed, head.steps, head.state, head.words)
     words = _add_mean(builder, scores, hidden, head.mean)

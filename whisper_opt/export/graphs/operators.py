@@ -210,11 +210,11 @@ def _quantize_heads(builder: GraphBuilder, n_head: int) -> tuple[str, str]:
     absmax = builder.node("Max", absmax, _number(builder, MIN_ABSMAX))
     scale = builder.node("Div", absmax, _number(builder, 127))
     integers = builder.node("Round", builder.node("Div", heads, scale))
-    behind = builder.node(
+    n_padded = builder.node(
         "Mod", builder.node("Neg", builder.dim(heads, 2)), builder.constant([BLOCK])
     )
     none = builder.constant([0])
-    sizes = builder.node("Concat", builder.constant([0] * 6), behind, none, axis=0)
+    sizes = builder.node("Concat", builder.constant([0] * 6), n_padded, none, axis=0)
     padded = builder.node("Pad", integers, sizes)
     return padded, builder.node("Squeeze", scale, builder.constant([2]))
 
@@ -232,7 +232,7 @@ def pack_keys(n_head: int) -> Operator:
 
     def body(builder: GraphBuilder) -> list[str]:
         integers, scale = _quantize_heads(builder, n_head)
-        # values behind the last key are never read
+        # values after the last key are never read
         shifted = builder.node("Add", integers, _number(builder, 128))
         panels = builder.reshape(shifted, [0, 0, -1, PANEL, HEAD_DIM // 4, 4])
         panels = builder.transpose(panels, [0, 1, 2, 4, 3, 5])

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 
 from whisper_opt.core.arrays import F32, NDArray
-from whisper_opt.export.checkpoints.checkpoint import Tensor
+from whisper_opt.export.checkpoints.checkpoint import OUTPUT_HEAD, Tensor
 from whisper_opt.export.graphs.builder import MICROSOFT, GraphBuilder
 from whisper_opt.export.graphs.groups import CROSS, HEAD, group_of, matches
 from whisper_opt.export.graphs.linear import Linear
@@ -89,7 +89,7 @@ def unpack_int4(packed: NDArray, steps: F32) -> F32:
 
 
 class Int4Head:
-    """The embedding in 4 bits, but for its last rows.
+    """The embedding, or a separate head, in 4 bits except for its last rows.
 
     Attributes:
         packed, steps: results of :func:`pack_int4` for the first rows.
@@ -98,9 +98,9 @@ class Int4Head:
         special: float32 [N_SPECIAL, n_text_state], the last rows, rounded to float16.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        """Round the embedding of a checkpoint."""
-        rows = tensors[EMBEDDING].read()
+    def __init__(self, tensors: Mapping[str, Tensor], matrix: str = EMBEDDING) -> None:
+        """Quantize ``matrix`` of a checkpoint."""
+        rows = tensors[matrix].read()
         gain, bias = (tensors[f"decoder.ln.{part}"].read() for part in ("weight", "bias"))
         self.mean, channel_scale = mean_and_channel_scale(rows, gain, bias)
         self.shrink: F32 = np.float32(1) / channel_scale
@@ -109,7 +109,7 @@ class Int4Head:
         self.special: F32 = rows[words:].astype(np.float16).astype(np.float32)
 
     def rows(self) -> F32:
-        """The embedding [n_vocab, n_text_state] that this stands for."""
+        """The matrix [n_vocab, n_text_state] as floats."""
         words = unpack_int4(self.packed, self.steps) * self.shrink + self.mean
         return np.concatenate([words, self.special])
 
@@ -122,10 +122,11 @@ def dequantized(tensors: Mapping[str, Tensor], kept: Collection[str] = ()) -> di
     """
 
     def stored(name: str, tensor: Tensor) -> Tensor:
-        if name == EMBEDDING:
+        if name in (EMBEDDING, OUTPUT_HEAD):
             if matches(HEAD, kept):
                 return tensor
-            return Tensor(tensor.shape, functools.lru_cache(1)(lambda: Int4Head(tensors).rows()))
+            rows = functools.lru_cache(1)(lambda: Int4Head(tensors, name).rows())
+            return Tensor(tensor.shape, rows)
         group = group_of(name[:-7])
         if not name.startswith("decoder.blocks.") or group == CROSS or matches(group, kept):
             return tensor

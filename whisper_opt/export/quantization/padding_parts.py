@@ -79,7 +79,7 @@ def padding_parts(checkpoint: Checkpoint) -> tuple[int, ...]:
 def _density(attention: NDArray, n_audio: int) -> NDArray:
     """Attention to padding as a density.
 
-    Attention right behind the audio moves with the end of the audio, and the runtime always encodes
+    Attention right after the audio moves with the end of the audio, and the runtime always encodes
     those positions. So they, and the positions of the audio, get the mean of the positions after
     them.
     """

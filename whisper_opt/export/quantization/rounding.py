@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 import numpy as np
 
 from whisper_opt.core.arrays import F32
-from whisper_opt.export.checkpoints.checkpoint import Checkpoint
+from whisper_opt.export.checkpoints.checkpoint import OUTPUT_HEAD, Checkpoint
 from whisper_opt.export.graphs.groups import HEAD, group_of, matches
 from whisper_opt.export.graphs.operators import GELU_MIN, GELU_STEPS, GELU_ZERO_POINT, MIN_ABSMAX
 from whisper_opt.export.graphs.precision import Precision
@@ -62,7 +62,7 @@ class QuantizedReference(Reference):
         self._bits, self._kept = precision.bits, precision.kept
         self._smoothing = NormSmoothing(checkpoint.tensors, stats)
         self._weights = functools.lru_cache(maxsize=16)(self._rounded_weight)
-        self._head = functools.lru_cache(maxsize=1)(self._rounded_head)
+        self._head = functools.lru_cache(maxsize=2)(self._rounded_head)
 
     def _linear(self, x: F32, name: str, *, bias: bool = True) -> F32:
         group = group_of(name)
@@ -101,12 +101,17 @@ class QuantizedReference(Reference):
         return rounded
 
     def _embedding(self) -> F32:
-        return self._head() if HEAD in self.groups else super()._embedding()
+        return self._head(EMBEDDING) if HEAD in self.groups else super()._embedding()
 
-    def _rounded_head(self) -> F32:
+    def _output_head(self, embedding: F32) -> F32:
+        if HEAD in self.groups and OUTPUT_HEAD in self._tensors:
+            return self._head(OUTPUT_HEAD)
+        return super()._output_head(embedding)
+
+    def _rounded_head(self, matrix: str) -> F32:
         if self._bits == 4 and not matches(HEAD, self._kept):
-            return Int4Head(self._tensors).rows()
-        parts = (EMBEDDING, "decoder.ln.weight", "decoder.ln.bias")
+            return Int4Head(self._tensors, matrix).rows()
+        parts = (matrix, "decoder.ln.weight", "decoder.ln.bias")
         head = quantize_head(*(self._tensors[part] for part in parts))
         rounded: F32 = head.weight.T * head.scale[:, None] * head.shrink + head.mean
         return rounded

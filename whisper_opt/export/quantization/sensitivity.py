@@ -166,6 +166,7 @@ def _decode_text(
     never = np.zeros(checkpoint.dims.n_vocab, np.bool_)
     never[list(checkpoint.suppress_tokens or ())] = True
     never[vocab.eot + 1 :] = True
+    never[list(vocab.text.added)] = False
     for step in range(min(_TOKENS, checkpoint.dims.n_text_ctx - n_prompt)):
         scores = model.logits(audio, [np.array(tokens)])[0][-1]
         scores[never] = -np.inf
@@ -287,7 +288,7 @@ def calibrate(
     paths = [paths[i * len(paths) // n] for i in range(n)]
     report = on_progress or (lambda done, total: None)
     checkpoint = _cached(checkpoint)
-    vocab = Vocab(checkpoint.tokenizer_json, checkpoint.dims)
+    vocab = Vocab(checkpoint.tokenizer_json, checkpoint.dims, checkpoint.multilingual)
     groups = groups_of(checkpoint.dims)
     candidates = [group for group in groups if not matches(group, precision.kept)]
     total = 2 * len(paths) + len(candidates) + 2

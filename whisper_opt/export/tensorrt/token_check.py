@@ -48,8 +48,9 @@ def _check_tokens(engine: Engine, plans: Plans, *, device_index: int) -> Mapping
     except BackendUnavailable as error:
         return {"status": "not checked", "detail": str(error)}
     dims = engine.manifest.dims
+    vocab = Vocab(engine.tokenizer_json(), dims, engine.manifest.is_multilingual)
     ours = DeviceBackend(executor, dims)
     try:
-        return compare_backends(reference, ours, Vocab(engine.tokenizer_json(), dims))
+        return compare_backends(reference, ours, vocab)
     finally:
         ours.close()

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 
 from whisper_opt.core.arrays import F32, Int
-from whisper_opt.export.checkpoints.checkpoint import Checkpoint
+from whisper_opt.export.checkpoints.checkpoint import OUTPUT_HEAD, Checkpoint
 
 __all__ = ["MAX_BYTES", "openai_logits"]
 
@@ -25,9 +25,12 @@ def openai_logits(checkpoint: Checkpoint, mel: F32, sequences: Sequence[Int]) ->
         sequences: int64 [n] tokens each.
 
     Returns:
-        Scores [n, n_vocab] of each sequence, or None if openai-whisper or torch is not
-        installed or the model is larger than :data:`MAX_BYTES`.
+        Scores [n, n_vocab] of each sequence, or None if openai-whisper or torch is not installed,
+        the model is larger than :data:`MAX_BYTES`, or it has a separate output head, which
+        openai-whisper does not support.
     """
+    if OUTPUT_HEAD in checkpoint.tensors:
+        return None
     size = sum(4 * math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
     if size > MAX_BYTES or not all(map(importlib.util.find_spec, ("torch", "whisper"))):
         return None

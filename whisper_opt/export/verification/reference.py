@@ -14,7 +14,7 @@ import numpy as np
 
 from whisper_opt.core.arrays import F32, Int
 from whisper_opt.core.dims import HEAD_DIM
-from whisper_opt.export.checkpoints.checkpoint import Checkpoint
+from whisper_opt.export.checkpoints.checkpoint import OUTPUT_HEAD, Checkpoint
 
 __all__ = ["Reference", "gelu", "layer_norm"]
 
@@ -87,8 +87,12 @@ class Reference:
         return product + self._read(f"{name}.bias") if bias else product
 
     def _embedding(self) -> F32:
-        """[n_vocab, n_text_state], the output head's too."""
+        """[n_vocab, n_text_state]."""
         return self._read("decoder.token_embedding.weight")
+
+    def _output_head(self, embedding: F32) -> F32:
+        """[n_vocab, n_text_state], the embedding in models without a separate head."""
+        return self._read(OUTPUT_HEAD) if OUTPUT_HEAD in self._tensors else embedding
 
     def _norm(self, x: F32, name: str) -> F32:
         return layer_norm(x, self._read(f"{name}.weight"), self._read(f"{name}.bias"))
@@ -216,7 +220,8 @@ class Reference:
                 x = x + self._linear(mixed, f"{block}.cross_attn.out")
                 states[j] = x + self._mlp(x, block)
         empty = np.zeros((0, 0, len(audio)), np.float32)
+        head = self._output_head(embedding)
         return (
-            [self._norm(x, "decoder.ln") @ embedding.T for x in states],
+            [self._norm(x, "decoder.ln") @ head.T for x in states],
             [np.stack(scores) if scores else empty for scores in watched],
         )

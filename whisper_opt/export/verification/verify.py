@@ -16,13 +16,13 @@ import numpy as np
 from whisper_opt.core.arrays import F32, Int, NDArray
 from whisper_opt.core.dims import HEAD_DIM, N_FRAMES, ModelDims
 from whisper_opt.export.checkpoints.checkpoint import Checkpoint
-from whisper_opt.export.graphs.head import APPROXIMATE, APPROXIMATE_LOGITS, EXACT
 from whisper_opt.export.graphs.precision import FP32, Precision
 from whisper_opt.export.verification.measures import MEASURES, require_error_below, rms
 from whisper_opt.export.verification.openai import openai_logits
 from whisper_opt.export.verification.partitioned import PartitionedGraph
 from whisper_opt.export.verification.reference import Reference
 from whisper_opt.runtime.head_bounds import Inputs, Screen
+from whisper_opt.runtime.head_names import APPROXIMATE, EXACT
 from whisper_opt.runtime.padding import MASKED, EncoderInput, PaddingCompression
 
 __all__ = ["PACKED_TOLERANCE", "Parity", "noise_mel", "unpack_cross", "verify", "verify_packed"]
@@ -344,7 +344,7 @@ def _bound_ratio(head: Screen, out: dict[str, NDArray]) -> float:
     rows = zip(
         *(
             out[name].reshape(-1, out[name].shape[2])
-            for name in ("logits", APPROXIMATE_LOGITS, "hidden")
+            for name in ("logits", APPROXIMATE_SCORES, HIDDEN)
         )
     )
     ratio = 0.0

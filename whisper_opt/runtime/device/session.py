@@ -231,8 +231,8 @@ class DeviceSession:
             raise EngineError("the session was used again, and these scores were overwritten")
 
     def can_choose(self, k: int, mask: TokenMask) -> bool:
-        """Whether the device can choose the tokens: not for a large k or a repetition penalty."""
-        return k <= self._open.n_choices and mask.seen is None
+        """Whether the device can choose: not for large k, penalties or text after timestamps."""
+        return k <= self._open.n_choices and mask.seen is None and not mask.splits_text
 
     @_locked
     def choose(self, logits: Buffer, call: int, k: int, mask: TokenMask) -> Top:

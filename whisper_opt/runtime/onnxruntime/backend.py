@@ -100,7 +100,9 @@ class OrtBackend:
         with Background(lambda: load(names[1])) as decoder:
             self.encoder: Graph = encoder or load(names[0])
             graph = decoder.result()
-        screen = Screen.of(engine.tensor) if engine.manifest.tensors else None
+        screen = (
+            Screen.of(engine.tensor, engine.manifest.tensors) if engine.manifest.tensors else None
+        )
         self._cross = CrossLayout(self.dims.n_text_layer, packed)
         self.decoder = Decoder(graph, self.dims, self.dialect, screen, self._cross)
         parts = engine.manifest.padding

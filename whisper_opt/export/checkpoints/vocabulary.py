@@ -1,0 +1,120 @@
+"""What a tokenizer says about a model: how many tokens it has, and whether it is multilingual."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from whisper_opt.core.dims import ModelDims
+from whisper_opt.core.errors import CheckpointError
+from whisper_opt.export.checkpoints.blob import Blob
+from whisper_opt.export.checkpoints.checkpoint import OUTPUT_HEAD
+
+__all__ = ["check_ids", "fit", "tells_languages"]
+
+_log = logging.getLogger(__name__)
+_END_OF_TEXT, _NO_TIMESTAMPS = "<|endoftext|>", "<|notimestamps|>"
+_LANGUAGE = re.compile(r"<\|[a-z]{2,3}\|>")
+_ROWS = ("decoder.token_embedding.weight", OUTPUT_HEAD)
+"""Tensors with a row per token."""
+_ENGLISH_END = 50256
+"""The end of text in OpenAI's English-only vocabulary, which is GPT-2's. It lists the tokens of all
+languages too, and its models never use them."""
+_ROW_MULTIPLE, _MOST_PADDING = 8, 256
+"""Rows of an embedding are padded to multiples of 8, 64 or 128, for speed in training."""
+
+
+def check_ids(value: Mapping[str, Any], name: str, dims: ModelDims) -> None:
+    """Refuse a tokenizer whose ids do not span exactly the model's vocabulary, padding aside.
+
+    Args:
+        value: its parsed ``tokenizer.json``.
+        name: of its file, for messages.
+        dims: of the model.
+
+    Raises:
+        CheckpointError: it belongs to another model, or the model has no timestamp tokens.
+    """
+    try:
+        largest, first_timestamp = _ends(value)
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"the tokenizer in {name!r} has no {_NO_TIMESTAMPS} or no BPE vocabulary; expected the"
+            " tokenizer.json of a Whisper model"
+        ) from error
+    n_ids = max(largest + 1, first_timestamp + dims.n_audio_ctx + 1)
+    if dims.n_vocab == first_timestamp:
+        raise CheckpointError(
+            f"the model has {dims.n_vocab} token rows, which end before the first timestamp"
+            f" ({first_timestamp}): it has no timestamp tokens, which are needed"
+        )
+    if n_ids != dims.n_vocab and not _is_padding(dims.n_vocab - n_ids, dims.n_vocab):
+        raise CheckpointError(
+            f"the tokenizer in {name!r} has {n_ids} ids (timestamps included), the model has"
+            f" {dims.n_vocab}: it belongs to another model; pass the right one as tokenizer="
+        )
+
+
+def _ends(value: Mapping[str, Any]) -> tuple[int, int]:
+    """The largest id of a parsed tokenizer, and the id of the first timestamp."""
+    ids = {token["content"]: int(token["id"]) for token in value["added_tokens"]}
+    largest = max([*ids.values(), *value["model"]["vocab"].values()])
+    return largest, ids.get("<|0.00|>", ids[_NO_TIMESTAMPS] + 1)
+
+
+def _is_padding(more: int, n_rows: int) -> bool:
+    """Whether that many rows more than tokens are what rounding their number up gives."""
+    return 0 < more < _MOST_PADDING and n_rows % _ROW_MULTIPLE == 0
+
+
+def fit(
+    tokenizer_json: str, dims: ModelDims, blobs: Mapping[str, Blob]
+) -> tuple[ModelDims, Mapping[str, Blob]]:
+    """Dimensions and tensors without the rows of the embedding that belong to no token.
+
+    Args:
+        tokenizer_json: what :func:`find_tokenizer` found for ``dims``.
+        dims: as the files have it.
+        blobs: tensors by canonical name.
+    """
+    largest, first_timestamp = _ends(json.loads(tokenizer_json))
+    n_ids = max(largest + 1, first_timestamp + dims.n_audio_ctx + 1)
+    if n_ids == dims.n_vocab:
+        return dims, blobs
+    _log.info("the last %d rows of the token embedding are padding", dims.n_vocab - n_ids)
+    cut = {
+        name: _first_rows(blob, n_ids) if name in _ROWS else blob for name, blob in blobs.items()
+    }
+    return dataclasses.replace(dims, n_vocab=n_ids), cut
+
+
+def _first_rows(blob: Blob, n: int) -> Blob:
+    if blob.strides is None:
+        return blob.rows(0, n)
+    return dataclasses.replace(blob, shape=(n, *blob.shape[1:]))
+
+
+def tells_languages(tokenizer_json: str, stated: bool | None) -> bool:
+    """Whether a model is multilingual: its prompts name language and task.
+
+    Args:
+        tokenizer_json: its tokenizer.
+        stated: what its configuration says, if anything.
+
+    Raises:
+        CheckpointError: stated, but the tokenizer cannot.
+    """
+    ids = {token["content"]: token["id"] for token in json.loads(tokenizer_json)["added_tokens"]}
+    can = "<|transcribe|>" in ids and any(map(_LANGUAGE.fullmatch, ids))
+    if stated and not can:
+        raise CheckpointError(
+            "generation_config.json says is_multilingual, but the tokenizer has no language tokens"
+            " or no <|transcribe|>; pass the model's own tokenizer as tokenizer=, or correct it"
+        )
+    if stated is not None:
+        return stated
+    return can and ids.get(_END_OF_TEXT) != _ENGLISH_END
