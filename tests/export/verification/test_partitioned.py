@@ -30,7 +30,7 @@ from whisper_opt.export.verification.partitioned import PartitionedGraph
 from whisper_opt.export.verification.reference import Reference
 from whisper_opt.export.writer import write_graph
 from whisper_opt.runtime.engine import ENGINE_FILES, MANIFEST
-from whisper_opt.runtime.head_names import SCOPE
+from whisper_opt.runtime.head_names import APPROXIMATE, EXACT, SCOPE
 
 # --- weights are streamed -------------------------------------------------------------------------
 

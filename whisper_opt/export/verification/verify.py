@@ -22,7 +22,7 @@ from whisper_opt.export.verification.openai import openai_logits
 from whisper_opt.export.verification.partitioned import PartitionedGraph
 from whisper_opt.export.verification.reference import Reference
 from whisper_opt.runtime.head_bounds import Inputs, Screen
-from whisper_opt.runtime.head_names import APPROXIMATE, EXACT
+from whisper_opt.runtime.head_names import APPROXIMATE, APPROXIMATE_SCORES, EXACT, HIDDEN
 from whisper_opt.runtime.padding import MASKED, EncoderInput, PaddingCompression
 
 __all__ = ["PACKED_TOLERANCE", "Parity", "noise_mel", "unpack_cross", "verify", "verify_packed"]
