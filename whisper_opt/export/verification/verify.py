@@ -129,12 +129,12 @@ def verify(
         _verify_compression(checkpoint, encoder, decoder, parts, precision)
     sequences = _sequences(dims)
     found, bound_ratio = _decode_stepwise(decoder, cross, sequences, dims, head)
-    expected, watched = reference.decode(audio, sequences[:1], checkpoint.heads)
+    expected, alignment = reference.decode(audio, sequences[:1], checkpoint.heads)
     expected += reference.logits(audio, sequences[1:])
     error, scale = measure(zip(expected, found))
     require_error_below("decoder scores", error, precision.logits_tolerance * scale)
     attention_error, attention_scale = measure(
-        zip(watched, [_attention(decoder, cross, sequences[0], dims)])
+        zip(alignment, [_attention(decoder, cross, sequences[0], dims)])
     )
     require_error_below(
         "attention scores", attention_error, precision.cross_tolerance * attention_scale
