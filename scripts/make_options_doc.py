@@ -68,7 +68,7 @@ def page() -> str:
     lines = [
         "# Options",
         "",
-        "Made by `scripts/make_options_doc.py` from `whisper_opt/core/options/__init__.py`.",
+        "Made by `scripts/make_options_doc.py` from `whisper_opt/core/options`.",
     ]
     for options, title, text in SECTIONS:
         lines += ["", f"## {title}", "", text, "", "| option | takes | default | meaning |"]

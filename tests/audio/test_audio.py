@@ -223,7 +223,7 @@ def test_pyav_scales_every_sample_format_as_soundfile_does(
 @pytest.mark.usefixtures("only_soundfile")
 def test_a_format_that_needs_pyav_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     data = b"\0\0\0\x20ftypM4A \0\0\2\0isomiso2mp41" + bytes(100)
-    with pytest.raises(AudioError, match=r"pip install whisper-opt\[audio\].*PATH"):
+    with pytest.raises(AudioError, match=r"pip install '\.\[audio\]'.*PATH"):
         load_audio(data)
 
 

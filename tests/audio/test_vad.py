@@ -138,7 +138,7 @@ def fresh_network() -> Iterator[None]:
 @pytest.mark.usefixtures("fresh_network")
 def test_without_onnxruntime_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(BackendUnavailable, match=r"pip install 'whisper-opt\[cpu\]'"):
+    with pytest.raises(BackendUnavailable, match=r"pip install '\.\[cpu\]'"):
         SpeechDetector().spans(np.zeros(16_000, np.float32))
 
 
@@ -153,7 +153,7 @@ def test_a_model_file_that_is_not_whole(
         (tmp_path / "silero_vad.onnx").write_bytes(broken)
     monkeypatch.setattr("importlib.resources.files", lambda package: tmp_path)
     said = "cannot be read" if damage == "missing" else "is damaged: .*expected"
-    with pytest.raises(BackendUnavailable, match=f"silero_vad.onnx {said}.*install whisper-opt"):
+    with pytest.raises(BackendUnavailable, match=f"silero_vad.onnx {said}.*install it again"):
         SpeechDetector().stream()
 
 
@@ -205,6 +205,61 @@ def package_form(made: Any) -> Any:
     return helper.make_model(helper.make_graph([lstm], "package", [], [], tensors))
 
 
+# The second look
+
+
+def at_level(samples: F32, dbfs: float) -> F32:
+    """The samples with that root mean square, in dB of full scale."""
+    level = np.sqrt(np.mean(np.square(samples, dtype=np.float64)))
+    scaled: F32 = (samples * (10 ** (dbfs / 20) / level)).astype(np.float32)
+    return scaled
+
+
+def after_music(level: float) -> tuple[F32, F32]:
+    """Speech at that level, alone and after loud music."""
+    music = at_level(load_audio(SPEECH / "nonspeech/ns-music-brahms-32s.ogg"), -20)
+    speech = at_level(load_audio(SPEECH / "en/en-jfk.flac"), level)
+    return speech, np.concatenate([music, speech])
+
+
+@pytest.mark.parametrize("level", [-25, -35, -45])
+def test_quiet_speech_is_found_after_loud_music(level: float) -> None:
+    alone, both = after_music(level)
+    start = len(both) - len(alone)
+    found = [(s.start - start, s.end - start) for s in SpeechDetector().spans(both)]
+    expected = [(s.start, s.end) for s in SpeechDetector().spans(alone)]
+    assert found[0][0] > -FRAME * 16
+    share = sum(end - begin for begin, end in found) / sum(end - begin for begin, end in expected)
+    assert 0.9 < share < 1.15
+
+
+def test_the_second_look_does_not_depend_on_the_blocks() -> None:
+    _, both = after_music(-45)
+    stream = SpeechDetector().stream()
+    found = [span for piece in pieces(both, 1) for span in stream.feed(piece)]
+    assert found + stream.finish() == SpeechDetector().spans(both)
+
+
+@pytest.mark.parametrize(
+    ("name", "n_looks"), [("en/en-jfk.flac", 0), ("nonspeech/ns-white-12s.flac", 22)]
+)
+def test_only_sound_without_speech_gets_a_second_look(
+    name: str, n_looks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n_calls = 0
+    infer = network.Frames._infer
+
+    def counted(frames: network.Frames, state: network.State) -> Any:
+        nonlocal n_calls
+        n_calls += 1
+        return infer(frames, state)
+
+    monkeypatch.setattr(network.Frames, "_infer", counted)
+    samples = load_audio(SPEECH / name)
+    SpeechDetector().spans(samples)
+    assert n_calls == math.ceil(len(samples) / (16 * FRAME)) + n_looks
+
+
 # The rules, over probabilities made up
 
 
@@ -229,6 +284,7 @@ def made_up() -> Iterator[None]:
     """Also a decorator of tests; a fixture would not go with hypothesis."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(detect, "Frames", MadeUp)
+        patch.setattr(detect, "SecondLook", lambda threshold: MadeUp())
         yield
 
 
@@ -295,6 +351,34 @@ def test_a_span_is_given_as_soon_as_it_is_certain() -> None:
     assert found[0].seconds == pytest.approx((0.8, 3.2), abs=0.05)
     assert stream.settled > found[0].end
     assert stream.finish() == []
+
+
+@made_up()
+@pytest.mark.parametrize(
+    ("runs", "expected"),
+    [
+        ([(3.0, 0.0)], None),
+        ([], None),
+        ([(2.0, 0.0), (1.5, 0.9), (3.0, 0.0)], 2.0),
+        ([(2.0, 0.0), (0.3, 0.9), (2.0, 0.0), (40.0, 0.9)], 4.3),  # the first is too short
+        ([(2.0, 0.0), (0.3, 0.9), (2.0, 0.0)], 2.0),  # there is nothing longer
+        ([(5.0, 0.0), (1.5, 0.9)], 5.0),  # until the end
+    ],
+)
+def test_where_speech_begins(runs: list[tuple[float, float]], expected: float | None) -> None:
+    found = SpeechDetector().first_speech(recording(frames(*runs)))
+    if expected is None:
+        assert found is None
+    else:
+        assert found is not None
+        assert found / 16_000 == pytest.approx(expected, abs=0.25)  # with padding or without
+
+
+@made_up()
+def test_the_search_for_speech_reads_no_further_than_it_must() -> None:
+    sound = recording(frames((1.0, 0.0), (60.0, 0.9)))
+    sound[5 * 16_000 :] = np.nan
+    assert SpeechDetector().first_speech(sound) is not None
 
 
 @made_up()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
+import math
 import re
 import shutil
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,8 +21,11 @@ import soundfile
 from tests.support.golden import SPEECH
 from tests.support.models import random_checkpoint, random_dims
 from tests.support.models_write import write_ctranslate2, write_huggingface
-from whisper_opt.cli.main import main
+from whisper_opt.cli import transcribe as cli_transcribe
+from whisper_opt.cli.main import _parser, main
+from whisper_opt.cli.options import join_negative
 from whisper_opt.cli.transcribe import Output
+from whisper_opt.core.errors import AudioError
 from whisper_opt.core.options import SubtitleOptions, TranscribeOptions
 from whisper_opt.export import export
 from whisper_opt.export.checkpoints import Checkpoint
@@ -233,7 +240,7 @@ def test_doctor_names_what_is_missing(
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert run("doctor") == 1
-    assert "pip install 'whisper-opt[cpu]'" in capsys.readouterr().out
+    assert "pip install '.[cpu]'" in capsys.readouterr().out
 
 
 def test_wrong_usage_is_status_2(capsys: pytest.CaptureFixture[str]) -> None:
@@ -333,6 +340,148 @@ def test_two_recordings_must_not_share_a_file(
     assert "talk.txt" in one_line(capsys)
 
 
+# values that begin with a minus
+
+
+def test_negative_values_are_values() -> None:
+    given = [
+        "transcribe",
+        "e",
+        "a.wav",
+        "--suppress-tokens",
+        "-1,220",
+        "--logprob-threshold",
+        "-inf",
+        "--seed=-1",
+    ]
+    args = _parser().parse_args(join_negative(given))
+    assert args.suppress_tokens == (-1, 220)
+    assert args.logprob_threshold == -math.inf
+    assert args.seed == -1
+    assert args.audio == ["a.wav"]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["--x", "-1"], ["--x=-1"]),
+        (["--x", "-.5"], ["--x=-.5"]),
+        (["--x", "-1e3"], ["--x=-1e3"]),
+        (["--x", "-Infinity"], ["--x=-Infinity"]),
+        (["--x", "-h"], ["--x", "-h"]),
+        (["--x=1", "-1"], ["--x=1", "-1"]),
+        (["--x", "1", "-1"], ["--x", "1", "-1"]),
+        (["-1"], ["-1"]),
+        (["--", "--x", "-1"], ["--", "--x", "-1"]),
+        (["--x", "-", "-"], ["--x", "-", "-"]),
+    ],
+)
+def test_only_values_of_options_are_joined(given: list[str], expected: list[str]) -> None:
+    assert join_negative(given) == expected
+
+
+def test_a_negative_value_out_of_range(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("transcribe", "e", "a.wav", "--temperature", "-1") == 2
+    assert "temperature is (-1.0,); expected numbers from 0 to 10" in one_line(capsys)
+
+
+# consoles and pipes that are not UTF-8
+
+
+ENCODINGS = ("cp1252", "ascii", "cp437", "gbk")
+JAPANESE = "こんにちは 世界"
+
+
+class Console:
+    """Standard output and error with an encoding, as strict as Python makes a pipe."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
+        self.out, self.err = io.BytesIO(), io.BytesIO()
+        for name, binary in (("stdout", self.out), ("stderr", self.err)):
+            stream = io.TextIOWrapper(binary, encoding, "strict", write_through=True)
+            monkeypatch.setattr(sys, name, stream)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("command", ["transcribe", "export", "bench", "build"])
+def test_help_is_printed_anywhere(
+    command: str, encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    console = Console(monkeypatch, encoding)
+    with pytest.raises(SystemExit) as stop:
+        run(command, "--help")
+    assert stop.value.code == 0
+    assert b"usage: whisper-opt" in console.out.getvalue()
+
+
+class Speaking:
+    """A model that says the same of every recording but those whose name holds ``bad``."""
+
+    def __enter__(self) -> Speaking:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def transcribe_many(self, sources: list[str], **_: object) -> Iterator[tuple[int, object]]:
+        for i, source in enumerate(sources):
+            yield i, AudioError(f"{source} is no sound") if "bad" in source else _said(JAPANESE)
+
+    def stream(self, source: str, **_: object) -> Any:
+        result = _said(JAPANESE)
+
+        class Stream(list):  # type: ignore[type-arg]
+            def transcript(self) -> Transcript:
+                return result
+
+        return Stream(result)
+
+
+def _said(text: str) -> Transcript:
+    segment = Segment(0, 0.0, 2.0, text, (), -0.1, 0.0, 1.0, 0.0, 0)
+    return Transcript((segment,), "ja", 2.0, text)
+
+
+@pytest.fixture
+def speaking(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli_transcribe, "load", lambda args: Speaking())
+
+
+@pytest.mark.usefixtures("speaking")
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_a_listing_is_printed_anywhere(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    console = Console(monkeypatch, encoding)
+    assert run("transcribe", "e", "ß.wav") == 0
+    printed = console.out.getvalue().decode(encoding)
+    expected = JAPANESE.encode(encoding, "backslashreplace").decode(encoding)
+    assert printed.split() == ["[00:00.000", "-->", "00:02.000]", *expected.split()]
+
+
+@pytest.mark.usefixtures("speaking")
+@pytest.mark.parametrize("encoding", [*ENCODINGS, "utf-16"])
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_format_is_utf_8_anywhere(
+    form: str, encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    console = Console(monkeypatch, encoding)
+    assert run("transcribe", "e", "a.wav", "--format", form) == 0
+    assert console.out.getvalue() == FORMATS[form](_said(JAPANESE)).encode("utf-8")
+
+
+@pytest.mark.usefixtures("speaking")
+@pytest.mark.parametrize("more", [(), ("--format", "srt")])
+def test_what_one_cannot_print_does_not_stop_the_others(
+    more: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    console = Console(monkeypatch, "ascii")
+    assert run("transcribe", "e", "1.wav", "bad\udcff.wav", "3.wav", *more) == 1
+    assert console.out.getvalue().count(b"00:02") == 2
+    errors = console.err.getvalue().decode("ascii")
+    assert "3.wav: 2.0 s of audio" in errors
+    assert r"bad\udcff.wav is no sound" in errors
+    assert "1 of 3 recordings failed" in errors
+
+
 # what is wrong with a checkpoint
 
 
@@ -387,6 +536,39 @@ def test_a_missing_file_is_named(
     (copy / "encoder.data").unlink()
     assert run("transcribe", copy, JFK) == 1
     assert "encoder.data" in one_line(capsys)
+
+
+@pytest.mark.parametrize("name", ["n_mels", "n_vocab", "n_text_layer"])
+def test_a_manifest_of_another_model(
+    name: str, engine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = _copy(engine, tmp_path)
+    values = json.loads((copy / "manifest.json").read_text(encoding="utf-8"))
+    values["dims"][name] += 1
+    values["tensors"] = {}
+    (copy / "manifest.json").write_text(json.dumps(values), encoding="utf-8")
+    assert run("transcribe", copy, JFK) == 1
+    found = values["dims"][name] - 1
+    assert f"has {name} {found}; the manifest says {found + 1}" in one_line(capsys)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("parity", {"cross_error": "much"}),
+        ("source", {"sha256": "00ff"}),
+        ("calibration", {"groups": 7}),
+    ],
+)
+def test_a_manifest_that_cannot_be_described(
+    name: str, value: object, engine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = _copy(engine, tmp_path)
+    values = json.loads((copy / "manifest.json").read_text(encoding="utf-8"))
+    (copy / "manifest.json").write_text(json.dumps({**values, name: value}), encoding="utf-8")
+    status = run("inspect", copy)
+    assert status == 1
+    assert "is malformed" in one_line(capsys)
 
 
 def test_a_newer_format_is_refused(

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import re
+import sys
+from pathlib import Path
+
+import pytest
 
 import whisper_opt
 from whisper_opt.core import errors
+from whisper_opt.core.remedies import install_hint, repair_hint
 
 
 def test_public_names() -> None:
@@ -51,3 +56,22 @@ def test_every_error_is_public_and_of_one_tree() -> None:
 
 def test_version() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev\d+|rc\d+)?", whisper_opt.__version__)
+
+
+def test_remedies_are_commands_that_work_without_an_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert install_hint("cpu").startswith("pip install '.[cpu]' in a clone of whisper-opt")
+    either = install_hint("cuda13", "cuda12", arguments="--upgrade")
+    assert either.startswith("pip install --upgrade '.[cuda13]' or '.[cuda12]' in a clone")
+    assert "pip install --force-reinstall --no-deps ." in repair_hint()
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    for said in (install_hint("cpu"), repair_hint()):
+        assert "build it again" in said
+        assert "pip" not in said
+
+
+def test_no_other_message_names_an_extra() -> None:
+    """They all ask :func:`whisper_opt.core.remedies.install_hint`."""
+    package = Path(whisper_opt.__file__).parent
+    for path in package.rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert path.name == "remedies.py" or not re.search(r"pip install\W*whisper.opt", text), path

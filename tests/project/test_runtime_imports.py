@@ -174,14 +174,14 @@ except whisper_opt.BackendUnavailable as error:
 """
     said = run(script, str(engine.path), blocked=(*BLOCKED, "onnxruntime"))
     assert "ONNX Runtime is not installed" in said
-    assert "pip install 'whisper-opt[cpu]'" in said
+    assert "pip install '.[cpu]'" in said
 
 
 @pytest.mark.parametrize(
     ("package", "said"),
     [
         ("onnx", "exporting needs the onnx package"),
-        ("onnxruntime", "pip install 'whisper-opt[cpu]'"),
+        ("onnxruntime", "pip install '.[cpu]'"),
     ],
 )
 def test_exporting_without_its_packages_names_the_extra(

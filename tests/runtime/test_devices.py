@@ -228,6 +228,17 @@ def test_an_index_without_a_gpu_is_not_ignored(engine: Engine) -> None:
         open_backend(suited(engine, "cuda"), LoadOptions(device_index=3), machine())
 
 
+def test_an_index_is_not_ignored_by_an_engine_for_the_cpu(engine: Engine) -> None:
+    with pytest.raises(OptionError, match=r"device_index is 1, but no GPU can be used .*fp32"):
+        open_backend(engine, LoadOptions(device_index=1), machine(gpus=2))
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu"])
+def test_padding_that_is_always_whole_need_not_be_asked_for(engine: Engine, device: str) -> None:
+    with pytest.raises(OptionError, match="padding is 'whole', but this fp32 engine always"):
+        open_backend(engine, LoadOptions(device=device, padding="whole"), machine())
+
+
 def test_a_16_bit_engine_on_the_cpu_is_said_to_be_slow(
     engine: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:

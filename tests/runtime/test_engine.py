@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import os
+import sys
 from pathlib import Path
 from typing import Any, Callable
 
@@ -15,8 +18,11 @@ from whisper_opt.runtime.engine import (
     ENGINE_FILES,
     FORMAT_VERSION,
     MANIFEST,
+    TENSOR_SHAPES,
     FileEntry,
     Manifest,
+    TensorEntry,
+    map_tensor,
     read_engine,
     sha256,
 )
@@ -134,7 +140,14 @@ def test_a_directory_without_manifest(tmp_path: Path) -> None:
         b"{}",
         b'{"format_version"',
         b"\xff\xfe\x00garbage",
+        b"[" * 100_000,
+        b'{"format_version": ' + b"9" * 5_000 + b"}",
+        b'{"format_version": 4, "format_version": 4}',
+        b'{"format_version": NaN}',
+        b'{"format_version": -Infinity}',
+        b'{"format_version": 4, "more": "' + b"x" * (17 << 20) + b'"}',
     ],
+    ids=lambda content: content[:24].decode("latin-1"),
 )
 def test_a_garbage_manifest(engine_dir: Path, content: bytes) -> None:
     (engine_dir / MANIFEST).write_bytes(content)
@@ -199,7 +212,25 @@ def test_a_missing_field(engine_dir: Path, name: str) -> None:
         lambda values: values.update(padding=[0, values["dims"]["n_audio_ctx"]]),
         lambda values: values.update(padding=["many"]),
         lambda values: values["files"]["encoder.onnx"].pop("size"),
-        lambda values: values["files"]["encoder.onnx"].update(size=float("inf")),
+        lambda values: values["files"]["encoder.onnx"].update(size=1.5),
+        lambda values: values["files"]["encoder.onnx"].update(size=True),
+        lambda values: values["files"]["encoder.onnx"].update(size="16"),
+        lambda values: values["files"]["encoder.onnx"].update(size=-1),
+        lambda values: values["files"]["encoder.onnx"].update(size=2**63),
+        lambda values: values["files"]["encoder.onnx"].update(sha256=0),
+        lambda values: values["dims"].update(n_vocab=2**40),
+        lambda values: values["dims"].update(n_mels=2**20),
+        lambda values: values.update(dims=[["n_mels", 80]]),
+        lambda values: values.update(alignment_heads=[[-1, 0]]),
+        lambda values: values.update(alignment_heads=[[0.5, 0]]),
+        lambda values: values.update(suppress_tokens=[-7]),
+        lambda values: values.update(suppress_tokens=[2**63]),
+        lambda values: values.update(padding=[True]),
+        lambda values: values.update(precision=["fp32"]),
+        lambda values: values.update(dialect=None),
+        lambda values: values.update(dialect="latin"),
+        lambda values: values.update(tensors={"screen.norm": {}}),
+        lambda values: values.update(tensors=[1]),
     ],
 )
 def test_a_malformed_field(engine_dir: Path, change: Change) -> None:
@@ -207,6 +238,155 @@ def test_a_malformed_field(engine_dir: Path, change: Change) -> None:
     said = message(engine_dir)
     assert f"{engine_dir / MANIFEST} is malformed" in said
     assert "export the engine again" in said
+
+
+OUTSIDE = [
+    "../secret",
+    "/etc/hostname",
+    "sub/encoder.onnx",
+    "..",
+    ".",
+    "",
+    "~/x",
+    "C:x",
+    "a\\b",
+    "a\0b",
+    "\ud800",
+    "x" * 300,
+    "encoder.onnx\n",
+]
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+@pytest.mark.parametrize("verify", [False, True])
+def test_only_files_of_the_directory_are_looked_at(
+    engine_dir: Path, name: str, verify: bool
+) -> None:
+    secret = engine_dir.parent / "secret"
+    secret.write_bytes(b"secret")
+    entry = {"size": 6, "sha256": sha256(secret)}
+    edit(engine_dir, lambda values: values["files"].update({name: entry}))
+    said = message(engine_dir, verify=verify)
+    assert "is malformed" in said
+    assert "expected the name of a file in the engine directory" in said
+
+
+def with_tensors(folder: Path) -> dict[str, dict[str, Any]]:
+    """Give the engine the tensors that a runtime reads itself; returns their entries."""
+    sizes = random_dims().to_dict()
+    entries, end = {}, 0
+    for name, shape in TENSOR_SHAPES.items():
+        numbers = [sizes[n] if isinstance(n, str) else n for n in shape]
+        entries[name] = {"file": "decoder.data", "offset": end, "shape": numbers}
+        entries[name]["dtype"] = "float16" if len(numbers) == 2 else "float32"
+        end += math.prod(numbers) * (2 if len(numbers) == 2 else 4)
+    (folder / "decoder.data").write_bytes(bytes(end))
+    entry = {"size": end, "sha256": sha256(folder / "decoder.data")}
+    edit(folder, lambda values: values["files"].update({"decoder.data": entry}))
+    edit(folder, lambda values: values.update(tensors=entries))
+    return entries
+
+
+def test_tensors_are_mapped(engine_dir: Path) -> None:
+    entries = with_tensors(engine_dir)
+    engine = read_engine(engine_dir, verify=True)
+    for name, entry in entries.items():
+        found = engine.tensor(name)
+        assert found.shape == tuple(entry["shape"])
+        assert found.dtype == entry["dtype"]
+        assert not found.any()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"dtype": "object"},
+        {"dtype": "O"},
+        {"dtype": "float64"},
+        {"dtype": "V4"},
+        {"dtype": "uint8"},
+        {"dtype": 4},
+        {"file": "/etc/hostname"},
+        {"file": "../secret"},
+        {"file": "unlisted.data"},
+        {"file": None},
+        {"offset": -4},
+        {"offset": 2**62},
+        {"offset": 2**64},
+        {"offset": 0.5},
+        {"offset": "0"},
+        {"shape": [-1]},
+        {"shape": [0]},
+        {"shape": []},
+        {"shape": [2]},
+        {"shape": [2**63]},
+        {"shape": [1.0]},
+        {"shape": 1},
+    ],
+    ids=str,
+)
+def test_a_tensor_that_no_engine_has(engine_dir: Path, wrong: dict[str, Any]) -> None:
+    with_tensors(engine_dir)
+    edit(engine_dir, lambda values: values["tensors"]["screen.norm"].update(wrong))
+    said = message(engine_dir, verify=True)
+    assert f"{engine_dir / MANIFEST} is malformed" in said
+
+
+def test_a_tensor_beyond_the_end_of_its_file(engine_dir: Path) -> None:
+    entries = with_tensors(engine_dir)
+    offset = entries["screen.norm"]["offset"]
+    edit(engine_dir, lambda values: values["tensors"]["screen.norm"].update(offset=offset + 1))
+    assert "is no part of decoder.data" in message(engine_dir)
+
+
+@pytest.mark.parametrize("name", TENSOR_SHAPES)
+def test_tensors_are_there_together(engine_dir: Path, name: str) -> None:
+    with_tensors(engine_dir)
+    edit(engine_dir, lambda values: values["tensors"].pop(name))
+    assert "is malformed" in message(engine_dir)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        TensorEntry("x.data", 2**70, (4,), "float32"),
+        TensorEntry("x.data", 0, (2**70,), "float32"),
+        TensorEntry("x.data", 0, (-4,), "float32"),
+        TensorEntry("x.data", 0, (0,), "float32"),
+        TensorEntry("x.data", 0, (4,), "object"),
+        TensorEntry("x.data", 52, (4,), "float32"),
+        TensorEntry("../x.data", 0, (4,), "float32"),
+        TensorEntry("y.data", 0, (4,), "float32"),
+    ],
+    ids=str,
+)
+def test_mapping_checks_again(tmp_path: Path, entry: TensorEntry) -> None:
+    folder = tmp_path / "engine"
+    folder.mkdir()
+    for path in (folder / "x.data", tmp_path / "x.data"):
+        path.write_bytes(b"A" * 64)
+    assert map_tensor(folder, TensorEntry("x.data", 48, (4,), "float32")).shape == (4,)
+    with pytest.raises(EngineError, match=r"cannot read a tensor at .*data"):
+        map_tensor(folder, entry)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_files_may_be_links_into_a_cache(engine_dir: Path) -> None:
+    target = engine_dir.parent / "content"
+    (engine_dir / "encoder.data").rename(target)
+    (engine_dir / "encoder.data").symlink_to(target)
+    assert read_engine(engine_dir, verify=True).file("encoder.data").is_symlink()
+    target.write_bytes(b"another file")
+    assert "encoder.data has 12 bytes" in message(engine_dir)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are bytes there")
+def test_a_directory_whose_name_is_not_utf_8(engine_dir: Path) -> None:
+    other = engine_dir.with_name(os.fsdecode(b"caf\xe9"))
+    engine_dir.rename(other)
+    said = message(other)
+    assert r"/caf\xe9; rename the directory" in said
+    assert said.isascii()
 
 
 @pytest.mark.parametrize("name", ENGINE_FILES)

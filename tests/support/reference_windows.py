@@ -124,6 +124,7 @@ def reference(n_frames: int, options: TranscribeOptions, decode: DecodeWindow) -
                 if start == stop or text.strip() == "":
                     text, tokens = "", []
                 values = dataclasses.asdict(result)
+                del values["has_speech"], values["truncated"]  # not the reference's
                 values.update(tokens=tuple(tokens), id=len(decoded.segments), seek=seek)
                 decoded.segments.append(Segment(start=start, end=stop, text=text, **values))
                 history += tokens

@@ -9,16 +9,19 @@ import json
 import os
 import pathlib
 import re
+import stat
 import sys
 from typing import Any
 
 import av
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from whisper_opt.core.errors import OptionError, WhisperOptError
 from whisper_opt.core.options import SubtitleOptions
-from whisper_opt.text import writers
-from whisper_opt.text.results import Segment, Transcript, Word
+from whisper_opt.text import subtitles, writers
+from whisper_opt.text.results import Dropped, Segment, Transcript, Word
 
 DATA = pathlib.Path(__file__).parents[1] / "data" / "writers"
 SUBTITLES: list[dict[str, Any]] = json.loads(
@@ -55,6 +58,13 @@ def transcript(*segments: Segment) -> Transcript:
     return Transcript(segments, "en", 1.0, "".join(each.text for each in segments), 0.5)
 
 
+@pytest.fixture
+def any_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cues as short as the reference writes them."""
+    monkeypatch.setattr(subtitles, "LEAST", 0.0)
+
+
+@pytest.mark.usefixtures("any_length")
 @pytest.mark.parametrize("name", ["transcript", "words"])
 @pytest.mark.parametrize("format", ["txt", "srt", "vtt", "tsv", "json"])
 def test_formats_equal_the_reference_byte_for_byte(name: str, format: str) -> None:
@@ -62,13 +72,104 @@ def test_formats_equal_the_reference_byte_for_byte(name: str, format: str) -> No
     assert writers.FORMATS[format](read(name)).encode("utf-8") == expected
 
 
+@pytest.mark.usefixtures("any_length")
 @pytest.mark.parametrize("case", SUBTITLES, ids=[case["name"] for case in SUBTITLES])
 def test_subtitles_equal_the_reference_byte_for_byte(case: dict[str, Any]) -> None:
     segments = [said(*map(tuple, words), id=i) for i, words in enumerate(case["segments"])]
     result = transcript(*segments)
     for file in case["files"]:
         found = writers.FORMATS[file["format"]](result, SubtitleOptions(**file["options"]))
-        assert found == file["text"], (file["format"], file["options"])
+        expected = file["text"]
+        if file["options"].get("highlight_words"):
+            expected = without_moments(expected, file["format"])
+        assert found == expected, (file["format"], file["options"])
+
+
+def without_moments(text: str, format: str) -> str:
+    """The reference's text without the entries that it shows for no time at all."""
+    number = r"(?:\d+\n)?"
+    entry = rf"{number}(\S+) --> (\S+)\n(.*?)\n\n(?={number}\S+ --> |\Z)"
+    kept = [
+        f"{start} --> {end}\n{shown}\n\n"
+        for start, end, shown in re.findall(entry, text, re.DOTALL)
+        if start != end
+    ]
+    if format == "vtt":
+        return "".join(["WEBVTT\n\n", *kept])
+    return "".join(f"{i}\n{each}" for i, each in enumerate(kept, 1))
+
+
+def test_a_cue_of_no_time_borrows_some() -> None:
+    alone = said((" a", 5.0, 5.0))
+    options = SubtitleOptions(max_words_per_line=1)
+    assert times(transcript(alone), options) == [(4.88, 5.0)]  # the end of the recording
+    longer = dataclasses.replace(transcript(alone), duration=6.0)
+    assert times(longer, options) == [(5.0, 5.12)]
+    pause = said((" a", 1.0, 2.0), (" b", 2.0, 2.0), (" c", 3.0, 4.0))
+    assert times(transcript(pause), options) == [(1.0, 2.0), (2.0, 2.12), (3.0, 4.0)]
+    before = said((" a", 1.0, 1.5), (" b", 2.0, 2.0), (" c", 2.0, 4.0))
+    assert times(transcript(before), options) == [(1.0, 1.5), (1.88, 2.0), (2.0, 4.0)]
+    dense = said((" a", 1.0, 2.0), (" b", 2.0, 2.0), (" c", 2.0, 2.0), (" d", 2.0, 4.0))
+    expected = [(1.0, 2.0), (2.0, 2.12), (2.12, 2.24), (2.24, 4.0)]
+    assert times(transcript(dense), options) == expected
+    end = said((" a", 0.0, 1.0), (" b", 1.0, 1.0))
+    assert times(transcript(end), options) == [(0.0, 0.88), (0.88, 1.0)]
+
+
+def times(result: Transcript, options: SubtitleOptions) -> list[tuple[float, float]]:
+    found = subtitles.cues(result, options)
+    return [(round(cue.start, 3), round(cue.end, 3)) for cue in found]
+
+
+WORD_TIMES = st.lists(
+    st.tuples(st.integers(0, 30), st.sampled_from([0, 0, 0, 1, 2, 5, 20, 60])),
+    min_size=1,
+    max_size=25,
+)
+"""Pauses before words and their lengths, in 20 ms."""
+
+
+@settings(max_examples=100)
+@given(
+    WORD_TIMES,
+    st.booleans(),
+    st.sampled_from(
+        [{"max_words_per_line": 1}, {"max_words_per_line": 3}]
+        + [{"max_line_width": 8, "max_line_count": n} for n in (1, 2)]
+    ),
+)
+def test_every_cue_is_shown_for_a_moment(
+    spans: list[tuple[int, int]], close: bool, layout: dict[str, Any]
+) -> None:
+    """In order, none over another, none far from where it was, and words within their cue."""
+    words, clock = [], 0.0
+    for i, (pause, length) in enumerate(spans):
+        start = clock + (0 if close else pause * 0.02)
+        clock = start + length * 0.02
+        words.append((f" w{i}", start, clock))
+    result = dataclasses.replace(transcript(said(*words)), duration=clock)
+    options = SubtitleOptions(**layout)
+    found = list(subtitles.cues(result, options))
+    assert " ".join(cue.text for cue in found).split() == [text.strip() for text, *_ in words]
+    for cue in found:
+        assert cue.end - cue.start > subtitles.LEAST - 1e-5
+        for word in cue.words:
+            assert cue.start - 1e-9 <= word.start <= word.end <= cue.end + 1e-9
+    for sooner, later in zip(found, found[1:]):
+        assert sooner.end <= later.start + 1e-9
+    if subtitles.LEAST * len(found) <= clock:
+        assert found[-1].end <= clock + 1e-9
+    for form in ("srt", "vtt"):
+        for highlight in (False, True):
+            chosen = dataclasses.replace(options, highlight_words=highlight)
+            text = writers.FORMATS[form](result, chosen)
+            for start, end in re.findall(r"(\S+) --> (\S+)", text):
+                assert start < end
+
+
+def test_a_long_cue_and_an_empty_one_stay_as_they_are() -> None:
+    result = transcript(segment("", 1.0, 1.0), segment(" a", 1.0, 1.2), segment(" b", 1.2, 3.0))
+    assert times(result, SubtitleOptions()) == [(1.0, 1.0), (1.0, 1.2), (1.2, 3.0)]
 
 
 def test_the_reference_was_asked_for_every_option_in_many_ways() -> None:
@@ -332,6 +433,14 @@ def test_dict_has_the_keys_of_the_reference_in_order() -> None:
     assert list(result["segments"][1]["words"][0]) == ["word", "start", "end", "probability"]
 
 
+def test_dict_says_what_was_dropped_if_anything_was() -> None:
+    part = Dropped(1.0, 2.5, "no speech", " Thank you.")
+    result = dataclasses.replace(transcript(segment()), dropped=(part,)).to_dict()
+    assert list(result) == ["text", "segments", "language", "dropped"]
+    (entry,) = result["dropped"]
+    assert entry == {"start": 1.0, "end": 2.5, "reason": "no speech", "text": " Thank you."}
+
+
 def read_by_ffmpeg(text: str, format: str) -> list[tuple[float, float, str]]:
     """Start, length and text of what FFmpeg's reader of the format finds."""
     with av.open(io.BytesIO(text.encode("utf-8")), format=format) as container:
@@ -370,12 +479,73 @@ def test_ffmpeg_reads_ass() -> None:
 # Files
 
 
+@pytest.mark.usefixtures("any_length")
 def test_write_replaces_an_older_file_and_leaves_nothing_else(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "talk.srt"
     path.write_text("older")
     writers.write(read("transcript"), path, "srt")
     assert path.read_bytes() == (DATA / "transcript.expected.srt").read_bytes()
     assert os.listdir(tmp_path) == ["talk.srt"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="permissions of POSIX")
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o664, 0o400, 0o666])
+def test_a_replaced_file_keeps_its_permissions(mode: int, tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "talk.txt"
+    path.write_text("older")
+    path.chmod(mode)
+    (tmp_path / "link.txt").symlink_to(path)
+    umask = os.umask(0o022)
+    try:
+        writers.write(transcript(segment()), tmp_path / "link.txt", "txt")
+    finally:
+        os.umask(umask)
+    assert stat.S_IMODE(path.stat().st_mode) == mode
+    assert path.read_text() == "hello\n"
+    assert (tmp_path / "link.txt").is_symlink()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="permissions of POSIX")
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_a_new_file_has_the_permissions_of_the_umask(
+    umask: int, mode: int, tmp_path: pathlib.Path
+) -> None:
+    before = os.umask(umask)
+    try:
+        writers.write(transcript(segment()), tmp_path / "talk.txt", "txt")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "talk.txt").stat().st_mode) == mode
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="permissions of POSIX")
+def test_nobody_can_read_what_is_half_written(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "talk.txt"
+    path.write_text("older")
+    path.chmod(0o600)
+    modes = []
+
+    def fsync(number: int) -> None:
+        modes.append(stat.S_IMODE(os.fstat(number).st_mode))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    writers.write(transcript(segment()), path, "txt")
+    assert modes == [0o600]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+def test_a_pipe_is_written_to_and_stays_one(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        writers.write(transcript(segment()), path, "txt")
+        assert os.read(reader, 100) == b"hello\n"
+    finally:
+        os.close(reader)
+    assert stat.S_ISFIFO(path.stat().st_mode)
 
 
 def test_write_takes_names_as_long_as_the_file_system_does(tmp_path: pathlib.Path) -> None:

@@ -33,7 +33,7 @@ from whisper_opt.core.dims import ModelDims
 from whisper_opt.core.errors import EngineError, OptionError
 from whisper_opt.core.logits import sample, top_k
 from whisper_opt.core.text_ids import TextIds
-from whisper_opt.decoding.constraints import NoRepeatNGram
+from whisper_opt.decoding.constraints import NoRepeatNGram, TimestampRules
 from whisper_opt.decoding.multistep import greedy_row
 from whisper_opt.export import export
 from whisper_opt.export.checkpoints import Checkpoint, load_checkpoint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -84,7 +85,7 @@ def test_sequential_cut_leaves_long_silences_out(options: dict[str, Any]) -> Non
     watched = WatchedBackend()
     plain["vad"] = "cut"
     found = Whisper(engine(), watched).transcribe(sound, **plain, **options)
-    assert found == expected
+    assert dataclasses.replace(found, dropped=()) == expected
     assert {segment.seek for segment in found} >= {round(span.seconds[0] * 100) for span in spans}
     assert found.duration == 210.0
 

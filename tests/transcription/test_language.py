@@ -15,6 +15,7 @@ import pytest
 from tests.audio.test_vad import made_up
 from tests.support.models import tokenizer_json
 from tests.support.reference_windows import DIMS as ENGLISH
+from tests.transcription.test_chunking import plateaus
 from tests.transcription.test_model import noise
 from tests.transcription.test_scheduler import PLAIN, WatchedBackend, engine, many, spoken
 from whisper_opt import OptionError, TranscribeOptions, Whisper
@@ -34,11 +35,13 @@ Heard = dict[str, float]
 class Polyglot:
     """Scores of a model that hears a language in each window.
 
-    ``heard`` says which, by window; other windows speak one of three languages.
+    ``heard`` says which, by window; other windows speak one of three languages. It takes the
+    windows in ``silent`` for silence.
     """
 
     def __init__(self) -> None:
         self.heard: dict[int, Heard] = {}
+        self.silent: set[int] = set()
 
     def language(self, seed: int) -> str:
         heard = self.heard.get(seed, {["de", "fr", "ja"][seed % 3]: 1.0})
@@ -49,6 +52,8 @@ class Polyglot:
             scores = np.full(DIMS.n_vocab, -30, np.float32)
             for code, p in self.heard.get(seed, {self.language(seed): 1.0}).items():
                 scores[VOCAB.languages[code]] = np.log(p)
+            if seed in self.silent:
+                scores[VOCAB.no_speech] = 3
             return scores
         state = zlib.crc32(np.array(tokens, np.int64).tobytes(), seed)
         drawn = np.random.default_rng(state).standard_normal(DIMS.n_vocab, np.float32)
@@ -200,6 +205,77 @@ def test_batched_detection_listens_to_speech(
     assert len(watched.windows) == n_heard + len(watched.prompts)
 
 
+def late_speech(start: float) -> F32:
+    """100 s in which speech (``made_up``) begins at a time."""
+    return spoken([start, start + 20, 80, 95], 100.0, 3)
+
+
+@made_up()
+@pytest.mark.parametrize(("start", "first"), [(0.0, 0.0), (14.0, 0.0), (20.0, 19.8), (42.0, 41.8)])
+def test_the_language_is_that_of_speech(
+    model: Whisper, watched: WatchedBackend, polyglot: Polyglot, start: float, first: float
+) -> None:
+    """Not that of the silence or music before it; the reference's window if it holds speech."""
+    recording = late_speech(start)
+    mel = log_mel(recording, DIMS.n_mels)
+    window = zlib.crc32(mel.head(round(first * 100)).tobytes())
+    polyglot.heard = {seed: {"fi": 1.0} for seed in heads(recording)}
+    polyglot.heard[window] = {"de": 1.0}
+    checked = {**SHORT, "vad": "check"}
+    # frames of 32 ms do not begin where the windows of 10 ms do
+    starts = [round(first * 100) + i for i in range(-3, 4)] if first else [0]
+    for at in starts:
+        polyglot.heard[zlib.crc32(mel.head(at).tobytes())] = {"de": 1.0}
+    assert next(iter(model.detect_language(recording))) == "de"
+    assert model.transcribe(recording, **checked).language == "de"
+    assert model.transcribe(recording, **{**SHORT, "vad": "cut"}).language == "de"
+    assert model.transcribe(recording, **SHORT).language == ("de" if not first else "fi")
+
+
+@made_up()
+def test_when_unsure_more_speech_is_looked_at(
+    model: Whisper, watched: WatchedBackend, polyglot: Polyglot
+) -> None:
+    recording = plateaus([0, 28, 62, 90], 100.0)
+    mel = log_mel(recording, DIMS.n_mels)
+    first, silent, *_ = heads(recording)
+    near = {zlib.crc32(mel.head(at).tobytes()) for at in range(6175, 6186)}
+    polyglot.heard = {seed: {"de": 1.0} for seed in near}
+    polyglot.heard |= {first: {"en": 0.4, "de": 0.35, "fr": 0.25}, silent: {"en": 1.0}}
+    found = model.detect_language(recording)
+    assert watched.windows[0] == first
+    assert len(watched.windows) == 2
+    assert watched.windows[1] in near
+    assert next(iter(found)) == "de"
+    assert found["de"] == pytest.approx(0.675, abs=1e-5)
+
+
+def test_without_vad_windows_that_the_model_takes_for_silence_do_not_count(
+    model: Whisper, polyglot: Polyglot
+) -> None:
+    first, second, *_ = heads(sound())
+    polyglot.heard = {first: {"en": 1.0}, second: {"de": 1.0}}
+    options = {**SHORT, "no_speech_threshold": 0.6}
+    assert model.transcribe(sound(), **options).language == "en"
+    polyglot.silent = {first}
+    found = model.transcribe(sound(), **options)
+    assert found.language == "de"
+    assert found.language_probability == pytest.approx(1.0, abs=1e-5)
+    assert model.transcribe(sound(), **SHORT).language == "en"  # no threshold
+    polyglot.silent = set(heads(sound()))
+    assert model.transcribe(sound(), **options).language == "en"  # as the reference
+
+
+@made_up()
+def test_clips_without_speech_have_no_say(model: Whisper, polyglot: Polyglot) -> None:
+    recording = spoken([45, 70], 100.0, 3)
+    silent, loud = heads(recording[: 30 * 16000])[0], heads(recording[40 * 16000 : 70 * 16000])[0]
+    polyglot.heard = {silent: {"en": 1.0}, loud: {"de": 1.0}}
+    options: dict[str, Any] = {**SHORT, "strategy": "batched", "vad": "check"}
+    found = model.transcribe(recording, clip_timestamps=(0, 30, 40, 70), **options)
+    assert found.language == "de"
+
+
 @made_up()
 @pytest.mark.parametrize("multilingual", [False, True])
 def test_where_nobody_speaks_there_is_no_language(
@@ -238,8 +314,12 @@ def test_every_window_has_its_language(
 ) -> None:
     clips: dict[str, Any] = {}
     if strategy == "batched":
-        clips = {"strategy": strategy, "clip_timestamps": (0, 29, 30, 59, 60, 89, 90, 100)}
-    found = model.transcribe(noise(200.0, 3), multilingual=True, batch_size=3, **SHORT, **clips)
+        clips = {
+            "strategy": strategy,
+            "batch_size": 3,
+            "clip_timestamps": (0, 29, 30, 59, 60, 89, 90, 100),
+        }
+    found = model.transcribe(noise(200.0, 3), multilingual=True, **SHORT, **clips)
     told = {seed: language_of(prompt) for seed, prompt in watched.prompts}
     assert len(told) >= 4
     assert told == {seed: polyglot.language(seed) for seed in told}

@@ -309,6 +309,19 @@ def test_options_of_each(model: Whisper) -> None:
         assert overridden[i] == quiet_model().transcribe(sound, options=own)
 
 
+def test_recordings_share_one_batch_size(model: Whisper) -> None:
+    each = [TranscribeOptions(**PLAIN), TranscribeOptions(**PLAIN, batch_size=3)]
+    with pytest.raises(OptionError, match=r"recording 1 have batch_size 3, .* of 8 windows"):
+        many(model, sounds(1.0, 1.0), options=each)
+    assert len(many(model, sounds(1.0, 1.0), options=each, batch_size=3)) == 2
+
+
+def test_one_recording_alone_is_no_batch(model: Whisper) -> None:
+    (sound,) = sounds(1.0)
+    with pytest.raises(OptionError, match="batch_size is 3, but the sequential strategy"):
+        model.transcribe(sound, **PLAIN, batch_size=3)
+
+
 @pytest.mark.parametrize("n", [0, 1])
 def test_as_many_options_as_recordings(model: Whisper, n: int) -> None:
     """A recording is never left out because there are no options for it."""

@@ -36,9 +36,9 @@ def word(letters: str) -> int:
 A, B, C = word("a"), word("b"), word("c")
 
 
-def said(*tokens: int, **fields: float) -> WindowResult:
-    values = {"avg_logprob": -0.3, "no_speech_prob": 0.1, "temperature": 0.0, **fields}
-    return WindowResult(tokens=tokens, compression_ratio=1.5, **values)
+def said(*tokens: int, **fields: Any) -> WindowResult:
+    values: dict[str, Any] = {"avg_logprob": -0.3, "no_speech_prob": 0.1, "temperature": 0.0}
+    return WindowResult(tokens=tokens, compression_ratio=1.5, **{**values, **fields})
 
 
 def ours(n_frames: int, options: TranscribeOptions, answer: DecodeWindow) -> Decoded:

@@ -152,7 +152,7 @@ def naive_answer(mel: LogMel, options: TranscribeOptions) -> DecodeWindow:
     [
         {},
         {"without_timestamps": True},
-        {"condition_on_previous_text": False, "max_initial_timestamp": 0.0},
+        {"condition_on_previous_text": False, "max_initial_timestamp": 0.02},
         {"max_initial_timestamp": None, "no_speech_threshold": None, "max_new_tokens": 5},
         {"max_initial_timestamp": 0.1, "suppress_blank": False, "max_new_tokens": 1000},
         {"suppress_tokens": None, "without_timestamps": True, "suppress_blank": False},

@@ -50,6 +50,7 @@ from whisper_opt.audio.sndfile import is_mp3, rest_in_steps, soundfile_blocks
 from whisper_opt.core.arrays import F32, NDArray
 from whisper_opt.core.dims import SAMPLE_RATE
 from whisper_opt.core.errors import AudioError
+from whisper_opt.core.remedies import install_hint
 
 __all__ = ["STREAM_BLOCK", "AudioSource", "AudioStream", "load_audio", "open_audio"]
 
@@ -246,7 +247,7 @@ def _continued(pieces: Blocks, others: list[_Decoder], media: Media, damage: Dam
         yield piece
     if not n:
         raise DeclinedError(why)
-    damage.cut(n / rate, None, f"{why}; pip install whisper-opt[audio] may read on")
+    damage.cut(n / rate, None, f"{why}; extra 'audio' may read on: {install_hint('audio')}")
 
 
 def _behind(pieces: Blocks, n_skipped: int) -> Blocks:

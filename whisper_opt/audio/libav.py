@@ -28,6 +28,7 @@ from whisper_opt.audio.media import reason as _reason
 from whisper_opt.audio.sndfile import is_mp3, states_length
 from whisper_opt.core.arrays import F32
 from whisper_opt.core.errors import AudioError
+from whisper_opt.core.remedies import install_hint
 
 __all__ = ["FORMATS", "pyav_blocks"]
 
@@ -62,7 +63,7 @@ def pyav_blocks(media: Media, damage: Damage) -> Blocks:
     try:
         import av
     except ImportError as error:
-        raise DeclinedError("not installed (pip install whisper-opt[audio])") from error
+        raise DeclinedError(f"not installed ({install_hint('audio')})") from error
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(media.open())
         options = {"format_whitelist": FORMATS, "protocol_whitelist": "none"}

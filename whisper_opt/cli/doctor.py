@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any, TextIO
 
 from whisper_opt.core.cpu import memory_bytes, processor
+from whisper_opt.core.remedies import install_hint, repair_hint
 from whisper_opt.runtime.devices import SUITS, Machine, usable
 from whisper_opt.runtime.encoder_choice import choose_encoder
 from whisper_opt.runtime.native import why_no_kernels
@@ -46,11 +47,11 @@ def _report(problems: list[str]) -> Iterator[str]:
     for name in _REQUIRED:
         version, error = _import(name)
         if error:
-            problems.append(f"{name} does not import ({error}); pip install --upgrade whisper-opt")
+            problems.append(f"{name} does not import ({error}); {repair_hint()}")
         yield f"package      {name} {version or 'MISSING'}"
     for name, purpose, extra in _OPTIONAL:
         version, error = _import(name)
-        get = f"pip install 'whisper-opt[{extra}]'"
+        get = install_hint(extra)
         if version:
             yield f"package      {name} {version} ({purpose})"
         else:

@@ -12,11 +12,11 @@ from typing import Any
 
 from whisper_opt.cli import bench_arguments as cli_bench
 from whisper_opt.cli import build as cli_build
-from whisper_opt.cli.options import complain
+from whisper_opt.cli.options import complain, join_negative, never_fail_to_print
 from whisper_opt.cli.transcribe import EXAMPLES, add_arguments, add_load_arguments, load
-from whisper_opt.core.errors import OptionError, WhisperOptError
+from whisper_opt.core.errors import EngineError, OptionError, WhisperOptError
 from whisper_opt.core.version import __version__
-from whisper_opt.runtime.engine import Engine, read_engine
+from whisper_opt.runtime.engine import MANIFEST, Engine, read_engine
 
 __all__ = ["main"]
 
@@ -27,8 +27,10 @@ exit status: 0 done; 1 failed (the reason is on standard error); 2 wrong usage o
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status (0 done, 1 failed, 2 wrong usage)."""
-    args = _parser().parse_args(argv)
-    args.arguments = sys.argv[1:] if argv is None else list(argv)
+    never_fail_to_print()
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    args = _parser().parse_args(join_negative(arguments))
+    args.arguments = arguments
     try:
         status: int = args.run(args)
         return status
@@ -265,8 +267,19 @@ def _inspect(args: argparse.Namespace) -> int:
     if args.json:
         sys.stdout.write(engine.manifest.to_json())
     else:
-        print("\n".join(_description(engine)))
+        print("\n".join(_told(engine)))
     return 0
+
+
+def _told(engine: Engine) -> list[str]:
+    """The description; what an engine says of its making is free in form and may not fit."""
+    try:
+        return list(_description(engine))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise EngineError(
+            f"what {engine.path / MANIFEST} says of how the engine was made is malformed"
+            f" ({type(error).__name__}: {error}); see --json, or export the engine again"
+        ) from error
 
 
 def _description(engine: Engine) -> Iterator[str]:

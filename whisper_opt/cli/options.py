@@ -1,16 +1,60 @@
-"""Arguments of commands, made from dataclasses of options; how commands complain."""
+"""Arguments of commands, made from dataclasses of options; how commands print and complain."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any, Callable, TypeVar, cast
 
-__all__ = ["add_options", "complain", "options_from"]
+__all__ = [
+    "add_options",
+    "complain",
+    "join_negative",
+    "never_fail_to_print",
+    "options_from",
+    "print_utf8",
+]
 
 _Options = TypeVar("_Options")
+
+
+_NEGATIVE = re.compile(r"-(\d|\.\d|inf)", re.IGNORECASE)
+
+
+def join_negative(arguments: Sequence[str]) -> list[str]:
+    """``--option -1,220`` as ``--option=-1,220``: argparse would take the value for an option."""
+    joined: list[str] = []
+    for i, argument in enumerate(arguments):
+        if argument == "--":
+            return [*joined, *arguments[i:]]
+        before = joined[-1] if joined else ""
+        if _NEGATIVE.match(argument) and before.startswith("--") and "=" not in before:
+            joined[-1] = f"{before}={argument}"
+        else:
+            joined.append(argument)
+    return joined
+
+
+def never_fail_to_print() -> None:
+    """Let characters that the console or pipe cannot show be printed as escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)  # a stream put in its place may not
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
+
+
+def print_utf8(text: str) -> None:
+    """Print what is a file by rights: as UTF-8, whatever the console or pipe is set to."""
+    sys.stdout.flush()
+    binary = getattr(sys.stdout, "buffer", None)
+    if binary is None:
+        sys.stdout.write(text)
+        return
+    binary.write(text.encode("utf-8", "backslashreplace"))
+    binary.flush()
 
 
 def complain(message: object) -> None:

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from whisper_opt.cli.options import add_options, complain, options_from
+from whisper_opt.cli.options import add_options, complain, options_from, print_utf8
 from whisper_opt.core.errors import OptionError, WhisperOptError
 from whisper_opt.core.options import LoadOptions, SubtitleOptions, TranscribeOptions
 from whisper_opt.text.languages import LANGUAGES
@@ -110,7 +110,7 @@ class Output:
             write(transcript, target, form, self._layout(form))
         if not self.targets:
             for form in self.formats:
-                sys.stdout.write(FORMATS[form](transcript, self._layout(form)))
+                print_utf8(FORMATS[form](transcript, self._layout(form)))
 
     def _layout(self, form: str) -> SubtitleOptions:
         return self.subtitles if form in SUBTITLE_FORMATS else SubtitleOptions()

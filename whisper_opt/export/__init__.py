@@ -1,13 +1,13 @@
 """Checkpoint in, verified engine directory out. The offline half of the library; needs ``onnx``."""
 
 from whisper_opt.core.errors import BackendUnavailable
+from whisper_opt.core.remedies import install_hint
 
 try:
     import onnx  # noqa: F401  # probed here so that a missing extra is named once
 except ImportError as error:
     raise BackendUnavailable(
-        "exporting needs the onnx package, which is not installed;"
-        " pip install 'whisper-opt[cpu,export]'"
+        f"exporting needs the onnx package, which is not installed; {install_hint('cpu,export')}"
     ) from error
 
 from whisper_opt.export.build import export

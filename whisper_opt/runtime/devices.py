@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Callable, Union
 from whisper_opt.core.backend import Backend
 from whisper_opt.core.errors import BackendUnavailable, EngineError, OptionError, WhisperOptError
 from whisper_opt.core.options import LoadOptions
+from whisper_opt.core.remedies import install_hint
 from whisper_opt.runtime.encoder_choice import EncoderChoice, choose_encoder
 from whisper_opt.runtime.engine import Engine, Manifest
 from whisper_opt.runtime.gpus import Driver, Gpu, find_gpus
@@ -32,12 +33,12 @@ PlanBuilder = Callable[[Engine, Gpu, Union[str, None]], None]
 _log = logging.getLogger(__name__)
 
 CUDA_EXTRAS = (
-    "pip uninstall onnxruntime onnxruntime-gpu, then pip install 'whisper-opt[cuda13]' (CUDA 13,"
-    " Python 3.11 or later) or 'whisper-opt[cuda12]'"
+    "pip uninstall onnxruntime onnxruntime-gpu, then"
+    f" {install_hint('cuda13', 'cuda12')}; cuda13 needs Python 3.11 or later"
 )
 TENSORRT_EXTRAS = (
-    "pip install 'whisper-opt[tensorrt-cu13]', 'whisper-opt[tensorrt-cu12]' or, for desktop RTX"
-    " cards, 'whisper-opt[tensorrt-rtx]'"
+    f"{install_hint('tensorrt-cu13', 'tensorrt-cu12', 'tensorrt-rtx')}; tensorrt-rtx is for desktop"
+    " RTX cards"
 )
 SUITS: Mapping[str, tuple[str, str]] = {
     "cuda": ("fp16", "contrib"),
@@ -219,6 +220,11 @@ def open_backend(
             that were asked for.
     """
     machine = machine or Machine()
+    if options.padding == "whole" and engine.manifest.padding is None:
+        raise OptionError(
+            f"padding is 'whole', but this {engine.manifest.precision} engine always computes all"
+            " of it; leave the option out (it is for int8 and int4 engines)"
+        )
     if options.device != "auto":
         refused = usable(
             options.device, machine, index=options.device_index, manifest=engine.manifest
@@ -243,6 +249,11 @@ def open_backend(
         raise BackendUnavailable(
             f"device_index is {options.device_index}, but there is no GPU:"
             f" {machine.driver.error}; leave it out"
+        )
+    if options.device_index:
+        raise OptionError(
+            f"device_index is {options.device_index}, but no GPU can be used for this engine"
+            f" ({'; '.join(passed)}); leave it out"
         )
     return _opened(engine, options, "cpu", "; ".join(passed), machine, build_plans)
 

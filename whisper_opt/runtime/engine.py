@@ -8,12 +8,18 @@
     choose.onnx advance.onnx reorder.onnx    (what a GPU runs; older engines lack the second)
 
 Reading one checks the manifest and every file's size; ``verify=True`` also checks the hashes.
+
+An engine may come from anyone. Its manifest names files of the directory itself and nothing beside
+or above it; a file may be a symbolic link, as in caches that store contents by hash, and then what
+it leads to must have the size (and hash) that the manifest says.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Union
@@ -23,12 +29,14 @@ import numpy as np
 from whisper_opt.core.arrays import NDArray
 from whisper_opt.core.dims import ModelDims
 from whisper_opt.core.errors import CheckpointError, EngineError
+from whisper_opt.core.json_files import parse_json, plain_name, read_text, text, whole
 
 __all__ = [
     "FORMAT_VERSION",
     "MANIFEST",
     "PACKED",
     "PLAIN",
+    "TENSOR_SHAPES",
     "Engine",
     "FileEntry",
     "Manifest",
@@ -49,6 +57,23 @@ PLAIN = ("encoder.onnx", "decoder.onnx")
 PACKED = ("encoder.packed.onnx", "decoder.packed.onnx")
 """Graphs over the same weights that hand keys and values over packed for kernels; both or none."""
 
+EMBEDDING, OWN_HEAD = "decoder.token_embedding.weight", "decoder.head.weight"
+TENSOR_SHAPES: Mapping[str, tuple[Union[str, int], ...]] = {
+    EMBEDDING: ("n_vocab", "n_text_state"),
+    OWN_HEAD: ("n_vocab", "n_text_state"),
+    "screen.mean": ("n_text_state",),
+    "screen.shrink": ("n_text_state",),
+    "screen.error": ("n_vocab",),
+    "screen.norm": (1,),
+}
+"""Sizes, by their names in the dims, of the tensors that an engine may list: none, or all of them
+with one of the first two (:mod:`whisper_opt.runtime.head_bounds`)."""
+_DTYPES = ("float32", "float16")
+_MOST = {"n_mels": 1 << 10, "n_vocab": 1 << 20}
+"""Dimensions of a model beyond these, or beyond ``_MOST_OTHER``, would only ask for memory."""
+_MOST_OTHER = 1 << 16
+_DIALECTS = ("contrib", "standard")
+
 
 @dataclasses.dataclass(frozen=True)
 class FileEntry:
@@ -56,6 +81,11 @@ class FileEntry:
 
     size: int
     sha256: str
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> FileEntry:
+        """Parse a manifest entry; raises KeyError, TypeError or ValueError."""
+        return cls(whole(values["size"], "size"), text(values["sha256"], "sha256"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,9 +100,30 @@ class TensorEntry:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TensorEntry:
         """Parse a manifest entry; raises KeyError, TypeError or ValueError."""
-        shape = tuple(int(size) for size in values["shape"])
-        dtype = np.dtype(str(values["dtype"])).name
-        return cls(str(values["file"]), int(values["offset"]), shape, dtype)
+        return cls(
+            plain_name(values["file"]),
+            whole(values["offset"], "offset"),
+            tuple(whole(size, "shape", low=1) for size in values["shape"]),
+            text(values["dtype"], "dtype"),
+        )
+
+    def check(self, size: int) -> None:
+        """Compare with the size of the file in bytes.
+
+        Raises:
+            ValueError: it is no tensor of floating point numbers that lies in such a file.
+        """
+        if self.dtype not in _DTYPES:
+            raise ValueError(f"dtype is {self.dtype[:50]!r}; expected {' or '.join(_DTYPES)}")
+        plain_name(self.file)
+        for value in (self.offset, *self.shape):
+            whole(value, "an offset or shape")
+        end = self.offset + math.prod(self.shape) * np.dtype(self.dtype).itemsize
+        if not self.shape or 0 in self.shape or end > size:
+            raise ValueError(
+                f"{list(self.shape)} {self.dtype} at {self.offset} is no part of {self.file}, which"
+                f" has {size} bytes"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,14 +190,14 @@ class Manifest:
         return "{\n" + ",\n".join(lines) + "\n}\n"
 
     @classmethod
-    def from_json(cls, text: str, where: str) -> Manifest:
+    def from_json(cls, content: str, where: str) -> Manifest:
         """Parse ``manifest.json``; ``where`` names it in messages.
 
         Raises:
             EngineError: not JSON, a newer format, or a missing or malformed entry.
         """
         try:
-            values = json.loads(text)
+            values = parse_json(content)
             version = values["format_version"]
         except (ValueError, KeyError, TypeError) as error:
             raise EngineError(
@@ -181,33 +232,70 @@ class Manifest:
 
     @classmethod
     def _from_values(cls, values: Mapping[str, Any]) -> Manifest:
-        heads = values["alignment_heads"]
+        dims, dialect = _dims(values["dims"]), values["dialect"]
+        if dialect not in _DIALECTS:
+            raise ValueError(f"dialect is {dialect!r:.60}; expected {' or '.join(_DIALECTS)}")
+        files = {
+            plain_name(name): FileEntry.from_dict(entry) for name, entry in values["files"].items()
+        }
         return cls(
-            dims=ModelDims.from_dict(values["dims"]),
-            precision=str(values["precision"]),
-            dialect=str(values["dialect"]),
-            alignment_heads=None if heads is None else tuple((int(a), int(b)) for a, b in heads),
-            suppress_tokens=_ids(values["suppress_tokens"]),
-            begin_suppress_tokens=_ids(values["begin_suppress_tokens"]),
+            dims=dims,
+            precision=text(values["precision"], "precision"),
+            dialect=dialect,
+            alignment_heads=_heads(values["alignment_heads"]),
+            suppress_tokens=_ids(values["suppress_tokens"], "suppress_tokens"),
+            begin_suppress_tokens=_ids(values["begin_suppress_tokens"], "begin_suppress_tokens"),
             source=dict(values["source"]),
             tools=dict(values["tools"]),
             parity=dict(values["parity"]),
-            files={
-                name: FileEntry(int(entry["size"]), str(entry["sha256"]))
-                for name, entry in values["files"].items()
-            },
-            tensors={
-                name: TensorEntry.from_dict(entry) for name, entry in values["tensors"].items()
-            },
-            padding=_parts(values.get("padding"), int(values["dims"]["n_audio_ctx"])),
+            files=files,
+            tensors=_tensors(values["tensors"], dims, files),
+            padding=_parts(values.get("padding"), dims.n_audio_ctx),
             calibration=dict(values.get("calibration", {})),
             multilingual=_flag(values.get("multilingual")),
-            format_version=int(values["format_version"]),
+            format_version=values["format_version"],
         )
 
 
+def _dims(values: Any) -> ModelDims:
+    dims = ModelDims.from_dict(values)
+    for name, size in dims.to_dict().items():
+        most = _MOST.get(name, _MOST_OTHER)
+        if size > most:
+            raise ValueError(f"{name} is {size}; expected {most} at most")
+    return dims
+
+
+def _heads(values: Any) -> tuple[tuple[int, int], ...] | None:
+    if values is None:
+        return None
+    what = "alignment_heads"
+    return tuple((whole(layer, what), whole(head, what)) for layer, head in values)
+
+
+def _tensors(
+    values: Any, dims: ModelDims, files: Mapping[str, FileEntry]
+) -> dict[str, TensorEntry]:
+    """The tensors: those that the runtime knows, each within a listed file."""
+    entries = {name: TensorEntry.from_dict(entry) for name, entry in values.items()}
+    known = set(TENSOR_SHAPES)
+    if OWN_HEAD in entries:  # the head of a model whose head is not its embedding
+        known.remove(EMBEDDING)
+    else:
+        known.remove(OWN_HEAD)
+    if entries and entries.keys() != known:
+        raise ValueError(f"tensors: expected {', '.join(sorted(known))}, or none")
+    sizes = dims.to_dict()
+    for name, entry in entries.items():
+        expected = tuple(sizes[n] if isinstance(n, str) else n for n in TENSOR_SHAPES[name])
+        if entry.shape != expected:
+            raise ValueError(f"{name} has shape {list(entry.shape)}; expected {list(expected)}")
+        entry.check(files[entry.file].size)
+    return entries
+
+
 def _parts(values: Any, n_ctx: int) -> tuple[int, ...] | None:
-    parts = _ids(values)
+    parts = _ids(values, "padding")
     if parts is not None and (min(parts, default=0) < 1 or sum(parts) != n_ctx):
         raise ValueError(f"padding: parts that do not make {n_ctx} positions")
     return parts
@@ -219,8 +307,8 @@ def _flag(value: Any) -> bool | None:
     return value
 
 
-def _ids(values: Any) -> tuple[int, ...] | None:
-    return None if values is None else tuple(int(value) for value in values)
+def _ids(values: Any, what: str) -> tuple[int, ...] | None:
+    return None if values is None else tuple(whole(value, what) for value in values)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,9 +345,10 @@ def map_tensor(folder: Path, entry: TensorEntry) -> NDArray:
     """A tensor in an engine file, mapped read-only: pages come from disk as they are used.
 
     Raises:
-        EngineError: it is not there.
+        EngineError: it is not there, or the entry is none of a tensor of the file.
     """
     try:
+        entry.check((folder / entry.file).stat().st_size)
         return np.memmap(
             folder / entry.file,
             np.dtype(entry.dtype).newbyteorder("<"),
@@ -267,7 +356,7 @@ def map_tensor(folder: Path, entry: TensorEntry) -> NDArray:
             offset=entry.offset,
             shape=entry.shape,
         ).view(np.ndarray)
-    except (OSError, ValueError) as error:
+    except (OSError, OverflowError, TypeError, ValueError) as error:
         raise EngineError(
             f"cannot read a tensor at {entry.offset} of {folder / entry.file}: {error};"
             " export the engine again"
@@ -296,15 +385,15 @@ def read_engine(path: Union[str, Path], *, verify: bool = False) -> Engine:
         EngineError: no engine there, a newer format, a file that is missing, has another size, or
             (with ``verify``) another hash.
     """
-    path = Path(path)
+    path = _utf8(Path(path))
     manifest_path = path / MANIFEST
     if not manifest_path.is_file():
         raise EngineError(_no_engine(path))
     try:
-        text = manifest_path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        content = read_text(manifest_path)
+    except (OSError, ValueError) as error:
         raise EngineError(f"cannot read {manifest_path}: {error}") from error
-    manifest = Manifest.from_json(text, str(manifest_path))
+    manifest = Manifest.from_json(content, str(manifest_path))
     expected = ENGINE_FILES + (PACKED if any(name in manifest.files for name in PACKED) else ())
     lacking = [name for name in expected if name not in manifest.files]
     if lacking:
@@ -312,6 +401,19 @@ def read_engine(path: Union[str, Path], *, verify: bool = False) -> Engine:
     for name, entry in manifest.files.items():
         _check_file(path / name, entry, verify=verify)
     return Engine(path, manifest)
+
+
+def _utf8(path: Path) -> Path:
+    """The path, unless ONNX Runtime could not be told it."""
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        shown = os.fsencode(path).decode("ascii", "backslashreplace")
+        raise EngineError(
+            f"the path of the engine is not valid UTF-8, and ONNX Runtime opens no other:"
+            f" {shown}; rename the directory"
+        ) from None
+    return path
 
 
 def _no_engine(path: Path) -> str:
@@ -323,6 +425,15 @@ def _no_engine(path: Path) -> str:
 
 
 def _check_file(path: Path, entry: FileEntry, *, verify: bool) -> None:
+    try:
+        _compare(path, entry, verify=verify)
+    except OSError as error:
+        raise EngineError(
+            f"cannot read engine file {path}: {error.strerror}; copy or export the engine again"
+        ) from error
+
+
+def _compare(path: Path, entry: FileEntry, *, verify: bool) -> None:
     if not path.is_file():
         raise EngineError(f"engine file {path} is missing; export the engine again")
     size = path.stat().st_size

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from whisper_opt.core.errors import OptionError
 
-__all__ = ["ALIASES", "AUTO", "CODES", "LANGUAGES", "language_code"]
+__all__ = ["ALIASES", "CODES", "LANGUAGES", "language_code"]
 
 _log = logging.getLogger(__name__)
 
@@ -172,8 +172,6 @@ def _by_other_code() -> dict[str, str]:
 
 CODES: Mapping[str, str] = _by_other_code()
 """Codes of ISO 639-2 and 639-3, and withdrawn ones of 639-1 -> language code."""
-AUTO = "auto"
-"""What other programs are told to have the language detected; here the option is left out."""
 
 
 def language_code(language: str) -> str:

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any, overload
 
-__all__ = ["Segment", "Transcript", "Word"]
+__all__ = ["Dropped", "Segment", "Transcript", "Word"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +56,8 @@ class Segment:
         seek: first mel frame of that window (10 ms each).
         words: word times, or None when they were not asked for.
         language: code of the language of that window, where each window has its own, else None.
+        truncated: whether the text ends because the token limit was reached; what was said after
+            it in that window is missing.
     """
 
     id: int
@@ -70,11 +72,13 @@ class Segment:
     seek: int
     words: tuple[Word, ...] | None = None
     language: str | None = None
+    truncated: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """The segment under openai-whisper's keys and in their order.
 
-        ``words`` and ``language`` (not a key of the reference) are there when they are not None.
+        ``words`` is there when it is not None. So is ``language``, and ``truncated`` when it is
+        true; the reference has neither key.
         """
         entry: dict[str, Any] = {
             "id": self.id,
@@ -92,7 +96,33 @@ class Segment:
             entry["words"] = [word.to_dict() for word in self.words]
         if self.language is not None:
             entry["language"] = self.language
+        if self.truncated:
+            entry["truncated"] = True
         return entry
+
+
+@dataclasses.dataclass(frozen=True)
+class Dropped:
+    """Part of a recording that has no text in the transcript, and why.
+
+    Attributes:
+        start: beginning, in seconds from the start of the recording.
+        end: end, in seconds.
+        reason: ``no speech`` (voice activity detection found none), ``no-speech probability`` (the
+            model itself said so), ``silence`` (the word times did not fit speech, see
+            ``hallucination_silence_threshold``) or ``loud sound`` (too loud for a pause, but voice
+            activity detection found no speech in it, so it was not transcribed).
+        text: what the model wrote there; empty where nothing was transcribed.
+    """
+
+    start: float
+    end: float
+    reason: str
+    text: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields by name."""
+        return dataclasses.asdict(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +138,7 @@ class Transcript(Sequence[Segment]):
         text: the text of all segments.
         language_probability: probability of ``language``, 0 to 1, or None when it was given
             rather than detected.
+        dropped: text that was left out, and long loud sounds that were not transcribed.
     """
 
     segments: tuple[Segment, ...]
@@ -115,6 +146,7 @@ class Transcript(Sequence[Segment]):
     duration: float
     text: str
     language_probability: float | None = None
+    dropped: tuple[Dropped, ...] = ()
 
     def __iter__(self) -> Iterator[Segment]:
         return iter(self.segments)
@@ -134,10 +166,14 @@ class Transcript(Sequence[Segment]):
     def to_dict(self) -> dict[str, Any]:
         """The result in openai-whisper's schema: ``text``, ``segments``, ``language``.
 
-        ``duration`` and ``language_probability`` have no place in that schema and are left out.
+        ``dropped`` (not a key of the reference) is there if anything was. ``duration`` and
+        ``language_probability`` have no place in that schema and are left out.
         """
-        return {
+        entry: dict[str, Any] = {
             "text": self.text,
             "segments": [segment.to_dict() for segment in self.segments],
             "language": self.language,
         }
+        if self.dropped:
+            entry["dropped"] = [part.to_dict() for part in self.dropped]
+        return entry

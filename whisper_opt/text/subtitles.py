@@ -7,6 +7,9 @@ The layout is openai-whisper's (``SubtitlesWriter.iterate_result`` in whisper/ut
 * With ``max_line_count`` too, words flow from segment to segment: a cue ends when its lines are
   full, or where a word begins more than 3 s after the beginning of the word before.
 * Width is counted in characters; the space before the first word of a line is dropped.
+
+Where the layout would show text for less than ``LEAST``, because word times put its words into no
+time, the cue takes the time that it lacks from the pauses beside it or from its neighbours.
 """
 
 from __future__ import annotations
@@ -18,13 +21,19 @@ from whisper_opt.core.errors import OptionError
 from whisper_opt.core.options import SubtitleOptions
 from whisper_opt.text.results import Segment, Transcript, Word
 
-__all__ = ["PLAIN", "Cue", "cues", "given"]
+__all__ = ["LEAST", "PLAIN", "Cue", "cues", "given"]
+
+LEAST = 0.12
+"""Seconds for which a cue is shown at least: three frames of a film."""
 
 PLAIN = SubtitleOptions()
 """No option set."""
 
 _MANY = 1000
 """Characters in a line, and words in a cue, where no option says fewer."""
+
+_EXACT = 1e-6
+"""Seconds that rounding may make of a difference."""
 
 _PAUSE = 3.0
 """Seconds between the beginnings of two words that are not shown in one cue."""
@@ -56,9 +65,21 @@ class Cue:
         """All words, in lines."""
         return "".join(word.word for word in self.words)
 
+    def between(self, start: float, end: float) -> Cue:
+        """The same words between other times; those outside are moved to the nearer one."""
+        words = [
+            dataclasses.replace(
+                word, start=min(max(word.start, start), end), end=min(max(word.end, start), end)
+            )
+            for word in self.words
+        ]
+        words[0] = dataclasses.replace(words[0], start=start)
+        words[-1] = dataclasses.replace(words[-1], end=end)
+        return Cue(tuple(words))
+
 
 def cues(transcript: Transcript, options: SubtitleOptions = PLAIN) -> Iterator[Cue]:
-    """The cues of a transcript, in its order.
+    """The cues of a transcript, in its order, each shown for a moment at least.
 
     A segment that has no word times (``words`` is None) is a cue of its own; one in which no word
     was found (``words`` is empty) is none.
@@ -71,6 +92,10 @@ def cues(transcript: Transcript, options: SubtitleOptions = PLAIN) -> Iterator[C
             f"{given(options)}: set, but the transcript has no word times; transcribe with"
             " word_timestamps"
         )
+    return _long_enough(list(_laid_out(transcript, options)), transcript.duration)
+
+
+def _laid_out(transcript: Transcript, options: SubtitleOptions) -> Iterator[Cue]:
     layout = _Layout(options, _beginning(transcript))
     per_cue = options.max_words_per_line or _MANY
     for segment in transcript:
@@ -81,6 +106,49 @@ def cues(transcript: Transcript, options: SubtitleOptions = PLAIN) -> Iterator[C
         for i, word in enumerate(segment.words):
             yield from layout.add(word, begins=i % per_cue == 0)
     yield from layout.take()
+
+
+def _long_enough(found: list[Cue], duration: float) -> Iterator[Cue]:
+    """The cues, where none with text is shorter than ``LEAST`` and no more of them overlap."""
+    spans = [[cue.start, cue.end] for cue in found]
+    shown = [i for i, cue in enumerate(found) if cue.text.strip()]
+    _lengthen([spans[i] for i in shown], duration)
+    for cue, (start, end) in zip(found, spans):
+        yield cue if (start, end) == (cue.start, cue.end) else cue.between(start, end)
+
+
+def _lengthen(spans: list[list[float]], duration: float) -> None:
+    """Make every span (start, end) as long as ``LEAST``; what does not need to move stays."""
+    last = max([duration, *(end for _, end in spans)])
+    begins = [start for start, _ in spans]
+    for i, span in enumerate(spans):
+        start, end = span
+        if start < 0 or not 0 <= end - start < LEAST - _EXACT:
+            continue
+        span[1] = start + LEAST
+        if i + 1 == len(spans) or begins[i + 1] < begins[i] - _EXACT:
+            continue  # nothing follows, or what follows is not in order
+        after = spans[i + 1]
+        if span[1] > after[0]:  # into the pause before, if there is one; else the next one waits
+            free = spans[i - 1][1] if i and spans[i - 1][1] <= start else start if i else 0.0
+            span[0] = max(free, after[0] - LEAST)
+            span[1] = span[0] + LEAST
+            after[0] = max(after[0], span[1])
+            after[1] = max(after[1], after[0])
+    _pull_back(spans, last)
+
+
+def _pull_back(spans: list[list[float]], last: float) -> None:
+    """Move those at the end that were pushed behind it back, if there is room."""
+    moved = []
+    for start, end in reversed(spans):
+        if end <= last + _EXACT:
+            break
+        moved.append([min(start, last - LEAST), last])
+        last = moved[-1][0]
+    if last >= 0:
+        for span, (start, end) in zip(reversed(spans), moved):
+            span[:] = start, end
 
 
 def given(options: SubtitleOptions) -> str:

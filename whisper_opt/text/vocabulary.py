@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from whisper_opt.core.dims import ModelDims
 from whisper_opt.core.errors import EngineError, OptionError
+from whisper_opt.core.options import AUTO
 from whisper_opt.core.text_ids import TextIds, is_special
-from whisper_opt.text.languages import AUTO, LANGUAGES, language_code
+from whisper_opt.text.languages import LANGUAGES, language_code
 
 if TYPE_CHECKING:
     import tiktoken

@@ -2,8 +2,9 @@ r"""Transcripts as text: txt, srt, vtt, tsv, json, lrc and ass.
 
 The first five are those of openai-whisper's writers (whisper/utils.py) byte for byte, but for what
 its srt and vtt hold that players misread: ``-->`` in the text (here dashes before ``->`` are
-dropped), blank lines in a cue (dropped), and with highlighting a cue that ends before it begins,
-between two words that overlap (left out).
+dropped), blank lines in a cue (dropped), a cue that is shown for no time (it takes a moment from
+its neighbours, ``subtitles.LEAST``), and with highlighting a state that lasts no time or ends
+before it begins, between two words that overlap (left out).
 
 Every formatter is a pure function from a transcript to the text of a file with ``\n`` line ends.
 """
@@ -17,6 +18,7 @@ import math
 import os
 import re
 import secrets
+import stat
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Protocol
@@ -166,6 +168,9 @@ FORMATS: Mapping[str, Formatter] = MappingProxyType(
 SUBTITLE_FORMATS = ("srt", "vtt", "lrc", "ass")
 """Formats that take :class:`SubtitleOptions`; the others have no cues."""
 
+_BINARY: int = getattr(os, "O_BINARY", 0)
+"""Without it Windows writes other line ends."""
+
 
 def write(
     transcript: Transcript,
@@ -176,8 +181,9 @@ def write(
     """Write ``transcript`` to ``path`` as UTF-8, whole or not at all.
 
     The text goes to a temporary file beside the target, which then replaces the target in one
-    step; on failure the temporary file is removed and an older target is left as it was. A
-    symbolic link is followed, so that the link itself survives.
+    step; on failure the temporary file is removed and an older target is left as it was. The file
+    keeps the permissions of the one that it replaces. A symbolic link is followed, so that the link
+    itself survives; into a device or a pipe the text is simply written.
 
     Raises:
         OptionError: ``format`` is not a key of :data:`FORMATS`, or ``options`` cannot be honoured.
@@ -186,25 +192,43 @@ def write(
     if format not in FORMATS:
         raise OptionError(f"unknown output format {format!r}; expected one of {', '.join(FORMATS)}")
     text = FORMATS[format](transcript, options)
-    target = os.path.realpath(path)
-    partial = os.path.join(os.path.dirname(target), f".whisper-opt-{secrets.token_hex(8)}.tmp")
     try:
-        try:
-            with open(partial, "x", encoding="utf-8", newline="\n") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, target)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(partial)
-            raise
+        _replace(os.path.realpath(path), text.encode("utf-8"))
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise WhisperOptError(
             f"cannot write the transcript to {os.fspath(path)!r}: {reason}; choose a file in a"
             " directory that exists and can be written"
         ) from error
+
+
+def _replace(target: str, data: bytes) -> None:
+    """Put a file in the place of another, or of none."""
+    try:
+        mode = os.stat(target).st_mode
+    except FileNotFoundError:
+        mode = None
+    if mode is not None and not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        with open(target, "wb") as file:
+            file.write(data)
+        return
+    partial = os.path.join(os.path.dirname(target), f".whisper-opt-{secrets.token_hex(8)}.tmp")
+    allowed = 0o666 if mode is None else stat.S_IMODE(mode) & 0o777
+    try:
+        # less the umask: at no moment may anybody read it who could not read the older file
+        number = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, allowed)
+        with open(number, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if mode is not None:
+            with contextlib.suppress(OSError):  # a file system without permissions
+                os.chmod(partial, allowed)
+        os.replace(partial, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(partial)
+        raise
 
 
 def _refuse(options: SubtitleOptions, format: str) -> None:
@@ -252,7 +276,9 @@ def _states(cue: Cue) -> Iterator[tuple[float, float, str]]:
     for i, word in enumerate(cue.words):
         if round(word.start * 1000.0) > round(last * 1000.0):
             yield last, word.start, cue.text
-        yield word.start, word.end, "".join([*texts[:i], _underlined(word.word), *texts[i + 1 :]])
+        if round(word.end * 1000.0) > round(word.start * 1000.0):
+            marked = [*texts[:i], _underlined(word.word), *texts[i + 1 :]]
+            yield word.start, word.end, "".join(marked)
         last = word.end
 
 

@@ -8,17 +8,17 @@ from typing import Any
 
 from whisper_opt.audio.decode import AudioSource, load_audio, open_audio
 from whisper_opt.audio.features import LogMel, log_mel
-from whisper_opt.audio.vad import SpeechDetector, cut, merge
+from whisper_opt.audio.vad import SpeechDetector, cut, merge, require_model
 from whisper_opt.core.arrays import F32
 from whisper_opt.core.backend import Backend
-from whisper_opt.core.dims import N_FRAMES, N_SAMPLES, SAMPLE_RATE
-from whisper_opt.core.errors import OptionError
+from whisper_opt.core.dims import N_SAMPLES, SAMPLE_RATE
 from whisper_opt.core.options import TranscribeOptions
+from whisper_opt.text.results import Dropped
 from whisper_opt.text.vocabulary import Vocab
 from whisper_opt.transcription.fallback import FallbackDecoder, Suppression
-from whisper_opt.transcription.hallucinations import SpeechCheck
+from whisper_opt.transcription.hallucinations import LoudGaps, SpeechCheck
 from whisper_opt.transcription.job import Chunk, TranscriptionJob
-from whisper_opt.transcription.language import detect_language
+from whisper_opt.transcription.language import detect_language, language_of_recording
 from whisper_opt.transcription.windows import WindowCursor
 
 __all__ = ["Chunking"]
@@ -42,14 +42,16 @@ class Chunking:
         """A recording; nothing is read until it is opened.
 
         Raises:
+            BackendUnavailable: the model that detects speech is missing.
             OptionError: the model cannot honour the options.
         """
         language = self._vocab.check_language(options.language, options.task)
-        if options.multilingual and not self._vocab.is_multilingual:
-            raise OptionError(
-                "multilingual is on, but this model knows English only; use a multilingual model"
-                " (one whose name does not end in .en)"
-            )
+        options.check_model(
+            is_multilingual=self._vocab.is_multilingual,
+            n_audio_ctx=self._backend.dims.n_audio_ctx,
+        )
+        if options.vad_mode != "off":
+            require_model()
         answers = FallbackDecoder(self._backend.dims, self._vocab, options, self._suppression)
 
         reading: dict[str, Any] = {"sample_rate": sample_rate, **options.reading}
@@ -75,33 +77,20 @@ class Chunking:
         options, dims = recording.answers.options, self._backend.dims
         recording.duration = len(samples) / SAMPLE_RATE
         mel = self._mel(samples)
-        is_spoken = None
-        if options.vad_mode == "check":
-            is_spoken = SpeechCheck(samples, options.vad_options)
-        elif options.vad_mode == "cut":
-            spans = SpeechDetector(options.vad_options).spans(samples)
-            clips = [
-                second
-                for span in merge(spans, round(_SKIPPED * SAMPLE_RATE))
-                for second in (span.start / SAMPLE_RATE, span.end / SAMPLE_RATE)
-            ]
-            # without speech, a clip that holds nothing
-            options = options.for_speech(clips or (0.0, 0.001))
+        sound = _sound(samples, options)
         if recording.language is None:
-            heads = (mel.head(start) for start in range(0, max(mel.n_frames, 1), N_FRAMES))
-            self._detect(recording, list(_first(heads, options.language_detection_segments)))
-        assert recording.language is not None
-        state = WindowCursor(
-            mel.n_frames, self._vocab, dims, options, recording.language, is_spoken
+            probs = language_of_recording(self._backend, self._vocab, samples, mel, options)
+            recording.language, recording.language_probability = next(iter(probs.items()))
+        is_spoken = sound if options.vad_mode == "check" else None
+        if options.vad_mode == "cut":
+            clips, recording.dropped = _spoken_clips(samples, options)
+            options = options.for_speech(clips)
+        return Chunk(
+            mel,
+            WindowCursor(
+                mel.n_frames, self._vocab, dims, options, recording.language, is_spoken, sound
+            ),
         )
-        return Chunk(mel, state)
-
-    def _detect(self, recording: TranscriptionJob, heads: list[F32]) -> None:
-        options = recording.answers.options
-        probs = detect_language(
-            self._backend, self._vocab, heads, options.language_detection_threshold
-        )
-        recording.language, recording.language_probability = next(iter(probs.items()))
 
     def _pieces(
         self, recording: TranscriptionJob, pieces: Iterator[tuple[float, F32]]
@@ -110,34 +99,69 @@ class Chunking:
         options = recording.answers.options
         first: list[tuple[float, F32]] = []
         if recording.language is None:
-            first = list(_first(pieces, options.language_detection_segments))
-            if first:
-                self._detect(recording, [self._mel(samples).head() for _, samples in first])
-            else:  # nobody speaks
-                recording.language = self._vocab.default_language
+            self._detect(recording, self._heads(pieces, first, options))
         assert recording.language is not None
         for start, samples in itertools.chain(first, pieces):
-            is_spoken = None
-            if options.vad_mode == "check":
-                is_spoken = SpeechCheck(samples, options.vad_options)
-            mel = self._mel(samples)
+            sound, mel = _sound(samples, options), self._mel(samples)
             state = WindowCursor(
                 mel.n_frames,
                 self._vocab,
                 self._backend.dims,
                 options.for_speech(),
                 recording.language,
-                is_spoken,
+                sound if options.vad_mode == "check" else None,
+                sound,
             )
             yield Chunk(mel, state, start)
+
+    def _detect(self, recording: TranscriptionJob, heads: Iterator[F32]) -> None:
+        """Find the language in windows with speech; the default if there are none."""
+        options = recording.answers.options
+        probs = detect_language(
+            self._backend,
+            self._vocab,
+            heads,
+            options.language_detection_threshold,
+            windows=options.detection_windows,
+            no_speech_threshold=options.no_speech_threshold if options.vad_mode == "off" else None,
+        )
+        recording.language, recording.language_probability = next(
+            iter(probs.items()), (self._vocab.default_language, None)
+        )
+
+    def _heads(
+        self,
+        pieces: Iterator[tuple[float, F32]],
+        taken: list[tuple[float, F32]],
+        options: TranscribeOptions,
+    ) -> Iterator[F32]:
+        """The beginnings of pieces with speech; ``taken`` gets all pieces read."""
+        detector = SpeechDetector(options.vad_options)
+        for piece in pieces:
+            taken.append(piece)
+            if options.vad_mode != "check" or detector.first_speech(piece[1]) is not None:
+                yield self._mel(piece[1]).head()
 
     def _mel(self, samples: F32) -> LogMel:
         return log_mel(samples, self._backend.dims.n_mels)
 
 
-def _first(values: Iterator[Any], n: int) -> Iterator[Any]:
-    for _, value in zip(range(n), values):
-        yield value
+def _sound(samples: F32, options: TranscribeOptions) -> SpeechCheck | None:
+    return None if options.vad_mode == "off" else SpeechCheck(samples, options.vad_options)
+
+
+def _spoken_clips(
+    samples: F32, options: TranscribeOptions
+) -> tuple[tuple[float, ...], list[Dropped]]:
+    """Where speech is, as clip timestamps, and the loud sounds left out."""
+    spans = SpeechDetector(options.vad_options).spans(samples)
+    gaps, clips = LoudGaps(), list[float]()
+    gaps.feed(samples)
+    for span in merge(spans, round(_SKIPPED * SAMPLE_RATE)):
+        gaps.transcribed(*span.seconds)
+        clips += span.seconds
+    # without speech, a clip that holds nothing
+    return tuple(clips) or (0.0, 0.001), gaps.finish()
 
 
 def _clips(samples: F32, options: TranscribeOptions) -> Iterator[tuple[float, F32]]:
@@ -154,15 +178,18 @@ def _clips(samples: F32, options: TranscribeOptions) -> Iterator[tuple[float, F3
 def _speech(
     recording: TranscriptionJob, blocks: Iterator[F32], detector: SpeechDetector
 ) -> Iterator[tuple[float, F32]]:
-    heard = 0
+    n_read, gaps = 0, LoudGaps()
 
     def counted() -> Iterator[F32]:
-        nonlocal heard
+        nonlocal n_read
         for block in blocks:
-            heard += len(block)
-            recording.duration = max(recording.duration, heard / SAMPLE_RATE)
+            n_read += len(block)
+            recording.duration = max(recording.duration, n_read / SAMPLE_RATE)
+            gaps.feed(block)
             yield block
-        recording.duration = heard / SAMPLE_RATE
+        recording.duration = n_read / SAMPLE_RATE
 
     for span, samples in cut(counted(), detector, N_SAMPLES):
+        gaps.transcribed(*span.seconds)
         yield span.start / SAMPLE_RATE, samples
+    recording.dropped += gaps.finish()

@@ -61,13 +61,20 @@ class Window:
 
 @dataclasses.dataclass(frozen=True)
 class WindowResult:
-    """The chosen answer of one window; its figures are those of ``results.Segment``."""
+    """The chosen answer of one window; its figures are those of ``results.Segment``.
+
+    Attributes:
+        truncated: whether decoding ended at the token limit.
+        has_speech: False where voice activity detection found no speech in the window.
+    """
 
     tokens: tuple[int, ...]
     avg_logprob: float
     no_speech_prob: float
     compression_ratio: float
     temperature: float
+    truncated: bool = False
+    has_speech: bool = True
 
 
 def compression_ratio(text: str) -> float:
@@ -117,12 +124,15 @@ class FallbackDecoder:
             no_speech_token=self._vocab.no_speech,
             rules=self._rules,
             timestamp_begin=self._begin,
-            max_new_tokens=min(self._limit, n_text_ctx + 1 - len(window.prompt)),
+            max_new_tokens=self._max_new_tokens(window),
             search=lambda: self._search(window, self.options.temperatures[attempt]),
             repetition_penalty=self.options.repetition_penalty,
             text=self._vocab.text,
             timestamp_end=self._vocab.timestamp_end,
         )
+
+    def _max_new_tokens(self, window: Window) -> int:
+        return min(self._limit, self._dims.n_text_ctx + 1 - len(window.prompt))
 
     def _search(self, window: Window, temperature: float) -> TokenDecoder:
         options, eot = self.options, self._vocab.eot
@@ -136,8 +146,8 @@ class FallbackDecoder:
             return BeamSearchDecoder(eot, options.beam_size, options.patience or 1.0)
         return GreedyDecoder(eot)
 
-    def result(self, decoded: Decoded, attempt: int) -> WindowResult:
-        """The best candidate, and the figures that judge it."""
+    def result(self, window: Window, decoded: Decoded, attempt: int) -> WindowResult:
+        """The best candidate of ``window``, and the figures that judge it."""
         best = rank(decoded.hypotheses, self.options.length_penalty)
         text = self._vocab.decode(best.tokens, specials=True).strip()
         return WindowResult(
@@ -146,25 +156,35 @@ class FallbackDecoder:
             no_speech_prob=decoded.no_speech_prob,
             compression_ratio=compression_ratio(text),
             temperature=self.options.temperatures[attempt],
+            truncated=len(best.tokens) >= self._max_new_tokens(window),
         )
 
     def is_final(self, result: WindowResult, attempt: int) -> bool:
         """Whether to keep the answer rather than to try the next temperature."""
-        options = self.options
-        if attempt + 1 == len(options.temperatures):
-            return True
-        repeats = (
-            options.compression_ratio_threshold is not None
-            and result.compression_ratio > options.compression_ratio_threshold
-        )
-        unlikely = (
-            options.logprob_threshold is not None and result.avg_logprob < options.logprob_threshold
-        )
-        silent = (
-            options.no_speech_threshold is not None
-            and result.no_speech_prob > options.no_speech_threshold
-        )
-        return not (repeats or unlikely) or (silent and unlikely)
+        return self.is_last(attempt) or self.passes(result)
+
+    def is_last(self, attempt: int) -> bool:
+        """Whether there is no temperature after this one."""
+        return attempt + 1 == len(self.options.temperatures)
+
+    def passes(self, result: WindowResult) -> bool:
+        """Whether the answer passes the thresholds."""
+        threshold = self.options.no_speech_threshold
+        silent = threshold is not None and result.no_speech_prob > threshold
+        unlikely = self._is_unlikely(result)
+        return not (self._repeats(result) or unlikely) or (silent and unlikely)
+
+    def only_repeats(self, result: WindowResult) -> bool:
+        """Whether the compression ratio is all that is wrong with the answer."""
+        return self._repeats(result) and not self._is_unlikely(result)
+
+    def _repeats(self, result: WindowResult) -> bool:
+        threshold = self.options.compression_ratio_threshold
+        return threshold is not None and result.compression_ratio > threshold
+
+    def _is_unlikely(self, result: WindowResult) -> bool:
+        threshold = self.options.logprob_threshold
+        return threshold is not None and result.avg_logprob < threshold
 
 
 def _rules(

@@ -15,7 +15,7 @@ from typing import Callable
 from whisper_opt.audio.features import LogMel
 from whisper_opt.core.dims import FRAMES_PER_SECOND
 from whisper_opt.core.errors import WhisperOptError
-from whisper_opt.text.results import Segment
+from whisper_opt.text.results import Dropped, Segment
 from whisper_opt.transcription.alignment import Aligner
 from whisper_opt.transcription.fallback import FallbackDecoder, Window, WindowResult
 from whisper_opt.transcription.windows import WindowCursor
@@ -57,6 +57,18 @@ class Chunk:
         found, self.segments = self.segments, []
         return [self._placed(segment, i) for i, segment in enumerate(found, first_id)]
 
+    def take_dropped(self) -> list[Dropped]:
+        """Hand out what was left out since the last call, timed likewise."""
+        found, self.state.dropped = self.state.dropped, []
+        return [
+            dataclasses.replace(
+                part,
+                start=round(part.start + self.start, 3),
+                end=round(part.end + self.start, 3),
+            )
+            for part in found
+        ]
+
     def _placed(self, segment: Segment, i: int) -> Segment:
         if not self.start:
             return dataclasses.replace(segment, id=i)
@@ -84,6 +96,7 @@ class TranscriptionJob:
         language_probability: its probability, when it was detected.
         duration: length in seconds as far as known.
         done: seconds up to which everything is decoded.
+        dropped: what was left out so far, not in order.
         error: why it failed, if it did.
     """
 
@@ -98,6 +111,7 @@ class TranscriptionJob:
         self.language_probability: float | None = None
         self.duration = 0.0
         self.done = 0.0
+        self.dropped: list[Dropped] = []
         self.error: WhisperOptError | None = None
         self._chunks = chunks(self)
         self._exhausted = False
@@ -149,6 +163,7 @@ class TranscriptionJob:
         while self._open:
             first = self._open[0]
             ready.extend(first.take(self._n_segments + len(ready)))
+            self.dropped.extend(first.take_dropped())
             self.done = max(self.done, first.done)
             if not first.finished:
                 break

@@ -17,9 +17,11 @@ from whisper_opt.core.dims import N_FRAMES, ModelDims
 from whisper_opt.core.errors import (
     AudioError,
     BackendUnavailable,
+    OptionError,
     WhisperOptError,
 )
 from whisper_opt.core.options import LoadOptions, TranscribeOptions
+from whisper_opt.core.remedies import install_hint
 from whisper_opt.runtime.devices import open_backend
 from whisper_opt.runtime.engine import Engine, read_engine
 from whisper_opt.runtime.gpus import Gpu
@@ -31,7 +33,7 @@ from whisper_opt.transcription.arguments import ManyOptions, check_detection, me
 from whisper_opt.transcription.chunking import Chunking
 from whisper_opt.transcription.fallback import Suppression
 from whisper_opt.transcription.job import TranscriptionJob
-from whisper_opt.transcription.language import detect_language
+from whisper_opt.transcription.language import language_of_recording
 from whisper_opt.transcription.scheduler import Progress, Scheduler, Steps, aligner
 from whisper_opt.transcription.sources import MappedSource, ReadySource, Source, source_of
 from whisper_opt.transcription.stream import ManyProgress, Stream, as_they_finish
@@ -208,6 +210,7 @@ class Whisper:
     ) -> Stream:
         """Like :meth:`transcribe`, but the segments come one by one as they are decoded."""
         chosen = merged(options, overrides)
+        chosen.check_alone()
         with self._shared.use() as backend:
             recording = self._chunking(backend).job(audio, sample_rate, chosen)
             try:
@@ -269,6 +272,7 @@ class Whisper:
 
         def recording_of(audio: AudioSource) -> TranscriptionJob:
             chosen = each.next()
+            _check_batch_size(chosen, size.batch_size)
             try:
                 recording = strategies.job(audio, sample_rate, chosen)
             except WhisperOptError as error:
@@ -285,7 +289,7 @@ class Whisper:
         audio: AudioSource,
         *,
         sample_rate: int | None = None,
-        windows: int = 1,
+        windows: int = 4,
         threshold: float = 0.5,
     ) -> dict[str, float]:
         """Probability of every language, the likeliest first.
@@ -293,7 +297,8 @@ class Whisper:
         Args:
             audio: as for :meth:`transcribe`.
             sample_rate: rate of an array in Hz.
-            windows: how many windows of 30 s to use at most; their probabilities are averaged.
+            windows: how many windows of 30 s with speech to use at most, until the language is sure;
+                their probabilities are averaged.
             threshold: probability from which a language is sure and no more windows are needed.
 
         Raises:
@@ -301,11 +306,13 @@ class Whisper:
             OptionError: the model knows English only, or an argument is out of range.
         """
         check_detection(windows, threshold)
+        options = TranscribeOptions(
+            language_detection_segments=windows, language_detection_threshold=threshold
+        )
         with self._shared.use() as backend:
-            mel = log_mel(load_audio(audio, sample_rate=sample_rate), self.dims.n_mels)
-            starts = range(0, max(mel.n_frames, 1), N_FRAMES)[:windows]
-            heads = (mel.head(start) for start in starts)
-            return detect_language(backend, self._vocab, heads, threshold)
+            samples = load_audio(audio, sample_rate=sample_rate)
+            mel = log_mel(samples, self.dims.n_mels)
+            return language_of_recording(backend, self._vocab, samples, mel, options)
 
     def rank_alignment_heads(
         self, audio: AudioSource, *, sample_rate: int | None = None, language: str | None = None
@@ -375,14 +382,21 @@ class Whisper:
         self.close()
 
 
+def _check_batch_size(chosen: TranscribeOptions, shared: int) -> None:
+    if chosen.batch_size not in (TranscribeOptions.batch_size, shared):
+        raise OptionError(
+            f"the options of a recording have batch_size {chosen.batch_size}, but all recordings"
+            f" share one batch, of {shared} windows; give batch_size to transcribe_many"
+        )
+
+
 def _build_plans(engine: Engine, gpu: Gpu, library: str | None) -> None:
     """Build plans with the export half: an extra, so it is imported by name and only when asked."""
     try:
         builder = importlib.import_module("whisper_opt.export.tensorrt.plan_builder")
     except ImportError as error:
         raise BackendUnavailable(
-            f"building plans needs packages that are missing ({error});"
-            " pip install 'whisper-opt[export]'"
+            f"building plans needs packages that are missing ({error}); {install_hint('export')}"
         ) from error
     builder.build_plans_for_gpu(engine, gpu, library)
 

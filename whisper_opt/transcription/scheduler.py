@@ -26,7 +26,7 @@ from whisper_opt.decoding import Batch, Decoded
 from whisper_opt.text.results import Segment
 from whisper_opt.text.vocabulary import Vocab
 from whisper_opt.transcription.alignment import Aligner, CrossAttention
-from whisper_opt.transcription.fallback import Window
+from whisper_opt.transcription.fallback import Window, WindowResult
 from whisper_opt.transcription.job import Chunk, TranscriptionJob
 from whisper_opt.transcription.language import language_probabilities
 from whisper_opt.transcription.sources import ReadySource, Source, source_of
@@ -52,7 +52,7 @@ class _InFlight:
     recording: TranscriptionJob
     chunk: Chunk
     window: Window
-    attempt: int = 0  # which of the temperatures
+    attempts: tuple[WindowResult, ...] = ()  # at the temperatures so far
     audio: Encoded | None = None
     index: int = 0  # of the window in ``audio``
 
@@ -298,7 +298,7 @@ class Scheduler:
         ]
 
     def _begin(self, audio: Encoded, found: Sequence[_InFlight]) -> None:
-        tasks = [each.recording.answers.task(each.window, each.attempt) for each in found]
+        tasks = [each.recording.answers.task(each.window, len(each.attempts)) for each in found]
         self._in_flight.update(zip(self._batch.add(audio, tasks), found))
 
     def _retry(self, found: Sequence[_InFlight], error: Exception) -> None:
@@ -335,15 +335,15 @@ class Scheduler:
             if each is None:  # its recording has failed meanwhile
                 continue
             try:
-                final = self._finish(each, decoded)
+                left = self._finish(each, decoded)
             except _FAILURES as error:
                 self._fail(each.recording, error)
                 continue
-            if final:
+            if left is None:
                 touched[each.recording] = None
                 self._waiting.appendleft((each.recording, each.chunk))
             else:
-                again.append(dataclasses.replace(each, attempt=each.attempt + 1))
+                again.append(left)
         for each in again:
             if each.recording.error is None:
                 self._try_again(each)
@@ -357,15 +357,17 @@ class Scheduler:
         except _FAILURES as error:
             self._retry([each], error)
 
-    def _finish(self, each: _InFlight, decoded: Decoded) -> bool:
-        """Take a result; False when the window must be decoded at the next temperature."""
-        answers = each.recording.answers
-        result = answers.result(decoded, each.attempt)
-        if not answers.is_final(result, each.attempt):
-            return False
+    def _finish(self, each: _InFlight, decoded: Decoded) -> _InFlight | None:
+        """Take a result; returns what is to be decoded at the next temperature, if anything."""
+        answers, window = each.recording.answers, each.window
+        result = answers.result(window, decoded, len(each.attempts))
+        attempts = (*each.attempts, result)
+        kept = each.chunk.state.choose(window, attempts, answers)
+        if kept is None:
+            return dataclasses.replace(each, attempts=attempts)
         aligner = self._aligner(each) if answers.options.word_timestamps else None
-        each.chunk.accept(each.window, result, aligner)
-        return True
+        each.chunk.accept(window, kept, aligner)
+        return None
 
     def _aligner(self, each: _InFlight) -> Aligner:
         language = each.chunk.state.language

@@ -139,6 +139,7 @@ def _transcript(
         language=recording.language or vocab.default_language,
         language_probability=recording.language_probability,
         duration=recording.duration,
+        dropped=tuple(sorted(recording.dropped, key=lambda part: part.start)),
         text=vocab.decode([token for segment in segments for token in segment.tokens]),
     )
 

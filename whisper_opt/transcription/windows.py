@@ -12,10 +12,18 @@ from typing import Callable
 
 from whisper_opt.core.dims import FRAMES_PER_SECOND, HOP_LENGTH, N_FRAMES, SAMPLE_RATE, ModelDims
 from whisper_opt.core.options import TranscribeOptions
-from whisper_opt.text.results import Segment
+from whisper_opt.text.results import Dropped, Segment
 from whisper_opt.text.vocabulary import Vocab
 from whisper_opt.transcription.alignment import Aligner, align_words
-from whisper_opt.transcription.fallback import Window, WindowResult
+from whisper_opt.transcription.fallback import FallbackDecoder, Window, WindowResult
+from whisper_opt.transcription.hallucinations import SpeechCheck
+from whisper_opt.transcription.repetition import (
+    Attempt,
+    Times,
+    covers,
+    is_spoken_repetition,
+    likeliest,
+)
 from whisper_opt.transcription.words import Bounds, add_words, end_of_speech, skip_silence
 
 __all__ = ["Aligner", "WindowCursor"]
@@ -45,6 +53,7 @@ class WindowCursor:
     Attributes:
         language: code of the language that the next window is told; may be set before
             ``next_window``, which can be asked again with another.
+        dropped: text left out so far, in order of windows.
     """
 
     def __init__(
@@ -55,6 +64,7 @@ class WindowCursor:
         options: TranscribeOptions,
         language: str,
         is_spoken: Callable[[Segment], bool] | None = None,
+        sound: SpeechCheck | None = None,
     ) -> None:
         """Start at the first frame to transcribe.
 
@@ -64,9 +74,13 @@ class WindowCursor:
             dims: its dimensions.
             options: how to transcribe.
             language: language code of the first window.
-            is_spoken: segments for which it says False are dropped.
+            is_spoken: segments for which it says False are dropped, and so is the text of windows
+                in which ``sound`` has no speech.
+            sound: finds speech in the recording; judges answers that repeat themselves.
         """
         self._is_spoken = is_spoken
+        self._sound = sound
+        self.dropped: list[Dropped] = []
         self.language = language
         self._n_frames = n_frames
         self._vocab = vocab
@@ -121,6 +135,65 @@ class WindowCursor:
         prompt = [*first, *_newest(text, room - len(first))]
         return [self._vocab.sot_prev, *prompt] if prompt else []
 
+    def choose(
+        self, window: Window, attempts: Sequence[WindowResult], answers: FallbackDecoder
+    ) -> WindowResult | None:
+        """The answer to ``window`` to keep; None to try the next temperature.
+
+        The thresholds decide, as in openai-whisper, unless it is known where speech is:
+
+        - A window without speech is not decoded again.
+        - An answer whose only fault is to repeat itself is kept if that is what was said.
+          Otherwise the first answer is kept that passes and has text for most of the speech; if
+          none does, the likeliest that has.
+
+        Args:
+            window: what ``next_window`` returned last.
+            attempts: answers so far, one for each temperature.
+            answers: the thresholds.
+        """
+        result, attempt = attempts[-1], len(attempts) - 1
+        kept = result if answers.is_final(result, attempt) else None
+        repeats = answers.only_repeats(attempts[0])
+        if self._sound is None or (kept is not None and not repeats):
+            return kept
+        start, end = _seconds(window.seek), _seconds(window.seek + window.size)
+        speech = self._sound.speech(start, end)
+        if not speech and self._is_spoken is not None:
+            return dataclasses.replace(attempts[0], has_speech=False)
+        if not speech or not repeats:
+            return kept
+        return self._choose_repeated(window, attempts, answers, speech)
+
+    def _choose_repeated(
+        self,
+        window: Window,
+        attempts: Sequence[WindowResult],
+        answers: FallbackDecoder,
+        speech: Times,
+    ) -> WindowResult | None:
+        """The same where the first answer repeats itself and there is speech."""
+        assert self._sound is not None
+        result, attempt = attempts[-1], len(attempts) - 1
+        tried = [self._attempt(window, attempt) for attempt in attempts]
+        threshold = self._options.compression_ratio_threshold or 0.0
+        if attempt == 0:
+            end = _seconds(window.seek + window.size)
+            phrases = self._sound.phrases(_seconds(window.seek), end)
+            if is_spoken_repetition(tried[0], phrases, threshold):
+                return result
+        if answers.passes(result) and covers(tried[-1], speech):
+            return result
+        if not answers.is_last(attempt):
+            return None
+        passing = [each for each in attempts if answers.passes(each)]
+        return likeliest(tried, speech) or (passing or [result])[0]
+
+    def _attempt(self, window: Window, result: WindowResult) -> Attempt:
+        cut = self._cut(window, result)
+        segments = [segment for segment in cut.segments if segment.text.strip()]
+        return Attempt(result, segments, _seconds(window.seek + cut.done))
+
     def accept(
         self, window: Window, result: WindowResult, aligner: Aligner | None = None
     ) -> list[Segment]:
@@ -135,15 +208,20 @@ class WindowCursor:
         Raises:
             ValueError: ``word_timestamps`` is on, and there is no ``aligner``.
         """
-        if self._is_silence(result):
-            self._seek = window.seek + window.size
-            return []
         cut = self._cut(window, result)
+        reason = self._reason_to_skip(result)
+        if reason is not None:
+            self._seek = window.seek + window.size
+            self._drop(cut.segments, reason)
+            return []
         segments, seek = cut.segments, window.seek + cut.done
         if self._options.word_timestamps:
             if aligner is None:
                 raise ValueError("word_timestamps is on, but accept was given no aligner")
             kept, seek = self._with_words(window, cut, aligner)
+            # what lies behind the new place is decoded again
+            left_out = cut.segments[len(kept or ()) :]
+            self._drop([each for each in left_out if each.end <= _seconds(seek)], "silence")
             if kept is None:
                 self._seek = seek
                 return []
@@ -152,8 +230,22 @@ class WindowCursor:
         # the same sound again, without end. Only sampling without timestamp rules can give one.
         self._seek = seek if seek > window.seek else window.seek + window.size
         if self._is_spoken is not None:
-            segments = [segment for segment in segments if self._is_spoken(segment)]
+            spoken = [self._is_spoken(segment) for segment in segments]
+            self._drop([s for s, kept in zip(segments, spoken) if not kept], "no speech")
+            segments = [segment for segment, kept in zip(segments, spoken) if kept]
         return self._remember(segments, result.temperature)
+
+    def _drop(self, segments: Sequence[Segment], reason: str) -> None:
+        """Note text left out; neighbouring segments make one entry."""
+        segments = [segment for segment in segments if segment.text.strip()]
+        if segments:
+            text = "".join(segment.text for segment in segments)
+            self.dropped.append(Dropped(segments[0].start, segments[-1].end, reason, text))
+
+    def _reason_to_skip(self, result: WindowResult) -> str | None:
+        if not result.has_speech:
+            return "no speech"
+        return "no-speech probability" if self._is_silence(result) else None
 
     def _remember(self, segments: Sequence[Segment], temperature: float) -> list[Segment]:
         """The segments with their ids, emptied where they say nothing; their text is passed on."""
@@ -195,8 +287,9 @@ class WindowCursor:
             length = _seconds(window.size)
             if marks and marks[-1] != begin:
                 length = (marks[-1] - begin) * precision
-            spans = [(offset, offset + length, tokens)]
-            return _Cut(self._segments(window, result, spans), window.size, closed)
+            segments = self._segments(window, result, [(offset, offset + length, tokens)])
+            segments = [dataclasses.replace(segments[0], truncated=result.truncated)]
+            return _Cut(segments, window.size, closed)
         if closed:
             cuts.append(len(tokens))
         spans = []

@@ -315,6 +315,15 @@ def test_record_round_trip(engine: Engine) -> None:
         lambda record: record.update(record_version=0),
         lambda record: record.update(profiles=[]),
         lambda record: record["files"].update({"encoder.plan": 7}),
+        lambda record: record["files"]["encoder.plan"].update(size=-1),
+        lambda record: record["files"]["encoder.plan"].update(sha256=None),
+        lambda record: record["files"].update({"../encoder.plan": record["files"]["encoder.plan"]}),
+        lambda record: record["files"].update({"/tmp/encoder.plan": {"size": 1, "sha256": ""}}),
+        lambda record: record["target"].update(version=10),
+        lambda record: record["target"].update(gpus=[]),
+        lambda record: record["target"].update(gpus=[86]),
+        lambda record: record["target"].update(device=7),
+        lambda record: record.update(source=None),
     ],
 )
 def test_malformed_records(change: Callable[[Any], Any], engine: Engine) -> None:
@@ -327,7 +336,7 @@ def test_malformed_records(change: Callable[[Any], Any], engine: Engine) -> None
     assert "build.json is malformed" in verdict.reason
 
 
-@pytest.mark.parametrize("text", ["", "[]", "null", "7", "{" * 3000, '"x"', "\0"])
+@pytest.mark.parametrize("text", ["", "[]", "null", "7", "{" * 3000, '"x"', "\0", "NaN"])
 def test_records_that_are_none(text: str, engine: Engine) -> None:
     folder = fake_plans(engine)
     (folder / RECORD).write_text(text, encoding="utf-8")

@@ -71,8 +71,8 @@ def test_nothing_installed(packages: Path) -> None:
     with pytest.raises(BackendUnavailable) as caught:
         load_library()
     message = str(caught.value)
-    assert "tensorrt is not installed; pip install 'whisper-opt[tensorrt-cu13]'" in message
-    assert "tensorrt-rtx is not installed; pip install 'whisper-opt[tensorrt-rtx]'" in message
+    assert "tensorrt is not installed; pip install '.[tensorrt-cu13]'" in message
+    assert "tensorrt-rtx is not installed; pip install '.[tensorrt-rtx]'" in message
 
 
 @pytest.mark.parametrize(
@@ -92,14 +92,14 @@ def test_stub_of_tensorrt(code: str, reason: str, packages: Path) -> None:
     assert message.startswith("tensorrt is installed but does not work (")
     assert reason in message
     assert STUBS in message
-    assert "--extra-index-url https://pypi.nvidia.com 'whisper-opt[tensorrt-cu13]'" in message
+    assert "--extra-index-url https://pypi.nvidia.com '.[tensorrt-cu13]'" in message
 
 
 def test_broken_rtx(packages: Path) -> None:
     install(packages, "tensorrt_rtx", BROKEN)
     found = probe("tensorrt-rtx")
     assert found.version is None
-    assert found.problem.endswith("pip install --force-reinstall 'whisper-opt[tensorrt-rtx]'")
+    assert "pip install --force-reinstall '.[tensorrt-rtx]'" in found.problem
     assert STUBS not in found.problem
 
 

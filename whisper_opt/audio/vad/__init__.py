@@ -13,7 +13,7 @@ can change it, and the spans are the same whatever the blocks.
 from __future__ import annotations
 
 from whisper_opt.audio.vad.detect import SpanStream, SpeechDetector, detect_speech
-from whisper_opt.audio.vad.network import FRAME
+from whisper_opt.audio.vad.network import FRAME, require_model
 from whisper_opt.audio.vad.packing import cut, merge, pack
 from whisper_opt.audio.vad.rules import Span
 from whisper_opt.core.options import VadOptions
@@ -28,4 +28,5 @@ __all__ = [
     "detect_speech",
     "merge",
     "pack",
+    "require_model",
 ]

@@ -9,6 +9,7 @@ import numpy as np
 from whisper_opt.audio.decode import AudioSource, open_audio
 from whisper_opt.audio.vad.network import Frames
 from whisper_opt.audio.vad.rules import Padding, Rules, Span
+from whisper_opt.audio.vad.second_look import SecondLook
 from whisper_opt.core.arrays import F32
 from whisper_opt.core.dims import SAMPLE_RATE
 from whisper_opt.core.errors import AudioError
@@ -51,6 +52,29 @@ class SpeechDetector:
         stream = self.stream()
         return stream.feed(samples) + stream.finish()
 
+    def first_speech(self, samples: F32, least: float = 1.0) -> int | None:
+        """Where speech begins; reads no further than it must.
+
+        Args:
+            samples: F32 [n] at 16 kHz.
+            least: seconds of speech that count; if no speech lasts as long, any does.
+
+        Returns:
+            A sample, or None if there is no speech.
+
+        Raises:
+            AudioError, BackendUnavailable: see :meth:`probabilities`.
+        """
+        stream, found = self.stream(), list[Span]()
+        for start in range(0, len(samples), SAMPLE_RATE):
+            found += stream.feed(samples[start : start + SAMPLE_RATE])
+            for span in (*found[-1:], *stream.under_way):
+                if span.end - span.start >= least * SAMPLE_RATE:
+                    return span.start
+        found += stream.finish()
+        long = [span.start for span in found if span.end - span.start >= least * SAMPLE_RATE]
+        return next(iter((*long, *(span.start for span in found))), None)
+
     def stream(self) -> SpanStream:
         """Begin a recording that arrives in blocks."""
         return SpanStream(self.options)
@@ -83,7 +107,7 @@ class SpanStream:
     """Speech in a recording that arrives in blocks; the spans of :meth:`SpeechDetector.spans`."""
 
     def __init__(self, options: VadOptions) -> None:
-        self._frames = Frames()
+        self._frames = SecondLook(options.threshold)
         self._rules = Rules(options)
         self._padding = Padding(round(options.speech_pad * SAMPLE_RATE))
         self._n_samples = 0
@@ -93,6 +117,12 @@ class SpanStream:
     def settled(self) -> int:
         """No span that is still to come starts before this sample."""
         return self._padding.earliest(self._rules.earliest)
+
+    @property
+    def under_way(self) -> list[Span]:
+        """The speech that has begun and not ended, without padding; one span or none."""
+        span = self._rules.under_way
+        return [] if span is None else [span]
 
     def feed(self, block: F32) -> list[Span]:
         """Take the next samples, F32 [n] at 16 kHz, any n; returns the spans now certain.

@@ -11,8 +11,12 @@ import numpy as np
 
 from whisper_opt.core.arrays import F32
 from whisper_opt.core.errors import BackendUnavailable
+from whisper_opt.core.remedies import install_hint, repair_hint
 
-__all__ = ["FRAME", "Frames"]
+__all__ = ["FRAME", "Frames", "State", "empty_state", "require_model"]
+
+State = dict[str, F32]
+"""The network's recurrent state."""
 
 FRAME = 512
 """Samples a probability is about."""
@@ -34,7 +38,7 @@ def _load() -> Any:
     except ImportError as error:
         raise BackendUnavailable(
             "ONNX Runtime is not installed, and it is what runs the speech detector;"
-            " pip install 'whisper-opt[cpu]'"
+            f" {install_hint('cpu')}"
         ) from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
@@ -43,24 +47,45 @@ def _load() -> Any:
     return onnxruntime.InferenceSession(_model_bytes(), options, providers=["CPUExecutionProvider"])
 
 
-def _model_bytes() -> bytes:
+def require_model() -> None:
+    """Find out now whether the model is there, not in the middle of a recording.
+
+    Raises:
+        BackendUnavailable: its file is missing, as in a frozen application without data files.
+    """
+    path = _model_path()
+    if not path.is_file():
+        raise BackendUnavailable(
+            f"the speech detection model {path} is missing; {repair_hint()}; or use vad='off'"
+        )
+
+
+def _model_path() -> Any:
     import importlib.resources
 
-    path = importlib.resources.files("whisper_opt.audio.vad") / _MODEL
-    repair = "install whisper-opt again (pip install --force-reinstall --no-deps whisper-opt)"
+    return importlib.resources.files("whisper_opt.audio.vad") / _MODEL
+
+
+def _model_bytes() -> bytes:
+    path = _model_path()
     try:
-        data = path.read_bytes()
+        data: bytes = path.read_bytes()
     except OSError as error:
         raise BackendUnavailable(
-            f"the speech detection model {path} cannot be read ({error.strerror}); {repair}"
+            f"the speech detection model {path} cannot be read ({error.strerror}); {repair_hint()}"
         ) from error
     found = hashlib.sha256(data).hexdigest()
     if found != _SHA256:
         raise BackendUnavailable(
             f"the speech detection model {path} is damaged: {len(data)} bytes, sha256 {found},"
-            f" expected {_SHA256}; {repair}"
+            f" expected {_SHA256}; {repair_hint()}"
         )
     return data
+
+
+def empty_state() -> State:
+    """The state before any sound."""
+    return {name: np.zeros((1, 1, 128), np.float32) for name in ("h", "c")}
 
 
 class Frames:
@@ -71,7 +96,7 @@ class Frames:
             self._session = _load()
         self._held = np.zeros(_CONTEXT + _BATCH * FRAME, np.float32)
         self._n_held = _CONTEXT
-        self._state = {name: np.zeros((1, 1, 128), np.float32) for name in ("h", "c")}
+        self._state = empty_state()
 
     def feed(self, samples: F32) -> F32:
         """Probabilities [n] of the frames that are complete."""
@@ -96,9 +121,17 @@ class Frames:
         return self._run()[:n_frames]
 
     def _run(self) -> F32:
+        found, self._state = self._infer(self._state)
+        return found
+
+    def _infer(self, state: State) -> tuple[F32, State]:
+        """Probabilities of the batch that is held, and the state after it."""
         frames = np.lib.stride_tricks.sliding_window_view(self._held, _CONTEXT + FRAME)[::FRAME]
-        feeds = {"input": np.ascontiguousarray(frames), **self._state}
+        feeds = {"input": np.ascontiguousarray(frames), **state}
         probabilities: F32
-        probabilities, *state = self._session.run(["speech_probs", "hn", "cn"], feeds)
-        self._state = dict(zip(("h", "c"), state))
-        return probabilities
+        probabilities, *after = self._session.run(["speech_probs", "hn", "cn"], feeds)
+        return probabilities, dict(zip(("h", "c"), after))
+
+    def _loudness(self) -> float:
+        """Root mean square of the batch that is held."""
+        return float(np.sqrt(np.mean(np.square(self._held[_CONTEXT:]))))

@@ -55,6 +55,11 @@ class Rules:
         """No span that is still to come starts before this sample."""
         return self._position if self._start is None else self._start
 
+    @property
+    def under_way(self) -> Span | None:
+        """The speech that has begun and not ended, up to the last frame taken."""
+        return None if self._start is None else Span(self._start, self._position)
+
     def step(self, probability: float) -> list[Span]:
         """Take a frame; returns the spans it ends."""
         at = self._position

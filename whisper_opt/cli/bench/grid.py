@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Union
 
 from whisper_opt.core.errors import BackendUnavailable, OptionError
+from whisper_opt.core.remedies import install_hint
 
 __all__ = ["Configuration", "Grid", "read_grid"]
 
@@ -151,5 +152,5 @@ def _toml() -> Any:
         return importlib.import_module("tomli")
     except ImportError as error:
         raise BackendUnavailable(
-            "this Python reads no TOML by itself; pip install 'whisper-opt[bench]'"
+            f"this Python reads no TOML by itself; {install_hint('bench')}"
         ) from error

@@ -8,6 +8,7 @@ from typing import Any
 
 from whisper_opt.cli.bench.report import precision_text
 from whisper_opt.core.errors import BackendUnavailable, OptionError
+from whisper_opt.core.remedies import install_hint
 
 __all__ = ["check_plots", "plot", "series"]
 
@@ -27,7 +28,7 @@ def check_plots() -> None:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise BackendUnavailable(
-            "--plots needs matplotlib, which is not installed; pip install 'whisper-opt[bench]'"
+            f"--plots needs matplotlib, which is not installed; {install_hint('bench')}"
         ) from error
 
 

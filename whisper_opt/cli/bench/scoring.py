@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Callable
 
 from whisper_opt.core.errors import BackendUnavailable
+from whisper_opt.core.remedies import install_hint
 
 if TYPE_CHECKING:
     import jiwer
@@ -59,7 +60,7 @@ def check_scoring() -> None:
     except ImportError as error:
         raise BackendUnavailable(
             f"counting word errors needs {error.name}, which is not installed;"
-            " pip install 'whisper-opt[bench]'"
+            f" {install_hint('bench')}"
         ) from error
 
 

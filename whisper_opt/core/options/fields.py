@@ -74,10 +74,13 @@ def _flag(value: Any, meta: Any) -> str | None:
 
 
 def _integer(value: Any, meta: Any) -> str | None:
-    low = meta["low"]
-    if isinstance(value, int) and not isinstance(value, bool) and (low is None or value >= low):
+    low, high = meta["low"], meta["high"]
+    is_integer = isinstance(value, int) and not isinstance(value, bool)
+    if is_integer and (low is None or value >= low) and (high is None or value <= high):
         return None
     what = "a positive integer" if low == 1 else f"an integer of {low} or more"
+    if high is not None:
+        what = f"an integer from {low} to {high}"
     return what + (" or None" if meta["optional"] else "")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from whisper_opt.core.errors import BackendUnavailable, CheckpointError
+from whisper_opt.core.remedies import install_hint
 
 __all__ = ["download", "is_hub_id"]
 
@@ -54,7 +55,7 @@ def download(name: str, revision: str | None = None) -> Path:
     except ImportError as error:
         raise BackendUnavailable(
             f"{name!r} is not a local path, and fetching it from the Hugging Face hub needs"
-            " huggingface_hub: pip install whisper-opt[hf]"
+            f" huggingface_hub: {install_hint('hf')}"
         ) from error
     for patterns in _WEIGHTS:
         try:

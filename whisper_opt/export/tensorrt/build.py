@@ -22,6 +22,7 @@ import onnx
 
 from whisper_opt.core.dims import ModelDims
 from whisper_opt.core.errors import BackendUnavailable, EngineError, OptionError, VerificationError
+from whisper_opt.core.remedies import install_hint
 from whisper_opt.core.version import __version__
 from whisper_opt.export.tensorrt.network import Network, Settings, Shapes
 from whisper_opt.export.tensorrt.operators import with_attention
@@ -85,7 +86,7 @@ def find_target(
         raise BackendUnavailable(
             f"{library.name} builds plans on the GPU that runs them, and there is none:"
             f" {driver.error}. TensorRT for RTX builds without one:"
-            " pip install 'whisper-opt[tensorrt-rtx]', then --library tensorrt-rtx"
+            f" {install_hint('tensorrt-rtx')}, then --library tensorrt-rtx"
         )
     known = library.gpus
     for gpu in wanted:

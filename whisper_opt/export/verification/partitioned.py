@@ -16,6 +16,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from whisper_opt.core.arrays import NDArray
 from whisper_opt.core.errors import BackendUnavailable, VerificationError
+from whisper_opt.core.remedies import install_hint
 from whisper_opt.export.graphs.builder import OnnxGraph
 from whisper_opt.runtime.onnxruntime.graph import sums_overflow
 
@@ -87,7 +88,7 @@ def require_onnxruntime(dialect: str = "contrib") -> Any:
     except ImportError as error:
         raise BackendUnavailable(
             "verifying an export runs the new engine with ONNX Runtime, which is not"
-            " installed; pip install 'whisper-opt[cpu]'"
+            f" installed; {install_hint('cpu')}"
         ) from error
     release = tuple(int(part) for part in re.findall(r"\d+", onnxruntime.__version__)[:2])
     if dialect == "standard" and release < (1, 24):

@@ -22,6 +22,7 @@ import numpy as np
 
 from whisper_opt.core.dims import N_FRAMES, ModelDims
 from whisper_opt.core.errors import BackendUnavailable, EngineError
+from whisper_opt.core.remedies import install_hint
 from whisper_opt.runtime.cuda.runtime import Copies, Cuda, DeviceBlock, PinnedBlock
 from whisper_opt.runtime.device.backend import DeviceBackend
 from whisper_opt.runtime.device.executor import GRAPHS, OPTIONAL, Buffer, GraphSequence, Tensor
@@ -308,6 +309,6 @@ def _check_provider(session: Any, providers: Sequence[Any]) -> None:
     libraries = "TensorRT 10" if wanted.startswith("Tensorrt") else "CUDA and cuDNN"
     raise BackendUnavailable(
         f"ONNX Runtime could not load its {wanted} (it has {', '.join(found)}); it needs the"
-        f" libraries of {libraries} that it was built for: pip install 'whisper-opt[cuda13]' or"
-        " 'whisper-opt[cuda12]', and see what it wrote to standard error"
+        f" libraries of {libraries} that it was built for: {install_hint('cuda13', 'cuda12')}, and"
+        " see what it wrote to standard error"
     )

@@ -14,6 +14,7 @@ import numpy as np
 
 from whisper_opt.core.arrays import NDArray
 from whisper_opt.core.errors import BackendUnavailable, EngineError
+from whisper_opt.core.remedies import install_hint
 from whisper_opt.runtime.device.executor import Buffer
 
 __all__ = ["Copies", "Cuda", "DeviceBlock", "Event", "PinnedBlock", "load_runtime"]
@@ -42,7 +43,7 @@ def load_runtime() -> Any:
     except Exception as error:  # a broken binary package may raise anything
         raise BackendUnavailable(
             f"cuda-bindings cannot be imported ({error}), and device memory is reached through it;"
-            " pip install 'whisper-opt[tensorrt-cu13]' or 'whisper-opt[tensorrt-cu12]'"
+            f" {install_hint('tensorrt-cu13', 'tensorrt-cu12')}"
         ) from error
     return runtime
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from whisper_opt.core.cpu import processor
 from whisper_opt.core.errors import BackendUnavailable, EngineError
+from whisper_opt.core.remedies import install_hint
 from whisper_opt.runtime.device.executor import Tensor
 from whisper_opt.runtime.engine import Engine
 from whisper_opt.runtime.native import kernel_library
@@ -26,8 +27,7 @@ def import_onnxruntime() -> Any:
         import onnxruntime
     except ImportError as error:
         raise BackendUnavailable(
-            "ONNX Runtime is not installed, and it is what runs the engine;"
-            " pip install 'whisper-opt[cpu]'"
+            f"ONNX Runtime is not installed, and it is what runs the engine; {install_hint('cpu')}"
         ) from error
     return onnxruntime
 
@@ -97,6 +97,7 @@ def load_graph(
         raise EngineError(
             f"ONNX Runtime {runtime.__version__} cannot load {engine.file(name)}: {reason}"
         ) from error
+    _check_dims(session, engine, name)
     keep_after_fork(session)
     return session
 
@@ -117,6 +118,30 @@ def _register(runtime: Any, options: Any, library: Path) -> None:
             f"ONNX Runtime {runtime.__version__} does not take the compiled kernels {library}:"
             f" {reason}; compile them again (python hatch_build.py), or load with kernels='off'"
         ) from error
+
+
+def _check_dims(session: Any, engine: Engine, name: str) -> None:
+    """Raise EngineError unless a graph has the sizes that the manifest says."""
+    dims = engine.manifest.dims
+    inputs = {value.name: value.shape for value in session.get_inputs()}
+    outputs = {value.name: value.shape for value in session.get_outputs()}
+    for side in (inputs, outputs):
+        for prefix in ("cross_k_", "self_k_"):
+            n_layers = sum(key.startswith(prefix) and key[-1].isdigit() for key in side)
+            if n_layers not in (0, dims.n_text_layer):
+                raise _other_size(engine, name, "n_text_layer", n_layers)
+    if "mel" in inputs and inputs["mel"][1] != dims.n_mels:
+        raise _other_size(engine, name, "n_mels", inputs["mel"][1])
+    if "logits" in outputs and outputs["logits"][-1] != dims.n_vocab:
+        raise _other_size(engine, name, "n_vocab", outputs["logits"][-1])
+
+
+def _other_size(engine: Engine, name: str, dimension: str, found: object) -> EngineError:
+    said = getattr(engine.manifest.dims, dimension)
+    return EngineError(
+        f"{engine.file(name)} has {dimension} {found}; the manifest says {said}: they are of"
+        " different models; export the engine again"
+    )
 
 
 _TYPES: Mapping[str, type[np.generic]] = {

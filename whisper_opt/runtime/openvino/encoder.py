@@ -19,6 +19,7 @@ import numpy as np
 from whisper_opt.core.arrays import F32, NDArray
 from whisper_opt.core.dims import HEAD_DIM, ModelDims
 from whisper_opt.core.errors import BackendUnavailable, EngineError, WhisperOptError
+from whisper_opt.core.remedies import install_hint
 from whisper_opt.runtime.engine import Engine
 from whisper_opt.runtime.openvino.int8 import pack_matmuls
 
@@ -35,7 +36,7 @@ def import_openvino() -> Any:
     except ImportError as error:
         raise BackendUnavailable(
             f"OpenVINO cannot be imported ({error}); it is needed for an encoder in bf16 or int8;"
-            " pip install 'whisper-opt[openvino]' (Python 3.10 or later)"
+            f" {install_hint('openvino')} (Python 3.10 or later)"
         ) from error
     return openvino
 
@@ -139,8 +140,8 @@ def _load_error(version: str, path: Path, error: Exception) -> WhisperOptError:
     reason = _first_line(error)
     if any(words in str(error) for words in ("does not support the following", "No conversion")):
         return BackendUnavailable(
-            f"OpenVINO {version} is too old for {path} ({reason}); pip install --upgrade"
-            " 'whisper-opt[openvino]' (Python 3.10 or later)"
+            f"OpenVINO {version} is too old for {path} ({reason});"
+            f" {install_hint('openvino', arguments='--upgrade')} (Python 3.10 or later)"
         )
     return EngineError(f"OpenVINO {version} cannot load {path}: {reason}")
 

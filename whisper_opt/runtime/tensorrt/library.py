@@ -23,6 +23,7 @@ from typing import Any, Union
 import numpy as np
 
 from whisper_opt.core.errors import BackendUnavailable, EngineError, OptionError
+from whisper_opt.core.remedies import install_hint
 
 __all__ = [
     "LIBRARIES",
@@ -43,14 +44,12 @@ _log = logging.getLogger(__name__)
 class _Kind:
     module: str
     oldest: tuple[int, int]
-    extras: str
+    extras: tuple[str, ...]
 
 
 LIBRARIES: Mapping[str, _Kind] = {
-    "tensorrt": _Kind(
-        "tensorrt", (10, 15), "'whisper-opt[tensorrt-cu13]' or 'whisper-opt[tensorrt-cu12]'"
-    ),
-    "tensorrt-rtx": _Kind("tensorrt_rtx", (1, 7), "'whisper-opt[tensorrt-rtx]'"),
+    "tensorrt": _Kind("tensorrt", (10, 15), ("tensorrt-cu13", "tensorrt-cu12")),
+    "tensorrt-rtx": _Kind("tensorrt_rtx", (1, 7), ("tensorrt-rtx",)),
 }
 """The libraries, as options and plan directories call them; the first usable one is taken."""
 
@@ -81,7 +80,7 @@ def probe(name: str) -> Probe:
     if name not in LIBRARIES:
         raise OptionError(f"library is {name!r}; expected one of {', '.join(LIBRARIES)}")
     kind = LIBRARIES[name]
-    install = f"pip install {kind.extras}"
+    install = install_hint(*kind.extras)
     try:
         module = importlib.import_module(kind.module)
     except ModuleNotFoundError as error:
@@ -104,12 +103,13 @@ def probe(name: str) -> Probe:
 def _broken(name: str, reason: object) -> str:
     kind = LIBRARIES[name]
     text = f"{name} is installed but does not work ({reason})"
+    again = "--force-reinstall "
     if name == "tensorrt":
         return (
             f"{text}: the packages of that name on PyPI are stubs, and the libraries come from"
-            f" NVIDIA's index; pip install --force-reinstall {_NVIDIA_INDEX} {kind.extras}"
+            f" NVIDIA's index; {install_hint(*kind.extras, arguments=again + _NVIDIA_INDEX)}"
         )
-    return f"{text}; pip install --force-reinstall {kind.extras}"
+    return f"{text}; {install_hint(*kind.extras, arguments=again)}"
 
 
 def release(version: str) -> tuple[int, ...]:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Union
 
 from whisper_opt.core.errors import EngineError, WhisperOptError
+from whisper_opt.core.json_files import parse_json, plain_name, read_text, text
 from whisper_opt.runtime.engine import Engine, FileEntry, Manifest, sha256
 from whisper_opt.runtime.tensorrt.plan_spec import PlanSpec, Profile, covers
 
@@ -114,13 +115,13 @@ class BuildRecord:
         return re.sub(r"\[[^\[\]{}]*\]", lambda found: " ".join(found[0].split()), text) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> BuildRecord:
+    def from_json(cls, content: str) -> BuildRecord:
         """Parse ``build.json``.
 
         Raises:
             ValueError: it is malformed; ``_NewerError`` where a newer version wrote it.
         """
-        values = json.loads(text)
+        values = parse_json(content)
         try:
             version = values["record_version"]
             if type(version) is not int or version < RECORD_VERSION:
@@ -128,34 +129,47 @@ class BuildRecord:
             if version > RECORD_VERSION:
                 raise _NewerError(version)
             return cls._from_values(values)
-        except (AttributeError, KeyError, TypeError, WhisperOptError) as error:
+        except (AttributeError, KeyError, OverflowError, TypeError, WhisperOptError) as error:
             raise ValueError(f"{type(error).__name__}: {error}") from error
 
     @classmethod
     def _from_values(cls, values: Mapping[str, Any]) -> BuildRecord:
-        target = {**values["target"], "gpus": tuple(map(str, values["target"]["gpus"]))}
         if values["tokens"]["status"] not in TOKENS:
             raise ValueError(f"token status {values['tokens']['status']!r}")
         unnamed = [name for name in values["files"] if Path(name).stem not in values["profiles"]]
         if unnamed:
             raise ValueError(f"no profiles of {unnamed[0]}")
         return cls(
-            target=Target(**target),
+            target=_target(values["target"]),
             spec=PlanSpec(**values["spec"]),
             profiles={
                 graph: tuple(Profile.from_values(value) for value in listed)
                 for graph, listed in values["profiles"].items()
             },
-            source=str(values["source"]),
+            source=text(values["source"], "source"),
             seconds=dict(values["seconds"]),
             layers=dict(values["layers"]),
             tokens=dict(values["tokens"]),
             tools=dict(values["tools"]),
             files={
-                str(name): FileEntry(int(entry["size"]), str(entry["sha256"]))
+                plain_name(name): FileEntry.from_dict(entry)
                 for name, entry in values["files"].items()
             },
         )
+
+
+def _target(values: Mapping[str, Any]) -> Target:
+    gpus = tuple(text(gpu, "gpus") for gpu in values["gpus"])
+    if not gpus:
+        raise ValueError("gpus: none; expected the compute capabilities that plans are for")
+    device = values["device"]
+    return Target(
+        library=text(values["library"], "library"),
+        version=text(values["version"], "version"),
+        gpus=gpus,
+        device=None if device is None else text(device, "device"),
+        platform=text(values["platform"], "platform"),
+    )
 
 
 class _NewerError(ValueError):
@@ -322,12 +336,12 @@ def _look_at(
     path: Path, engine: Engine, target: Target, spec: PlanSpec | None, verify: bool
 ) -> Verdict:
     try:
-        record = BuildRecord.from_json((path / RECORD).read_text(encoding="utf-8"))
+        record = BuildRecord.from_json(read_text(path / RECORD))
     except _NewerError as error:
         return Foreign(f"a newer whisper-opt built them ({RECORD} has version {error})")
     except FileNotFoundError:
         return Stale(f"they have no {RECORD}")
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         return Stale(f"{RECORD} is malformed ({error})")
     verdict = check(record, engine.manifest, target, spec)
     if isinstance(verdict, Fresh):

@@ -1,0 +1,57 @@
+"""Options of subtitles: how words are laid out in cues and lines."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Union
+
+from whisper_opt.core.errors import OptionError
+from whisper_opt.core.options.fields import check_fields, option
+
+__all__ = ["SubtitleOptions"]
+
+
+@dataclasses.dataclass(frozen=True)
+class SubtitleOptions:
+    """How words are laid out in subtitles; every option needs word times.
+
+    Raises:
+        OptionError: a value is of the wrong type or out of range, or two contradict one another.
+    """
+
+    highlight_words: bool = option(
+        False,
+        "flag",
+        "mark each word as it is spoken: underlined in srt and vtt, karaoke in ass, timed in lrc",
+    )
+    max_line_width: Union[int, None] = option(
+        None, "integer", "characters in a line of a subtitle at most", low=1, metavar="N"
+    )
+    max_line_count: Union[int, None] = option(
+        None, "integer", "lines in a subtitle at most; needs max_line_width", low=1, metavar="N"
+    )
+    max_words_per_line: Union[int, None] = option(
+        None,
+        "integer",
+        "words in a line of a subtitle at most; not together with max_line_width",
+        low=1,
+        metavar="N",
+    )
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.max_line_count is not None and self.max_line_width is None:
+            raise OptionError(
+                f"max_line_count is {self.max_line_count}, but lines only end at max_line_width;"
+                " give that too"
+            )
+        if self.max_words_per_line is not None and self.max_line_width is not None:
+            raise OptionError(
+                "max_words_per_line and max_line_width are both given; lines can be broken by one"
+                " of them only"
+            )
+
+    @property
+    def needs_words(self) -> bool:
+        """Whether any option is set."""
+        return self != SubtitleOptions()

@@ -1,0 +1,12 @@
+"""What PyInstaller is told by this package; the entry point ``pyinstaller40`` is :func:`hooks`."""
+
+from __future__ import annotations
+
+import os
+
+__all__ = ["hooks"]
+
+
+def hooks() -> list[str]:
+    """Directories of hooks."""
+    return [os.path.dirname(__file__)]
