@@ -25,12 +25,12 @@ from whisper_opt.cli.bench.machine import (  # noqa: E402
     command_line,
     commit,
     load,
-    package_version,
 )
 from whisper_opt.cli.bench.report import table, write_json  # noqa: E402
 from whisper_opt.core.arrays import F32  # noqa: E402
 from whisper_opt.core.cpu import processor  # noqa: E402
 from whisper_opt.core.dims import SAMPLE_RATE  # noqa: E402
+from whisper_opt.core.version import installed_version  # noqa: E402
 
 __all__ = [
     "ROOT",
@@ -46,10 +46,10 @@ __all__ = [
     "clips",
     "digest",
     "finish",
+    "installed_version",
     "load",
     "log",
     "measure",
-    "package_version",
     "table",
     "total",
     "write_json",
@@ -250,5 +250,5 @@ def environment(threads: int) -> dict[str, Any]:
         "threads": threads,
         "python": platform.python_version(),
         "commit": commit(ROOT / "whisper_opt"),
-        **{name: package_version(name) for name in PACKAGES},
+        **{name: installed_version(name) for name in PACKAGES},
     }

@@ -7,7 +7,7 @@ import functools
 from pathlib import Path
 from typing import Any, Protocol
 
-from common import ROOT, digest, package_version
+from common import ROOT, digest, installed_version
 
 from whisper_opt import Whisper
 from whisper_opt.core.arrays import F32
@@ -122,7 +122,7 @@ class OpenaiWhisper:
         self._name = model
         self._checkpoint = checkpoint
         self._threads = threads
-        self.version = f"{package_version('openai-whisper')}-torch{package_version('torch')}"
+        self.version = f"{installed_version('openai-whisper')}-torch{installed_version('torch')}"
 
     @functools.cached_property
     def _model(self) -> Any:
@@ -163,7 +163,7 @@ class FasterWhisper:
         self._compute_type = compute_type
         self._threads = threads
         self.name = f"faster-whisper {compute_type}"
-        self.version = f"{package_version('faster-whisper')}-{package_version('ctranslate2')}"
+        self.version = f"{installed_version('faster-whisper')}-{installed_version('ctranslate2')}"
 
     @functools.cached_property
     def _model(self) -> Any:

@@ -31,7 +31,6 @@ import argparse
 import dataclasses
 import hashlib
 import json
-import os
 import re
 import sys
 import time
@@ -40,6 +39,7 @@ from pathlib import Path
 from typing import Any, Callable, Union
 
 from whisper_opt.core.errors import EngineError, OptionError, WhisperOptError
+from whisper_opt.core.files import replace_file
 from whisper_opt.export import export
 from whisper_opt.export.checkpoints import Checkpoint, load_checkpoint
 from whisper_opt.export.graphs.dialects import DIALECTS
@@ -334,12 +334,8 @@ class Builder:
 
     def _save(self) -> None:
         self.output.mkdir(parents=True, exist_ok=True)
-        part = self.output / f".{INDEX}.{os.getpid()}"
-        try:
-            part.write_text(json.dumps(self.index, indent=2) + "\n", encoding="utf-8")
-            part.replace(self.output / INDEX)
-        finally:
-            part.unlink(missing_ok=True)
+        text = json.dumps(self.index, indent=2) + "\n"
+        replace_file(self.output / INDEX, text.encode("utf-8"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

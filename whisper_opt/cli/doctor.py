@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import platform
 import re
 import shutil
@@ -12,6 +11,7 @@ from typing import Any, TextIO
 
 from whisper_opt.core.cpu import memory_bytes, processor
 from whisper_opt.core.remedies import install_hint, repair_hint
+from whisper_opt.core.version import installed_version
 from whisper_opt.runtime.devices import SUITS, Machine, usable
 from whisper_opt.runtime.encoder_choice import choose_encoder
 from whisper_opt.runtime.native import why_no_kernels
@@ -40,7 +40,7 @@ def doctor(out: TextIO) -> int:
 
 
 def _report(problems: list[str]) -> Iterator[str]:
-    yield f"whisper-opt  {_version('whisper-opt') or 'not installed as a distribution'}"
+    yield f"whisper-opt  {installed_version('whisper-opt') or 'not installed as a distribution'}"
     yield f"python       {platform.python_version()} ({platform.platform()})"
     yield f"cpu          {_cpu()}"
     yield f"memory       {_memory()}"
@@ -76,7 +76,7 @@ def _onnxruntime(problems: list[str]) -> Iterator[str]:
     yield f"dialects     {dialects}"
     if release < (1, 19):
         problems.append(f"ONNX Runtime {version} is too old; pip install 'onnxruntime>=1.19.2'")
-    builds = [name for name in ("onnxruntime", "onnxruntime-gpu") if _version(name)]
+    builds = [name for name in ("onnxruntime", "onnxruntime-gpu") if installed_version(name)]
     if len(builds) > 1:
         problems.append(
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files;"
@@ -130,20 +130,13 @@ def _dotted(version: tuple[int, int]) -> str:
     return f"{version[0]}.{version[1]}"
 
 
-def _version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def _import(name: str) -> tuple[str | None, str]:
     """Version of an importable package, or None and why it does not import."""
     try:
         module = importlib.import_module(name)
     except Exception as error:  # a broken binary package may raise anything
         return None, f"{type(error).__name__}: {error}"
-    return _version(name) or str(getattr(module, "__version__", "of unknown version")), ""
+    return installed_version(name) or str(getattr(module, "__version__", "of unknown version")), ""
 
 
 def _cpu() -> str:

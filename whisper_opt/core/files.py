@@ -1,18 +1,62 @@
-"""Putting a finished directory in the place of another."""
+"""Files and directories that appear whole or not at all."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import secrets
 import shutil
+import stat
 from pathlib import Path
 
-__all__ = ["replace_directory"]
+__all__ = ["replace_directory", "replace_file"]
+
+_BINARY: int = getattr(os, "O_BINARY", 0)
+"""Without it Windows writes other line ends."""
+
+
+def replace_file(target: str | os.PathLike[str], data: bytes | memoryview) -> None:
+    """Write a file beside ``target`` and rename it to ``target`` when it is complete.
+
+    The file keeps the permissions of the one that it replaces. A link is followed. If ``target`` is
+    a device or a pipe, the data is written into it.
+
+    Raises:
+        OSError: the file cannot be written; an older one is as it was.
+    """
+    target = os.path.realpath(target)
+    try:
+        mode = os.stat(target).st_mode
+    except FileNotFoundError:
+        mode = None
+    if mode is not None and not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        with open(target, "wb") as file:
+            file.write(data)
+        return
+    partial = os.path.join(os.path.dirname(target), f".whisper-opt-{secrets.token_hex(8)}.tmp")
+    allowed = 0o666 if mode is None else stat.S_IMODE(mode) & 0o777
+    try:
+        # minus the umask: the new file is never readable to more users than the older one
+        number = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, allowed)
+        with open(number, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if mode is not None:
+            with contextlib.suppress(OSError):  # a file system without permissions
+                os.chmod(partial, allowed)
+        os.replace(partial, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(partial)
+        raise
 
 
 def replace_directory(temporary: Path, target: Path) -> None:
-    """Rename ``temporary``, a sibling, to ``target``; what was there goes only when that is done.
+    """Rename ``temporary``, a sibling, to ``target``, and remove what was there.
 
     Raises:
-        OSError: a directory cannot be renamed; what was there is there again.
+        OSError: a directory cannot be renamed; ``target`` is as it was.
     """
     old = temporary.with_name(temporary.name + ".old")
     if target.exists():

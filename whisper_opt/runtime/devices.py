@@ -18,6 +18,7 @@ from whisper_opt.core.backend import Backend
 from whisper_opt.core.errors import BackendUnavailable, EngineError, OptionError, WhisperOptError
 from whisper_opt.core.options import LoadOptions
 from whisper_opt.core.remedies import install_hint
+from whisper_opt.core.version import installed_version
 from whisper_opt.runtime.encoder_choice import EncoderChoice, choose_encoder
 from whisper_opt.runtime.engine import Engine, Manifest
 from whisper_opt.runtime.gpus import Driver, Gpu, find_gpus
@@ -62,7 +63,7 @@ class Machine:
     @functools.cached_property
     def builds(self) -> dict[str, str]:
         """Distributions of ONNX Runtime that are installed, with their versions."""
-        found = {name: _version(name) for name in ("onnxruntime", "onnxruntime-gpu")}
+        found = {name: installed_version(name) for name in ("onnxruntime", "onnxruntime-gpu")}
         return {name: version for name, version in found.items() if version is not None}
 
     @functools.cached_property
@@ -84,7 +85,7 @@ class Machine:
     @functools.cached_property
     def openvino(self) -> Union[str, None]:
         """Version of OpenVINO, if it is installed."""
-        return _version("openvino")
+        return installed_version("openvino")
 
     @functools.cached_property
     def products(self) -> dict[str, float]:
@@ -96,15 +97,6 @@ class Machine:
         from whisper_opt.runtime.openvino.probe import matmul_times
 
         return matmul_times()
-
-
-def _version(distribution: str) -> Union[str, None]:
-    import importlib.metadata  # half as slow to import as numpy
-
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _no_gpu(device: str, index: int, machine: Machine) -> Union[WhisperOptError, None]:

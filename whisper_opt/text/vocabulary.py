@@ -18,7 +18,7 @@ from whisper_opt.text.languages import LANGUAGES, language_code
 if TYPE_CHECKING:
     import tiktoken
 
-__all__ = ["Vocab", "language_code"]
+__all__ = ["BYTE_CHARACTERS", "Vocab", "language_code"]
 
 _NO_SPEECH = ("<|nospeech|>", "<|nocaptions|>")
 """OpenAI's name, and the one it has in older Hugging Face tokenizers."""
@@ -57,17 +57,17 @@ _UNSPACED = ("zh", "ja", "th", "lo", "my", "yue")
 """Languages written without spaces between words."""
 
 
-def _byte_of_char() -> dict[str, int]:
-    """The byte each character of a byte-level BPE token stands for (GPT-2's printable bytes)."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    table = {chr(byte): byte for byte in printable}
-    table.update({chr(256 + i): byte for i, byte in enumerate(others)})
-    return table
+def _byte_characters() -> tuple[str, ...]:
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(256, 512))
+    return tuple(chr(byte if byte in printable else next(others)) for byte in range(256))
 
 
-_ALPHABET = _byte_of_char()
-_LATIN1 = str.maketrans({char: chr(byte) for char, byte in _ALPHABET.items()})
+BYTE_CHARACTERS = _byte_characters()
+"""The printable character that stands for each byte value in GPT-2's tokens (openai/gpt-2,
+src/encoder.py)."""
+_ALPHABET = frozenset(BYTE_CHARACTERS)
+_LATIN1 = str.maketrans({char: chr(byte) for byte, char in enumerate(BYTE_CHARACTERS)})
 
 
 def _merged(merges: Sequence[Any]) -> list[str]:
@@ -96,9 +96,9 @@ def _pieces(model: Mapping[str, Any], specials: Set[str]) -> dict[str, int]:
     order = list(map(vocab.__getitem__, _merged(model["merges"])))
     if order != sorted(order):
         raise ValueError("token ids do not follow the order of the merges")
-    if not set("".join(vocab)) <= _ALPHABET.keys():
+    if not set("".join(vocab)) <= _ALPHABET:
         raise ValueError("a token is spelled with other characters than GPT-2's")
-    if len(set(ids)) != len(ids) or not _ALPHABET.keys() <= vocab.keys():
+    if len(set(ids)) != len(ids) or not vocab.keys() >= _ALPHABET:
         raise ValueError("an id is used twice, or one of the 256 bytes has no token")
     return vocab
 

@@ -11,19 +11,17 @@ Every formatter is a pure function from a transcript to the text of a file with 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import math
 import os
 import re
-import secrets
-import stat
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Protocol
 
 from whisper_opt.core.errors import OptionError, WhisperOptError
+from whisper_opt.core.files import replace_file
 from whisper_opt.core.options import SubtitleOptions
 from whisper_opt.text.results import Transcript, Word
 from whisper_opt.text.subtitles import PLAIN, Cue, cues, given
@@ -168,9 +166,6 @@ FORMATS: Mapping[str, Formatter] = MappingProxyType(
 SUBTITLE_FORMATS = ("srt", "vtt", "lrc", "ass")
 """Formats that take :class:`SubtitleOptions`; the others have no cues."""
 
-_BINARY: int = getattr(os, "O_BINARY", 0)
-"""Without it Windows writes other line ends."""
-
 
 def write(
     transcript: Transcript,
@@ -193,42 +188,13 @@ def write(
         raise OptionError(f"unknown output format {format!r}; expected one of {', '.join(FORMATS)}")
     text = FORMATS[format](transcript, options)
     try:
-        _replace(os.path.realpath(path), text.encode("utf-8"))
+        replace_file(path, text.encode("utf-8"))
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise WhisperOptError(
             f"cannot write the transcript to {os.fspath(path)!r}: {reason}; choose a file in a"
             " directory that exists and can be written"
         ) from error
-
-
-def _replace(target: str, data: bytes) -> None:
-    """Put a file in the place of another, or of none."""
-    try:
-        mode = os.stat(target).st_mode
-    except FileNotFoundError:
-        mode = None
-    if mode is not None and not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-        with open(target, "wb") as file:
-            file.write(data)
-        return
-    partial = os.path.join(os.path.dirname(target), f".whisper-opt-{secrets.token_hex(8)}.tmp")
-    allowed = 0o666 if mode is None else stat.S_IMODE(mode) & 0o777
-    try:
-        # less the umask: at no moment may anybody read it who could not read the older file
-        number = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, allowed)
-        with open(number, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        if mode is not None:
-            with contextlib.suppress(OSError):  # a file system without permissions
-                os.chmod(partial, allowed)
-        os.replace(partial, target)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(partial)
-        raise
 
 
 def _refuse(options: SubtitleOptions, format: str) -> None:

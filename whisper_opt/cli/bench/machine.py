@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import subprocess
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any, Union
 
 from whisper_opt.core.cpu import memory_bytes, processor
-from whisper_opt.core.version import __version__
+from whisper_opt.core.version import __version__, installed_version
 from whisper_opt.runtime.native import why_no_kernels
 
 __all__ = [
@@ -22,7 +21,6 @@ __all__ = [
     "commit",
     "load",
     "machine",
-    "package_version",
     "versions",
 ]
 
@@ -79,17 +77,9 @@ def machine() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Python, this library and the packages that compute, as far as they are installed."""
-    every = {name: package_version(name) for name in _PACKAGES}
+    every = {name: installed_version(name) for name in _PACKAGES}
     found = {name: version for name, version in every.items() if version is not None}
     return {"python": platform.python_version(), "whisper_opt": __version__, **found}
-
-
-def package_version(name: str) -> Union[str, None]:
-    """Version of an installed distribution, None when it is not installed."""
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def commit(folder: Path) -> Union[str, None]:

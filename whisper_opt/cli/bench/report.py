@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import json
-import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +16,7 @@ from whisper_opt.cli.bench.scoring import BY_CHARACTER, check_scoring, score, wh
 from whisper_opt.cli.bench.settings import Settings
 from whisper_opt.cli.bench.stages import STAGES
 from whisper_opt.core.errors import BackendUnavailable, WhisperOptError
+from whisper_opt.core.files import replace_file
 
 __all__ = [
     "FORMAT",
@@ -159,22 +158,17 @@ def errors(
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write beside ``path`` and rename when whole.
+    """Write a file, whole or not at all.
 
     Raises:
         WhisperOptError: it cannot be written.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}")
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
+        replace_file(path, text.encode("utf-8"))
     except OSError as error:
         raise WhisperOptError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        with contextlib.suppress(OSError):  # renamed, or never there
-            part.unlink()
 
 
 def read_json(path: Path) -> dict[str, Any]:

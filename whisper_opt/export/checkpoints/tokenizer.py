@@ -23,6 +23,7 @@ from whisper_opt.core.text_ids import is_special
 from whisper_opt.export.checkpoints.sidecar import parse_json, read_json, read_text
 from whisper_opt.export.checkpoints.vocabulary import check_ids
 from whisper_opt.text.languages import LANGUAGES
+from whisper_opt.text.vocabulary import BYTE_CHARACTERS
 
 __all__ = ["build_tokenizer_json", "find_tokenizer", "has_tokenizer"]
 
@@ -215,7 +216,6 @@ def _special_tokens(dims: ModelDims) -> list[str]:
 
 def _read_ranks(path: Path) -> dict[str, int]:
     """Tokens of a ``.tiktoken`` file in GPT-2's byte alphabet -> rank."""
-    alphabet = _byte_alphabet()
     ranks = {}
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         if not line:
@@ -224,19 +224,12 @@ def _read_ranks(path: Path) -> dict[str, int]:
             token, rank = line.split()
             # openai-whisper's multilingual file writes its one empty token as a lone "="
             raw = base64.b64decode(token) if token.strip("=") else b""
-            ranks["".join(alphabet[byte] for byte in raw)] = int(rank)
+            ranks["".join(BYTE_CHARACTERS[byte] for byte in raw)] = int(rank)
         except (ValueError, binascii.Error) as error:
             raise CheckpointError(
                 f"{path.name}, line {number}: {line!r:.60} is not a base64 token and its rank"
             ) from error
     return ranks
-
-
-def _byte_alphabet() -> list[str]:
-    """GPT-2's printable character for every byte value (openai/gpt-2, src/encoder.py)."""
-    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    others = iter(range(256, 512))
-    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
 
 
 def _split(token: str, ranks: Mapping[str, int]) -> tuple[str, str] | None:

@@ -21,6 +21,7 @@ from whisper_opt.audio.features import log_mel
 from whisper_opt.core.arrays import F32, Int
 from whisper_opt.core.dims import HOP_LENGTH, SAMPLE_RATE
 from whisper_opt.core.errors import OptionError
+from whisper_opt.core.logits import log_softmax
 from whisper_opt.export.checkpoints.checkpoint import Checkpoint, Tensor
 from whisper_opt.export.graphs.groups import CROSS, groups_of, matches, products_of
 from whisper_opt.export.graphs.precision import Precision
@@ -135,12 +136,6 @@ class _ExactResult:
     scores: F32
 
 
-def _log_softmax(scores: F32) -> F32:
-    lifted = scores - scores.max(axis=-1, keepdims=True)
-    found: F32 = lifted - np.log(np.exp(lifted).sum(axis=-1, keepdims=True))
-    return found
-
-
 def _mel(path: Path, n_mels: int) -> F32:
     """Log-mel of the first seconds of a recording, without padding."""
     samples = load_audio(path)[: _SECONDS * SAMPLE_RATE]
@@ -190,7 +185,7 @@ def _run_exact(
     audio = model.encode_from(layers[-1], len(layers) - 1)
     cross = model.cache_cross(audio)
     tokens, n_prompt = _decode_text(model, audio, vocab, checkpoint)
-    scores = _log_softmax(model.logits(audio, [tokens])[0][n_prompt - 1 :])
+    scores = log_softmax(model.logits(audio, [tokens])[0][n_prompt - 1 :])
     return _ExactResult(layers, audio, cross, tokens, n_prompt - 1, scores)
 
 
@@ -218,7 +213,7 @@ def _measure(
             for pair, exact in zip(found, sample.cross):
                 for a, b in zip(pair, exact):
                     squares += np.square(a - b).sum(), np.square(b).sum()
-        scores = _log_softmax(model.logits(audio, [sample.tokens])[0][sample.first :])
+        scores = log_softmax(model.logits(audio, [sample.tokens])[0][sample.first :])
         divergence += float((np.exp(sample.scores) * (sample.scores - scores)).sum())
         n += len(scores)
     return math.sqrt(squares[0] / squares[1]) if squares[1] else 0.0, divergence / n

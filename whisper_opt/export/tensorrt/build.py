@@ -10,7 +10,6 @@ output.
 from __future__ import annotations
 
 import dataclasses
-import os
 import platform
 import re
 import time
@@ -22,6 +21,7 @@ import onnx
 
 from whisper_opt.core.dims import ModelDims
 from whisper_opt.core.errors import BackendUnavailable, EngineError, OptionError, VerificationError
+from whisper_opt.core.files import replace_file
 from whisper_opt.core.remedies import install_hint
 from whisper_opt.core.version import __version__
 from whisper_opt.export.tensorrt.network import Network, Settings, Shapes
@@ -324,9 +324,7 @@ class _Builder:
         )
         plan, measured = network.build(settings, lambda done: on_progress(graph, done))
         if measured is not None and self._timing_cache is not None:
-            partial = self._timing_cache.with_name(f"{self._timing_cache.name}.partial")
-            write_bytes(partial, measured)
-            os.replace(partial, self._timing_cache)
+            replace_file(self._timing_cache, measured)
         return plan, self._layers(network, plan)
 
     def _check_cache(self, graph: str, network: Network) -> None:
