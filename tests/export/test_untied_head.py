@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from tests.support.engines import sharp_checkpoint
+from tests.support.exports import change_weight
 from tests.support.models import as_tensor, random_dims
 from whisper_opt import Whisper
 from whisper_opt.core.arrays import F32
 from whisper_opt.core.backend import TokenMask
+from whisper_opt.core.errors import VerificationError
 from whisper_opt.export import export
 from whisper_opt.export.build import _with_special_rows
 from whisper_opt.export.checkpoints import Checkpoint
@@ -22,8 +24,9 @@ from whisper_opt.export.graphs.precision import make_precision
 from whisper_opt.export.quantization.int4 import N_SPECIAL
 from whisper_opt.export.verification.openai import openai_logits
 from whisper_opt.export.verification.reference import Reference
-from whisper_opt.export.verification.verify import noise_mel
+from whisper_opt.export.verification.verify import _sequences, noise_mel
 from whisper_opt.runtime.engine import Engine
+from whisper_opt.text.vocabulary import Vocab
 
 DIMS = random_dims(n_vocab=3000, n_audio_state=64, n_text_state=64, n_audio_layer=1, n_text_layer=1)
 EMBEDDING = "decoder.token_embedding.weight"
@@ -90,6 +93,25 @@ def test_the_reference_has_it_too(tied: Checkpoint, untied: Checkpoint) -> None:
         for model in (Reference(untied), Reference(tied))
     )
     np.testing.assert_allclose(found, expected[:, ORDER], atol=1e-5)
+
+
+def test_the_prompt_is_verified(
+    untied: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wrong row of the embedding is found though the other sequences do not contain it."""
+    vocab = Vocab(untied.tokenizer_json, DIMS, untied.multilingual)
+    assert all(vocab.sot not in sequence for sequence in _sequences(DIMS))
+    parity = export(untied, tmp_path / "right").manifest.parity
+    assert parity["decoded"].startswith("<|startoftranscript|>")
+
+    def zero_row(values: F32) -> F32:
+        values = values.copy()
+        values[vocab.sot] = 0
+        return values
+
+    change_weight(monkeypatch, EMBEDDING, zero_row)
+    with pytest.raises(VerificationError, match="decoder scores"):
+        export(untied, tmp_path / "wrong")
 
 
 def test_openai_whisper_does_not_know_it(untied: Checkpoint) -> None:

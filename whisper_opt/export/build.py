@@ -126,7 +126,7 @@ def export(
         parity: Mapping[str, Any] = {"input": "none: not verified"}
         if verified:
             report("verify", 0, 1)
-            parity = _verified(checkpoint, types, parts, folder, tensors, padding)
+            parity = _verified(checkpoint, vocab, types, parts, folder, tensors, padding)
             report("verify", 1, 1)
         manifest = dataclasses.replace(
             _manifest(checkpoint, precision, dialect, parity, files, tensors),
@@ -317,6 +317,7 @@ def _write_device_graphs(
 
 def _verified(
     checkpoint: Checkpoint,
+    vocab: Vocab,
     types: Precision,
     parts: _Parts,
     folder: Path,
@@ -334,7 +335,7 @@ def _verified(
     if types.bits == 4:  # what 4 bits lose is not an error of the graphs
         judge = dataclasses.replace(checkpoint, tensors=dequantized(checkpoint.tensors, types.kept))
         note = {"reference": "numpy fp32, decoder weights as rounded to 4 bits"}
-    parity = verify(judge, encoder, decoder, screen, precision=types, parts=padding)
+    parity = verify(judge, encoder, decoder, screen, vocab=vocab, precision=types, parts=padding)
     if padding is not None:
         packed = (graphs["encoder.packed"], graphs["decoder.packed"])
         note["packed"] = verify_packed(checkpoint.dims, (encoder, decoder), packed, padding)

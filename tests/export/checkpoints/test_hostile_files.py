@@ -96,7 +96,8 @@ def _parts(found: Mapping[str, bytes]) -> dict[str, bytes]:
 
 
 ENGINE = {
-    name: f"{name}, or as many bytes".encode() + bytes(2 * 65 * 400 if name == "decoder.data" else 64)
+    name: f"{name}, or as many bytes".encode()
+    + bytes(2 * 65 * 400 if name == "decoder.data" else 64)
     for name in ("tokenizer.json", "encoder.onnx", "encoder.data", "decoder.onnx", "decoder.data")
 }
 HEAD_TENSORS = sorted(TENSOR_SHAPES.keys() - {OWN_HEAD})

@@ -215,8 +215,10 @@ def test_an_export_is_verified_in_partitions(
     assert cut.manifest.files == whole.manifest.files
     names = {path.name for path in cut.path.iterdir()}
     assert names == {*whole.manifest.files, MANIFEST} >= {*ENGINE_FILES}  # no partition is left
-    scale = whole.manifest.parity["logits_scale"]
-    assert cut.manifest.parity["logits_scale"] == pytest.approx(scale)
+    scale = whole.manifest.parity["attention_scale"]
+    assert cut.manifest.parity["attention_scale"] == pytest.approx(scale)
+    prompt = cut.manifest.parity["decoded"]  # and no greedy tokens, which take a call each
+    assert whole.manifest.parity["decoded"].startswith(prompt)
     change_weight(monkeypatch, "decoder.blocks.5.mlp.2.weight", np.negative)
     with pytest.raises(VerificationError):
         export(checkpoint, place / "damaged", dialect=dialect)

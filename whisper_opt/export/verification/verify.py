@@ -3,11 +3,11 @@
 Encoder outputs and teacher-forced decoder scores are compared with the numpy forward pass of
 ``reference`` on a seeded noise window, and with openai-whisper if it is installed. The decoder runs
 as in decoding: a ragged, right-padded prefill of two hypotheses of one audio, then single steps.
+A third sequence is decoded greedily from the prompt of a transcription.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Callable
 
@@ -17,73 +17,31 @@ from whisper_opt.core.arrays import F32, Int, NDArray
 from whisper_opt.core.dims import HEAD_DIM, N_FRAMES, ModelDims
 from whisper_opt.export.checkpoints.checkpoint import Checkpoint
 from whisper_opt.export.graphs.precision import FP32, Precision
+from whisper_opt.export.verification.greedy import greedy_tokens
 from whisper_opt.export.verification.measures import MEASURES, require_error_below, rms
 from whisper_opt.export.verification.openai import openai_logits
+from whisper_opt.export.verification.parity import Parity
 from whisper_opt.export.verification.partitioned import PartitionedGraph
 from whisper_opt.export.verification.reference import Reference
 from whisper_opt.runtime.head_bounds import Inputs, Screen
 from whisper_opt.runtime.head_names import APPROXIMATE, APPROXIMATE_SCORES, EXACT, HIDDEN
 from whisper_opt.runtime.padding import MASKED, EncoderInput, PaddingCompression
+from whisper_opt.text.vocabulary import Vocab
 
 __all__ = ["PACKED_TOLERANCE", "Parity", "noise_mel", "unpack_cross", "verify", "verify_packed"]
 
 SEED = 20220921
 _PREFILL = 8
 _STEPS = 3
+_GREEDY = 4
+"""Tokens decoded greedily; none if the decoder is partitioned, whose weights are read per call."""
 PACKED_TOLERANCE = {"cross": 0.02, "logits": 0.2, "attention": 0.1}
 """Largest root mean square errors with packed keys and values. Their rounding changes other
 integers of the decoder, and errors on noise are larger than on speech (docs/accuracy.md)."""
 _COUNTS = 1e-5
 """Largest error of the logarithm of the number of positions per key."""
-_MANIFEST_KEYS = {"bound_ratio": "screen_share"}
-"""Fields of :class:`Parity` that have another name in the manifest (format 4)."""
 _SHORT = 150
 """Frames before the padding in the window with padding compression."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Parity:
-    """Results of a verification.
-
-    Attributes:
-        input: input of the model.
-        cross_error: error of the cross-attention keys and values: the largest, or the root mean
-            square (see ``measure``).
-        cross_scale: the largest, or the root mean square, of those values themselves.
-        logits_error: error of the decoder's scores.
-        logits_scale: size of the scores.
-        attention_error: error of the alignment heads' scores.
-        attention_scale: size of the alignment heads' scores.
-        bound_ratio: largest error of an approximate score relative to its bound; None without a
-            two-stage output head.
-        openai_whisper: error against openai-whisper's scores; None if it is not installed.
-        cross_tolerance: largest allowed error relative to ``cross_scale`` (and to
-            ``attention_scale``).
-        logits_tolerance: largest allowed error relative to ``logits_scale``.
-        measure: ``largest`` absolute value, or root mean square (``rms``).
-    """
-
-    input: str
-    cross_error: float
-    cross_scale: float
-    logits_error: float
-    logits_scale: float
-    attention_error: float
-    attention_scale: float
-    bound_ratio: float | None
-    openai_whisper: float | None
-    cross_tolerance: float = FP32.cross_tolerance
-    logits_tolerance: float = FP32.logits_tolerance
-    measure: str = FP32.measure
-
-    def to_dict(self) -> dict[str, Any]:
-        """The entry of the manifest."""
-        measured = dataclasses.asdict(self)
-        return {
-            **{_MANIFEST_KEYS.get(name, name): value for name, value in measured.items()},
-            "reference": "numpy fp32",
-            "provider": "CPUExecutionProvider",  # other providers' kernels were not run
-        }
 
 
 def noise_mel(dims: ModelDims, seed: int = SEED) -> F32:
@@ -99,6 +57,7 @@ def verify(
     decoder: PartitionedGraph,
     head: Screen | None = None,
     *,
+    vocab: Vocab | None = None,
     precision: Precision = FP32,
     parts: Sequence[int] | None = None,
 ) -> Parity:
@@ -109,6 +68,7 @@ def verify(
         encoder: the encoder graph.
         decoder: the decoder graph.
         head: the output head and its bounds, if the decoder has a two-stage head.
+        vocab: vocabulary to decode with; None: random tokens only.
         precision: defines the measure and the tolerances.
         parts: lengths of the parts of padding, if the encoder compresses padding.
 
@@ -129,8 +89,10 @@ def verify(
         _verify_compression(checkpoint, encoder, decoder, parts, precision)
     sequences = _sequences(dims)
     found, bound_ratio = _decode_stepwise(decoder, cross, sequences, dims, head)
+    decoded = [] if vocab is None else [_decode_greedily(decoder, cross, vocab, dims)]
+    found += [_decode_at_once(decoder, cross, tokens, dims)["logits"][0] for tokens in decoded]
     expected, alignment = reference.decode(audio, sequences[:1], checkpoint.heads)
-    expected += reference.logits(audio, sequences[1:])
+    expected += reference.logits(audio, [*sequences[1:], *decoded])
     error, scale = measure(zip(expected, found))
     require_error_below("decoder scores", error, precision.logits_tolerance * scale)
     attention_error, attention_scale = measure(
@@ -139,13 +101,6 @@ def verify(
     require_error_below(
         "attention scores", attention_error, precision.cross_tolerance * attention_scale
     )
-    openai = openai_logits(checkpoint, mel, sequences)
-    openai_error = None
-    if openai is not None:
-        openai_error, openai_scale = measure(zip(openai, found))
-        require_error_below(
-            "scores against openai-whisper", openai_error, precision.logits_tolerance * openai_scale
-        )
     return Parity(
         input=f"seeded noise ({SEED})",
         cross_error=cross_error,
@@ -155,11 +110,28 @@ def verify(
         attention_error=attention_error,
         attention_scale=attention_scale,
         bound_ratio=bound_ratio,
-        openai_whisper=openai_error,
+        openai_whisper=_openai_error(checkpoint, mel, sequences, found, precision),
+        decoded=None if vocab is None else vocab.decode(decoded[0].tolist(), specials=True),
         cross_tolerance=precision.cross_tolerance,
         logits_tolerance=precision.logits_tolerance,
         measure=precision.measure,
     )
+
+
+def _openai_error(
+    checkpoint: Checkpoint,
+    mel: F32,
+    sequences: Sequence[Int],
+    found: Sequence[F32],
+    precision: Precision,
+) -> float | None:
+    """Error of scores against openai-whisper's; None if it is not installed."""
+    openai = openai_logits(checkpoint, mel, sequences)
+    if openai is None:
+        return None
+    error, scale = MEASURES[precision.measure](zip(openai, found))
+    require_error_below("scores against openai-whisper", error, precision.logits_tolerance * scale)
+    return error
 
 
 def verify_packed(
@@ -264,7 +236,7 @@ def _verify_compression(
     error, scale = _compare_cross(reference, audio, cross, dims, measure)
     require_error_below("keys and values of padding", error, 2 * precision.cross_tolerance * scale)
     tokens = _sequences(dims)[0]
-    found = _decode_at_once(decoder, cross, tokens, dims, at=np.arange(len(tokens)))["logits"]
+    found = _decode_at_once(decoder, cross, tokens, dims)["logits"]
     expected = reference.decode(audio, [tokens], counts=encoder_input.counts)[0]
     error, scale = measure(zip(expected, found))
     require_error_below(
@@ -366,6 +338,19 @@ def _empty_cache(n_seq: int, dims: ModelDims, cross: Mapping[str, NDArray]) -> d
     }
 
 
+def _decode_greedily(
+    decoder: PartitionedGraph, cross: dict[str, NDArray], vocab: Vocab, dims: ModelDims
+) -> Int:
+    """Prompt of a transcription and the tokens that follow, greedily."""
+
+    def next_scores(tokens: Int) -> F32:
+        last = np.array([len(tokens) - 1])
+        scores: F32 = _decode_at_once(decoder, cross, tokens, dims, last)["logits"][0, 0]
+        return scores
+
+    return greedy_tokens(next_scores, vocab, _GREEDY if len(decoder) == 1 else 0)
+
+
 def _attention(
     decoder: PartitionedGraph, cross: dict[str, NDArray], tokens: Int, dims: ModelDims
 ) -> F32:
@@ -376,9 +361,14 @@ def _attention(
 
 
 def _decode_at_once(
-    decoder: PartitionedGraph, cross: dict[str, NDArray], tokens: Int, dims: ModelDims, at: Int
+    decoder: PartitionedGraph,
+    cross: dict[str, NDArray],
+    tokens: Int,
+    dims: ModelDims,
+    at: Int | None = None,
 ) -> dict[str, NDArray]:
-    """Outputs of the decoder for one sequence fed at once, with scores at ``at``."""
+    """Outputs of the decoder for one sequence fed at once, with scores at ``at`` (default: all)."""
+    at = np.arange(len(tokens)) if at is None else at
     feeds = {
         "tokens": tokens[None],
         "start": np.zeros(1, np.int64),
