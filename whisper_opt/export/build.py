@@ -1,4 +1,4 @@
-"""The whole export: checkpoint -> graphs -> files -> verification -> engine directory."""
+"""Export: checkpoint -> graphs -> files -> verification -> engine directory."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ ExportProgress = Callable[[str, float, float], None]
 """Called with (stage, done, total); stages are ``calibrate`` (passes), ``write`` (bytes) and
 ``verify`` (steps)."""
 KEEP = 0.03
-"""How much larger the weights may become by what a calibration keeps exact."""
+"""Relative growth of the weights allowed for what a calibration keeps more exact."""
 
 _Parts = Mapping[str, tuple[OnnxGraph, list[str]]]
-"""Encoder and decoder by name, ``encoder.packed`` and ``decoder.packed`` where there are such
-graphs too, and where each can be cut."""
+"""Graphs by name, and the values at which each can be cut: ``encoder`` and ``decoder``; with
+padding compression also ``encoder.packed`` and ``decoder.packed``."""
 _STEMS = ("encoder", "decoder")
 
 
@@ -84,29 +84,30 @@ def export(
         target: directory to create.
         precision: arithmetic of the graphs, one of ``PRECISIONS``.
         dialect: ``contrib`` (ONNX Runtime) or ``standard`` (TensorRT, and ONNX Runtime >= 1.24).
-        tokenizer: ``tokenizer.json`` or directory holding one, for sources without.
+        tokenizer: ``tokenizer.json`` or a directory with one, for sources without a tokenizer.
         revision: branch, tag or commit of a hub id.
-        alignment_heads: (decoder layer, head) pairs that word times are read from, or ``all`` to
-            find them with (:meth:`whisper_opt.Whisper.rank_alignment_heads`); default: what the
-            checkpoint says, or all heads of the upper half of the layers.
-        overwrite: replace an engine that exists.
-        verified: False for weights that mean nothing, as some benchmarks have: their graphs are
-            not run, and the manifest says so.
-        calibrate_on: folder of recordings on which to measure what rounding each group of products
-            costs (int8 and int4); the manifest says what was found.
-        keep: how much larger the weights may become, as a share, for what is then kept exact.
-        on_progress: called as the work goes on.
+        alignment_heads: (decoder layer, head) pairs for word times, or ``all`` to rank them later
+            (:meth:`whisper_opt.Whisper.rank_alignment_heads`); default: those of the checkpoint,
+            or all heads of the upper half of the layers.
+        overwrite: replace an existing engine.
+        verified: False for random weights, as in some benchmarks: the graphs are not run, and the
+            manifest says so.
+        calibrate_on: folder of recordings on which to measure the quantization error of each group
+            of products (int8 and int4); the manifest has the results.
+        keep: relative growth of the weights allowed for groups that are then kept more exact.
+        on_progress: called during the work.
 
     Returns:
         The engine, opened.
 
     Raises:
         CheckpointError: the source cannot be read.
-        OptionError: unknown precision or dialect, or nothing to calibrate with.
+        OptionError: unknown precision or dialect, or no recordings to calibrate on.
         AudioError: a recording cannot be read.
         EngineError: the target exists or cannot be written.
         BackendUnavailable: ONNX Runtime, which verifies, is missing or too old for the dialect.
-        VerificationError: the graphs do not compute what the checkpoint computes; nothing is left.
+        VerificationError: the graphs do not compute what the checkpoint computes; nothing is
+            written.
     """
     types = _policy(precision, dialect)
     _check_calibration(types, calibrate_on, keep)
@@ -116,7 +117,7 @@ def export(
         if not isinstance(source, Checkpoint):
             source = load_checkpoint(source, tokenizer=tokenizer, revision=revision)
         checkpoint = _with_heads(source, alignment_heads)
-        # refuses a tokenizer that does not fit
+        # raises if the tokenizer does not fit
         vocab = Vocab(checkpoint.tokenizer_json, checkpoint.dims, checkpoint.multilingual)
         types = _with_special_rows(types, checkpoint.dims.n_vocab - vocab.eot)
         types, stats, calibration = _calibrated(checkpoint, types, calibrate_on, keep, report)
@@ -138,7 +139,7 @@ def export(
 
 
 def _policy(precision: str, dialect: str) -> Precision:
-    """The types of ``precision``; refused where the dialect has no such operators."""
+    """The types of ``precision``; OptionError if the dialect has no operators for them."""
     types = make_precision(precision)
     make_dialect(dialect)
     if types.bits is not None and dialect != "contrib":
@@ -149,9 +150,9 @@ def _policy(precision: str, dialect: str) -> Precision:
 
 
 def _with_special_rows(types: Precision, n_rows: int) -> Precision:
-    """A policy that rounds no special token to 4 bits: with many added tokens behind them, 8 bits.
+    """The precision, with an 8-bit head if 4 bits would round rows of special tokens.
 
-    ``n_rows``: of the end of text and all ids after it.
+    That happens if many tokens were added after them. ``n_rows``: rows from the end of text on.
     """
     if types.bits != 4 or n_rows <= N_SPECIAL:
         return types
@@ -160,15 +161,15 @@ def _with_special_rows(types: Precision, n_rows: int) -> Precision:
 
 def _check_calibration(types: Precision, folder: Union[str, Path, None], keep: float) -> None:
     if not 0 <= keep <= 1:
-        raise OptionError(f"keep is {keep}; expected a share of the size, from 0 to 1")
+        raise OptionError(f"keep is {keep}; expected a fraction of the size, from 0 to 1")
     if folder is None:
         return
     if types.bits is None:
         raise OptionError(
-            f"--calibrate measures what rounding to integers costs; precision is {types.name!r},"
-            " expected int8 or int4"
+            f"--calibrate measures quantization to integers; precision is {types.name!r}, expected"
+            " int8 or int4"
         )
-    find_recordings(Path(folder))  # before the checkpoint is read
+    find_recordings(Path(folder))  # raises before the checkpoint is read
 
 
 def _calibrated(
@@ -178,7 +179,7 @@ def _calibrated(
     keep: float,
     report: ExportProgress,
 ) -> tuple[Precision, Mapping[str, ActivationStats] | None, Mapping[str, Any]]:
-    """The policy, what products are given, and what is said of it in the manifest."""
+    """The precision, statistics of the inputs of products, and the entry of the manifest."""
     if types.bits is None:
         return types, None, {}
     if folder is None:
@@ -203,7 +204,7 @@ def _build(
 ) -> _Parts:
     dims, tensors = checkpoint.dims, checkpoint.tensors
     if types.storage is not None and types.bits is None:
-        # the screened head's proof is about the values that are stored
+        # the bounds of the two-stage head hold for the stored values
         tensors = {name: _rounded(tensor, types.storage) for name, tensor in tensors.items()}
     found: dict[str, tuple[OnnxGraph, list[str]]] = {}
     for suffix in ("", ".packed") if types.compresses_padding else ("",):
@@ -218,7 +219,7 @@ def _build(
 
 
 def _rounded(tensor: Tensor, dtype: np.dtype[Any]) -> Tensor:
-    """A matrix as it is after being stored in a narrower type; a vector as it is."""
+    """A matrix rounded to a narrower type; vectors are unchanged."""
     if len(tensor.shape) == 1:
         return tensor
 
@@ -226,7 +227,7 @@ def _rounded(tensor: Tensor, dtype: np.dtype[Any]) -> Tensor:
         values = tensor.read()
         with np.errstate(over="ignore"):
             narrow = values.astype(dtype)
-        # what does not fit is left to the writer to refuse
+        # the writer refuses values out of range
         return narrow.astype(np.float32) if np.isfinite(narrow).all() else values
 
     return Tensor(tensor.shape, read)
@@ -282,7 +283,11 @@ def _write(
     folder: Path,
     report: ExportProgress,
 ) -> tuple[dict[str, FileEntry], dict[str, TensorEntry]]:
-    """Everything but the manifest: what the files are, and where the runtime's tensors lie."""
+    """Write all files except the manifest.
+
+    Returns:
+        Files by name, and locations of the tensors that the runtime reads itself.
+    """
     total = sum(weight.nbytes for stem in _STEMS for weight in parts[stem][0].stored)
     done = 0
 
@@ -299,7 +304,7 @@ def _write(
         written, located = write_graph(parts[stem][0], folder, stem, advance, variants)
         files.update(written)
         tensors.update(located)
-    if dialect == "standard" or types.name == "fp16":  # what a GPU runs
+    if dialect == "standard" or types.name == "fp16":  # for GPUs
         decoder = parts["decoder"][0]
         files.update(_write_device_graphs(folder, checkpoint.dims, decoder, dialect))
     return files, tensors
@@ -327,15 +332,16 @@ def _verified(
     """The verification's entry of the manifest: errors against the checkpoint."""
     graphs = {stem: PartitionedGraph(*part, folder, stem) for stem, part in parts.items()}
     encoder, decoder = (graphs[stem] for stem in _STEMS)
-    screen = None
+    head = None
     if tensors:
-        screen = Screen.of(lambda name: map_tensor(folder, tensors[name]), tensors)
-    judge = checkpoint
+        head = Screen.of(lambda name: map_tensor(folder, tensors[name]), tensors)
+    expected = checkpoint
     note: dict[str, Any] = {}
-    if types.bits == 4:  # what 4 bits lose is not an error of the graphs
-        judge = dataclasses.replace(checkpoint, tensors=dequantized(checkpoint.tensors, types.kept))
+    if types.bits == 4:  # the error of 4 bits is not an error of the graphs
+        tensors_4bit = dequantized(checkpoint.tensors, types.kept)
+        expected = dataclasses.replace(checkpoint, tensors=tensors_4bit)
         note = {"reference": "numpy fp32, decoder weights as rounded to 4 bits"}
-    parity = verify(judge, encoder, decoder, screen, vocab=vocab, precision=types, parts=padding)
+    parity = verify(expected, encoder, decoder, head, vocab=vocab, precision=types, parts=padding)
     if padding is not None:
         packed = (graphs["encoder.packed"], graphs["decoder.packed"])
         note["packed"] = verify_packed(checkpoint.dims, (encoder, decoder), packed, padding)

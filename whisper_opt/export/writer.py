@@ -1,4 +1,4 @@
-"""Writes graphs with their weights, and engine directories, without ever leaving half of one."""
+"""Writing of graphs with their weights, and of engine directories, complete or not at all."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from whisper_opt.runtime.engine import MANIFEST, FileEntry, TensorEntry
 __all__ = ["Progress", "directory", "write_bytes", "write_graph", "write_text"]
 
 ALIGNMENT = 4096
-"""Byte alignment of a tensor in the data file: a memory page, so that it can be mapped."""
+"""Byte alignment of a tensor in the data file: a memory page, so that it can be memory-mapped."""
 
-_OPEN: set[Path] = set()
-"""Temporaries this process is writing: another thread's is not a leftover."""
+_IN_PROGRESS: set[Path] = set()
+"""Temporary directories that threads of this process are writing: these are no leftovers."""
 
 Progress = Callable[[int], None]
 """Called with the number of bytes just written."""
 
 
 class _HashingFile:
-    """Appends to a file while hashing what is written."""
+    """A file that is hashed as it is written."""
 
     def __init__(self, path: Path) -> None:
         self._stream = path.open("wb")
@@ -65,17 +65,24 @@ def write_graph(
     progress: Progress,
     variants: Mapping[str, OnnxGraph] = MappingProxyType({}),
 ) -> tuple[dict[str, FileEntry], dict[str, TensorEntry]]:
-    """Write ``stem.onnx`` and ``stem.data``; weights are read, written and dropped one by one.
+    """Write ``stem.onnx`` and ``stem.data``, weight by weight.
 
-    Peak memory is a small multiple of the largest tensor. ``graph.model`` is completed with the
-    locations of its weights. ``variants`` are other graphs over the same weights, or some of them,
-    by the stems of their files.
+    Peak memory is a small multiple of the largest tensor. The locations of the weights are added to
+    ``graph.model``.
+
+    Args:
+        graph: the graph.
+        folder: directory of the files.
+        stem: file name without suffix.
+        progress: called after every weight.
+        variants: other graphs over the same weights, or some of them, by stem.
 
     Returns:
-        The files, and where the tensors that the runtime reads itself lie.
+        The files, and the locations of the tensors that the runtime reads itself.
 
     Raises:
-        CheckpointError: a weight cannot be read, or is too large for the type it is stored in.
+        CheckpointError: a weight cannot be read, or is too large for its type.
+        EngineError: a weight has another shape than the graph declares.
         OSError: the disk is full or not writable.
     """
     data = f"{stem}.data"
@@ -90,17 +97,17 @@ def write_graph(
         raise
     entries = {data: stream.close()}
     for name, model in {stem: graph, **variants}.items():
-        for weight, slot in _slots(model):
-            _locate(slot, written[weight.name], weight.nbytes)
+        for weight, tensor in _initializers(model):
+            _set_location(tensor, written[weight.name], weight.nbytes)
         path = folder / f"{name}.onnx"
         entries[path.name] = write_bytes(path, model.model.SerializeToString())
     return entries, {weight.name: written[weight.name] for weight in graph.host}
 
 
-def _slots(graph: OnnxGraph) -> list[tuple[Weight, TensorProto]]:
-    """The weights that a graph has as initializers, with these."""
-    slots = {tensor.name: tensor for tensor in graph.model.graph.initializer}
-    return [(weight, slots[weight.name]) for weight in graph.weights]
+def _initializers(graph: OnnxGraph) -> list[tuple[Weight, TensorProto]]:
+    """The weights of a graph, each with its initializer."""
+    initializers = {tensor.name: tensor for tensor in graph.model.graph.initializer}
+    return [(weight, initializers[weight.name]) for weight in graph.weights]
 
 
 def _append(stream: _HashingFile, weight: Weight, data: str) -> TensorEntry:
@@ -111,24 +118,24 @@ def _append(stream: _HashingFile, weight: Weight, data: str) -> TensorEntry:
     values = weight.read()
     if values.shape != weight.shape:
         raise EngineError(
-            f"weight {weight.name} has shape {list(values.shape)} where the graph declares"
+            f"weight {weight.name} has shape {list(values.shape)}; the graph declares"
             f" {list(weight.shape)}"
         )
-    stream.write(_stored(values, weight).data.cast("B"))
+    stream.write(_converted(values, weight).data.cast("B"))
     return entry
 
 
-def _locate(slot: TensorProto, entry: TensorEntry, size: int) -> None:
-    slot.data_location = TensorProto.EXTERNAL
+def _set_location(tensor: TensorProto, entry: TensorEntry, size: int) -> None:
+    tensor.data_location = TensorProto.EXTERNAL
     for key, value in (
         ("location", entry.file),
         ("offset", str(entry.offset)),
         ("length", str(size)),
     ):
-        slot.external_data.add(key=key, value=value)
+        tensor.external_data.add(key=key, value=value)
 
 
-def _stored(values: NDArray, weight: Weight) -> NDArray:
+def _converted(values: NDArray, weight: Weight) -> NDArray:
     with np.errstate(over="ignore"):
         stored = np.ascontiguousarray(values, weight.dtype.newbyteorder("<"))
     if weight.dtype == np.float16 and (np.isinf(stored) & np.isfinite(values)).any():
@@ -157,15 +164,15 @@ def write_text(path: Path, text: str) -> FileEntry:
 
 @contextlib.contextmanager
 def directory(target: Path, *, overwrite: bool) -> Iterator[Path]:
-    """A temporary sibling of ``target`` that becomes ``target`` when the block ends well.
+    """Context of a temporary directory beside ``target`` that is renamed to it on success.
 
-    Whatever ends the block early (an error, Ctrl-C) removes the sibling; a sibling left by a killed
-    process is removed by the next export to the same target.
+    It is removed if the block ends with an error or Ctrl-C. The next export to the same target
+    removes what a killed process left.
 
     Raises:
         EngineError: the target exists and ``overwrite`` is false, or cannot be written.
     """
-    target = Path(os.path.realpath(target))  # of a link, what it points at is replaced
+    target = Path(os.path.realpath(target))  # of a link, its target is replaced
     _remove_stale(target)
     if target.exists() and not target.is_dir():
         raise EngineError(f"{target} is a file; an engine is a directory: choose another name")
@@ -181,7 +188,7 @@ def directory(target: Path, *, overwrite: bool) -> Iterator[Path]:
         temporary.mkdir()
     except OSError as error:
         raise _cannot_write(target, error) from error
-    _OPEN.add(temporary)
+    _IN_PROGRESS.add(temporary)
     try:
         yield temporary
         replace_directory(temporary, target)
@@ -189,7 +196,7 @@ def directory(target: Path, *, overwrite: bool) -> Iterator[Path]:
         raise _cannot_write(target, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        _OPEN.discard(temporary)
+        _IN_PROGRESS.discard(temporary)
 
 
 def _cannot_write(target: Path, error: OSError) -> EngineError:
@@ -205,13 +212,13 @@ def _remove_stale(target: Path) -> None:
         pid = sibling.name.rsplit("-", 1)[1].split(".")[0]
         if not pid.isdigit():
             continue
-        # in a container every process may have the number of the one that was killed
+        # in containers a new process often has the pid of the killed one
         ours = int(pid) == os.getpid()
-        if sibling in _OPEN if ours else _alive(int(pid)):
+        if sibling in _IN_PROGRESS if ours else _alive(int(pid)):
             continue
         whole = sibling.name.endswith(".old") and (sibling / MANIFEST).is_file()
         if whole and not target.exists():
-            with contextlib.suppress(OSError):  # killed between the two renames: undo the first
+            with contextlib.suppress(OSError):  # killed between the two renames
                 sibling.rename(target)
         else:
             shutil.rmtree(sibling, ignore_errors=True)

@@ -339,11 +339,11 @@ def nested(depth: int) -> list[Any]:
 def test_values_that_cannot_be_shown_whole() -> None:
     deep = nested(5000)
     with pytest.raises(CheckpointError, match=r"alignment_heads .* is \[\[\[\[\["):
-        sidecar.heads({"alignment_heads": deep}, DIMS)
+        sidecar.alignment_heads({"alignment_heads": deep}, DIMS)
     with pytest.raises(CheckpointError, match="expected a list of token ids"):
         sidecar.token_ids({"ids": deep}, "ids", 10)
     with pytest.raises(CheckpointError, match="expected a positive integer"):
-        sidecar.positive({"d_model": deep}, "d_model", "config.json")
+        sidecar.positive_int({"d_model": deep}, "d_model", "config.json")
     with pytest.raises(CheckpointError, match="expected a positive integer"):
         ModelDims.from_dict({**DIMS.to_dict(), "n_mels": deep})
 

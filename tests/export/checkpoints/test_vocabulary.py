@@ -16,7 +16,7 @@ from whisper_opt.core.errors import CheckpointError
 from whisper_opt.export.checkpoints import Checkpoint, load_checkpoint
 from whisper_opt.export.checkpoints.checkpoint import expected_shapes
 from whisper_opt.export.checkpoints.tokenizer import find_tokenizer
-from whisper_opt.export.checkpoints.vocabulary import tells_languages
+from whisper_opt.export.checkpoints.vocabulary import is_multilingual
 
 EMBEDDING = "decoder.token_embedding.weight"
 ENGLISH = random_dims(n_vocab=51864)
@@ -82,28 +82,28 @@ def test_added_tokens_have_rows(small: Checkpoint, tmp_path: Path) -> None:
 
 def test_multilingual_by_the_tokenizer() -> None:
     full, few = random_dims(), random_dims(n_vocab=21608)
-    assert tells_languages(tokenizer_json(full), None)
-    assert tells_languages(tokenizer_json(few), None)
+    assert is_multilingual(tokenizer_json(full), None)
+    assert is_multilingual(tokenizer_json(few), None)
     english = tokenizer_json(ENGLISH)
     assert "<|de|>" in english  # OpenAI's English-only vocabulary lists languages too
-    assert not tells_languages(english, None)
-    assert not tells_languages(added(english, ("word", 51864)), None)
-    assert not tells_languages(added(english, ("word", 51864), ("other", 51865)), None)
+    assert not is_multilingual(english, None)
+    assert not is_multilingual(added(english, ("word", 51864)), None)
+    assert not is_multilingual(added(english, ("word", 51864), ("other", 51865)), None)
 
 
 def test_multilingual_by_the_configuration() -> None:
     few, english = tokenizer_json(random_dims(n_vocab=2000)), tokenizer_json(ENGLISH)
-    assert not tells_languages(few, False)
-    assert tells_languages(english, True)
+    assert not is_multilingual(few, False)
+    assert is_multilingual(english, True)
     value = json.loads(few)
     for lost in ("<|transcribe|>", None):
         tokens = [t for t in value["added_tokens"] if t["content"] != lost]
         if lost is None:
             tokens = [t for t in tokens if len(t["content"]) > 7]
         bare = json.dumps({**value, "added_tokens": tokens})
-        assert not tells_languages(bare, None)
+        assert not is_multilingual(bare, None)
         with pytest.raises(CheckpointError, match=r"is_multilingual, but the tokenizer"):
-            tells_languages(bare, True)
+            is_multilingual(bare, True)
 
 
 def test_loaders_tell(small: Checkpoint, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Readers of source checkpoints; each format is a name map onto one canonical ``Checkpoint``."""
+"""Readers of checkpoints in three formats, all as one ``Checkpoint``."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""``Blob``: one array inside a weight file, as a byte range that is read only when asked for.
+"""``Blob``: one array inside a weight file, read on demand.
 
-All supported formats come down to this: little-endian floats from a known offset on.
-Reading seeks and converts in small pieces. Nothing is memory-mapped, because a mapping counts the
-touched pages of the whole file towards the peak memory of the process.
+All supported formats hold arrays of little-endian floats at known offsets. They are read and
+converted in small blocks. Nothing is memory-mapped, because touched pages of a mapping count
+towards the peak memory of the process.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from whisper_opt.core.errors import CheckpointError
 from whisper_opt.export.checkpoints.checkpoint import Source, Tensor
 from whisper_opt.runtime.engine import sha256
 
-__all__ = ["ITEM_BYTES", "Blob", "describe", "same_values", "sha256_file"]
+__all__ = ["ITEM_BYTES", "Blob", "make_source", "same_values", "sha256_file"]
 
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 """Bytes of one value for each storage type that converts to float32 without loss."""
@@ -37,7 +37,7 @@ class Blob:
         offset: first byte of the data.
         dtype: storage type, a key of :data:`ITEM_BYTES`.
         shape: dimensions.
-        strides: values to step over for each axis, or None when the data is C-contiguous.
+        strides: step of each axis in values, or None if the data is C-contiguous.
     """
 
     path: Path
@@ -117,8 +117,8 @@ def sha256_file(path: Path) -> str:
         raise CheckpointError(f"cannot read {path.name}: {error.strerror}") from error
 
 
-def describe(kind: str, name: str, dtypes: Iterable[str], files: Iterable[Path]) -> Source:
-    """Provenance of a checkpoint; ``dtypes`` joins as ``float16+float32`` when mixed."""
+def make_source(kind: str, name: str, dtypes: Iterable[str], files: Iterable[Path]) -> Source:
+    """Provenance of a checkpoint; mixed ``dtypes`` are joined, as in ``float16+float32``."""
     return Source(
         format=kind,
         name=name,
@@ -128,7 +128,7 @@ def describe(kind: str, name: str, dtypes: Iterable[str], files: Iterable[Path])
 
 
 def same_values(a: Blob, b: Blob) -> bool:
-    """Whether two tensors hold the same values, compared a block of rows at a time."""
+    """Whether two tensors hold the same values, compared by blocks of rows."""
     if a == b:
         return True
     if a.shape != b.shape:

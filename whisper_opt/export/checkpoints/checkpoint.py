@@ -1,9 +1,8 @@
-"""``Checkpoint``: one canonical, lazy view of the weights, whatever file they came from.
+"""``Checkpoint``: the weights of a model, read on demand, independent of the file format.
 
-Tensors carry openai-whisper's names (``encoder.blocks.0.attn.query.weight``), layouts
-(``nn.Linear``: [n_out, n_in]; ``nn.Conv1d``: [n_out, n_in, 3]) and values. Nothing is read until
-:meth:`Tensor.read` is called, and nothing is kept after, so that a model larger than memory can be
-converted one tensor at a time.
+Tensors have openai-whisper's names (``encoder.blocks.0.attn.query.weight``), layouts
+(``nn.Linear``: [n_out, n_in]; ``nn.Conv1d``: [n_out, n_in, 3]) and values. :meth:`Tensor.read`
+reads one tensor and keeps nothing, so a model larger than memory can be converted.
 """
 
 from __future__ import annotations
@@ -19,17 +18,17 @@ from whisper_opt.core.errors import CheckpointError
 __all__ = ["OUTPUT_HEAD", "Checkpoint", "Source", "Tensor", "check_window", "expected_shapes"]
 
 OUTPUT_HEAD = "decoder.head.weight"
-"""The output head of models that have one of their own, which openai-whisper has no name for."""
+"""The output head of untied models; openai-whisper has no such tensor."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """One weight that can be read on demand.
+    """One weight, read on demand.
 
     Attributes:
         shape: dimensions in the canonical layout.
         read: returns the values as a C-contiguous float32 array of ``shape``; may raise
-            :class:`CheckpointError` when the file is damaged.
+            :class:`CheckpointError` if the file is damaged.
     """
 
     shape: tuple[int, ...]
@@ -38,13 +37,13 @@ class Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where a checkpoint came from, for the manifest.
+    """Provenance of a checkpoint, for the manifest.
 
     Attributes:
         format: ``huggingface``, ``openai`` or ``ctranslate2``.
-        name: hub id, or the file or directory name (never a whole path of this machine).
+        name: hub id, or the name of the file or directory (never a full path).
         dtype: storage type of the weights, e.g. ``float16``.
-        sha256: digest of each weight file by file name.
+        sha256: digests of the weight files by name.
     """
 
     format: str
@@ -55,19 +54,19 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """Everything an export needs to know about a model.
+    """A model as an export needs it.
 
     Attributes:
         dims: model dimensions.
-        tensors: canonical name -> lazy tensor; complete (see :func:`expected_shapes`). Besides
-            those there may be :data:`OUTPUT_HEAD`; without it the head is the token embedding.
+        tensors: all tensors of :func:`expected_shapes` by name, and :data:`OUTPUT_HEAD` if the
+            model is untied; without it the head is the token embedding.
         tokenizer_json: text of a Hugging Face ``tokenizer.json`` for this vocabulary.
         alignment_heads: (decoder layer, head) pairs whose cross-attention follows the audio, or
-            None when the files do not say.
-        suppress_tokens: ids never sampled, or None when the files do not say.
-        begin_suppress_tokens: ids not sampled first, or None when the files do not say.
+            None if the files do not say.
+        suppress_tokens: ids never sampled, or None if the files do not say.
+        begin_suppress_tokens: ids not sampled first, or None if the files do not say.
         source: provenance.
-        multilingual: whether prompts name language and task, or None when the files do not say.
+        multilingual: whether prompts contain language and task, or None if the files do not say.
     """
 
     dims: ModelDims
@@ -90,7 +89,7 @@ class Checkpoint:
 
     @property
     def heads(self) -> tuple[tuple[int, int], ...]:
-        """``alignment_heads`` in the order of layers, or the default where none are known."""
+        """``alignment_heads`` in the order of layers, or the default if none are known."""
         return tuple(sorted(self.alignment_heads or self.dims.default_alignment_heads))
 
 
@@ -123,8 +122,8 @@ def _block(prefix: str, state: int, *, cross: bool) -> dict[str, tuple[int, ...]
 def expected_shapes(dims: ModelDims) -> dict[str, tuple[int, ...]]:
     """Canonical tensor names and shapes of a Whisper model (openai-whisper's ``state_dict``).
 
-    ``encoder.positional_embedding`` is included: a constant sinusoid in the reference, but stored
-    by every format.
+    They include ``encoder.positional_embedding``: a constant sinusoid in openai-whisper, but stored
+    in every format.
     """
     audio, text = dims.n_audio_state, dims.n_text_state
     shapes: dict[str, tuple[int, ...]] = {
@@ -148,7 +147,7 @@ def expected_shapes(dims: ModelDims) -> dict[str, tuple[int, ...]]:
 def check_window(dims: ModelDims) -> None:
     """Raise :class:`CheckpointError` unless the encoder takes windows of 30 s.
 
-    Its second convolution halves the frames, so that its positions say how long a window is.
+    The second convolution halves the frames, so the number of positions gives the window's length.
     """
     if dims.n_audio_ctx != N_FRAMES // 2:
         seconds = CHUNK_LENGTH * dims.n_audio_ctx / (N_FRAMES // 2)
@@ -173,6 +172,6 @@ def check_shapes(dims: ModelDims, found: Mapping[str, tuple[int, ...]]) -> None:
     for name, shape in expected.items():
         if tuple(found[name]) != shape:
             raise CheckpointError(
-                f"tensor {name!r} has shape {list(found[name])}; the model's dimensions ask for"
+                f"tensor {name!r} has shape {list(found[name])}; the model's dimensions require"
                 f" {list(shape)}"
             )

@@ -2,8 +2,8 @@
 
 ``model.bin`` is a flat list of named arrays; the layout and the names are those of CTranslate2's
 ``model_spec.ModelSpec`` (binary version 6) and ``whisper_spec.WhisperSpec`` (revision 3).
-CTranslate2 stacks query, key and value projections into one matrix; they are sliced apart here by
-rows, so that a slice is still one run of bytes. The query is not pre-scaled in the file.
+CTranslate2 stacks query, key and value projections into one matrix. They are split by rows here, so
+each is still one range of bytes. The query is not pre-scaled in the file.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from typing import BinaryIO
 
 from whisper_opt.core.dims import ModelDims
 from whisper_opt.core.errors import CheckpointError
-from whisper_opt.export.checkpoints.blob import ITEM_BYTES, Blob, describe, same_values
+from whisper_opt.export.checkpoints.blob import ITEM_BYTES, Blob, make_source, same_values
 from whisper_opt.export.checkpoints.checkpoint import OUTPUT_HEAD, Checkpoint, check_window
-from whisper_opt.export.checkpoints.sidecar import heads, read_json, token_ids
+from whisper_opt.export.checkpoints.sidecar import alignment_heads, read_json, token_ids
 from whisper_opt.export.checkpoints.tokenizer import find_tokenizer
-from whisper_opt.export.checkpoints.vocabulary import fit, tells_languages
+from whisper_opt.export.checkpoints.vocabulary import is_multilingual, without_padding_rows
 
 __all__ = ["load_ctranslate2"]
 
@@ -30,7 +30,7 @@ _BINARY_VERSION = 6
 _SPEC = ("WhisperSpec", 3)
 _TYPES = ("float32", "int8", "int16", "int32", "float16", "bfloat16")
 _TYPE_BYTES = {**ITEM_BYTES, "int8": 1, "int16": 2, "int32": 4}
-# Flags of the decoder that Whisper always has; another value is another computation.
+# Values of the decoder's flags in Whisper models; other values change the computation.
 _FLAGS = {
     "decoder/activation": 3,  # exact GELU
     "decoder/pre_norm": 1,
@@ -41,7 +41,7 @@ _FLAGS = {
 
 @dataclasses.dataclass(frozen=True)
 class _Contents:
-    """Index of one ``model.bin``: arrays by name, and the integer scalars among them."""
+    """Index of a ``model.bin``: arrays and integer scalars by name."""
 
     arrays: Mapping[str, Blob]
     scalars: Mapping[str, int]
@@ -63,7 +63,7 @@ class _Contents:
 
 
 class _Reader:
-    """Cursor over ``model.bin`` that names the place where a damaged file stops making sense."""
+    """Reader of ``model.bin`` whose errors say what is damaged."""
 
     def __init__(self, file: BinaryIO, path: Path) -> None:
         self._file = file
@@ -207,7 +207,7 @@ def _norm(contents: _Contents, theirs: str, ours: str) -> dict[str, Blob]:
 
 
 def _fused(contents: _Contents, theirs: str, ours: str, parts: tuple[str, ...]) -> dict[str, Blob]:
-    """Slice a stacked projection; the key part's bias must be the zeros CTranslate2 filled in."""
+    """Split a stacked projection; the bias of the key must be zero, as Whisper has none."""
     weight, bias = contents.blob(f"{theirs}/weight"), contents.blob(f"{theirs}/bias")
     n_rows = weight.shape[0] if weight.shape else 0
     if n_rows % len(parts) or bias.shape != (n_rows,):
@@ -274,11 +274,11 @@ def _blobs(contents: _Contents, dims: ModelDims) -> dict[str, Blob]:
 def load_ctranslate2(
     directory: Path, *, tokenizer: Path | None = None, name: str | None = None
 ) -> Checkpoint:
-    """Index a CTranslate2 Whisper directory; weights are read later, tensor by tensor.
+    """Open a CTranslate2 Whisper directory; weights are read later, tensor by tensor.
 
     Args:
         directory: holds ``model.bin``, ``config.json`` and, unless given, ``tokenizer.json``.
-        tokenizer: file or directory to take the tokenizer from instead.
+        tokenizer: file or directory of another tokenizer.
         name: name for the provenance; the directory's by default.
 
     Raises:
@@ -291,19 +291,19 @@ def load_ctranslate2(
     dims = _dims(contents)
     check_window(dims)
     text = find_tokenizer(tokenizer or directory, dims)
-    dims, blobs = fit(text, dims, _blobs(contents, dims))
+    dims, blobs = without_padding_rows(text, dims, _blobs(contents, dims))
     return Checkpoint(
         dims=dims,
         tensors={key: blob.tensor() for key, blob in blobs.items()},
         tokenizer_json=text,
-        alignment_heads=heads(config, dims),
+        alignment_heads=alignment_heads(config, dims),
         suppress_tokens=token_ids(config, "suppress_ids", dims.n_vocab),
         begin_suppress_tokens=token_ids(config, "suppress_ids_begin", dims.n_vocab),
-        source=describe(
+        source=make_source(
             "ctranslate2",
             name or directory.resolve().name,
             (blob.dtype for blob in blobs.values()),
             [weights],
         ),
-        multilingual=tells_languages(text, None),
+        multilingual=is_multilingual(text, None),
     )

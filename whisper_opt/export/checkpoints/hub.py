@@ -23,7 +23,7 @@ _SIDECARS = [
     "added_tokens.json",
     "tokenizer_config.json",
 ]
-# Tried in turn, so that one set of weights is fetched and not every variant a repository has.
+# Tried in turn, so that only one of the variants in a repository is fetched.
 _WEIGHTS = (
     ["model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors"],
     ["pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin"],
@@ -32,12 +32,12 @@ _WEIGHTS = (
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name has the form ``organisation/model`` and not that of a weight file."""
+    """Whether a name has the form ``organisation/model`` and is not that of a weight file."""
     return _HUB_ID.fullmatch(name) is not None and Path(name).suffix not in _FILE_SUFFIXES
 
 
 def download(name: str, revision: str | None = None) -> Path:
-    """Fetch the files of a model (or find them in the local cache).
+    """Fetch the files of a model, or find them in the local cache.
 
     Args:
         name: hub id, e.g. ``openai/whisper-tiny.en``.
@@ -48,7 +48,7 @@ def download(name: str, revision: str | None = None) -> Path:
 
     Raises:
         BackendUnavailable: huggingface_hub is not installed.
-        CheckpointError: no such model, no network, or no weights of a known format in it.
+        CheckpointError: there is no such model, no network, or no weights in a known format.
     """
     try:
         client: Any = importlib.import_module("huggingface_hub")
@@ -62,7 +62,7 @@ def download(name: str, revision: str | None = None) -> Path:
             folder = client.snapshot_download(
                 name, revision=revision, allow_patterns=[*_SIDECARS, *patterns]
             )
-        except Exception as error:  # the client lets its HTTP library's errors through
+        except Exception as error:  # includes errors of the client's HTTP library
             raise CheckpointError(_explain(name, revision, error)) from error
         path = Path(folder)
         if any(next(path.glob(pattern), None) for pattern in patterns):
@@ -81,7 +81,7 @@ def _explain(name: str, revision: str | None, error: Exception) -> str:
     if kind == "RepositoryNotFoundError":
         return f"{what}: no such model; check the spelling (log in if it is private)"
     if kind == "RevisionNotFoundError":
-        return f"{what}: it has no revision {revision!r}; name a branch, tag or commit it has"
+        return f"{what}: it has no revision {revision!r}; give a branch, tag or commit of it"
     lines = str(error).strip().splitlines()
     detail = f"{kind}: {lines[0]}" if lines else kind
     return f"{what} ({detail}); check the network, or download it and pass the directory"

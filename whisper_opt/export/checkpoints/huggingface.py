@@ -1,7 +1,7 @@
 """Hugging Face Whisper directories: ``config.json`` with safetensors or ``.bin`` weights.
 
-Names are those of transformers' ``WhisperForConditionalGeneration``; layouts and values are
-openai-whisper's already, only the names differ.
+Tensors have the names of transformers' ``WhisperForConditionalGeneration``. Layouts and values are
+those of openai-whisper.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from whisper_opt.core.dims import ModelDims
 from whisper_opt.core.errors import CheckpointError
-from whisper_opt.export.checkpoints.blob import Blob, describe, same_values
+from whisper_opt.export.checkpoints.blob import Blob, make_source, same_values
 from whisper_opt.export.checkpoints.checkpoint import (
     OUTPUT_HEAD,
     Checkpoint,
@@ -22,10 +22,16 @@ from whisper_opt.export.checkpoints.checkpoint import (
     expected_shapes,
 )
 from whisper_opt.export.checkpoints.safetensors_file import read_safetensors
-from whisper_opt.export.checkpoints.sidecar import flag, heads, positive, read_json, token_ids
+from whisper_opt.export.checkpoints.sidecar import (
+    alignment_heads,
+    optional_bool,
+    positive_int,
+    read_json,
+    token_ids,
+)
 from whisper_opt.export.checkpoints.tokenizer import find_tokenizer
 from whisper_opt.export.checkpoints.torch_pickle import read_torch
-from whisper_opt.export.checkpoints.vocabulary import fit, tells_languages
+from whisper_opt.export.checkpoints.vocabulary import is_multilingual, without_padding_rows
 
 __all__ = ["HUGGINGFACE_WEIGHTS", "load_huggingface"]
 
@@ -35,13 +41,13 @@ HUGGINGFACE_WEIGHTS = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-"""Weight files of a directory, the preferred first."""
+"""Weight files of a directory in order of preference."""
 
 _EMBEDDING, _HEAD = "decoder.embed_tokens.weight", "proj_out.weight"
 _WRAPPERS = ("_orig_mod.", "module.", "base_model.model.")
-"""What torch.compile, DistributedDataParallel and PEFT put before all names when they are saved."""
+"""Prefixes that torch.compile, DistributedDataParallel and PEFT add to all names."""
 _ADAPTER = re.compile(r"\.(lora_|adapter|base_layer\.)|^(lora_|adapter)|ia3_|modules_to_save")
-# Canonical fragment -> transformers' fragment; each canonical name meets each fragment once.
+# Fragments of openai-whisper's names -> those of transformers; each occurs once per name.
 _FRAGMENTS = (
     (".blocks.", ".layers."),
     (".cross_attn.", ".encoder_attn."),
@@ -67,14 +73,14 @@ _FIXED = {"model_type": "whisper", "activation_function": "gelu", "scale_embeddi
 def load_huggingface(
     directory: Path, *, tokenizer: Path | None = None, name: str | None = None
 ) -> Checkpoint:
-    """Index a Hugging Face Whisper directory; weights are read later, tensor by tensor.
+    """Open a Hugging Face Whisper directory; weights are read later, tensor by tensor.
 
     Args:
         directory: holds ``config.json``, one of :data:`HUGGINGFACE_WEIGHTS` (with its shards),
             and ``tokenizer.json`` or ``vocab.json``, ``merges.txt`` and ``added_tokens.json`` (or
             ``tokenizer_config.json``, which lists added tokens in newer ones);
             ``generation_config.json``, if present, has the token lists and alignment heads.
-        tokenizer: file or directory to take the tokenizer from instead.
+        tokenizer: file or directory of another tokenizer.
         name: name for the provenance; the directory's by default.
 
     Raises:
@@ -87,21 +93,21 @@ def load_huggingface(
         generation = read_json(directory / "generation_config.json")
     stored, files = _read_weights(directory)
     text = find_tokenizer(tokenizer or directory, dims)
-    dims, blobs = fit(text, dims, _canonical(_unwrapped(stored), dims))
+    dims, blobs = without_padding_rows(text, dims, _canonical(_unwrapped(stored), dims))
     return Checkpoint(
         dims=dims,
         tensors={key: blob.tensor() for key, blob in blobs.items()},
         tokenizer_json=text,
-        alignment_heads=heads(generation, dims),
+        alignment_heads=alignment_heads(generation, dims),
         suppress_tokens=token_ids(generation, "suppress_tokens", dims.n_vocab),
         begin_suppress_tokens=token_ids(generation, "begin_suppress_tokens", dims.n_vocab),
-        source=describe(
+        source=make_source(
             "huggingface",
             name or directory.resolve().name,
             (blob.dtype for blob in blobs.values()),
             files,
         ),
-        multilingual=tells_languages(text, flag(generation, "is_multilingual")),
+        multilingual=is_multilingual(text, optional_bool(generation, "is_multilingual")),
     )
 
 
@@ -115,7 +121,7 @@ def _dims(config: Mapping[str, Any]) -> ModelDims:
             )
 
     def number(key: str) -> int:
-        return positive(config, key, "config.json")
+        return positive_int(config, key, "config.json")
 
     dims = ModelDims(
         n_mels=number("num_mel_bins"),
@@ -134,7 +140,7 @@ def _dims(config: Mapping[str, Any]) -> ModelDims:
 
 
 def _read_weights(directory: Path) -> tuple[dict[str, Blob], list[Path]]:
-    """Unread tensors under transformers' names, and the files they are in."""
+    """Unread tensors by transformers' names, and their files."""
     for name in HUGGINGFACE_WEIGHTS:
         path = directory / name
         if not path.is_file():
@@ -181,7 +187,7 @@ def _is_plain_name(value: Any) -> bool:
 
 
 def _unwrapped(stored: Mapping[str, Blob]) -> Mapping[str, Blob]:
-    """Names without the prefixes that all of them have from what the model was wrapped in."""
+    """Tensors with :data:`_WRAPPERS` that all names share removed."""
     names = list(stored)
     while names:
         shared = [p for p in _WRAPPERS if all(name.startswith(p) for name in names)]
@@ -192,15 +198,15 @@ def _unwrapped(stored: Mapping[str, Blob]) -> Mapping[str, Blob]:
 
 
 def _canonical(stored: Mapping[str, Blob], dims: ModelDims) -> dict[str, Blob]:
-    """Rename tensors; refuse what would silently be lost."""
+    """Rename tensors; refuse those that would be lost silently."""
     rest = {name[6:] if name.startswith("model.") else name: b for name, b in stored.items()}
     blobs: dict[str, Blob] = {}
     for name in expected_shapes(dims):
-        theirs = _their_name(name)
+        theirs = _huggingface_name(name)
         if theirs in rest:
             blobs[name] = rest[theirs]
     embedding = rest.get(_EMBEDDING)
-    known = {_their_name(name) for name in blobs}
+    known = {_huggingface_name(name) for name in blobs}
     for theirs in rest.keys() - known:
         blob = rest[theirs]
         if theirs == _HEAD:
@@ -226,7 +232,7 @@ def _canonical(stored: Mapping[str, Blob], dims: ModelDims) -> dict[str, Blob]:
     return blobs
 
 
-def _their_name(name: str) -> str:
+def _huggingface_name(name: str) -> str:
     for ours, theirs in _FRAGMENTS:
         name = name.replace(ours, theirs)
     return name

@@ -1,4 +1,4 @@
-"""``load_checkpoint``: recognise the format of a source and hand it to its loader."""
+"""``load_checkpoint``: recognise the format of a source and call its loader."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from whisper_opt.export.checkpoints.torch_pickle import is_torch_file
 
 __all__ = ["load_checkpoint"]
 
-_KNOWN = (
+_EXPECTED = (
     "a Hugging Face directory (config.json with model.safetensors or pytorch_model.bin), an OpenAI"
     " .pt file, or a CTranslate2 directory (model.bin)"
 )
@@ -25,20 +25,20 @@ def load_checkpoint(
 ) -> Checkpoint:
     """Open a Whisper checkpoint of any supported format.
 
-    Nothing but indexes is kept in memory: each tensor is read when asked for. The weight files
-    are read through once, to record their SHA-256.
+    Only indexes are kept in memory; tensors are read on demand. The weight files are read once to
+    record their SHA-256.
 
     Args:
         source: a Hugging Face directory, an OpenAI ``.pt`` file, a CTranslate2 directory (float
             weights), or a Hugging Face hub id such as ``openai/whisper-tiny.en``, which is
-            fetched into the client's cache. An existing path wins over a hub id.
+            fetched into the client's cache. An existing path takes precedence over a hub id.
         tokenizer: a ``tokenizer.json``, a directory that holds one, or a ``.tiktoken`` file; by
             default the checkpoint's own.
         revision: branch, tag or commit, for a hub id.
 
     Raises:
         CheckpointError: the source does not exist, is damaged, or is not a Whisper model in one of
-            these formats; or its tokenizer is missing or another model's.
+            these formats; or its tokenizer is missing or belongs to another model.
         BackendUnavailable: a hub id was given and huggingface_hub is not installed.
     """
     words = None if tokenizer is None else Path(tokenizer)
@@ -60,7 +60,7 @@ def load_checkpoint(
         return _load_directory(download(source, revision), words, name)
     raise CheckpointError(
         f"{str(source)!r} is neither an existing path nor a Hugging Face hub id"
-        f" (organisation/model); expected {_KNOWN}"
+        f" (organisation/model); expected {_EXPECTED}"
     )
 
 
@@ -76,7 +76,7 @@ def _load_directory(directory: Path, tokenizer: Path | None, name: str | None) -
         )
     raise CheckpointError(
         f"{directory.name!r} holds no Whisper weights: looked for"
-        f" {', '.join(HUGGINGFACE_WEIGHTS)} and model.bin; expected {_KNOWN}"
+        f" {', '.join(HUGGINGFACE_WEIGHTS)} and model.bin; expected {_EXPECTED}"
     )
 
 
@@ -85,6 +85,6 @@ def _load_file(path: Path, tokenizer: Path | None) -> Checkpoint:
         raise CheckpointError(f"{path.name} is one file of a model; pass the directory it is in")
     if not is_torch_file(path):
         raise CheckpointError(
-            f"{path.name} is not a checkpoint of a known format; expected {_KNOWN}"
+            f"{path.name} is not a checkpoint of a known format; expected {_EXPECTED}"
         )
     return load_openai(path, tokenizer=tokenizer)

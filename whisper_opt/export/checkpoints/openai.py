@@ -1,7 +1,7 @@
 """OpenAI's own ``.pt`` files: ``{"dims": ..., "model_state_dict": ...}``.
 
-The file names its tensors canonically but holds neither tokenizer, nor suppress lists, nor
-alignment heads; the tokenizer is looked for nearby and in an installed openai-whisper.
+The file has no tokenizer, no suppression lists and no alignment heads. The tokenizer is searched
+beside the file and in an installed openai-whisper.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ from pathlib import Path
 
 from whisper_opt.core.dims import ModelDims
 from whisper_opt.core.errors import CheckpointError
-from whisper_opt.export.checkpoints.blob import Blob, describe
+from whisper_opt.export.checkpoints.blob import Blob, make_source
 from whisper_opt.export.checkpoints.checkpoint import Checkpoint, check_window, expected_shapes
 from whisper_opt.export.checkpoints.tokenizer import find_tokenizer
 from whisper_opt.export.checkpoints.torch_pickle import read_torch
-from whisper_opt.export.checkpoints.vocabulary import fit, tells_languages
+from whisper_opt.export.checkpoints.vocabulary import is_multilingual, without_padding_rows
 
 __all__ = ["load_openai"]
 
-# Constants of the reference's modules that some versions save along with the weights.
+# Constants that some versions of openai-whisper save with the weights.
 _IGNORED = {"decoder.mask", "alignment_heads"}
 
 
 def load_openai(path: Path, *, tokenizer: Path | None = None) -> Checkpoint:
-    """Index an OpenAI checkpoint; weights are read later, tensor by tensor.
+    """Open an OpenAI checkpoint; weights are read later, tensor by tensor.
 
     Args:
         path: the ``.pt`` file.
@@ -45,7 +45,7 @@ def load_openai(path: Path, *, tokenizer: Path | None = None) -> Checkpoint:
     model_dims = ModelDims.from_dict(dims)
     check_window(model_dims)
     text = find_tokenizer(tokenizer or _tokenizer_near(path, model_dims), model_dims)
-    model_dims, blobs = fit(text, model_dims, _select(state, model_dims))
+    model_dims, blobs = without_padding_rows(text, model_dims, _select(state, model_dims))
     return Checkpoint(
         dims=model_dims,
         tensors={name: blob.tensor() for name, blob in blobs.items()},
@@ -53,8 +53,8 @@ def load_openai(path: Path, *, tokenizer: Path | None = None) -> Checkpoint:
         alignment_heads=None,
         suppress_tokens=None,
         begin_suppress_tokens=None,
-        source=describe("openai", path.name, (blob.dtype for blob in blobs.values()), [path]),
-        multilingual=tells_languages(text, None),
+        source=make_source("openai", path.name, (blob.dtype for blob in blobs.values()), [path]),
+        multilingual=is_multilingual(text, None),
     )
 
 

@@ -1,7 +1,7 @@
 """Index of a ``.safetensors`` file.
 
-Layout (huggingface/safetensors): u64 length of the header, the header as JSON, then the data that
-the header's offsets point into. Only types that convert to float32 without loss are read.
+Layout (huggingface/safetensors): length of the header as u64, the header as JSON, then the data to
+which the header's offsets refer. Only types that convert to float32 without loss are read.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from whisper_opt.export.checkpoints.blob import ITEM_BYTES, Blob
 __all__ = ["read_safetensors"]
 
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-_MAX_HEADER_BYTES = 1 << 24  # that of the largest model has 0.2 MB; JSON takes 24 times as much
+_MAX_HEADER_BYTES = 1 << 24  # the largest model has 0.2 MB; parsed JSON takes 24 times as much
 _MAX_AXES = 8
 
 

@@ -1,4 +1,4 @@
-"""The JSON configuration that sits beside the weights."""
+"""Text and JSON files beside the weights, and values of the configuration."""
 
 from __future__ import annotations
 
@@ -12,16 +12,24 @@ from typing import Any
 from whisper_opt.core.dims import ModelDims
 from whisper_opt.core.errors import CheckpointError
 
-__all__ = ["flag", "heads", "parse_json", "positive", "read_json", "read_text", "token_ids"]
+__all__ = [
+    "alignment_heads",
+    "optional_bool",
+    "parse_json",
+    "positive_int",
+    "read_json",
+    "read_text",
+    "token_ids",
+]
 
 _log = logging.getLogger(__name__)
 
 _MAX_BYTES = 1 << 24
-"""Of a text file; the largest that models have is a tokenizer of 4 MB."""
+"""Largest size of a text file; the largest of a Whisper model is a tokenizer of 4 MB."""
 
 
 def read_text(path: Path) -> str:
-    """The text of a file of a checkpoint.
+    """Read a text file of a checkpoint.
 
     Raises:
         CheckpointError: the file is missing or too large, or is not UTF-8.
@@ -55,7 +63,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def parse_json(text: str, name: str) -> dict[str, Any]:
-    """Parse a JSON object; ``name`` is that of its file.
+    """Parse a JSON object; ``name`` is the file name for messages.
 
     Raises:
         CheckpointError: not JSON, or not an object.
@@ -69,7 +77,7 @@ def parse_json(text: str, name: str) -> dict[str, Any]:
     return value
 
 
-def positive(config: Mapping[str, Any], key: str, file: str) -> int:
+def positive_int(config: Mapping[str, Any], key: str, file: str) -> int:
     """A required positive integer of a configuration.
 
     Raises:
@@ -84,9 +92,9 @@ def positive(config: Mapping[str, Any], key: str, file: str) -> int:
 
 
 def token_ids(config: Mapping[str, Any], key: str, n_vocab: int) -> tuple[int, ...] | None:
-    """An optional list of token ids below ``n_vocab``; None when absent, null or empty.
+    """An optional list of token ids below ``n_vocab``; None if absent, null or empty.
 
-    Fine-tuning scripts empty these lists for training, and so they are saved.
+    Fine-tuning scripts empty these lists for training, and they are saved empty.
 
     Raises:
         CheckpointError: not a list of ids of this vocabulary.
@@ -102,8 +110,8 @@ def token_ids(config: Mapping[str, Any], key: str, n_vocab: int) -> tuple[int, .
     return tuple(value) or None
 
 
-def flag(config: Mapping[str, Any], key: str) -> bool | None:
-    """An optional true or false; None when absent or null.
+def optional_bool(config: Mapping[str, Any], key: str) -> bool | None:
+    """An optional boolean; None if absent or null.
 
     Raises:
         CheckpointError: something else.
@@ -116,11 +124,13 @@ def flag(config: Mapping[str, Any], key: str) -> bool | None:
     return value
 
 
-def heads(config: Mapping[str, Any], dims: ModelDims) -> tuple[tuple[int, int], ...] | None:
-    """The optional ``alignment_heads`` pairs (decoder layer, head); None when absent or null.
+def alignment_heads(
+    config: Mapping[str, Any], dims: ModelDims
+) -> tuple[tuple[int, int], ...] | None:
+    """The optional ``alignment_heads`` pairs (decoder layer, head); None if absent or null.
 
-    Distilled models often keep the list of their teacher. A list with heads that the model does not
-    have is left out with a warning, whole: its other heads are those of another model too.
+    Distilled models often keep the list of their teacher. A list with a head that the model does
+    not have is ignored with a warning: its other heads belong to the teacher too.
 
     Raises:
         CheckpointError: not a list of pairs of integers.

@@ -1,9 +1,9 @@
-"""Find the tokenizer of a checkpoint, as the text of a Hugging Face ``tokenizer.json``.
+"""The tokenizer of a checkpoint, as the text of a Hugging Face ``tokenizer.json``.
 
-Whisper's tokenizer is GPT-2's byte-level BPE (Radford et al. 2019) with special tokens appended.
-It comes as ``tokenizer.json``, as ``vocab.json`` with ``merges.txt`` and ``added_tokens.json`` (or
-the same list in ``tokenizer_config.json``), or as the ``.tiktoken`` ranks of openai-whisper; the
-last two are converted.
+Whisper's tokenizer is GPT-2's byte-level BPE (Radford et al. 2019) with special tokens appended. It
+is read from ``tokenizer.json``, or converted: from ``vocab.json``, ``merges.txt`` and
+``added_tokens.json`` (or the same list in ``tokenizer_config.json``), or from the ``.tiktoken``
+ranks of openai-whisper.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from whisper_opt.core.dims import ModelDims
 from whisper_opt.core.errors import CheckpointError
 from whisper_opt.core.text_ids import is_special
 from whisper_opt.export.checkpoints.sidecar import parse_json, read_json, read_text
-from whisper_opt.export.checkpoints.vocabulary import check_ids
+from whisper_opt.export.checkpoints.vocabulary import check_token_ids
 from whisper_opt.text.languages import LANGUAGES
 from whisper_opt.text.vocabulary import BYTE_CHARACTERS
 
@@ -29,16 +29,16 @@ __all__ = ["build_tokenizer_json", "find_tokenizer", "has_tokenizer"]
 
 _END_OF_TEXT, _NO_TIMESTAMPS = "<|endoftext|>", "<|notimestamps|>"
 _TIMESTAMP = re.compile(r"<\|\d+\.\d\d\|>")
-_LONGEST = 256
-"""Characters of a token; GPT-2's have up to 128. Finding a merge takes their square in time."""
-_MOST_LOST = 1000
-"""Merges that are derived; the published tokenizers lack one."""
+_MAX_TOKEN_LENGTH = 256
+"""Characters of the longest token; GPT-2's have up to 128. Finding a merge takes quadratic time."""
+_MAX_RESTORED = 1000
+"""Largest number of merges that are restored; published tokenizers lack one."""
 _PARTS = ("vocab.json", "merges.txt", "added_tokens.json")
 _CONFIG = "tokenizer_config.json"
 
 
 def has_tokenizer(directory: Path) -> bool:
-    """Whether a directory holds a tokenizer :func:`find_tokenizer` can read."""
+    """Whether a directory holds a tokenizer that :func:`find_tokenizer` can read."""
     if (directory / "tokenizer.json").is_file():
         return True
     words = all((directory / name).is_file() for name in _PARTS[:2])
@@ -49,9 +49,9 @@ def find_tokenizer(path: Path, dims: ModelDims) -> str:
     """Read or convert a tokenizer.
 
     Args:
-        path: a ``tokenizer.json``, a ``.tiktoken`` file, or a directory that holds
-            ``tokenizer.json`` or its three older parts.
-        dims: the model the tokenizer must fit.
+        path: a ``tokenizer.json``, a ``.tiktoken`` file, or a directory with ``tokenizer.json`` or
+            the three older files.
+        dims: dimensions of the model.
 
     Returns:
         Text of a ``tokenizer.json``.
@@ -66,11 +66,11 @@ def find_tokenizer(path: Path, dims: ModelDims) -> str:
     else:
         text = read_text(path)
     value = parse_json(text, "tokenizer.json" if path.is_dir() else path.name)
-    check_ids(value, path.name, dims)
+    check_token_ids(value, path.name, dims)
     try:
         if _restore_merges(value):
             text = json.dumps(value, ensure_ascii=False)
-        text.encode("utf-8")  # escapes in JSON may spell halves of characters
+        text.encode("utf-8")  # JSON escapes may contain half of a surrogate pair
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"the tokenizer in {path.name!r} has merges that do not fit its vocabulary; fetch it"
@@ -88,11 +88,11 @@ def build_tokenizer_json(
     """Compose a byte-level BPE ``tokenizer.json``.
 
     Args:
-        vocab: text of each token in GPT-2's byte alphabet -> id.
-        merges: pairs in the order they apply.
-        added: added tokens -> id; timestamps among them are marked not special, as in the
-            tokenizers of the released models.
-        special: those of them that are special though their name is not in ``<|...|>``.
+        vocab: tokens in GPT-2's byte alphabet -> id.
+        merges: pairs of tokens in order of application.
+        added: added tokens -> id; timestamps are marked as not special, as in the tokenizers of
+            the released models.
+        special: added tokens that are special although their name is not in ``<|...|>``.
     """
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     tokenizer = {
@@ -146,7 +146,7 @@ def _from_directory(directory: Path) -> str:
         added.update(read_json(directory / "added_tokens.json"))
     for name, ids in (("vocab.json", vocab), ("added_tokens.json", added)):
         if not all(isinstance(index, int) for index in ids.values()):
-            raise CheckpointError(f"{name} maps tokens to things other than ids; fetch it again")
+            raise CheckpointError(f"{name} maps tokens to values that are no ids; fetch it again")
     if _END_OF_TEXT in vocab:
         added[_END_OF_TEXT] = vocab[_END_OF_TEXT]
     special = [token["content"] for token in listed if is_special(token)]
@@ -154,7 +154,7 @@ def _from_directory(directory: Path) -> str:
 
 
 def _listed_in_config(directory: Path) -> list[dict[str, Any]] | None:
-    """The added tokens that ``tokenizer_config.json`` lists, with their ids; None: it does not.
+    """The added tokens of ``tokenizer_config.json`` with their ids; None if it lists none.
 
     Raises:
         CheckpointError: it is damaged.
@@ -194,7 +194,7 @@ def _read_merges(path: Path) -> list[tuple[str, str]]:
 
 
 def _special_tokens(dims: ModelDims) -> list[str]:
-    """Names in openai-whisper's order (whisper/tokenizer.py), without the timestamps."""
+    """Special tokens in openai-whisper's order (whisper/tokenizer.py), without the timestamps."""
     n_languages = dims.n_vocab - 51765 - int(dims.is_multilingual)
     if not 0 < n_languages <= len(LANGUAGES):
         raise CheckpointError(
@@ -222,7 +222,7 @@ def _read_ranks(path: Path) -> dict[str, int]:
             continue
         try:
             token, rank = line.split()
-            # openai-whisper's multilingual file writes its one empty token as a lone "="
+            # openai-whisper's multilingual file writes its only empty token as "="
             raw = base64.b64decode(token) if token.strip("=") else b""
             ranks["".join(BYTE_CHARACTERS[byte] for byte in raw)] = int(rank)
         except (ValueError, binascii.Error) as error:
@@ -232,24 +232,24 @@ def _read_ranks(path: Path) -> dict[str, int]:
     return ranks
 
 
-def _split(token: str, ranks: Mapping[str, int]) -> tuple[str, str] | None:
-    """The two pieces that merge into ``token``, or None if no lower-ranked pieces do.
+def _split_merge(token: str, ranks: Mapping[str, int]) -> tuple[str, str] | None:
+    """The two tokens that merge into ``token``; None if no tokens of lower rank do.
 
-    A token's rank is the moment of its last merge, so merging its bytes with lower ranks only stops
-    at those two pieces.
+    Merges apply in order of rank. So if the bytes of a token are merged with all lower ranks, the
+    two tokens of its own merge are left.
     """
-    if len(token) > _LONGEST:
+    if len(token) > _MAX_TOKEN_LENGTH:
         return None
-    pieces = list(token)
+    parts = list(token)
     limit = ranks[token]
-    while len(pieces) > 2:
-        pairs = [ranks.get(a + b, limit) for a, b in zip(pieces, pieces[1:])]
+    while len(parts) > 2:
+        pairs = [ranks.get(a + b, limit) for a, b in zip(parts, parts[1:])]
         best = min(pairs)
         if best >= limit:
             return None
         i = pairs.index(best)
-        pieces[i : i + 2] = [pieces[i] + pieces[i + 1]]
-    left, right = pieces
+        parts[i : i + 2] = [parts[i] + parts[i + 1]]
+    left, right = parts
     return left, right
 
 
@@ -260,7 +260,7 @@ def _from_tiktoken(path: Path, dims: ModelDims) -> str:
     merges = []
     for token in sorted(ranks, key=ranks.__getitem__):
         if len(token) > 1:
-            pair = _split(token, ranks)
+            pair = _split_merge(token, ranks)
             if pair is None:
                 raise CheckpointError(
                     f"{path.name}: token {token!r} is not a merge of two earlier tokens; expected"
@@ -272,21 +272,21 @@ def _from_tiktoken(path: Path, dims: ModelDims) -> str:
 
 
 def _restore_merges(value: dict[str, Any]) -> bool:
-    """Put back, in place, merges that a tokenizer lost; returns whether there were any.
+    """Restore missing merges in place; returns whether there were any.
 
-    The ``tokenizer.json`` published with multilingual models lacks the very first merge (space +
-    "t"), so that it spells " the" otherwise than OpenAI's tokenizer does and the model was trained
-    with. The vocabulary still ranks the token, which is enough to derive the merge.
+    Some published ``tokenizer.json`` of multilingual models lack the first merge (space + "t").
+    They encode " the" otherwise than OpenAI's tokenizer, with which the model was trained. The
+    merge is derived from the token's rank in the vocabulary.
     """
     vocab = value["model"]["vocab"]
     pairs = [m.split(" ") if isinstance(m, str) else m for m in value["model"]["merges"]]
     ranks = [vocab[left + right] for left, right in pairs]
     known = {*ranks, *(token["id"] for token in value["added_tokens"])}
     lost = [token for token, rank in vocab.items() if len(token) > 1 and rank not in known]
-    if not 0 < len(lost) <= _MOST_LOST or ranks != sorted(ranks):
+    if not 0 < len(lost) <= _MAX_RESTORED or ranks != sorted(ranks):
         return False
     for token in lost:
-        pair = _split(token, vocab)
+        pair = _split_merge(token, vocab)
         if pair is None:  # not GPT-2's vocabulary
             return False
         at = bisect.bisect(ranks, vocab[token])

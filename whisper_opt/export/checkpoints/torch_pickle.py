@@ -1,9 +1,9 @@
-"""Read PyTorch's zip files (``.pt``, ``.bin``) without PyTorch and without running their code.
+"""Reader of PyTorch's zip files (``.pt``, ``.bin``): needs no PyTorch, runs no code from them.
 
-A file of ``torch.save`` is a zip archive of a pickle, ``data.pkl``, and one uncompressed member for
-each storage (layout: pytorch, torch/serialization.py). A pickle can name any function to call; the
-reader here knows only the handful that tensors need and refuses every other by name, and it takes
-only the opcodes of plain containers. Storages stay in the file until a tensor is read.
+A file of ``torch.save`` is a zip archive of a pickle, ``data.pkl``, and one uncompressed member per
+storage (layout: pytorch, torch/serialization.py). A pickle can name any function to call. This
+reader accepts only the names that tensors need and the opcodes of plain containers. Storages are
+read when a tensor is.
 """
 
 from __future__ import annotations
@@ -30,15 +30,14 @@ _STORAGES = {
 }
 # First bytes of torch.save before 1.6: a pickled magic number.
 _LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
-_MAX_PICKLE_BYTES = (
-    1 << 23
-)  # that of the largest model has 0.3 MB; an object takes 64 bytes and more
+_MAX_PICKLE_BYTES = 1 << 23
+"""The largest model has 0.3 MB; objects take 64 bytes and more in memory."""
 _MAX_AXES = 8
 _LOCAL_HEADER_BYTES = 30
 
 
 def is_torch_file(path: Path) -> bool:
-    """Whether a file starts like one of ``torch.save``, old or new."""
+    """Whether a file starts as ``torch.save`` writes it, before or after 1.6."""
     try:
         with path.open("rb") as file:
             start = file.read(len(_LEGACY))
@@ -48,11 +47,11 @@ def is_torch_file(path: Path) -> bool:
 
 
 def read_torch(path: Path) -> Any:
-    """The object saved in a file, its tensors as unread :class:`Blob`.
+    """The saved object, with tensors as unread :class:`Blob`.
 
     Raises:
         CheckpointError: the file is not a zip of ``torch.save``, is damaged, has tensors of an
-            unsupported type, or its pickle names anything else than tensors and plain containers.
+            unsupported type, or its pickle holds anything but tensors and plain containers.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -86,7 +85,7 @@ def _not_a_zip(path: Path) -> str:
 
 
 class _Storages:
-    """Members of the archive, located but not read."""
+    """Storages of an archive, located but not read."""
 
     def __init__(self, path: Path, archive: zipfile.ZipFile) -> None:
         self._path = path
@@ -109,7 +108,7 @@ class _Storages:
         return io.BytesIO(self._read(self._members[f"{self._root}data.pkl"], _MAX_PICKLE_BYTES))
 
     def _read(self, info: zipfile.ZipInfo, most: int) -> bytes:
-        """A member that is small and stored plain: what is compressed may be of any size."""
+        """A small, uncompressed member; compressed ones could expand to any size."""
         self._check_plain(info)
         if info.file_size > most:
             raise CheckpointError(
@@ -129,7 +128,7 @@ class _Storages:
     def blob(self, key: str, dtype: str, n_items: int) -> Blob:
         """The storage ``key`` as one flat array.
 
-        Members are stored uncompressed, so the data is found by reading the member's own header.
+        Its data follows the member's local header.
         """
         info = self._members.get(f"{self._root}data/{key}")
         if info is None:
@@ -167,15 +166,16 @@ _OPCODES = (
     *(pickle.BINPUT, pickle.LONG_BINPUT, pickle.MEMOIZE, pickle.BINGET, pickle.LONG_BINGET),
     *(pickle.BINPERSID, pickle.STOP),
 )
-"""What plain containers and tensors are pickled with, besides what :class:`_Unpickler` defines."""
+"""Opcodes of plain containers and tensors, besides those that :class:`_Unpickler` defines."""
 
 
 class _Unpickler(pickle._Unpickler):
-    """Unpickler that can make tensors and containers, and nothing else.
+    """Unpickler of tensors and plain containers only.
 
-    The one written in Python, whose opcodes can be chosen. That in C lets a pickle of a few bytes
-    allocate gigabytes (a large memo index), set any attribute of an object it has made, and end the
-    process by a key of nested tuples, which are hashed recursively.
+    It is derived from the Python implementation, whose opcodes can be restricted. With the C
+    implementation a pickle of a few bytes can allocate gigabytes (a large memo index), set any
+    attribute of an object it made, and crash the process with a key of nested tuples, which are
+    hashed recursively.
     """
 
     stack: list[Any]
@@ -237,7 +237,7 @@ class _Unpickler(pickle._Unpickler):
         self.stack.append(function(*arguments))
 
     def _load_build(self) -> None:
-        """State of a dictionary is ``_metadata`` of a ``state_dict``, which is not needed."""
+        """Skip the state of a dictionary: ``_metadata`` of a ``state_dict``."""
         self.stack.pop()
         if not isinstance(self.stack[-1], dict):
             raise pickle.UnpicklingError("attributes of something that is not a dictionary")
@@ -253,7 +253,7 @@ class _Unpickler(pickle._Unpickler):
 
 
 class _NewDict:
-    """Stands for collections.OrderedDict, whose items follow."""
+    """Replaces collections.OrderedDict; its items follow."""
 
     __slots__ = ()
 
@@ -262,10 +262,10 @@ class _NewDict:
 
 
 class _RebuildTensor:
-    """Stands for torch._utils._rebuild_tensor_v2.
+    """Replaces torch._utils._rebuild_tensor_v2.
 
-    Without slots or dictionary: a pickle can try to set attributes on what it names, and a plain
-    function would keep them after the reading.
+    An object without attributes, because a pickle can try to set some, and a plain function would
+    keep them.
     """
 
     __slots__ = ()
@@ -291,7 +291,7 @@ class _RebuildTensor:
 
 
 class _RebuildParameter:
-    """Stands for torch._utils._rebuild_parameter."""
+    """Replaces torch._utils._rebuild_parameter."""
 
     __slots__ = ()
 

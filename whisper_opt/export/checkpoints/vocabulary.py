@@ -1,4 +1,4 @@
-"""What a tokenizer says about a model: how many tokens it has, and whether it is multilingual."""
+"""Facts about a model from its tokenizer: number of tokens, multilingual or not."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from whisper_opt.core.errors import CheckpointError
 from whisper_opt.export.checkpoints.blob import Blob
 from whisper_opt.export.checkpoints.checkpoint import OUTPUT_HEAD
 
-__all__ = ["check_ids", "fit", "tells_languages"]
+__all__ = ["check_token_ids", "is_multilingual", "without_padding_rows"]
 
 _log = logging.getLogger(__name__)
 _END_OF_TEXT, _NO_TIMESTAMPS = "<|endoftext|>", "<|notimestamps|>"
 _LANGUAGE = re.compile(r"<\|[a-z]{2,3}\|>")
-_ROWS = ("decoder.token_embedding.weight", OUTPUT_HEAD)
-"""Tensors with a row per token."""
+_TOKEN_ROWS = ("decoder.token_embedding.weight", OUTPUT_HEAD)
+"""Tensors with one row per token."""
 _ENGLISH_END = 50256
-"""The end of text in OpenAI's English-only vocabulary, which is GPT-2's. It lists the tokens of all
-languages too, and its models never use them."""
-_ROW_MULTIPLE, _MOST_PADDING = 8, 256
-"""Rows of an embedding are padded to multiples of 8, 64 or 128, for speed in training."""
+"""End of text in OpenAI's English-only vocabulary, which is GPT-2's. It has language tokens too,
+but English-only models do not use them."""
+_ROW_MULTIPLE, _MAX_PADDING = 8, 256
+"""Embeddings are padded to multiples of 8, 64 or 128 rows, for speed in training."""
 
 
-def check_ids(value: Mapping[str, Any], name: str, dims: ModelDims) -> None:
-    """Refuse a tokenizer whose ids do not span exactly the model's vocabulary, padding aside.
+def check_token_ids(value: Mapping[str, Any], name: str, dims: ModelDims) -> None:
+    """Check that the ids of a tokenizer are those of the model, apart from padding rows.
 
     Args:
-        value: its parsed ``tokenizer.json``.
-        name: of its file, for messages.
-        dims: of the model.
+        value: parsed ``tokenizer.json``.
+        name: file name for messages.
+        dims: dimensions of the model.
 
     Raises:
         CheckpointError: it belongs to another model, or the model has no timestamp tokens.
     """
     try:
-        largest, first_timestamp = _ends(value)
+        largest, first_timestamp = _id_bounds(value)
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"the tokenizer in {name!r} has no {_NO_TIMESTAMPS} or no BPE vocabulary; expected the"
@@ -59,35 +59,36 @@ def check_ids(value: Mapping[str, Any], name: str, dims: ModelDims) -> None:
         )
 
 
-def _ends(value: Mapping[str, Any]) -> tuple[int, int]:
-    """The largest id of a parsed tokenizer, and the id of the first timestamp."""
+def _id_bounds(value: Mapping[str, Any]) -> tuple[int, int]:
+    """The largest id of a parsed tokenizer and the id of the first timestamp."""
     ids = {token["content"]: int(token["id"]) for token in value["added_tokens"]}
     largest = max([*ids.values(), *value["model"]["vocab"].values()])
     return largest, ids.get("<|0.00|>", ids[_NO_TIMESTAMPS] + 1)
 
 
 def _is_padding(more: int, n_rows: int) -> bool:
-    """Whether that many rows more than tokens are what rounding their number up gives."""
-    return 0 < more < _MOST_PADDING and n_rows % _ROW_MULTIPLE == 0
+    """Whether ``more`` rows than tokens can be padding of an embedding of ``n_rows``."""
+    return 0 < more < _MAX_PADDING and n_rows % _ROW_MULTIPLE == 0
 
 
-def fit(
+def without_padding_rows(
     tokenizer_json: str, dims: ModelDims, blobs: Mapping[str, Blob]
 ) -> tuple[ModelDims, Mapping[str, Blob]]:
-    """Dimensions and tensors without the rows of the embedding that belong to no token.
+    """Dimensions and tensors without padding rows of the embedding.
 
     Args:
-        tokenizer_json: what :func:`find_tokenizer` found for ``dims``.
-        dims: as the files have it.
+        tokenizer_json: result of :func:`find_tokenizer` for ``dims``.
+        dims: dimensions in the files.
         blobs: tensors by canonical name.
     """
-    largest, first_timestamp = _ends(json.loads(tokenizer_json))
+    largest, first_timestamp = _id_bounds(json.loads(tokenizer_json))
     n_ids = max(largest + 1, first_timestamp + dims.n_audio_ctx + 1)
     if n_ids == dims.n_vocab:
         return dims, blobs
     _log.info("the last %d rows of the token embedding are padding", dims.n_vocab - n_ids)
     cut = {
-        name: _first_rows(blob, n_ids) if name in _ROWS else blob for name, blob in blobs.items()
+        name: _first_rows(blob, n_ids) if name in _TOKEN_ROWS else blob
+        for name, blob in blobs.items()
     }
     return dataclasses.replace(dims, n_vocab=n_ids), cut
 
@@ -98,15 +99,15 @@ def _first_rows(blob: Blob, n: int) -> Blob:
     return dataclasses.replace(blob, shape=(n, *blob.shape[1:]))
 
 
-def tells_languages(tokenizer_json: str, stated: bool | None) -> bool:
-    """Whether a model is multilingual: its prompts name language and task.
+def is_multilingual(tokenizer_json: str, stated: bool | None) -> bool:
+    """Whether a model is multilingual, so that its prompts contain language and task.
 
     Args:
         tokenizer_json: its tokenizer.
-        stated: what its configuration says, if anything.
+        stated: ``is_multilingual`` of its configuration, if present.
 
     Raises:
-        CheckpointError: stated, but the tokenizer cannot.
+        CheckpointError: it is stated, but the tokenizer has no tokens for it.
     """
     ids = {token["content"]: token["id"] for token in json.loads(tokenizer_json)["added_tokens"]}
     can = "<|transcribe|>" in ids and any(map(_LANGUAGE.fullmatch, ids))
