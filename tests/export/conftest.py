@@ -18,7 +18,7 @@ def small() -> Checkpoint:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """An empty directory that holds nothing but the engine and what an export leaves beside it."""
+    """An empty directory for one engine."""
     path = tmp_path / "engines"
     path.mkdir()
     return path

@@ -1,4 +1,4 @@
-"""The whole export: what it leaves, what it refuses, and what verification notices."""
+"""Exports: the files written, what is refused, and errors that verification finds."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ from whisper_opt.core.arrays import F32
 from whisper_opt.core.errors import EngineError, OptionError, VerificationError
 from whisper_opt.export import export
 from whisper_opt.export.checkpoints import Checkpoint
+from whisper_opt.export.verification.parity import MANIFEST_KEYS
 from whisper_opt.export.verification.reference import Reference
 from whisper_opt.runtime.engine import ENGINE_FILES, MANIFEST, Engine, Manifest, read_engine
 from whisper_opt.runtime.head_bounds import Screen
 
 FULL = random_dims()
 
-# --- what an export leaves ------------------------------------------------------------------------
+# --- files of an engine ---------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module", params=DIALECTS)
@@ -75,7 +76,7 @@ def test_parity_is_measured(exported: Engine) -> None:
     assert "noise" in parity["input"]
 
 
-def test_verification_is_left_out_only_when_asked_and_the_manifest_says_so(
+def test_exports_without_verification_say_so_in_the_manifest(
     place: Path, small: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: Any, **__: Any) -> Any:
@@ -108,25 +109,26 @@ def test_graphs_are_valid_onnx_with_external_weights(exported: Engine) -> None:
             stored = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
             assert length == stored.itemsize * np.prod(tensor.dims)
             ends.append(offset + length)
-        # what the runtime reads itself lies among the weights, or behind them
+        # tensors that the runtime reads are among the weights, or after them
         own = [entry for entry in exported.manifest.tensors.values() if entry.file == data]
         last = max([ends[-1], *(x.offset + 4 * int(np.prod(x.shape)) for x in own)])
         assert last == size
 
 
-def test_the_runtime_reads_its_own_tensors(exported: Engine) -> None:
+def test_tensors_read_by_the_runtime(exported: Engine) -> None:
+    bound_ratio = MANIFEST_KEYS["bound_ratio"]
     if exported.manifest.dialect == "standard":
         assert not exported.manifest.tensors
-        assert exported.manifest.parity["screen_share"] is None
+        assert exported.manifest.parity[bound_ratio] is None
         return
-    assert 0 < exported.manifest.parity["screen_share"] < 1
+    assert 0 < exported.manifest.parity[bound_ratio] < 1
     dims = exported.manifest.dims
-    screen = Screen.of(exported.tensor)
-    assert screen.embedding.shape == (dims.n_vocab, dims.n_text_state)
+    head = Screen.of(exported.tensor)
+    assert head.embedding.shape == (dims.n_vocab, dims.n_text_state)
     model = onnx.load(str(exported.file("decoder.onnx")))
     (held,) = (t for t in model.graph.initializer if t.name == "decoder.token_embedding.weight")
-    np.testing.assert_array_equal(screen.embedding, onnx.numpy_helper.to_array(held))
-    np.testing.assert_allclose(screen.embedding.mean(axis=0), screen.mean, atol=1e-6)
+    np.testing.assert_array_equal(head.embedding, onnx.numpy_helper.to_array(held))
+    np.testing.assert_allclose(head.embedding.mean(axis=0), head.mean, atol=1e-6)
 
 
 def test_the_engine_transcribes(exported: Engine) -> None:
@@ -145,7 +147,7 @@ def test_exporting_twice_gives_the_same_bytes(place: Path, small: Checkpoint) ->
     assert snapshot(first.path) == snapshot(second.path)
 
 
-def test_what_the_checkpoint_does_not_say_stays_unsaid(place: Path, small: Checkpoint) -> None:
+def test_lists_that_the_checkpoint_lacks_are_none(place: Path, small: Checkpoint) -> None:
     bare = dataclasses.replace(
         small, alignment_heads=None, suppress_tokens=None, begin_suppress_tokens=None
     )
@@ -155,7 +157,7 @@ def test_what_the_checkpoint_does_not_say_stays_unsaid(place: Path, small: Check
     assert manifest.begin_suppress_tokens is None
 
 
-def test_a_path_is_loaded(place: Path, small: Checkpoint) -> None:
+def test_a_path_as_source(place: Path, small: Checkpoint) -> None:
     source = write_huggingface(small, place / "source", dtype="float32")
     by_path = export(str(source), str(place / "engine"))
     by_hand = export(small, place / "other")
@@ -167,7 +169,7 @@ def test_a_path_is_loaded(place: Path, small: Checkpoint) -> None:
             assert by_path.manifest.files[name] == by_hand.manifest.files[name], name
 
 
-def test_a_tokenizer_can_be_given(place: Path, small: Checkpoint) -> None:
+def test_another_tokenizer(place: Path, small: Checkpoint) -> None:
     source = write_openai_pt(small, place / "tiny.pt", dtype="float32")
     words = place / "words"
     words.mkdir()
@@ -189,8 +191,8 @@ def test_progress_goes_from_start_to_end(place: Path, small: Checkpoint) -> None
     floats = sum(int(np.prod(tensor.shape)) for tensor in small.tensors.values())
     key_biases = (SMALL.n_audio_layer + SMALL.n_text_layer) * SMALL.n_text_state
     state, vocab = SMALL.n_text_state, SMALL.n_vocab
-    screen = state * vocab + 4 * (2 * state + 2 * vocab + 1)
-    assert seen[stages.index("verify") - 1][1] == 4 * (floats + key_biases) + screen
+    head_8bit = state * vocab + 4 * (2 * state + 2 * vocab + 1)
+    assert seen[stages.index("verify") - 1][1] == 4 * (floats + key_biases) + head_8bit
 
 
 # --- what is refused ------------------------------------------------------------------------------
@@ -204,7 +206,7 @@ def test_an_existing_target_is_refused(place: Path, small: Checkpoint) -> None:
     assert snapshot(place) == before
 
 
-def test_an_engine_is_overwritten_when_asked(place: Path, small: Checkpoint) -> None:
+def test_overwrite_replaces_an_engine(place: Path, small: Checkpoint) -> None:
     before = export(small, place / "engine")
     (place / "engine" / "leftover.txt").write_text("of the old engine")
     after = export(sharp_checkpoint(SMALL, seed=1), place / "engine", overwrite=True)
@@ -214,7 +216,7 @@ def test_an_engine_is_overwritten_when_asked(place: Path, small: Checkpoint) -> 
     assert os.listdir(place) == ["engine"]
 
 
-def test_an_empty_directory_is_overwritten_when_asked(place: Path, small: Checkpoint) -> None:
+def test_overwrite_replaces_an_empty_directory(place: Path, small: Checkpoint) -> None:
     (place / "engine").mkdir()
     with pytest.raises(EngineError, match="already exists"):
         export(small, place / "engine")
@@ -268,7 +270,7 @@ def test_a_tokenizer_of_another_model_is_refused(place: Path, small: Checkpoint)
     assert os.listdir(place) == []
 
 
-# --- an engine that would compute something else --------------------------------------------------
+# --- engines that compute something else ----------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -287,7 +289,7 @@ def test_a_tokenizer_of_another_model_is_refused(place: Path, small: Checkpoint)
     ],
 )
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "fp16-storage"])
-def test_another_weight_fails_verification(
+def test_a_changed_weight_fails_verification(
     place: Path,
     small: Checkpoint,
     monkeypatch: pytest.MonkeyPatch,

@@ -1,4 +1,4 @@
-"""An export that is stopped, killed or short of space never leaves half of anything."""
+"""Exports that are interrupted, killed or out of disk space leave no incomplete files."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def file_limit(size: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("size", [100, 200_000, 800_000])
-def test_what_the_system_refuses_leaves_nothing(place: Path, small: Checkpoint, size: int) -> None:
+def test_a_file_size_limit_leaves_nothing(place: Path, small: Checkpoint, size: int) -> None:
     with (
         file_limit(size),
         pytest.raises(EngineError, match=r"cannot write the engine .*File too large"),
@@ -151,7 +151,7 @@ def test_a_place_inside_a_file(place: Path, small: Checkpoint) -> None:
     assert snapshot(place) == {"file": b"content"} or os.listdir(place) == ["file"]
 
 
-# --- what a killed export left --------------------------------------------------------------------
+# --- leftovers of killed exports ------------------------------------------------------------------
 
 
 def dead_pid() -> int:
@@ -171,7 +171,7 @@ def test_leftovers_of_the_dead_are_removed(place: Path, small: Checkpoint) -> No
     dead = dead_pid()
     leave(place, f".engine.partial-{dead}")
     leave(place, f".engine.partial-{dead}.old")
-    leave(place, f".engine.partial-{os.getpid()}")  # of a process that had our number
+    leave(place, f".engine.partial-{os.getpid()}")  # of a process that had our pid
     others = {
         f".engine.partial-{os.getppid()}",  # alive
         f".engine2.partial-{dead}",  # of another target
@@ -191,7 +191,7 @@ def test_leftovers_are_found_under_any_name(place: Path, small: Checkpoint) -> N
 
 
 def test_two_exports_at_once_to_one_target(place: Path, small: Checkpoint) -> None:
-    """The second gives way, and the first does not notice."""
+    """The second fails, the first succeeds."""
     refused: list[str] = []
 
     def on_progress(stage: str, done: float, total: float) -> None:
@@ -251,7 +251,7 @@ def test_a_killed_export_leaves_no_engine(
 
 
 def test_an_engine_lost_between_two_renames_comes_back(place: Path, small: Checkpoint) -> None:
-    """Killed after the old engine stepped aside and before the new one took its place."""
+    """Killed after the old engine was renamed and before the new one was."""
     old = export(sharp_checkpoint(SMALL, seed=1), place / "engine")
     before = snapshot(old.path)
     old.path.rename(place / f".engine.partial-{dead_pid()}.old")

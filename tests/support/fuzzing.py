@@ -1,4 +1,4 @@
-"""Damaged inputs by the thousand, tried in a process of their own.
+"""Damaged inputs by the thousand, tried in a child process.
 
 ``fuzz("tests.test_x:read", {"name": data}, n)`` changes valid inputs at random, always in the same
 way for the same seed, and calls ``read`` with each. The target runs in a child process with little
@@ -171,7 +171,7 @@ def fuzz(
 def _run(
     target: str, folder: str, seed: int, first: int, n: int, seconds: int, memory: int
 ) -> tuple[int, str]:
-    """Number of the input that ended the child, and why; (n, "") when it did them all."""
+    """Number of the input that ended the child, and why; (n, "") if none did."""
     with open(Path(folder, "log"), "w+b") as log:
         arguments = [target, folder, *map(str, (seed, first, n, seconds, memory))]
         command = [sys.executable, "-X", "faulthandler", "-m", "tests.support.fuzzing", *arguments]
@@ -226,7 +226,7 @@ def _child(target: str, folder: str, *numbers: str) -> None:
                 traceback.print_exc()
                 sys.exit(1)
             signal.alarm(0)
-    os._exit(0)  # leave out what libraries do at the end: it is not what is tested
+    os._exit(0)  # without exit handlers of libraries, which are not tested
 
 
 def _input(seed: int, number: int, corpus: Sequence[bytes]) -> bytes:

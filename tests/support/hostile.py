@@ -1,7 +1,7 @@
-"""Changes of valid files that keep their structure: other values in JSON, in pickles and in zips.
+"""Changes of valid files that keep their structure: values in JSON, pickles and zips.
 
 Bytes changed at random (``tests.support.fuzzing``) seldom get past the first check of a reader;
-these do. All depends on the generator that is given alone, so every input can be made again.
+these do. Changes depend only on the given generator, so every input can be made again.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _VALUES: Sequence[Any] = (
 
 
 def _place(chance: random.Random, value: Any) -> tuple[Any, ...]:
-    """Keys that lead to some value below the top."""
+    """Keys of a random nested value."""
     place: tuple[Any, ...] = ()
     while isinstance(value, (dict, list)) and value and (not place or chance.random() < 0.8):
         key = (
@@ -53,7 +53,7 @@ def _at(value: Any, place: tuple[Any, ...]) -> Any:
 
 
 def _new_value(chance: random.Random, before: Any, other: Any) -> Any:
-    """A value in the place of another one, or one from elsewhere in the file."""
+    """A replacement for a value, perhaps from elsewhere in the file."""
     kind = chance.randrange(6)
     if kind == 0:
         return copy.deepcopy(other)
@@ -63,7 +63,7 @@ def _new_value(chance: random.Random, before: Any, other: Any) -> Any:
 
 
 def _change(chance: random.Random, value: Any) -> None:
-    """One change below the top."""
+    """Change one nested value."""
     place = _place(chance, value)
     if not place:
         return
@@ -80,7 +80,7 @@ def _change(chance: random.Random, value: Any) -> None:
 
 
 def hostile_json(chance: random.Random, text: str) -> bytes:
-    """JSON with some values replaced, taken away or repeated."""
+    """JSON with some values replaced, removed or repeated."""
     value = json.loads(text)
     for _ in range(chance.choice((1, 1, 1, 2, 5))):
         _change(chance, value)
@@ -133,7 +133,7 @@ _NUMBERS = (0, 1, -1, 2, 3, 63, 64, 65, 4096, 1 << 20, (1 << 31) - 1, -(1 << 31)
 
 
 def hostile_pickle(chance: random.Random, data: bytes) -> bytes:
-    """Opcodes put in, taken out or exchanged, and other numbers."""
+    """A pickle with opcodes inserted, removed or exchanged, and numbers changed."""
     starts = [place for _, _, place in pickletools.genops(data) if place is not None]
     ops = [data[begin:end] for begin, end in zip(starts, [*starts[1:], len(data)])]
     for _ in range(chance.choice((1, 1, 1, 2, 3, 8))):
@@ -160,7 +160,7 @@ _NAMES = ("x/data.pkl", "x/data/0", "x/data/1", "y/data.pkl", "/etc/passwd", "..
 
 
 def hostile_zip(chance: random.Random, data: bytes) -> bytes:
-    """An archive whose members are compressed, repeated or missing, or lie about their sizes."""
+    """An archive with compressed, repeated or missing members, or wrong sizes."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = [(info.filename, archive.read(info)) for info in archive.infolist()]
     for _ in range(chance.choice((0, 0, 1, 1, 2))):
@@ -188,7 +188,7 @@ def hostile_zip(chance: random.Random, data: bytes) -> bytes:
 
 
 def _lying(chance: random.Random, data: bytearray) -> bytes:
-    """Other numbers in the central directory."""
+    """Change numbers in the central directory."""
     if chance.random() < 0.5:
         return bytes(data)
     fields = ((8, 2), (10, 2), (16, 4), (20, 4), (24, 4), (28, 2), (30, 2), (42, 4))
@@ -221,7 +221,7 @@ def _watch(event: str, arguments: tuple[Any, ...]) -> None:
 
 @contextlib.contextmanager
 def only_here() -> Iterator[None]:
-    """Within it, files outside the current folder must not be opened."""
+    """Context in which opening files outside the current folder is an error."""
     global _watching
     if not hasattr(sys, "_whisper_opt_watched"):
         sys.addaudithook(_watch)

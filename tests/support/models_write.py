@@ -41,7 +41,7 @@ def encode(values: F32, dtype: str) -> bytes:
 
 
 def rounded(values: F32, dtype: str) -> F32:
-    """What float32 values become by being stored as ``dtype``."""
+    """Float32 values rounded to ``dtype``."""
     if dtype == "bfloat16":
         return (np.ascontiguousarray(values).view(np.uint32) & 0xFFFF0000).view(np.float32)
     return values.astype(dtype).astype(np.float32)
@@ -168,7 +168,7 @@ def _write_json(file: Path, value: Any) -> None:
 
 
 class _Pickle:
-    """Protocol-2 opcodes of the few things a checkpoint consists of."""
+    """Pickle of a checkpoint in opcodes of protocol 2."""
 
     def __init__(self, dtype: str) -> None:
         self.storages: list[bytes] = []

@@ -1,11 +1,12 @@
-"""Builds by the real TensorRT for RTX, which needs no GPU for it.
+"""Builds with the real TensorRT for RTX, which needs no GPU to build.
 
-Not collected with the other tests: ``test_tensorrt.py`` runs this file in the Python that has the
-library (``scripts/test.sh`` makes one).
+Not collected with the other tests: ``tests/export/tensorrt/test_build_plans.py`` runs this file in
+the Python that has the library (``scripts/test.sh`` makes one).
 """
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -29,12 +30,13 @@ from whisper_opt.export.tensorrt.build import build_plans
 from whisper_opt.export.tensorrt.network import Network, Settings
 from whisper_opt.export.tensorrt.operators import with_attention
 from whisper_opt.runtime.engine import Engine
+from whisper_opt.runtime.tensorrt import library as library_module
 from whisper_opt.runtime.tensorrt.library import Library, load_library
 from whisper_opt.runtime.tensorrt.plan_spec import PlanSpec
 from whisper_opt.runtime.tensorrt.plans import GRAPHS, RECORD, Fresh, look
 
 GPUS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_120", "sm_121")
-# as turbo and large-v3, but for their width: four heads, fewer than which have no kernel in a step
+# turbo and large-v3 with four heads; steps have no kernel for fewer
 TURBO = {"n_mels": 128, "n_vocab": 51866, "n_audio_layer": 32, "n_text_layer": 4}
 LARGE = {"n_mels": 128, "n_vocab": 51866, "n_audio_layer": 1, "n_text_layer": 32}
 NARROW = {"n_audio_state": 256, "n_text_state": 256}
@@ -51,7 +53,7 @@ def fp16_engine(folder: Path, source: Any) -> Engine:
 
 @pytest.fixture
 def unverified(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exports of deep models in a moment: what they compute does not matter here."""
+    """Fast exports of deep models: their computation does not matter here."""
 
     class Parity:
         def to_dict(self) -> dict[str, Any]:
@@ -76,7 +78,7 @@ def networks(engine: Engine, library: Library) -> dict[str, Network]:
     for graph in ("encoder", "decoder"):
         model = onnx.load(str(engine.file(f"{graph}.onnx")), load_external_data=False)
         model = with_attention(model)
-        tensorrt._fix(model, tensorrt._fixed_sizes(engine.manifest.dims))
+        tensorrt._fix_dimensions(model, tensorrt._fixed_sizes(engine.manifest.dims))
         found[graph] = Network(library, model.SerializeToString(), engine.file(f"{graph}.onnx"))
     return found
 
@@ -131,7 +133,7 @@ def test_large_shaped_model(tmp_path: Path, unverified: None, library: Library) 
     dims, network = engine.manifest.dims, networks(engine, library)["decoder"]
     check_layers(network.layers, 32, decoder=True)
     model = onnx.load(str(engine.file("decoder.onnx")), load_external_data=False)
-    inputs = tensorrt._fix(model, tensorrt._fixed_sizes(dims))
+    inputs = tensorrt._fix_dimensions(model, tensorrt._fixed_sizes(dims))
     step = PlanSpec(max_batch=2, max_beam=2).profiles(dims)["decoder"][0]
     settings = Settings([tensorrt._shapes(inputs, step)], ("sm_120",))
     plan, timings = network.build(settings, lambda done: None)
@@ -158,7 +160,7 @@ def test_weights_that_are_streamed(small: Engine) -> None:
 def test_polygraphy_inspects(
     small: Engine, library: Library, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # its inspector imports the other name, whatever it was told in its environment
+    # its inspector imports tensorrt, whatever the environment says
     monkeypatch.setitem(sys.modules, "tensorrt", library.module)
     from polygraphy.backend.trt import util
 
@@ -169,9 +171,9 @@ def test_polygraphy_inspects(
         assert ("mel [dtype=float32, shape=(-1, 80, 3000)]" in text) is (graph == "encoder")
 
 
-def test_the_library_has_what_plans_call(library: Library) -> None:
-    """What ``Plan`` and ``Context`` call, which needs a GPU to be called."""
-    source = (Path(__file__).parents[2] / "whisper_opt" / "trt_library.py").read_text("utf-8")
+def test_the_library_has_the_called_names(library: Library) -> None:
+    """The library has what ``Plan`` and ``Context`` call; the calls need a GPU."""
+    source = Path(inspect.getfile(library_module)).read_text("utf-8")
     trt = library.module
     owners = {
         "engine": (trt.ICudaEngine, r"\bself\._engine\.(\w+)|\bengine\.(\w+)"),
@@ -196,7 +198,7 @@ def test_fp32_attention_has_no_kernel(tmp_path: Path, library: Library, unverifi
     engine = export(random_checkpoint(dims), tmp_path / "fp32", dialect="standard")
     prefill = PlanSpec().profiles(dims)["decoder"][1]
     model = onnx.load(str(engine.file("decoder.onnx")), load_external_data=False)
-    inputs = tensorrt._fix(model, tensorrt._fixed_sizes(dims))
+    inputs = tensorrt._fix_dimensions(model, tensorrt._fixed_sizes(dims))
     settings = Settings([tensorrt._shapes(inputs, prefill)], ("sm_86",))
     with pytest.raises(EngineError, match="was not supported by a dedicated kernel"):
         networks(engine, library)["decoder"].build(settings, lambda done: None)

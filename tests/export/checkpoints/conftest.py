@@ -13,13 +13,13 @@ NARROW = {"n_audio_state": 64, "n_text_state": 64, "n_audio_layer": 1, "n_text_l
 
 @pytest.fixture(scope="session")
 def small() -> Checkpoint:
-    """One narrow layer a side and few words: enough where only the format matters."""
+    """One narrow layer per side and a small vocabulary, for tests of formats."""
     return random_checkpoint(random_dims(n_vocab=2000, **NARROW))
 
 
 @pytest.fixture(scope="session")
 def wide() -> Checkpoint:
-    """As ``small`` with the whole multilingual vocabulary."""
+    """Like ``small`` with the whole multilingual vocabulary."""
     return random_checkpoint(random_dims(**NARROW))
 
 

@@ -1,4 +1,4 @@
-"""Files of strangers: thousands of damaged and hostile ones, each refused by an error that says so.
+"""Damaged and hostile files by the thousand: each is refused with an error of the library.
 
 Nothing else may happen: no other exception, no crash, nothing opened that is elsewhere, at most one
 gigabyte of memory and ten seconds each. WHISPER_OPT_FUZZ=1000000 tries more.
@@ -132,7 +132,7 @@ def _manifest() -> bytes:
     return json.dumps(values).encode()
 
 
-# --- what reads one input; run in a process of its own -------------------------------------------
+# --- readers of one input; run in a child process ------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -217,7 +217,7 @@ CONFIGS = (
 
 
 def read_config(data: bytes) -> None:
-    """One file of JSON among others that are as they should be."""
+    """A changed JSON file among valid files."""
     chance = random.Random(data)
     folder, name, others = chance.choice(CONFIGS)
     for other in others:
@@ -298,7 +298,7 @@ def test_the_valid_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux alone")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", READERS)
-def test_whatever_a_file_holds(name: str) -> None:
+def test_changed_files(name: str) -> None:
     reader, seed = READERS[name]
     target = f"{__name__}:{reader.__name__}"
     failures = fuzz(target, {seed: valid()[seed]}, n_inputs(N_INPUTS))
@@ -306,7 +306,7 @@ def test_whatever_a_file_holds(name: str) -> None:
 
 
 def test_files_elsewhere_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """That the check above can fail."""
+    """The check above can fail."""
     outside = tmp_path / "outside"
     outside.write_text("secret", encoding="utf-8")
     (tmp_path / "here").mkdir()
@@ -318,14 +318,14 @@ def test_files_elsewhere_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_dims_without_end() -> None:
-    """Names of all tensors are made from them."""
+    """The names of all tensors depend on them."""
     for name in ("n_text_layer", "n_audio_layer", "n_vocab"):
         values = {**DIMS.to_dict(), name: 1 << 40}
         with pytest.raises(WhisperOptError, match="no Whisper model is of that size"):
             ModelDims.from_dict(values)
 
 
-# --- what was found, one by one -------------------------------------------------------------------
+# --- faults that were found -----------------------------------------------------------------------
 
 
 def nested(depth: int) -> list[Any]:
@@ -377,7 +377,7 @@ def test_entries_of_a_safetensors_header(
 
 
 def changed_tokenizer(tmp_path: Path, **changes: str) -> Path:
-    """A tokenizer.json in whose text every change is made once."""
+    """A tokenizer.json with changes to its text."""
     text = valid()["hf/tokenizer.json"].decode()
     for before, after in changes.items():
         assert text.count(before) == 1
@@ -394,14 +394,14 @@ def test_an_id_that_is_no_integer(tmp_path: Path) -> None:
 
 
 def test_half_a_character(tmp_path: Path) -> None:
-    """It can be escaped, but not written; a tokenizer whose merge is put back is written anew."""
+    """Half a surrogate pair can be escaped in JSON but not encoded when merges are restored."""
     changes = {'"a a", ': "", "<|su|>": "<|\\ud800|>"}
     with pytest.raises(CheckpointError, match="merges that do not fit its vocabulary"):
         find_tokenizer(changed_tokenizer(tmp_path, **changes), DIMS)
 
 
 def test_long_tokens_take_no_time(tmp_path: Path) -> None:
-    """Finding the merge of a token takes the square of its length: this one would take minutes."""
+    """Finding the merge of a token takes quadratic time: this one would take minutes."""
     long = "a" * 100_000
     path = changed_tokenizer(tmp_path, **{'"vocab": {': f'"vocab": {{"{long}": 398, '})
     assert long in find_tokenizer(path, DIMS)

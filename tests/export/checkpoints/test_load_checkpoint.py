@@ -1,4 +1,4 @@
-"""What every format has in common, and how a source is recognised."""
+"""Tests of all formats, and of recognising them."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ class TestRecognition:
 
 
 class FakeHub(types.ModuleType):
-    """Stands for huggingface_hub: a repository is a local directory."""
+    """Replaces huggingface_hub: a repository is a local directory."""
 
     def __init__(self, repository: Path, cache: Path) -> None:
         super().__init__("huggingface_hub")

@@ -1,4 +1,4 @@
-"""Every form of the tokenizer spells the same."""
+"""All formats of a tokenizer give the same text."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_damaged_parts(name: str, text: str, message: str, file: Path) -> None:
 
 @pytest.mark.parametrize("lost", [0, 100, 701])
 def test_lost_merge_is_restored(lost: int, tiktoken: Path, file: Path) -> None:
-    """As in published multilingual files, which lack their first merge."""
+    """Published multilingual files lack their first merge."""
     whole = find_tokenizer(tiktoken, DIMS)
     value = json.loads(whole)
     gone = value["model"]["merges"].pop(lost)

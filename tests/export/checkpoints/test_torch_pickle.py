@@ -88,7 +88,7 @@ def test_code_is_refused_and_not_run(protocol: int, file: Path, tmp_path: Path) 
     with pytest.raises(CheckpointError, match=rf"asks to run {os.mkdir.__module__}\.mkdir"):
         load_checkpoint(file)
     assert not target.exists()
-    pickle.loads(pickled)  # the payload does work
+    pickle.loads(pickled)  # the payload works
     assert target.exists()
 
 
@@ -122,7 +122,7 @@ def test_other_globals(name: bytes, file: Path) -> None:
 )
 @pytest.mark.parametrize("in_slots", [True, False])
 def test_allowed_names_cannot_be_altered(name: bytes, in_slots: bool, file: Path) -> None:
-    """BUILD sets attributes on whatever the pickle names; nothing may outlast the reading."""
+    """BUILD sets attributes on named objects; no change must remain."""
     attributes = b"}X\x0c\0\0\0__defaults__)s"  # {"__defaults__": ()}
     state = b"N" + attributes + b"\x86" if in_slots else attributes
     write_pickle(file, b"\x80\x02c" + name + b"\n" + state + b"b.")
@@ -163,7 +163,7 @@ def test_unsupported_storage(file: Path) -> None:
     ids=lambda value: str(value)[:40],
 )
 def test_damaged_pickle(pickled: bytes, message: str | None, file: Path) -> None:
-    """None: a memo index is only a number, however large; no room is made for those below it."""
+    """A large memo index allocates no memory for smaller ones."""
     write_pickle(file, pickled)
     if message is None:
         assert read_torch(file) == {"a": None}
@@ -214,7 +214,7 @@ def test_archive_layout(file: Path) -> None:
 
 @pytest.mark.parametrize("name", ["data.pkl", "byteorder"])
 def test_compressed_members(name: str, file: Path) -> None:
-    """They may be of any size when they are read; torch.save compresses nothing."""
+    """They may expand to any size; torch.save compresses nothing."""
     with zipfile.ZipFile(file, "w") as archive:
         for each, content in (("data.pkl", tensor()), ("byteorder", b"little")):
             kind = zipfile.ZIP_DEFLATED if each == name else zipfile.ZIP_STORED

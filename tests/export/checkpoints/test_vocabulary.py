@@ -1,4 +1,4 @@
-"""What loaders make of a tokenizer: how many tokens there are, and whether it is multilingual."""
+"""Facts from a tokenizer: number of tokens, multilingual or not."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ENGLISH = random_dims(n_vocab=51864)
 
 
 def with_rows(checkpoint: Checkpoint, n: int) -> Checkpoint:
-    """The checkpoint with rows of the embedding added or taken away at its end."""
+    """The checkpoint with rows added to or removed from the end of the embedding."""
     rows = checkpoint.tensors[EMBEDDING].read()
     rows = np.concatenate([rows, np.ones((max(n, 0), rows.shape[1]), np.float32)])[: len(rows) + n]
     tensors = {**checkpoint.tensors, EMBEDDING: as_tensor(rows)}
@@ -106,7 +106,7 @@ def test_multilingual_by_the_configuration() -> None:
             is_multilingual(bare, True)
 
 
-def test_loaders_tell(small: Checkpoint, tmp_path: Path) -> None:
+def test_loaders_set_multilingual(small: Checkpoint, tmp_path: Path) -> None:
     folder = write_huggingface(small, tmp_path / "m")
     assert load_checkpoint(folder).multilingual is True
     edit(folder / "generation_config.json", is_multilingual=False)

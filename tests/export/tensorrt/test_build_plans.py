@@ -1,7 +1,7 @@
-"""Builds of TensorRT plans: what the library is asked, what is left on the disk, what is refused.
+"""Builds of TensorRT plans: calls of the library, files on disk, refusals.
 
-Most of it runs over a library that only notes what it is told. Builds by the real TensorRT for RTX
-are in ``rtx_builds.py``, which the last test runs in the Python that has it.
+Most tests use a fake library that records its calls. Builds with the real TensorRT for RTX are in
+``tests/support/rtx_builds.py``, which the last test runs in the Python that has it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ OF_THE_RUNTIME = (
     "tests/runtime/tensorrt/test_trt_executor.py::test_the_runtime_has_what_is_called",
     "tests/runtime/tensorrt/test_trt_executor.py::test_the_library_has_what_is_called[tensorrt_rtx]",
 )
-"""Tests that need its packages too."""
+"""Further tests that need its packages."""
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Engine:
 
 @pytest.fixture
 def engine(exported: Engine) -> Iterator[Engine]:
-    """What passes for an fp16 engine, without plans."""
+    """An engine whose manifest says fp16, without plans."""
     manifest = dataclasses.replace(exported.manifest, precision="fp16")
     yield Engine(exported.path, manifest)
     for folder in (exported.path / "trt").glob("*"):
@@ -67,11 +67,11 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 
 def left(engine: Engine) -> list[str]:
-    """What lies in the directory of plans."""
+    """Names in the directory of plans."""
     return sorted(path.name for path in (engine.path / "trt").glob("*") if path.name != ".lock")
 
 
-# --- what is asked of the library -----------------------------------------------------------------
+# --- calls of the library -------------------------------------------------------------------------
 
 
 def test_every_graph_becomes_a_plan(machine: Machine, engine: Engine) -> None:
@@ -163,7 +163,7 @@ def test_timing_cache_is_read_and_written(machine: Machine, engine: Engine, tmp_
         build_plans(engine, timing_cache=tmp_path, force=True)
 
 
-def test_rtx_is_told_the_gpus(machine: Machine, engine: Engine) -> None:
+def test_rtx_gets_the_gpus(machine: Machine, engine: Engine) -> None:
     machine.become_rtx()
     machine.driver = NO_CARD
     plans = build_plans(engine, gpus=["12.0", "sm_86", "8.6"])
@@ -176,14 +176,14 @@ def test_rtx_is_told_the_gpus(machine: Machine, engine: Engine) -> None:
     assert machine.trt.configs[-1].flags_set == ["WEIGHT_STREAMING"]
 
 
-def test_rtx_decides_about_a_gpu_it_does_not_list(machine: Machine, engine: Engine) -> None:
+def test_rtx_builds_for_a_local_gpu_that_it_does_not_list(machine: Machine, engine: Engine) -> None:
     machine.become_rtx()
     machine.driver = Driver((Gpu(0, "NVIDIA H100", (9, 0), 80 * GIB),), (13, 0))
     assert build_plans(engine).path.name == "sm90-tensorrt-rtx-1.7.1.116"
     assert machine.trt.configs[0].capabilities == {0: "CURRENT"}
 
 
-# --- for which GPU --------------------------------------------------------------------------------
+# --- target GPUs ----------------------------------------------------------------------------------
 
 
 def test_targets() -> None:
@@ -199,7 +199,7 @@ def test_targets() -> None:
 def test_another_gpu_than_the_first(
     engine: Engine, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is the target, and the current one of both threads that the library works in."""
+    """It is the target, and current in both threads that call the library."""
     second = Gpu(1, "NVIDIA L4", (8, 9), 24 << 30)
     two = Driver((*CARD.gpus, second), CARD.cuda)
     full = Library("tensorrt", FakeTensorRT())
@@ -246,7 +246,7 @@ def test_tensorrt_builds_for_the_gpu_here_only() -> None:
         find_target(full, None, NO_CARD)
 
 
-# --- what is refused ------------------------------------------------------------------------------
+# --- refusals -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -320,7 +320,7 @@ def test_an_unknown_dimension(
         build_plans(engine)
 
 
-# --- what is left on the disk ---------------------------------------------------------------------
+# --- files on disk --------------------------------------------------------------------------------
 
 
 def test_fresh_plans_are_not_built_again(machine: Machine, engine: Engine) -> None:
@@ -328,7 +328,7 @@ def test_fresh_plans_are_not_built_again(machine: Machine, engine: Engine) -> No
     n_graphs = len(machine.trt.configs)
     assert build_plans(engine) == built
     assert len(machine.trt.configs) == n_graphs
-    build_plans(engine, PlanSpec(max_batch=4))  # covered by what is there
+    build_plans(engine, PlanSpec(max_batch=4))  # covered by the existing plans
     assert len(machine.trt.configs) == n_graphs
     build_plans(engine, PlanSpec(max_batch=9))
     assert len(machine.trt.configs) == 2 * n_graphs
@@ -423,7 +423,7 @@ def test_a_directory_that_cannot_be_written(machine: Machine, engine: Engine) ->
         (engine.path / "trt").unlink()
 
 
-# --- what is recorded -----------------------------------------------------------------------------
+# --- records --------------------------------------------------------------------------------------
 
 
 def test_record(machine: Machine, engine: Engine) -> None:
@@ -436,7 +436,7 @@ def test_record(machine: Machine, engine: Engine) -> None:
         "from": "engine inspector",
         "counts": {"gemm Half": 2, "kgen": 1},
     }
-    assert record.tokens == {"status": "not checked", "detail": "nobody asked for it"}
+    assert record.tokens == {"status": "not checked", "detail": "not requested"}
 
 
 def test_record_without_a_gpu(machine: Machine, engine: Engine) -> None:
@@ -467,9 +467,9 @@ def test_equal_tokens(machine: Machine, engine: Engine) -> None:
 
 
 def test_plans_that_disagree_are_not_used(machine: Machine, engine: Engine) -> None:
-    answer = {"status": "differ", "detail": "3 of 12 tokens of a clip"}
+    differ = {"status": "differ", "detail": "3 of 12 tokens of a clip"}
     with pytest.raises(VerificationError, match=r"other tokens than the ONNX engine \(3 of 12"):
-        build_plans(engine, check_tokens=lambda engine, plans: answer)
+        build_plans(engine, check_tokens=lambda engine, plans: differ)
     target = find_target(Library("tensorrt", machine.trt), None, CARD)
     with pytest.raises(EngineError, match="refused: their tokens are not those of the ONNX"):
         open_plans(engine, target)
@@ -478,7 +478,7 @@ def test_plans_that_disagree_are_not_used(machine: Machine, engine: Engine) -> N
     assert build_plans(engine, force=True).record.tokens["status"] == "not checked"
 
 
-def test_a_check_that_fails_leaves_nothing(machine: Machine, engine: Engine) -> None:
+def test_a_token_check_that_fails_leaves_nothing(machine: Machine, engine: Engine) -> None:
     def check(engine: Engine, plans: Plans) -> dict[str, str]:
         raise EngineError("cannot load the plan")
 
@@ -492,13 +492,13 @@ def test_a_check_that_fails_leaves_nothing(machine: Machine, engine: Engine) -> 
 
 @pytest.mark.slow
 def test_builds_with_tensorrt_rtx(tmp_path: Path) -> None:
-    """Every test of rtx_builds.py, in the Python that has TensorRT for RTX."""
+    """All tests of rtx_builds.py, in the Python that has TensorRT for RTX."""
     python = os.environ.get("WHISPER_OPT_RTX")
     if not python and importlib.util.find_spec("tensorrt_rtx") is not None:
         python = sys.executable
     if not python:
         pytest.skip("not tested: WHISPER_OPT_RTX names no Python (scripts/test.sh sets it)")
-    file = Path(__file__).with_name("rtx_builds.py")
+    file = ROOT / "tests" / "support" / "rtx_builds.py"
     command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--basetemp={tmp_path}/rtx"]
     done = subprocess.run(
         [*command, str(file), *OF_THE_RUNTIME],

@@ -1,4 +1,4 @@
-"""Attention that is written out, and the operator in its place, which computes the same."""
+"""Attention in single operators computes the same as the operator ``Attention``."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def load(engine: Engine, stem: str) -> ModelProto:
 
 
 def written(stem: str, types: Precision, folder: Path | None = None) -> ModelProto:
-    """The graph of the same weights in some types; its data file lies in ``folder``."""
+    """A graph of the same weights in the given types; its data file is in ``folder``."""
     make = build_encoder if stem == "encoder" else build_decoder
     checkpoint = sharp_checkpoint(DIMS)
     graph, _ = make(DIMS, checkpoint.tensors, make_dialect("standard"), types=types)
@@ -70,7 +70,7 @@ def run(model: ModelProto, folder: Path, feeds: dict[str, NDArray]) -> dict[str,
 
 
 def decoder_feeds(dtype: type[np.floating[Any]]) -> dict[str, NDArray]:
-    """Of two rows that have a past, but for cross-attention keys and values."""
+    """Inputs for two rows with a past, except cross-attention keys and values."""
     rng = np.random.default_rng(0)
     cache = (2, DIMS.n_text_head, 64, 64)
     feeds: dict[str, NDArray] = {
@@ -90,7 +90,7 @@ def mel() -> NDArray:
 
 
 @pytest.mark.parametrize("stem", ["encoder", "decoder"])
-def test_written_out_attention_becomes_the_operator(stem: str) -> None:
+def test_single_operators_become_attention(stem: str) -> None:
     before = written(stem, FP16)
     after = with_attention(before)
     assert before == written(stem, FP16)  # a copy was changed
@@ -110,7 +110,7 @@ def test_graphs_with_the_operator_stay_as_they_are(stem: str) -> None:
     assert with_attention(plain) == plain
 
 
-def test_written_out_in_float32_it_is_the_operator(engine: Engine, tmp_path: Path) -> None:
+def test_single_operators_in_float32_equal_attention(engine: Engine, tmp_path: Path) -> None:
     """Scale, mask and softmax, without the rounding of float16."""
     feeds = decoder_feeds(np.float32)
     for stem in ("encoder", "decoder"):
@@ -124,7 +124,7 @@ def test_written_out_in_float32_it_is_the_operator(engine: Engine, tmp_path: Pat
         feeds.update(expected if stem == "encoder" else {})
 
 
-def test_what_tensorrt_is_given_computes_what_is_written_out(tmp_path: Path) -> None:
+def test_graphs_for_tensorrt_compute_the_same(tmp_path: Path) -> None:
     """In float16: equal but for the scores, which ONNX Runtime's operator rounds."""
     require("standard")
     feeds = decoder_feeds(np.float16)
@@ -144,8 +144,8 @@ def test_what_tensorrt_is_given_computes_what_is_written_out(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("stem", "op", "other"), [("encoder", "Mul", "Add"), ("decoder", "Where", "Max")]
 )
-def test_a_foreign_softmax_is_refused(stem: str, op: str, other: str) -> None:
-    """Neither dropped nor left to compute something else in a plan."""
+def test_another_softmax_is_refused(stem: str, op: str, other: str) -> None:
+    """It is neither dropped nor misinterpreted."""
     model = written(stem, FP16)
     next(node for node in model.graph.node if node.op_type == op).op_type = other
     with pytest.raises(EngineError, match=r"softmax before .*blocks\.0.*export the engine again"):

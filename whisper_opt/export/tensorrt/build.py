@@ -1,10 +1,9 @@
-"""TensorRT plans from an ONNX engine: ``ENGINE/trt/...``, see ``plans.py``.
+"""Building of TensorRT plans from an ONNX engine; see :mod:`whisper_opt.runtime.tensorrt.plans`.
 
-Precision is in the types of the ONNX graphs alone, so only fp16 engines of the ``standard`` dialect
-are built: for fp32 there are no attention kernels that take varying shapes. Dimensions that a model
-fixes (mel frames, encoder positions, the capacity of the cache) become constants; the cache is then
-updated in place, which TensorRT only does for one of static capacity that is both an input and an
-output.
+The types of the ONNX graphs define the precision. Only fp16 engines of the ``standard`` dialect are
+built, because TensorRT has no fp32 attention kernels for varying shapes. Dimensions that are fixed
+per model (mel frames, encoder positions, cache capacity) become constants. TensorRT updates a cache
+in place only if its capacity is static and it is both an input and an output.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ __all__ = ["BuildProgress", "TokenCheck", "build_plans", "find_target"]
 BuildProgress = Callable[[str, float], None]
 """Called with (graph, fraction built)."""
 TokenCheck = Callable[[Engine, Plans], Mapping[str, Any]]
-"""Compares tokens of plans with those of the ONNX engine: ``{"status": "equal" or "differ",
+"""Compares tokens of plans with those of the ONNX engine. Returns ``{"status": "equal" or "differ",
 "detail": what was compared}``."""
 
 
@@ -60,19 +59,18 @@ def find_target(
     driver: Driver | None = None,
     device_index: int = 0,
 ) -> Target:
-    """What plans are built for: the GPUs asked for, else the one here, else all.
+    """The target of plans: the given GPUs, else the local GPU, else all that are supported.
 
     Args:
         library: the TensorRT that builds.
-        gpus: compute capabilities (``sm_86``, ``8.6``); only TensorRT for RTX takes others than
-            that of the GPU here.
-        driver: what the NVIDIA driver answered (default: it is asked).
-        device_index: which GPU is the one here, where there are several.
+        gpus: compute capabilities (``sm_86``, ``8.6``); only TensorRT for RTX builds for others
+            than that of the local GPU.
+        driver: the NVIDIA driver and its GPUs (default: found here).
+        device_index: index of the local GPU.
 
     Raises:
         BackendUnavailable: the library needs a GPU to build, and there is none.
-        OptionError: the library does not build for one of ``gpus``, or there is no GPU of this
-            index.
+        OptionError: the library does not build for one of ``gpus``, or no GPU has this index.
     """
     driver = driver or find_gpus()
     if device_index and device_index not in range(len(driver.gpus)):
@@ -80,9 +78,9 @@ def find_target(
             f"device_index is {device_index}; this machine has {len(driver.gpus)} GPU(s), counted"
             " from 0"
         )
-    here = _sm(driver, device_index)
+    local = _compute_capability(driver, device_index)
     wanted = tuple(dict.fromkeys(parse_gpu(gpu) for gpu in gpus or ()))
-    if not library.is_rtx and here is None:
+    if not library.is_rtx and local is None:
         raise BackendUnavailable(
             f"{library.name} builds plans on the GPU that runs them, and there is none:"
             f" {driver.error}. TensorRT for RTX builds without one:"
@@ -90,25 +88,25 @@ def find_target(
         )
     known = library.gpus
     for gpu in wanted:
-        if gpu != here and gpu not in known:
-            expected = ", ".join(known) or f"{here}, the GPU here"
+        if gpu != local and gpu not in known:
+            expected = ", ".join(known) or f"{local}, the GPU here"
             raise OptionError(
                 f"{library.name} {library.version} builds no plans for {gpu}; expected {expected}"
             )
-    chosen = wanted or ((here,) if here else known)
+    chosen = wanted or ((local,) if local else known)
     ordered = tuple(sorted(chosen, key=lambda gpu: int(gpu[3:])))
-    at_hand = driver.gpus[device_index].name if ordered == (here,) else None
-    return Target(library.name, library.version, ordered, at_hand)
+    device = driver.gpus[device_index].name if ordered == (local,) else None
+    return Target(library.name, library.version, ordered, device)
 
 
-def _sm(driver: Driver, device_index: int) -> str | None:
+def _compute_capability(driver: Driver, device_index: int) -> str | None:
     """Compute capability of a GPU."""
     return "sm_{}{}".format(*driver.gpus[device_index].sm) if driver.gpus else None
 
 
-def _selector(driver: Driver, device_index: int) -> Callable[[], object]:
-    """What makes a GPU the current one of the calling thread, on which TensorRT builds."""
-    if len(driver.gpus) < 2:  # there is no other, and RTX builds on a machine without any
+def _gpu_selector(driver: Driver, device_index: int) -> Callable[[], object]:
+    """A function that makes a GPU current in the calling thread; TensorRT builds on that one."""
+    if len(driver.gpus) < 2:  # nothing to choose; TensorRT for RTX needs no GPU
         return lambda: None
     return Cuda(device_index).select
 
@@ -126,32 +124,32 @@ def build_plans(
     on_progress: BuildProgress | None = None,
     on_wait: Callable[[], None] | None = None,
 ) -> Plans:
-    """Build the TensorRT plans of an engine, unless they are there.
+    """Build the TensorRT plans of an engine, unless they exist.
 
-    One process builds at a time; another one that wants the same plans waits and uses them.
+    One process builds at a time. Others that need the same plans wait and use them.
 
     Args:
         engine: an fp16 engine of the ``standard`` dialect.
-        spec: shapes and flags (default: :class:`PlanSpec`'s).
+        spec: shapes and flags (default: those of :class:`PlanSpec`).
         library: ``tensorrt`` or ``tensorrt-rtx`` (default: the first that works).
-        gpus: compute capabilities to build for (default: the GPU here; without one, all that
-            TensorRT for RTX builds for).
-        device_index: which GPU builds, and is the one here, where there are several.
-        timing_cache: file of measurements that is read and added to (TensorRT only).
-        force: build even what is fresh, and replace what is foreign.
-        check_tokens: called with the new plans where there is a GPU to run them.
-        on_progress: called as the work goes on.
-        on_wait: called when another process is building.
+        gpus: compute capabilities to build for (default: the local GPU; without one, all that
+            TensorRT for RTX supports).
+        device_index: index of the local GPU, which builds.
+        timing_cache: file with TensorRT's timings, read and extended (not with TensorRT for RTX).
+        force: rebuild fresh plans, and replace foreign ones.
+        check_tokens: called with the new plans if a local GPU can run them.
+        on_progress: called during the work.
+        on_wait: called if another process is building.
 
     Returns:
         The plans.
 
     Raises:
-        BackendUnavailable: no usable library, or no GPU where one is needed.
-        EngineError: no such engine, one that TensorRT cannot build, foreign plans in the way, or a
-            directory that cannot be written; nothing half-built is left.
-        OptionError: a bad spec, GPU or library, or an option that the library does not have.
-        VerificationError: the plans give other tokens than the ONNX engine; they stay, and are not
+        BackendUnavailable: no library works, or a GPU is needed and there is none.
+        EngineError: there is no such engine, TensorRT cannot build it, foreign plans are in the
+            way, or the directory cannot be written; no incomplete plans are left.
+        OptionError: invalid spec, GPU or library, or an option that the library does not have.
+        VerificationError: the plans give other tokens than the ONNX engine; they are kept but not
             used.
     """
     engine = engine if isinstance(engine, Engine) else read_engine(engine)
@@ -198,7 +196,7 @@ def _check_engine(engine: Engine) -> None:
 def _check_library(library: Library, spec: PlanSpec, timing_cache: Union[str, Path, None]) -> None:
     if not library.is_rtx:
         return
-    asked = {
+    requested = {
         "version_compatible": spec.version_compatible,
         "hardware_compatibility": spec.hardware_compatibility,
         "timing_cache": timing_cache is not None,
@@ -208,7 +206,7 @@ def _check_library(library: Library, spec: PlanSpec, timing_cache: Union[str, Pa
         "hardware_compatibility": "name every GPU with --gpu: one plan serves them all",
         "timing_cache": "its builds measure nothing",
     }
-    for name, given in asked.items():
+    for name, given in requested.items():
         if given:
             raise OptionError(f"{name} is not in {library.name}; {instead[name]}")
 
@@ -221,8 +219,12 @@ def _fixed_sizes(dims: ModelDims) -> dict[str, int]:
     }
 
 
-def _fix(model: onnx.ModelProto, sizes: Mapping[str, int]) -> dict[str, list[int | str]]:
-    """Make named dimensions constant; the inputs' dimensions, sizes and names, by input."""
+def _fix_dimensions(model: onnx.ModelProto, sizes: Mapping[str, int]) -> dict[str, list[int | str]]:
+    """Make named dimensions constant, in place.
+
+    Returns:
+        Dimensions of every input, sizes or names.
+    """
     for value in (*model.graph.input, *model.graph.output):
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param in sizes:
@@ -234,7 +236,7 @@ def _fix(model: onnx.ModelProto, sizes: Mapping[str, int]) -> dict[str, list[int
 
 
 def _shapes(inputs: Mapping[str, list[int | str]], profile: Profile) -> Shapes:
-    """Smallest, typical and largest shape of every input under a profile."""
+    """Smallest, typical and largest shape of every input in a profile."""
     try:
         return {
             name: tuple(
@@ -267,13 +269,14 @@ class _Builder:
         self._engine, self._spec, self._profiles = engine, spec, profiles
         self._library, self._target, self._driver = library, target, driver
         self._timing_cache = timing_cache
-        self._here, self._select = _sm(driver, device_index), _selector(driver, device_index)
-        self._runs_here = self._here is not None and self._here in target.gpus
+        self._local_gpu = _compute_capability(driver, device_index)
+        self._select = _gpu_selector(driver, device_index)
+        self._runs_here = self._local_gpu is not None and self._local_gpu in target.gpus
 
     def build(
         self, folder: Path, on_progress: BuildProgress, check_tokens: TokenCheck | None
     ) -> BuildRecord:
-        """Every plan and the record, in ``folder``."""
+        """Write all plans and the record to ``folder``."""
         seconds, layers, files = {}, {}, {}
         graphs = graphs_of(self._engine.manifest)
         for graph in graphs:
@@ -300,7 +303,7 @@ class _Builder:
         self, record: BuildRecord, folder: Path, check_tokens: TokenCheck | None
     ) -> BuildRecord:
         if self._runs_here:
-            tokens: Mapping[str, Any] = {"status": "not checked", "detail": "nobody asked for it"}
+            tokens: Mapping[str, Any] = {"status": "not checked", "detail": "not requested"}
             if check_tokens is not None:
                 tokens = check_tokens(self._engine, Plans(folder, record))
             record = dataclasses.replace(record, tokens=dict(tokens))
@@ -310,13 +313,13 @@ class _Builder:
     def _build_graph(self, graph: str, on_progress: BuildProgress) -> tuple[Any, dict[str, Any]]:
         path = self._engine.file(f"{graph}.onnx")
         model = with_attention(onnx.load(str(path), load_external_data=False))
-        inputs = _fix(model, _fixed_sizes(self._engine.manifest.dims))
+        inputs = _fix_dimensions(model, _fixed_sizes(self._engine.manifest.dims))
         network = Network(self._library, model.SerializeToString(), path, self._select)
         self._check_cache(graph, network)
         settings = Settings(
             profiles=[_shapes(inputs, profile) for profile in self._profiles[graph]],
             gpus=self._target.gpus if self._library.is_rtx else (),
-            here=self._here,
+            local_gpu=self._local_gpu,
             version_compatible=self._spec.version_compatible,
             hardware_compatibility=self._spec.hardware_compatibility,
             weight_streaming=self._spec.weight_streaming,
@@ -328,7 +331,11 @@ class _Builder:
         return plan, self._layers(network, plan)
 
     def _check_cache(self, graph: str, network: Network) -> None:
-        """The parser must have understood the cache as one that is updated in place."""
+        """Check that the parser reads the cache as one that is updated in place.
+
+        Raises:
+            EngineError: it does not.
+        """
         expected = 2 * self._engine.manifest.dims.n_text_layer if graph == "decoder" else 0
         found = sum(n for name, n in network.layers.items() if name.startswith("KV_CACHE_UPDATE"))
         if found != expected:
@@ -346,7 +353,7 @@ class _Builder:
             raise OptionError(f"cannot read the timing cache: {error}") from error
 
     def _layers(self, network: Network, plan: Any) -> dict[str, Any]:
-        """Layers by type and precision, as built where that can be asked (it needs a GPU)."""
+        """Layers by type and precision: of the plan if a GPU can open it, else of the network."""
         if not self._runs_here:
             return {"from": "network definition", "counts": network.layers}
         counts: dict[str, int] = {}
@@ -370,7 +377,7 @@ class _Builder:
 
 
 def _driver_release() -> str:
-    """Release of the NVIDIA kernel driver, where the system tells it in a file."""
+    """Release of the NVIDIA kernel driver, or ``unknown``."""
     try:
         text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8")
     except OSError:

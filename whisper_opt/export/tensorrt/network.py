@@ -1,4 +1,4 @@
-"""One graph through TensorRT's parser and builder: what a build touches of the library."""
+"""One graph in TensorRT's parser and builder."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ Shapes = Mapping[str, tuple[tuple[int, ...], ...]]
 
 _PRECISIONS = {"FLOAT": "fp32", "HALF": "fp16", "INT64": "int64", "INT32": "int32", "BOOL": "bool"}
 _POLL = 0.02
-"""Seconds between two looks at a build that goes on."""
+"""Seconds between two progress reports of a build."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What the builder is told besides the network.
+    """Settings of a build.
 
     Attributes:
         profiles: shapes of every optimization profile.
-        gpus: compute capabilities to build for; () where the library builds for the GPU it sees.
-        here: that of the GPU at hand, which may be one the library does not name, or None.
-        version_compatible: the plan runs under later releases too.
+        gpus: compute capabilities to build for; empty if the library builds for its current GPU.
+        local_gpu: compute capability of the local GPU, which the library may not list; or None.
+        version_compatible: the plan also runs with later releases.
         hardware_compatibility: ``same-sm``, ``ampere+`` or None.
         weight_streaming: weights may stay in host memory.
-        timing_cache: what earlier builds measured, b"" to start one, None for none.
+        timing_cache: timings of earlier builds; b"" starts a cache, None uses none.
     """
 
     profiles: Sequence[Shapes]
     gpus: tuple[str, ...] = ()
-    here: str | None = None
+    local_gpu: str | None = None
     version_compatible: bool = False
     hardware_compatibility: str | None = None
     weight_streaming: bool = False
@@ -46,7 +46,7 @@ class Settings:
 
 
 class _Phases:
-    """How far a build is, from the nested phases and steps that the library reports."""
+    """Progress of a build, from the nested phases and steps that the library reports."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -70,7 +70,7 @@ class _Phases:
 
     @property
     def fraction(self) -> float:
-        """From 0 to 1, and never less than before."""
+        """Progress from 0 to 1; it never decreases."""
         with self._lock:
             inner = 0.0
             for parent, steps, done in reversed(list(self._phases.values())):
@@ -100,7 +100,7 @@ def _monitor(trt: Any, phases: _Phases) -> Any:
 
 
 class Network:
-    """A parsed graph, strongly typed: every precision is what the ONNX file says."""
+    """A parsed graph, strongly typed: precisions are those of the ONNX file."""
 
     def __init__(
         self,
@@ -109,16 +109,16 @@ class Network:
         path: Path,
         select: Callable[[], object] = lambda: None,
     ) -> None:
-        """Parse a serialized ONNX model; its external data lie beside ``path``.
+        """Parse a serialized ONNX model with external data.
 
         Args:
-            library: what parses and builds.
+            library: the library that parses and builds.
             model: the model.
-            path: where it was read.
-            select: makes the GPU that builds the current one of the calling thread.
+            path: its file; the external data is in the same directory.
+            select: makes the GPU that builds current in the calling thread.
 
         Raises:
-            EngineError: the parser refuses it; the message names the node.
+            EngineError: the parser refuses the model; the message names the node.
         """
         self._library, self._path, trt = library, path, library.module
         self._select = select
@@ -127,7 +127,7 @@ class Network:
         self._builder = trt.Builder(library.messages.logger)
         typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
         self._network = self._builder.create_network(typed)
-        # the parser owns the weights that the network reads while it is built
+        # the parser owns the weights that the builder reads
         self._parser = trt.OnnxParser(self._network, library.messages.logger)
         if not self._parser.parse(model, str(path)):
             errors = [str(self._parser.get_error(i)) for i in range(self._parser.num_errors)]
@@ -138,7 +138,7 @@ class Network:
 
     @property
     def layers(self) -> dict[str, int]:
-        """How many layers there are of each type and precision: ``{"ATTENTION_INPUT fp16": 4}``."""
+        """Number of layers per type and precision: ``{"ATTENTION_INPUT fp16": 4}``."""
         counts: collections.Counter[str] = collections.Counter()
         for i in range(self._network.num_layers):
             layer = self._network.get_layer(i)
@@ -151,19 +151,19 @@ class Network:
     ) -> tuple[Any, bytes | None]:
         """Build and serialize a plan.
 
-        The library works in a thread of its own, so that Ctrl-C is heard: it then stops at its next
-        step and nothing is returned.
+        The library builds in a thread of its own, so that Ctrl-C takes effect: the build then stops
+        at its next step.
 
         Args:
             settings: profiles, targets and flags.
             on_progress: called with a fraction from 0 to 1, in the caller's thread.
 
         Returns:
-            A buffer with the plan, and the timing cache if one was asked for.
+            A buffer with the plan, and the timing cache if the settings have one.
 
         Raises:
-            EngineError: the library cannot build it; the message has its reason.
-            OptionError: the library does not have what is asked for.
+            EngineError: the library cannot build it; the message has the reason.
+            OptionError: the library does not support the settings.
         """
         config, phases = self._config(settings), _Phases()
         config.progress_monitor = monitor = _monitor(self._library.module, phases)
@@ -175,7 +175,7 @@ class Network:
             try:
                 self._select()
                 plans.append(self._builder.build_serialized_network(self._network, config))
-            except BaseException as error:  # handed to the caller's thread
+            except BaseException as error:  # reported in the caller's thread
                 failures.append(error)
 
         thread = threading.Thread(target=work, name="tensorrt-build", daemon=True)
@@ -188,16 +188,16 @@ class Network:
             phases.cancelled.set()
             thread.join()
             raise
-        del monitor  # had to outlive the build
+        del monitor  # must outlive the build
         plan = plans[0] if plans else None
         if plan is None:
             reason = failures[0] if failures else self._library.messages.reason()
             raise EngineError(
                 f"{self._library.name} {self._library.version} cannot build {self._path}: {reason}"
             )
-        return plan, self._measured(config, settings)
+        return plan, self._timings(config, settings)
 
-    def _measured(self, config: Any, settings: Settings) -> bytes | None:
+    def _timings(self, config: Any, settings: Settings) -> bytes | None:
         if settings.timing_cache is None:
             return None
         return bytes(config.get_timing_cache().serialize())
@@ -210,7 +210,8 @@ class Network:
             for name, sizes in shapes.items():
                 profile.set_shape(name, *sizes)
             config.add_optimization_profile(profile)
-        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # precisions, in the inspector
+        # the inspector then shows precisions
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
         self._set_flags(config, settings)
         if settings.hardware_compatibility:
             levels = {"same-sm": "SAME_COMPUTE_CAPABILITY", "ampere+": "AMPERE_PLUS"}
@@ -222,7 +223,7 @@ class Network:
             cache = config.create_timing_cache(settings.timing_cache)
             if not config.set_timing_cache(cache, False):
                 raise OptionError(
-                    "the timing cache is of another GPU or TensorRT version; name another file"
+                    "the timing cache is of another GPU or TensorRT version; give another file"
                 )
         return config
 
@@ -233,7 +234,7 @@ class Network:
         if settings.weight_streaming:
             config.set_flag(flags.WEIGHT_STREAMING)
         elif hasattr(flags, "REQUIRE_USER_ALLOCATION"):
-            # runs allocate nothing, so that they can be captured; weight streaming has to allocate
+            # calls that do not allocate can be captured in a graph; weight streaming allocates
             config.set_flag(flags.REQUIRE_USER_ALLOCATION)
 
     def _set_gpus(self, config: Any, settings: Settings) -> None:
@@ -241,8 +242,8 @@ class Network:
         config.num_compute_capabilities = len(settings.gpus)
         for i, gpu in enumerate(settings.gpus):
             known = getattr(capabilities, gpu.upper().replace("_", ""), None)
-            if known is None and gpu == settings.here:
-                known = capabilities.CURRENT  # a GPU that the library does not list: it decides
+            if known is None and gpu == settings.local_gpu:
+                known = capabilities.CURRENT  # a GPU that the library does not list
             if known is None or not config.set_compute_capability(known, i):
                 raise OptionError(
                     f"{self._library.name} {self._library.version} builds no plans for {gpu};"

@@ -1,7 +1,7 @@
-"""What TensorRT is given in place of what a graph of the ``standard`` dialect says.
+"""Replacement of operators in graphs of the ``standard`` dialect before TensorRT reads them.
 
-Attention that is written out (``Precision.fused``) becomes the one operator that computes it: a
-fused kernel, whose scores and softmax are float32. That is part of every build.
+Attention in single operators (``Precision.fused`` is false) becomes one ``Attention``, for which
+TensorRT has a fused kernel with float32 scores and softmax. Every build does this.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ __all__ = ["with_attention"]
 
 
 def with_attention(model: ModelProto) -> ModelProto:
-    """A copy in which written-out self-attention is one ``Attention``.
+    """A copy in which self-attention in single operators is one ``Attention``.
 
     Raises:
-        EngineError: a float16 softmax of scores in float32 is not part of what is written out for
-            self-attention.
+        EngineError: a float16 softmax of float32 scores is not part of self-attention.
     """
     copy = ModelProto()
     copy.CopyFrom(model)
@@ -42,7 +41,7 @@ def with_attention(model: ModelProto) -> ModelProto:
 
 
 def _reads(made: Mapping[str, NodeProto], node: NodeProto, *ops: str) -> bool:
-    """Whether a node is of the first kind, its first input made by one of the second, and so on."""
+    """Whether a node has the first type, the producer of its first input the second, and so on."""
     first, *others = ops
     if node.op_type != first:
         return False
@@ -51,7 +50,7 @@ def _reads(made: Mapping[str, NodeProto], node: NodeProto, *ops: str) -> bool:
 
 
 def _attention(made: Mapping[str, NodeProto], mix: NodeProto) -> tuple[NodeProto, list[NodeProto]]:
-    """The ``Attention`` in place of a product with softmaxed scores, and what it takes in."""
+    """The ``Attention`` for a product with softmaxed scores, and the nodes that it replaces."""
     inside, mask = [made[mix.input[0]]], []
     inside.append(made[inside[-1].input[0]])  # Softmax
     before = made[inside[-1].input[0]]

@@ -1,4 +1,4 @@
-"""What ``Whisper.load(build_plans=True)`` calls: the plans of one engine for one GPU."""
+"""Plans of one engine for one GPU, as ``Whisper.load(build_plans=True)`` builds them."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ __all__ = ["build_plans_for_gpu"]
 
 
 def build_plans_for_gpu(engine: Engine, gpu: Gpu, library: Union[str, None]) -> None:
-    """Build the plans, and compare their tokens with those of the ONNX engine.
+    """Build plans and compare their tokens with those of the ONNX engine.
 
     Args:
         engine: an fp16 engine of the ``standard`` dialect.
-        gpu: the GPU that will run the plans; they are built on it.
+        gpu: the GPU that builds the plans and runs them.
         library: ``tensorrt`` or ``tensorrt-rtx``; None: the first that is installed.
 
     Raises:
         BackendUnavailable: no TensorRT is installed.
-        EngineError: the engine has no plans of its kind, or what was built is wrong.
+        EngineError: the plans cannot be built, or give other tokens.
     """
     build_plans(
         engine,

@@ -1,7 +1,6 @@
-"""The check that a build of plans is given: their tokens against those of the ONNX engine.
+"""Check of new plans: their tokens against those of the ONNX engine.
 
-A compiler may build without complaint and compute something else; so what it built is run once
-before it is used.
+A compiler may build without errors and compute something else, so plans are run before use.
 """
 
 from __future__ import annotations
@@ -23,20 +22,20 @@ __all__ = ["token_check"]
 
 
 def token_check(device_index: int = 0) -> Callable[[Engine, Plans], Mapping[str, Any]]:
-    """What compares plans on a GPU with their engine in ONNX Runtime on the CPU.
+    """A function that compares plans on a GPU with their engine in ONNX Runtime on the CPU.
 
     Args:
         device_index: the GPU that runs the plans.
 
     Returns:
-        A function of an engine and its plans, for ``build_plans``. It raises EngineError where the
-        plans cannot be run, and answers ``not checked`` where a package is missing.
+        A function of an engine and its plans, for ``build_plans``. It raises EngineError if the
+        plans cannot be run, and returns the status ``not checked`` if a package is missing.
     """
     return functools.partial(_check_tokens, device_index=device_index)
 
 
 def _check_tokens(engine: Engine, plans: Plans, *, device_index: int) -> Mapping[str, Any]:
-    from whisper_opt.export.verification.compare import compare_backends  # of the export half
+    from whisper_opt.export.verification.compare import compare_backends  # needs onnx
 
     try:
         reference = OrtBackend(engine)

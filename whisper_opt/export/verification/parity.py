@@ -7,9 +7,9 @@ from typing import Any
 
 from whisper_opt.export.graphs.precision import FP32
 
-__all__ = ["Parity"]
+__all__ = ["MANIFEST_KEYS", "Parity"]
 
-_MANIFEST_KEYS = {"bound_ratio": "screen_share"}
+MANIFEST_KEYS = {"bound_ratio": "screen_share"}
 """Fields of :class:`Parity` that have another name in the manifest (format 4)."""
 
 
@@ -54,7 +54,7 @@ class Parity:
         """The entry of the manifest."""
         measured = dataclasses.asdict(self)
         return {
-            **{_MANIFEST_KEYS.get(name, name): value for name, value in measured.items()},
+            **{MANIFEST_KEYS.get(name, name): value for name, value in measured.items()},
             "reference": "numpy fp32",
             "provider": "CPUExecutionProvider",  # other providers' kernels were not run
         }
