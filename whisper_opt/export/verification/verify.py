@@ -110,7 +110,7 @@ def verify(
         attention_error=attention_error,
         attention_scale=attention_scale,
         bound_ratio=bound_ratio,
-        openai_whisper=_openai_error(checkpoint, mel, sequences, found, precision),
+        openai_whisper=_verify_openai(checkpoint, mel, sequences, found, precision),
         decoded=None if vocab is None else vocab.decode(decoded[0].tolist(), specials=True),
         cross_tolerance=precision.cross_tolerance,
         logits_tolerance=precision.logits_tolerance,
@@ -118,18 +118,18 @@ def verify(
     )
 
 
-def _openai_error(
+def _verify_openai(
     checkpoint: Checkpoint,
     mel: F32,
     sequences: Sequence[Int],
     found: Sequence[F32],
     precision: Precision,
 ) -> float | None:
-    """Error of scores against openai-whisper's; None if it is not installed."""
-    openai = openai_logits(checkpoint, mel, sequences)
-    if openai is None:
+    """Error of scores against openai-whisper; None if that is not available."""
+    expected = openai_logits(checkpoint, mel, sequences)
+    if expected is None:
         return None
-    error, scale = MEASURES[precision.measure](zip(openai, found))
+    error, scale = MEASURES[precision.measure](zip(expected, found))
     require_error_below("scores against openai-whisper", error, precision.logits_tolerance * scale)
     return error
 
