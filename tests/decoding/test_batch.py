@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.decoding.test_constraints import BEGIN, EOT, N_VOCAB, NO_TIMESTAMPS, rules_of
+from tests.decoding.test_constraints import BEGIN, EOT, N_VOCAB, NO_TIMESTAMPS, constraints_of
 from tests.decoding.test_loop import DIMS, SpyBackend, SpySession, job, lively
 from tests.support.decoding import decode
 from tests.support.fake_backend import FakeBackend, FakeEncoded
@@ -73,23 +73,23 @@ class Case:
     seed: int = 0
 
     @property
-    def task(self) -> DecodeRequest:
-        rules = rules_of(self.reference)
+    def request(self) -> DecodeRequest:
+        constraints = constraints_of(self.reference)
         if self.ngram:
-            rules.append(NoRepeatNGram(self.ngram, range(EOT)))
+            constraints.append(NoRepeatNGram(self.ngram, range(EOT)))
         return DecodeRequest(
             prompt=self.prompt,
             no_speech_position=self.no_speech_position,
             no_speech_token=PROBE_TOKEN,
-            rules=tuple(rules),
+            constraints=tuple(constraints),
             timestamp_begin=BEGIN if self.reference.timestamps else None,
             max_new_tokens=self.max_new_tokens,
-            search=self.search,
+            decoder=self.decoder,
             repetition_penalty=self.penalty,
             text=range(EOT),
         )
 
-    def search(self) -> TokenDecoder:
+    def decoder(self) -> TokenDecoder:
         if self.kind == "beam":
             return BeamSearchDecoder(EOT, self.size, self.patience)
         if self.kind == "sample":
@@ -139,7 +139,7 @@ def random_cases(n: int, seed: int) -> list[Case]:
 
 
 def alone(case: Case) -> Decoded:
-    (found,) = decode(BACKEND, FakeEncoded((case.audio,)), [case.task])
+    (found,) = decode(BACKEND, FakeEncoded((case.audio,)), [case.request])
     return found
 
 
@@ -156,7 +156,7 @@ def together(cases: Sequence[Case], arrivals: Sequence[int]) -> list[Decoded]:
         joining = [i for i, arrival in enumerate(arrivals) if arrival == steps]
         if joining:
             audio = FakeEncoded(tuple(cases[i].audio for i in joining))
-            numbers = batch.add(audio, [cases[i].task for i in joining])
+            numbers = batch.add(audio, [cases[i].request for i in joining])
             places.update(zip(numbers, joining))
         new = batch.step()
         assert not set(new) & set(found)
@@ -304,7 +304,7 @@ def test_search_and_rules_over_random_scores(part: int) -> None:
     for first in range(0, 100, 8):
         some = cases[first : first + 8]
         audio = FakeEncoded(tuple(case.audio for case in some))
-        found += decode(BACKEND, audio, [case.task for case in some])
+        found += decode(BACKEND, audio, [case.request for case in some])
     for case, decoded in zip(cases, found):
         expected = list(naive_beam(case).items()) if case.kind == "beam" else naive_samples(case)
         # where fewer tokens are allowed than beams wanted, which banned ones fill up is unspecified
@@ -359,8 +359,8 @@ def test_no_run_of_text_comes_twice(kind: str, n: int, timestamps: bool) -> None
         reference = Reference(EOT, NO_TIMESTAMPS, BEGIN, (7, EOT), None, timestamps, None)
         case = Case(seed, (31,), 0, reference, 20, kind, 3, seed=seed)
         for ngram in (n, 0):
-            task = dataclasses.replace(case, ngram=ngram).task
-            (found,) = decode(backend, FakeEncoded((seed,)), [task])
+            request = dataclasses.replace(case, ngram=ngram).request
+            (found,) = decode(backend, FakeEncoded((seed,)), [request])
             for hypothesis in found.hypotheses:
                 assert hypothesis.sum_logprob > -np.inf
                 text = [token for token in hypothesis.tokens if token < EOT]
@@ -443,12 +443,12 @@ def test_an_empty_batch() -> None:
 
 def test_numbers_are_never_used_again() -> None:
     batch = Batch(BACKEND)
-    assert batch.add(audio(1, 2), [job().task] * 2) == [0, 1]
-    assert batch.add(audio(3), [job().task]) == [2]
+    assert batch.add(audio(1, 2), [job().request] * 2) == [0, 1]
+    assert batch.add(audio(3), [job().request]) == [2]
     assert set(drain(batch)) == {0, 1, 2}
-    assert batch.add(audio(4), [job().task]) == [3]
+    assert batch.add(audio(4), [job().request]) == [3]
     batch.close()
-    assert batch.add(audio(5, 6), [job().task] * 2) == [4, 5]
+    assert batch.add(audio(5, 6), [job().request] * 2) == [4, 5]
     assert set(drain(batch)) == {4, 5}
 
 
@@ -456,11 +456,11 @@ def test_windows_join_the_session_that_runs() -> None:
     backend = JoiningBackend()
     batch = Batch(backend)
     long, short = job(max_new_tokens=9, timestamps=False), job(max_new_tokens=2)
-    never_ends = dataclasses.replace(long.task, rules=())
+    never_ends = dataclasses.replace(long.request, constraints=())
     backend._scores = lambda seed, tokens: np.arange(N_VOCAB, dtype=np.float32)[::-1]
     batch.add(audio(1), [never_ends])
     batch.step()
-    batch.add(audio(2, 3), [short.task, short.task])
+    batch.add(audio(2, 3), [short.request, short.request])
     assert backend.joined == 1
     assert len(open_sessions(backend)) == 1
     running, joining = backend.sessions
@@ -476,7 +476,7 @@ def test_windows_join_the_session_that_runs() -> None:
 def test_a_window_that_ends_with_its_first_token() -> None:
     backend = JoiningBackend()
     batch = Batch(backend)
-    one, more = job(max_new_tokens=1).task, job(max_new_tokens=9).task
+    one, more = job(max_new_tokens=1).request, job(max_new_tokens=9).request
     batch.add(audio(1, 2), [one, one])
     assert open_sessions(backend) == []
     assert len(batch) == 2
@@ -491,19 +491,19 @@ def test_a_window_that_ends_with_its_first_token() -> None:
     assert found[2] == alone_by(more, 5)
 
 
-def alone_by(task: DecodeRequest, seed: int) -> Decoded:
-    (found,) = decode(FakeBackend(DIMS, lively), audio(seed), [task])
+def alone_by(request: DecodeRequest, seed: int) -> Decoded:
+    (found,) = decode(FakeBackend(DIMS, lively), audio(seed), [request])
     return found
 
 
 def test_a_session_is_closed_with_its_last_window_and_another_opened() -> None:
     backend = JoiningBackend()
     batch = Batch(backend)
-    task = job(max_new_tokens=3).task
+    request = job(max_new_tokens=3).request
     for round_ in range(3):
-        batch.add(audio(round_), [task])
+        batch.add(audio(round_), [request])
         assert len(open_sessions(backend)) <= 1
-        assert list(drain(batch).values()) == [alone_by(task, round_)]
+        assert list(drain(batch).values()) == [alone_by(request, round_)]
         assert open_sessions(backend) == []
     assert [session.closed for session in backend.sessions] == [1, 1, 1]
 
@@ -511,15 +511,15 @@ def test_a_session_is_closed_with_its_last_window_and_another_opened() -> None:
 def test_a_prompt_that_does_not_fit_leaves_the_others_alone() -> None:
     backend = JoiningBackend()
     batch = Batch(backend)
-    task = job(max_new_tokens=9).task
-    batch.add(audio(8), [task])
+    request = job(max_new_tokens=9).request
+    batch.add(audio(8), [request])
     batch.step()
     with pytest.raises(EngineError, match="model holds 24"):
-        batch.add(audio(9, 10), [task, job([31] * 25).task])
+        batch.add(audio(9, 10), [request, job([31] * 25).request])
     assert len(batch) == 1
-    (number,) = batch.add(audio(11), [task])
+    (number,) = batch.add(audio(11), [request])
     found = drain(batch)
-    assert list(found.values()) == [alone_by(task, 8), alone_by(task, 11)]
+    assert list(found.values()) == [alone_by(request, 8), alone_by(request, 11)]
     assert number in found
     assert open_sessions(backend) == []
 
@@ -529,7 +529,7 @@ def test_a_prompt_that_does_not_fit_leaves_the_others_alone() -> None:
 def test_closing_after_an_interrupt_leaves_nothing_open(session: str, call: int, verb: str) -> None:
     backend = JoiningBackend()
     batch = Batch(backend)
-    beams = [Case(i, (31,), 0, FREE, 12, "beam", 3).task for i in range(3)]
+    beams = [Case(i, (31,), 0, FREE, 12, "beam", 3).request for i in range(3)]
     batch.add(audio(0, 1), beams[:2])
     failing = (verb, call), KeyboardInterrupt()
     if session == "joining":
@@ -545,16 +545,16 @@ def test_closing_after_an_interrupt_leaves_nothing_open(session: str, call: int,
     assert open_sessions(backend) == []
     assert len(batch) == 0
     backend.fail = None
-    batch.add(audio(3), [job().task])
-    assert list(drain(batch).values()) == [alone_by(job().task, 3)]
+    batch.add(audio(3), [job().request])
+    assert list(drain(batch).values()) == [alone_by(job().request, 3)]
 
 
 def test_a_join_that_fails_leaves_nothing_open() -> None:
     backend = JoiningBackend(failing=KeyboardInterrupt())
     batch = Batch(backend)
-    task = job(max_new_tokens=9).task
-    batch.add(audio(8), [task])
+    request = job(max_new_tokens=9).request
+    batch.add(audio(8), [request])
     with pytest.raises(KeyboardInterrupt):
-        batch.add(audio(9), [task])
+        batch.add(audio(9), [request])
     batch.close()
     assert open_sessions(backend) == []

@@ -17,7 +17,7 @@ from tests.support.fake_backend import FakeBackend, FakeEncoded, FakeSession
 from whisper_opt.core.arrays import Int
 from whisper_opt.core.backend import Encoded, GreedyRows, MultiStepResult, TokenMask
 from whisper_opt.decoding import Batch, Decoded
-from whisper_opt.decoding.constraints import TimestampRules
+from whisper_opt.decoding.constraints import TimestampRules, banned_tokens
 
 
 class RunningSession(FakeSession):
@@ -55,14 +55,15 @@ class RunningSession(FakeSession):
 
 
 def mask(rows: GreedyRows, last: Int, previous: Int, latest: Int) -> TokenMask:
-    """The host's rules on the shortest history of this state."""
+    """The constraints of the host on the shortest history of this state."""
     ban = rows.ban.copy()
     for i, begin in enumerate(rows.timestamp_begin.tolist()):
         if begin < N_VOCAB:
             history = [token for token in (latest[i], previous[i], last[i]) if token >= 0]
             if latest[i] < begin:
                 history = history[1:] if previous[i] < begin else history[2:]
-            TimestampRules(begin, EOT, NO_TIMESTAMPS, None)([int(t) for t in history], ban[i])
+            timed = TimestampRules(begin, EOT, NO_TIMESTAMPS, None)
+            banned_tokens([timed], [int(t) for t in history]).write(ban[i], True)
     return TokenMask(ban, rows.timestamp_begin)
 
 
@@ -92,7 +93,7 @@ def together(backend: FakeBackend, cases: Sequence[Case], at_once: int) -> list[
         joining, waiting = waiting[: at_once - len(batch)], waiting[at_once - len(batch) :]
         if joining:
             audio = FakeEncoded(tuple(cases[i].audio for i in joining))
-            numbers = batch.add(audio, [cases[i].task for i in joining])
+            numbers = batch.add(audio, [cases[i].request for i in joining])
             places.update(zip(numbers, joining))
         found.update(batch.step())
     return [found[number] for number in sorted(found, key=lambda number: places[number])]
@@ -145,7 +146,7 @@ def test_an_interrupt_loses_nothing() -> None:
     backend = RunningBackend()
     cases = [Case(audio, (31,), 0, FREE, 12, "greedy") for audio in (5, 6)]
     batch = Batch(backend)
-    batch.add(FakeEncoded((5, 6)), [case.task for case in cases])
+    batch.add(FakeEncoded((5, 6)), [case.request for case in cases])
     backend.session_type.fail = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
         batch.step()

@@ -33,7 +33,7 @@ from whisper_opt.core.dims import ModelDims
 from whisper_opt.core.errors import EngineError, OptionError
 from whisper_opt.core.logits import sample, top_k
 from whisper_opt.core.text_ids import TextIds
-from whisper_opt.decoding.constraints import NoRepeatNGram, TimestampRules
+from whisper_opt.decoding.constraints import NoRepeatNGram, TimestampRules, banned_tokens
 from whisper_opt.decoding.multistep import greedy_row
 from whisper_opt.export import export
 from whisper_opt.export.checkpoints import Checkpoint, load_checkpoint
@@ -156,22 +156,19 @@ def rules(moved: bool) -> TimestampRules:
 
 @given(history=st.lists(st.integers(0, SMALL - 1), max_size=5))
 def test_rules_know_what_a_timestamp_is(history: Sequence[int]) -> None:
-    before, after = np.zeros((2, SMALL), np.bool_)
-    rules(False)(history, before)
-    rules(True)(NEW[list(history)].tolist(), after)
+    before = banned_tokens([rules(False)], history).array(SMALL)
+    after = banned_tokens([rules(True)], NEW[list(history)].tolist()).array(SMALL)
     np.testing.assert_array_equal(after, before[ORDER])
     for limit in (None, 4):
         rule = dataclasses.replace(rules(True), max_initial=limit)
-        ban = np.zeros(SMALL, np.bool_)
-        rule([], ban)
+        ban = banned_tokens([rule], []).array(SMALL)
         assert ban[: rule.begin].all()
         assert ban[SMALL - MOVED :].all()
 
 
 def test_repeated_words_are_words_wherever_they_lie() -> None:
     text = TextIds(EOT - MOVED, range(SMALL - MOVED, SMALL))
-    ban = np.zeros(SMALL, np.bool_)
-    NoRepeatNGram(2, text)([38, 1, 25, 38], ban)
+    ban = banned_tokens([NoRepeatNGram(2, text)], [38, 1, 25, 38]).array(SMALL)
     assert np.flatnonzero(ban).tolist() == [1]
 
 

@@ -30,15 +30,15 @@ from whisper_opt.audio.vad import SpeechDetector, merge, pack
 from whisper_opt.core.arrays import F32
 from whisper_opt.core.dims import N_SAMPLES
 from whisper_opt.core.options import VadOptions
-from whisper_opt.transcription.chunking import Chunking
+from whisper_opt.transcription.chunking import JobFactory
 from whisper_opt.transcription.job import Chunk, TranscriptionJob
 
 SPEECH = (2, 9, 15, 40, 41.5, 58, 80, 104, 150, 162, 170, 199)
 
 
 def recording(sound: Any, **options: Any) -> TranscriptionJob:
-    strategies = Chunking(WatchedBackend(), VOCAB, SUPPRESSION)
-    return strategies.job(sound, None, TranscribeOptions(**options))
+    factory = JobFactory(WatchedBackend(), VOCAB, SUPPRESSION)
+    return factory.job(sound, None, TranscribeOptions(**options))
 
 
 def chunks(made: TranscriptionJob) -> Iterator[Chunk]:

@@ -202,6 +202,9 @@ EFFECTS: dict[str, Effect] = {
     ),
     "vad_speech_pad": Effect(0.4, "test_spans_are_those_of_the_package", checks_only),
     "vad_max_speech_duration": Effect(9.0, "test_spans_are_those_of_the_package", checks_only),
+    "max_duration": Effect(60.0, "test_duration_is_limited_for_every_source"),
+    "max_audio_bytes": Effect(1 << 20, "test_memory_is_limited"),
+    "strict_audio": Effect(True, "test_damage_is_skipped_and_times_stay"),
 }
 
 
@@ -310,7 +313,7 @@ LOAD_EFFECTS: dict[str, LoadEffect] = {
     # with auto, threads are those of the CPU if that is what is chosen
     "threads": LoadEffect(2, "test_options_are_checked", ("tensorrt",)),
     "encoder_precision": LoadEffect("int8", "test_load_says_what_computes", GPU),
-    "padding": LoadEffect("whole", "test_attention_is_of_all_positions", GPU),
+    "padding": LoadEffect("whole", "test_attention_covers_all_positions", GPU),
     "kernels": LoadEffect("off", "test_load_says_what_computes", GPU),
     "cuda_graphs": LoadEffect(False, "test_options_are_checked", ONLY_TENSORRT),
     "tensorrt_library": LoadEffect("tensorrt", "test_options_are_checked", ONLY_TENSORRT),

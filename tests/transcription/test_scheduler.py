@@ -32,7 +32,7 @@ from whisper_opt.core.logits import HostLogits
 from whisper_opt.core.options import VadOptions
 from whisper_opt.export import export
 from whisper_opt.runtime.engine import Engine
-from whisper_opt.text.results import Segment
+from whisper_opt.text.results import Dropped, Segment
 from whisper_opt.transcription.job import Chunk, TranscriptionJob
 from whisper_opt.transcription.scheduler import Scheduler
 
@@ -956,7 +956,8 @@ def test_stretches_of_speech_side_by_side(
 @made_up()
 def test_nobody_speaks(model: Whisper, watched: WatchedBackend, doors: Doors) -> None:
     found = model.transcribe(spoken([], 90.0), **BATCHED)
-    assert found == Transcript((), "en", 90.0, "")
+    noise_only = Dropped(3.0, 90.0, "loud sound")
+    assert found == Transcript((), "en", 90.0, "", dropped=(noise_only,))
     assert watched.diary == []
     assert doors.n_open == 0
 
@@ -1039,9 +1040,9 @@ def test_all_is_closed_whatever_fails(model: Whisper, doors: Doors) -> None:
 
 
 def jobs(*seconds: float, **options: Any) -> list[TranscriptionJob]:
-    strategies = quiet_model()._chunking(FakeBackend(DIMS, talkative))
+    factory = quiet_model()._job_factory(FakeBackend(DIMS, talkative))
     chosen = TranscribeOptions(**{**PLAIN, **options})
-    return [strategies.job(sound, None, chosen) for sound in sounds(*seconds)]
+    return [factory.job(sound, None, chosen) for sound in sounds(*seconds)]
 
 
 def finish(scheduler: Scheduler) -> dict[TranscriptionJob, list[Segment]]:

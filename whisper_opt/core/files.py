@@ -1,4 +1,4 @@
-"""Putting a finished directory in the place of another."""
+"""Replacing a directory in one step."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ __all__ = ["replace_directory"]
 
 
 def replace_directory(temporary: Path, target: Path) -> None:
-    """Rename ``temporary``, a sibling, to ``target``; what was there goes only when that is done.
+    """Rename ``temporary``, a sibling of ``target``, to ``target``; then delete the old directory.
 
     Raises:
-        OSError: a directory cannot be renamed; what was there is there again.
+        OSError: a directory cannot be renamed; the old directory is restored.
     """
     old = temporary.with_name(temporary.name + ".old")
     if target.exists():
