@@ -1,4 +1,4 @@
-"""Windows that decode together, come and go: each gives what the published rules give it alone."""
+"""Windows in a batch, which join and leave: each has the result of openai-whisper's rules."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from whisper_opt.decoding.constraints import NoRepeatNGram
 
 PROBE_TOKEN = 36
 SHARPNESS = (0.3, 1.0, 3.0)
-"""Of scores: nearly all the same, as ``lively`` makes them, nearly certain."""
+"""Factors of the scores: nearly uniform, as from ``lively``, nearly certain."""
 
 
 @functools.lru_cache(maxsize=100_000)
@@ -44,7 +44,7 @@ def _scores(seed: int, tokens: tuple[int, ...]) -> F32:
 
 
 def scores_of(seed: int, tokens: Sequence[int]) -> F32:
-    """What the fake model says; the seed also decides how sure it is."""
+    """Scores of the fake model; their sharpness depends on the seed."""
     return _scores(seed, tuple(tokens))
 
 
@@ -53,7 +53,7 @@ BACKEND = FakeBackend(DIMS, scores_of)
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """Everything one window can differ in.
+    """Everything in which windows can differ.
 
     ``kind`` is greedy, beam or sample; ``size`` the number of beams or of draws.
     """
@@ -131,7 +131,7 @@ def random_case(rng: np.random.Generator, audio: int) -> Case:
 def random_cases(n: int, seed: int) -> list[Case]:
     rng = np.random.default_rng(seed)
     cases = [random_case(rng, int(rng.integers(2**31))) for _ in range(n)]
-    # a search of no answers is refused where options are read
+    # best_of=0 is refused when options are read
     return [
         dataclasses.replace(case, patience=1.0) if round(case.size * case.patience) < 1 else case
         for case in cases
@@ -171,13 +171,13 @@ def together(cases: Sequence[Case], arrivals: Sequence[int]) -> list[Decoded]:
     st.lists(st.integers(0, 12), min_size=1, max_size=16),
     st.integers(0, 2**32 - 1),
 )
-def test_windows_that_come_and_go_equal_single_runs(arrivals: list[int], seed: int) -> None:
+def test_windows_that_join_and_leave_equal_single_runs(arrivals: list[int], seed: int) -> None:
     cases = random_cases(len(arrivals), seed)
     assert together(cases, arrivals) == [alone(case) for case in cases]
 
 
 def test_windows_differ_in_what_they_need() -> None:
-    """What keeps the property above from passing on windows of one kind."""
+    """Makes sure that the property above is tested with windows of many kinds."""
     cases = random_cases(300, 0)
     found = [alone(case) for case in cases]
     lengths = [len(each.hypotheses[0].tokens) for each in found]
@@ -185,7 +185,7 @@ def test_windows_differ_in_what_they_need() -> None:
     ended = [length < case.max_new_tokens for length, case in zip(lengths, cases)]
     assert 60 < sum(ended) < 240
     assert {case.kind for case in cases} == {"greedy", "beam", "sample"}
-    # the options matter: leaving one out changes answers
+    # each option has an effect: leaving it out changes results
     for plain in ({"penalty": 1.0}, {"ngram": 0}, {"patience": 1.0}, {"seed": 5}):
         others = [alone(dataclasses.replace(case, **plain)) for case in cases]
         assert others != found, plain
@@ -197,7 +197,7 @@ def test_the_same_window_twice_gives_the_same_answer_twice() -> None:
     assert found[:8] == found[8:]
 
 
-# --- the searches and rules against a plain transcription ----------------------------------------
+# --- decoders and constraints against a plain implementation --------------------------------------
 
 
 def naive_scores(case: Case, sampled: Sequence[int]) -> F32:
@@ -267,28 +267,28 @@ def naive_draw(scores: F32, temperature: float, u: float) -> int:
 
 
 def naive_samples(case: Case) -> list[tuple[tuple[int, ...], float]]:
-    """Draws answer by answer, fed by the same random numbers in the same order."""
+    """Draws candidate by candidate, with the same random numbers in the same order."""
     rng = np.random.default_rng(case.seed)
     temperature = 0.0 if case.kind == "greedy" else case.temperature
     n = 1 if case.kind == "greedy" else case.size
-    answers: list[tuple[int, ...]] = [()] * n
+    candidates: list[tuple[int, ...]] = [()] * n
     sums = [0.0] * n
     live = list(range(n))
     for _ in range(case.max_new_tokens):
         for i in list(live):
-            scores = naive_scores(case, answers[i])
+            scores = naive_scores(case, candidates[i])
             u = rng.random() if temperature else 0.0
             token = naive_draw(scores, temperature, u) if temperature else int(scores.argmax())
             sums[i] += float(reference_log_softmax(scores)[token])
             if token == EOT:
                 live.remove(i)
             else:
-                answers[i] = (*answers[i], token)
-    return list(zip(answers, sums))
+                candidates[i] = (*candidates[i], token)
+    return list(zip(candidates, sums))
 
 
 def naive_rank(found: Sequence[tuple[tuple[int, ...], float]], alpha: float | None) -> int:
-    """openai-whisper's MaximumLikelihoodRanker; an empty answer counts as one token."""
+    """openai-whisper's MaximumLikelihoodRanker; an empty candidate counts as one token."""
     scores = []
     for tokens, total in found:
         length = max(len(tokens), 1) if alpha is None else ((5 + len(tokens)) / 6) ** alpha
@@ -298,7 +298,7 @@ def naive_rank(found: Sequence[tuple[tuple[int, ...], float]], alpha: float | No
 
 @pytest.mark.parametrize("part", range(10))
 def test_search_and_rules_over_random_scores(part: int) -> None:
-    """100 windows a part in batches of eight, every option mixed: no candidate differs."""
+    """100 windows per part in batches of eight with mixed options: no candidate differs."""
     cases = random_cases(100, 1000 + part)
     found: list[Decoded] = []
     for first in range(0, 100, 8):
@@ -322,7 +322,7 @@ def test_search_and_rules_over_random_scores(part: int) -> None:
 
 
 def test_the_thousand_windows_are_of_all_kinds() -> None:
-    """Which kinds of window the comparison above has met, and how often."""
+    """Kinds of windows in the comparison above, and their number."""
     cases = [case for part in range(10) for case in random_cases(100, 1000 + part)]
     beams = [case for case in cases if case.kind == "beam" and case.size > 1]
     assert len(cases) == 1000
@@ -352,7 +352,7 @@ def babble(seed: int, tokens: Sequence[int]) -> F32:
 @pytest.mark.parametrize("timestamps", [False, True])
 @pytest.mark.parametrize("kind", ["greedy", "beam", "sample"])
 @pytest.mark.parametrize("n", [1, 2, 3])
-def test_no_run_of_text_comes_twice(kind: str, n: int, timestamps: bool) -> None:
+def test_no_ngram_occurs_twice(kind: str, n: int, timestamps: bool) -> None:
     backend = FakeBackend(DIMS, babble)
     repeated = 0
     for seed in range(12):
@@ -372,7 +372,7 @@ def test_no_run_of_text_comes_twice(kind: str, n: int, timestamps: bool) -> None
 
 
 @pytest.mark.parametrize("kind", ["greedy", "beam", "sample"])
-def test_the_repetition_penalty_does_what_it_says(kind: str) -> None:
+def test_the_repetition_penalty(kind: str) -> None:
     """Repeated text is rarer above 1 and commoner below; timestamps and the end do not count."""
     shares = []
     for penalty in (0.5, 1.0, 3.0):
@@ -392,7 +392,7 @@ def test_the_repetition_penalty_does_what_it_says(kind: str) -> None:
 
 
 FREE = Reference(EOT, NO_TIMESTAMPS, BEGIN, None, (EOT,), False, None)
-"""Answers that only end with their limit."""
+"""Results that end at their limit only."""
 
 
 def audio(*seeds: int) -> FakeEncoded:
@@ -404,7 +404,7 @@ def open_sessions(backend: SpyBackend) -> list[SpySession]:
 
 
 class JoiningBackend(SpyBackend):
-    """Sessions of the spy kind that write down who joins; ``failing`` joins raise."""
+    """Spy sessions that record joining rows; joins listed in ``failing`` raise an error."""
 
     def __init__(self, failing: BaseException | None = None) -> None:
         super().__init__()
@@ -467,7 +467,7 @@ def test_windows_join_the_session_that_runs() -> None:
     assert [n for name, n in joining.calls if name == "extend"] == [2]
     assert set(batch.step()) == {1, 2}
     batch.step()
-    # one row, then three, then one again: who is finished is not fed
+    # one row, then three, then one again: finished rows are not fed
     assert [n for name, n in running.calls if name == "extend"] == [1, 1, 3, 1]
     drain(batch)
     assert open_sessions(backend) == []

@@ -1,4 +1,4 @@
-"""Rules and top-k together choose what openai-whisper's filters choose."""
+"""Constraints and top-k together choose the tokens that openai-whisper's filters choose."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ def test_rank_as_the_reference_does(
 
 
 def test_whole_answers_equal_the_reference() -> None:
-    """Histories that sampling itself makes, over a vocabulary of Whisper's size and layout."""
+    """Histories made by sampling, with a vocabulary of Whisper's size and layout."""
     n_vocab, begin, eot = 51865, 50364, 50257
     reference = Reference(
         eot, 50363, begin, (220, eot), (1, 2, 7, 50258, 50358, 50359, 50360, 50361, 50362), True, 50
@@ -269,8 +269,8 @@ def test_constraints_are_independent() -> None:
     st.lists(st.sampled_from([3, 4, 5, EOT - 1, EOT + 1, BEGIN, BEGIN + 4]), max_size=14),
     st.integers(1, 4),
 )
-def test_no_run_of_text_is_repeated(sampled: list[int], n: int) -> None:
-    """Against every continuation tried out; what is no text neither counts nor is banned."""
+def test_no_ngram_is_repeated(sampled: list[int], n: int) -> None:
+    """Compared with every continuation; tokens that are not text are ignored and never banned."""
     ban = bans(NoRepeatNGram(n, range(EOT)), sampled)
     text = [token for token in sampled if token < EOT]
     known = {tuple(text[i : i + n]) for i in range(len(text) - n + 1)}
@@ -294,6 +294,6 @@ def test_no_run_of_text_is_repeated(sampled: list[int], n: int) -> None:
         (3, [4, 5, 6, 5], []),
     ],
 )
-def test_what_would_repeat_a_run(n: int, sampled: list[int], expected: list[int]) -> None:
+def test_tokens_that_would_repeat_an_ngram(n: int, sampled: list[int], expected: list[int]) -> None:
     ban = bans(NoRepeatNGram(n, range(EOT)), sampled)
     assert np.flatnonzero(ban).tolist() == sorted(expected)

@@ -1,4 +1,4 @@
-"""The decode loop against one sequence at a time, on a backend without a model."""
+"""The decode loop compared with single sequences, on a backend without a model."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ DIMS = random_dims(n_vocab=N_VOCAB, n_text_ctx=24, n_audio_ctx=N_VOCAB - BEGIN -
 
 
 def lively(seed: int, tokens: Sequence[int]) -> F32:
-    """Random scores under which an answer ends after about eight tokens."""
+    """Random scores with an end of text after about eight tokens."""
     state = zlib.crc32(np.array(tokens, np.int64).tobytes(), seed)
     scores: F32 = np.random.default_rng(state).standard_normal(N_VOCAB, np.float32)
     scores *= np.float32(2)
@@ -76,7 +76,7 @@ def job(
 
 
 def naive(backend: FakeBackend, seed: int, job: Job) -> tuple[list[int], float, float]:
-    """Tokens, their sum of log-probabilities and the probed probability, the plain way."""
+    """Tokens, their sum of log-probabilities and no-speech probability, computed plainly."""
     sampled: list[int] = []
     total = 0.0
     for _ in range(job.max_new_tokens):
@@ -149,7 +149,7 @@ class TwoBranches:
 
 
 class SpySession(FakeSession):
-    """Writes down every call; ``fail`` names the call that raises, and the error."""
+    """Records every call; ``fail`` is the name of the call that raises, and the error."""
 
     def __init__(self, backend: SpyBackend, audio: FakeEncoded) -> None:
         super().__init__(backend, audio)
@@ -219,7 +219,7 @@ def test_a_batch_equals_single_runs(batch: list[Job], seed: int, same_audio: boo
 
 
 def test_both_ways_to_end_are_met() -> None:
-    """What keeps the properties above from passing on answers of one kind."""
+    """Makes sure that the properties above are tested with results of many kinds."""
     backend = FakeBackend(DIMS, lively)
     lengths = [len(naive(backend, seed, job())[0]) for seed in range(40)]
     assert min(lengths) < 5
@@ -251,7 +251,7 @@ def test_max_new_tokens(limit: int) -> None:
 
 @pytest.mark.parametrize("n_prompt", [1, 10, 23, 24])
 def test_prompt_and_answer_fill_the_context_and_one_more(n_prompt: int) -> None:
-    """The last token needs no place: it is sampled, never fed."""
+    """The last token needs no position: it is sampled, but never fed."""
     room = DIMS.n_text_ctx + 1 - n_prompt
     backend = SpyBackend()
     backend._scores = lambda seed, tokens: np.arange(N_VOCAB, dtype=np.float32)[::-1]

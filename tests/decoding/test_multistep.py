@@ -1,4 +1,4 @@
-"""Rows that a session decodes by itself: the loop gives what it gives step by step."""
+"""Multi-step decoding: results are those of single steps."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from whisper_opt.decoding.constraints import TimestampRules, banned_tokens
 
 
 class RunningSession(FakeSession):
-    """Runs by itself as a device does: from its state alone, seeing late that a row has ended."""
+    """Multi-step decoding as on a device: from its state alone, noticing late that a row ended."""
 
     late = 2
     supports_multistep = True
@@ -103,10 +103,10 @@ def together(backend: FakeBackend, cases: Sequence[Case], at_once: int) -> list[
 @given(
     st.integers(1, 9), st.integers(1, 4), st.integers(0, 3), st.booleans(), st.integers(0, 2**32)
 )
-def test_answers_are_those_of_single_steps(
+def test_results_are_those_of_single_steps(
     n: int, at_once: int, late: int, mixed: bool, seed: int
 ) -> None:
-    """Tokens, and likelihoods to the last bit; of batches that need the host now and then, too."""
+    """Equal tokens and bit-identical log-probabilities, also if some steps need the host."""
     cases = random_cases(n, seed)
     cases = cases if mixed else greedy(cases)
     backend = RunningBackend(late)
@@ -142,7 +142,7 @@ def test_a_session_may_decline() -> None:
 
 
 def test_an_interrupt_loses_nothing() -> None:
-    """The batch stands where it stood, and goes on."""
+    """The batch is unchanged and continues."""
     backend = RunningBackend()
     cases = [Case(audio, (31,), 0, FREE, 12, "greedy") for audio in (5, 6)]
     batch = Batch(backend)

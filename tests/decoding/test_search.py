@@ -1,4 +1,4 @@
-"""Beam search and sampling through the loop, against one audio at a time written out plainly."""
+"""Beam search and sampling in the loop, compared with plain implementations for one window."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_beam_search_is_the_references(data: st.DataObject, size: int, patience:
 @settings(deadline=None, max_examples=60)
 @given(data=st.data())
 def test_mixed_decoders_in_a_batch_equal_single_runs(data: st.DataObject) -> None:
-    """Greedy, beams of several sizes and samples share a session and never notice."""
+    """Greedy, beams of several sizes and samples in one session do not affect each other."""
     batch = []
     for one in data.draw(jobs(1)):
         kind = data.draw(st.sampled_from(["greedy", "beam", "sample"]))
@@ -139,17 +139,17 @@ def test_a_draws_logprob_is_that_of_temperature_one() -> None:
 def test_sampling_repeats_with_its_seed_only() -> None:
     backend = FakeBackend(DIMS, lively)
 
-    def answers(seed: int) -> list[Hypothesis]:
+    def draws(seed: int) -> list[Hypothesis]:
         drawing = job(decoder=lambda: sampler(4, 1.0, seed))
         return decode(backend, FakeEncoded((3,)), [drawing.request])[0].hypotheses
 
-    assert answers(1) == answers(1)
-    assert answers(1) != answers(2)
+    assert draws(1) == draws(1)
+    assert draws(1) != draws(2)
 
 
 def test_rank() -> None:
     short, long = Hypothesis((5,), -1.0), Hypothesis((5, 6, 7, 8), -2.0)
-    assert rank([short, long], None) == long  # -1.0 against -0.5 a token
+    assert rank([short, long], None) == long  # -1.0 against -0.5 per token
     assert rank([short, long], 0.0) == short  # no penalty: the sum itself
     assert rank([short, long], 1.0) == short  # -1 / (6/6) = -1.0 against -2 / (9/6) = -1.33
     assert rank([short, Hypothesis((9,), -1.0)], None) == short  # ties: the first

@@ -11,7 +11,7 @@ __all__ = ["decode"]
 
 
 def decode(backend: Backend, audio: Encoded, requests: Sequence[DecodeRequest]) -> list[Decoded]:
-    """Decode one window an audio, all at once; see :class:`Batch`.
+    """Decode windows in one batch; see :class:`Batch`.
 
     Returns:
         The candidates of each window, in the order of ``requests``.

@@ -1,4 +1,4 @@
-"""Continuous batching, watched from inside a fake model: who is decoded when, and what is left."""
+"""Continuous batching on a fake model that records its calls."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ from whisper_opt.transcription.scheduler import Scheduler
 
 PLAIN: dict[str, Any] = {"temperature": 0.0, "no_speech_threshold": None, "vad": "off"}
 ENDLESS: dict[str, Any] = {**PLAIN, "suppress_tokens": (VOCAB.eot,), "without_timestamps": True}
-"""Answers that end with max_new_tokens only: it says how many steps a window takes."""
+"""Results that end at max_new_tokens only, which is then the number of steps of a window."""
 
 
 class WatchedSession(FakeSession):
-    """Tells its backend what happens to it."""
+    """Records its calls in its backend."""
 
     def __init__(self, backend: WatchedBackend, audio: FakeEncoded) -> None:
         super().__init__(backend, audio)
@@ -75,7 +75,7 @@ class WatchedSession(FakeSession):
 
 
 class WatchedBackend(FakeBackend):
-    """A fake model that keeps a diary.
+    """A fake model that records its calls.
 
     Attributes:
         sessions: those that are open.
@@ -122,13 +122,13 @@ class WatchedBackend(FakeBackend):
 
     def attention(self, audio: Encoded, tokens: Int, lengths: Int) -> Attention:
         found = super().attention(audio, tokens, lengths)
-        self.sessions.pop()  # the fake one opens a session that needs no closing
+        self.sessions.pop()  # the one of the fake backend, which needs no closing
         return found
 
 
 @functools.cache
 def engine(n_vocab: int = DIMS.n_vocab, n_text_ctx: int = DIMS.n_text_ctx) -> Engine:
-    """An engine that only lends its vocabulary and its lists."""
+    """An engine with a vocabulary and token lists only."""
     narrow = {"n_audio_state": 64, "n_text_state": 64, "n_audio_head": 1, "n_text_head": 1}
     dims = dataclasses.replace(DIMS, n_vocab=n_vocab, n_text_ctx=n_text_ctx, **narrow)
     folder = Path(tempfile.mkdtemp(prefix="whisper-opt-test-"))
@@ -147,12 +147,12 @@ def model(watched: WatchedBackend) -> Whisper:
 
 
 def quiet_model() -> Whisper:
-    """The same model, watched by nobody."""
+    """The same model on a plain backend."""
     return Whisper(engine(), FakeBackend(DIMS, talkative))
 
 
 def windows_of(sound: F32, **options: Any) -> list[int]:
-    """The windows that a recording has when it is alone."""
+    """The windows of a recording that is transcribed alone."""
     backend = WatchedBackend()
     Whisper(engine(), backend).transcribe(sound, **options)
     return backend.windows
@@ -205,7 +205,7 @@ def test_the_batch_is_full_and_never_fuller(
     assert sorted(found) == list(range(8))
     assert watched.most == batch_size
     assert watched.sessions == []
-    # as long as there is more to do the batch is full
+    # the batch is full as long as there are enough windows
     until = watched.diary.index(("no more", frozenset()))
     running = [len(seeds) for what, seeds in watched.diary[:until] if what == "extend"]
     assert set(running) == {batch_size}
@@ -249,16 +249,16 @@ def test_recordings_are_opened_when_there_is_room(model: Whisper, watched: Watch
     for _ in results:
         finished += 1
     assert (opened, finished) == (12, 12)
-    # those in the batch, those that have just made room in it, and one ahead
+    # recordings in the batch, recordings that have just left it, and one ahead
     assert max(ahead) <= 5
     assert watched.sessions == []
 
 
 @pytest.mark.parametrize("kind", ["broken", "too short"])
-def test_recordings_that_give_nothing_are_opened_one_after_another_too(
+def test_recordings_without_segments_are_opened_one_after_another_too(
     model: Whisper, kind: str
 ) -> None:
-    """Results come although there is always room for one more."""
+    """Results are yielded although there is always room for another recording."""
     opened = 0
 
     def audios() -> Iterator[Any]:
@@ -324,7 +324,7 @@ def test_one_recording_alone_is_no_batch(model: Whisper) -> None:
 
 @pytest.mark.parametrize("n", [0, 1])
 def test_as_many_options_as_recordings(model: Whisper, n: int) -> None:
-    """A recording is never left out because there are no options for it."""
+    """A recording without options is an error."""
     options = [TranscribeOptions(**PLAIN)] * n
     with pytest.raises(OptionError, match="options"):
         list(model.transcribe_many(sounds(1.0, 2.0), options=options))
@@ -427,9 +427,7 @@ def test_a_failure_is_raised_and_leaves_nothing_open(
     assert model.transcribe(audios[0], options=options[0]) == expected
 
 
-def test_an_error_that_nobody_expects_ends_everything(
-    model: Whisper, watched: WatchedBackend
-) -> None:
+def test_an_unexpected_error_ends_everything(model: Whisper, watched: WatchedBackend) -> None:
     watched.fail, watched.error = 12, RuntimeError("a bug")
     with pytest.raises(RuntimeError, match="a bug"):
         many(model, sounds(31.0, 31.0), return_exceptions=True, **PLAIN)
@@ -456,7 +454,7 @@ BATCHED: dict[str, Any] = {
 
 
 def test_a_recording_may_fail_while_it_is_decoded(model: Whisper, watched: WatchedBackend) -> None:
-    """The batched strategy reads as it goes: damage at the end comes late."""
+    """The batched strategy reads in blocks: damage at the end is found late."""
     bad = spoken((1, 28, 32, 60, 64, 90, 100, 128, 140, 168), 400.0)
     bad[350 * 16000] = np.nan
     good = noise(40.0, 9)
@@ -508,7 +506,7 @@ SIZES = (31.0, 5.0, 64.0, 12.0, 40.0, 3.0)
 
 
 def check_alone(found: dict[int, Any], audios: list[F32], options: dict[str, Any]) -> None:
-    """Those that were transcribed are as if they had been alone."""
+    """Transcripts that were completed equal those of single runs."""
     for i, sound in enumerate(audios):
         if not isinstance(found[i], Exception):
             assert found[i] == quiet_model().transcribe(sound, **options), i
@@ -567,7 +565,7 @@ def test_a_model_that_is_broken_fails_every_recording(failing: Failing) -> None:
     assert [type(found[i]) for i in range(len(SIZES))] == [EngineError] * len(SIZES)
 
 
-def test_want_of_memory_is_an_error_of_the_library(model: Whisper, watched: WatchedBackend) -> None:
+def test_lack_of_memory_is_an_error_of_the_library(model: Whisper, watched: WatchedBackend) -> None:
     watched.fail, watched.error = 0, MemoryError()
     with pytest.raises(EngineError, match=r"memory.*lower beam_size"):
         model.transcribe(sounds(5.0)[0], **PLAIN)
@@ -582,7 +580,7 @@ def test_full_batches_again_after_a_failure(failing: Failing) -> None:
 
 
 def test_the_next_temperature_may_fail_too(failing: Failing) -> None:
-    """Sampling with several candidates is where memory ends."""
+    """Sampling with several candidates needs more memory."""
     audios = sounds(31.0, 64.0, 5.0)
     options = thresholds(audios)
     expected = many(quiet_model(), audios, batch_size=3, **options)
@@ -630,7 +628,7 @@ def test_a_recording_fails_once_however_many_windows_end_together(
     assert watched.sessions == []
 
 
-# --- giving up -----------------------------------------------------------------------------------
+# --- cancelling ----------------------------------------------------------------------------------
 
 
 class Doors:
@@ -767,7 +765,7 @@ LADDER: dict[str, Any] = {
 
 
 def thresholds(audios: Sequence[F32]) -> dict[str, Any]:
-    """The ladder with a threshold that about half the answers at temperature 0 do not pass."""
+    """Temperatures with a threshold that about half the results at temperature 0 do not pass."""
     found = [segment for sound in audios for segment in quiet_model().transcribe(sound, **PLAIN)]
     middle = float(np.median([segment.avg_logprob for segment in found]))
     return {**LADDER, "logprob_threshold": middle, "compression_ratio_threshold": None}
@@ -787,7 +785,7 @@ def test_windows_fall_back_one_by_one(
         assert found[i] == quiet_model().transcribe(sound, **options)
     attempts = collections.Counter(seed for seed, _ in watched.prompts)
     assert {1, 2, 3} >= set(attempts.values()) > {1}
-    # what was encoded is used again
+    # the encoded audio is used again
     assert collections.Counter(watched.windows) == dict.fromkeys(attempts, 1)
     assert watched.most == 4
 
@@ -865,7 +863,7 @@ def same(found: Sequence[Segment], expected: Sequence[Segment]) -> None:
 def piece_by_piece(
     sound: F32, spans: Sequence[tuple[float, float]], **options: Any
 ) -> list[Segment]:
-    """Every span as a recording of its own, its segments put where they belong."""
+    """Every span as its own recording, with its segments at their times."""
     found: list[Segment] = []
     for start, end in spans:
         piece = sound[round(start * 16000) : round(end * 16000)]
@@ -888,7 +886,7 @@ def piece_by_piece(
     ],
     ids=lambda options: " ".join(options) or "defaults",
 )
-def test_clips_side_by_side_are_clips_alone(
+def test_clips_in_one_batch_equal_single_clips(
     model: Whisper, watched: WatchedBackend, options: dict[str, Any], batch_size: int
 ) -> None:
     sound = noise(150.0, 2)
@@ -932,7 +930,7 @@ def test_where_clips_end(
 
 @made_up()
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_stretches_of_speech_side_by_side(
+def test_spans_of_speech_in_one_batch(
     model: Whisper, watched: WatchedBackend, batch_size: int
 ) -> None:
     sound = spoken([2, 9, 15, 40, 41.5, 58, 80, 104, 150, 162, 170, 199], 200.0, 4)
@@ -954,7 +952,7 @@ def test_stretches_of_speech_side_by_side(
 
 
 @made_up()
-def test_nobody_speaks(model: Whisper, watched: WatchedBackend, doors: Doors) -> None:
+def test_a_recording_without_speech(model: Whisper, watched: WatchedBackend, doors: Doors) -> None:
     found = model.transcribe(spoken([], 90.0), **BATCHED)
     noise_only = Dropped(3.0, 90.0, "loud sound")
     assert found == Transcript((), "en", 90.0, "", dropped=(noise_only,))
@@ -1004,8 +1002,8 @@ def test_strategies_mix(model: Whisper, watched: WatchedBackend) -> None:
     assert watched.sessions == []
 
 
-def test_draws_of_two_stretches_have_nothing_to_do_with_each_other() -> None:
-    """The same sound twice in one recording is not drawn the same answer twice."""
+def test_draws_of_two_chunks_are_independent() -> None:
+    """The same audio twice in one recording gets different draws."""
     sound = noise(10.0, 6)
     twice = np.concatenate([sound, sound])
     options = {**PLAIN, "temperature": 1.0, "without_timestamps": True}
@@ -1020,7 +1018,7 @@ def test_draws_of_two_stretches_have_nothing_to_do_with_each_other() -> None:
 
 
 def test_all_is_closed_whatever_fails(model: Whisper, doors: Doors) -> None:
-    """A session that cannot be closed does not keep recordings open."""
+    """Recordings are closed even if a session cannot be closed."""
 
     def broken(session: WatchedSession) -> None:
         raise EngineError("the device is gone")
@@ -1036,7 +1034,7 @@ def test_all_is_closed_whatever_fails(model: Whisper, doors: Doors) -> None:
     assert doors.n_open == 0
 
 
-# --- a loop of one's own, and slow sources -------------------------------------------------------
+# --- single steps, and slow sources --------------------------------------------------------------
 
 
 def jobs(*seconds: float, **options: Any) -> list[TranscriptionJob]:
@@ -1105,7 +1103,7 @@ def test_cancelling_the_last_recording_closes_everything(watched: WatchedBackend
     assert watched.sessions == []
 
 
-def test_a_slow_source_keeps_nobody_waiting(model: Whisper) -> None:
+def test_a_slow_source_does_not_delay_results(model: Whisper) -> None:
     """Each transcript comes before the next recording does."""
     wanted: queue.Queue[int] = queue.Queue()
 

@@ -64,7 +64,7 @@ def hasty() -> Iterator[None]:
 
 
 def in_threads(calls: list[Callable[[], Any]]) -> list[Any]:
-    """What each of some calls returns or raises, each in a thread of its own."""
+    """Results or errors of calls, each in its own thread."""
     found: list[Any] = [None] * len(calls)
 
     def call(i: int) -> None:
@@ -83,7 +83,7 @@ def in_threads(calls: list[Callable[[], Any]]) -> list[Any]:
 
 
 def use_at_once(model: Whisper, sounds: list[F32], n: int, options: dict[str, Any]) -> None:
-    """Every sound in a thread of its own, ``n`` times; all as when it is alone."""
+    """Every sound in its own thread, ``n`` times; all results equal those of single calls."""
     expected = [model.transcribe(sound, **options) for sound in sounds]
 
     def repeat(sound: F32) -> list[Transcript]:
@@ -185,7 +185,7 @@ print("parent", os.WEXITSTATUS(os.waitpid(child, 0)[1]), flush=True)
 )
 @pytest.mark.parametrize("what", ["exit", "close", "use"])
 def test_a_forked_process_ends(path: Path, what: str) -> None:
-    """With its own status, and what it has printed."""
+    """With its exit status and its output."""
     command = [sys.executable, "-c", FORKED, str(path), what]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.stderr == ""
@@ -194,7 +194,7 @@ def test_a_forked_process_ends(path: Path, what: str) -> None:
 
 
 def test_samples_are_shared_between_threads(model: Whisper) -> None:
-    """Nothing is written to what the caller gave."""
+    """The samples of the caller are not changed."""
     sound = noise(1.0, 5)
     sound.flags.writeable = False
     options: dict[str, Any] = {"temperature": 0.0, "vad": "off", "max_new_tokens": 8}

@@ -1,4 +1,4 @@
-"""Words of segments against openai-whisper's, on made-up timings."""
+"""Words of segments compared with openai-whisper's, with synthetic timings."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_a_segment_follows_words_that_are_near() -> None:
     assert found.words == (Word(0.52, 1.4, " so", 0.9), Word(1.4, 3.48, " it", 0.9))
 
 
-# --- made-up text ---------------------------------------------------------------------------------
+# --- hallucinations -------------------------------------------------------------------------------
 
 
 def spoken(*words: tuple[float, float, float], text: str = " so") -> Segment:
@@ -210,7 +210,7 @@ def test_doubtful_text_at_the_end_of_the_recording_ends_it() -> None:
 
 
 def test_a_gap_of_nothing_is_not_skipped() -> None:
-    """The reference would listen again from the same frame, for ever."""
+    """The reference would decode from the same frame endlessly."""
     kept, frame = skip_silence([spoken((10.001, 10.1, 0.1))], BOUNDS, 0.0, 9.0)
     assert kept == []
     assert frame == 1100

@@ -359,8 +359,8 @@ class Whisper:
 def _check_batch_size(chosen: TranscribeOptions, shared: int, index: int) -> None:
     if chosen.batch_size not in (TranscribeOptions.batch_size, shared):
         raise OptionError(
-            f"the options of recording {index} have batch_size {chosen.batch_size}, but all recordings"
-            f" share one batch of {shared} windows; pass batch_size to transcribe_many"
+            f"the options of recording {index} have batch_size {chosen.batch_size}, but all"
+            f" recordings share one batch of {shared} windows; pass batch_size to transcribe_many"
         )
 
 
