@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.transcription.test_model import noise
-from tests.transcription.test_scheduler import PLAIN, WatchedBackend, engine, sounds
+from tests.support.watched_backend import PLAIN, WatchedBackend, engine, noise, sounds
 from whisper_opt import OptionError, TranscribeOptions, Whisper
 
 

@@ -12,13 +12,13 @@ import pytest
 
 from tests.audio.test_vad import made_up
 from tests.support.reference_windows import VOCAB
-from tests.transcription.test_model import noise
-from tests.transcription.test_scheduler import (
+from tests.support.watched_backend import (
     BATCHED,
     PLAIN,
     WatchedBackend,
     engine,
     many,
+    noise,
     quiet_model,
     same,
     spoken,

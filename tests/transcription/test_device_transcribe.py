@@ -16,7 +16,7 @@ from tests.support.backend_subjects import trt_executor
 from tests.support.cpu_executor import CpuExecutor
 from tests.support.engines import require
 from tests.support.fake_cuda import FakeCuda
-from tests.transcription.test_model import noise
+from tests.support.watched_backend import noise
 from tests.transcription.test_transcribe_many import talkative_checkpoint
 from whisper_opt import Transcript, Whisper
 from whisper_opt.core.arrays import Int

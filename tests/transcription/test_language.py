@@ -15,9 +15,8 @@ import pytest
 from tests.audio.test_vad import made_up
 from tests.support.models import tokenizer_json
 from tests.support.reference_windows import DIMS as ENGLISH
+from tests.support.watched_backend import PLAIN, WatchedBackend, engine, many, noise, spoken
 from tests.transcription.test_chunking import plateaus
-from tests.transcription.test_model import noise
-from tests.transcription.test_scheduler import PLAIN, WatchedBackend, engine, many, spoken
 from whisper_opt import OptionError, TranscribeOptions, Whisper
 from whisper_opt.audio.features import log_mel
 from whisper_opt.audio.vad import SpeechDetector, pack

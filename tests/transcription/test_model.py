@@ -15,6 +15,7 @@ import soundfile
 
 from tests.support.fake_backend import FakeBackend
 from tests.support.models import random_checkpoint, random_dims
+from tests.support.watched_backend import noise
 from whisper_opt import (
     AudioError,
     EngineError,
@@ -38,14 +39,6 @@ SHORT: dict[str, Any] = {
     "vad": "off",
     "temperature": 0.0,
 }
-
-
-def noise(seconds: float, seed: int = 0) -> F32:
-    rng = np.random.default_rng(seed)
-    n_samples = round(seconds * 16000)
-    loudness = np.interp(np.arange(n_samples) / 16000, range(200), rng.uniform(0, 0.3, 200))
-    sound: F32 = (rng.standard_normal(n_samples) * loudness).astype(np.float32)
-    return np.clip(sound, -0.99, 0.99)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import Engines
-from tests.transcription.test_model import noise
+from tests.support.watched_backend import noise
 from tests.transcription.test_transcribe_many import talkative_checkpoint
 from whisper_opt import EngineError, Transcript, Whisper
 from whisper_opt.core.arrays import F32

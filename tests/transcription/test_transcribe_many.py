@@ -16,8 +16,7 @@ from tests.conftest import Engines
 from tests.support.engines import DIALECTS, require, sharp_checkpoint
 from tests.support.golden import clip_pcm, clips
 from tests.support.models import as_tensor, random_dims, special_ids
-from tests.transcription.test_model import noise
-from tests.transcription.test_scheduler import many
+from tests.support.watched_backend import many, noise
 from whisper_opt import TranscribeOptions, Transcript, Whisper
 from whisper_opt.core.arrays import F32
 from whisper_opt.export import export

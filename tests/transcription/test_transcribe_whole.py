@@ -14,6 +14,7 @@ from tests.support.fake_backend import FakeBackend, FakeEncoded, FakeSession
 from tests.support.models import random_dims, tokenizer_json
 from tests.support.reference_rules import Reference, reference_log_softmax
 from tests.support.reference_windows import BEGIN, DIMS, VOCAB, DecodeWindow, reference
+from tests.support.watched_backend import talkative
 from whisper_opt.audio.features import LogMel
 from whisper_opt.core.arrays import F32
 from whisper_opt.core.backend import Encoded
@@ -33,17 +34,6 @@ from whisper_opt.transcription.scheduler import Progress, Scheduler
 from whisper_opt.transcription.windows import WindowCursor
 
 SUPPRESSION = Suppression((1, 2, 7), (220, VOCAB.eot))
-
-
-def talkative(seed: int, tokens: Sequence[int]) -> F32:
-    """Random scores with frequent timestamps and ends of text."""
-    state = zlib.crc32(np.array(tokens, np.int64).tobytes(), seed)
-    scores: F32 = np.random.default_rng(state).standard_normal(DIMS.n_vocab, np.float32)
-    scores *= np.float32(4)
-    scores[BEGIN:] -= np.float32(3)
-    scores[VOCAB.eot] += np.float32(4)
-    scores[VOCAB.no_speech] += np.float32(14)
-    return scores
 
 
 class SpyBackend(FakeBackend):

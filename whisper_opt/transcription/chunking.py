@@ -73,7 +73,7 @@ class JobFactory:
         return TranscriptionJob(fallback, chunks)
 
     def _sequential(self, job: TranscriptionJob, samples: F32) -> Chunk:
-        """The sequential strategy: one chunk for the whole job."""
+        """The sequential strategy: one chunk, the whole recording."""
         options, dims = job.fallback.options, self._backend.dims
         job.duration = len(samples) / SAMPLE_RATE
         mel = self._mel(samples)
