@@ -182,6 +182,7 @@ def _decode_text(
 def _run_exact(
     model: _CachedCrossReference, mel: F32, vocab: Vocab, checkpoint: Checkpoint
 ) -> _ExactResult:
+    """Encode and transcribe one recording without quantization."""
     model.groups = ()
     layers = [model.stem(mel)]
     for i in range(checkpoint.dims.n_audio_layer):
@@ -244,10 +245,8 @@ def select_groups(costs: Sequence[Cost], budget: int) -> frozenset[str]:
 
 def _cached(checkpoint: Checkpoint) -> Checkpoint:
     """The checkpoint with its weights cached in memory, if it is small."""
-    if (
-        4 * sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
-        > _MAX_CACHED_BYTES
-    ):
+    n_weights = sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
+    if 4 * n_weights > _MAX_CACHED_BYTES:
         return checkpoint
     known: dict[str, F32] = {}
 

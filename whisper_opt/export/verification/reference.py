@@ -196,7 +196,7 @@ class Reference:
         [len(heads), len(tokens), n_ctx] per sequence. ``counts``: number of positions that each
         position of the audio represents.
         """
-        watched: list[list[F32]] = [[] for _ in sequences]
+        alignment: list[list[F32]] = [[] for _ in sequences]
         embedding = self._embedding()
         positions = self._read("decoder.positional_embedding")
         states = [embedding[tokens] + positions[: len(tokens)] for tokens in sequences]
@@ -209,7 +209,7 @@ class Reference:
                 )
                 normed = self._norm(x, f"{block}.cross_attn_ln")
                 query = self._heads(self._linear(normed, f"{block}.cross_attn.query"))
-                watched[j].extend(
+                alignment[j].extend(
                     query[:, head] @ key[:, head].T * np.float32(HEAD_DIM**-0.5)
                     for layer, head in heads
                     if layer == i
@@ -223,5 +223,5 @@ class Reference:
         head = self._output_head(embedding)
         return (
             [self._norm(x, "decoder.ln") @ head.T for x in states],
-            [np.stack(scores) if scores else empty for scores in watched],
+            [np.stack(scores) if scores else empty for scores in alignment],
         )

@@ -129,23 +129,16 @@ def verify(
         _verify_compression(checkpoint, encoder, decoder, parts, precision)
     sequences = _sequences(dims)
     found, bound_ratio = _decode_stepwise(decoder, cross, sequences, dims, head)
-    expected, watched = reference.decode(audio, sequences[:1], checkpoint.heads)
+    expected, alignment = reference.decode(audio, sequences[:1], checkpoint.heads)
     expected += reference.logits(audio, sequences[1:])
     error, scale = measure(zip(expected, found))
     require_error_below("decoder scores", error, precision.logits_tolerance * scale)
     attention_error, attention_scale = measure(
-        zip(watched, [_attention(decoder, cross, sequences[0], dims)])
+        zip(alignment, [_attention(decoder, cross, sequences[0], dims)])
     )
     require_error_below(
         "attention scores", attention_error, precision.cross_tolerance * attention_scale
     )
-    openai = openai_logits(checkpoint, mel, sequences)
-    openai_error = None
-    if openai is not None:
-        openai_error, openai_scale = measure(zip(openai, found))
-        require_error_below(
-            "scores against openai-whisper", openai_error, precision.logits_tolerance * openai_scale
-        )
     return Parity(
         input=f"seeded noise ({SEED})",
         cross_error=cross_error,
@@ -155,11 +148,27 @@ def verify(
         attention_error=attention_error,
         attention_scale=attention_scale,
         bound_ratio=bound_ratio,
-        openai_whisper=openai_error,
+        openai_whisper=_verify_openai(checkpoint, mel, sequences, found, precision),
         cross_tolerance=precision.cross_tolerance,
         logits_tolerance=precision.logits_tolerance,
         measure=precision.measure,
     )
+
+
+def _verify_openai(
+    checkpoint: Checkpoint,
+    mel: F32,
+    sequences: Sequence[Int],
+    found: Sequence[F32],
+    precision: Precision,
+) -> float | None:
+    """Error of scores against openai-whisper; None if that is not available."""
+    expected = openai_logits(checkpoint, mel, sequences)
+    if expected is None:
+        return None
+    error, scale = MEASURES[precision.measure](zip(expected, found))
+    require_error_below("scores against openai-whisper", error, precision.logits_tolerance * scale)
+    return error
 
 
 def verify_packed(
