@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.decoding.test_batch import BACKEND, FREE, Case, alone, random_cases
 from tests.decoding.test_constraints import BEGIN, EOT, N_VOCAB, NO_TIMESTAMPS
 from tests.decoding.test_loop import DIMS
+from tests.support.decode_cases import BACKEND, FREE, Case, alone, random_cases
 from tests.support.fake_backend import FakeBackend, FakeEncoded, FakeSession
 from whisper_opt.core.arrays import Int
 from whisper_opt.core.backend import Encoded, GreedyRows, MultiStepResult, TokenMask

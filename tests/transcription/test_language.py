@@ -28,8 +28,6 @@ DIMS = dataclasses.replace(ENGLISH, n_vocab=51865)
 VOCAB = Vocab(tokenizer_json(DIMS), DIMS)
 SHORT: dict[str, Any] = {**PLAIN, "max_new_tokens": 6}
 
-Probabilities = dict[str, float]
-
 
 class Polyglot:
     """Scores of a model that detects a language in each window.
@@ -39,7 +37,7 @@ class Polyglot:
     """
 
     def __init__(self) -> None:
-        self.probabilities: dict[int, Probabilities] = {}
+        self.probabilities: dict[int, dict[str, float]] = {}
         self.silent: set[int] = set()
 
     def language(self, seed: int) -> str:
@@ -90,7 +88,7 @@ def heads(samples: F32) -> list[int]:
 
 # --- one language for a recording ----------------------------------------------------------------
 
-WINDOWS: list[Probabilities] = [
+WINDOWS: list[dict[str, float]] = [
     {"en": 0.4, "de": 0.35, "fr": 0.25},
     {"en": 0.1, "de": 0.45, "fr": 0.45},
     {"en": 0.0625, "de": 0.875, "fr": 0.0625},
