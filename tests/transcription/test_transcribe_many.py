@@ -28,8 +28,8 @@ DIMS = random_dims(n_audio_layer=1)
 def talkative_checkpoint() -> Checkpoint:
     """A random model with clear preferences that produces timestamps and the end of text.
 
-    Where every token is nearly as likely as any other, rounding decides; and answers that never end
-    would all be alike.
+    If all tokens had similar scores, rounding would decide, and results without an end of text
+    would all be similar.
     """
     plain = sharp_checkpoint(DIMS, seed=1)
     tensors = dict(plain.tensors)
@@ -38,7 +38,7 @@ def talkative_checkpoint() -> Checkpoint:
     direction = rng.standard_normal(DIMS.n_text_state, np.float32)
     direction *= np.float32(40) / np.linalg.norm(direction)
     embedding = tensors["decoder.token_embedding.weight"].read().copy()
-    # scores grow along this direction of the last layer's output, which is always there
+    # the bias of the last layer norm adds this direction to every output
     embedding[special["<|endoftext|>"]] += direction * np.float32(4 / 1600)
     embedding[special["<|notimestamps|>"] + 1 :] += direction * np.float32(1 / 1600)
     tensors["decoder.token_embedding.weight"] = as_tensor(embedding)
@@ -53,7 +53,7 @@ Load = Callable[[str], Whisper]
 
 @pytest.fixture(scope="module")
 def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
-    """Gives the random model, multilingual, in a dialect."""
+    """Loads the random multilingual model in a dialect."""
 
     @functools.cache
     def load(dialect: str) -> Whisper:
