@@ -28,7 +28,7 @@ from whisper_opt.cli.bench.machine import (  # noqa: E402
 )
 from whisper_opt.cli.bench.report import table, write_json  # noqa: E402
 from whisper_opt.core.arrays import F32  # noqa: E402
-from whisper_opt.core.cpu import processor  # noqa: E402
+from whisper_opt.core.cpu import cpu_info  # noqa: E402
 from whisper_opt.core.dims import SAMPLE_RATE  # noqa: E402
 from whisper_opt.core.version import installed_version  # noqa: E402
 
@@ -243,7 +243,7 @@ def finish(
 
 def environment(threads: int) -> dict[str, Any]:
     """Processor, versions and commit that figures were made with."""
-    found = processor()
+    found = cpu_info()
     return {
         "cpu": found.name,
         "cores": found.cores,

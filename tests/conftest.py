@@ -1,4 +1,4 @@
-"""Fixtures: engines exported once a run, of the real weights and of tiny random ones."""
+"""Fixtures: engines of the real checkpoints, exported once per run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MODELS = Path(os.environ.get("WHISPER_OPT_MODELS", ROOT / "models"))
 
 
 def model_dir(name: str) -> Path:
-    """Directory of the real checkpoint ``name``; fails when it was not fetched."""
+    """Directory of the real checkpoint ``name``; fails if it was not fetched."""
     path = MODELS / name
     if not path.is_dir():
         pytest.fail(f"no checkpoint at {path}; run: python scripts/get_model.py {name}")

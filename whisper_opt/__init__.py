@@ -1,4 +1,4 @@
-"""Whisper speech recognition on verified ONNX engines: no torch, no transformers at run time.
+"""Whisper speech recognition on verified ONNX engines, without torch or transformers.
 
 >>> import whisper_opt
 >>> model = whisper_opt.Whisper.load("engines/tiny.en")  # doctest: +SKIP
@@ -24,14 +24,14 @@ from whisper_opt.core.version import __version__
 
 if TYPE_CHECKING:
     from whisper_opt.audio.decode import load_audio
-    from whisper_opt.audio.vad import detect_speech
+    from whisper_opt.audio.vad import Span, detect_speech
     from whisper_opt.core.options import (
         LoadOptions,
         SubtitleOptions,
         TranscribeOptions,
         VadOptions,
     )
-    from whisper_opt.text.results import Segment, Transcript, Word
+    from whisper_opt.text.results import Dropped, Segment, Transcript, Word
     from whisper_opt.text.writers import write
     from whisper_opt.transcription.model import Whisper
     from whisper_opt.transcription.stream import Stream
@@ -40,10 +40,12 @@ __all__ = [
     "AudioError",
     "BackendUnavailable",
     "CheckpointError",
+    "Dropped",
     "EngineError",
     "LoadOptions",
     "OptionError",
     "Segment",
+    "Span",
     "Stream",
     "StreamError",
     "SubtitleOptions",
@@ -66,17 +68,17 @@ _HOME = {
     **dict.fromkeys(
         ("LoadOptions", "SubtitleOptions", "TranscribeOptions", "VadOptions"), "core.options"
     ),
-    **dict.fromkeys(("Segment", "Transcript", "Word"), "text.results"),
+    **dict.fromkeys(("Dropped", "Segment", "Transcript", "Word"), "text.results"),
     "write": "text.writers",
     "load_audio": "audio.decode",
-    "detect_speech": "audio.vad",
+    **dict.fromkeys(("Span", "detect_speech"), "audio.vad"),
 }
-"""The modules of names that are imported when they are first used: numpy alone takes 0.1 s."""
+"""Modules of the names that are imported at first use; importing numpy alone takes 0.1 s."""
 
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
-        """What is imported at its first use (PEP 562), and modules of the package by name."""
+        """Import a name or a module of the package at its first use (PEP 562)."""
         import importlib
 
         if name.startswith("_"):
@@ -85,7 +87,7 @@ if not TYPE_CHECKING:
         try:
             module = importlib.import_module(home)
         except ModuleNotFoundError as error:
-            if error.name != home:  # it is there, but something that it needs is not
+            if error.name != home:  # a dependency of the module is missing
                 raise
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
         value = getattr(module, name) if name in _HOME else module
@@ -93,5 +95,5 @@ if not TYPE_CHECKING:
         return value
 
     def __dir__() -> list[str]:
-        """Names of the package, imported or not."""
+        """All public names, whether imported or not."""
         return sorted({*globals(), *__all__})

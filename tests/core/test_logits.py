@@ -77,7 +77,7 @@ def test_scores_of_minus_infinity_count_as_banned() -> None:
 
 @pytest.mark.parametrize(
     ("peak", "chosen"),
-    # 4 times at 0 weigh log 4 = 1.386 together
+    # four timestamps at 0 have log 4 = 1.386 together
     [(1.38, 8), (1.39, 3), (0.0, 8), (9.0, 3)],
 )
 def test_times_together_against_the_best_text(peak: float, chosen: int) -> None:
@@ -271,7 +271,7 @@ def test_draws_come_from_what_top_k_allows(
 
 
 def test_draws_from_nothing_but_bans() -> None:
-    """Where everything is banned, something is drawn all the same, and is known as impossible."""
+    """If all tokens are banned, one is drawn nevertheless, with log-probability -inf."""
     rng = np.random.default_rng(0)
     tokens, logprobs = sample(np.zeros(N, np.float32), ban_of(*range(N)), N, 5, 1.0, rng)
     assert tokens.shape == (5,)

@@ -1,4 +1,4 @@
-"""Rules and top-k together choose what openai-whisper's filters choose."""
+"""Constraints and top-k together choose the tokens that openai-whisper's filters choose."""
 
 from __future__ import annotations
 
@@ -20,20 +20,21 @@ from whisper_opt.decoding.constraints import (
     SuppressTokens,
     TimestampRules,
     TokenConstraint,
+    banned_tokens,
 )
 
 EOT, NO_TIMESTAMPS, BEGIN, N_VOCAB = 30, 38, 39, 70
 """A vocabulary like Whisper's: text, end of text, seven that only prompts hold, times."""
 
 
-def rules_of(reference: Reference) -> list[TokenConstraint]:
-    rules: list[TokenConstraint] = []
+def constraints_of(reference: Reference) -> list[TokenConstraint]:
+    constraints: list[TokenConstraint] = []
     if reference.blank is not None:
-        rules.append(SuppressAtBegin(np.array(reference.blank, np.int64)))
+        constraints.append(SuppressAtBegin(np.array(reference.blank, np.int64)))
     if reference.suppress is not None:
-        rules.append(SuppressTokens(np.array(reference.suppress, np.int64)))
+        constraints.append(SuppressTokens(np.array(reference.suppress, np.int64)))
     if reference.timestamps:
-        rules.append(
+        constraints.append(
             TimestampRules(
                 reference.timestamp_begin,
                 reference.eot,
@@ -41,14 +42,15 @@ def rules_of(reference: Reference) -> list[TokenConstraint]:
                 reference.max_initial,
             )
         )
-    return rules
+    return constraints
 
 
 def banned(reference: Reference, sampled: list[int], n_vocab: int = N_VOCAB) -> Bool:
-    ban = np.zeros(n_vocab, np.bool_)
-    for rule in rules_of(reference):
-        rule(sampled, ban)
-    return ban
+    return banned_tokens(constraints_of(reference), sampled).array(n_vocab)
+
+
+def bans(constraint: TokenConstraint, sampled: list[int]) -> Bool:
+    return banned_tokens([constraint], sampled).array(N_VOCAB)
 
 
 def plain(timestamps: bool = True, max_initial: int | None = None) -> Reference:
@@ -186,7 +188,7 @@ def test_rank_as_the_reference_does(
 
 
 def test_whole_answers_equal_the_reference() -> None:
-    """Histories that sampling itself makes, over a vocabulary of Whisper's size and layout."""
+    """Histories made by sampling, with a vocabulary of Whisper's size and layout."""
     n_vocab, begin, eot = 51865, 50364, 50257
     reference = Reference(
         eot, 50363, begin, (220, eot), (1, 2, 7, 50258, 50358, 50359, 50360, 50361, 50362), True, 50
@@ -220,11 +222,9 @@ def test_first_token() -> None:
 
 
 def test_blank_is_banned_first_only() -> None:
-    rule = SuppressAtBegin(np.array([7, EOT], np.int64))
+    constraint = SuppressAtBegin(np.array([7, EOT], np.int64))
     for sampled, expected in (([], [7, EOT]), ([5], []), ([BEGIN, 5], [])):
-        ban = np.zeros(N_VOCAB, np.bool_)
-        rule(sampled, ban)
-        assert np.flatnonzero(ban).tolist() == expected
+        assert np.flatnonzero(bans(constraint, sampled)).tolist() == expected
 
 
 @pytest.mark.parametrize(
@@ -252,19 +252,16 @@ def test_times_come_in_pairs_and_grow(
     assert (np.flatnonzero(~ban[BEGIN:]) + BEGIN).tolist() == expected
 
 
-def test_rules_only_ever_ban() -> None:
+def test_constraints_are_independent() -> None:
+    """Each adds its own bans, whatever is banned already, and leaves the history as it is."""
     reference = plain(max_initial=5)
     rng = np.random.default_rng(2)
     for make in HISTORIES.values():
-        before = rng.random(N_VOCAB) < 0.5
-        after = before.copy()
         sampled = make(rng)
         kept = list(sampled)
-        for rule in rules_of(reference):
-            rule(sampled, after)
-        assert (after >= before).all()
+        each = [bans(constraint, sampled) for constraint in constraints_of(reference)]
         assert sampled == kept
-        assert (after == (before | banned(reference, sampled))).all()
+        assert (banned(reference, sampled) == np.any(each, axis=0)).all()
 
 
 @settings(derandomize=True, deadline=None, max_examples=300)
@@ -272,10 +269,9 @@ def test_rules_only_ever_ban() -> None:
     st.lists(st.sampled_from([3, 4, 5, EOT - 1, EOT + 1, BEGIN, BEGIN + 4]), max_size=14),
     st.integers(1, 4),
 )
-def test_no_run_of_text_is_repeated(sampled: list[int], n: int) -> None:
-    """Against every continuation tried out; what is no text neither counts nor is banned."""
-    ban = np.zeros(N_VOCAB, np.bool_)
-    NoRepeatNGram(n, range(EOT))(sampled, ban)
+def test_no_ngram_is_repeated(sampled: list[int], n: int) -> None:
+    """Compared with every continuation; tokens that are not text are ignored and never banned."""
+    ban = bans(NoRepeatNGram(n, range(EOT)), sampled)
     text = [token for token in sampled if token < EOT]
     known = {tuple(text[i : i + n]) for i in range(len(text) - n + 1)}
     expected = [
@@ -298,8 +294,6 @@ def test_no_run_of_text_is_repeated(sampled: list[int], n: int) -> None:
         (3, [4, 5, 6, 5], []),
     ],
 )
-def test_what_would_repeat_a_run(n: int, sampled: list[int], expected: list[int]) -> None:
-    ban = np.zeros(N_VOCAB, np.bool_)
-    ban[9] = True
-    NoRepeatNGram(n, range(EOT))(sampled, ban)
-    assert np.flatnonzero(ban).tolist() == sorted([*expected, 9])
+def test_tokens_that_would_repeat_an_ngram(n: int, sampled: list[int], expected: list[int]) -> None:
+    ban = bans(NoRepeatNGram(n, range(EOT)), sampled)
+    assert np.flatnonzero(ban).tolist() == sorted(expected)

@@ -1,4 +1,4 @@
-"""The decode loop against one sequence at a time, on a backend without a model."""
+"""The decode loop compared with single sequences, on a backend without a model."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.decoding.test_constraints import BEGIN, EOT, N_VOCAB, NO_TIMESTAMPS, rules_of
+from tests.decoding.test_constraints import BEGIN, EOT, N_VOCAB, NO_TIMESTAMPS, constraints_of
 from tests.support.decoding import decode
 from tests.support.fake_backend import FakeBackend, FakeEncoded, FakeSession
 from tests.support.models import random_dims
 from tests.support.reference_rules import Reference, reference_log_softmax
-from whisper_opt.core.arrays import F32, Bool, Int
+from whisper_opt.core.arrays import F32, Int
 from whisper_opt.core.backend import BannedTokens, Encoded, TokenMask, Top
 from whisper_opt.core.errors import EngineError
 from whisper_opt.core.logits import HostLogits
@@ -33,7 +33,7 @@ DIMS = random_dims(n_vocab=N_VOCAB, n_text_ctx=24, n_audio_ctx=N_VOCAB - BEGIN -
 
 
 def lively(seed: int, tokens: Sequence[int]) -> F32:
-    """Random scores under which an answer ends after about eight tokens."""
+    """Random scores with an end of text after about eight tokens."""
     state = zlib.crc32(np.array(tokens, np.int64).tobytes(), seed)
     scores: F32 = np.random.default_rng(state).standard_normal(N_VOCAB, np.float32)
     scores *= np.float32(2)
@@ -43,24 +43,24 @@ def lively(seed: int, tokens: Sequence[int]) -> F32:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A task and the filters it stands for."""
+    """A request and the filters it stands for."""
 
     reference: Reference
     prompt: tuple[int, ...]
     no_speech_position: int
     max_new_tokens: int
-    search: Callable[[], TokenDecoder] = lambda: GreedyDecoder(EOT)
+    decoder: Callable[[], TokenDecoder] = lambda: GreedyDecoder(EOT)
 
     @property
-    def task(self) -> DecodeRequest:
+    def request(self) -> DecodeRequest:
         return DecodeRequest(
             prompt=self.prompt,
             no_speech_position=self.no_speech_position,
             no_speech_token=36,
-            rules=tuple(rules_of(self.reference)),
+            constraints=tuple(constraints_of(self.reference)),
             timestamp_begin=BEGIN if self.reference.timestamps else None,
             max_new_tokens=self.max_new_tokens,
-            search=self.search,
+            decoder=self.decoder,
         )
 
 
@@ -69,14 +69,14 @@ def job(
     no_speech_position: int = 0,
     max_new_tokens: int = 12,
     timestamps: bool = True,
-    search: Callable[[], TokenDecoder] = lambda: GreedyDecoder(EOT),
+    decoder: Callable[[], TokenDecoder] = lambda: GreedyDecoder(EOT),
 ) -> Job:
     reference = Reference(EOT, NO_TIMESTAMPS, BEGIN, (7, EOT), (1, 2), timestamps, 10)
-    return Job(reference, tuple(prompt), no_speech_position, max_new_tokens, search)
+    return Job(reference, tuple(prompt), no_speech_position, max_new_tokens, decoder)
 
 
 def naive(backend: FakeBackend, seed: int, job: Job) -> tuple[list[int], float, float]:
-    """Tokens, their sum of log-probabilities and the probed probability, the plain way."""
+    """Tokens, their sum of log-probabilities and no-speech probability, computed plainly."""
     sampled: list[int] = []
     total = 0.0
     for _ in range(job.max_new_tokens):
@@ -149,7 +149,7 @@ class TwoBranches:
 
 
 class SpySession(FakeSession):
-    """Writes down every call; ``fail`` names the call that raises, and the error."""
+    """Records every call; ``fail`` is the name of the call that raises, and the error."""
 
     def __init__(self, backend: SpyBackend, audio: FakeEncoded) -> None:
         super().__init__(backend, audio)
@@ -195,10 +195,10 @@ class SpyBackend(FakeBackend):
 @settings(derandomize=True, deadline=None, max_examples=100)
 @given(jobs(1), st.integers(0, 2**31))
 def test_greedy_equals_one_sequence_at_a_time(batch: list[Job], first_seed: int) -> None:
-    batch = [dataclasses.replace(each, search=lambda: GreedyDecoder(EOT)) for each in batch]
+    batch = [dataclasses.replace(each, decoder=lambda: GreedyDecoder(EOT)) for each in batch]
     backend = FakeBackend(DIMS, lively)
     audio = FakeEncoded(tuple(first_seed + i for i in range(len(batch))))
-    found = decode(backend, audio, [each.task for each in batch])
+    found = decode(backend, audio, [each.request for each in batch])
     assert len(found) == len(batch)
     for decoded, each, seed in zip(found, batch, audio.seeds):
         tokens, total, probed = naive(backend, seed, each)
@@ -213,13 +213,13 @@ def test_greedy_equals_one_sequence_at_a_time(batch: list[Job], first_seed: int)
 def test_a_batch_equals_single_runs(batch: list[Job], seed: int, same_audio: bool) -> None:
     backend = FakeBackend(DIMS, lively)
     seeds = tuple(seed if same_audio else seed + i for i in range(len(batch)))
-    together = decode(backend, FakeEncoded(seeds), [each.task for each in batch])
+    together = decode(backend, FakeEncoded(seeds), [each.request for each in batch])
     for decoded, each, audio in zip(together, batch, seeds):
-        assert decode(backend, FakeEncoded((audio,)), [each.task]) == [decoded]
+        assert decode(backend, FakeEncoded((audio,)), [each.request]) == [decoded]
 
 
 def test_both_ways_to_end_are_met() -> None:
-    """What keeps the properties above from passing on answers of one kind."""
+    """Makes sure that the properties above are tested with results of many kinds."""
     backend = FakeBackend(DIMS, lively)
     lengths = [len(naive(backend, seed, job())[0]) for seed in range(40)]
     assert min(lengths) < 5
@@ -230,7 +230,7 @@ def test_both_ways_to_end_are_met() -> None:
 def test_finished_rows_leave() -> None:
     backend = SpyBackend()
     batch = [job(max_new_tokens=n) for n in (1, 9, 3, 9)]
-    found = decode(backend, FakeEncoded((0, 1, 2, 3)), [each.task for each in batch])
+    found = decode(backend, FakeEncoded((0, 1, 2, 3)), [each.request for each in batch])
     lengths = []
     for decoded, each in zip(found, batch):
         ended = len(decoded.hypotheses[0].tokens) < each.max_new_tokens
@@ -245,29 +245,29 @@ def test_finished_rows_leave() -> None:
 def test_max_new_tokens(limit: int) -> None:
     backend = FakeBackend(DIMS, lambda seed, tokens: np.arange(N_VOCAB, dtype=np.float32)[::-1])
     each = job(max_new_tokens=limit, timestamps=False)
-    (decoded,) = decode(backend, FakeEncoded((0,)), [each.task])
+    (decoded,) = decode(backend, FakeEncoded((0,)), [each.request])
     assert decoded.hypotheses[0].tokens == (0,) * limit
 
 
 @pytest.mark.parametrize("n_prompt", [1, 10, 23, 24])
 def test_prompt_and_answer_fill_the_context_and_one_more(n_prompt: int) -> None:
-    """The last token needs no place: it is sampled, never fed."""
+    """The last token needs no position: it is sampled, but never fed."""
     room = DIMS.n_text_ctx + 1 - n_prompt
     backend = SpyBackend()
     backend._scores = lambda seed, tokens: np.arange(N_VOCAB, dtype=np.float32)[::-1]
     full = job(range(40, 40 + n_prompt), max_new_tokens=room, timestamps=False)
-    (decoded,) = decode(backend, FakeEncoded((0,)), [full.task])
+    (decoded,) = decode(backend, FakeEncoded((0,)), [full.request])
     assert len(decoded.hypotheses[0].tokens) == room
     beyond = dataclasses.replace(full, max_new_tokens=room + 1)
     with pytest.raises(EngineError, match="model holds 24"):
-        decode(backend, FakeEncoded((0,)), [beyond.task])
+        decode(backend, FakeEncoded((0,)), [beyond.request])
     assert [session.closed for session in backend.sessions] == [1, 1]
 
 
 def test_a_prompt_longer_than_the_context_is_refused() -> None:
     backend = SpyBackend()
     with pytest.raises(EngineError, match="model holds 24"):
-        decode(backend, FakeEncoded((0,)), [job([31] * 25).task])
+        decode(backend, FakeEncoded((0,)), [job([31] * 25).request])
     assert backend.sessions[0].closed == 1
 
 
@@ -276,7 +276,7 @@ def test_the_probe_reads_after_its_own_token(no_speech_position: int) -> None:
     """Prompts of several lengths in a batch, so that padding would show."""
     backend = FakeBackend(DIMS, lively)
     long, short = job((33, 4, 31, 5, 32), no_speech_position), job((31,), 0)
-    found = decode(backend, FakeEncoded((8, 9)), [long.task, short.task])
+    found = decode(backend, FakeEncoded((8, 9)), [long.request, short.request])
     for decoded, each, seed in zip(found, (long, short), (8, 9)):
         row = reference_log_softmax(lively(seed, each.prompt[: each.no_speech_position + 1]))
         assert decoded.no_speech_prob == pytest.approx(float(np.exp(row[36])), rel=1e-5)
@@ -288,23 +288,23 @@ def test_the_session_is_closed_whatever_happens(
     call: tuple[str, int], error: BaseException
 ) -> None:
     backend = SpyBackend(fail=(call, error))
-    tasks = [job(max_new_tokens=9).task] * 3
+    requests = [job(max_new_tokens=9).request] * 3
     with pytest.raises(type(error)) as raised:
-        decode(backend, FakeEncoded((0, 1, 2)), tasks)
+        decode(backend, FakeEncoded((0, 1, 2)), requests)
     assert raised.value is error
     assert backend.sessions[0].closed == 1
     backend.fail = None
-    again = decode(backend, FakeEncoded((0, 1, 2)), tasks)
-    assert again == decode(FakeBackend(DIMS, lively), FakeEncoded((0, 1, 2)), tasks)
+    again = decode(backend, FakeEncoded((0, 1, 2)), requests)
+    assert again == decode(FakeBackend(DIMS, lively), FakeEncoded((0, 1, 2)), requests)
     assert backend.sessions[1].closed == 1
 
 
-@pytest.mark.parametrize("where", ["rule", "search"])
+@pytest.mark.parametrize("where", ["constraint", "decoder"])
 def test_the_session_is_closed_when_host_code_fails(where: str) -> None:
     def stop() -> Any:
         raise KeyboardInterrupt
 
-    def rule(sampled: Sequence[int], ban: Bool | BannedTokens) -> None:
+    def constraint(sampled: Sequence[int], banned: BannedTokens) -> None:
         if len(sampled) == 1:
             stop()
 
@@ -313,19 +313,19 @@ def test_the_session_is_closed_when_host_code_fails(where: str) -> None:
             return stop() if len(self.rows[0]) == 1 else super().step(top)
 
     backend = SpyBackend()
-    task = job(timestamps=False).task
-    if where == "rule":
-        task = dataclasses.replace(task, rules=(*task.rules, rule))
+    request = job(timestamps=False).request
+    if where == "constraint":
+        request = dataclasses.replace(request, constraints=(*request.constraints, constraint))
     else:
-        task = dataclasses.replace(task, search=lambda: Stopping(EOT))
+        request = dataclasses.replace(request, decoder=lambda: Stopping(EOT))
     with pytest.raises(KeyboardInterrupt):
-        decode(backend, FakeEncoded((0,)), [task])
+        decode(backend, FakeEncoded((0,)), [request])
     assert backend.sessions[0].closed == 1
 
 
 def test_the_session_is_closed_once_at_the_end() -> None:
     backend = SpyBackend()
-    decode(backend, FakeEncoded((0, 1)), [job().task, job().task])
+    decode(backend, FakeEncoded((0, 1)), [job().request, job().request])
     next_token_logprobs(backend, FakeEncoded((0, 1)), [31])
     assert [session.closed for session in backend.sessions] == [1, 1]
 
@@ -347,16 +347,16 @@ def test_next_token_logprobs_closes_on_errors() -> None:
 
 
 def test_greedy_adds_up_what_it_takes() -> None:
-    search = GreedyDecoder(EOT)
-    assert search.rows == [[]]
+    decoder = GreedyDecoder(EOT)
+    assert decoder.rows == [[]]
     for token, logprob in ((4, -0.5), (5, -0.25)):
         top = Top(np.array([[token]], np.int64), np.array([[logprob]], np.float32))
-        assert search.step(top) == [0]
-    assert search.rows == [[4, 5]]
-    assert search.results() == [Hypothesis((4, 5), -0.75)]
-    assert search.step(Top(np.array([[EOT]], np.int64), np.array([[-1.0]], np.float32))) == []
-    assert search.rows == []
-    assert search.results() == [Hypothesis((4, 5), -1.75)]
+        assert decoder.step(top) == [0]
+    assert decoder.rows == [[4, 5]]
+    assert decoder.results() == [Hypothesis((4, 5), -0.75)]
+    assert decoder.step(Top(np.array([[EOT]], np.int64), np.array([[-1.0]], np.float32))) == []
+    assert decoder.rows == []
+    assert decoder.results() == [Hypothesis((4, 5), -1.75)]
 
 
 def test_the_fake_backend_keeps_what_a_cache_keeps() -> None:

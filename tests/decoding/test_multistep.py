@@ -1,4 +1,4 @@
-"""Rows that a session decodes by itself: the loop gives what it gives step by step."""
+"""Multi-step decoding: results are those of single steps."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.decoding.test_batch import BACKEND, FREE, Case, alone, random_cases
 from tests.decoding.test_constraints import BEGIN, EOT, N_VOCAB, NO_TIMESTAMPS
 from tests.decoding.test_loop import DIMS
+from tests.support.decode_cases import BACKEND, FREE, Case, alone, random_cases
 from tests.support.fake_backend import FakeBackend, FakeEncoded, FakeSession
 from whisper_opt.core.arrays import Int
 from whisper_opt.core.backend import Encoded, GreedyRows, MultiStepResult, TokenMask
 from whisper_opt.decoding import Batch, Decoded
-from whisper_opt.decoding.constraints import TimestampRules
+from whisper_opt.decoding.constraints import TimestampRules, banned_tokens
 
 
 class RunningSession(FakeSession):
-    """Runs by itself as a device does: from its state alone, seeing late that a row has ended."""
+    """Multi-step decoding as on a device: from its state alone, noticing late that a row ended."""
 
     late = 2
     supports_multistep = True
@@ -55,14 +55,15 @@ class RunningSession(FakeSession):
 
 
 def mask(rows: GreedyRows, last: Int, previous: Int, latest: Int) -> TokenMask:
-    """The host's rules on the shortest history of this state."""
+    """The constraints of the host on the shortest history of this state."""
     ban = rows.ban.copy()
     for i, begin in enumerate(rows.timestamp_begin.tolist()):
         if begin < N_VOCAB:
             history = [token for token in (latest[i], previous[i], last[i]) if token >= 0]
             if latest[i] < begin:
                 history = history[1:] if previous[i] < begin else history[2:]
-            TimestampRules(begin, EOT, NO_TIMESTAMPS, None)([int(t) for t in history], ban[i])
+            timed = TimestampRules(begin, EOT, NO_TIMESTAMPS, None)
+            banned_tokens([timed], [int(t) for t in history]).write(ban[i], True)
     return TokenMask(ban, rows.timestamp_begin)
 
 
@@ -92,7 +93,7 @@ def together(backend: FakeBackend, cases: Sequence[Case], at_once: int) -> list[
         joining, waiting = waiting[: at_once - len(batch)], waiting[at_once - len(batch) :]
         if joining:
             audio = FakeEncoded(tuple(cases[i].audio for i in joining))
-            numbers = batch.add(audio, [cases[i].task for i in joining])
+            numbers = batch.add(audio, [cases[i].request for i in joining])
             places.update(zip(numbers, joining))
         found.update(batch.step())
     return [found[number] for number in sorted(found, key=lambda number: places[number])]
@@ -102,10 +103,10 @@ def together(backend: FakeBackend, cases: Sequence[Case], at_once: int) -> list[
 @given(
     st.integers(1, 9), st.integers(1, 4), st.integers(0, 3), st.booleans(), st.integers(0, 2**32)
 )
-def test_answers_are_those_of_single_steps(
+def test_results_are_those_of_single_steps(
     n: int, at_once: int, late: int, mixed: bool, seed: int
 ) -> None:
-    """Tokens, and likelihoods to the last bit; of batches that need the host now and then, too."""
+    """Equal tokens and bit-identical log-probabilities, also if some steps need the host."""
     cases = random_cases(n, seed)
     cases = cases if mixed else greedy(cases)
     backend = RunningBackend(late)
@@ -141,11 +142,11 @@ def test_a_session_may_decline() -> None:
 
 
 def test_an_interrupt_loses_nothing() -> None:
-    """The batch stands where it stood, and goes on."""
+    """The batch is unchanged and continues."""
     backend = RunningBackend()
     cases = [Case(audio, (31,), 0, FREE, 12, "greedy") for audio in (5, 6)]
     batch = Batch(backend)
-    batch.add(FakeEncoded((5, 6)), [case.task for case in cases])
+    batch.add(FakeEncoded((5, 6)), [case.request for case in cases])
     backend.session_type.fail = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
         batch.step()

@@ -1,4 +1,4 @@
-"""Beam search and sampling through the loop, against one audio at a time written out plainly."""
+"""Beam search and sampling in the loop, compared with plain implementations for one window."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def naive_beam(
 
 
 def with_beam(one: Job, beam_size: int, patience: float) -> Job:
-    return dataclasses.replace(one, search=lambda: BeamSearchDecoder(EOT, beam_size, patience))
+    return dataclasses.replace(one, decoder=lambda: BeamSearchDecoder(EOT, beam_size, patience))
 
 
 @settings(deadline=None, max_examples=250)
@@ -66,8 +66,8 @@ def test_beam_search_is_the_references(data: st.DataObject, size: int, patience:
         return
     seeds = tuple(data.draw(st.integers(0, 2**31)) for _ in batch)
     backend = FakeBackend(DIMS, lively)
-    tasks = [with_beam(one, size, patience).task for one in batch]
-    found = decode(backend, FakeEncoded(seeds), tasks)
+    requests = [with_beam(one, size, patience).request for one in batch]
+    found = decode(backend, FakeEncoded(seeds), requests)
     for seed, one, decoded in zip(seeds, batch, found):
         sums = naive_beam(seed, one, size, patience)
         # banned continuations fill a beam when too few are allowed; which of them is unspecified
@@ -80,8 +80,8 @@ def test_beam_search_is_the_references(data: st.DataObject, size: int, patience:
 
 @settings(deadline=None, max_examples=60)
 @given(data=st.data())
-def test_mixed_searches_in_a_batch_equal_single_runs(data: st.DataObject) -> None:
-    """Greedy, beams of several sizes and samples share a session and never notice."""
+def test_mixed_decoders_in_a_batch_equal_single_runs(data: st.DataObject) -> None:
+    """Greedy, beams of several sizes and samples in one session do not affect each other."""
     batch = []
     for one in data.draw(jobs(1)):
         kind = data.draw(st.sampled_from(["greedy", "beam", "sample"]))
@@ -89,13 +89,13 @@ def test_mixed_searches_in_a_batch_equal_single_runs(data: st.DataObject) -> Non
         if kind == "beam":
             one = with_beam(one, size, 1.0)
         elif kind == "sample":
-            one = dataclasses.replace(one, search=functools.partial(sampler, size, 0.7, 11))
+            one = dataclasses.replace(one, decoder=functools.partial(sampler, size, 0.7, 11))
         batch.append(one)
     seeds = tuple(range(len(batch)))
     backend = FakeBackend(DIMS, lively)
-    together = decode(backend, FakeEncoded(seeds), [one.task for one in batch])
+    together = decode(backend, FakeEncoded(seeds), [one.request for one in batch])
     for seed, one, found in zip(seeds, batch, together):
-        assert decode(backend, FakeEncoded((seed,)), [one.task]) == [found]
+        assert decode(backend, FakeEncoded((seed,)), [one.request]) == [found]
 
 
 def sampler(best_of: int, temperature: float, seed: int) -> SamplingDecoder:
@@ -105,8 +105,8 @@ def sampler(best_of: int, temperature: float, seed: int) -> SamplingDecoder:
 def test_a_beam_of_one_is_greedy() -> None:
     backend = FakeBackend(DIMS, lively)
     for seed in range(50):
-        (greedy,) = decode(backend, FakeEncoded((seed,)), [job().task])
-        (beam,) = decode(backend, FakeEncoded((seed,)), [with_beam(job(), 1, 1.0).task])
+        (greedy,) = decode(backend, FakeEncoded((seed,)), [job().request])
+        (beam,) = decode(backend, FakeEncoded((seed,)), [with_beam(job(), 1, 1.0).request])
         assert beam.hypotheses[0].tokens == greedy.hypotheses[0].tokens
 
 
@@ -116,8 +116,8 @@ def test_draws_follow_the_probabilities() -> None:
     allowed = job().reference.apply(scores.copy(), []).astype(np.float64) / 0.7
     expected = np.exp(allowed - allowed.max())
     expected /= expected.sum()
-    drawing = job(max_new_tokens=1, search=lambda: sampler(10_000, 0.7, 5))
-    (found,) = decode(FakeBackend(DIMS, lively), FakeEncoded((3,)), [drawing.task])
+    drawing = job(max_new_tokens=1, decoder=lambda: sampler(10_000, 0.7, 5))
+    (found,) = decode(FakeBackend(DIMS, lively), FakeEncoded((3,)), [drawing.request])
     counts = np.zeros(len(expected))
     for hypothesis in found.hypotheses:
         counts[hypothesis.tokens[0] if hypothesis.tokens else EOT] += 1
@@ -127,8 +127,8 @@ def test_draws_follow_the_probabilities() -> None:
 
 
 def test_a_draws_logprob_is_that_of_temperature_one() -> None:
-    drawing = job(max_new_tokens=1, search=lambda: sampler(50, 1.5, 5))
-    (found,) = decode(FakeBackend(DIMS, lively), FakeEncoded((3,)), [drawing.task])
+    drawing = job(max_new_tokens=1, decoder=lambda: sampler(50, 1.5, 5))
+    (found,) = decode(FakeBackend(DIMS, lively), FakeEncoded((3,)), [drawing.request])
     scores = lively(3, job().prompt)
     known = dict(job().reference.order(scores, [], N_VOCAB))
     for hypothesis in found.hypotheses:
@@ -139,17 +139,17 @@ def test_a_draws_logprob_is_that_of_temperature_one() -> None:
 def test_sampling_repeats_with_its_seed_only() -> None:
     backend = FakeBackend(DIMS, lively)
 
-    def answers(seed: int) -> list[Hypothesis]:
-        drawing = job(search=lambda: sampler(4, 1.0, seed))
-        return decode(backend, FakeEncoded((3,)), [drawing.task])[0].hypotheses
+    def draws(seed: int) -> list[Hypothesis]:
+        drawing = job(decoder=lambda: sampler(4, 1.0, seed))
+        return decode(backend, FakeEncoded((3,)), [drawing.request])[0].hypotheses
 
-    assert answers(1) == answers(1)
-    assert answers(1) != answers(2)
+    assert draws(1) == draws(1)
+    assert draws(1) != draws(2)
 
 
 def test_rank() -> None:
     short, long = Hypothesis((5,), -1.0), Hypothesis((5, 6, 7, 8), -2.0)
-    assert rank([short, long], None) == long  # -1.0 against -0.5 a token
+    assert rank([short, long], None) == long  # -1.0 against -0.5 per token
     assert rank([short, long], 0.0) == short  # no penalty: the sum itself
     assert rank([short, long], 1.0) == short  # -1 / (6/6) = -1.0 against -2 / (9/6) = -1.33
     assert rank([short, Hypothesis((9,), -1.0)], None) == short  # ties: the first

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import io
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +22,7 @@ from whisper_opt.runtime.engine import Engine, Manifest
 from whisper_opt.runtime.gpus import Driver, Gpu
 from whisper_opt.runtime.onnxruntime.backend import OrtBackend
 from whisper_opt.runtime.tensorrt.library import Probe
+from whisper_opt.transcription import model as model_module
 
 DIMS = random_dims(n_vocab=2000)
 CARD = Gpu(0, "NVIDIA GeForce RTX 3060", (8, 6), 12 << 30)
@@ -301,16 +302,37 @@ def test_doctor_says_which_tensorrt_works(monkeypatch: pytest.MonkeyPatch) -> No
 # options
 
 
-def test_load_has_the_options_and_their_defaults(engine: Engine) -> None:
-    parameters = inspect.signature(Whisper.load).parameters
+def test_load_takes_the_options_as_one_object_or_by_name(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen: list[LoadOptions] = []
+
+    def opened(engine: Engine, options: LoadOptions, **_: object) -> Any:
+        chosen.append(options)
+        raise BackendUnavailable("enough")
+
+    monkeypatch.setattr(model_module, "open_backend", opened)
+    options = LoadOptions(device="cpu", threads=3)
+    for given, expected in (
+        ({}, LoadOptions()),
+        ({"options": options}, options),
+        ({"options": options, "threads": 2}, LoadOptions(device="cpu", threads=2)),
+        ({"device": "cuda", "device_index": 1}, LoadOptions(device="cuda", device_index=1)),
+    ):
+        with pytest.raises(BackendUnavailable, match="enough"):
+            Whisper.load(engine.path, **given)
+        assert chosen.pop() == expected
+
+
+def test_load_refuses_unknown_options_before_it_reads_anything(tmp_path: Path) -> None:
+    known = ", ".join(field.name for field in dataclasses.fields(LoadOptions))
+    with pytest.raises(OptionError, match=f"^unknown option 'devise'; expected one of {known}$"):
+        Whisper.load(tmp_path / "missing", devise="cpu")
+
+
+def test_load_describes_every_option() -> None:
     for field in dataclasses.fields(LoadOptions):
-        assert parameters[field.name].default == field.default, field.name
-        assert parameters[field.name].kind is inspect.Parameter.KEYWORD_ONLY
-    assert list(parameters) == [
-        "path",
-        *(f.name for f in dataclasses.fields(LoadOptions)),
-        "verify",
-    ]
+        assert f"``{field.name}``" in (Whisper.load.__doc__ or ""), field.name
 
 
 def test_load_says_what_computes(engine: Engine) -> None:

@@ -1,4 +1,4 @@
-"""Seeded inputs of the word-time goldens: both sides compute them, so that no array is stored."""
+"""Seeded inputs of the word-time goldens, computed on both sides so that no array is stored."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ GOLDEN = Path(__file__).parents[1] / "data" / "align" / "golden.json.gz"
 
 @functools.cache
 def golden() -> dict[str, Any]:
-    """What ``tools/goldens/make_align_golden.py`` wrote."""
+    """The goldens of ``tools/goldens/make_align_golden.py``."""
     values: dict[str, Any] = json.loads(gzip.decompress(GOLDEN.read_bytes()))
     return values
 
 
 def matrix(seed: int, shape: tuple[int, ...], levels: int = 0) -> F32:
-    """Normal float32 values, or whole numbers below ``levels``: many of them equal."""
+    """Normal float32 values, or integers below ``levels``, with many ties."""
     rng = np.random.default_rng(seed)
     if levels:
         return rng.integers(0, levels, shape).astype(np.float32)
@@ -39,7 +39,7 @@ def matrix(seed: int, shape: tuple[int, ...], levels: int = 0) -> F32:
 
 
 def attention(seed: int, n_text: int, n_frames: int, n_start: int = 1) -> CrossAttention:
-    """Two heads that look at one place after another, among noise.
+    """Two heads that attend to one position after another, with noise.
 
     Some words are instantaneous, some last for seconds, some are improbable; speech may end long
     before the window does, or run into its end.

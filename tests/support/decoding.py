@@ -10,16 +10,16 @@ from whisper_opt.decoding import Batch, Decoded, DecodeRequest
 __all__ = ["decode"]
 
 
-def decode(backend: Backend, audio: Encoded, tasks: Sequence[DecodeRequest]) -> list[Decoded]:
-    """Decode one window an audio, all at once; see :class:`Batch`.
+def decode(backend: Backend, audio: Encoded, requests: Sequence[DecodeRequest]) -> list[Decoded]:
+    """Decode windows in one batch; see :class:`Batch`.
 
     Returns:
-        The candidates of each window, in the order of ``tasks``.
+        The candidates of each window, in the order of ``requests``.
     """
     batch = Batch(backend)
     found: dict[int, Decoded] = {}
     try:
-        numbers = batch.add(audio, tasks)
+        numbers = batch.add(audio, requests)
         while len(batch):
             found.update(batch.step())
     finally:

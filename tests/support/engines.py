@@ -27,7 +27,7 @@ def runs(dialect: str) -> bool:
 
 
 def require(dialect: str) -> None:
-    """Skip the test where the installed ONNX Runtime cannot run ``dialect``."""
+    """Skip the test if the installed ONNX Runtime cannot run ``dialect``."""
     if not runs(dialect):
         pytest.skip(
             f"not tested: the {dialect} dialect needs ONNX Runtime 1.24 or later,"
@@ -36,7 +36,7 @@ def require(dialect: str) -> None:
 
 
 def sharp_checkpoint(dims: ModelDims, seed: int = 0) -> Checkpoint:
-    """A random checkpoint whose attention looks at few positions, and so tells inputs apart.
+    """A random checkpoint with sharp attention, so that different inputs give different results.
 
     Attention of plainly random weights is close to a mean over all positions: one audio, or one
     past, would give nearly the scores of another.
@@ -52,6 +52,6 @@ def sharp_checkpoint(dims: ModelDims, seed: int = 0) -> Checkpoint:
 
 
 def random_engine(folder: Path, dims: ModelDims, dialect: str = "contrib") -> Engine:
-    """A verified engine of :func:`sharp_checkpoint`; skips where it could not run."""
+    """A verified engine of :func:`sharp_checkpoint`; skips if it cannot run."""
     require(dialect)
     return export(sharp_checkpoint(dims), folder, dialect=dialect)

@@ -27,7 +27,7 @@ Scores = Callable[[int, Sequence[int]], F32]
 
 @dataclasses.dataclass(frozen=True)
 class FakeEncoded:
-    """One integer an audio, derived from its mel."""
+    """One integer per window, derived from its mel."""
 
     seeds: tuple[int, ...]
 
@@ -83,7 +83,7 @@ class FakeSession:
     """Implements :class:`whisper_opt.core.backend.Session`: the cache is the tokens themselves."""
 
     def __init__(self, backend: FakeBackend, audio: FakeEncoded) -> None:
-        """One empty row an audio."""
+        """One empty row per window."""
         self._backend = backend
         self._rows: list[tuple[int, list[int]]] = [(seed, []) for seed in audio.seeds]
 

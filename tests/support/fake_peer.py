@@ -11,7 +11,7 @@ __all__ = ["System"]
 
 
 class System:
-    """Hears nothing; ``word`` is all it says."""
+    """A system whose text is ``word`` for any audio."""
 
     def __init__(self, word: str = "word") -> None:
         if word == "broken":
@@ -20,8 +20,8 @@ class System:
         self._word = word
 
     def transcribe(self, audio: list[str], fail: str = "", sleep: float = 0.0) -> dict[str, Any]:
-        """Answer, raise, or die."""
-        print("noise on standard output")  # noqa: T201  # what a peer's library may well do
+        """Return, raise, or end the process."""
+        print("noise on standard output")  # noqa: T201  # as libraries of peers may do
         os.write(1, b"noise from C\n")
         if fail == "raise":
             raise RuntimeError("no such sound")

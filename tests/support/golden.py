@@ -1,11 +1,10 @@
-"""The speech clips and what openai-whisper makes of them.
+"""Speech clips and the results of openai-whisper for them.
 
-Both sides of every comparison hear the same samples: :func:`clip_pcm` returns what
-``tools/goldens/make_golden.py`` gave to the reference, 16-bit values that do not depend on the
-decoder or the resampler installed. Lossy recordings are therefore kept decoded, in
-``data/golden/pcm``; lossless ones are read and resampled in float64, whose rounding is far below
-one 16-bit step. The digest of every clip is checked, so a difference is an error and never a quiet
-mismatch.
+Both sides of every comparison process the same samples. :func:`clip_pcm` returns the input that
+``tools/goldens/make_golden.py`` gave to the reference: 16-bit values that do not depend on the
+installed decoder or resampler. Lossy recordings are therefore stored decoded, in
+``data/golden/pcm``; lossless ones are read and resampled in float64, with rounding errors far below
+one 16-bit step. The digest of every clip is checked.
 """
 
 from __future__ import annotations
@@ -86,10 +85,10 @@ SEARCHES: dict[str, dict[str, Any]] = {
 """Further configurations: what each changes in ``ts``, under the names that openai-whisper's
 ``transcribe`` and ``TranscribeOptions`` share.
 
-``fallback`` asks so much of an answer that half the windows are decoded again, by sampling at a
-temperature so low that it always takes the likeliest token (1e-3 nats ahead means e^10 to 1).
-With timestamps most answers to ``prefix`` are empty: a window must begin with a timestamp, and the
-prefix stands where it should. ``prefix-nots`` has text.
+``fallback`` has thresholds so strict that half the windows are decoded again, by sampling at a
+temperature so low that it always takes the most probable token (1e-3 nats ahead means e^10 to 1).
+With timestamps most results with ``prefix`` are empty: a window must begin with a timestamp, but
+the prefix is in its place. ``prefix-nots`` has text.
 """
 RANKED = ("beam5-penalty", "beam5-patience2", "beam5-patience2-penalty")
 """Configurations of every clip but copies: the ways in which a beam ends and is ranked."""
@@ -120,7 +119,7 @@ class Clip:
 
 
 class Attempt(TypedDict):
-    """One call of the reference's ``decode``: an answer at one temperature.
+    """One call of the reference's ``decode``: a result at one temperature.
 
     ``gaps`` and ``switches`` have one value a sampled token, the end-of-text token included (absent
     when decoding stopped at its length limit). ``gaps``: best minus second-best logit after the
@@ -137,7 +136,7 @@ class Attempt(TypedDict):
 
 
 class Ranking(Attempt, total=False):
-    """What files of ``SEARCHES`` say besides.
+    """Additional fields in files of ``SEARCHES``.
 
     ``rank_gap``: score of the best candidate of a beam minus that of the second best, whose tokens
     are ``runner_up``; None where there was one candidate.
@@ -150,9 +149,9 @@ class Ranking(Attempt, total=False):
 
 
 class Window(Ranking, total=False):
-    """The answer kept for the 30 s from mel frame ``seek`` on.
+    """The result kept for the 30 s from mel frame ``seek`` on.
 
-    ``rejected``: the answers at lower temperatures that the thresholds refused.
+    ``rejected``: the results at lower temperatures that failed the thresholds.
     """
 
     seek: int
@@ -294,7 +293,7 @@ def _pcm_index() -> dict[str, Any]:
 
 
 def clip_pcm(clip_id: str) -> F32:
-    """The samples [n] that the reference heard: 16 kHz mono float32, multiples of 1/32768.
+    """The samples [n] of the reference: 16 kHz mono float32, multiples of 1/32768.
 
     Raises:
         KeyError: there is no such clip.
@@ -328,7 +327,7 @@ def options(config: str) -> dict[str, Any]:
 
 
 def pairs() -> list[tuple[str, str]]:
-    """Every (model, configuration) there is a golden for: all of ``CONFIGS``, files of the rest."""
+    """Every (model, configuration) with a golden: all of ``CONFIGS``, and other files."""
     return [
         (model, config)
         for config in (*CONFIGS, *SEARCHES)
@@ -348,7 +347,7 @@ def _load(model: str, config: str) -> dict[str, Any]:
 
 
 def golden(model: str, config: str) -> dict[str, GoldenClip]:
-    """What openai-whisper made of each clip, by clip id; treat as read-only.
+    """Results of openai-whisper per clip id; read-only.
 
     Args:
         model: one of ``MODELS``.

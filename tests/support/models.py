@@ -23,7 +23,7 @@ __all__ = [
 
 
 def random_dims(**overrides: int) -> ModelDims:
-    """Multilingual dimensions with two narrow layers a side; heads follow an overridden state."""
+    """Multilingual dimensions with two narrow layers per side; heads follow an overridden state."""
     values = {
         "n_mels": 80,
         "n_audio_ctx": 1500,
@@ -41,7 +41,7 @@ def random_dims(**overrides: int) -> ModelDims:
 
 
 TURBO = random_dims(n_mels=128, n_vocab=51866, n_audio_layer=3, n_text_layer=1)
-"""What tells turbo from the first models: 128 mels, Cantonese, fewer decoder layers."""
+"""Differences of turbo from the first models: 128 mels, Cantonese, fewer decoder layers."""
 
 
 def sinusoids(length: int, channels: int) -> F32:

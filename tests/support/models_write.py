@@ -41,7 +41,7 @@ def encode(values: F32, dtype: str) -> bytes:
 
 
 def rounded(values: F32, dtype: str) -> F32:
-    """Float32 values rounded to ``dtype``."""
+    """Float32 values after storage as ``dtype``."""
     if dtype == "bfloat16":
         return (np.ascontiguousarray(values).view(np.uint32) & 0xFFFF0000).view(np.float32)
     return values.astype(dtype).astype(np.float32)
@@ -310,7 +310,7 @@ def write_ctranslate2(
     with (directory / "model.bin").open("wb") as file:
         file.write(struct.pack("<I", 6) + _string("WhisperSpec") + struct.pack("<I", 3))
         file.write(struct.pack("<I", len(variables)) + b"".join(variables))
-        if "decoder/projection/weight" in arrays:  # a head of its own
+        if "decoder/projection/weight" in arrays:  # a separate output head
             file.write(struct.pack("<I", 0))
         else:
             file.write(struct.pack("<I", 1) + _string("decoder/projection/weight"))

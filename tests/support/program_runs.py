@@ -162,7 +162,7 @@ class _Run:
     def _multistep(self, rows: list[GreedyState], steps: int) -> MultiStepResult:
         session = self.live()
         assert isinstance(session, MultiStepSession)
-        found = [greedy_row(row.rules, row.begin, EOT, DIMS.n_vocab) for row in rows]
+        found = [greedy_row(row.constraints, row.begin, EOT, DIMS.n_vocab) for row in rows]
         fixed = [row for row in found if row is not None]
         assert len(fixed) == len(rows)
         tokens = np.array([[row.sampled[-1]] for row in rows])

@@ -14,7 +14,12 @@ import numpy as np
 
 from tests.support.backend_subjects import DIMS, N_CTX
 from whisper_opt.core.backend import TokenMask
-from whisper_opt.decoding.constraints import SuppressTokens, TimestampRules, TokenConstraint
+from whisper_opt.decoding.constraints import (
+    SuppressTokens,
+    TimestampRules,
+    TokenConstraint,
+    banned_tokens,
+)
 
 __all__ = ["BEGIN", "EOT", "N_AUDIO", "GreedyState", "Step", "program"]
 
@@ -48,12 +53,12 @@ class GreedyState:
     timed: bool
 
     @property
-    def rules(self) -> list[TokenConstraint]:
-        banned = np.setdiff1d(np.arange(DIMS.n_vocab), self.allowed)
-        rules: list[TokenConstraint] = [SuppressTokens(banned)]
+    def constraints(self) -> list[TokenConstraint]:
+        suppressed = np.setdiff1d(np.arange(DIMS.n_vocab), self.allowed)
+        constraints: list[TokenConstraint] = [SuppressTokens(suppressed)]
         if self.timed:
-            rules.append(TimestampRules(BEGIN, EOT, BEGIN - 1, None))
-        return rules
+            constraints.append(TimestampRules(BEGIN, EOT, BEGIN - 1, None))
+        return constraints
 
     @property
     def begin(self) -> int | None:
@@ -61,9 +66,7 @@ class GreedyState:
 
     @property
     def mask(self) -> TokenMask:
-        ban = np.zeros((1, DIMS.n_vocab), np.bool_)
-        for rule in self.rules:
-            rule(self.sampled, ban[0])
+        ban = banned_tokens(self.constraints, self.sampled).array(DIMS.n_vocab)[None]
         return TokenMask(ban, np.array([self.begin or DIMS.n_vocab]))
 
     def after(self, token: int) -> GreedyState:

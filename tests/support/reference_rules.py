@@ -1,4 +1,4 @@
-"""openai-whisper's logit filters said once more, one row at a time, over whole rows of scores.
+"""openai-whisper's logit filters, written plainly for single rows of scores.
 
 Written from the behaviour of whisper/decoding.py, and on purpose in another way than
 ``whisper_opt.decoding.constraints`` and ``whisper_opt.core.logits``: scores are overwritten rather

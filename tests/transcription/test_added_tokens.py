@@ -1,7 +1,7 @@
-"""Tokens that were added behind the timestamps of a fine-tuned model are text like any other.
+"""Tokens that a fine-tuned model has added after the timestamps are text like any other.
 
-The oracle is renumbering: a vocabulary whose last words were moved behind the timestamps gives what
-the ordinary one gives, under other ids.
+The reference is the ordinary vocabulary: if its last words are moved after the timestamps, results
+are the same under other ids.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from whisper_opt.core.dims import ModelDims
 from whisper_opt.core.errors import EngineError, OptionError
 from whisper_opt.core.logits import sample, top_k
 from whisper_opt.core.text_ids import TextIds
-from whisper_opt.decoding.constraints import NoRepeatNGram, TimestampRules
+from whisper_opt.decoding.constraints import NoRepeatNGram, TimestampRules, banned_tokens
 from whisper_opt.decoding.multistep import greedy_row
 from whisper_opt.export import export
 from whisper_opt.export.checkpoints import Checkpoint, load_checkpoint
@@ -62,7 +62,7 @@ def more(n: int, dims: ModelDims = DIMS) -> ModelDims:
 
 @pytest.fixture(scope="module")
 def vocab() -> Vocab:
-    """Three words behind the timestamps, one of which is no text."""
+    """Three tokens after the timestamps, one of which is not text."""
     text = with_words(tokenizer_json(DIMS), (" country", 3000), ("né", 3001))
     return Vocab(with_words(text, ("[NOISE]", 3002), special=True), more(3))
 
@@ -104,8 +104,8 @@ def test_scores_of_text(vocab: Vocab) -> None:
     np.testing.assert_array_equal(text[:, columns], scores[:, [5, 3001, 3000]])
 
 
-def test_pieces_behind_the_timestamps_are_text() -> None:
-    """As of tokenizers that list added words in their model."""
+def test_tokens_after_the_timestamps_are_text() -> None:
+    """As in tokenizers that list added words in their model."""
     value = json.loads(tokenizer_json(DIMS))
     value["model"]["vocab"]["ab" * 9] = 3000
     vocab = Vocab(json.dumps(value), more(1))
@@ -126,9 +126,9 @@ def test_ids_that_mean_something_else(word: str, index: int, said: str) -> None:
         Vocab(with_words(tokenizer_json(DIMS), (word, index)), more(1))
 
 
-def test_who_says_that_a_model_is_multilingual() -> None:
+def test_whether_a_model_is_multilingual() -> None:
     text = tokenizer_json(DIMS)
-    assert not Vocab(text, DIMS).is_multilingual  # engines that do not say: by the size
+    assert not Vocab(text, DIMS).is_multilingual  # engines without this field: by the size
     vocab = Vocab(text, DIMS, True)
     assert vocab.check_language("de", "translate") == "de"
     start = [vocab.sot, vocab.languages["de"], vocab.translate]
@@ -144,7 +144,7 @@ def test_who_says_that_a_model_is_multilingual() -> None:
 SMALL, MOVED = 40, 3
 EOT, FIRST_TIME = 20, 25
 ORDER = np.concatenate([np.arange(EOT - MOVED), np.arange(EOT, SMALL), np.arange(EOT - MOVED, EOT)])
-"""New id -> old id: the last words lie behind the timestamps."""
+"""New id -> old id: the last words are after the timestamps."""
 NEW = np.argsort(ORDER)
 
 
@@ -155,23 +155,20 @@ def rules(moved: bool) -> TimestampRules:
 
 
 @given(history=st.lists(st.integers(0, SMALL - 1), max_size=5))
-def test_rules_know_what_a_timestamp_is(history: Sequence[int]) -> None:
-    before, after = np.zeros((2, SMALL), np.bool_)
-    rules(False)(history, before)
-    rules(True)(NEW[list(history)].tolist(), after)
+def test_timestamp_rules_apply_to_timestamps_only(history: Sequence[int]) -> None:
+    before = banned_tokens([rules(False)], history).array(SMALL)
+    after = banned_tokens([rules(True)], NEW[list(history)].tolist()).array(SMALL)
     np.testing.assert_array_equal(after, before[ORDER])
     for limit in (None, 4):
         rule = dataclasses.replace(rules(True), max_initial=limit)
-        ban = np.zeros(SMALL, np.bool_)
-        rule([], ban)
+        ban = banned_tokens([rule], []).array(SMALL)
         assert ban[: rule.begin].all()
         assert ban[SMALL - MOVED :].all()
 
 
-def test_repeated_words_are_words_wherever_they_lie() -> None:
+def test_repeated_words_have_any_ids() -> None:
     text = TextIds(EOT - MOVED, range(SMALL - MOVED, SMALL))
-    ban = np.zeros(SMALL, np.bool_)
-    NoRepeatNGram(2, text)([38, 1, 25, 38], ban)
+    ban = banned_tokens([NoRepeatNGram(2, text)], [38, 1, 25, 38]).array(SMALL)
     assert np.flatnonzero(ban).tolist() == [1]
 
 
@@ -218,7 +215,7 @@ def test_drawn_tokens(seed: int) -> None:
     assert probable or len(known) > 1
 
 
-def test_masks_say_where_timestamps_end() -> None:
+def test_masks_have_the_end_of_the_timestamps() -> None:
     ban = np.zeros((2, SMALL), np.bool_)
     split = mask(ban, np.array([FIRST_TIME, SMALL]), True)
     assert split.splits_text
@@ -228,8 +225,8 @@ def test_masks_say_where_timestamps_end() -> None:
     assert not mask(ban, np.array([FIRST_TIME, SMALL]), False).splits_text
 
 
-def test_a_device_does_not_go_on_alone() -> None:
-    """Its graph takes every id from the first timestamp on for a timestamp."""
+def test_multi_step_decoding_is_not_used() -> None:
+    """Its graph treats every id from the first timestamp on as a timestamp."""
     begin, eot = FIRST_TIME - MOVED, EOT - MOVED
     assert greedy_row([rules(False)], FIRST_TIME, EOT, SMALL) is not None
     assert greedy_row([rules(True)], begin, eot, SMALL) is None
@@ -261,7 +258,7 @@ def test_candidates_of_the_two_stage_head(k: int, flat: bool) -> None:
 
 
 def moved_words(checkpoint: Checkpoint, n: int) -> tuple[Checkpoint, Int]:
-    """The same model with its last ``n`` words behind the timestamps, and new ids -> old ids."""
+    """The same model with its last ``n`` words after the timestamps, and new ids -> old ids."""
     dims = checkpoint.dims
     eot = special_ids(dims)["<|endoftext|>"]
     order = np.concatenate(
@@ -329,7 +326,9 @@ def noise(seconds: float) -> F32:
     ],
     ids=str,
 )
-def test_transcripts_do_not_depend_on_where_words_lie(models: Any, options: dict[str, Any]) -> None:
+def test_transcripts_do_not_depend_on_the_ids_of_words(
+    models: Any, options: dict[str, Any]
+) -> None:
     plain, moved, order = models
     common = {
         "max_new_tokens": 14,

@@ -1,4 +1,4 @@
-"""Word timings against openai-whisper's, and its parts against plain ones."""
+"""Word timings compared with openai-whisper's; their parts compared with plain implementations."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_median_filter_equals_the_reference(case: dict[str, Any]) -> None:
     ),
     st.sampled_from([1, 3, 5, 7, 11, 13]),
 )
-def test_median_filter_is_numpys_median_of_every_stretch(x: F32, width: int) -> None:
+def test_median_filter_is_numpys_median_of_every_window(x: F32, width: int) -> None:
     reach = width // 2
     expected = x
     if x.shape[-1] > reach:
@@ -59,7 +59,7 @@ def test_median_filter_in_blocks() -> None:
 
 
 @pytest.mark.parametrize("width", [0, -1, 4])
-def test_median_filter_wants_an_odd_width(width: int) -> None:
+def test_median_filter_needs_an_odd_width(width: int) -> None:
     with pytest.raises(ValueError, match="expected a positive odd number"):
         median_filter(matrix(0, (9,)), width)
 
@@ -111,7 +111,7 @@ def test_dtw_equals_the_reference(case: dict[str, Any]) -> None:
     assert [rows.tolist(), columns.tolist()] == case["path"]
 
 
-def test_a_tie_goes_right_even_where_that_costs_more() -> None:
+def test_a_tie_goes_right_even_if_that_costs_more() -> None:
     """The reference's order of comparison: the last cell could be reached at 0, 0 or 5."""
     rows, columns = dtw(np.array([[0, 0], [5, 1]], np.float32))
     assert list(zip(rows.tolist(), columns.tolist())) == [(0, 0), (1, 0), (1, 1)]
@@ -170,8 +170,8 @@ def test_a_window_of_one_position(n_frames: int) -> None:
     ]
 
 
-def test_positions_that_nothing_attends_to_say_nothing() -> None:
-    """The reference divides 0 by 0 there and loses the path: all words end up at one place."""
+def test_positions_without_attention_are_ignored() -> None:
+    """The reference divides 0 by 0 there, and all words get the same time."""
     tokens = VOCAB.encode(" be it so")
     given = attention(1, len(tokens), 3000)
     scores = np.full_like(given.scores, -1000)
@@ -183,7 +183,7 @@ def test_positions_that_nothing_attends_to_say_nothing() -> None:
 
 
 def test_attention_too_weak_for_a_float32_square_counts() -> None:
-    """Positions are standardised each by itself: one that takes nearly all hides no other."""
+    """Positions are standardised independently: strong attention at one does not hide others."""
     tokens = VOCAB.encode(" be it so")
     given = attention(1, len(tokens), 3000)
     found = []

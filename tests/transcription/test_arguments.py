@@ -1,4 +1,4 @@
-"""Arguments of ``transcribe_many`` and ``detect_language`` that make no sense are refused."""
+"""Invalid arguments of ``transcribe_many`` and ``detect_language`` are refused."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.transcription.test_model import noise
-from tests.transcription.test_scheduler import PLAIN, WatchedBackend, engine, sounds
+from tests.support.watched_backend import PLAIN, WatchedBackend, engine, noise, sounds
 from whisper_opt import OptionError, TranscribeOptions, Whisper
 
 
@@ -35,7 +34,7 @@ def model() -> Whisper:
     ],
     ids=lambda one: type(one).__name__,
 )
-def test_one_recording_is_no_list(model: Whisper, one: Any) -> None:
+def test_a_single_recording_is_refused(model: Whisper, one: Any) -> None:
     with pytest.raises(OptionError, match=rf"{type(one).__name__}.*such as \[audio\]"):
         model.transcribe_many(one)
 

@@ -1,4 +1,4 @@
-"""How a recording becomes chunks: what is read when, where they lie, what is left out."""
+"""Transcription jobs: how recordings are read and divided into chunks."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import pytest
 
 from tests.audio.test_vad import made_up
 from tests.support.reference_windows import VOCAB
-from tests.transcription.test_model import noise
-from tests.transcription.test_scheduler import (
+from tests.support.watched_backend import (
     BATCHED,
     PLAIN,
     WatchedBackend,
     engine,
     many,
+    noise,
     quiet_model,
     same,
     spoken,
@@ -30,15 +30,15 @@ from whisper_opt.audio.vad import SpeechDetector, merge, pack
 from whisper_opt.core.arrays import F32
 from whisper_opt.core.dims import N_SAMPLES
 from whisper_opt.core.options import VadOptions
-from whisper_opt.transcription.chunking import Chunking
+from whisper_opt.transcription.chunking import JobFactory
 from whisper_opt.transcription.job import Chunk, TranscriptionJob
 
 SPEECH = (2, 9, 15, 40, 41.5, 58, 80, 104, 150, 162, 170, 199)
 
 
 def recording(sound: Any, **options: Any) -> TranscriptionJob:
-    strategies = Chunking(WatchedBackend(), VOCAB, SUPPRESSION)
-    return strategies.job(sound, None, TranscribeOptions(**options))
+    factory = JobFactory(WatchedBackend(), VOCAB, SUPPRESSION)
+    return factory.job(sound, None, TranscribeOptions(**options))
 
 
 def chunks(made: TranscriptionJob) -> Iterator[Chunk]:
@@ -55,7 +55,7 @@ def seconds(sound: F32, **options: float) -> list[tuple[float, float]]:
 # --- sequential ----------------------------------------------------------------------------------
 
 
-def test_the_sequential_strategy_is_one_stretch() -> None:
+def test_the_sequential_strategy_has_one_chunk() -> None:
     made = recording(noise(70.0), **PLAIN)
     (chunk,) = chunks(made)
     assert (chunk.start, chunk.mel.n_frames) == (0.0, 7000)
@@ -109,8 +109,8 @@ def plateaus(points: Sequence[float], total: float, seed: int = 0) -> F32:
 
 @made_up()
 @pytest.mark.parametrize("strategy", ["sequential", "batched"])
-def test_text_where_nobody_speaks_is_dropped(strategy: str) -> None:
-    """It is not passed on to the next window either."""
+def test_text_without_speech_is_dropped(strategy: str) -> None:
+    """It is not in the prompt of the next window either."""
     sound = plateaus((10, 28, 92, 110), 120.0)
     clips: dict[str, Any] = {"clip_timestamps": (0, 40, 45, 120), "strategy": strategy}
     plain = {name: value for name, value in PLAIN.items() if name != "vad"}
@@ -140,7 +140,7 @@ def test_every_strategy_keeps_the_limits_on_recordings(options: dict[str, Any]) 
 
 
 @made_up()
-def test_batched_stretches_are_the_packed_speech() -> None:
+def test_batched_chunks_are_the_packed_speech() -> None:
     sound = spoken(SPEECH, 210.0, 4)
     made = recording(sound, **BATCHED, vad_max_speech_duration=25.0)
     found = list(chunks(made))
@@ -153,7 +153,7 @@ def test_batched_stretches_are_the_packed_speech() -> None:
 
 
 class Reading:
-    """Counts the seconds that were read of a stream."""
+    """Counts the seconds read from a stream."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seconds = 0.0
@@ -173,7 +173,7 @@ class Reading:
 
 @made_up()
 def test_batched_reads_as_it_goes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A recording is a stream; its length is known when it ends, unless its header says it."""
+    """A recording is read as a stream; without a length in its header, the end gives it."""
     reading = Reading(monkeypatch)
     sound = spoken([*itertools.chain.from_iterable((t, t + 20) for t in range(1, 590, 30))], 600.0)
     made = recording(sound, **BATCHED)
@@ -199,7 +199,7 @@ def test_a_batch_reads_no_further_than_it_decodes(monkeypatch: pytest.MonkeyPatc
 
 
 @made_up()
-def test_batched_and_sequential_hear_the_same_when_all_is_speech() -> None:
+def test_batched_and_sequential_process_the_same_audio_if_all_is_speech() -> None:
     """Speech without a pause is cut at 30 s; nothing between the parts is lost or doubled."""
     sound = spoken((0, 100), 100.0)
     made = recording(sound, **BATCHED)
@@ -211,7 +211,7 @@ def test_batched_and_sequential_hear_the_same_when_all_is_speech() -> None:
 
 
 @made_up()
-def test_a_stretch_of_several_windows_loses_nothing() -> None:
+def test_a_chunk_of_several_windows_loses_nothing() -> None:
     """A window that ends early is followed by another of the same chunk."""
     watched = WatchedBackend()
     model = Whisper(engine(), watched)
@@ -251,21 +251,21 @@ def test_clips_are_read_from_the_recording() -> None:
         {"vad": "off", "vad_threshold": 0.9},
     ],
 )
-def test_what_a_strategy_cannot_honour_is_refused(options: dict[str, Any]) -> None:
+def test_unsupported_options_of_a_strategy_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(OptionError):
         recording(noise(1.0), **options)
 
 
-# --- recordings ----------------------------------------------------------------------------------
+# --- jobs ----------------------------------------------------------------------------------------
 
 
-def test_an_opened_recording_starts_at_its_first_stretch() -> None:
+def test_an_opened_job_starts_at_its_first_chunk() -> None:
     made = recording(noise(50.0), strategy="batched", clip_timestamps=(1, 2, 40, 45), **PLAIN)
     made.open()
     assert made.language == "en"
     assert [chunk.start for chunk in chunks(made)] == [1.0, 40.0]
     assert made.next_chunk() is None
-    assert not made.finished  # what was begun is not decoded
+    assert not made.finished  # its first chunk is not decoded yet
     made.close()
     assert made.take() == []
     again = made.finished
@@ -284,7 +284,7 @@ def test_a_failed_recording_is_finished() -> None:
 
 
 @made_up()
-def test_words_of_a_stretch_are_where_it_is() -> None:
+def test_words_of_a_chunk_have_times_of_the_recording() -> None:
     sound = spoken((40, 60), 70.0)
     found = quiet_model().transcribe(sound, word_timestamps=True, **BATCHED)
     words = [word for segment in found for word in segment.words or ()]

@@ -1,4 +1,4 @@
-"""Whole transcriptions over the sessions of a device are those of ONNX Runtime's own."""
+"""Transcripts with device sessions equal those with sessions of ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.backend_subjects import trt_executor
 from tests.support.cpu_executor import CpuExecutor
 from tests.support.engines import require
 from tests.support.fake_cuda import FakeCuda
-from tests.transcription.test_model import noise
+from tests.support.watched_backend import noise
 from tests.transcription.test_transcribe_many import talkative_checkpoint
 from whisper_opt import Transcript, Whisper
 from whisper_opt.core.arrays import Int
@@ -32,7 +32,7 @@ JFK = ROOT / "examples" / "jfk.flac"
 
 
 def same(found: Transcript, expected: Transcript) -> None:
-    """Tokens, times and words; likelihoods but for rounding."""
+    """Equal tokens, times and words; probabilities up to rounding."""
     assert len(found.segments) == len(expected.segments)
     for one, other in zip(found, expected):
         assert one.tokens == other.tokens
@@ -82,7 +82,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_random_model(engine: Engine, device: Backend, name: str) -> None:
-    """Several recordings at once, which come and go."""
+    """Several recordings at once, which join and leave the batch."""
     options = {
         "language": "en",
         "max_new_tokens": 12,
@@ -115,7 +115,7 @@ GREEDY: dict[str, dict[str, Any]] = {
 def test_steps_at_once_change_nothing(
     engine: Engine, device: Backend, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not a bit of the transcripts; in a batch, rows leave a little later, which rounds anew."""
+    """Transcripts are bit-identical; in a batch, rows leave later, so rounding may differ."""
     options = {
         "language": "en",
         "max_new_tokens": 14,
@@ -152,8 +152,8 @@ def test_steps_at_once_change_nothing(
         assert transcript == other or name == "batch"
 
 
-def test_a_transcription_given_up_in_the_middle(engine: Engine, device: Backend) -> None:
-    """Whoever stops listening leaves the device as it was, for the next one."""
+def test_a_transcription_cancelled_in_the_middle(engine: Engine, device: Backend) -> None:
+    """A stream closed early leaves the device as it was."""
     model = Whisper(engine, device)
     options: dict[str, Any] = {"language": "en", "max_new_tokens": 6, "vad": "off"}
     expected = model.transcribe(noise(31.0, 3), **options)
@@ -208,7 +208,7 @@ def test_half_precision(tmp_path: Path) -> None:
 
 
 def test_calls_of_several_threads_take_turns(engine: Engine) -> None:
-    """While one uses the device the others wait, and none waits between calls of its own."""
+    """While one call uses the device, the others wait; no thread waits for whole calls."""
     backend = DeviceBackend(CpuExecutor(engine, threads=1), engine.manifest.dims)
     audio = backend.encode(np.zeros((1, engine.manifest.dims.n_mels, 3000), np.float32))
     tokens = np.zeros((1, 1), np.int64)

@@ -1,4 +1,4 @@
-"""Which language is spoken: over several windows, and anew in every window."""
+"""Language detection: for a recording, and for every window."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ import pytest
 from tests.audio.test_vad import made_up
 from tests.support.models import tokenizer_json
 from tests.support.reference_windows import DIMS as ENGLISH
+from tests.support.watched_backend import PLAIN, WatchedBackend, engine, many, noise, spoken
 from tests.transcription.test_chunking import plateaus
-from tests.transcription.test_model import noise
-from tests.transcription.test_scheduler import PLAIN, WatchedBackend, engine, many, spoken
 from whisper_opt import OptionError, TranscribeOptions, Whisper
 from whisper_opt.audio.features import log_mel
 from whisper_opt.audio.vad import SpeechDetector, pack
@@ -29,28 +28,26 @@ DIMS = dataclasses.replace(ENGLISH, n_vocab=51865)
 VOCAB = Vocab(tokenizer_json(DIMS), DIMS)
 SHORT: dict[str, Any] = {**PLAIN, "max_new_tokens": 6}
 
-Heard = dict[str, float]
-
 
 class Polyglot:
-    """Scores of a model that hears a language in each window.
+    """Scores of a model that detects a language in each window.
 
-    ``heard`` says which, by window; other windows speak one of three languages. It takes the
-    windows in ``silent`` for silence.
+    ``probabilities`` are those of some windows; other windows have one of three languages. Windows
+    in ``silent`` have a high no-speech probability.
     """
 
     def __init__(self) -> None:
-        self.heard: dict[int, Heard] = {}
+        self.probabilities: dict[int, dict[str, float]] = {}
         self.silent: set[int] = set()
 
     def language(self, seed: int) -> str:
-        heard = self.heard.get(seed, {["de", "fr", "ja"][seed % 3]: 1.0})
-        return max(heard, key=lambda code: heard[code])
+        probabilities = self.probabilities.get(seed, {["de", "fr", "ja"][seed % 3]: 1.0})
+        return max(probabilities, key=lambda code: probabilities[code])
 
     def __call__(self, seed: int, tokens: Sequence[int]) -> F32:
         if list(tokens) == [VOCAB.sot]:
             scores = np.full(DIMS.n_vocab, -30, np.float32)
-            for code, p in self.heard.get(seed, {self.language(seed): 1.0}).items():
+            for code, p in self.probabilities.get(seed, {self.language(seed): 1.0}).items():
                 scores[VOCAB.languages[code]] = np.log(p)
             if seed in self.silent:
                 scores[VOCAB.no_speech] = 3
@@ -79,19 +76,19 @@ def model(watched: WatchedBackend) -> Whisper:
 
 @functools.cache
 def sound() -> F32:
-    """Three windows and a bit."""
+    """Three and a third windows."""
     return noise(100.0, 7)
 
 
 def heads(samples: F32) -> list[int]:
-    """The windows of 30 s that detection listens to."""
+    """Seeds of the windows of 30 s that detection uses."""
     mel = log_mel(samples, DIMS.n_mels)
     return [zlib.crc32(mel.head(start).tobytes()) for start in range(0, mel.n_frames, 3000)]
 
 
 # --- one language for a recording ----------------------------------------------------------------
 
-WINDOWS: list[Heard] = [
+WINDOWS: list[dict[str, float]] = [
     {"en": 0.4, "de": 0.35, "fr": 0.25},
     {"en": 0.1, "de": 0.45, "fr": 0.45},
     {"en": 0.0625, "de": 0.875, "fr": 0.0625},
@@ -100,7 +97,7 @@ WINDOWS: list[Heard] = [
 
 
 @pytest.mark.parametrize(
-    ("segments", "threshold", "n_heard", "language", "probability"),
+    ("segments", "threshold", "n_used", "language", "probability"),
     [
         (1, 0.5, 1, "en", 0.4),
         (1, 0.4, 1, "en", 0.4),
@@ -119,20 +116,20 @@ def test_windows_are_averaged_until_one_is_sure(
     polyglot: Polyglot,
     segments: int,
     threshold: float,
-    n_heard: int,
+    n_used: int,
     language: str,
     probability: float,
 ) -> None:
-    listened = heads(sound())
-    polyglot.heard = dict(zip(listened, WINDOWS))
+    expected = heads(sound())
+    polyglot.probabilities = dict(zip(expected, WINDOWS))
     found = model.detect_language(sound(), windows=segments, threshold=threshold)
-    assert watched.windows == listened[:n_heard]
+    assert watched.windows == expected[:n_used]
     assert watched.sessions == []
     assert len(found) == 99
     assert list(found.values()) == sorted(found.values(), reverse=True)
     assert sum(found.values()) == pytest.approx(1, abs=1e-5)
     for code in ("en", "de", "fr"):
-        mean = np.mean([heard.get(code, 0) for heard in WINDOWS[:n_heard]])
+        mean = np.mean([window.get(code, 0) for window in WINDOWS[:n_used]])
         assert found[code] == pytest.approx(mean, abs=1e-5)
     assert next(iter(found)) == language
     assert found[language] == pytest.approx(probability, abs=1e-5)
@@ -146,12 +143,12 @@ def test_windows_are_averaged_until_one_is_sure(
     )
     assert transcript.language == language
     assert transcript.language_probability == pytest.approx(probability, abs=1e-5)
-    assert watched.windows[:n_heard] == listened[:n_heard]
-    # what is decoded is told the language; a whole window sounds the same to both
+    assert watched.windows[:n_used] == expected[:n_used]
+    # the prompts have the language; detection and decoding encode the same windows
     assert {prompt[prompt.index(VOCAB.sot) + 1] for _, prompt in watched.prompts} == {
         VOCAB.languages[language]
     }
-    assert len(watched.windows) == n_heard + len(watched.prompts)
+    assert len(watched.windows) == n_used + len(watched.prompts)
     assert {segment.language for segment in transcript} == {None}
 
 
@@ -164,7 +161,7 @@ def test_windows_are_averaged_until_one_is_sure(
         {"language": "de", "language_detection_segments": 3},
     ],
 )
-def test_what_makes_no_sense_is_refused(model: Whisper, options: dict[str, Any]) -> None:
+def test_contradictions_are_refused(model: Whisper, options: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match=r"language|multilingual"):
         model.transcribe(sound(), **options)
 
@@ -178,16 +175,16 @@ def test_a_language_that_is_given_is_not_detected(model: Whisper, watched: Watch
 
 
 @made_up()
-@pytest.mark.parametrize(("segments", "n_heard"), [(1, 1), (2, 2), (9, 3)])
-def test_batched_detection_listens_to_speech(
-    model: Whisper, watched: WatchedBackend, polyglot: Polyglot, segments: int, n_heard: int
+@pytest.mark.parametrize(("segments", "n_used"), [(1, 1), (2, 2), (9, 3)])
+def test_batched_detection_uses_speech(
+    model: Whisper, watched: WatchedBackend, polyglot: Polyglot, segments: int, n_used: int
 ) -> None:
-    """Over the first chunks, wherever they begin; none of them is lost for it."""
+    """It uses the first chunks, wherever they begin, and they are decoded nevertheless."""
     recording = spoken([40, 60, 70, 88, 110, 125], 130.0)
     spans = list(pack(SpeechDetector().spans(recording), N_SAMPLES))
     assert len(spans) == 3
-    listened = [heads(recording[span.start : span.end])[0] for span in spans]
-    polyglot.heard = dict(zip(listened, WINDOWS))
+    expected = [heads(recording[span.start : span.end])[0] for span in spans]
+    polyglot.probabilities = dict(zip(expected, WINDOWS))
     found = model.transcribe(
         recording,
         strategy="batched",
@@ -197,12 +194,12 @@ def test_batched_detection_listens_to_speech(
         temperature=0.0,
         no_speech_threshold=None,
     )
-    assert watched.windows[:n_heard] == listened[:n_heard]
-    assert found.language == ("en" if n_heard == 1 else "de")
-    mean = np.mean([heard[found.language] for heard in WINDOWS[:n_heard]])
+    assert watched.windows[:n_used] == expected[:n_used]
+    assert found.language == ("en" if n_used == 1 else "de")
+    mean = np.mean([window[found.language] for window in WINDOWS[:n_used]])
     assert found.language_probability == pytest.approx(mean, abs=1e-5)
     assert len({segment.seek for segment in found}) >= 3
-    assert len(watched.windows) == n_heard + len(watched.prompts)
+    assert len(watched.windows) == n_used + len(watched.prompts)
 
 
 def late_speech(start: float) -> F32:
@@ -219,13 +216,13 @@ def test_the_language_is_that_of_speech(
     recording = late_speech(start)
     mel = log_mel(recording, DIMS.n_mels)
     window = zlib.crc32(mel.head(round(first * 100)).tobytes())
-    polyglot.heard = {seed: {"fi": 1.0} for seed in heads(recording)}
-    polyglot.heard[window] = {"de": 1.0}
+    polyglot.probabilities = {seed: {"fi": 1.0} for seed in heads(recording)}
+    polyglot.probabilities[window] = {"de": 1.0}
     checked = {**SHORT, "vad": "check"}
     # frames of 32 ms do not begin where the windows of 10 ms do
     starts = [round(first * 100) + i for i in range(-3, 4)] if first else [0]
     for at in starts:
-        polyglot.heard[zlib.crc32(mel.head(at).tobytes())] = {"de": 1.0}
+        polyglot.probabilities[zlib.crc32(mel.head(at).tobytes())] = {"de": 1.0}
     assert next(iter(model.detect_language(recording))) == "de"
     assert model.transcribe(recording, **checked).language == "de"
     assert model.transcribe(recording, **{**SHORT, "vad": "cut"}).language == "de"
@@ -233,15 +230,15 @@ def test_the_language_is_that_of_speech(
 
 
 @made_up()
-def test_when_unsure_more_speech_is_looked_at(
+def test_below_the_threshold_more_speech_is_used(
     model: Whisper, watched: WatchedBackend, polyglot: Polyglot
 ) -> None:
     recording = plateaus([0, 28, 62, 90], 100.0)
     mel = log_mel(recording, DIMS.n_mels)
     first, silent, *_ = heads(recording)
     near = {zlib.crc32(mel.head(at).tobytes()) for at in range(6175, 6186)}
-    polyglot.heard = {seed: {"de": 1.0} for seed in near}
-    polyglot.heard |= {first: {"en": 0.4, "de": 0.35, "fr": 0.25}, silent: {"en": 1.0}}
+    polyglot.probabilities = {seed: {"de": 1.0} for seed in near}
+    polyglot.probabilities |= {first: {"en": 0.4, "de": 0.35, "fr": 0.25}, silent: {"en": 1.0}}
     found = model.detect_language(recording)
     assert watched.windows[0] == first
     assert len(watched.windows) == 2
@@ -250,11 +247,11 @@ def test_when_unsure_more_speech_is_looked_at(
     assert found["de"] == pytest.approx(0.675, abs=1e-5)
 
 
-def test_without_vad_windows_that_the_model_takes_for_silence_do_not_count(
+def test_without_vad_windows_with_a_high_no_speech_probability_do_not_count(
     model: Whisper, polyglot: Polyglot
 ) -> None:
     first, second, *_ = heads(sound())
-    polyglot.heard = {first: {"en": 1.0}, second: {"de": 1.0}}
+    polyglot.probabilities = {first: {"en": 1.0}, second: {"de": 1.0}}
     options = {**SHORT, "no_speech_threshold": 0.6}
     assert model.transcribe(sound(), **options).language == "en"
     polyglot.silent = {first}
@@ -267,10 +264,10 @@ def test_without_vad_windows_that_the_model_takes_for_silence_do_not_count(
 
 
 @made_up()
-def test_clips_without_speech_have_no_say(model: Whisper, polyglot: Polyglot) -> None:
+def test_clips_without_speech_are_not_used(model: Whisper, polyglot: Polyglot) -> None:
     recording = spoken([45, 70], 100.0, 3)
     silent, loud = heads(recording[: 30 * 16000])[0], heads(recording[40 * 16000 : 70 * 16000])[0]
-    polyglot.heard = {silent: {"en": 1.0}, loud: {"de": 1.0}}
+    polyglot.probabilities = {silent: {"en": 1.0}, loud: {"de": 1.0}}
     options: dict[str, Any] = {**SHORT, "strategy": "batched", "vad": "check"}
     found = model.transcribe(recording, clip_timestamps=(0, 30, 40, 70), **options)
     assert found.language == "de"
@@ -278,7 +275,7 @@ def test_clips_without_speech_have_no_say(model: Whisper, polyglot: Polyglot) ->
 
 @made_up()
 @pytest.mark.parametrize("multilingual", [False, True])
-def test_where_nobody_speaks_there_is_no_language(
+def test_without_speech_no_language_is_detected(
     model: Whisper, watched: WatchedBackend, multilingual: bool
 ) -> None:
     found = model.transcribe(spoken([], 70.0), strategy="batched", multilingual=multilingual)
@@ -287,7 +284,7 @@ def test_where_nobody_speaks_there_is_no_language(
     assert watched.diary == []
 
 
-def test_recordings_side_by_side_have_languages_of_their_own(
+def test_recordings_of_a_batch_have_their_own_languages(
     model: Whisper, watched: WatchedBackend, polyglot: Polyglot
 ) -> None:
     audios = [noise(35.0, seed) for seed in range(5)]

@@ -1,4 +1,4 @@
-"""The facade, on engines exported from random weights."""
+"""``Whisper`` on engines exported from random weights."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import soundfile
 
 from tests.support.fake_backend import FakeBackend
 from tests.support.models import random_checkpoint, random_dims
+from tests.support.watched_backend import noise
 from whisper_opt import (
     AudioError,
     EngineError,
@@ -38,14 +39,6 @@ SHORT: dict[str, Any] = {
     "vad": "off",
     "temperature": 0.0,
 }
-
-
-def noise(seconds: float, seed: int = 0) -> F32:
-    rng = np.random.default_rng(seed)
-    n_samples = round(seconds * 16000)
-    loudness = np.interp(np.arange(n_samples) / 16000, range(200), rng.uniform(0, 0.3, 200))
-    sound: F32 = (rng.standard_normal(n_samples) * loudness).astype(np.float32)
-    return np.clip(sound, -0.99, 0.99)
 
 
 @pytest.fixture(scope="module")
@@ -72,41 +65,41 @@ def polyglot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Whisper]:
 
 @pytest.fixture(scope="module")
 def sound() -> F32:
-    """Two windows and a bit of the second."""
+    """41.5 s of noise, two windows."""
     return noise(41.5)
 
 
 @pytest.fixture(scope="module")
-def heard(model: Whisper, sound: F32) -> Transcript:
+def expected(model: Whisper, sound: F32) -> Transcript:
     return model.transcribe(sound, **SHORT)
 
 
-def test_a_recording_of_two_windows(heard: Transcript) -> None:
-    assert len({segment.seek for segment in heard}) >= 2
-    assert [segment.id for segment in heard] == list(range(len(heard)))
-    assert [segment.start for segment in heard] == sorted(segment.start for segment in heard)
-    assert any(segment.tokens for segment in heard)
-    assert heard.language == "en"
-    assert heard.language_probability is None
-    assert heard.duration == 41.5
-    assert heard.text.strip()
+def test_a_recording_of_two_windows(expected: Transcript) -> None:
+    assert len({segment.seek for segment in expected}) >= 2
+    assert [segment.id for segment in expected] == list(range(len(expected)))
+    assert [segment.start for segment in expected] == sorted(segment.start for segment in expected)
+    assert any(segment.tokens for segment in expected)
+    assert expected.language == "en"
+    assert expected.language_probability is None
+    assert expected.duration == 41.5
+    assert expected.text.strip()
 
 
-def test_transcribe_is_a_stream_collected(model: Whisper, sound: F32, heard: Transcript) -> None:
+def test_transcribe_is_a_stream_collected(model: Whisper, sound: F32, expected: Transcript) -> None:
     stream = model.stream(sound, **SHORT)
     assert isinstance(stream, Stream)
     assert (stream.language, stream.language_probability, stream.duration) == ("en", None, 41.5)
-    assert tuple(stream) == heard.segments
+    assert tuple(stream) == expected.segments
     assert list(stream) == []
 
 
-def test_options_and_overrides(model: Whisper, sound: F32, heard: Transcript) -> None:
+def test_options_and_overrides(model: Whisper, sound: F32, expected: Transcript) -> None:
     options = TranscribeOptions(**SHORT)
-    assert model.transcribe(sound, options=options) == heard
+    assert model.transcribe(sound, options=options) == expected
     longer = dataclasses.replace(options, max_new_tokens=40, without_timestamps=True)
-    assert model.transcribe(sound, options=longer) != heard
+    assert model.transcribe(sound, options=longer) != expected
     back: dict[str, Any] = {"max_new_tokens": 12, "without_timestamps": False}
-    assert model.transcribe(sound, options=longer, **back) == heard
+    assert model.transcribe(sound, options=longer, **back) == expected
     assert longer.max_new_tokens == 40
 
 
@@ -141,7 +134,7 @@ def test_bad_audio_is_refused_at_once(model: Whisper) -> None:
         model.transcribe("sound.wav", sample_rate=8000)
 
 
-def test_arrays_bytes_and_files_are_heard_alike(model: Whisper, tmp_path: Path) -> None:
+def test_arrays_bytes_and_files_are_equal(model: Whisper, tmp_path: Path) -> None:
     sound = np.round(noise(3.0) * 32767).astype(np.int16)
     file = tmp_path / "sound.wav"
     soundfile.write(file, sound, 16000)
@@ -153,12 +146,12 @@ def test_arrays_bytes_and_files_are_heard_alike(model: Whisper, tmp_path: Path) 
         assert model.transcribe(source, **SHORT) == expected
 
 
-def test_the_rate_of_an_array_is_heeded(model: Whisper) -> None:
+def test_the_rate_of_an_array_is_used(model: Whisper) -> None:
     assert model.transcribe(noise(2.0), sample_rate=8000, **SHORT).duration == 4.0
 
 
 @pytest.mark.parametrize("seconds", [0.0001, 0.0099])
-def test_a_recording_too_short_for_a_frame_says_nothing(model: Whisper, seconds: float) -> None:
+def test_a_recording_too_short_for_a_frame_has_no_text(model: Whisper, seconds: float) -> None:
     found = model.transcribe(noise(seconds))
     assert (len(found), found.text) == (0, "")
 
@@ -174,37 +167,35 @@ def test_progress_grows_to_the_duration(model: Whisper, sound: F32) -> None:
 
 
 def test_an_interrupt_leaves_the_model_usable(
-    model: Whisper, sound: F32, heard: Transcript
+    model: Whisper, sound: F32, expected: Transcript
 ) -> None:
     def interrupt(done: float, total: float) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         model.transcribe(sound, on_progress=interrupt, **SHORT)
-    assert model.transcribe(sound, **SHORT) == heard
+    assert model.transcribe(sound, **SHORT) == expected
 
 
 def test_a_stream_left_early_leaves_the_model_usable(
-    model: Whisper, sound: F32, heard: Transcript
+    model: Whisper, sound: F32, expected: Transcript
 ) -> None:
     left: Any = model.stream(sound, **SHORT)
-    assert next(left.segments) == heard[0]
+    assert next(left.segments) == expected[0]
     left.segments.close()
     unread = model.stream(sound, **SHORT)
     half: Any = model.stream(sound, **SHORT)
     next(half.segments)
-    assert model.transcribe(sound, **SHORT) == heard
-    assert tuple(unread) == heard.segments
-    assert tuple(half) == heard.segments[1:]
+    assert model.transcribe(sound, **SHORT) == expected
+    assert tuple(unread) == expected.segments
+    assert tuple(half) == expected.segments[1:]
 
 
-def test_what_was_heard_before_does_not_matter(
-    model: Whisper, sound: F32, heard: Transcript
-) -> None:
+def test_earlier_calls_do_not_matter(model: Whisper, sound: F32, expected: Transcript) -> None:
     other = model.transcribe(noise(33.0, seed=9), **SHORT)
-    assert other.text != heard.text
+    assert other.text != expected.text
     model.transcribe(noise(1.0, seed=8), initial_prompt="Ann", without_timestamps=True)
-    assert model.transcribe(sound, **SHORT) == heard
+    assert model.transcribe(sound, **SHORT) == expected
     assert model.transcribe(noise(33.0, seed=9), **SHORT) == other
 
 
@@ -223,7 +214,7 @@ USES: dict[str, Callable[[Whisper, F32], Any]] = {
 
 
 @pytest.mark.parametrize("use", USES)
-def test_a_closed_model_says_so(engine: Engine, use: str) -> None:
+def test_a_closed_model_raises_an_error(engine: Engine, use: str) -> None:
     with Whisper.load(engine.path, threads=1) as model:
         assert model.transcribe(noise(0.5), **SHORT).duration == 0.5
     with pytest.raises(EngineError, match="closed; load it again"):
@@ -239,7 +230,7 @@ def test_an_error_inside_the_block_passes_and_closes(engine: Engine) -> None:
         model.transcribe(noise(0.5))
 
 
-def test_what_a_model_says_about_itself(model: Whisper, polyglot: Whisper) -> None:
+def test_properties_of_a_model(model: Whisper, polyglot: Whisper) -> None:
     assert not model.is_multilingual
     assert model.languages == ("en",)
     assert polyglot.is_multilingual
@@ -265,12 +256,12 @@ def test_the_language_is_detected_unless_given(polyglot: Whisper) -> None:
 
 def test_language_and_task_reach_the_prompt(polyglot: Whisper) -> None:
     sound = noise(2.0)
-    answers = {
+    found = {
         polyglot.transcribe(sound, language=language, task=task, **SHORT).segments
         for language in ("fi", "ja")
         for task in ("transcribe", "translate")
     }
-    assert len(answers) == 4
+    assert len(found) == 4
 
 
 def test_an_english_model_detects_nothing(model: Whisper) -> None:
@@ -297,12 +288,12 @@ def first_choices(engine: Engine, tmp_path: Path, **lists: Any) -> tuple[int, in
     return segment.tokens[0], segment.tokens[1]
 
 
-def test_the_checkpoints_own_lists_are_suppressed(engine: Engine, tmp_path: Path) -> None:
+def test_the_lists_of_the_checkpoint_are_suppressed(engine: Engine, tmp_path: Path) -> None:
     lists = {"suppress_tokens": (0, 1, 3), "begin_suppress_tokens": (2, 4)}
     assert first_choices(engine, tmp_path, **lists) == (5, 2)
 
 
-def test_without_lists_the_vocabulary_tells(engine: Engine, tmp_path: Path) -> None:
+def test_without_lists_those_of_the_vocabulary_are_used(engine: Engine, tmp_path: Path) -> None:
     vocab = Vocab(engine.tokenizer_json(), engine.manifest.dims)
     never = set(vocab.non_speech_tokens())
     allowed = [token for token in range(300) if token not in never]
@@ -318,7 +309,7 @@ def test_threads_must_be_positive(engine: Engine) -> None:
         Whisper.load(engine.path, threads=0)
 
 
-# --- streams that do not come to their end -------------------------------------------------------
+# --- closed and failed streams ---------- -------------------------------------------------------
 
 
 @pytest.mark.parametrize("n_read", [0, 1])
@@ -345,12 +336,12 @@ def test_a_failed_stream_has_no_transcript(model: Whisper, sound: F32) -> None:
 
 
 def test_a_stream_that_was_read_has_a_transcript(
-    model: Whisper, sound: F32, heard: Transcript
+    model: Whisper, sound: F32, expected: Transcript
 ) -> None:
     with model.stream(sound, **SHORT) as stream:
-        assert tuple(stream) == heard.segments
-        assert stream.transcript() == heard
-    assert stream.transcript() == heard  # what is complete stays
+        assert tuple(stream) == expected.segments
+        assert stream.transcript() == expected
+    assert stream.transcript() == expected  # it stays available
 
 
 def test_a_stream_is_closed_at_the_end_of_its_block(model: Whisper, sound: F32) -> None:
@@ -361,7 +352,7 @@ def test_a_stream_is_closed_at_the_end_of_its_block(model: Whisper, sound: F32) 
 
 
 def test_a_stream_of_a_closed_model(engine: Engine, sound: F32) -> None:
-    """One that has begun goes on, one that has not is refused."""
+    """A stream that has started continues, one that has not started raises an error."""
     model = Whisper.load(engine.path, threads=1)
     expected = model.transcribe(sound, **SHORT)
     begun, other = model.stream(sound, **SHORT), model.stream(sound, **SHORT)

@@ -1,4 +1,4 @@
-"""Every option in every mode: it has an effect there, or it is refused with the reason.
+"""Every option in every mode: it has an effect, or it is refused with the reason.
 
 ``EFFECTS`` has a line for each option: a value that is not the default, the test that sees what it
 does, and the modes in which it is refused. An option without a line fails here.
@@ -74,7 +74,7 @@ def modes() -> Iterator[Mode]:
 
 
 MODES = list(modes())
-"""All that can be combined."""
+"""All combinations."""
 
 
 def never(mode: Mode) -> bool:
@@ -137,8 +137,8 @@ EFFECTS: dict[str, Effect] = {
     "suppress_tokens": Effect((300,), REFERENCE),
     "suppress_blank": Effect(False, REFERENCE),
     "max_new_tokens": Effect(5, REFERENCE),
-    "repetition_penalty": Effect(1.5, "test_the_repetition_penalty_does_what_it_says"),
-    "no_repeat_ngram_size": Effect(3, "test_no_run_of_text_comes_twice"),
+    "repetition_penalty": Effect(1.5, "test_the_repetition_penalty"),
+    "no_repeat_ngram_size": Effect(3, "test_no_ngram_occurs_twice"),
     "temperature": Effect((0.0, 0.3), "test_windows_fall_back_one_by_one"),
     "beam_size": Effect(
         2, "test_beam_search_is_the_references", lambda mode: 0 not in mode["temperatures"]
@@ -182,7 +182,7 @@ EFFECTS: dict[str, Effect] = {
     ),
     "strategy": Effect(
         "batched",
-        "test_batched_stretches_are_the_packed_speech",
+        "test_batched_chunks_are_the_packed_speech",
         lambda mode: mode["vad"] in ("off", "check") and not mode["clip_timestamps"],
     ),
     "batch_size": Effect(
@@ -190,7 +190,7 @@ EFFECTS: dict[str, Effect] = {
     ),
     "vad": Effect(
         "check",
-        "test_text_where_nobody_speaks_is_dropped",
+        "test_text_without_speech_is_dropped",
         lambda mode: mode["strategy"] == "batched" and not mode["clip_timestamps"],
     ),
     "vad_threshold": Effect(0.7, "test_spans_are_those_of_the_package", looks_for_no_speech),
@@ -202,11 +202,14 @@ EFFECTS: dict[str, Effect] = {
     ),
     "vad_speech_pad": Effect(0.4, "test_spans_are_those_of_the_package", checks_only),
     "vad_max_speech_duration": Effect(9.0, "test_spans_are_those_of_the_package", checks_only),
+    "max_duration": Effect(60.0, "test_duration_is_limited_for_every_source"),
+    "max_audio_bytes": Effect(1 << 20, "test_memory_is_limited"),
+    "strict_audio": Effect(True, "test_damage_is_skipped_and_times_stay"),
 }
 
 
 def refusal(mode: Mode, name: str, effect: Effect) -> str | None:
-    """What is said of an option in a mode; None where it is taken."""
+    """The message that refuses an option in a mode; None if it is accepted."""
     try:
         options = TranscribeOptions(**{**mode.given, **effect.needs, name: effect.value})
         options.check_model(is_multilingual=mode.multilingual_model, n_audio_ctx=1500)
@@ -222,7 +225,7 @@ def test_every_option_has_a_line() -> None:
         assert effect.value != TranscribeOptions.__dataclass_fields__[name].default, name
 
 
-def test_the_tests_that_see_the_effects_are_there() -> None:
+def test_the_tests_of_the_effects_exist() -> None:
     tests = set()
     for path in TESTS.rglob("test_*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -272,7 +275,7 @@ def test_defaults_are_never_refused(name: str) -> None:
         {"batch_size": 1},
     ],
 )
-def test_what_happens_anyway_is_taken(given: dict[str, Any]) -> None:
+def test_options_equal_to_the_default_behaviour_are_accepted(given: dict[str, Any]) -> None:
     options = TranscribeOptions(**given)
     options.check_alone()
     assert options == dataclasses.replace(options)
@@ -310,7 +313,7 @@ LOAD_EFFECTS: dict[str, LoadEffect] = {
     # with auto, threads are those of the CPU if that is what is chosen
     "threads": LoadEffect(2, "test_options_are_checked", ("tensorrt",)),
     "encoder_precision": LoadEffect("int8", "test_load_says_what_computes", GPU),
-    "padding": LoadEffect("whole", "test_attention_is_of_all_positions", GPU),
+    "padding": LoadEffect("whole", "test_attention_covers_all_positions", GPU),
     "kernels": LoadEffect("off", "test_load_says_what_computes", GPU),
     "cuda_graphs": LoadEffect(False, "test_options_are_checked", ONLY_TENSORRT),
     "tensorrt_library": LoadEffect("tensorrt", "test_options_are_checked", ONLY_TENSORRT),

@@ -1,4 +1,4 @@
-"""Real speech in recordings that once lost it: after silence, and where it repeats itself."""
+"""Real speech after silence, and repeated speech."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_speech_that_repeats_itself_is_kept(engines: Engines) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("vad", ["off", "check", "cut"])
-def test_silence_does_not_tell_the_language(engines: Engines, vad: str) -> None:
+def test_silence_does_not_determine_the_language(engines: Engines, vad: str) -> None:
     silence = np.zeros(40 * SAMPLE_RATE, np.float32)
     sound = np.concatenate([silence, clip_pcm("de-fleurs-000")])
     found = engines.model("base").transcribe(sound, vad=vad, temperature=0.0)

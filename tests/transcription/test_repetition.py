@@ -1,4 +1,4 @@
-"""Repetition that is said, told from loops; which of several answers is kept."""
+"""Spoken repetition and repetition loops; which of several results is kept."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ OPTIONS = TranscribeOptions()
 
 
 class Known(SpeechCheck):
-    """Speech at given times; every segment is taken for spoken."""
+    """Speech at given times; every segment counts as spoken."""
 
     def __init__(self, times: Sequence[tuple[float, float]]) -> None:
         super().__init__(np.zeros(30 * 16_000, np.float32), VadOptions())
@@ -43,7 +43,7 @@ class Known(SpeechCheck):
     phrases = speech
 
 
-def answer(
+def window_result(
     *lines: tuple[float, float, str], logprob: float = -0.2, temperature: float = 0.0
 ) -> WindowResult:
     tokens: list[int] = []
@@ -55,13 +55,13 @@ def answer(
 
 
 def repeated(n: int = 8, logprob: float = -0.2) -> WindowResult:
-    """The line ``n`` times, at times as coarse as a model's."""
+    """The line ``n`` times, with times as coarse as those of a model."""
     times = [round(i * 26 / n) for i in range(n + 1)]
-    return answer(*((a, b, LINE) for a, b in zip(times, times[1:])), logprob=logprob)
+    return window_result(*((a, b, LINE) for a, b in zip(times, times[1:])), logprob=logprob)
 
 
-ONE_LINE = answer((0, 26, LINE), logprob=-0.5, temperature=0.2)
-VARIED = answer(
+ONE_LINE = window_result((0, 26, LINE), logprob=-0.5, temperature=0.2)
+VARIED = window_result(
     (0, 13, " and so my fellow americans ask not what your country can do for you but think"),
     (13, 26, " of all the other things that a day may bring to those who wake up early enough"),
     logprob=-0.6,
@@ -81,27 +81,28 @@ def choose(
     state = WindowCursor(2640, VOCAB, DIMS, options, "en", is_spoken, sound)
     window = state.next_window()
     assert window is not None
-    answers = FallbackDecoder(DIMS, VOCAB, options, SUPPRESSION)
-    return state.choose(window, attempts, answers)
+    fallback = FallbackDecoder(DIMS, VOCAB, options, SUPPRESSION)
+    return state.choose(window, attempts, fallback)
 
 
 def test_the_line_repeated_fails_the_threshold() -> None:
     assert repeated().compression_ratio > 2.4 > VARIED.compression_ratio
 
 
-def test_a_repetition_that_is_said_is_kept_at_once() -> None:
+def test_a_spoken_repetition_is_kept_at_once() -> None:
     assert choose(repeated()) == repeated()
 
 
 @pytest.mark.parametrize(
     ("result", "times"),
     [
-        (repeated(logprob=-0.4), PHRASES),  # not likely enough
+        (repeated(logprob=-0.4), PHRASES),  # not probable enough
         (repeated(), [(0.2, 25.8)]),  # one phrase cannot be eight
         (repeated(), [*PHRASES[:7], (23.3, 23.8)]),  # the last is much shorter
         (dataclasses.replace(repeated(), truncated=True), PHRASES),
-        (answer((0, 26, LINE * 8)), PHRASES),  # times are unknown
-        (answer(*((i * 3.25, i * 3.25 + 3.25, LINE * 4) for i in range(8))), PHRASES),  # too much
+        (window_result((0, 26, LINE * 8)), PHRASES),  # times are unknown
+        # too much text for the speech
+        (window_result(*((i * 3.25, i * 3.25 + 3.25, LINE * 4) for i in range(8))), PHRASES),
     ],
 )
 def test_other_repetitions_are_decoded_again(
@@ -115,21 +116,21 @@ def test_without_voice_activity_detection_the_thresholds_decide() -> None:
     assert choose(repeated(), ONE_LINE, times=None) == ONE_LINE
 
 
-def test_the_first_answer_that_passes_and_covers_the_speech_is_kept() -> None:
+def test_the_first_result_that_passes_and_covers_the_speech_is_kept() -> None:
     assert choose(repeated(logprob=-0.4), VARIED) == VARIED
 
 
-def test_an_answer_that_leaves_most_speech_without_text_is_not_kept() -> None:
+def test_a_result_that_leaves_most_speech_without_text_is_not_kept() -> None:
     first = repeated(logprob=-0.4)
     assert choose(first, ONE_LINE) is None
-    assert choose(first, *[ONE_LINE] * 5) == first  # the likeliest that covers the speech
+    assert choose(first, *[ONE_LINE] * 5) == first  # the most probable one that covers the speech
 
 
-def test_a_loop_is_not_kept_for_want_of_better() -> None:
-    """It is far more text than the speech there is; and where it lies nobody speaks."""
+def test_a_loop_is_never_kept() -> None:
+    """It has far more text than there is speech, or no speech at its times."""
     assert choose(repeated(logprob=-0.4), *[ONE_LINE] * 5, times=[(0.0, 3.0)]) == ONE_LINE
     late = [(20.0, 26.0)]
-    short = answer((20, 26, LINE), logprob=-0.5)
+    short = window_result((20, 26, LINE), logprob=-0.5)
     assert choose(repeated(logprob=-0.4), short, times=late) == short
 
 
@@ -137,16 +138,16 @@ def test_a_window_without_speech_is_not_decoded_again() -> None:
     for first in (repeated(), UNLIKELY):
         kept = choose(first, times=[])
         assert kept == dataclasses.replace(first, has_speech=False)
-        # where the speech was cut out before, it is not asked for again
+        # after vad=cut, speech is not checked again
         assert choose(first, times=[], check=False) is None
 
 
-def test_an_unlikely_answer_over_speech_is_decoded_again_as_ever() -> None:
+def test_an_improbable_result_is_decoded_again() -> None:
     assert choose(UNLIKELY) is None
     assert choose(UNLIKELY, ONE_LINE) == ONE_LINE
 
 
-def test_what_is_dropped_is_said() -> None:
+def test_dropped_text_is_reported() -> None:
     state = WindowCursor(6000, VOCAB, DIMS, OPTIONS, "en")
     window = state.next_window()
     assert window is not None
@@ -162,7 +163,7 @@ def test_what_is_dropped_is_said() -> None:
     ]
 
 
-def test_an_answer_that_ends_at_the_limit_is_marked() -> None:
+def test_a_result_that_ends_at_the_limit_is_marked() -> None:
     window = Window(0, 2640, (VOCAB.sot,), 0)
     cut_off = WindowResult((BEGIN, *VOCAB.encode(LINE)), -0.2, 0.1, 1.0, 0.0, truncated=True)
     for result, expected in (
@@ -176,15 +177,15 @@ def test_an_answer_that_ends_at_the_limit_is_marked() -> None:
 
 
 def test_text_before_the_last_time_is_not_marked() -> None:
-    """What follows is decoded again in the next window."""
-    tokens = (*answer((0, 3, LINE)).tokens, BEGIN + 150, *VOCAB.encode(LINE))
+    """The text after it is decoded again in the next window."""
+    tokens = (*window_result((0, 3, LINE)).tokens, BEGIN + 150, *VOCAB.encode(LINE))
     result = WindowResult(tokens, -0.2, 0.1, 1.0, 0.0, truncated=True)
     state = WindowCursor(2640, VOCAB, DIMS, OPTIONS, "en")
     (segment,) = state.accept(Window(0, 2640, (VOCAB.sot,), 0), result)
     assert (segment.truncated, state.seek) == (False, 300)
 
 
-def test_loud_sound_that_is_left_out_is_said() -> None:
+def test_loud_sound_that_is_not_transcribed_is_reported() -> None:
     rng = np.random.default_rng(0)
     sound = (rng.standard_normal(60 * 16_000) * 1e-3).astype(np.float32)
     for start, end in ((2, 10), (20, 30), (40, 43)):

@@ -38,7 +38,7 @@ def ends(thread: threading.Thread | None) -> bool:
 
 
 @pytest.mark.parametrize("n", [0, 1, 5])
-def test_lists_are_read_where_they_are_taken(n: int) -> None:
+def test_lists_are_read_in_the_calling_thread(n: int) -> None:
     for items in (list(range(n)), tuple(range(n))):
         source = source_of(items)
         assert isinstance(source, ReadySource)
@@ -49,7 +49,7 @@ def test_lists_are_read_where_they_are_taken(n: int) -> None:
 
 
 @pytest.mark.parametrize("n", [0, 1, 5])
-def test_anything_else_is_read_in_a_thread(n: int) -> None:
+def test_other_iterables_are_read_in_a_thread(n: int) -> None:
     threads = []
 
     def items() -> Iterator[int]:
@@ -73,7 +73,7 @@ def test_none_is_an_item_too() -> None:
     assert source.take(wait=True) is None
 
 
-def test_what_is_not_there_is_not_waited_for() -> None:
+def test_unavailable_items_are_not_waited_for() -> None:
     coming: queue.Queue[int] = queue.Queue()
     source = source_of(iter(coming.get, -1))
     assert source.take(wait=False) is None
@@ -156,7 +156,7 @@ def test_context_variables_are_those_of_the_caller() -> None:
 
 
 @pytest.mark.parametrize("slow", [False, True])
-def test_items_are_made_into_others_by_the_caller(slow: bool) -> None:
+def test_items_are_mapped_in_the_calling_thread(slow: bool) -> None:
     caller = threading.current_thread()
 
     def double(item: int) -> int:

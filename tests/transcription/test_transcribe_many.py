@@ -1,4 +1,4 @@
-"""Many recordings at once give what each gives alone, whatever is in the batch with them."""
+"""Recordings in a batch have the transcripts of single runs, whatever else is in the batch."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from tests.conftest import Engines
 from tests.support.engines import DIALECTS, require, sharp_checkpoint
 from tests.support.golden import clip_pcm, clips
 from tests.support.models import as_tensor, random_dims, special_ids
-from tests.transcription.test_model import noise
-from tests.transcription.test_scheduler import many
+from tests.support.watched_backend import many, noise
 from whisper_opt import TranscribeOptions, Transcript, Whisper
 from whisper_opt.core.arrays import F32
 from whisper_opt.export import export
@@ -27,10 +26,10 @@ DIMS = random_dims(n_audio_layer=1)
 
 
 def talkative_checkpoint() -> Checkpoint:
-    """A random model that is sure of its words, gives times, and ends its answers.
+    """A random model with clear preferences that produces timestamps and the end of text.
 
-    Where every token is nearly as likely as any other, rounding decides; and answers that never end
-    would all be alike.
+    If all tokens had similar scores, rounding would decide, and results without an end of text
+    would all be similar.
     """
     plain = sharp_checkpoint(DIMS, seed=1)
     tensors = dict(plain.tensors)
@@ -39,7 +38,7 @@ def talkative_checkpoint() -> Checkpoint:
     direction = rng.standard_normal(DIMS.n_text_state, np.float32)
     direction *= np.float32(40) / np.linalg.norm(direction)
     embedding = tensors["decoder.token_embedding.weight"].read().copy()
-    # scores grow along this direction of the last layer's output, which is always there
+    # the bias of the last layer norm adds this direction to every output
     embedding[special["<|endoftext|>"]] += direction * np.float32(4 / 1600)
     embedding[special["<|notimestamps|>"] + 1 :] += direction * np.float32(1 / 1600)
     tensors["decoder.token_embedding.weight"] = as_tensor(embedding)
@@ -54,7 +53,7 @@ Load = Callable[[str], Whisper]
 
 @pytest.fixture(scope="module")
 def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
-    """Gives the random model, multilingual, in a dialect."""
+    """Loads the random multilingual model in a dialect."""
 
     @functools.cache
     def load(dialect: str) -> Whisper:
@@ -76,7 +75,7 @@ SECONDS = (0.1, 0.7, 3.0, 9.0, 29.99, 30.0, 31.0, 45.0, 70.0)
 
 
 def ladder(draw: st.DrawFn) -> dict[str, Any]:
-    """Temperatures and thresholds; some answers pass, others fall back."""
+    """Temperatures and thresholds; some results pass, others fall back."""
     temperature = draw(st.sampled_from([(0.0,), (0.0,), (0.0, 0.4, 1.0), (0.0, 0.8), (0.6,)]))
     several = len(temperature) > 1
     options: dict[str, Any] = {
@@ -157,7 +156,7 @@ mixes = st.tuples(
 
 
 def same(found: Transcript, expected: Transcript) -> None:
-    """Equal tokens, times and text; figures to the rounding that other shapes of batch bring."""
+    """Equal tokens, times and text; probabilities up to the rounding of other batch shapes."""
     assert [s.tokens for s in found] == [s.tokens for s in expected]
     assert (found.text, found.language, found.duration) == (
         expected.text,
@@ -219,8 +218,8 @@ def test_more_random_mixes_equal_single_runs(model: Whisper, mix: Mix) -> None:
     compare_mix(model, mix)
 
 
-def test_the_random_model_gives_varied_answers(model: Whisper) -> None:
-    """What keeps the properties above from passing on answers of one kind."""
+def test_the_random_model_gives_varied_results(model: Whisper) -> None:
+    """Makes sure that the properties above are tested with results of many kinds."""
     lengths, temperatures, ended = set(), set(), 0
     tokens: list[int] = []
     for seed in range(4):
@@ -246,8 +245,8 @@ def test_the_random_model_gives_varied_answers(model: Whisper) -> None:
     assert len(set(tokens)) > 20
 
 
-def test_what_the_others_are_changes_nothing(model: Whisper) -> None:
-    """One recording among different neighbours, in every place."""
+def test_other_recordings_of_the_batch_change_nothing(model: Whisper) -> None:
+    """One recording with different other recordings, at every position."""
     sound = noise(45.0, 1)
     plain = TranscribeOptions(max_new_tokens=10, beam_size=3, temperature=0.0, language="en")
     alone = model.transcribe(sound, options=plain)
@@ -327,7 +326,7 @@ def test_real_speech_in_batches_equals_single_runs(
 @pytest.mark.slow
 @pytest.mark.parametrize("features", FEATURES, ids=lambda features: " ".join(features) or "plain")
 def test_each_feature_in_a_batch_of_real_speech(engines: Engines, features: dict[str, Any]) -> None:
-    """Three recordings of one kind of options, which then share whatever they can share."""
+    """Three recordings with the same options."""
     picked = np.random.default_rng(len(str(features))).choice(CLIPS, 3)
     chosen = {"temperature": 0.0, **features}
     sounds = [clip_pcm(str(each)) for each in picked]

@@ -14,6 +14,7 @@ from tests.support.fake_backend import FakeBackend, FakeEncoded, FakeSession
 from tests.support.models import random_dims, tokenizer_json
 from tests.support.reference_rules import Reference, reference_log_softmax
 from tests.support.reference_windows import BEGIN, DIMS, VOCAB, DecodeWindow, reference
+from tests.support.watched_backend import talkative
 from whisper_opt.audio.features import LogMel
 from whisper_opt.core.arrays import F32
 from whisper_opt.core.backend import Encoded
@@ -35,19 +36,8 @@ from whisper_opt.transcription.windows import WindowCursor
 SUPPRESSION = Suppression((1, 2, 7), (220, VOCAB.eot))
 
 
-def talkative(seed: int, tokens: Sequence[int]) -> F32:
-    """Random scores with times likely enough for pairs, and answers that end."""
-    state = zlib.crc32(np.array(tokens, np.int64).tobytes(), seed)
-    scores: F32 = np.random.default_rng(state).standard_normal(DIMS.n_vocab, np.float32)
-    scores *= np.float32(4)
-    scores[BEGIN:] -= np.float32(3)
-    scores[VOCAB.eot] += np.float32(4)
-    scores[VOCAB.no_speech] += np.float32(14)
-    return scores
-
-
 class SpyBackend(FakeBackend):
-    """Keeps the windows it encoded and counts sessions that are open."""
+    """Records the encoded windows and counts open sessions."""
 
     def __init__(self) -> None:
         super().__init__(DIMS, talkative)
@@ -85,16 +75,16 @@ def transcribe(
     options: TranscribeOptions,
     on_progress: Progress | None = None,
 ) -> Iterator[Segment]:
-    """The segments of one recording, one chunk, as they come."""
-    state = WindowCursor(mel.n_frames, VOCAB, DIMS, options, "en")
-    answers = FallbackDecoder(DIMS, VOCAB, options, SUPPRESSION)
-    recording = TranscriptionJob(answers, lambda _: iter([Chunk(mel, state)]))
-    for _, segments in Scheduler(backend, VOCAB, 8).run([recording]):
+    """The segments of one recording with one chunk."""
+    cursor = WindowCursor(mel.n_frames, VOCAB, DIMS, options, "en")
+    fallback = FallbackDecoder(DIMS, VOCAB, options, SUPPRESSION)
+    job = TranscriptionJob(fallback, lambda _: iter([Chunk(mel, cursor)]))
+    for _, segments in Scheduler(backend, VOCAB, 8).run([job]):
         yield from segments
-        if recording.error is not None:
-            raise recording.error
+        if job.error is not None:
+            raise job.error
         if on_progress is not None and segments:
-            on_progress(recording.done, mel.n_frames / 100)
+            on_progress(job.done, mel.n_frames / 100)
 
 
 def run(
@@ -104,13 +94,13 @@ def run(
 
 
 def window_of(mel: LogMel, seek: int, size: int) -> F32:
-    """A cut of the spectrogram in a window of zeros."""
+    """A part of the spectrogram, padded with zeros to a window."""
     window = np.zeros((DIMS.n_mels, 3000), np.float32)
     window[:, :size] = mel.frames[:, seek : seek + size]
     return window
 
 
-def naive_answer(mel: LogMel, options: TranscribeOptions) -> DecodeWindow:
+def naive_decoding(mel: LogMel, options: TranscribeOptions) -> DecodeWindow:
     """Greedy decoding of one window by the reference's filters, one sequence, no cache."""
     suppress = None
     if options.suppress_tokens:
@@ -126,7 +116,7 @@ def naive_answer(mel: LogMel, options: TranscribeOptions) -> DecodeWindow:
         round(options.max_initial_timestamp / 0.02) if options.max_initial_timestamp else None,
     )
 
-    def answer(seek: int, size: int, prompt: tuple[int, ...]) -> WindowResult:
+    def decode(seek: int, size: int, prompt: tuple[int, ...]) -> WindowResult:
         seed = zlib.crc32(window_of(mel, seek, size).tobytes())
         tokens: list[int] = []
         total = 0.0
@@ -144,7 +134,7 @@ def naive_answer(mel: LogMel, options: TranscribeOptions) -> DecodeWindow:
         ratio = len(text) / len(zlib.compress(text))
         return WindowResult(tuple(tokens), total / (len(tokens) + 1), silence, ratio, 0.0)
 
-    return answer
+    return decode
 
 
 @pytest.mark.parametrize(
@@ -168,7 +158,7 @@ def test_whole_recordings_equal_the_reference(options: dict[str, Any]) -> None:
         mel = log_mel_of(n_frames)
         backend = SpyBackend()
         found = run(mel, chosen, backend)
-        theirs = reference(n_frames, chosen, naive_answer(mel, chosen))
+        theirs = reference(n_frames, chosen, naive_decoding(mel, chosen))
         assert len(found) == len(theirs.segments)
         for mine, other in zip(found, theirs.segments):
             assert (mine.id, mine.seek, mine.text, mine.tokens) == (
@@ -180,13 +170,13 @@ def test_whole_recordings_equal_the_reference(options: dict[str, Any]) -> None:
             for name in ("start", "end", "avg_logprob", "no_speech_prob", "compression_ratio"):
                 assert getattr(mine, name) == pytest.approx(getattr(other, name), abs=1e-4)
         assert len(backend.mels) == len(theirs.windows)
-        for heard, (seek, size, _) in zip(backend.mels, theirs.windows):
-            np.testing.assert_array_equal(heard, window_of(mel, seek, size))
+        for encoded, (seek, size, _) in zip(backend.mels, theirs.windows):
+            np.testing.assert_array_equal(encoded, window_of(mel, seek, size))
         assert backend.open_sessions == 0
 
 
-def test_the_fake_model_gives_varied_answers() -> None:
-    """What keeps the comparison above from passing on answers of one kind."""
+def test_the_fake_model_gives_varied_results() -> None:
+    """Makes sure that the comparison above covers results of many kinds."""
     found = [
         segment
         for seed in range(4)

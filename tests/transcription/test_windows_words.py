@@ -1,4 +1,4 @@
-"""Windows with word times against openai-whisper's, and what the reference does not have."""
+"""Windows with word times compared with openai-whisper's; hotwords and languages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROOM = DIMS.n_text_ctx // 2 - 1
 
 
 class Run:
-    """A recording driven through ``WindowCursor`` by scripted answers and seeded attention."""
+    """A recording in a ``WindowCursor`` with scripted results and seeded attention."""
 
     def __init__(
         self, n_frames: int, results: Sequence[WindowResult], seed: int, **options: Any
@@ -53,8 +53,8 @@ def run_case(case: dict[str, Any]) -> Run:
 @pytest.mark.parametrize("case", golden()["windows"], ids=lambda c: str(c["seed"]))
 def test_windows_equal_the_reference(case: dict[str, Any]) -> None:
     run = run_case(case)
-    heard = [(w.seek, w.size, w.prompt[: w.sot_index]) for w in run.windows]
-    assert heard == [
+    windows = [(w.seek, w.size, w.prompt[: w.sot_index]) for w in run.windows]
+    assert windows == [
         (seek, size, (VOCAB.sot_prev, *prompt[-ROOM:]) if prompt else ())
         for seek, size, prompt in case["windows"]
     ]
@@ -87,7 +87,7 @@ def test_the_goldens_reach_every_rule() -> None:
     assert plain > 5
 
 
-def said(*tokens: int, temperature: float = 0.0) -> WindowResult:
+def result_of(*tokens: int, temperature: float = 0.0) -> WindowResult:
     return WindowResult(tokens, -0.3, 0.1, 1.5, temperature)
 
 
@@ -98,16 +98,16 @@ def time(seconds: float) -> int:
 SO = VOCAB.encode(" so")
 
 
-def test_the_aligner_is_asked_once_a_window_and_only_about_text() -> None:
-    answer = said(time(0), *SO, time(2), time(2), *SO, *SO, time(9))
-    run = Run(6000, [answer, said(time(0), time(3)), said(*SO)], seed=1)
+def test_the_aligner_is_called_once_per_window_and_only_for_text() -> None:
+    result = result_of(time(0), *SO, time(2), time(2), *SO, *SO, time(9))
+    run = Run(6000, [result, result_of(time(0), time(3)), result_of(*SO)], seed=1)
     assert run.aligned[0] == [*SO, *SO, *SO]
     assert len(run.windows) == len(run.aligned) + 1
     assert run.segments[2].words == ()
 
 
 def test_without_word_times_no_aligner_is_needed() -> None:
-    run = Run(3000, [said(time(0), *SO, time(2))], seed=1, word_timestamps=False)
+    run = Run(3000, [result_of(time(0), *SO, time(2))], seed=1, word_timestamps=False)
     assert run.aligned == []
     assert run.segments[0].words is None
     assert "words" not in run.segments[0].to_dict()
@@ -118,7 +118,7 @@ def test_word_times_need_an_aligner() -> None:
     window = state.next_window()
     assert window is not None
     with pytest.raises(ValueError, match="accept was given no aligner"):
-        state.accept(window, said(*SO))
+        state.accept(window, result_of(*SO))
 
 
 def test_a_silent_window_has_no_words() -> None:
@@ -141,16 +141,16 @@ def test_a_silent_window_has_no_words() -> None:
 )
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_every_window_moves_on(tokens: tuple[int, ...], threshold: float | None, seed: int) -> None:
-    """The reference would hear some of these again and again."""
-    run = Run(9000, [said(*tokens)], seed, hallucination_silence_threshold=threshold)
+    """The reference would decode some of these endlessly."""
+    run = Run(9000, [result_of(*tokens)], seed, hallucination_silence_threshold=threshold)
     places = [window.seek for window in run.windows]
     assert places == sorted(set(places))
 
 
 def test_instantaneous_segments_are_aligned_before_they_are_emptied() -> None:
     """As in the reference: words may give a segment the length that its timestamps lack."""
-    answer = said(time(3), *SO, time(3), time(3), *SO, time(9))
-    run = Run(3000, [answer], seed=6)
+    result = result_of(time(3), *SO, time(3), time(3), *SO, time(9))
+    run = Run(3000, [result], seed=6)
     assert run.aligned[0] == [*SO, *SO]
     for segment in run.segments:
         assert (segment.text == "") == (segment.start == segment.end)
@@ -175,20 +175,20 @@ def prompts(results: Sequence[WindowResult], **options: Any) -> list[tuple[int, 
 
 def test_hotwords_come_first_in_every_window() -> None:
     one, two = (time(0), *SO, time(9)), (time(0), *SO, *SO, time(9))
-    answers, hot = [said(*one), said(*two)], tuple(VOCAB.encode(" a be"))
+    results, hot = [result_of(*one), result_of(*two)], tuple(VOCAB.encode(" a be"))
     given: dict[str, Any] = {"hotwords": "  a be "}
-    assert prompts(answers, **given) == [hot, (*hot, *one), (*hot, *one, *two)]
-    assert prompts(answers, condition_on_previous_text=False, **given) == [hot] * 3
+    assert prompts(results, **given) == [hot, (*hot, *one), (*hot, *one, *two)]
+    assert prompts(results, condition_on_previous_text=False, **given) == [hot] * 3
     initial = tuple(VOCAB.encode(" it is"))
     given["initial_prompt"] = "it is"
-    assert prompts(answers, **given)[:2] == [(*hot, *initial), (*hot, *initial, *one)]
+    assert prompts(results, **given)[:2] == [(*hot, *initial), (*hot, *initial, *one)]
     given.update(carry_initial_prompt=True, condition_on_previous_text=False)
-    assert prompts(answers, **given) == [(*hot, *initial)] * 3
+    assert prompts(results, **given) == [(*hot, *initial)] * 3
 
 
 @pytest.mark.parametrize("empty", [None, "", "   "])
 def test_no_hotwords(empty: str | None) -> None:
-    assert prompts([said(*SO)], hotwords=empty) == prompts([said(*SO)])
+    assert prompts([result_of(*SO)], hotwords=empty) == prompts([result_of(*SO)])
 
 
 def letters(n: int) -> tuple[str, tuple[int, ...]]:
@@ -204,12 +204,12 @@ def test_hotwords_leave_the_rest_of_the_room_to_the_newest_text(n_hot: int) -> N
     long = tuple(VOCAB.encode(" so" * 20))
     hot, left = hot[:ROOM], ROOM - min(n_hot, ROOM)
     newest = long[len(long) - left :]
-    assert prompts([said(*long)], hotwords=text)[1] == (*hot, *newest)
+    assert prompts([result_of(*long)], hotwords=text)[1] == (*hot, *newest)
     carried, initial = letters(4)
     kept = initial[len(initial) - min(left, 4) :]
     newest = long[len(long) - (left - len(kept)) :]
     given: dict[str, Any] = {"initial_prompt": carried, "carry_initial_prompt": True}
-    assert prompts([said(*long)], hotwords=text, **given)[1] == (*hot, *kept, *newest)
+    assert prompts([result_of(*long)], hotwords=text, **given)[1] == (*hot, *kept, *newest)
 
 
 def test_the_language_may_change_from_window_to_window() -> None:
@@ -227,16 +227,16 @@ def test_the_language_may_change_from_window_to_window() -> None:
         assert start == (vocab.sot, vocab.languages[code], vocab.transcribe)
         text = vocab.encode(" so it")
         begin = vocab.timestamp_begin
-        answer = WindowResult((begin, *text, begin + 400), -0.3, 0.1, 1.5, 0.0)
-        found += state.accept(window, answer, lambda text: attention(1, len(text), 3000, 3))
+        result = WindowResult((begin, *text, begin + 400), -0.3, 0.1, 1.5, 0.0)
+        found += state.accept(window, result, lambda text: attention(1, len(text), 3000, 3))
     assert [segment.language for segment in found] == ["en", "ja", "de"]
     assert [segment.to_dict()["language"] for segment in found] == ["en", "ja", "de"]
     # Japanese has no spaces between words: every token is a word
     assert [len(segment.words or ()) for segment in found] == [2, 4, 2]
 
 
-def test_the_language_of_segments_goes_without_saying() -> None:
-    (segment,) = Run(3000, [said(time(0), *SO, time(2))], seed=1).segments
+def test_segments_have_no_language_unless_it_may_change() -> None:
+    (segment,) = Run(3000, [result_of(time(0), *SO, time(2))], seed=1).segments
     assert segment.language is None
     assert "language" not in segment.to_dict()
 
@@ -248,5 +248,5 @@ def test_attention_is_not_changed() -> None:
     state = WindowCursor(3000, VOCAB, DIMS, TranscribeOptions(word_timestamps=True), "en")
     window = state.next_window()
     assert window is not None
-    state.accept(window, said(*text), lambda text: given)
+    state.accept(window, result_of(*text), lambda text: given)
     np.testing.assert_array_equal(given.scores, before)

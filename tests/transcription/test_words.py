@@ -1,4 +1,4 @@
-"""Words of segments against openai-whisper's, on made-up timings."""
+"""Words of segments compared with openai-whisper's, with synthetic timings."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_a_segment_follows_words_that_are_near() -> None:
     assert found.words == (Word(0.52, 1.4, " so", 0.9), Word(1.4, 3.48, " it", 0.9))
 
 
-# --- made-up text ---------------------------------------------------------------------------------
+# --- hallucinations -------------------------------------------------------------------------------
 
 
 def spoken(*words: tuple[float, float, float], text: str = " so") -> Segment:
@@ -161,7 +161,7 @@ def test_where_speech_ends() -> None:
     assert end_of_speech([spoken((1.0, 3.0, 0.9)), segment(4.0, 5.0, words=())]) == 3.0
 
 
-BOUNDS = Bounds(start=10.0, sound_end=40.0, end=40.0, recording_end=100.0)
+BOUNDS = Bounds(start=10.0, audio_end=40.0, end=40.0, recording_end=100.0)
 
 
 def test_silence_before_doubtful_text_is_skipped() -> None:
@@ -185,7 +185,7 @@ def test_doubtful_text_between_silences_is_dropped() -> None:
 
 
 def test_near_the_beginning_of_the_recording_doubtful_text_counts_as_alone() -> None:
-    bounds = Bounds(start=0.0, sound_end=30.0, end=30.0, recording_end=100.0)
+    bounds = Bounds(start=0.0, audio_end=30.0, end=30.0, recording_end=100.0)
     real, made_up = spoken((1.0, 2.5, 0.9)), spoken((3.0, 3.1, 0.1))
     assert skip_silence([real, made_up], bounds, 4.0, 0.0) == ([real], 300)
     assert skip_silence([real, made_up], bounds, 2.9, 0.0) == ([real, made_up], None)
@@ -196,21 +196,21 @@ def test_at_the_edges_of_a_window_doubtful_text_counts_as_alone() -> None:
     assert skip_silence([first], BOUNDS, 4.0, 10.9) == ([], 1100)
     assert skip_silence([spoken((10.5, 10.6, 0.1))], BOUNDS, 4.0, 10.4) == ([], 1100)
     real, last = spoken((36.0, 36.5, 0.9)), spoken((38.0, 38.1, 0.1))
-    bounds = Bounds(start=10.0, sound_end=39.0, end=40.0, recording_end=100.0)
+    bounds = Bounds(start=10.0, audio_end=39.0, end=40.0, recording_end=100.0)
     assert skip_silence([real, last], bounds, 1.2, 9.0) == ([real], 3800)
-    bounds = Bounds(start=10.0, sound_end=39.0, end=40.2, recording_end=100.0)
+    bounds = Bounds(start=10.0, audio_end=39.0, end=40.2, recording_end=100.0)
     assert skip_silence([real, last], bounds, 1.2, 9.0) == ([real, last], None)
 
 
 def test_doubtful_text_at_the_end_of_the_recording_ends_it() -> None:
-    bounds = Bounds(start=10.0, sound_end=39.5, end=40.0, recording_end=39.5)
+    bounds = Bounds(start=10.0, audio_end=39.5, end=40.0, recording_end=39.5)
     real, last = spoken((11, 11.5, 0.9)), spoken((38.0, 38.1, 0.1))
     assert skip_silence([real, last], bounds, 1.5, 9.0) == ([real], 3950)
     assert skip_silence([real, last], bounds, 1.3, 9.0) == ([real], 3800)
 
 
 def test_a_gap_of_nothing_is_not_skipped() -> None:
-    """The reference would listen again from the same frame, for ever."""
+    """The reference would decode from the same frame endlessly."""
     kept, frame = skip_silence([spoken((10.001, 10.1, 0.1))], BOUNDS, 0.0, 9.0)
     assert kept == []
     assert frame == 1100

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-from whisper_opt.core.cpu import memory_bytes, processor
+from whisper_opt.core.cpu import cpu_info, memory_bytes
 from whisper_opt.core.remedies import install_hint, repair_hint
 from whisper_opt.core.version import installed_version
 from whisper_opt.runtime.devices import SUITS, Machine, usable
@@ -140,7 +140,7 @@ def _import(name: str) -> tuple[str | None, str]:
 
 
 def _cpu() -> str:
-    found = processor()
+    found = cpu_info()
     features = " ".join(found.flags) or "features unknown"
     return f"{found.name}, {found.cores} usable cores, {features}"
 

@@ -1,1 +1,1 @@
-"""What every other package stands on: errors, dimensions, options, the backend protocol."""
+"""Base of all other packages: errors, dimensions, options, the backend protocol."""

@@ -1,4 +1,4 @@
-"""Names for the array types that cross seams."""
+"""Array types, and zeroed arrays aligned to cache lines."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ Bool = npt.NDArray[np.bool_]
 NDArray = npt.NDArray[Any]
 
 CACHE_LINE = 64
+"""Bytes."""
 
 
 def aligned_zeros(shape: Sequence[int], dtype: Any) -> NDArray:
-    """As ``numpy.zeros``, beginning at a cache line: what reads whole lines then reads one each."""
+    """``numpy.zeros`` aligned to a cache line, so that vector loads do not cross lines."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
     raw = np.zeros(size + CACHE_LINE, np.uint8)
     start = -raw.ctypes.data % CACHE_LINE

@@ -44,32 +44,37 @@ class Encoded(Protocol):
 
 
 class BannedTokens:
-    """What one row must not sample next, as the indices that rules wrote to it."""
+    """Tokens that one row must not sample next."""
 
     def __init__(self) -> None:
-        """Nothing is banned."""
-        self._indices: list[int | slice | Int] = []
+        """Start with no token banned."""
+        self._ids: list[int | slice | Int] = []
 
-    def __setitem__(self, index: int | slice | Int, banned: bool) -> None:
-        """Ban an id, a range or an array of ids; nothing but True is ever written."""
-        self._indices.append(index)
+    def add(self, ids: int | slice | Int) -> None:
+        """Ban an id, a range (as a slice) or an array of ids."""
+        self._ids.append(ids)
 
     def write(self, row: NDArray, value: object) -> None:
-        """Set a row [n_vocab] to ``value`` where it is banned."""
-        for index in self._indices:
-            row[index] = value
+        """Set the banned entries of a row [n_vocab] to ``value``."""
+        for ids in self._ids:
+            row[ids] = value
+
+    def array(self, n_vocab: int) -> Bool:
+        """Bool [n_vocab], True for banned tokens."""
+        row = np.zeros(n_vocab, np.bool_)
+        self.write(row, True)
+        return row
 
 
 class TokenMask:
-    """What may be sampled next.
+    """Which tokens the rows of a batch may sample next.
 
     Attributes:
         timestamp_begin: [n_seq] id of ``<|0.00|>`` for rows under the timestamp rules; n_vocab for
             rows that are not (no probability is compared with that of the timestamps).
-        timestamp_end: the id after the last timestamp, where tokens that are none follow it; None:
-            the timestamps are the last ids.
+        timestamp_end: id after the last timestamp; None if the timestamps are the last ids.
         seen: [n_seq, n_vocab] bool, True for tokens under the repetition penalty; None: no token.
-        penalty: [n_seq] float32 repetition penalty of each row; None where ``seen`` is.
+        penalty: [n_seq] float32 repetition penalty of each row; None if ``seen`` is None.
     """
 
     def __init__(
@@ -82,7 +87,7 @@ class TokenMask:
         n_vocab: int = 0,
         timestamp_end: int | None = None,
     ) -> None:
-        """``ban``: bool [n_seq, n_vocab], True where a token must not be sampled, or one a row."""
+        """``ban``: bool [n_seq, n_vocab], True for banned tokens; or one BannedTokens per row."""
         self._ban = ban
         self._n_vocab = n_vocab
         self.timestamp_begin = timestamp_begin
@@ -92,27 +97,27 @@ class TokenMask:
 
     @functools.cached_property
     def ban(self) -> Bool:
-        """[n_seq, n_vocab] bool, True where a token must not be sampled."""
+        """[n_seq, n_vocab] bool, True for banned tokens."""
         if isinstance(self._ban, np.ndarray):
             return self._ban
         dense = np.zeros((len(self._ban), self._n_vocab), np.bool_)
-        for ban, row in zip(self._ban, dense):
-            ban.write(row, True)
+        for banned, row in zip(self._ban, dense):
+            banned.write(row, True)
         return dense
 
     @property
     def splits_text(self) -> bool:
-        """Whether some row compares timestamps with text that lies on both sides of them."""
+        """Whether a row is under the timestamp rules and has text ids after the timestamps."""
         end = self.timestamp_end
         return end is not None and bool((self.timestamp_begin < end).any())
 
     def times(self, row: int) -> tuple[int, int | None]:
-        """First timestamp of a row (n_vocab without the rules), and the id after its last one."""
+        """First timestamp of a row (n_vocab without timestamp rules) and the id after the last."""
         begin, end = int(self.timestamp_begin[row]), self.timestamp_end
         return begin, end if end is not None and begin < end else None
 
     def forbid(self, row: int, scores: F32) -> None:
-        """Set the scores [n_vocab] of one row to -inf where they are banned."""
+        """Set the scores [n_vocab] of banned tokens of one row to -inf."""
         if isinstance(self._ban, np.ndarray):
             np.copyto(scores, -np.inf, where=self._ban[row])
         else:
@@ -125,8 +130,8 @@ class Top:
 
     Attributes:
         tokens: [n_seq, k] int64.
-        logprobs: [n_seq, k] float32, log-softmax over the tokens that were not banned (natural
-            logarithm); -inf where fewer than k tokens were allowed.
+        logprobs: [n_seq, k] float32, log-softmax over the allowed tokens (natural logarithm);
+            -inf if fewer than k tokens were allowed.
     """
 
     tokens: Int
@@ -140,12 +145,12 @@ class Logits(Protocol):
         """The k best allowed next tokens of each row; see :mod:`whisper_opt.core.logits`."""
 
     def requested(self) -> F32:
-        """Scores at the positions that were asked for, float32 [n_seq, n_at, n_vocab]."""
+        """Scores at the requested positions, float32 [n_seq, n_at, n_vocab]."""
 
     def numpy(self) -> F32:
-        """All scores, float32 [n_seq, n_at + 1, n_vocab]; last those after the row's last token.
+        """All scores, float32 [n_seq, n_at + 1, n_vocab]; the last ones follow the last token.
 
-        They may have to be computed first: ask beforehand for what is certain to be needed.
+        Scores that were not requested may be computed by this call, which takes longer.
         """
 
 

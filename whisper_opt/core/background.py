@@ -1,4 +1,4 @@
-"""Work beside other work: both halves of a model load at once."""
+"""A call in a background thread, used to load the parts of a model in parallel."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ _T = TypeVar("_T")
 
 
 class Background(Generic[_T]):
-    """A call in a thread of its own, without the 20 ms that ``concurrent.futures`` takes to import.
+    """Runs a call in a thread; importing ``concurrent.futures`` instead would take 20 ms.
 
-    Use as a context manager: at its end the call has ended too.
+    Use as a context manager: it waits for the call at its end.
     """
 
     def __init__(self, call: Callable[[], _T]) -> None:
-        """Begin."""
+        """Start the call."""
         self._call = call
         self._value: Union[tuple[_T], None] = None
         self._error: Union[BaseException, None] = None
@@ -31,7 +31,7 @@ class Background(Generic[_T]):
             self._error = error
 
     def result(self) -> _T:
-        """What the call returns, once it has; raises what it raises."""
+        """Wait for the call; returns its value or raises its error."""
         self._thread.join()
         if self._error is not None:
             raise self._error
@@ -43,5 +43,5 @@ class Background(Generic[_T]):
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Wait for the end of the call; its error is dropped unless result() raised it."""
+        """Wait for the call; an error that :meth:`result` did not raise is ignored."""
         self._thread.join()

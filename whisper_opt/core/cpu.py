@@ -1,4 +1,4 @@
-"""What the processor is, what it can do that matters here, and how much memory there is."""
+"""Name, cores and instruction sets of the CPU, and memory of the machine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import platform
 import re
 from pathlib import Path
 
-__all__ = ["Processor", "memory_bytes", "processor"]
+__all__ = ["CpuInfo", "cpu_info", "memory_bytes"]
 
 _FLAGS = (
     "avx2",
@@ -28,13 +28,13 @@ _FLAGS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Processor:
-    """A processor, as far as the system tells.
+class CpuInfo:
+    """The CPU as the operating system describes it.
 
     Attributes:
-        name: the maker's name.
+        name: model name.
         cores: cores that this process may use.
-        flags: instruction sets that matter for this library, by Linux's names.
+        flags: instruction sets relevant to this library, by their names in Linux.
     """
 
     name: str
@@ -42,14 +42,14 @@ class Processor:
     flags: tuple[str, ...]
 
 
-def processor() -> Processor:
-    """The processor of this machine."""
+def cpu_info() -> CpuInfo:
+    """The CPU of this machine."""
     text = _read("/proc/cpuinfo")
     name = re.search(r"^model name\s*: (.*)$", text, re.M)
     listed = re.search(r"^(?:flags|Features)\s*: (.*)$", text, re.M)
     flags = listed.group(1).split() if listed else []
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return Processor(
+    return CpuInfo(
         name=name.group(1) if name else platform.processor() or platform.machine(),
         cores=usable or 1,
         flags=tuple(flag for flag in _FLAGS if flag in flags),
@@ -57,7 +57,7 @@ def processor() -> Processor:
 
 
 def memory_bytes() -> dict[str, int]:
-    """``MemTotal``, ``MemAvailable`` and more, in bytes; empty where there is no /proc."""
+    """``MemTotal``, ``MemAvailable`` and so on in bytes; empty on systems without /proc."""
     found = re.findall(r"^(\w+):\s+(\d+) kB", _read("/proc/meminfo"), re.M)
     return {key: int(kib) * 1024 for key, kib in found}
 

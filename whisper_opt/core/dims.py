@@ -1,4 +1,4 @@
-"""Model dimensions and the audio/time constants everything else derives from.
+"""Model dimensions, and the audio and time constants of Whisper.
 
 Names follow ``ModelDimensions`` of openai-whisper (whisper/model.py); the constants follow
 whisper/audio.py and section 2.2 of Radford et al. 2022, "Robust Speech Recognition via Large-Scale
@@ -27,30 +27,30 @@ __all__ = [
 ]
 
 SAMPLE_RATE = 16_000
-"""Samples a second of every waveform inside the library (Hz)."""
+"""Sample rate of all audio inside the library (Hz)."""
 N_FFT = 400
 """Samples in one analysis window (25 ms)."""
 HOP_LENGTH = 160
 """Samples between two mel frames (10 ms)."""
 CHUNK_LENGTH = 30
-"""Seconds in one window of the encoder."""
+"""Seconds in one encoder window."""
 N_SAMPLES = CHUNK_LENGTH * SAMPLE_RATE
 """Samples in one window (480,000)."""
 N_FRAMES = N_SAMPLES // HOP_LENGTH
 """Mel frames in one window (3,000)."""
 FRAMES_PER_SECOND = SAMPLE_RATE // HOP_LENGTH
-"""Mel frames a second (100)."""
+"""Mel frames per second (100)."""
 HEAD_DIM = 64
 """Width of one attention head in every released Whisper model."""
 
 
 _LARGEST, _MOST_LAYERS = 1 << 20, 256
-"""Of dimensions; the largest models have 51,866 and 32."""
+"""Limits of the dimensions; the largest released models have 51,866 and 32."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelDims:
-    """The shape of one Whisper model, under OpenAI's names.
+    """Dimensions of one Whisper model, under OpenAI's names.
 
     Attributes:
         n_mels: mel bins (80, or 128 from large-v3 on).
@@ -58,7 +58,7 @@ class ModelDims:
         n_audio_state: encoder width.
         n_audio_head: encoder attention heads.
         n_audio_layer: encoder layers.
-        n_vocab: output vocabulary, timestamps included.
+        n_vocab: size of the output vocabulary, including timestamps.
         n_text_ctx: decoder positions (448).
         n_text_state: decoder width.
         n_text_head: decoder attention heads.
@@ -93,7 +93,7 @@ class ModelDims:
             state, heads = getattr(self, f"n_{side}_state"), getattr(self, f"n_{side}_head")
             if state != heads * HEAD_DIM:
                 raise CheckpointError(
-                    f"n_{side}_state is {state} with {heads} heads; expected {HEAD_DIM} values a"
+                    f"n_{side}_state is {state} with {heads} heads; expected {HEAD_DIM} values per"
                     f" head ({heads * HEAD_DIM}), as in every Whisper model"
                 )
         if self.n_audio_state != self.n_text_state:
@@ -116,24 +116,24 @@ class ModelDims:
         return cls(**{name: values[name] for name in names})
 
     def to_dict(self) -> dict[str, int]:
-        """The ten dimensions by OpenAI's names."""
+        """The ten dimensions under OpenAI's names."""
         return dataclasses.asdict(self)
 
     @property
     def is_multilingual(self) -> bool:
-        """Whether the vocabulary has the multilingual layout (openai-whisper, model.py)."""
+        """Whether the vocabulary has the multilingual layout (as in openai-whisper's model.py)."""
         return self.n_vocab >= 51865
 
     @property
     def frames_per_position(self) -> int:
-        """Mel frames behind one encoder position (2)."""
+        """Mel frames per encoder position (2)."""
         return N_FRAMES // self.n_audio_ctx
 
     @property
     def default_alignment_heads(self) -> tuple[tuple[int, int], ...]:
         """(decoder layer, head) pairs of the upper half of the layers.
 
-        What openai-whisper uses for word times of a model whose own heads are not known.
+        openai-whisper uses them for word times if the alignment heads of a model are not known.
         """
         layers = range(self.n_text_layer // 2, self.n_text_layer)
         return tuple((layer, head) for layer in layers for head in range(self.n_text_head))

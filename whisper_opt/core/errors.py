@@ -1,15 +1,15 @@
-"""The exception tree. Every error a caller can provoke is one of these.
+"""The exception tree: all errors that this library raises on purpose.
 
     WhisperOptError
-    ├── AudioError              the recording cannot be read, or is no usable audio
+    ├── AudioError              the recording cannot be read, or is not usable audio
     ├── CheckpointError         the source weights are unreadable, incomplete or unsupported
     ├── EngineError             an engine directory is missing, damaged or too new
-    │   └── VerificationError   an export does not compute what its checkpoint computes
-    ├── BackendUnavailable      an optional dependency or device is not there
+    │   └── VerificationError   an export does not match its checkpoint
+    ├── BackendUnavailable      an optional package or a device is missing
     ├── StreamError             a stream was closed, or failed, before its last segment
-    └── OptionError             an option is bad or cannot be honoured (also a ValueError)
+    └── OptionError             an option is invalid or not supported (also a ValueError)
 
-A message says what was found, what was expected and how to fix it.
+Messages say what was found, what was expected and how to fix it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = [
 
 
 class WhisperOptError(Exception):
-    """Base of every error this library raises on purpose."""
+    """Base class of all errors that this library raises on purpose."""
 
 
 class AudioError(WhisperOptError):
@@ -43,16 +43,16 @@ class EngineError(WhisperOptError):
 
 
 class VerificationError(EngineError):
-    """The exported graphs disagree with the reference computation of the checkpoint."""
+    """The exported graphs do not match the reference computation of the checkpoint."""
 
 
 class BackendUnavailable(WhisperOptError):
-    """A package or device needed for what was asked is not installed or not present."""
+    """A package or device that is needed for the requested options is missing."""
 
 
 class StreamError(WhisperOptError):
-    """The whole transcript of a stream is wanted, but the stream did not come to its end."""
+    """A transcript was requested of a stream that was closed, or failed, before its end."""
 
 
 class OptionError(WhisperOptError, ValueError):
-    """An option has an unusable value, or contradicts the model or another option."""
+    """An option has an invalid value, or contradicts the model or another option."""

@@ -53,10 +53,10 @@ def replace_file(target: str | os.PathLike[str], data: bytes | memoryview) -> No
 
 
 def replace_directory(temporary: Path, target: Path) -> None:
-    """Rename ``temporary``, a sibling, to ``target``, and remove what was there.
+    """Rename ``temporary``, a sibling of ``target``, to ``target``; then delete the old directory.
 
     Raises:
-        OSError: a directory cannot be renamed; ``target`` is as it was.
+        OSError: a directory cannot be renamed; the old directory is restored.
     """
     old = temporary.with_name(temporary.name + ".old")
     if target.exists():

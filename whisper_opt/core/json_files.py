@@ -1,7 +1,7 @@
-"""JSON files that came with an engine: anyone may have written them, so nothing is taken on trust.
+"""Reading JSON files of an engine, which may come from an untrusted source.
 
-What is wrong with a file is a ``ValueError`` here, whatever it is: text that is not UTF-8, nesting
-without end, a key twice, numbers that JSON does not have.
+Every fault of a file is a ``ValueError``: text that is not UTF-8, deep nesting, duplicate keys,
+numbers that JSON does not have.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ import re
 from pathlib import Path
 from typing import Any
 
-__all__ = ["parse_json", "plain_name", "read_text", "text", "whole"]
+__all__ = ["integer", "parse_json", "plain_name", "read_text", "string"]
 
 MAX_BYTES = 16 << 20
 """Largest file read; a manifest has a few thousand bytes."""
 _MAX_DIGITS = 20
-"""Digits of a whole number: 64 bits have no more, and longer ones take very long to read."""
+"""Digits of an integer of 64 bits; much longer ones take very long to parse."""
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}")
 
 
 def read_text(path: Path) -> str:
-    """The text of a file of JSON.
+    """The text of a JSON file.
 
     Raises:
         OSError: the file cannot be read.
@@ -38,7 +38,7 @@ def parse_json(content: str) -> Any:
     """The value of a JSON text.
 
     Raises:
-        ValueError: it is not JSON, or uses what readers of JSON disagree about.
+        ValueError: it is not JSON, or uses features on which JSON parsers differ.
     """
     try:
         return json.loads(
@@ -53,7 +53,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(values) != len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice[:50]!r} stands twice in one object")
+        raise ValueError(f"the key {twice[:50]!r} occurs twice in one object")
     return values
 
 
@@ -63,29 +63,29 @@ def _constant(name: str) -> Any:
 
 def _integer(digits: str) -> int:
     if len(digits) > _MAX_DIGITS:
-        raise ValueError(f"a whole number of {len(digits)} digits; expected {_MAX_DIGITS} at most")
+        raise ValueError(f"an integer of {len(digits)} digits; expected at most {_MAX_DIGITS}")
     return int(digits)
 
 
-def whole(value: Any, what: str, low: int = 0) -> int:
-    """A whole number of 63 bits, ``low`` or more; ``what`` names it in the message."""
+def integer(value: Any, name: str, low: int = 0) -> int:
+    """Check for an integer from ``low`` to 2**63 - 1; ``name`` is used in the message."""
     if type(value) is not int or not low <= value < 1 << 63:
-        raise ValueError(f"{what} is {_short(value)}; expected a whole number of {low} or more")
+        raise ValueError(f"{name} is {_short(value)}; expected an integer of at least {low}")
     return value
 
 
-def text(value: Any, what: str) -> str:
-    """A string; ``what`` names it in the message."""
+def string(value: Any, name: str) -> str:
+    """Check for a string; ``name`` is used in the message."""
     if not isinstance(value, str):
-        raise ValueError(f"{what} is {_short(value)}; expected text")
+        raise ValueError(f"{name} is {_short(value)}; expected a string")
     return value
 
 
-def plain_name(value: Any, what: str = "a file name") -> str:
-    """The name of a file in the same directory: no path, nothing that a system gives a meaning."""
+def plain_name(value: Any, name: str = "a file name") -> str:
+    """Check for the name of a file in the same directory: no path, no special characters."""
     if not isinstance(value, str) or not _NAME.fullmatch(value):
         raise ValueError(
-            f"{what} is {_short(value)}; expected the name of a file in the engine directory"
+            f"{name} is {_short(value)}; expected the name of a file in the engine directory"
         )
     return value
 

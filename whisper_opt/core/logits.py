@@ -1,9 +1,13 @@
-"""Choosing the best next tokens: the numpy specification of what every backend must compute.
+"""Choice of the next tokens: the numpy specification for every backend.
 
-Order, as in whisper/decoding.py of openai-whisper: scores of repeated tokens are penalized (an
-option that the reference does not have); banned tokens leave; then, for rows under the
-timestamp rules, if the probability of all timestamps together exceeds that of every single text
-token, text leaves too; then log-softmax over what is left; then the k best (ties: lowest id).
+The order is that of openai-whisper (whisper/decoding.py):
+
+1. The repetition penalty is applied (the reference has no such option).
+2. Banned tokens are removed.
+3. For rows under the timestamp rules, text tokens are removed if the probability of all timestamps
+   together is greater than that of every single text token.
+4. Log-softmax over the remaining tokens.
+5. The k best tokens; ties go to the lowest id.
 """
 
 from __future__ import annotations
@@ -27,62 +31,62 @@ __all__ = [
 
 
 def log_softmax(scores: F32) -> F32:
-    """Natural-log probabilities over the last axis, float32 like ``scores``; -inf stays -inf."""
+    """Natural-log probabilities over the last axis, float32 as ``scores``; -inf stays -inf."""
     shifted = scores - scores.max(axis=-1, keepdims=True)
     total = np.exp(shifted).sum(axis=-1, keepdims=True, dtype=np.float32)
     result: F32 = shifted - np.log(total)
     return result
 
 
-def log_sum_exp(scores: F32, room: F32 | None = None) -> float:
-    """Natural logarithm of the summed exponentials; -inf of nothing but -inf.
+def log_sum_exp(scores: F32, scratch: F32 | None = None) -> float:
+    """Natural logarithm of the sum of exponentials; -inf if all scores are -inf.
 
-    ``room``: at least as many float32, overwritten; saves taking memory.
+    ``scratch``: float32 buffer of at least the same length, overwritten; avoids an allocation.
     """
     peak = float(scores.max())
     if peak == -np.inf:
         return peak
     shifted = np.subtract(
-        scores, np.float32(peak), out=None if room is None else room[: len(scores)]
+        scores, np.float32(peak), out=None if scratch is None else scratch[: len(scores)]
     )
     np.exp(shifted, out=shifted)
     return peak + float(np.log(np.einsum("t->", shifted)))  # a third of the time of a sum
 
 
 def _allowed(
-    scores: F32, begin: int, end: int | None = None, room: F32 | None = None
+    scores: F32, begin: int, end: int | None = None, scratch: F32 | None = None
 ) -> tuple[F32, int, float]:
-    """What one row may choose from: scores (-inf where banned), first id, log of their sum."""
+    """Allowed tokens of one row: scores (-inf if banned), first id, log of the sum of exp."""
     if begin < len(scores):
-        timestamps = log_sum_exp(scores[begin:end], room)
+        timestamps = log_sum_exp(scores[begin:end], scratch)
         text = float(scores[:begin].max())
         if end is not None:
             text = max(text, float(scores[end:].max(initial=-np.inf)))
         if timestamps > text:
             return scores[begin:end], begin, timestamps
-    # with every token banned nothing is likely: -inf, not -inf minus -inf
-    return scores, 0, max(log_sum_exp(scores, room), float(np.finfo(np.float32).min))
+    # finite even if every token is banned: log-probabilities are then -inf and not NaN
+    return scores, 0, max(log_sum_exp(scores, scratch), float(np.finfo(np.float32).min))
 
 
 def top_row(
-    scores: F32, begin: int, k: int, room: F32 | None = None, end: int | None = None
+    scores: F32, begin: int, k: int, scratch: F32 | None = None, end: int | None = None
 ) -> tuple[list[int], list[float]]:
     """The k best ids of one row and their log-probabilities.
 
     Args:
-        scores: float32 [n_vocab], -inf where banned; overwritten.
+        scores: float32 [n_vocab], -inf for banned tokens; overwritten.
         begin: id of ``<|0.00|>`` under the timestamp rules, else n_vocab.
-        k: how many.
-        room: float32 [n_vocab], overwritten; saves taking memory.
-        end: the id after the last timestamp; default: they are the last ids.
+        k: number of tokens.
+        scratch: float32 buffer [n_vocab], overwritten; avoids an allocation.
+        end: id after the last timestamp; None if the timestamps are the last ids.
     """
-    candidates, first, normalizer = _allowed(scores, begin, end, room)
+    candidates, first, normalizer = _allowed(scores, begin, end, scratch)
     best: list[int] = []
     logprobs: list[float] = []
-    while len(best) < k:  # a few maxima cost less than one partition
+    while len(best) < k:  # faster than a partition for small k
         token = int(candidates.argmax())
         score = candidates[token]
-        if score == -np.inf:  # nothing allowed is left
+        if score == -np.inf:  # no allowed token is left
             others = (i for i in range(len(candidates)) if i not in best)
             best.extend(itertools.islice(others, k - len(best)))
             logprobs.extend([-np.inf] * (k - len(logprobs)))
@@ -94,7 +98,7 @@ def top_row(
 
 
 def penalized(scores: F32, mask: TokenMask) -> F32:
-    """Scores [n_seq, n_vocab] after the repetition penalty of ``mask``; the same array without."""
+    """Scores [n_seq, n_vocab] after the repetition penalty; the same array if there is none."""
     if mask.seen is None or mask.penalty is None:
         return scores
     penalty = mask.penalty[:, None]
@@ -108,21 +112,21 @@ def top_k(scores: F32, k: int, mask: TokenMask) -> Top:
 
     Args:
         scores: float32 [n_seq, n_vocab] logits.
-        k: how many, at most the number of timestamps and of text tokens.
-        mask: bans and timestamp rule, a row each.
+        k: number of tokens, at most the number of timestamps and of text tokens.
+        mask: banned tokens and timestamp rule of each row.
 
     Returns:
         Tokens and log-probabilities [n_seq, k], best first.
     """
     scores = penalized(scores, mask)
-    # one row at a time, which stays in a core's own memory
-    allowed, room = np.empty((2, scores.shape[1]), np.float32)
+    # row by row, so that the buffers stay in the cache
+    allowed, scratch = np.empty((2, scores.shape[1]), np.float32)
     rows = []
     for i in range(len(scores)):
         begin, end = mask.times(i)
         np.copyto(allowed, scores[i])
         mask.forbid(i, allowed)
-        rows.append(top_row(allowed, begin, k, room, end))
+        rows.append(top_row(allowed, begin, k, scratch, end))
     return Top(
         np.array([tokens for tokens, _ in rows], np.int64),
         np.array([logprobs for _, logprobs in rows], np.float32),
@@ -130,7 +134,7 @@ def top_k(scores: F32, k: int, mask: TokenMask) -> Top:
 
 
 class HostLogits:
-    """Scores in host memory: :class:`whisper_opt.core.backend.Logits` by the specification itself."""
+    """Scores in host memory: :class:`whisper_opt.core.backend.Logits` with :func:`top_k`."""
 
     def __init__(self, scores: F32) -> None:
         """``scores``: float32 [n_seq, n_at, n_vocab]."""
@@ -157,17 +161,17 @@ def sample(
 ) -> tuple[Int, F32]:
     """Independent draws of one row's next token.
 
-    The allowed tokens are those of :func:`top_k`; a token is drawn with the probability that the
-    scores divided by ``temperature`` give it, and reported with its log-probability at 1.
+    The allowed tokens are those of :func:`top_k`. Tokens are drawn from the softmax of the scores
+    divided by ``temperature`` and returned with their log-probability at temperature 1.
 
     Args:
         scores: float32 [n_vocab] logits.
         ban: bool [n_vocab].
         timestamp_begin: id of ``<|0.00|>`` under the timestamp rules, else n_vocab.
-        n: how many draws.
-        temperature: above 0.
-        generator: source of the draws.
-        timestamp_end: the id after the last timestamp; default: they are the last ids.
+        n: number of draws.
+        temperature: greater than 0.
+        generator: random generator.
+        timestamp_end: id after the last timestamp; None if the timestamps are the last ids.
 
     Returns:
         Tokens int64 [n] and log-probabilities float32 [n].
@@ -175,7 +179,7 @@ def sample(
     allowed = np.where(ban, np.float32(-np.inf), scores)
     allowed, first, normalizer = _allowed(allowed, timestamp_begin, timestamp_end)
     scaled = allowed.astype(np.float64) / temperature
-    if scaled.max() == -np.inf:  # every token is banned: none is better than another
+    if scaled.max() == -np.inf:  # every token is banned: all are equally likely
         scaled = np.zeros_like(scaled)
     weights = np.exp(scaled - scaled.max())
     edges = np.cumsum(weights)

@@ -1,4 +1,4 @@
-"""Which ids of a vocabulary are text: words of the tokenizer, and words added to it later."""
+"""Ids of a vocabulary that are text, including tokens added by fine-tuning."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ __all__ = ["TextIds", "is_special"]
 def is_special(token: Mapping[str, Any]) -> bool:
     """Whether an entry of ``added_tokens`` is a special token rather than text.
 
-    Names in ``<|...|>`` are Whisper's own whatever their flag says; the files of the released
-    models mark timestamps as not special.
+    Names in ``<|...|>`` are special whatever their flag says: the files of the released models mark
+    timestamps as not special.
     """
     return (
         bool(token.get("special", False)) or re.fullmatch(r"<\|.*\|>", token["content"]) is not None
@@ -25,7 +25,7 @@ def is_special(token: Mapping[str, Any]) -> bool:
 
 
 class TextIds:
-    """The ids that are text: those below the end of text, and words added above it."""
+    """The ids that are text: all below the end of text, and added tokens above it."""
 
     def __init__(self, eot: int, added: Iterable[int] = ()) -> None:
         """``added``: ids above ``eot`` that are text too."""
@@ -38,12 +38,12 @@ class TextIds:
         return isinstance(token, int) and (token < self.eot or token in self._column)
 
     def scores(self, scores: F32) -> F32:
-        """Those columns of scores [n, n_vocab] that belong to text."""
+        """The text columns of scores [n, n_vocab]."""
         text = scores[:, : self.eot]
         if not self.added:
             return text
         return np.concatenate([text, scores[:, list(self.added)]], axis=1)
 
     def columns(self, tokens: Sequence[int]) -> list[int]:
-        """The column of :meth:`scores` that each text token has."""
+        """The column of each text token in :meth:`scores`."""
         return [self._column.get(token, token) for token in tokens]

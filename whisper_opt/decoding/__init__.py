@@ -1,4 +1,4 @@
-"""From encoded audio to tokens: rules ban, searches choose, the loop drives a session."""
+"""From encoded audio to tokens: constraints, token decoders and the decode loop."""
 
 from whisper_opt.decoding.batch import Batch, Decoded, DecodeRequest, next_token_logprobs
 from whisper_opt.decoding.constraints import TokenConstraint

@@ -1,16 +1,18 @@
-"""Rules: which tokens may not come next. They see tokens and write bans, never scores.
+"""Token constraints: which tokens must not be sampled next.
 
-The rules are those of openai-whisper (whisper/decoding.py: SuppressBlank, SuppressTokens,
-ApplyTimestampRules); the one comparison of probabilities among them lives in ``topk``.
+They follow openai-whisper (whisper/decoding.py: SuppressBlank, SuppressTokens,
+ApplyTimestampRules). Constraints get the sampled tokens and return banned ids; they do not use
+scores. The timestamp rule that compares probabilities is part of
+:func:`whisper_opt.core.logits.top_k`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Protocol
 
-from whisper_opt.core.arrays import Bool, Int
+from whisper_opt.core.arrays import Int
 from whisper_opt.core.backend import BannedTokens
 
 __all__ = [
@@ -19,17 +21,26 @@ __all__ = [
     "SuppressTokens",
     "TimestampRules",
     "TokenConstraint",
+    "banned_tokens",
 ]
 
 
 class TokenConstraint(Protocol):
-    """Bans next tokens of one row."""
+    """Bans tokens of one row."""
 
-    def __call__(self, sampled: Sequence[int], ban: Bool | BannedTokens) -> None:
-        """Set ``ban`` (as a bool [n_vocab]) True for tokens that may not follow ``sampled``.
+    def __call__(self, sampled: Sequence[int], banned: BannedTokens) -> None:
+        """Add the tokens that must not follow ``sampled`` to ``banned``.
 
-        ``sampled`` holds the tokens after the prompt, oldest first.
+        ``sampled`` are the tokens after the prompt, oldest first.
         """
+
+
+def banned_tokens(constraints: Iterable[TokenConstraint], sampled: Sequence[int]) -> BannedTokens:
+    """Tokens that must not follow ``sampled`` under any of the constraints."""
+    banned = BannedTokens()
+    for constraint in constraints:
+        constraint(sampled, banned)
+    return banned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,52 +49,52 @@ class SuppressTokens:
 
     tokens: Int
 
-    def __call__(self, sampled: Sequence[int], ban: Bool | BannedTokens) -> None:
-        ban[self.tokens] = True
+    def __call__(self, sampled: Sequence[int], banned: BannedTokens) -> None:
+        banned.add(self.tokens)
 
 
 @dataclasses.dataclass(frozen=True)
 class SuppressAtBegin:
-    """Do not sample these ids first (blank and end of text: an empty answer)."""
+    """Do not sample these ids first (blank and end of text, which give an empty result)."""
 
     tokens: Int
 
-    def __call__(self, sampled: Sequence[int], ban: Bool | BannedTokens) -> None:
+    def __call__(self, sampled: Sequence[int], banned: BannedTokens) -> None:
         if not sampled:
-            ban[self.tokens] = True
+            banned.add(self.tokens)
 
 
 @dataclasses.dataclass(frozen=True)
 class NoRepeatNGram:
-    """No run of ``size`` text tokens comes twice in an answer (timestamps between them aside).
+    """No n-gram of ``size`` text tokens occurs twice in a result; timestamps are ignored.
 
-    The option is CTranslate2's and transformers' ``no_repeat_ngram_size`` (Paulus et al. 2017,
-    arXiv:1705.04304); ``text`` holds the ids that are text.
+    This is ``no_repeat_ngram_size`` of CTranslate2 and transformers (Paulus et al. 2017,
+    arXiv:1705.04304). ``text`` holds the ids that are text.
     """
 
     size: int
     text: Container[int]
 
-    def __call__(self, sampled: Sequence[int], ban: Bool | BannedTokens) -> None:
+    def __call__(self, sampled: Sequence[int], banned: BannedTokens) -> None:
         text = [token for token in sampled if token in self.text]
         head = self.size - 1
         latest = text[len(text) - head :]
         for i in range(len(text) - head):
             if text[i : i + head] == latest:
-                ban[text[i + head]] = True
+                banned.add(text[i + head])
 
 
 @dataclasses.dataclass(frozen=True)
 class TimestampRules:
-    """Timestamps come first, in pairs, and never go back.
+    """Timestamps come first, in pairs, and never decrease.
 
     Attributes:
         begin: id of ``<|0.00|>``, the first timestamp.
         eot: id of the end of text; every id below it is text.
         no_timestamps: id of ``<|notimestamps|>``.
-        max_initial: how many steps of 0.02 s after 0.00 the first timestamp may be, or None.
-        end: the id after the last timestamp, from which on ids are text again; None: the timestamps
-            are the last ids.
+        max_initial: latest first timestamp, in steps of 0.02 s after 0.00; None for no limit.
+        end: id after the last timestamp, from which ids are text again; None if the timestamps are
+            the last ids.
     """
 
     begin: int
@@ -92,30 +103,31 @@ class TimestampRules:
     max_initial: int | None
     end: int | None = None
 
-    def __call__(self, sampled: Sequence[int], ban: Bool | BannedTokens) -> None:
+    def __call__(self, sampled: Sequence[int], banned: BannedTokens) -> None:
         begin, end = self.begin, self.end
-        ban[self.no_timestamps] = True
+        banned.add(self.no_timestamps)
         if not sampled:
-            ban[:begin] = True
+            banned.add(slice(begin))
             if self.max_initial is not None:
-                ban[begin + self.max_initial + 1 :] = True
+                banned.add(slice(begin + self.max_initial + 1, None))
             elif end is not None:
-                ban[end:] = True
+                banned.add(slice(end, None))
             return
         last_is_time = self._is_time(sampled[-1])
-        # a timestamp that stands alone at the very beginning counts as the second of a pair
+        # a single timestamp at the very beginning counts as the second of a pair
         closes_pair = len(sampled) < 2 or self._is_time(sampled[-2])
         if last_is_time:
             if closes_pair:
-                ban[begin:end] = True
+                banned.add(slice(begin, end))
             else:
-                ban[: self.eot] = True
+                banned.add(slice(self.eot))
                 if end is not None:
-                    ban[end:] = True
+                    banned.add(slice(end, None))
         latest = next((token for token in reversed(sampled) if self._is_time(token)), None)
         if latest is not None:
-            # the start of a segment may repeat the end of the one before; anything else must grow
-            ban[begin : latest if last_is_time and not closes_pair else latest + 1] = True
+            # the start of a segment may equal the end of the previous one; all others must increase
+            first = latest if last_is_time and not closes_pair else latest + 1
+            banned.add(slice(begin, first))
 
     def _is_time(self, token: int) -> bool:
         return token >= self.begin and (self.end is None or token < self.end)

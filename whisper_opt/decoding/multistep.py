@@ -1,7 +1,8 @@
-"""Rows that a session can decode by itself, several tokens in a row, and what it then answers.
+"""Multi-step decoding: rows for which a session can sample several tokens without the host.
 
-Greedy rows under no rules but those that are fixed and those of the timestamps: what may come next
-then follows from the last two tokens and the latest timestamp. The host's rules would say the same.
+These are greedy rows with fixed constraints and, perhaps, the timestamp rules. The allowed next
+tokens then depend only on the last two tokens and the latest timestamp. Results are those of single
+steps.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ __all__ = ["GreedyRow", "greedy_row", "greedy_rows"]
 
 @dataclasses.dataclass(frozen=True)
 class GreedyRow:
-    """How one row goes on; see :class:`whisper_opt.core.backend.GreedyRows`."""
+    """Fixed state of one row; see :class:`whisper_opt.core.backend.GreedyRows`."""
 
     ban: Bool
     timestamp_begin: int
@@ -33,36 +34,36 @@ class GreedyRow:
 
 
 def greedy_row(
-    rules: Sequence[TokenConstraint], timestamp_begin: int | None, eot: int, n_vocab: int
+    constraints: Sequence[TokenConstraint], timestamp_begin: int | None, eot: int, n_vocab: int
 ) -> GreedyRow | None:
-    """How a greedy row goes on after its first token; None where that needs the host.
+    """State of a greedy row after its first token; None if it needs the host at every step.
 
     Args:
-        rules: of the row.
+        constraints: of the row.
         timestamp_begin: id of ``<|0.00|>`` if timestamps are compared with text, else None.
-        eot: what ends the row.
-        n_vocab: ids of the model.
+        eot: id of the end of text.
+        n_vocab: size of the vocabulary.
     """
     ban = np.zeros(n_vocab, np.bool_)
     timed: TimestampRules | None = None
-    for rule in rules:
-        if isinstance(rule, SuppressTokens):
-            ban[rule.tokens] = True
-        elif isinstance(rule, TimestampRules) and timed is None:
-            timed = rule
-            ban[rule.no_timestamps] = True
-        elif not isinstance(rule, SuppressAtBegin):  # which bears on the first token alone
+    for constraint in constraints:
+        if isinstance(constraint, SuppressTokens):
+            ban[constraint.tokens] = True
+        elif isinstance(constraint, TimestampRules) and timed is None:
+            timed = constraint
+            ban[constraint.no_timestamps] = True
+        elif not isinstance(constraint, SuppressAtBegin):  # concerns the first token only
             return None
-    if timed is not None and timed.end is not None:  # the graph takes all ids after it for times
+    if timed is not None and timed.end is not None:  # the graph treats all later ids as timestamps
         return None
-    ruled = None if timed is None else (timed.begin, timed.eot)
-    if ruled != (None if timestamp_begin is None else (timestamp_begin, eot)):
+    ids = None if timed is None else (timed.begin, timed.eot)
+    if ids != (None if timestamp_begin is None else (timestamp_begin, eot)):
         return None
     return GreedyRow(ban, n_vocab if timestamp_begin is None else timestamp_begin, eot)
 
 
 def greedy_rows(rows: Sequence[GreedyRow], sampled: Sequence[Sequence[int]]) -> GreedyRows:
-    """Rows and what each has sampled so far, a token at least, as a session takes them."""
+    """The rows and their sampled tokens (at least one each) as input of a session."""
     begins = [row.timestamp_begin for row in rows]
     latest = [
         next((token for token in reversed(tokens) if token >= begin), begin - 1)

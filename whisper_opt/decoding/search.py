@@ -1,4 +1,4 @@
-"""Searches: which hypotheses live on. Pure host code over the best few tokens of each row.
+"""Token decoders: greedy decoding, sampling and beam search over the best tokens of each row.
 
 The methods are those of openai-whisper (whisper/decoding.py: GreedyDecoder, BeamSearchDecoder,
 MaximumLikelihoodRanker); the length penalty is that of Wu et al. 2016 (arXiv:1609.08144).
@@ -26,7 +26,7 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class Hypothesis:
-    """One candidate answer.
+    """One candidate result.
 
     Attributes:
         tokens: sampled ids without the end of text.
@@ -38,39 +38,39 @@ class Hypothesis:
 
 
 class TokenDecoder(Protocol):
-    """The hypotheses of one audio."""
+    """The hypotheses of one window."""
 
     width: int
-    """How many tokens a row the search wants to see at its next step."""
+    """Number of tokens per row needed for the next step."""
     temperature: float
-    """0 asks for the best tokens; above 0, for ``width`` independent draws at that temperature."""
+    """0: :meth:`step` gets the best tokens; above 0: ``width`` draws at that temperature."""
     generator: np.random.Generator | None
-    """Source of the draws; None at temperature 0."""
+    """Random generator for the draws; None at temperature 0."""
 
     @property
     def rows(self) -> list[list[int]]:
-        """Sampled tokens of every live hypothesis, in row order; empty when finished."""
+        """Sampled tokens of every active hypothesis, in row order; empty when finished."""
 
     def step(self, top: Top) -> list[int]:
         """Take one step.
 
         Args:
-            top: best or drawn tokens of this audio's rows, [n_rows, width]; the first step sees one
-                row, which stands for all.
+            top: best or drawn tokens of this window's rows, [n_rows, width]; one row at the first
+                step.
 
         Returns:
-            For each hypothesis that lives on, the row it continues; its new token is the last of
-            :attr:`rows`.
+            For each active hypothesis, the row that it continues; its new token is the last one of
+            its entry in :attr:`rows`.
         """
 
     def results(self) -> list[Hypothesis]:
-        """The candidates in the order they were found; unfinished ones as they stand."""
+        """The candidates in the order in which they were found, unfinished ones included."""
 
 
 def rank(hypotheses: Sequence[Hypothesis], length_penalty: float | None) -> Hypothesis:
-    """The best candidate: highest log-probability over its length (or Google NMT's penalty).
+    """The candidate with the highest log-probability per token (or by Google NMT's penalty).
 
-    Ties go to the first. An empty answer, which the reference divides by zero for, has length 1.
+    Ties go to the first. An empty candidate counts as one token (the reference divides by zero).
     """
 
     def score(hypothesis: Hypothesis) -> float:
@@ -83,7 +83,7 @@ def rank(hypotheses: Sequence[Hypothesis], length_penalty: float | None) -> Hypo
 
 
 class SamplingDecoder:
-    """Independent draws; at temperature 0 the best token, always: greedy decoding."""
+    """Independent random draws; at temperature 0 always the best token (greedy decoding)."""
 
     def __init__(
         self,
@@ -95,10 +95,10 @@ class SamplingDecoder:
         """Start with nothing sampled.
 
         Args:
-            eot: id that ends an answer.
+            eot: id of the end of text.
             temperature: divisor of the scores; 0 takes the best token.
-            best_of: how many answers to draw.
-            generator: source of the draws; needed above temperature 0.
+            best_of: number of candidates.
+            generator: random generator; needed above temperature 0.
         """
         self.width = best_of
         self.temperature = temperature
@@ -115,7 +115,7 @@ class SamplingDecoder:
         return [self._tokens[i] for i in live]
 
     def step(self, top: Top) -> list[int]:
-        """See :meth:`TokenDecoder.step`; the first row's ``best_of`` draws become one answer each."""
+        """See :meth:`TokenDecoder.step`; each of the first ``best_of`` draws starts a candidate."""
         if self._begun:
             parents = list(range(len(self._live)))
             drawn = zip(top.tokens[:, 0].tolist(), top.logprobs[:, 0].tolist())
@@ -124,11 +124,11 @@ class SamplingDecoder:
             drawn = zip(top.tokens[0].tolist(), top.logprobs[0].tolist())
         self._begun, self.width = True, 1
         live, kept = [], []
-        for answer, parent, (token, logprob) in zip(self._live, parents, drawn):
-            self._sums[answer] += logprob
+        for candidate, parent, (token, logprob) in zip(self._live, parents, drawn):
+            self._sums[candidate] += logprob
             if token != self._eot:
-                self._tokens[answer].append(token)
-                live.append(answer)
+                self._tokens[candidate].append(token)
+                live.append(candidate)
                 kept.append(parent)
         self._live = live
         return kept
@@ -141,13 +141,13 @@ class GreedyDecoder(SamplingDecoder):
     """Always the best token (openai-whisper's GreedyDecoder at temperature 0)."""
 
     def __init__(self, eot: int) -> None:
-        """``eot`` is the id that ends the answer."""
+        """``eot``: id of the end of text."""
         super().__init__(eot)
         self.eot = eot
 
 
 class BeamSearchDecoder:
-    """Beam search with patience (Kasai et al. 2022, arXiv:2204.05424), as the reference has it."""
+    """Beam search with patience (Kasai et al. 2022, arXiv:2204.05424), as in openai-whisper."""
 
     temperature = 0.0
     generator: np.random.Generator | None = None
@@ -156,16 +156,16 @@ class BeamSearchDecoder:
         """Start with nothing sampled.
 
         Args:
-            eot: id that ends an answer.
-            beam_size: live hypotheses.
-            patience: the search ends when ``round(beam_size * patience)`` answers are complete.
+            eot: id of the end of text.
+            beam_size: number of active hypotheses.
+            patience: the search ends after ``round(beam_size * patience)`` finished hypotheses.
         """
-        self.width = beam_size + 1  # enough that beam_size remain if one of them is the end
+        self.width = beam_size + 1  # beam_size tokens remain if one of them is the end of text
         self._eot = eot
         self._beam_size = beam_size
         self._wanted = max(round(beam_size * patience), 1)
         self._rows: list[list[int]] = [[]]
-        # single precision, like the reference: sums that tie there must tie here
+        # single precision, so that ties are those of the reference
         self._sums = [np.float32(0)]
         self._finished: dict[tuple[int, ...], float] = {}
 

@@ -29,7 +29,7 @@ import numpy as np
 from whisper_opt.core.arrays import NDArray
 from whisper_opt.core.dims import ModelDims
 from whisper_opt.core.errors import CheckpointError, EngineError
-from whisper_opt.core.json_files import parse_json, plain_name, read_text, text, whole
+from whisper_opt.core.json_files import integer, parse_json, plain_name, read_text, string
 
 __all__ = [
     "FORMAT_VERSION",
@@ -85,7 +85,7 @@ class FileEntry:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> FileEntry:
         """Parse a manifest entry; raises KeyError, TypeError or ValueError."""
-        return cls(whole(values["size"], "size"), text(values["sha256"], "sha256"))
+        return cls(integer(values["size"], "size"), string(values["sha256"], "sha256"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,9 +102,9 @@ class TensorEntry:
         """Parse a manifest entry; raises KeyError, TypeError or ValueError."""
         return cls(
             plain_name(values["file"]),
-            whole(values["offset"], "offset"),
-            tuple(whole(size, "shape", low=1) for size in values["shape"]),
-            text(values["dtype"], "dtype"),
+            integer(values["offset"], "offset"),
+            tuple(integer(size, "shape", low=1) for size in values["shape"]),
+            string(values["dtype"], "dtype"),
         )
 
     def check(self, size: int) -> None:
@@ -117,7 +117,7 @@ class TensorEntry:
             raise ValueError(f"dtype is {self.dtype[:50]!r}; expected {' or '.join(_DTYPES)}")
         plain_name(self.file)
         for value in (self.offset, *self.shape):
-            whole(value, "an offset or shape")
+            integer(value, "an offset or shape")
         end = self.offset + math.prod(self.shape) * np.dtype(self.dtype).itemsize
         if not self.shape or 0 in self.shape or end > size:
             raise ValueError(
@@ -240,7 +240,7 @@ class Manifest:
         }
         return cls(
             dims=dims,
-            precision=text(values["precision"], "precision"),
+            precision=string(values["precision"], "precision"),
             dialect=dialect,
             alignment_heads=_heads(values["alignment_heads"]),
             suppress_tokens=_ids(values["suppress_tokens"], "suppress_tokens"),
@@ -270,7 +270,7 @@ def _heads(values: Any) -> tuple[tuple[int, int], ...] | None:
     if values is None:
         return None
     what = "alignment_heads"
-    return tuple((whole(layer, what), whole(head, what)) for layer, head in values)
+    return tuple((integer(layer, what), integer(head, what)) for layer, head in values)
 
 
 def _tensors(
@@ -308,7 +308,7 @@ def _flag(value: Any) -> bool | None:
 
 
 def _ids(values: Any, what: str) -> tuple[int, ...] | None:
-    return None if values is None else tuple(whole(value, what) for value in values)
+    return None if values is None else tuple(integer(value, what) for value in values)
 
 
 @dataclasses.dataclass(frozen=True)

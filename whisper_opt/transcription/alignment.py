@@ -1,9 +1,9 @@
-"""When each word was said: cross-attention of a few heads, smoothed and followed in time.
+"""Word times from the cross-attention of the alignment heads.
 
-The method is openai-whisper's (whisper/timing.py): some heads of the decoder look at the sound of
-the token they are about to write. Their attention is standardised over the tokens, smoothed by a
-median filter, averaged, and the likeliest monotonic path through it is found by dynamic time
-warping (Sakoe and Chiba, 1978).
+The method is openai-whisper's (whisper/timing.py). Some heads of the decoder attend to the audio of
+the next token. Their attention is standardised over the tokens, smoothed by a median filter and
+averaged. Dynamic time warping (Sakoe and Chiba, 1978) then finds the best monotonic path through
+it.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from whisper_opt.core.dims import CHUNK_LENGTH, N_FRAMES
 __all__ = ["Aligner", "CrossAttention", "WordTiming", "align_words", "dtw", "median_filter"]
 
 MEDIAN_WIDTH = 7
-"""Positions under the median filter (0.14 s)."""
+"""Width of the median filter in encoder positions (0.14 s)."""
 _BLOCK = 1 << 16
-"""Values filtered at once: few enough to stay in a core's cache."""
+"""Values filtered at once; few enough for the cache of a core."""
 
 
 @dataclasses.dataclass(frozen=True)
 class CrossAttention:
-    """What the alignment heads saw while the text of one window was fed to the model.
+    """Cross-attention of the alignment heads for the text of one window.
 
-    The tokens fed are the start sequence (sot and, in multilingual models, language and task),
+    The tokens are the start sequence (sot and, in multilingual models, language and task),
     no_timestamps, the text tokens and eot.
 
     Attributes:
-        scores: float32 [n_heads, n_tokens, n_audio_ctx], query by key over sqrt(64), before the
-            softmax.
-        probs: float32 [n_text], probability of each text token after those before it, among the
-            ids that are text.
+        scores: float32 [n_heads, n_tokens, n_audio_ctx], before the softmax: query times key
+            divided by sqrt(64).
+        probs: float32 [n_text], probability of each text token given the tokens before it, among
+            the ids that are text.
     """
 
     scores: F32
@@ -51,12 +51,12 @@ class CrossAttention:
 
     @property
     def n_start(self) -> int:
-        """Tokens of the start sequence, without no_timestamps."""
+        """Number of tokens of the start sequence, without no_timestamps."""
         return int(self.scores.shape[1]) - len(self.probs) - 2
 
 
 Aligner = Callable[[Sequence[int]], CrossAttention]
-"""From the text tokens of a window to what the model attends to at each."""
+"""Returns the cross-attention for the text tokens of a window."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,10 +64,10 @@ class WordTiming:
     """One word of a window.
 
     Attributes:
-        word: its text, with the space before it.
+        word: its text, including a leading space.
         tokens: its token ids.
-        start: beginning, in seconds from the start of the window.
-        end: end, in seconds.
+        start: in seconds from the start of the window.
+        end: likewise.
         probability: mean probability of its tokens, 0 to 1.
     """
 
@@ -87,17 +87,17 @@ def align_words(
     """Times of the words of one window.
 
     Args:
-        attention: the model's, for the tokens of all words.
-        words: as :meth:`Vocab.split_words` gives them.
-        word_tokens: the tokens of each; ``n_text`` in all.
-        n_frames: mel frames of sound in the window (10 ms each).
+        attention: cross-attention for the tokens of all words.
+        words: as returned by :meth:`Vocab.split_words`.
+        word_tokens: tokens of each word, ``n_text`` in total.
+        n_frames: mel frames of audio in the window (10 ms each).
     """
     if not words:
         return []
     n_positions = attention.scores.shape[-1]
     frames_per_position = N_FRAMES // n_positions
-    # a window shorter than a position is one position; the reference finds nothing there
-    matrix = _focus(attention, max(1, n_frames // frames_per_position))
+    # a window shorter than one position counts as one; the reference finds no words there
+    matrix = _attention_matrix(attention, max(1, n_frames // frames_per_position))
     text, time = dtw(-matrix)
     begins = time[np.diff(text, prepend=-1) > 0] / (n_positions / CHUNK_LENGTH)
     bounds = np.cumsum([0, *(len(tokens) for tokens in word_tokens)])
@@ -114,30 +114,29 @@ def align_words(
     ]
 
 
-def _focus(attention: CrossAttention, n_positions: int) -> F32:
-    """How much each position stands out for each text token: float32 [1 + n_text, n_positions].
+def _attention_matrix(attention: CrossAttention, n_positions: int) -> F32:
+    """Mean filtered attention of the heads: float32 [1 + n_text, n_positions].
 
-    Row i belongs to the token that writes text token i; the last row to the one that writes eot.
+    Row i belongs to the token that predicts text token i, the last row to the one before eot.
     """
     rows = slice(attention.n_start, -1)
     heads = [
         median_filter(_standardised(scores[:, :n_positions])[rows], MEDIAN_WIDTH)
         for scores in attention.scores
     ]
-    focus: F32 = np.mean(heads, axis=0)
-    return focus
+    matrix: F32 = np.mean(heads, axis=0)
+    return matrix
 
 
 def _standardised(scores: F32) -> F32:
-    """Attention of one head, each position with mean 0 and deviation 1 over the tokens.
+    """Attention of one head, standardised over the tokens: mean 0, deviation 1 per position.
 
-    A position that no token prefers to another is 0; the reference divides 0 by 0 there and loses
-    its path.
+    Positions with equal attention for all tokens become 0; the reference divides 0 by 0 there.
     """
     weights: F32 = np.exp(scores - scores.max(axis=1, keepdims=True))
     weights /= weights.sum(axis=1, keepdims=True)
     weights -= weights.mean(axis=0)
-    # the squares of weights below 1e-19 would be lost in float32, so they are brought near 1 first
+    # scaled to about 1 first: squares of weights below 1e-19 underflow in float32
     peak = np.maximum(weights.max(axis=0), -weights.min(axis=0))
     weights /= np.where(peak > 0, peak, 1)
     deviation = np.sqrt(np.mean(np.square(weights), axis=0))
@@ -149,10 +148,10 @@ def _standardised(scores: F32) -> F32:
 
 
 def median_filter(x: F32, width: int) -> F32:
-    """Running median along the last axis, mirrored at both ends; float32, shaped like ``x``.
+    """Running median along the last axis, mirrored at both ends; float32, same shape as ``x``.
 
-    As in the reference, rows too short to be mirrored (``width // 2`` values or fewer) are left
-    as they are. ``x`` must not hold NaN.
+    As in the reference, rows too short to be mirrored (at most ``width // 2`` values) are returned
+    unchanged. ``x`` must not contain NaN.
 
     Raises:
         ValueError: ``width`` is not odd and positive.
@@ -176,8 +175,8 @@ def median_filter(x: F32, width: int) -> F32:
 def _median(values: list[F32]) -> F32:
     """Elementwise median of an odd number of arrays.
 
-    By forgetful selection: the least and the greatest of more than half of the values cannot be the
-    median, so both are forgotten and another value is taken in, until one is left.
+    By forgetful selection: neither the least nor the greatest of more than half of the values can
+    be the median. Both are removed and the next value is added, until one value is left.
     """
     n_first = len(values) // 2 + 2
     kept, waiting = values[:n_first], values[n_first:]
@@ -189,7 +188,7 @@ def _median(values: list[F32]) -> F32:
 
 
 def _forget(extreme: np.ufunc, values: list[F32]) -> list[F32]:
-    """All ``values`` but the extreme one, element by element."""
+    """``values`` without the extreme one, element by element."""
     other = np.maximum if extreme is np.minimum else np.minimum
     worst, kept = values[0], []
     for value in values[1:]:
@@ -202,17 +201,17 @@ def _forget(extreme: np.ufunc, values: list[F32]) -> list[F32]:
 
 
 def dtw(cost: NDArray) -> tuple[Int, Int]:
-    """The cheapest path from the first to the last cell, each step right, down or both.
+    """The path of least cost from the first to the last cell, each step right, down or diagonal.
 
-    Where steps cost the same, the reference's choice is made: diagonal or down only when strictly
-    cheaper than both others, else right. (So between equally cheap diagonal and down steps it goes
-    right, even if that costs more.)
+    Ties are resolved as in the reference: diagonal or down only if strictly cheaper than both other
+    steps, else right. (If diagonal and down cost the same, the step is right even if that costs
+    more.)
 
     Args:
-        cost: finite float [n, m] of every cell; summed in float64.
+        cost: finite float [n, m], cost of each cell; summed in float64.
 
     Returns:
-        Row and column indices of the path's cells, int64, both rising.
+        Row and column indices of the cells of the path, int64, non-decreasing.
     """
     n, m = cost.shape
     if n == 0 or m == 0:
@@ -224,10 +223,10 @@ def _accumulate(cost: NDArray) -> NDArray:
     """Cost of the path to every cell, by anti-diagonals: float64 [n + m + 1, n + 1].
 
     Entry [i + j, i] is the cost of the path to the cell at row i, column j, both counted from 1;
-    what lies outside is infinite. The cells of one anti-diagonal do not depend on one another.
+    entries outside the matrix are infinite. Cells of one anti-diagonal do not depend on each other.
     """
     n, m = cost.shape
-    # rows of length n + m, read again as rows one shorter, move right by one each
+    # rows of length n + m read as rows of length n + m - 1: each is shifted right by one more
     padded = np.full((n, n + m), np.inf)
     padded[:, :m] = cost
     skewed = np.ascontiguousarray(padded.ravel()[: n * (n + m - 1)].reshape(n, n + m - 1).T)

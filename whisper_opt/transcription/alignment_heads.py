@@ -1,9 +1,9 @@
-"""Which heads of a model follow the sound: for models that do not say.
+"""Ranking of alignment heads, for models whose alignment heads are not known.
 
-Word times need the few cross-attention heads that look at the sound of the next token. OpenAI lists
-them for its own models only; a fine-tuned or distilled model may have lost or moved them. Here
-every head is judged by itself: how much of its attention lies along the best monotonic path through
-it. A head that follows speech keeps most of it there, one that does not next to nothing.
+Word times need the few cross-attention heads that attend to the audio of the next token. OpenAI
+lists them for its own models only; in fine-tuned and distilled models they may differ. The score of
+a head is the share of its attention along the best monotonic path through it: most of it for an
+alignment head, almost none for others.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from whisper_opt.transcription.alignment import CrossAttention, dtw, median_filt
 __all__ = ["HeadScore", "rank_heads"]
 
 _REACH = 10
-"""Positions to either side of the path that count as on it (0.2 s)."""
+"""Distance in positions that still counts as on the path (0.2 s)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class HeadScore:
-    """How well one head follows the sound.
+    """Alignment score of one head.
 
     Attributes:
         layer: decoder layer.
-        head: head of that layer.
-        score: mean share of its attention within 0.2 s of its path, 0 to 1.
+        head: index of the head in that layer.
+        score: mean share of its attention within 0.2 s of the path, 0 to 1.
     """
 
     layer: int
@@ -39,17 +39,17 @@ class HeadScore:
 
 
 def rank_heads(
-    heads: Sequence[tuple[int, int]], heard: Iterable[tuple[CrossAttention, int]]
+    heads: Sequence[tuple[int, int]], attentions: Iterable[tuple[CrossAttention, int]]
 ) -> list[HeadScore]:
-    """Heads by how well they follow the sound, the best first.
+    """Heads by their alignment score, the best first.
 
     Args:
         heads: (layer, head) of each head in the attention.
-        heard: attention of windows of speech, and the mel frames of sound in each.
+        attentions: cross-attention of windows with speech, and their mel frames of audio.
     """
     total = np.zeros(len(heads))
     n_tokens = 0
-    for attention, n_frames in heard:
+    for attention, n_frames in attentions:
         n_positions = max(1, n_frames * attention.scores.shape[-1] // N_FRAMES)
         n_text = len(attention.probs)
         rows = slice(attention.n_start, attention.n_start + n_text)
@@ -73,5 +73,5 @@ def _share_on_path(scores: F32) -> float:
     last = np.minimum(time + _REACH + 1, weights.shape[1])
     near = summed[text, last] - summed[text, first]
     best = np.zeros(len(weights))
-    np.maximum.at(best, text, near)  # a token stays on the path for a while: its best moment
+    np.maximum.at(best, text, near)  # a token has several cells on the path: the best one
     return float(best.mean())

@@ -1,4 +1,4 @@
-"""Arguments of ``Whisper``'s methods: options with overrides, and those of many recordings."""
+"""Arguments of the methods of ``Whisper``: options with overrides, options per recording."""
 
 from __future__ import annotations
 
@@ -11,26 +11,31 @@ from typing import Any, TypeVar
 import numpy as np
 
 from whisper_opt.core.errors import OptionError
-from whisper_opt.core.options import TranscribeOptions
+from whisper_opt.core.options import LoadOptions, TranscribeOptions
 
 __all__ = ["ManyOptions", "check_detection", "merged"]
 
 _T = TypeVar("_T")
+_Options = TypeVar("_Options", LoadOptions, TranscribeOptions)
 _ONE = (str, bytes, bytearray, memoryview, os.PathLike, np.ndarray)
-"""What is one recording, although most of it can be iterated over."""
+"""Types of a single recording, most of which are iterable."""
 
 
-def merged(options: TranscribeOptions | None, overrides: dict[str, Any]) -> TranscribeOptions:
-    """Options, some of which are replaced; raises OptionError if there is no such option."""
-    known = [field.name for field in dataclasses.fields(TranscribeOptions)]
+def merged(kind: type[_Options], options: _Options | None, overrides: dict[str, Any]) -> _Options:
+    """Options of one kind with some fields replaced.
+
+    Raises:
+        OptionError: an override is not an option, or has an invalid value.
+    """
+    known = [field.name for field in dataclasses.fields(kind)]
     for name in overrides:
         if name not in known:
             raise OptionError(f"unknown option {name!r}; expected one of {', '.join(known)}")
-    return dataclasses.replace(options or TranscribeOptions(), **overrides)
+    return dataclasses.replace(options or kind(), **overrides)
 
 
 def check_detection(windows: int, threshold: float) -> None:
-    """Raise OptionError unless both arguments of ``detect_language`` can be used."""
+    """Check the arguments of ``detect_language``; raises OptionError."""
     if isinstance(windows, bool) or not isinstance(windows, int) or windows < 1:
         raise OptionError(f"windows is {windows!r}; expected an integer of at least 1")
     number = isinstance(threshold, (int, float)) and not isinstance(threshold, bool)
@@ -42,8 +47,8 @@ class ManyOptions:
     """The options of each of several recordings.
 
     Attributes:
-        batch_size: windows to decode at once.
-        n_used: recordings that have got theirs.
+        batch_size: maximum number of windows decoded at once.
+        n_used: number of recordings whose options were taken.
     """
 
     def __init__(
@@ -52,15 +57,16 @@ class ManyOptions:
         options: TranscribeOptions | Iterable[TranscribeOptions] | None,
         overrides: dict[str, Any],
     ) -> None:
-        """Check what can be checked before the first recording.
+        """Check all that can be checked before the first recording.
 
         Args:
             audios: the recordings.
-            options: shared by all, or one for each.
+            options: shared by all, or one per recording.
             overrides: fields that replace those of every ``options``.
 
         Raises:
-            OptionError: ``audios`` is one recording, or there are not as many options.
+            OptionError: ``audios`` is a single recording, or the numbers of recordings and options
+                differ.
         """
         _refuse_one(audios)
         self.batch_size = TranscribeOptions.batch_size
@@ -68,11 +74,11 @@ class ManyOptions:
         self._n_options: int | None = None
         self._options: Iterator[TranscribeOptions]
         if options is None or isinstance(options, TranscribeOptions):
-            shared = merged(options, overrides)
+            shared = merged(TranscribeOptions, options, overrides)
             self.batch_size = shared.batch_size
             self._options = itertools.repeat(shared)
             return
-        self._options = (merged(one, overrides) for one in options)
+        self._options = (merged(TranscribeOptions, one, overrides) for one in options)
         if isinstance(options, Sized):
             self._n_options = len(options)
             if isinstance(audios, Sized):
@@ -87,7 +93,7 @@ class ManyOptions:
         return chosen
 
     def checked_after(self, results: Iterator[_T]) -> Iterator[_T]:
-        """Results; and after the last one OptionError, if a list of options was not used up."""
+        """Yield the results; raises OptionError at the end if options are left over."""
         yield from results
         self._check(self.n_used)
 

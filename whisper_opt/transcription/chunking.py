@@ -1,4 +1,4 @@
-"""Sequential and batched: how a recording becomes chunks to decode."""
+"""Transcription jobs: reading a recording and dividing it into chunks, per strategy."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from whisper_opt.transcription.job import Chunk, TranscriptionJob
 from whisper_opt.transcription.language import detect_language, language_of_recording
 from whisper_opt.transcription.windows import WindowCursor
 
-__all__ = ["Chunking"]
+__all__ = ["JobFactory"]
 
 _SKIPPED = 2.0
-"""Silences longer than this, in seconds, are left out by the sequential strategy with vad=cut."""
+"""Seconds; the sequential strategy with vad=cut skips silences longer than this."""
 
 
-class Chunking:
-    """Opens recordings for one model."""
+class JobFactory:
+    """Creates transcription jobs for one model."""
 
     def __init__(self, backend: Backend, vocab: Vocab, suppression: Suppression) -> None:
-        """Join what every recording needs."""
+        """``suppression``: token lists of the checkpoint."""
         self._backend = backend
         self._vocab = vocab
         self._suppression = suppression
@@ -39,11 +39,11 @@ class Chunking:
     def job(
         self, source: AudioSource, sample_rate: int | None, options: TranscribeOptions
     ) -> TranscriptionJob:
-        """A recording; nothing is read until it is opened.
+        """The job of one recording; nothing is read until the job is opened.
 
         Raises:
-            BackendUnavailable: the model that detects speech is missing.
-            OptionError: the model cannot honour the options.
+            BackendUnavailable: the model for voice activity detection is missing.
+            OptionError: the model does not support the options.
         """
         language = self._vocab.check_language(options.language, options.task)
         options.check_model(
@@ -52,115 +52,115 @@ class Chunking:
         )
         if options.vad_mode != "off":
             require_model()
-        answers = FallbackDecoder(self._backend.dims, self._vocab, options, self._suppression)
+        fallback = FallbackDecoder(self._backend.dims, self._vocab, options, self._suppression)
 
         reading: dict[str, Any] = {"sample_rate": sample_rate, **options.reading}
 
-        def chunks(recording: TranscriptionJob) -> Iterator[Chunk]:
-            recording.language = language
+        def chunks(job: TranscriptionJob) -> Iterator[Chunk]:
+            job.language = language
             if options.strategy == "sequential":
-                yield self._whole(recording, load_audio(source, **reading))
+                yield self._sequential(job, load_audio(source, **reading))
             elif options.clip_timestamps:
                 samples = load_audio(source, **reading)
-                recording.duration = len(samples) / SAMPLE_RATE
-                yield from self._pieces(recording, _clips(samples, options))
+                job.duration = len(samples) / SAMPLE_RATE
+                yield from self._batched(job, _clips(samples, options))
             else:
                 with open_audio(source, **reading) as stream:
-                    recording.duration = stream.duration or 0.0
+                    job.duration = stream.duration or 0.0
                     detector = SpeechDetector(options.vad_options)
-                    yield from self._pieces(recording, _speech(recording, stream, detector))
+                    yield from self._batched(job, _speech(job, stream, detector))
 
-        return TranscriptionJob(answers, chunks)
+        return TranscriptionJob(fallback, chunks)
 
-    def _whole(self, recording: TranscriptionJob, samples: F32) -> Chunk:
+    def _sequential(self, job: TranscriptionJob, samples: F32) -> Chunk:
         """The sequential strategy: one chunk, the whole recording."""
-        options, dims = recording.answers.options, self._backend.dims
-        recording.duration = len(samples) / SAMPLE_RATE
+        options, dims = job.fallback.options, self._backend.dims
+        job.duration = len(samples) / SAMPLE_RATE
         mel = self._mel(samples)
-        sound = _sound(samples, options)
-        if recording.language is None:
+        speech_check = _speech_check(samples, options)
+        if job.language is None:
             probs = language_of_recording(self._backend, self._vocab, samples, mel, options)
-            recording.language, recording.language_probability = next(iter(probs.items()))
-        is_spoken = sound if options.vad_mode == "check" else None
+            job.language, job.language_probability = next(iter(probs.items()))
+        is_spoken = speech_check if options.vad_mode == "check" else None
         if options.vad_mode == "cut":
-            clips, recording.dropped = _spoken_clips(samples, options)
+            clips, job.dropped = _spoken_clips(samples, options)
             options = options.for_speech(clips)
         return Chunk(
             mel,
             WindowCursor(
-                mel.n_frames, self._vocab, dims, options, recording.language, is_spoken, sound
+                mel.n_frames, self._vocab, dims, options, job.language, is_spoken, speech_check
             ),
         )
 
-    def _pieces(
-        self, recording: TranscriptionJob, pieces: Iterator[tuple[float, F32]]
+    def _batched(
+        self, job: TranscriptionJob, parts: Iterator[tuple[float, F32]]
     ) -> Iterator[Chunk]:
-        """The batched strategy: every piece of sound is a chunk of its own."""
-        options = recording.answers.options
-        first: list[tuple[float, F32]] = []
-        if recording.language is None:
-            self._detect(recording, self._heads(pieces, first, options))
-        assert recording.language is not None
-        for start, samples in itertools.chain(first, pieces):
-            sound, mel = _sound(samples, options), self._mel(samples)
-            state = WindowCursor(
+        """The batched strategy: each part of the recording is a chunk."""
+        options = job.fallback.options
+        taken: list[tuple[float, F32]] = []
+        if job.language is None:
+            self._detect_language(job, self._first_windows(parts, taken, options))
+        assert job.language is not None
+        for start, samples in itertools.chain(taken, parts):
+            speech_check, mel = _speech_check(samples, options), self._mel(samples)
+            cursor = WindowCursor(
                 mel.n_frames,
                 self._vocab,
                 self._backend.dims,
                 options.for_speech(),
-                recording.language,
-                sound if options.vad_mode == "check" else None,
-                sound,
+                job.language,
+                speech_check if options.vad_mode == "check" else None,
+                speech_check,
             )
-            yield Chunk(mel, state, start)
+            yield Chunk(mel, cursor, start)
 
-    def _detect(self, recording: TranscriptionJob, heads: Iterator[F32]) -> None:
-        """Find the language in windows with speech; the default if there are none."""
-        options = recording.answers.options
+    def _detect_language(self, job: TranscriptionJob, mels: Iterator[F32]) -> None:
+        """Detect the language in windows with speech; the default language if there are none."""
+        options = job.fallback.options
         probs = detect_language(
             self._backend,
             self._vocab,
-            heads,
+            mels,
             options.language_detection_threshold,
             windows=options.detection_windows,
             no_speech_threshold=options.no_speech_threshold if options.vad_mode == "off" else None,
         )
-        recording.language, recording.language_probability = next(
+        job.language, job.language_probability = next(
             iter(probs.items()), (self._vocab.default_language, None)
         )
 
-    def _heads(
+    def _first_windows(
         self,
-        pieces: Iterator[tuple[float, F32]],
+        parts: Iterator[tuple[float, F32]],
         taken: list[tuple[float, F32]],
         options: TranscribeOptions,
     ) -> Iterator[F32]:
-        """The beginnings of pieces with speech; ``taken`` gets all pieces read."""
+        """The first window of each part with speech; all parts read are appended to ``taken``."""
         detector = SpeechDetector(options.vad_options)
-        for piece in pieces:
-            taken.append(piece)
-            if options.vad_mode != "check" or detector.first_speech(piece[1]) is not None:
-                yield self._mel(piece[1]).head()
+        for part in parts:
+            taken.append(part)
+            if options.vad_mode != "check" or detector.first_speech(part[1]) is not None:
+                yield self._mel(part[1]).head()
 
     def _mel(self, samples: F32) -> LogMel:
         return log_mel(samples, self._backend.dims.n_mels)
 
 
-def _sound(samples: F32, options: TranscribeOptions) -> SpeechCheck | None:
+def _speech_check(samples: F32, options: TranscribeOptions) -> SpeechCheck | None:
     return None if options.vad_mode == "off" else SpeechCheck(samples, options.vad_options)
 
 
 def _spoken_clips(
     samples: F32, options: TranscribeOptions
 ) -> tuple[tuple[float, ...], list[Dropped]]:
-    """Where speech is, as clip timestamps, and the loud sounds left out."""
+    """Clip timestamps of the speech, and the loud sounds outside it."""
     spans = SpeechDetector(options.vad_options).spans(samples)
     gaps, clips = LoudGaps(), list[float]()
     gaps.feed(samples)
     for span in merge(spans, round(_SKIPPED * SAMPLE_RATE)):
         gaps.transcribed(*span.seconds)
         clips += span.seconds
-    # without speech, a clip that holds nothing
+    # without speech, one clip too short to have text
     return tuple(clips) or (0.0, 0.001), gaps.finish()
 
 
@@ -170,26 +170,27 @@ def _clips(samples: F32, options: TranscribeOptions) -> Iterator[tuple[float, F3
         points.append(len(samples) / SAMPLE_RATE)
     for start, end in zip(points[::2], points[1::2]):
         first = round(start * SAMPLE_RATE)
-        piece = samples[first : round(end * SAMPLE_RATE)]
-        if len(piece):
-            yield start, piece
+        clip = samples[first : round(end * SAMPLE_RATE)]
+        if len(clip):
+            yield start, clip
 
 
 def _speech(
-    recording: TranscriptionJob, blocks: Iterator[F32], detector: SpeechDetector
+    job: TranscriptionJob, blocks: Iterator[F32], detector: SpeechDetector
 ) -> Iterator[tuple[float, F32]]:
+    """Start in seconds and samples of each span of speech."""
     n_read, gaps = 0, LoudGaps()
 
     def counted() -> Iterator[F32]:
         nonlocal n_read
         for block in blocks:
             n_read += len(block)
-            recording.duration = max(recording.duration, n_read / SAMPLE_RATE)
+            job.duration = max(job.duration, n_read / SAMPLE_RATE)
             gaps.feed(block)
             yield block
-        recording.duration = n_read / SAMPLE_RATE
+        job.duration = n_read / SAMPLE_RATE
 
     for span, samples in cut(counted(), detector, N_SAMPLES):
         gaps.transcribed(*span.seconds)
         yield span.start / SAMPLE_RATE, samples
-    recording.dropped += gaps.finish()
+    job.dropped += gaps.finish()

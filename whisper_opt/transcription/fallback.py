@@ -1,4 +1,4 @@
-"""From windows to answers: rules, searches and the temperature ladder of one set of options."""
+"""Decoding with temperature fallback: requests for the decode loop, and quality thresholds."""
 
 from __future__ import annotations
 
@@ -34,7 +34,12 @@ __all__ = ["FallbackDecoder", "Suppression", "Window", "WindowResult", "compress
 
 @dataclasses.dataclass(frozen=True)
 class Suppression:
-    """Token lists of one checkpoint: ids never sampled for -1, and ids not sampled first."""
+    """Token lists of a checkpoint.
+
+    Attributes:
+        non_speech: ids that -1 stands for in ``suppress_tokens``.
+        begin: ids that are not sampled first.
+    """
 
     non_speech: tuple[int, ...]
     begin: tuple[int, ...]
@@ -42,14 +47,14 @@ class Suppression:
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """A chunk of the recording to decode at once.
+    """Up to 30 s of audio, decoded at once.
 
     Attributes:
-        seek: first mel frame.
-        size: mel frames of sound in it, at most 3,000.
+        seek: first mel frame, counted from the start of the chunk.
+        size: number of mel frames, at most 3,000.
         prompt: ids fed before the first sampled token.
         sot_index: index of the start-of-transcript token in ``prompt``.
-        origin: mel frame of the recording from which ``seek`` counts.
+        origin: first mel frame of the chunk in the recording.
     """
 
     seek: int
@@ -61,11 +66,11 @@ class Window:
 
 @dataclasses.dataclass(frozen=True)
 class WindowResult:
-    """The chosen answer of one window; its figures are those of ``results.Segment``.
+    """The best candidate of one window; attributes as in :class:`whisper_opt.text.results.Segment`.
 
     Attributes:
-        truncated: whether decoding ended at the token limit.
-        has_speech: False where voice activity detection found no speech in the window.
+        truncated: whether decoding stopped at the token limit.
+        has_speech: False if voice activity detection found no speech in the window.
     """
 
     tokens: tuple[int, ...]
@@ -78,23 +83,23 @@ class WindowResult:
 
 
 def compression_ratio(text: str) -> float:
-    """UTF-8 bytes of ``text`` over their zlib-compressed size: high when text repeats itself."""
+    """UTF-8 bytes of ``text`` divided by their zlib-compressed size; high for repeated text."""
     data = text.encode("utf-8")
     return len(data) / len(zlib.compress(data))
 
 
 class FallbackDecoder:
-    """What one set of options makes of windows: tasks for the decode loop, and verdicts.
+    """Decode requests and quality thresholds for one set of options.
 
-    The ladder of temperatures is that of openai-whisper (whisper/transcribe.py): an answer that
-    repeats itself or is improbable is decoded again at the next temperature, unless the window is
-    silent.
+    Temperature fallback is that of openai-whisper (whisper/transcribe.py, decode_with_fallback): a
+    window whose result repeats itself or is improbable is decoded again at the next temperature,
+    unless the window is silent.
     """
 
     def __init__(
         self, dims: ModelDims, vocab: Vocab, options: TranscribeOptions, suppression: Suppression
     ) -> None:
-        """Compile the rules.
+        """Create the token constraints.
 
         Raises:
             OptionError: ``suppress_tokens`` names an id that the model does not have.
@@ -104,13 +109,13 @@ class FallbackDecoder:
         self._vocab = vocab
         self._limit = options.max_new_tokens or dims.n_text_ctx // 2
         self._begin = None if options.without_timestamps else vocab.timestamp_begin
-        self._rules = _rules(vocab, dims, options, suppression)
+        self._constraints = _constraints(vocab, dims, options, suppression)
 
-    def task(self, window: Window, attempt: int) -> DecodeRequest:
-        """How to decode ``window`` at the ladder's temperature number ``attempt``.
+    def request(self, window: Window, attempt: int) -> DecodeRequest:
+        """How to decode ``window`` at the temperature with index ``attempt``.
 
         Raises:
-            OptionError: its prompt does not fit the model.
+            OptionError: the prompt is too long for the model.
         """
         n_text_ctx = self._dims.n_text_ctx
         if len(window.prompt) > n_text_ctx:
@@ -122,10 +127,10 @@ class FallbackDecoder:
             prompt=window.prompt,
             no_speech_position=window.sot_index,
             no_speech_token=self._vocab.no_speech,
-            rules=self._rules,
+            constraints=self._constraints,
             timestamp_begin=self._begin,
             max_new_tokens=self._max_new_tokens(window),
-            search=lambda: self._search(window, self.options.temperatures[attempt]),
+            decoder=lambda: self._decoder(window, self.options.temperatures[attempt]),
             repetition_penalty=self.options.repetition_penalty,
             text=self._vocab.text,
             timestamp_end=self._vocab.timestamp_end,
@@ -134,10 +139,10 @@ class FallbackDecoder:
     def _max_new_tokens(self, window: Window) -> int:
         return min(self._limit, self._dims.n_text_ctx + 1 - len(window.prompt))
 
-    def _search(self, window: Window, temperature: float) -> TokenDecoder:
+    def _decoder(self, window: Window, temperature: float) -> TokenDecoder:
         options, eot = self.options, self._vocab.eot
         if temperature > 0:
-            # a stream of draws of its own for every window: what else is in a batch changes nothing
+            # each window has its own generator, so that its result does not depend on the batch
             generator = np.random.default_rng(
                 [options.seed, window.origin + window.seek, round(temperature * 1000)]
             )
@@ -147,7 +152,7 @@ class FallbackDecoder:
         return GreedyDecoder(eot)
 
     def result(self, window: Window, decoded: Decoded, attempt: int) -> WindowResult:
-        """The best candidate of ``window``, and the figures that judge it."""
+        """The best candidate of ``window`` and the values that the thresholds apply to."""
         best = rank(decoded.hypotheses, self.options.length_penalty)
         text = self._vocab.decode(best.tokens, specials=True).strip()
         return WindowResult(
@@ -160,22 +165,22 @@ class FallbackDecoder:
         )
 
     def is_final(self, result: WindowResult, attempt: int) -> bool:
-        """Whether to keep the answer rather than to try the next temperature."""
+        """Whether to keep the result and not to try the next temperature."""
         return self.is_last(attempt) or self.passes(result)
 
     def is_last(self, attempt: int) -> bool:
-        """Whether there is no temperature after this one."""
+        """Whether this is the last temperature."""
         return attempt + 1 == len(self.options.temperatures)
 
     def passes(self, result: WindowResult) -> bool:
-        """Whether the answer passes the thresholds."""
+        """Whether the result passes the thresholds."""
         threshold = self.options.no_speech_threshold
         silent = threshold is not None and result.no_speech_prob > threshold
         unlikely = self._is_unlikely(result)
         return not (self._repeats(result) or unlikely) or (silent and unlikely)
 
     def only_repeats(self, result: WindowResult) -> bool:
-        """Whether the compression ratio is all that is wrong with the answer."""
+        """Whether the compression ratio is the only threshold that the result fails."""
         return self._repeats(result) and not self._is_unlikely(result)
 
     def _repeats(self, result: WindowResult) -> bool:
@@ -187,29 +192,29 @@ class FallbackDecoder:
         return threshold is not None and result.avg_logprob < threshold
 
 
-def _rules(
+def _constraints(
     vocab: Vocab, dims: ModelDims, options: TranscribeOptions, suppression: Suppression
 ) -> tuple[TokenConstraint, ...]:
-    rules: list[TokenConstraint] = []
+    constraints: list[TokenConstraint] = []
     if options.suppress_blank:
-        rules.append(SuppressAtBegin(_ids(suppression.begin, dims)))
+        constraints.append(SuppressAtBegin(_ids(suppression.begin, dims)))
     if options.suppress_tokens:
         listed = [token for token in options.suppress_tokens if token >= 0]
         if -1 in options.suppress_tokens:
             listed.extend(suppression.non_speech)
-        rules.append(SuppressTokens(_ids((*listed, *vocab.never_sampled()), dims)))
+        constraints.append(SuppressTokens(_ids((*listed, *vocab.never_sampled()), dims)))
     if options.no_repeat_ngram_size:
-        rules.append(NoRepeatNGram(options.no_repeat_ngram_size, vocab.text))
+        constraints.append(NoRepeatNGram(options.no_repeat_ngram_size, vocab.text))
     if not options.without_timestamps:
         latest = None
         if options.max_initial_timestamp:
             latest = round(options.max_initial_timestamp / dims.time_precision)
-        rules.append(
+        constraints.append(
             TimestampRules(
                 vocab.timestamp_begin, vocab.eot, vocab.no_timestamps, latest, vocab.timestamp_end
             )
         )
-    return tuple(rules)
+    return tuple(constraints)
 
 
 def _ids(tokens: tuple[int, ...], dims: ModelDims) -> Int:

@@ -1,8 +1,8 @@
-"""Text without speech: what a model wrote where nobody spoke is found and dropped.
+"""Hallucinations: text of segments without speech is found and dropped.
 
-Whisper writes "Thank you." into silence and repeats itself over music, often with a confidence that
-no threshold on its own figures catches. Running voice activity detection over everything would cost
-a noticeable share of a fast transcription; so it listens only where a segment gives cause.
+Whisper writes "Thank you." in silence and repeats itself over music, often with probabilities that
+pass all thresholds. Voice activity detection of the whole recording would take a noticeable part of
+the time of a transcription, so it runs for doubtful segments only.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from whisper_opt.text.results import Dropped, Segment
 __all__ = ["LoudGaps", "SpeechCheck"]
 
 NO_SPEECH = 0.2
-"""No-speech probability of a window from which its text is looked into (speech: about 0.08)."""
+"""No-speech probability above which text is checked (speech: about 0.08)."""
 SLOW = 5.0
-"""Characters a second below which a text is looked into (speech: about 14)."""
+"""Characters per second below which text is checked (speech: about 14)."""
 QUIET = 10 ** (-40 / 20)
-"""Loudness, as a share of the recording's loudest moment, below which a text is looked into."""
+"""Loudness relative to the loudest moment of the recording below which text is checked."""
 _MARGIN = 0.5
-"""Seconds around a segment in which speech counts as its own: its times are the model's guess."""
+"""Seconds before and after a segment in which speech belongs to it; its times are inexact."""
 _SHORT_PAUSE = 0.2
-"""Seconds of silence that divide phrases."""
+"""Seconds of silence that separate phrases."""
 _FRAME = SAMPLE_RATE // 10
 _LONG_GAP = 5.0
-"""Seconds of loud sound without speech that are reported."""
+"""Shortest loud sound without speech that is reported, in seconds."""
 _STEP = SAMPLE_RATE // 2
 _FAINT = 10 ** (-40 / 20)
-"""Loudness above which sound is loud where a recording has no speech to compare it with."""
+"""Loudness above which sound is loud if the recording has no speech to compare with."""
 _FAINTER = 10 ** (-10 / 20)
-"""Loudness, as a share of that of speech, above which sound is loud."""
+"""Loudness relative to that of speech above which sound is loud."""
 
 
 class SpeechCheck:
-    """Tells whether anybody speaks during a segment of one recording, and when."""
+    """Finds out whether and when there is speech in a segment of one recording."""
 
     def __init__(self, samples: F32, options: VadOptions) -> None:
         """``samples``: float32 [n] at 16 kHz."""
@@ -50,20 +50,20 @@ class SpeechCheck:
         self._known: tuple[tuple[float, float], list[tuple[float, float]]] | None = None
 
     def __call__(self, segment: Segment) -> bool:
-        """False where a segment gives cause for doubt and voice activity detection hears nobody."""
-        sound = self._part(segment.start - _MARGIN, segment.end + _MARGIN)
-        if not self._is_doubtful(segment, sound):
+        """False if a segment is doubtful and voice activity detection finds no speech in it."""
+        samples = self._part(segment.start - _MARGIN, segment.end + _MARGIN)
+        if not self._is_doubtful(segment, samples):
             return True
-        return bool(len(sound)) and bool(SpeechDetector(self._options).spans(sound))
+        return bool(len(samples)) and bool(SpeechDetector(self._options).spans(samples))
 
     def speech(self, start: float, end: float) -> list[tuple[float, float]]:
-        """Where speech is between two times; all times in seconds from the start of the samples."""
+        """Spans of speech between two times, all in seconds from the start of the samples."""
         if self._known is None or self._known[0] != (start, end):
             self._known = (start, end), self._find(start, end, self._options)
         return self._known[1]
 
     def phrases(self, start: float, end: float) -> list[tuple[float, float]]:
-        """Like :meth:`speech`, divided at every short pause, without padding."""
+        """Like :meth:`speech`, but split at short pauses and without padding."""
         options = dataclasses.replace(
             self._options, min_silence_duration=_SHORT_PAUSE, speech_pad=0.0
         )
@@ -76,12 +76,12 @@ class SpeechCheck:
     def _part(self, start: float, end: float) -> F32:
         return self._samples[max(round(start * SAMPLE_RATE), 0) : round(end * SAMPLE_RATE)]
 
-    def _is_doubtful(self, segment: Segment, sound: F32) -> bool:
+    def _is_doubtful(self, segment: Segment, samples: F32) -> bool:
         seconds = segment.end - segment.start
         return (
             segment.no_speech_prob > NO_SPEECH
             or len(segment.text.strip()) < SLOW * seconds
-            or _loudness(sound) < QUIET * self._peak
+            or _loudness(samples) < QUIET * self._peak
         )
 
     @functools.cached_property
@@ -98,16 +98,16 @@ def _loudness(samples: F32) -> float:
 
 
 class LoudGaps:
-    """Finds long sounds, too loud for a pause, that were not transcribed for want of speech."""
+    """Finds long loud parts that were not transcribed because no speech was found in them."""
 
     def __init__(self) -> None:
-        """Begin a recording."""
+        """Start a recording."""
         self._left = np.empty(0, np.float32)
         self._levels: list[float] = []
         self._spoken: list[tuple[int, int]] = []
 
     def feed(self, block: F32) -> None:
-        """Take the next samples, float32 [n] at 16 kHz."""
+        """Add the next samples, float32 [n] at 16 kHz."""
         samples = np.concatenate([self._left, block])
         n_steps = len(samples) // _STEP
         steps = samples[: n_steps * _STEP].reshape(-1, _STEP)
@@ -115,12 +115,12 @@ class LoudGaps:
         self._left = samples[n_steps * _STEP :].copy()
 
     def transcribed(self, start: float, end: float) -> None:
-        """Take note of a part that is transcribed, in seconds."""
+        """Mark a part as transcribed; times in seconds."""
         first, last = int(start * SAMPLE_RATE) // _STEP, -int(-end * SAMPLE_RATE // _STEP)
         self._spoken.append((first, last))
 
     def finish(self) -> list[Dropped]:
-        """What was left out although it is loud, in order of time."""
+        """The loud parts that were not transcribed, in order of time."""
         spoken = np.zeros(len(self._levels), np.bool_)
         for first, last in self._spoken:
             spoken[first:last] = True

@@ -1,8 +1,8 @@
-"""One recording on its way through the model: chunks decoded independently, segments in order.
+"""Transcription of one recording: chunks that are decoded independently, and their segments.
 
-The sequential strategy has a single chunk, the whole recording. The batched one has many, which
-begin and end where nobody speaks; each is decoded by the very same windowing, so that nothing is
-lost when a window ends before its chunk does.
+The sequential strategy has one chunk, the whole recording. The batched strategy has many, cut in
+silences. Every chunk is decoded window by window in the same way, so no audio is lost if a window
+ends before its chunk does.
 """
 
 from __future__ import annotations
@@ -24,42 +24,42 @@ __all__ = ["Chunk", "TranscriptionJob"]
 
 
 class Chunk:
-    """Sound that is decoded window after window, whatever happens elsewhere."""
+    """A part of the recording that is decoded window by window, independently of other chunks."""
 
-    def __init__(self, mel: LogMel, state: WindowCursor, start: float = 0.0) -> None:
-        """``start``: where it begins in the recording, in seconds."""
+    def __init__(self, mel: LogMel, cursor: WindowCursor, start: float = 0.0) -> None:
+        """``start``: start of the chunk in seconds from the start of the recording."""
         self.mel = mel
-        self.state = state
+        self.cursor = cursor
         self.start = start
         self.finished = False
         self.segments: list[Segment] = []
-        """Segments not yet handed out, timed from the beginning of the chunk."""
+        """Segments not yet taken, with times from the start of the chunk."""
 
     def next_window(self) -> Window | None:
-        """The next window; None, and the chunk is finished, at its end."""
-        window = self.state.next_window()
+        """The next window; None at the end of the chunk, which is then finished."""
+        window = self.cursor.next_window()
         if window is None:
             self.finished = True
             return None
         return dataclasses.replace(window, origin=round(self.start * FRAMES_PER_SECOND))
 
     def accept(self, window: Window, result: WindowResult, aligner: Aligner | None) -> None:
-        """Take the answer to ``window``."""
-        self.segments.extend(self.state.accept(window, result, aligner))
+        """Process the result of ``window``."""
+        self.segments.extend(self.cursor.accept(window, result, aligner))
 
     @property
     def done(self) -> float:
-        """Seconds of the recording up to which this chunk is decoded."""
-        return self.start + self.state.seek / FRAMES_PER_SECOND
+        """Time up to which this chunk is decoded, in seconds from the start of the recording."""
+        return self.start + self.cursor.seek / FRAMES_PER_SECOND
 
     def take(self, first_id: int) -> list[Segment]:
-        """Hand out what is there, timed from the beginning of the recording."""
+        """Take the segments decoded so far, with times from the start of the recording."""
         found, self.segments = self.segments, []
         return [self._placed(segment, i) for i, segment in enumerate(found, first_id)]
 
     def take_dropped(self) -> list[Dropped]:
-        """Hand out what was left out since the last call, timed likewise."""
-        found, self.state.dropped = self.state.dropped, []
+        """Take what was dropped since the last call, with times from the start of the recording."""
+        found, self.cursor.dropped = self.cursor.dropped, []
         return [
             dataclasses.replace(
                 part,
@@ -89,24 +89,24 @@ class Chunk:
 
 
 class TranscriptionJob:
-    """Chunks of one recording, made when they are needed, and the segments they gave.
+    """Transcription of one recording: its chunks, created when needed, and their segments.
 
     Attributes:
-        language: code of the language, once known.
-        language_probability: its probability, when it was detected.
-        duration: length in seconds as far as known.
-        done: seconds up to which everything is decoded.
-        dropped: what was left out so far, not in order.
-        error: why it failed, if it did.
+        language: language code; None until it is known.
+        language_probability: probability of the language if it was detected.
+        duration: length in seconds as far as it is known.
+        done: time in seconds up to which everything is decoded.
+        dropped: parts dropped so far, not in order.
+        error: the error if the job has failed.
     """
 
     def __init__(
         self,
-        answers: FallbackDecoder | None,
+        fallback: FallbackDecoder | None,
         chunks: Callable[[TranscriptionJob], Iterator[Chunk]],
     ) -> None:
         """``chunks`` opens the recording and yields its chunks in order of time."""
-        self._answers = answers
+        self._fallback = fallback
         self.language: str | None = None
         self.language_probability: float | None = None
         self.duration = 0.0
@@ -121,24 +121,24 @@ class TranscriptionJob:
 
     @classmethod
     def failed(cls, error: WhisperOptError) -> TranscriptionJob:
-        """A recording that gives this error as soon as it is opened."""
+        """A job that raises this error when it is opened."""
 
-        def refuse(error: WhisperOptError) -> Chunk:
+        def fail(error: WhisperOptError) -> Chunk:
             raise error
 
-        return cls(None, lambda _: map(refuse, [error]))
+        return cls(None, lambda _: map(fail, [error]))
 
     @property
-    def answers(self) -> FallbackDecoder:
-        """How its windows are decoded."""
-        assert self._answers is not None, "a recording that failed has no windows"
-        return self._answers
+    def fallback(self) -> FallbackDecoder:
+        """Decodes the windows."""
+        assert self._fallback is not None, "a job that failed has no windows"
+        return self._fallback
 
     def open(self) -> None:
-        """Read as much as it takes to know the language and to begin.
+        """Read the recording as far as needed for the language and the first chunk.
 
         Raises:
-            AudioError: it cannot be read.
+            AudioError: the recording cannot be read.
         """
         chunk = next(self._chunks, None)
         if chunk is None:
@@ -147,7 +147,7 @@ class TranscriptionJob:
             self._ahead.append(chunk)
 
     def next_chunk(self) -> Chunk | None:
-        """One more chunk to decode, or None when there are no more."""
+        """The next chunk to decode, or None if there are no more."""
         chunk = self._ahead.popleft() if self._ahead else None
         if chunk is None and not self._exhausted:
             chunk = next(self._chunks, None)
@@ -158,7 +158,7 @@ class TranscriptionJob:
         return chunk
 
     def take(self) -> list[Segment]:
-        """Segments that are ready and have not been handed out, in order of time."""
+        """Segments that are ready and have not been taken, in order of time."""
         ready: list[Segment] = []
         while self._open:
             first = self._open[0]
@@ -174,12 +174,12 @@ class TranscriptionJob:
         return ready
 
     def fail(self, error: WhisperOptError) -> None:
-        """Give up; what was handed out stays."""
+        """Fail with ``error``; segments already taken stay valid."""
         self.error = error
         self.close()
 
     def close(self) -> None:
-        """Forget what is not decoded, and close the source."""
+        """Drop everything that is not decoded, and close the audio source."""
         self._exhausted = True
         self._open.clear()
         self._ahead.clear()
@@ -188,5 +188,5 @@ class TranscriptionJob:
 
     @property
     def finished(self) -> bool:
-        """Whether nothing more will come."""
+        """Whether there will be no more segments."""
         return self._exhausted and not self._open and not self._ahead

@@ -1,4 +1,4 @@
-"""Which language is spoken, as the model itself hears it."""
+"""Language detection."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from whisper_opt.text.vocabulary import Vocab
 __all__ = ["detect_language", "language_of_recording", "language_probabilities"]
 
 _LATE = 15 * SAMPLE_RATE
-"""Samples without speech after which a window begins where the speech does."""
+"""Samples; if speech begins later than this, the window begins shortly before the speech."""
 _LEAD = SAMPLE_RATE // 5
-"""Samples before that speech that the window begins with."""
+"""Samples between the start of that window and the speech."""
 _MOST = 20
-"""Windows looked at in search of one that the model itself takes for speech."""
+"""Maximum number of windows without voice activity detection."""
 
 _ENGLISH_ONLY = "this English-only model cannot detect languages; use a multilingual one"
 
@@ -31,24 +31,24 @@ _ENGLISH_ONLY = "this English-only model cannot detect languages; use a multilin
 def language_probabilities(
     backend: Backend, vocab: Vocab, audio: Encoded
 ) -> list[dict[str, float]]:
-    """Probability of each language of the model in each window, the likeliest first.
+    """Probability of each language of the model in each window, most probable first.
 
     Raises:
         OptionError: the model knows English only.
     """
-    _check(vocab)
-    return [probs for probs, _ in _at_start(backend, vocab, audio)]
+    _check_multilingual(vocab)
+    return [probs for probs, _ in _probabilities(backend, vocab, audio)]
 
 
-def _check(vocab: Vocab) -> None:
+def _check_multilingual(vocab: Vocab) -> None:
     if not vocab.is_multilingual:
         raise OptionError(_ENGLISH_ONLY)
 
 
-def _at_start(
+def _probabilities(
     backend: Backend, vocab: Vocab, audio: Encoded
 ) -> list[tuple[dict[str, float], float]]:
-    """Languages, and the no-speech probability, of each window."""
+    """Language probabilities and no-speech probability of each window."""
     scores = next_token_logprobs(backend, audio, [vocab.sot])
     languages = _softmax(scores[:, list(vocab.languages.values())])
     ranked = [_ranked(dict(zip(vocab.languages, row))) for row in languages]
@@ -75,28 +75,28 @@ def detect_language(
     windows: int | None = None,
     no_speech_threshold: float | None = None,
 ) -> dict[str, float]:
-    """Probability of each language of the model, the likeliest first; empty without windows.
+    """Probability of each language of the model, most probable first; empty without windows.
 
     Args:
         backend: the model; must be multilingual.
         vocab: its vocabulary.
-        mels: windows, float32 [n_mels, 3000], as :meth:`LogMel.head` gives them; they are taken one
-            by one until the mean of their probabilities is sure.
-        threshold: probability from which the likeliest language is sure.
-        windows: windows that count at most; None: all.
-        no_speech_threshold: a window with a higher no-speech probability does not count, unless
-            all windows have one: then the first counts.
+        mels: windows, float32 [n_mels, 3000], as returned by :meth:`LogMel.head`. They are taken
+            one by one until the mean probability of a language reaches the threshold.
+        threshold: probability at which detection stops.
+        windows: maximum number of windows; None for all.
+        no_speech_threshold: windows with a higher no-speech probability are ignored; if all have
+            one, the first window is used.
 
     Raises:
         OptionError: the model knows English only.
     """
-    _check(vocab)
+    _check_multilingual(vocab)
     total: dict[str, float] = dict.fromkeys(vocab.languages, 0.0)
     found: dict[str, float] = {}
     unspoken: dict[str, float] = {}
     n = 0
     for mel in mels:
-        ((probs, no_speech),) = _at_start(backend, vocab, backend.encode(mel[None]))
+        ((probs, no_speech),) = _probabilities(backend, vocab, backend.encode(mel[None]))
         if no_speech_threshold is not None and no_speech > no_speech_threshold:
             unspoken = unspoken or probs
             continue
@@ -111,23 +111,23 @@ def detect_language(
 def language_of_recording(
     backend: Backend, vocab: Vocab, samples: F32, mel: LogMel, options: TranscribeOptions
 ) -> dict[str, float]:
-    """Probability of each language in a recording, judged by windows that hold speech.
+    """Probability of each language in a recording, detected in windows with speech.
 
-    Voice activity detection finds them; if it finds no speech, or is off, the no-speech probability
-    of the model does. The first window is that of openai-whisper, the first 30 s, if speech begins
-    in its first half.
+    Voice activity detection finds the windows. If it is off or finds no speech, windows are chosen
+    by the no-speech probability of the model. The first window is the first 30 s, as in
+    openai-whisper, if speech begins in its first half.
 
     Args:
         backend: the model; must be multilingual.
         vocab: its vocabulary.
         samples: the recording, float32 [n] at 16 kHz.
-        mel: its spectrogram.
-        options: how many windows, when a language is sure, how to find speech.
+        mel: its log-mel spectrogram.
+        options: number of windows, probability threshold, voice activity detection.
 
     Raises:
         OptionError: the model knows English only.
     """
-    _check(vocab)
+    _check_multilingual(vocab)
     threshold, windows = options.language_detection_threshold, options.detection_windows
     found: dict[str, float] = {}
     if options.vad_mode != "off":
@@ -148,7 +148,7 @@ def language_of_recording(
 
 
 def _speech_starts(samples: F32, detector: SpeechDetector) -> Iterator[int]:
-    """First mel frames of windows with speech, one after the other."""
+    """First mel frame of each window with speech."""
     start = 0
     while start < len(samples):
         speech = detector.first_speech(samples[start:])

@@ -1,8 +1,9 @@
-"""Repetition that is real speech, told from loops by the speech it lies on.
+"""Repetition in the audio, as opposed to repetition loops of the model.
 
-The compression ratio finds answers that repeat themselves. Most are loops of the model; refrains,
-prayers and announcements are not. Voice activity detection tells them apart: the same words take
-about the same time whenever they are said, and there is as much text as there is speech.
+Repeated text has a high compression ratio. It is usually a loop of the model, but refrains, prayers
+and announcements are repeated in the audio. Voice activity detection distinguishes them: spoken
+words take about the same time whenever they are repeated, and the amount of text fits the duration
+of speech.
 """
 
 from __future__ import annotations
@@ -14,32 +15,32 @@ from collections.abc import Sequence
 from whisper_opt.text.results import Segment
 from whisper_opt.transcription.fallback import WindowResult, compression_ratio
 
-__all__ = ["Attempt", "Times", "covers", "is_spoken_repetition", "likeliest"]
+__all__ = ["Attempt", "Times", "covers", "is_spoken_repetition", "most_probable"]
 
 Times = Sequence["tuple[float, float]"]
-"""Speech: (start, end) in seconds, in order."""
+"""Spans of speech: (start, end) in seconds, in order."""
 
 LIKELY = -0.3
-"""Mean log-probability from which a repetition may be accepted at the first attempt."""
+"""Mean log-probability above which repeated text may be accepted at the first attempt."""
 SPARSE = 5.0
-"""UTF-8 bytes per second of speech below which an answer leaves most of it without text (speech:
-about 14 in Latin letters)."""
+"""UTF-8 bytes per second of speech below which text covers only a small part of it (speech: about
+14 in Latin letters)."""
 DENSE = 30.0
-"""Characters per second of speech above which nobody speaks."""
+"""Characters per second of speech above which text cannot have been spoken."""
 _SIMILAR = 1.6
-"""The same words take at most this many times their shortest duration."""
+"""Largest ratio of the durations of the same words."""
 _ON_SPEECH = 0.5
-"""Share of a segment that must lie on speech."""
+"""Part of a segment that must overlap speech."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Attempt:
-    """An answer of the model to one window.
+    """A result of one window at one temperature.
 
     Attributes:
-        result: the answer.
-        segments: what it says, without empty segments.
-        end: where the next window would begin, in seconds from the start of the recording.
+        result: the result.
+        segments: its segments, without empty ones.
+        end: start of the next window in seconds from the start of the recording.
     """
 
     result: WindowResult
@@ -48,20 +49,20 @@ class Attempt:
 
 
 def covers(attempt: Attempt, speech: Times) -> bool:
-    """Whether the answer has text for most of the speech up to where it ends."""
+    """Whether the result has text for most of the speech before its end."""
     seconds = sum(max(0.0, min(end, attempt.end) - start) for start, end in speech)
     n_bytes = sum(len(segment.text.strip().encode()) for segment in attempt.segments)
     return n_bytes >= SPARSE * seconds
 
 
-def likeliest(tried: Sequence[Attempt], speech: Times) -> WindowResult | None:
-    """The likeliest answer that is as much text as there is speech; None if there is none."""
+def most_probable(tried: Sequence[Attempt], speech: Times) -> WindowResult | None:
+    """The most probable result whose amount of text fits the speech; None if there is none."""
     plausible = [each.result for each in tried if _is_plausible(each, speech)]
     return max(plausible, key=lambda each: each.avg_logprob, default=None)
 
 
 def _is_plausible(attempt: Attempt, speech: Times) -> bool:
-    """Whether the answer covers the speech, and all of it can have been said there."""
+    """Whether the result covers the speech, and all of its text can have been spoken there."""
     if attempt.result.truncated or not covers(attempt, speech):
         return False
     seconds = sum(end - start for start, end in speech)
@@ -75,12 +76,12 @@ def _is_plausible(attempt: Attempt, speech: Times) -> bool:
 
 
 def is_spoken_repetition(attempt: Attempt, phrases: Times, threshold: float) -> bool:
-    """Whether each segment of a likely answer is said in phrases of its own.
+    """Whether the result is probable and each of its segments has phrases of its own.
 
     Args:
-        attempt: the answer.
-        phrases: speech in the window, divided at every short pause.
-        threshold: compression ratio above which one segment repeats itself.
+        attempt: the result.
+        phrases: speech in the window, split at short pauses.
+        threshold: compression ratio above which a single segment is repetitive.
     """
     result, segments = attempt.result, attempt.segments
     if result.truncated or result.avg_logprob <= LIKELY or len(segments) < 2:
@@ -98,7 +99,7 @@ def is_spoken_repetition(attempt: Attempt, phrases: Times, threshold: float) -> 
 
 
 def _assigned(segments: Sequence[Segment], phrases: Times) -> list[float]:
-    """Seconds of speech of each segment: every phrase counts for the segment it overlaps most."""
+    """Seconds of speech per segment; a phrase belongs to the segment that it overlaps most."""
     own = [0.0] * len(segments)
     for start, end in phrases:
         shared = [min(end, segment.end) - max(start, segment.start) for segment in segments]

@@ -1,11 +1,12 @@
-"""Many windows of many recordings through one model: continuous batching.
+"""Scheduler: continuous batching of the windows of many recordings.
 
-A recording gives a window whenever it can (:mod:`whisper_opt.transcription.windows` says which), windows of
-any recordings and options share a batch, and a finished one makes room for the next at once.
+Windows of any recordings and options share a batch. A finished window leaves it, and another one
+takes its place at once. :mod:`whisper_opt.transcription.windows` defines the windows of a
+recording.
 
-When the model fails with several windows (most often for want of memory), they are decoded again
-in groups of half the size, down to single windows. A window that fails alone fails its recording,
-and nothing else.
+If the model fails with several windows, usually for lack of memory, they are decoded again in
+groups of half the size, down to single windows. A window that fails alone fails its job and no
+other.
 """
 
 from __future__ import annotations
@@ -34,46 +35,46 @@ from whisper_opt.transcription.sources import ReadySource, Source, source_of
 __all__ = ["Progress", "Scheduler", "Steps", "Update", "aligner"]
 
 Progress = Callable[[float, float], None]
-"""Called with (seconds done, seconds in all) whenever a window is finished."""
+"""Called with (seconds done, total seconds) when a window is finished."""
 
 Update = tuple[TranscriptionJob, list[Segment]]
-"""A recording and its next segments."""
+"""A job and its next segments."""
 
 Steps = Generator[Update, None, None]
 
 _FAILURES = (WhisperOptError, MemoryError)
-"""What concerns the windows that were being computed; anything else ends everything."""
+"""Errors of single windows or jobs; any other error ends the run."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _InFlight:
-    """A window that is being decoded, or is about to be."""
+    """A window that is being decoded or waits to be decoded."""
 
-    recording: TranscriptionJob
+    job: TranscriptionJob
     chunk: Chunk
     window: Window
-    attempts: tuple[WindowResult, ...] = ()  # at the temperatures so far
+    attempts: tuple[WindowResult, ...] = ()  # results at the temperatures so far
     audio: Encoded | None = None
     index: int = 0  # of the window in ``audio``
 
     def encoded(self) -> Encoded:
-        """The window alone."""
-        assert self.audio is not None, "it is encoded before it is decoded"
+        """The encoded audio of this window alone."""
+        assert self.audio is not None, "windows are encoded before they are decoded"
         return self.audio.take([self.index])
 
 
 class Scheduler:
-    """Keeps a batch of windows full, from as many recordings as it takes.
+    """Transcribes jobs with a batch of windows, which it keeps full.
 
-    :meth:`run` transcribes what a source gives. A program with a loop of its own calls
-    :meth:`submit` and :meth:`step` instead, neither of which waits for anything but the model.
+    :meth:`run` transcribes all jobs of a source. A program with its own loop calls :meth:`submit`
+    and :meth:`step` instead; they wait for nothing but the model.
 
-    Calls come from one thread at a time. No lock is held between them, so that several schedulers
+    Use a scheduler from one thread at a time. It holds no lock between calls, so several schedulers
     may take turns with one backend.
     """
 
     def __init__(self, backend: Backend, vocab: Vocab, batch_size: int) -> None:
-        """``batch_size``: windows decoded at once at most."""
+        """``batch_size``: maximum number of windows decoded at once."""
         self._backend = backend
         self._vocab = vocab
         self._batch_size = batch_size
@@ -86,115 +87,114 @@ class Scheduler:
         self._submitted: collections.deque[TranscriptionJob] = collections.deque()
         self._source: Source[TranscriptionJob] = ReadySource(())
 
-    # --- for a loop of one's own ------------------------------------------------------------------
+    # --- single steps -----------------------------------------------------------------------------
 
-    def submit(self, recording: TranscriptionJob) -> None:
-        """Add a recording; it is opened when there is room for its first window."""
-        self._submitted.append(recording)
+    def submit(self, job: TranscriptionJob) -> None:
+        """Add a job; its recording is opened when there is room for its first window."""
+        self._submitted.append(job)
 
-    def cancel(self, recording: TranscriptionJob) -> None:
-        """Give a recording up and make room for others; no more updates of it come."""
+    def cancel(self, job: TranscriptionJob) -> None:
+        """Cancel a job and make room for others; there will be no more updates of it."""
         with contextlib.suppress(ValueError):
-            self._submitted.remove(recording)
+            self._submitted.remove(job)
         with contextlib.suppress(ValueError):
-            self._active.remove(recording)
+            self._active.remove(job)
         try:
-            self._drop(recording)
+            self._drop(job)
         finally:
-            recording.close()
+            job.close()
 
     @property
     def busy(self) -> bool:
-        """Whether any recording that was submitted is not finished."""
+        """Whether any submitted job is unfinished."""
         return bool(self._active or self._submitted)
 
     def step(self) -> list[Update]:
-        """Report what is finished, or else decode: a token in every window, or more.
+        """Report finished jobs; if there are none, decode one or more tokens in every window.
 
         Returns:
-            Recordings and their next segments, in order of time. The last update of a recording is
-            the one after which it is ``finished``, perhaps without segments, perhaps with an
-            ``error``.
+            Jobs and their next segments, in order of time. After its last update a job is
+            ``finished``; that update may have no segments, and the job may have an ``error``.
         """
         finished = self._finished()
         if finished:
             return finished
         self._admit()
         return [
-            (recording, recording.take())
-            for recording in self._decode()
-            if recording.error is None  # those are reported once, when they are finished
+            (job, job.take())
+            for job in self._decode()
+            if job.error is None  # failed jobs are reported once, when they are finished
         ]
 
     def close(self) -> None:
-        """Give up everything that is not finished."""
-        with contextlib.ExitStack() as stack:  # each is closed, whatever the others raise
+        """Cancel all unfinished jobs."""
+        with contextlib.ExitStack() as stack:  # closes all, even if one raises
             stack.callback(self._source.close)
-            for recording in (*self._active, *self._submitted):
-                stack.callback(recording.close)
+            for job in (*self._active, *self._submitted):
+                stack.callback(job.close)
             stack.callback(self._batch.close)
         self._in_flight.clear()
         for left in (self._again, self._waiting, self._active, self._submitted):
             left.clear()
 
-    # --- for a source -----------------------------------------------------------------------------
+    # --- jobs of a source -------------------------------------------------------------------------
 
-    def run(self, recordings: Union[Iterable[TranscriptionJob], Source[TranscriptionJob]]) -> Steps:
-        """Transcribe recordings; segments come as soon as they are known.
+    def run(self, jobs: Union[Iterable[TranscriptionJob], Source[TranscriptionJob]]) -> Steps:
+        """Transcribe jobs; segments are yielded as soon as they are known.
 
-        A source is asked for the next recording when there is room for one. It is waited for only
-        when there is nothing else to do.
+        The next job is taken from the source when there is room for it. The scheduler waits for the
+        source only if it has nothing else to do.
 
         Yields:
-            What :meth:`step` returns.
+            Results of :meth:`step`.
 
-        Closing the generator gives up what is being decoded.
+        Closing the generator cancels all unfinished jobs.
         """
-        self._source = source_of(recordings) if isinstance(recordings, Iterable) else recordings
+        self._source = source_of(jobs) if isinstance(jobs, Iterable) else jobs
         try:
             while self.busy or not self._source.ended:
                 yield from self.step()
         finally:
             self.close()
 
-    # --- recordings -------------------------------------------------------------------------------
+    # --- jobs -------------------------------------------------------------------------------------
 
     def _finished(self) -> list[Update]:
-        """Recordings that have come to their end."""
+        """Updates of jobs without pending windows."""
         updates: list[Update] = []
-        for recording in [r for r in self._active if not self._is_pending(r)]:
-            ready = recording.take()
-            if recording.finished:
-                self._active.remove(recording)
-            if ready or recording.finished:
-                updates.append((recording, ready))
+        for job in [job for job in self._active if not self._is_pending(job)]:
+            ready = job.take()
+            if job.finished:
+                self._active.remove(job)
+            if ready or job.finished:
+                updates.append((job, ready))
         return updates
 
-    def _is_pending(self, recording: TranscriptionJob) -> bool:
-        """Whether windows of a recording are decoded or are about to be."""
+    def _is_pending(self, job: TranscriptionJob) -> bool:
+        """Whether windows of a job are being decoded or wait to be decoded."""
         windows = (*self._in_flight.values(), *self._again)
-        return any(each.recording is recording for each in windows) or any(
-            owner is recording for owner, _ in self._waiting
+        return any(item.job is job for item in windows) or any(
+            owner is job for owner, _ in self._waiting
         )
 
-    def _fail(self, recording: TranscriptionJob, error: Exception) -> None:
+    def _fail(self, job: TranscriptionJob, error: Exception) -> None:
         if isinstance(error, MemoryError):
             error = EngineError(
                 "there is not enough memory to decode a window; lower beam_size or best_of, or free"
-                " memory that other processes hold"
+                " memory of other processes"
             )
         assert isinstance(error, WhisperOptError)
-        recording.fail(error)
-        self._drop(recording)
+        job.fail(error)
+        self._drop(job)
 
-    def _drop(self, recording: TranscriptionJob) -> None:
-        """Decode no more windows of a recording."""
-        numbers = [n for n, each in self._in_flight.items() if each.recording is recording]
+    def _drop(self, job: TranscriptionJob) -> None:
+        """Remove all windows of a job."""
+        numbers = [n for n, item in self._in_flight.items() if item.job is job]
         for number in numbers:
             del self._in_flight[number]
-        for each in [each for each in self._again if each.recording is recording]:
-            self._again.remove(each)
-        for pair in [pair for pair in self._waiting if pair[0] is recording]:
+        for item in [item for item in self._again if item.job is job]:
+            self._again.remove(item)
+        for pair in [pair for pair in self._waiting if pair[0] is job]:
             self._waiting.remove(pair)
         try:
             self._batch.remove(numbers)
@@ -204,38 +204,38 @@ class Scheduler:
     # --- windows ----------------------------------------------------------------------------------
 
     def _admit(self) -> None:
-        """Let windows join until the batch is full."""
+        """Add windows until the batch is full."""
         if not (self._again or self._in_flight):
             self._limit = self._batch_size
         if self._again or self._limit < self._batch_size:
             room = self._limit - len(self._in_flight)
-            found = [self._again.popleft() for _ in range(min(room, len(self._again)))]
+            admitted = [self._again.popleft() for _ in range(min(room, len(self._again)))]
         else:
-            found = self._new_windows()
-        if found:
-            self._launch(found)
+            admitted = self._new_windows()
+        if admitted:
+            self._encode(admitted)
 
     def _new_windows(self) -> list[_InFlight]:
-        """Windows of recordings under way and of new ones, as many as there is room for."""
-        found: list[_InFlight] = []
-        n_begun = 0
-        while len(self._in_flight) + len(found) < self._batch_size:
+        """Windows of active and new jobs, as many as there is room for."""
+        admitted: list[_InFlight] = []
+        n_started = 0
+        while len(self._in_flight) + len(admitted) < self._batch_size:
             if self._waiting:
-                recording, chunk = self._waiting.popleft()
-                window = self._next_window(recording, chunk)
+                job, chunk = self._waiting.popleft()
+                window = self._next_window(job, chunk)
                 if window is not None:
-                    found.append(_InFlight(recording, chunk, window))
-            elif not self._begin_chunk():
-                # recordings that give nothing never fill the batch: hand them out first
-                if n_begun == self._batch_size or not self._begin_recording(idle=not found):
+                    admitted.append(_InFlight(job, chunk, window))
+            elif not self._start_chunk():
+                # jobs without windows never fill the batch: report them first
+                if n_started == self._batch_size or not self._start_job(idle=not admitted):
                     break
-                n_begun += 1
-        return [each for each in found if each.recording.error is None]
+                n_started += 1
+        return [item for item in admitted if item.job.error is None]
 
-    def _begin_recording(self, *, idle: bool) -> bool:
-        """Take a recording that was submitted, or one of the source, if there is any.
+    def _start_job(self, *, idle: bool) -> bool:
+        """Start a submitted job or the next one of the source; False if there is none.
 
-        ``idle``: whether nothing waits to be decoded.
+        ``idle``: whether no window waits to be decoded.
         """
         if self._submitted:
             self._active.append(self._submitted.popleft())
@@ -246,83 +246,85 @@ class Scheduler:
         self._active.append(found[0])
         return True
 
-    def _begin_chunk(self) -> bool:
-        """Queue one more chunk of a recording under way."""
-        for recording in self._active:
-            if recording.error is None:
+    def _start_chunk(self) -> bool:
+        """Queue the next chunk of an active job; False if there is none."""
+        for job in self._active:
+            if job.error is None:
                 chunk = None
                 try:
-                    chunk = recording.next_chunk()
+                    chunk = job.next_chunk()
                 except _FAILURES as error:
-                    self._fail(recording, error)
+                    self._fail(job, error)
                 if chunk is not None:
-                    self._waiting.append((recording, chunk))
+                    self._waiting.append((job, chunk))
                     return True
         return False
 
-    def _next_window(self, recording: TranscriptionJob, chunk: Chunk) -> Window | None:
+    def _next_window(self, job: TranscriptionJob, chunk: Chunk) -> Window | None:
         try:
             window = chunk.next_window()
             if window is not None:
-                recording.answers.task(window, 0)  # refuses a prompt that does not fit
+                job.fallback.request(window, 0)  # raises if the prompt is too long
         except _FAILURES as error:
-            self._fail(recording, error)
+            self._fail(job, error)
             return None
         return window
 
-    def _launch(self, found: Sequence[_InFlight]) -> None:
-        """Encode windows and begin to decode them."""
+    def _encode(self, admitted: Sequence[_InFlight]) -> None:
+        """Encode windows and add them to the batch."""
         try:
-            mels = [each.chunk.mel.window(each.window.seek, each.window.size) for each in found]
+            mels = [item.chunk.mel.window(item.window.seek, item.window.size) for item in admitted]
             audio = self._backend.encode(np.stack(mels))
             encoded = [
-                dataclasses.replace(each, audio=audio, index=i) for i, each in enumerate(found)
+                dataclasses.replace(item, audio=audio, index=i) for i, item in enumerate(admitted)
             ]
-            self._begin(audio, self._in_their_languages(audio, encoded))
+            self._submit(audio, self._detect_languages(audio, encoded))
         except _FAILURES as error:
-            self._retry(found, error)
+            self._retry(admitted, error)
 
-    def _in_their_languages(self, audio: Encoded, found: list[_InFlight]) -> list[_InFlight]:
-        """Detect the language of every window that asks for it."""
-        asking = [each for each in found if each.recording.answers.options.multilingual]
-        if not asking:
-            return found
-        audio = audio.take([each.index for each in asking])
-        for each, probs in zip(asking, language_probabilities(self._backend, self._vocab, audio)):
-            each.chunk.state.language = next(iter(probs))
+    def _detect_languages(self, audio: Encoded, admitted: list[_InFlight]) -> list[_InFlight]:
+        """Detect the language of every window whose options are multilingual."""
+        multilingual = [item for item in admitted if item.job.fallback.options.multilingual]
+        if not multilingual:
+            return admitted
+        audio = audio.take([item.index for item in multilingual])
+        for item, probs in zip(
+            multilingual, language_probabilities(self._backend, self._vocab, audio)
+        ):
+            item.chunk.cursor.language = next(iter(probs))
         return [
-            dataclasses.replace(each, window=each.chunk.next_window() or each.window)
-            if each in asking
-            else each
-            for each in found
+            dataclasses.replace(item, window=item.chunk.next_window() or item.window)
+            if item in multilingual
+            else item
+            for item in admitted
         ]
 
-    def _begin(self, audio: Encoded, found: Sequence[_InFlight]) -> None:
-        tasks = [each.recording.answers.task(each.window, len(each.attempts)) for each in found]
-        self._in_flight.update(zip(self._batch.add(audio, tasks), found))
+    def _submit(self, audio: Encoded, admitted: Sequence[_InFlight]) -> None:
+        requests = [item.job.fallback.request(item.window, len(item.attempts)) for item in admitted]
+        self._in_flight.update(zip(self._batch.add(audio, requests), admitted))
 
-    def _retry(self, found: Sequence[_InFlight], error: Exception) -> None:
-        """Decode windows again with half as many at once; one that failed alone has failed.
+    def _retry(self, windows: Sequence[_InFlight], error: Exception) -> None:
+        """Decode windows again, half as many at once; a window that failed alone fails its job.
 
         Args:
-            found: windows that could not join the batch. Those that the batch lost with them, or
-                while it decoded, are added here.
-            error: what happened.
+            windows: windows that could not be added to the batch. Windows that the batch has lost
+                are decoded again too.
+            error: the error of the model.
         """
-        lost = [*found, *(self._in_flight.pop(number) for number in self._batch.take_lost())]
+        lost = [*windows, *(self._in_flight.pop(number) for number in self._batch.take_lost())]
         if len(lost) == 1 and not self._in_flight:
-            self._fail(lost[0].recording, error)
+            self._fail(lost[0].job, error)
             return
         self._limit = max(1, len(self._in_flight) + len(lost) // 2)
-        # they are encoded again, so that their memory is free until then
+        # encoded again later, so that their memory is free until then
         self._again.extendleft(
-            dataclasses.replace(each, audio=None, index=0) for each in reversed(lost)
+            dataclasses.replace(item, audio=None, index=0) for item in reversed(lost)
         )
 
     # --- decoding ---------------------------------------------------------------------------------
 
     def _decode(self) -> list[TranscriptionJob]:
-        """A token everywhere, or more; returns the recordings whose windows were finished."""
+        """Decode one or more tokens in every window; returns the jobs of finished windows."""
         touched: dict[TranscriptionJob, None] = {}
         again: list[_InFlight] = []
         try:
@@ -331,69 +333,69 @@ class Scheduler:
             self._retry([], error)
             return []
         for number, decoded in results.items():
-            each = self._in_flight.pop(number, None)
-            if each is None:  # its recording has failed meanwhile
+            item = self._in_flight.pop(number, None)
+            if item is None:  # its job has failed meanwhile
                 continue
             try:
-                left = self._finish(each, decoded)
+                retry = self._finish(item, decoded)
             except _FAILURES as error:
-                self._fail(each.recording, error)
+                self._fail(item.job, error)
                 continue
-            if left is None:
-                touched[each.recording] = None
-                self._waiting.appendleft((each.recording, each.chunk))
+            if retry is None:
+                touched[item.job] = None
+                self._waiting.appendleft((item.job, item.chunk))
             else:
-                again.append(left)
-        for each in again:
-            if each.recording.error is None:
-                self._try_again(each)
+                again.append(retry)
+        for item in again:
+            if item.job.error is None:
+                self._try_again(item)
         return list(touched)
 
-    def _try_again(self, each: _InFlight) -> None:
+    def _try_again(self, item: _InFlight) -> None:
         """Decode a window at its next temperature."""
         try:
-            audio = each.encoded()
-            self._begin(audio, [dataclasses.replace(each, audio=audio, index=0)])
+            audio = item.encoded()
+            self._submit(audio, [dataclasses.replace(item, audio=audio, index=0)])
         except _FAILURES as error:
-            self._retry([each], error)
+            self._retry([item], error)
 
-    def _finish(self, each: _InFlight, decoded: Decoded) -> _InFlight | None:
-        """Take a result; returns what is to be decoded at the next temperature, if anything."""
-        answers, window = each.recording.answers, each.window
-        result = answers.result(window, decoded, len(each.attempts))
-        attempts = (*each.attempts, result)
-        kept = each.chunk.state.choose(window, attempts, answers)
+    def _finish(self, item: _InFlight, decoded: Decoded) -> _InFlight | None:
+        """Process a result; returns the window if it is decoded again at the next temperature."""
+        fallback, window = item.job.fallback, item.window
+        result = fallback.result(window, decoded, len(item.attempts))
+        attempts = (*item.attempts, result)
+        kept = item.chunk.cursor.choose(window, attempts, fallback)
         if kept is None:
-            return dataclasses.replace(each, attempts=attempts)
-        aligner = self._aligner(each) if answers.options.word_timestamps else None
-        each.chunk.accept(window, kept, aligner)
+            return dataclasses.replace(item, attempts=attempts)
+        aligner = self._aligner(item) if fallback.options.word_timestamps else None
+        item.chunk.accept(window, kept, aligner)
         return None
 
-    def _aligner(self, each: _InFlight) -> Aligner:
-        language = each.chunk.state.language
-        task = each.recording.answers.options.task
+    def _aligner(self, item: _InFlight) -> Aligner:
+        language = item.chunk.cursor.language
+        task = item.job.fallback.options.task
         start = self._vocab.start(language, task, timestamps=False)
-        return aligner(self._backend, self._vocab, each.encoded(), start)
+        return aligner(self._backend, self._vocab, item.encoded(), start)
 
 
 def aligner(backend: Backend, vocab: Vocab, audio: Encoded, start: Sequence[int]) -> Aligner:
-    """What feeds a text to the model and tells where it listened, for word times.
+    """A function that feeds text to the model and returns its cross-attention, for word times.
 
     Args:
         backend: the model.
         vocab: its vocabulary.
-        audio: one window.
-        start: ids before the text, up to and with no_timestamps.
+        audio: one encoded window.
+        start: ids before the text, including no_timestamps.
     """
 
     def align(text: Sequence[int]) -> CrossAttention:
         tokens: Int = np.array([[*start, *text, vocab.eot]], np.int64)
-        heard = backend.attention(audio, tokens, np.array([tokens.shape[1]]))
-        # the token after the last one of ``start`` is the first of the text
+        attention = backend.attention(audio, tokens, np.array([tokens.shape[1]]))
+        # logits at the last token of ``start`` belong to the first text token
         first = len(start) - 1
-        logits = heard.logits[0, first : first + len(text)]
+        logits = attention.logits[0, first : first + len(text)]
         logprobs = log_softmax(vocab.text.scores(logits))
         logprobs = logprobs[np.arange(len(text)), vocab.text.columns(text)]
-        return CrossAttention(heard.scores[0], np.exp(logprobs))
+        return CrossAttention(attention.scores[0], np.exp(logprobs))
 
     return align

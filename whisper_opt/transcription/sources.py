@@ -1,7 +1,7 @@
-"""Items of an iterable, taken only when they are there, so that a slow source delays no work.
+"""Sources of jobs that do not block, so that a slow iterable does not delay decoding.
 
-A list or a tuple is read directly. Of anything else nobody knows how long the next item takes, and
-an iterator can be asked only by waiting for it: it is read in a thread of its own.
+A list or a tuple is read directly. The next item of any other iterable may take arbitrarily long,
+and an iterator has no non-blocking read, so it is read in a thread.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ _T = TypeVar("_T")
 _T_co = TypeVar("_T_co", covariant=True)
 _S = TypeVar("_S")
 
-PATIENCE = 0.01
-"""Seconds to wait for the next item while there is other work; once for each item, so that the
-first items of a fast generator are decoded together."""
+ITEM_TIMEOUT = 0.01
+"""Seconds to wait for the next item while there is other work; once per item, so that the first
+items of a fast generator are decoded together."""
 _POLL = 0.5
-"""Seconds between looks for an interrupt while there is nothing to do but to wait."""
+"""Seconds between checks for an interrupt while there is no other work."""
 
 
 class Source(Protocol[_T_co]):
-    """Items that may not be there yet.
+    """Items that may not be available yet.
 
     Attributes:
-        ended: whether there are no more. It is known only after :meth:`take` found none.
+        ended: whether there are no more items; known only after :meth:`take` returned None.
     """
 
     @property
@@ -38,21 +38,21 @@ class Source(Protocol[_T_co]):
         """See the class."""
 
     def take(self, *, wait: bool) -> tuple[_T_co] | None:
-        """The next item; None at the end, and while there is none yet.
+        """The next item; None at the end or if no item is available yet.
 
         Args:
-            wait: wait for it, however long it takes.
+            wait: wait for the item, without a limit.
 
         Raises:
-            BaseException: what the iterable raised.
+            BaseException: the error of the iterable.
         """
 
     def close(self) -> None:
-        """Ask for no more items."""
+        """Take no more items."""
 
 
 class ReadySource(Generic[_T]):
-    """Items that are all there already."""
+    """Items that are available without waiting."""
 
     def __init__(self, items: Iterable[_T]) -> None:
         """``items``: a list or a tuple, or an iterator that never waits."""
@@ -74,7 +74,7 @@ class ReadySource(Generic[_T]):
 
 @dataclasses.dataclass(frozen=True)
 class _End:
-    """The end of an iterable, and the error that it ended with, if any."""
+    """The end of an iterable, with its error if it failed."""
 
     error: BaseException | None
 
@@ -82,9 +82,9 @@ class _End:
 class ThreadedSource(Generic[_T]):
     """Items of an iterable that is read in a thread, one item ahead.
 
-    The thread begins with the first item that is asked for, in a copy of the caller's context
-    variables. It ends with the iterable, or after :meth:`close`; if it waits for an item then, it
-    ends when that has come.
+    The thread starts at the first call of :meth:`take`, with a copy of the creator's context
+    variables. It ends with the iterable or after :meth:`close`; an item that it is waiting for then
+    must arrive first.
     """
 
     def __init__(self, items: Iterable[_T]) -> None:
@@ -93,8 +93,8 @@ class ThreadedSource(Generic[_T]):
         self._found: queue.SimpleQueue[Union[tuple[_T], _End]] = queue.SimpleQueue()
         self._wanted = threading.Semaphore(1)
         self._closed = threading.Event()
-        self._patience = PATIENCE
-        # the thread must not refer to this object, or it could never be forgotten
+        self._timeout = ITEM_TIMEOUT
+        # the thread must not refer to this object, so that it can be garbage-collected
         context = contextvars.copy_context()
         arguments = (context.run, _read, items, self._found.put, self._wanted, self._closed)
         self._thread: threading.Thread | None = threading.Thread(
@@ -108,13 +108,13 @@ class ThreadedSource(Generic[_T]):
         if self._thread is not None:
             self._thread.start()
             self._thread = None
-        found = self._get(self._patience)
+        found = self._get(self._timeout)
         while found is None and wait:
             found = self._get(_POLL)
         if found is None:
-            self._patience = 0.0
+            self._timeout = 0.0
             return None
-        self._patience = PATIENCE
+        self._timeout = ITEM_TIMEOUT
         if isinstance(found, _End):
             self.ended = True
             if found.error is not None:
@@ -146,7 +146,7 @@ def _read(
     wanted: threading.Semaphore,
     closed: threading.Event,
 ) -> None:
-    """Hand over each item, as a tuple of one, when it is wanted; then how it ended."""
+    """Put each item, as a tuple of one, when it is wanted; then the end."""
     try:
         iterator: Iterator[_T] = iter(items)
         while True:
@@ -158,17 +158,17 @@ def _read(
             except StopIteration:
                 break
             put((item,))
-    except BaseException as error:  # raised again where the items are taken
+    except BaseException as error:  # raised again by take()
         put(_End(error))
     else:
         put(_End(None))
 
 
 class MappedSource(Generic[_S, _T]):
-    """What a function makes of the items of another source, when they are taken."""
+    """Items of another source, passed through a function when they are taken."""
 
     def __init__(self, source: Source[_S], make: Callable[[_S], _T]) -> None:
-        """``make`` is called in the thread that takes the items."""
+        """``make`` is called in the thread that calls :meth:`take`."""
         self._source = source
         self._make = make
 
@@ -188,7 +188,7 @@ class MappedSource(Generic[_S, _T]):
 
 
 def source_of(items: Iterable[_T]) -> Source[_T]:
-    """The source of an iterable: read directly if it is a list or a tuple, else in a thread."""
+    """A source for an iterable: lists and tuples are read directly, others in a thread."""
     if isinstance(items, (list, tuple)):
         return ReadySource(items)
     return ThreadedSource(items)

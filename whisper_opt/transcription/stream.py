@@ -1,4 +1,4 @@
-"""Segments on their way, and transcripts when all are there."""
+"""Streams of segments, and transcripts of finished jobs."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from whisper_opt.transcription.scheduler import Progress, Steps
 __all__ = ["ManyProgress", "Stream", "as_they_finish"]
 
 ManyProgress = Callable[[int, float, float], None]
-"""Called with (index of a recording, seconds done, seconds in all) after every window."""
+"""Called with (index of the recording, seconds done, total seconds) after every window."""
 
 
 class Stream:
-    """Segments of one recording on their way; iterate once.
+    """Segments of one recording, yielded as they are decoded; can be iterated once.
 
-    Use as a context manager, or call :meth:`close`: that gives up what is being decoded, and so
-    does the garbage collector. One thread at a time may use a stream.
+    Use as a context manager, or call :meth:`close`, to stop decoding early; so does garbage
+    collection. Use a stream from one thread at a time.
     """
 
     def __init__(
         self,
         steps: Steps,
-        recording: TranscriptionJob,
+        job: TranscriptionJob,
         vocab: Vocab,
         on_progress: Progress | None,
     ) -> None:
-        """Made by :meth:`Whisper.stream`."""
-        self._recording = recording
+        """Created by :meth:`Whisper.stream`."""
+        self._job = job
         self._vocab = vocab
         self._steps = steps
         self._found: list[Segment] = []
         self._ended = False
         self._error: BaseException | None = None
         self.segments = self._run(on_progress)
-        """What iterating yields, :class:`~whisper_opt.text.results.Segment`."""
+        """Generator of :class:`~whisper_opt.text.results.Segment`."""
 
     def _run(self, on_progress: Progress | None) -> Generator[Segment, None, None]:
         try:
@@ -53,48 +53,48 @@ class Stream:
             self._error = error
             raise
         finally:
-            self._recording.close()
+            self._job.close()
 
     def _decode(self, on_progress: Progress | None) -> Generator[Segment, None, None]:
-        recording = self._recording
+        job = self._job
         done = -1.0
         with contextlib.closing(self._steps):
             for _, segments in self._steps:
                 for segment in segments:
                     self._found.append(segment)
                     yield segment
-                if recording.error is not None:
-                    raise recording.error
-                if on_progress is not None and recording.done > done:
-                    done = recording.done
-                    on_progress(done, recording.duration)
+                if job.error is not None:
+                    raise job.error
+                if on_progress is not None and job.done > done:
+                    done = job.done
+                    on_progress(done, job.duration)
 
     @property
     def language(self) -> str:
         """Code of the language transcribed."""
-        return self._recording.language or self._vocab.default_language
+        return self._job.language or self._vocab.default_language
 
     @property
     def language_probability(self) -> float | None:
-        """Its probability when it was detected, else None."""
-        return self._recording.language_probability
+        """Probability of the language if it was detected, else None."""
+        return self._job.language_probability
 
     @property
     def duration(self) -> float:
-        """Length of the recording in seconds, as far as it is known yet."""
-        return self._recording.duration
+        """Length of the recording in seconds, as far as it is known."""
+        return self._job.duration
 
     def __iter__(self) -> Iterator[Segment]:
-        """The segments, as they are decoded."""
+        """Yield the segments as they are decoded."""
         return self.segments
 
     def transcript(self) -> Transcript:
-        """The whole transcript, once all segments are decoded; those iterated over are in it.
+        """Decode the remaining segments and return the whole transcript.
 
         Raises:
-            StreamError: the stream was closed, or failed, before its last segment. What was decoded
-                until then are the segments that it yielded.
-            WhisperOptError: it fails now.
+            StreamError: the stream was closed, or failed, before its last segment. The segments
+                that it yielded are valid.
+            WhisperOptError: decoding fails now.
         """
         for _ in self:
             pass
@@ -104,7 +104,7 @@ class Stream:
                 " whole transcript; transcribe the recording again, or use the segments that the"
                 " stream yielded"
             ) from self._error
-        return _transcript(self._recording, tuple(self._found), self._vocab)
+        return _transcript(self._job, tuple(self._found), self._vocab)
 
     def _reason(self) -> str:
         if self._error is None:
@@ -112,10 +112,10 @@ class Stream:
         return f"failed ({type(self._error).__name__}: {self._error})"
 
     def close(self) -> None:
-        """Give up."""
+        """Stop decoding and release the recording."""
         self.segments.close()
         self._steps.close()
-        self._recording.close()
+        self._job.close()
 
     def __enter__(self) -> Stream:
         """Return the stream itself."""
@@ -127,19 +127,17 @@ class Stream:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Close."""
+        """Call :meth:`close`."""
         self.close()
 
 
-def _transcript(
-    recording: TranscriptionJob, segments: tuple[Segment, ...], vocab: Vocab
-) -> Transcript:
+def _transcript(job: TranscriptionJob, segments: tuple[Segment, ...], vocab: Vocab) -> Transcript:
     return Transcript(
         segments=segments,
-        language=recording.language or vocab.default_language,
-        language_probability=recording.language_probability,
-        duration=recording.duration,
-        dropped=tuple(sorted(recording.dropped, key=lambda part: part.start)),
+        language=job.language or vocab.default_language,
+        language_probability=job.language_probability,
+        duration=job.duration,
+        dropped=tuple(sorted(job.dropped, key=lambda part: part.start)),
         text=vocab.decode([token for segment in segments for token in segment.tokens]),
     )
 
@@ -151,23 +149,23 @@ def as_they_finish(
     return_exceptions: bool,
     on_progress: ManyProgress | None,
 ) -> Iterator[tuple[int, Transcript | WhisperOptError]]:
-    """The transcript, or the error, of every recording when it is finished.
+    """Yield the transcript, or the error, of each job when it is finished.
 
     Args:
-        steps: segments of recordings on their way.
-        numbers: the number of each recording; those that are finished are taken out.
-        vocab: of the model.
-        return_exceptions: yield the error of a recording that fails instead of raising it.
+        steps: updates of the jobs.
+        numbers: the number of each job; finished jobs are removed.
+        vocab: vocabulary of the model.
+        return_exceptions: yield the error of a job that fails instead of raising it.
         on_progress: called after every window.
     """
     segments: dict[TranscriptionJob, list[Segment]] = {}
     with contextlib.closing(steps):
-        for recording, found in steps:
-            segments.setdefault(recording, []).extend(found)
+        for job, new in steps:
+            segments.setdefault(job, []).extend(new)
             if on_progress is not None:
-                on_progress(numbers[recording], recording.done, recording.duration)
-            if recording.error is not None and not return_exceptions:
-                raise recording.error
-            if recording.finished:
-                number, whole = numbers.pop(recording), tuple(segments.pop(recording))
-                yield number, recording.error or _transcript(recording, whole, vocab)
+                on_progress(numbers[job], job.done, job.duration)
+            if job.error is not None and not return_exceptions:
+                raise job.error
+            if job.finished:
+                number, decoded = numbers.pop(job), tuple(segments.pop(job))
+                yield number, job.error or _transcript(job, decoded, vocab)

@@ -1,7 +1,7 @@
-"""The sequential method: which window comes next, what it is told, and segments out of its answer.
+"""Windows of a chunk: position and prompt of the next window, and segments of its result.
 
-The method is openai-whisper's (whisper/transcribe.py): decode 30 s, cut the answer into segments at
-its timestamps, continue where the last finished segment ended.
+The method is openai-whisper's (whisper/transcribe.py): decode 30 s, split the result into segments
+at timestamps, continue at the end of the last finished segment.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Callable
 
-from whisper_opt.core.dims import FRAMES_PER_SECOND, HOP_LENGTH, N_FRAMES, SAMPLE_RATE, ModelDims
+from whisper_opt.core.dims import FRAMES_PER_SECOND, N_FRAMES, ModelDims
 from whisper_opt.core.options import TranscribeOptions
 from whisper_opt.text.results import Dropped, Segment
 from whisper_opt.text.vocabulary import Vocab
@@ -22,38 +22,28 @@ from whisper_opt.transcription.repetition import (
     Times,
     covers,
     is_spoken_repetition,
-    likeliest,
+    most_probable,
+)
+from whisper_opt.transcription.segmentation import (
+    WindowSegments,
+    seconds_of,
+    split_at_timestamps,
 )
 from whisper_opt.transcription.words import Bounds, add_words, end_of_speech, skip_silence
 
 __all__ = ["Aligner", "WindowCursor"]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Cut:
-    """A window's answer in segments.
-
-    Attributes:
-        segments: in order, ids from 0; what says nothing is still in them.
-        done: frames of the window that they finish.
-        closed: whether the answer ends with one timestamp: nothing is said after it.
-    """
-
-    segments: list[Segment]
-    done: int
-    closed: bool
-
-
 class WindowCursor:
-    """The state of one recording between windows: where to look next and what was said.
+    """The state of one chunk between windows: position and previous text.
 
-    ``next_window`` and ``accept`` alternate; nothing here computes the model, so that the windows
-    of several recordings can share a batch.
+    ``next_window`` and ``accept`` are called in turns. The cursor does not compute the model, so
+    that windows of several recordings can share a batch.
 
     Attributes:
-        language: code of the language that the next window is told; may be set before
-            ``next_window``, which can be asked again with another.
-        dropped: text left out so far, in order of windows.
+        language: language code in the prompt of the next window. It may be set before
+            ``next_window``, which may be called again with another language.
+        dropped: text dropped so far, in order of windows.
     """
 
     def __init__(
@@ -64,22 +54,22 @@ class WindowCursor:
         options: TranscribeOptions,
         language: str,
         is_spoken: Callable[[Segment], bool] | None = None,
-        sound: SpeechCheck | None = None,
+        speech_check: SpeechCheck | None = None,
     ) -> None:
         """Start at the first frame to transcribe.
 
         Args:
-            n_frames: mel frames of the recording (10 ms each).
+            n_frames: mel frames of the chunk (10 ms each).
             vocab: vocabulary of the model.
             dims: its dimensions.
             options: how to transcribe.
             language: language code of the first window.
-            is_spoken: segments for which it says False are dropped, and so is the text of windows
-                in which ``sound`` has no speech.
-            sound: finds speech in the recording; judges answers that repeat themselves.
+            is_spoken: segments for which it returns False are dropped, and so is the text of
+                windows in which ``speech_check`` finds no speech.
+            speech_check: finds speech in the chunk, used for results that repeat themselves.
         """
         self._is_spoken = is_spoken
-        self._sound = sound
+        self._speech_check = speech_check
         self.dropped: list[Dropped] = []
         self.language = language
         self._n_frames = n_frames
@@ -89,8 +79,8 @@ class WindowCursor:
         self._prefix = _text_tokens(vocab, options.prefix or None)
         self._initial = _text_tokens(vocab, options.initial_prompt)
         self._hotwords = _text_tokens(vocab, (options.hotwords or "").strip() or None)
-        self._said = list(self._initial)
-        self._forget = 0
+        self._all_tokens = list(self._initial)
+        self._prompt_reset_since = 0
         self._n_segments = 0
         self._last_speech = 0.0
         self._clips = _clips(options.clip_timestamps, n_frames)
@@ -99,7 +89,7 @@ class WindowCursor:
 
     @property
     def seek(self) -> int:
-        """The mel frame up to which the recording is done."""
+        """The mel frame up to which the chunk is decoded."""
         return min(self._seek, self._n_frames)
 
     def next_window(self) -> Window | None:
@@ -123,111 +113,112 @@ class WindowCursor:
         )
 
     def _previous(self) -> list[int]:
-        """What comes before the start: hotwords, then what was said; at most half the context.
+        """Prompt before the start sequence: hotwords and previous text, at most half the context.
 
-        Hotwords come first when room is short, then a carried initial prompt, then the newest text.
+        If there is not enough room, hotwords have priority, then a carried initial prompt, then the
+        newest text.
         """
         room = self._dims.n_text_ctx // 2 - 1
-        first, text = list(self._hotwords[:room]), self._said[self._forget :]
+        first, text = list(self._hotwords[:room]), self._all_tokens[self._prompt_reset_since :]
         if self._options.carry_initial_prompt:
             first += _newest(self._initial, room - len(first))
-            text = self._said[max(len(self._initial), self._forget) :]
+            text = self._all_tokens[max(len(self._initial), self._prompt_reset_since) :]
         prompt = [*first, *_newest(text, room - len(first))]
         return [self._vocab.sot_prev, *prompt] if prompt else []
 
     def choose(
-        self, window: Window, attempts: Sequence[WindowResult], answers: FallbackDecoder
+        self, window: Window, attempts: Sequence[WindowResult], fallback: FallbackDecoder
     ) -> WindowResult | None:
-        """The answer to ``window`` to keep; None to try the next temperature.
+        """The result of ``window`` to keep; None to try the next temperature.
 
-        The thresholds decide, as in openai-whisper, unless it is known where speech is:
+        The thresholds decide, as in openai-whisper. With voice activity detection:
 
         - A window without speech is not decoded again.
-        - An answer whose only fault is to repeat itself is kept if that is what was said.
-          Otherwise the first answer is kept that passes and has text for most of the speech; if
-          none does, the likeliest that has.
+        - A result that only repeats itself is kept if the repetition was spoken. Otherwise the
+          first result is kept that passes the thresholds and has text for most of the speech; if
+          there is none, the most probable result that has text for most of the speech.
 
         Args:
-            window: what ``next_window`` returned last.
-            attempts: answers so far, one for each temperature.
-            answers: the thresholds.
+            window: the last one returned by ``next_window``.
+            attempts: the results so far, one per temperature.
+            fallback: the thresholds.
         """
         result, attempt = attempts[-1], len(attempts) - 1
-        kept = result if answers.is_final(result, attempt) else None
-        repeats = answers.only_repeats(attempts[0])
-        if self._sound is None or (kept is not None and not repeats):
+        kept = result if fallback.is_final(result, attempt) else None
+        repeats = fallback.only_repeats(attempts[0])
+        if self._speech_check is None or (kept is not None and not repeats):
             return kept
-        start, end = _seconds(window.seek), _seconds(window.seek + window.size)
-        speech = self._sound.speech(start, end)
+        start, end = seconds_of(window.seek), seconds_of(window.seek + window.size)
+        speech = self._speech_check.speech(start, end)
         if not speech and self._is_spoken is not None:
             return dataclasses.replace(attempts[0], has_speech=False)
         if not speech or not repeats:
             return kept
-        return self._choose_repeated(window, attempts, answers, speech)
+        return self._choose_repeated(window, attempts, fallback, speech)
 
     def _choose_repeated(
         self,
         window: Window,
         attempts: Sequence[WindowResult],
-        answers: FallbackDecoder,
+        fallback: FallbackDecoder,
         speech: Times,
     ) -> WindowResult | None:
-        """The same where the first answer repeats itself and there is speech."""
-        assert self._sound is not None
+        """As :meth:`choose`, if the first result repeats itself and the window has speech."""
+        assert self._speech_check is not None
         result, attempt = attempts[-1], len(attempts) - 1
         tried = [self._attempt(window, attempt) for attempt in attempts]
         threshold = self._options.compression_ratio_threshold or 0.0
         if attempt == 0:
-            end = _seconds(window.seek + window.size)
-            phrases = self._sound.phrases(_seconds(window.seek), end)
+            end = seconds_of(window.seek + window.size)
+            phrases = self._speech_check.phrases(seconds_of(window.seek), end)
             if is_spoken_repetition(tried[0], phrases, threshold):
                 return result
-        if answers.passes(result) and covers(tried[-1], speech):
+        if fallback.passes(result) and covers(tried[-1], speech):
             return result
-        if not answers.is_last(attempt):
+        if not fallback.is_last(attempt):
             return None
-        passing = [each for each in attempts if answers.passes(each)]
-        return likeliest(tried, speech) or (passing or [result])[0]
+        passing = [each for each in attempts if fallback.passes(each)]
+        return most_probable(tried, speech) or (passing or [result])[0]
 
     def _attempt(self, window: Window, result: WindowResult) -> Attempt:
-        cut = self._cut(window, result)
-        segments = [segment for segment in cut.segments if segment.text.strip()]
-        return Attempt(result, segments, _seconds(window.seek + cut.done))
+        split = self._split(window, result)
+        segments = [segment for segment in split.segments if segment.text.strip()]
+        return Attempt(result, segments, seconds_of(window.seek + split.n_done))
 
     def accept(
         self, window: Window, result: WindowResult, aligner: Aligner | None = None
     ) -> list[Segment]:
-        """Take the answer to ``window``; returns its segments and moves on.
+        """Process the result of ``window`` and move on; returns its segments.
 
         Args:
-            window: what ``next_window`` returned last.
-            result: its answer.
-            aligner: for ``word_timestamps``: called with the text tokens of the window, if it has
-                any.
+            window: the last one returned by ``next_window``.
+            result: its result.
+            aligner: needed for ``word_timestamps``; called with the text tokens of the window if
+                there are any.
 
         Raises:
-            ValueError: ``word_timestamps`` is on, and there is no ``aligner``.
+            ValueError: ``word_timestamps`` is on, but there is no ``aligner``.
         """
-        cut = self._cut(window, result)
+        split = self._split(window, result)
         reason = self._reason_to_skip(result)
         if reason is not None:
             self._seek = window.seek + window.size
-            self._drop(cut.segments, reason)
+            self._drop(split.segments, reason)
             return []
-        segments, seek = cut.segments, window.seek + cut.done
+        segments, seek = split.segments, window.seek + split.n_done
         if self._options.word_timestamps:
             if aligner is None:
                 raise ValueError("word_timestamps is on, but accept was given no aligner")
-            kept, seek = self._with_words(window, cut, aligner)
-            # what lies behind the new place is decoded again
-            left_out = cut.segments[len(kept or ()) :]
-            self._drop([each for each in left_out if each.end <= _seconds(seek)], "silence")
+            kept, seek = self._with_words(window, split, aligner)
+            # segments after the new position are decoded again
+            dropped = split.segments[len(kept or ()) :]
+            self._drop([each for each in dropped if each.end <= seconds_of(seek)], "silence")
             if kept is None:
                 self._seek = seek
                 return []
             segments = kept
-        # An answer whose last pair is <|0.00|><|0.00|> finishes nothing: the reference would decode
-        # the same sound again, without end. Only sampling without timestamp rules can give one.
+        # A result whose last pair is <|0.00|><|0.00|> finishes no frames: the reference decodes the
+        # same audio again, endlessly. Only sampling without timestamp rules can produce one.
         self._seek = seek if seek > window.seek else window.seek + window.size
         if self._is_spoken is not None:
             spoken = [self._is_spoken(segment) for segment in segments]
@@ -236,7 +227,7 @@ class WindowCursor:
         return self._remember(segments, result.temperature)
 
     def _drop(self, segments: Sequence[Segment], reason: str) -> None:
-        """Note text left out; neighbouring segments make one entry."""
+        """Record dropped text; neighbouring segments make one entry."""
         segments = [segment for segment in segments if segment.text.strip()]
         if segments:
             text = "".join(segment.text for segment in segments)
@@ -248,20 +239,20 @@ class WindowCursor:
         return "no-speech probability" if self._is_silence(result) else None
 
     def _remember(self, segments: Sequence[Segment], temperature: float) -> list[Segment]:
-        """The segments with their ids, emptied where they say nothing; their text is passed on."""
+        """Number the segments, clear empty ones, and add their tokens to the previous text."""
         language = self.language if self._options.multilingual else None
-        said = []
+        numbered = []
         for i, segment in enumerate(segments, self._n_segments):
             segment = dataclasses.replace(segment, id=i, language=language)
             if segment.start == segment.end or not segment.text.strip():
                 none = None if segment.words is None else ()
                 segment = dataclasses.replace(segment, text="", tokens=(), words=none)
-            self._said.extend(segment.tokens)
-            said.append(segment)
-        self._n_segments += len(said)
+            self._all_tokens.extend(segment.tokens)
+            numbered.append(segment)
+        self._n_segments += len(numbered)
         if not self._options.conditions or temperature > 0.5:
-            self._forget = len(self._said)
-        return said
+            self._prompt_reset_since = len(self._all_tokens)
+        return numbered
 
     def _is_silence(self, result: WindowResult) -> bool:
         options = self._options
@@ -274,67 +265,21 @@ class WindowCursor:
         )
         return not likely
 
-    def _cut(self, window: Window, result: WindowResult) -> _Cut:
-        begin = self._vocab.timestamp_begin
-        tokens = result.tokens
-        times = [token in self._vocab.times for token in tokens]
-        closed = times[-2:] == [False, True]
-        cuts = [i for i in range(1, len(tokens)) if times[i] and times[i - 1]]
-        offset = _seconds(window.seek)
-        precision = _seconds(self._dims.frames_per_position)
-        if not cuts:
-            marks = [token for token, is_time in zip(tokens, times) if is_time]
-            length = _seconds(window.size)
-            if marks and marks[-1] != begin:
-                length = (marks[-1] - begin) * precision
-            segments = self._segments(window, result, [(offset, offset + length, tokens)])
-            segments = [dataclasses.replace(segments[0], truncated=result.truncated)]
-            return _Cut(segments, window.size, closed)
-        if closed:
-            cuts.append(len(tokens))
-        spans = []
-        for first, last in zip([0, *cuts], cuts):
-            piece = tokens[first:last]
-            start, end = (piece[0] - begin) * precision, (piece[-1] - begin) * precision
-            spans.append((offset + start, offset + end, piece))
-        done = (tokens[cuts[-1] - 1] - begin) * self._dims.frames_per_position
-        segments = self._segments(window, result, spans)
-        return _Cut(segments, window.size if closed else done, closed)
-
-    def _segments(
-        self,
-        window: Window,
-        result: WindowResult,
-        spans: list[tuple[float, float, tuple[int, ...]]],
-    ) -> list[Segment]:
-        return [
-            Segment(
-                id=i,
-                start=start,
-                end=end,
-                text=self._vocab.decode(tokens),
-                tokens=tokens,
-                avg_logprob=result.avg_logprob,
-                no_speech_prob=result.no_speech_prob,
-                compression_ratio=result.compression_ratio,
-                temperature=result.temperature,
-                seek=window.seek,
-            )
-            for i, (start, end, tokens) in enumerate(spans)
-        ]
+    def _split(self, window: Window, result: WindowResult) -> WindowSegments:
+        return split_at_timestamps(window, result, self._vocab, self._dims)
 
     # --- word times -----------------------------------------------------------------------------
 
     def _with_words(
-        self, window: Window, cut: _Cut, aligner: Aligner
+        self, window: Window, split: WindowSegments, aligner: Aligner
     ) -> tuple[list[Segment] | None, int]:
-        """Segments with words, and where the window after this one begins.
+        """Segments with words, and the first frame of the next window.
 
-        None for segments: the window is only to be moved there.
+        The segments are None if the window must only be moved there.
         """
-        segments = self._align(window, cut.segments, aligner)
+        segments = self._align(window, split.segments, aligner)
         kept: list[Segment] | None = segments
-        seek = self._seek_after_words(window, cut, end_of_speech(segments))
+        seek = self._seek_after_words(window, split, end_of_speech(segments))
         threshold = self._options.hallucination_silence_threshold
         if threshold is not None:
             bounds = _bounds(window, self._n_frames)
@@ -358,34 +303,30 @@ class WindowCursor:
             segments,
             timings,
             text=vocab.text,
-            offset=_seconds(window.seek),
+            offset=seconds_of(window.seek),
             last_speech=self._last_speech,
             prepended=options.prepend_punctuations,
             appended=options.append_punctuations,
         )
 
-    def _seek_after_words(self, window: Window, cut: _Cut, end: float | None) -> int:
-        """Where to go on when the last word ends at ``end``, in seconds."""
+    def _seek_after_words(self, window: Window, split: WindowSegments, end: float | None) -> int:
+        """First frame of the next window if the last word ends at ``end``, in seconds."""
         bounds = _bounds(window, self._n_frames)
-        if cut.closed or end is None or end <= bounds.start:
-            return window.seek + cut.done
+        if split.single_timestamp_ending or end is None or end <= bounds.start:
+            return window.seek + split.n_done
         threshold = self._options.hallucination_silence_threshold
         if threshold is not None and bounds.end - end <= threshold:
             return window.seek + window.size
         return round(end * FRAMES_PER_SECOND)
 
 
-def _seconds(n_frames: int) -> float:
-    return n_frames * HOP_LENGTH / SAMPLE_RATE
-
-
 def _bounds(window: Window, n_frames: int) -> Bounds:
-    start = _seconds(window.seek)
+    start = seconds_of(window.seek)
     return Bounds(
         start=start,
-        sound_end=start + _seconds(window.size),
-        end=_seconds(window.seek + N_FRAMES),
-        recording_end=_seconds(n_frames),
+        audio_end=start + seconds_of(window.size),
+        end=seconds_of(window.seek + N_FRAMES),
+        recording_end=seconds_of(n_frames),
     )
 
 

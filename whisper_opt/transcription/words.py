@@ -1,7 +1,7 @@
-"""From word timings to words of segments, and what word times say about made-up text.
+"""Words of segments, and detection of hallucinations by word times.
 
-The rules are openai-whisper's (``add_word_timestamps`` in whisper/timing.py, and the skipping of
-silence in whisper/transcribe.py). Segments are not changed in place: new ones are returned.
+The rules are openai-whisper's: ``add_word_timestamps`` in whisper/timing.py, and
+``hallucination_silence_threshold`` in whisper/transcribe.py. Segments are not changed in place.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = [
 _SENTENCE_ENDS = ".。!！?？"  # noqa: RUF001 - full-width marks are meant
 _PUNCTUATION = "\"'“¿([{-\"'.。,，!！?？:：”)]}、"  # noqa: RUF001 - full-width marks are meant
 _LONGEST_MEDIAN = 0.7
-"""Seconds; half of what a word at a pause may last."""
+"""Seconds; half of the longest duration of a word next to a pause."""
 
 
 # --- words of segments --------------------------------------------------------------------------
@@ -39,8 +39,8 @@ def merge_punctuations(
 ) -> list[WordTiming]:
     """Join opening punctuation to the word after it, and closing punctuation to the one before.
 
-    Times and probabilities stay those of the word. A mark counts when it is part of ``prepended``
-    (and has a space before it) or of ``appended``.
+    Times and probabilities are those of the word. A mark is punctuation if it is part of
+    ``prepended`` (and has a leading space) or of ``appended``.
     """
     following: list[WordTiming] = []  # last word first
     for timing in reversed(timings):
@@ -62,7 +62,7 @@ def _joined(left: WordTiming, right: WordTiming, *, keep: WordTiming) -> WordTim
 
 
 def _end_sentences(timings: Sequence[WordTiming], longest: float) -> list[WordTiming]:
-    """Shorten what lasts too long at the end of a sentence: its mark, or the word after it."""
+    """Shorten punctuation at the end of a sentence, or the word after it, if it is too long."""
     shortened = list(timings[:1])
     for before, timing in zip(timings, timings[1:]):
         start, end = timing.start, timing.end
@@ -85,17 +85,17 @@ def add_words(
     prepended: str,
     appended: str,
 ) -> list[Segment]:
-    """Give the segments of one window their words, and the times that the words suggest.
+    """Add words to the segments of one window, and set the segment times by them.
 
-    Words go to segments by the number of their tokens; one that reaches into the next segment stays
-    in the one where it begins, and moves the words after it, as in the reference.
+    Words are assigned to segments by their number of tokens. A word across two segments belongs to
+    the first one, which shifts the words after it, as in the reference.
 
     Args:
         segments: of one window, with all their tokens.
         timings: of all their words, in seconds from the start of the window.
         text: ids that are text.
         offset: start of the window in seconds.
-        last_speech: where speech ended before the window, in seconds.
+        last_speech: end of speech before the window, in seconds.
         prepended: opening punctuation.
         appended: closing punctuation.
     """
@@ -122,7 +122,7 @@ def add_words(
 
 
 def _shorten_after_pause(words: list[Word], usual: float, last_speech: float) -> None:
-    """Shorten the first two words when they seem to reach back into the pause before them."""
+    """Shorten the first two words if they seem to include the pause before them."""
     longest = 2 * usual
     first, second = words[0], words[1] if len(words) > 1 else None
     if first.end - last_speech <= 4 * usual:
@@ -137,10 +137,7 @@ def _shorten_after_pause(words: list[Word], usual: float, last_speech: float) ->
 
 
 def _fitted(segment: Segment, words: list[Word], usual: float) -> Segment:
-    """The segment with the times of its words, unless an outer word reaches far beyond it.
-
-    Such a word is shortened instead.
-    """
+    """The segment with the times of its words; a word far outside the segment is shortened."""
     first = words[0]
     if segment.start < first.end and segment.start - 0.5 > first.start:
         words[0] = replace(first, start=max(0.0, min(first.end - usual, segment.start)))
@@ -155,20 +152,20 @@ def _fitted(segment: Segment, words: list[Word], usual: float) -> Segment:
 
 
 def end_of_speech(segments: Sequence[Segment]) -> float | None:
-    """Where the last word ends, in seconds; without words the last segment; None without either."""
+    """End of the last word in seconds; without words of the last segment; None without segments."""
     for segment in reversed(segments):
         if segment.words:
             return segment.words[-1].end
     return segments[-1].end if segments else None
 
 
-# --- made-up text -------------------------------------------------------------------------------
+# --- hallucinations -----------------------------------------------------------------------------
 
 
 def is_anomalous(segment: Segment | None) -> bool:
-    """Whether the words of a segment are too short, too long or too unlikely to be real speech.
+    """Whether the words of a segment are too short, too long or too improbable to be speech.
 
-    Judged by its first eight words that are not punctuation; without words it is not.
+    Uses the first eight words that are not punctuation. A segment without words is not anomalous.
     """
     if segment is None or not segment.words:
         return False
@@ -189,17 +186,17 @@ def _anomaly(word: Word) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Bounds:
-    """Where a window lies, in seconds from the start of the recording.
+    """Times of a window in seconds from the start of the recording.
 
     Attributes:
-        start: of the window.
-        sound_end: end of the sound in it.
+        start: start of the window.
+        audio_end: end of the audio in it.
         end: 30 s after its start.
         recording_end: end of the recording.
     """
 
     start: float
-    sound_end: float
+    audio_end: float
     end: float
     recording_end: float
 
@@ -207,18 +204,18 @@ class Bounds:
 def skip_silence(
     segments: list[Segment], bounds: Bounds, threshold: float, last_speech: float
 ) -> tuple[list[Segment] | None, int | None]:
-    """Drop text that was probably made up in a silence.
+    """Drop anomalous segments next to silence, which are probably hallucinations.
 
     Args:
         segments: of one window, with words.
         bounds: the window.
-        threshold: seconds of silence beside suspicious text that make it incredible.
-        last_speech: where speech ended before the window, in seconds.
+        threshold: seconds of silence next to an anomalous segment for which it is dropped.
+        last_speech: end of speech before the window, in seconds.
 
     Returns:
-        The segments to keep and the frame at which to listen again. The first is None when the
-        window only has to be moved past the silence at its start, as if it had not been decoded;
-        the second is None when nothing was dropped.
+        The segments to keep and the first frame of the next window. The segments are None if the
+        window must only be moved past the silence at its start; the frame is None if no segment
+        was dropped.
     """
     spoken = [i for i, segment in enumerate(segments) if segment.words]
     if spoken and is_anomalous(segments[spoken[0]]):
@@ -243,8 +240,8 @@ def _is_alone(
     threshold: float,
     last_speech: float,
 ) -> bool:
-    """Whether silence, more made-up text or an edge of the window is on both sides."""
-    next_start = following.words[0].start if following and following.words else bounds.sound_end
+    """Whether silence, an anomalous segment or an edge of the window is on both sides."""
+    next_start = following.words[0].start if following and following.words else bounds.audio_end
     before = (
         segment.start - last_speech > threshold
         or segment.start < threshold

@@ -26,6 +26,7 @@ from whisper_opt.decoding.constraints import (
     SuppressTokens,
     TimestampRules,
     TokenConstraint,
+    banned_tokens,
 )
 from whisper_opt.decoding.multistep import GreedyRow, greedy_row, greedy_rows
 from whisper_opt.export import export
@@ -178,12 +179,12 @@ class Hypothesis:
         self.timed = rng.random() < 0.7
         suppressed = rng.choice(EOT, rng.integers(0, 40), replace=False)
         specials = np.arange(EOT + 1, BEGIN)
-        self.rules: list[TokenConstraint] = [SuppressAtBegin(np.array([3, EOT]))]
+        self.constraints: list[TokenConstraint] = [SuppressAtBegin(np.array([3, EOT]))]
         if rng.random() < 0.9:
-            self.rules.append(SuppressTokens(np.concatenate([suppressed, specials])))
+            self.constraints.append(SuppressTokens(np.concatenate([suppressed, specials])))
         if self.timed:
             latest = int(rng.integers(0, 10)) if rng.random() < 0.5 else None
-            self.rules.append(TimestampRules(BEGIN, EOT, NO_TIMESTAMPS, latest))
+            self.constraints.append(TimestampRules(BEGIN, EOT, NO_TIMESTAMPS, latest))
         times = rng.random(n) < rng.choice([0.0, 0.3, 0.6, 1.0])
         self.sampled = np.where(
             times, rng.integers(BEGIN, N_VOCAB, n), rng.integers(0, EOT, n)
@@ -197,15 +198,13 @@ class Hypothesis:
         self.ended = False
 
     def row(self) -> GreedyRow:
-        found = greedy_row(self.rules, self.begin, EOT, N_VOCAB)
+        found = greedy_row(self.constraints, self.begin, EOT, N_VOCAB)
         assert found is not None
         return found
 
     def best(self, logits: F32) -> tuple[Top, Bool]:
         """The token that the host samples, and whether that does not depend on rounding."""
-        ban = np.zeros((1, N_VOCAB), np.bool_)
-        for rule in self.rules:
-            rule(self.sampled, ban[0])
+        ban = banned_tokens(self.constraints, self.sampled).array(N_VOCAB)[None]
         mask = TokenMask(ban, np.full(1, BEGIN if self.timed else N_VOCAB))
         return top_k(logits[None], 1, mask), ~near_tie(logits[None], mask)
 
@@ -286,10 +285,9 @@ def test_likeliest_tokens_are_those_of_choose(choose: Any) -> None:
     rng = np.random.default_rng(11)
     hypotheses = [Hypothesis(rng, 3) for _ in range(300)]
     rows, logits = Rows(hypotheses, np.arange(300)), random_logits(rng, 300, "plain")
-    ban = np.zeros((300, N_VOCAB), np.bool_)
-    for banned, hypothesis in zip(ban, hypotheses):
-        for rule in hypothesis.rules:
-            rule(hypothesis.sampled, banned)
+    ban = np.stack(
+        [banned_tokens(each.constraints, each.sampled).array(N_VOCAB) for each in hypotheses]
+    )
     found = run(choose, logits, TokenMask(ban, rows.fixed["timestamp_begin"]))
     logprobs = rows.step(graph, logits)
     np.testing.assert_array_equal(rows.tokens[:, 0], found.tokens[:, 0])
@@ -301,7 +299,7 @@ def test_constraints_that_need_the_host() -> None:
     timed = TimestampRules(BEGIN, EOT, NO_TIMESTAMPS, 5)
     assert greedy_row(fixed, None, EOT, N_VOCAB) is not None
     assert greedy_row([*fixed, timed], BEGIN, EOT, N_VOCAB) is not None
-    for rules, begin, eot in (
+    for constraints, begin, eot in (
         ([*fixed, NoRepeatNGram(3, range(EOT))], None, EOT),
         ([*fixed, timed], None, EOT),  # bans without the comparison
         (fixed, BEGIN, EOT),  # the comparison without bans
@@ -309,7 +307,7 @@ def test_constraints_that_need_the_host() -> None:
         ([timed], BEGIN + 1, EOT),
         ([timed, timed], BEGIN, EOT),
     ):
-        assert greedy_row(rules, begin, eot, N_VOCAB) is None
+        assert greedy_row(constraints, begin, eot, N_VOCAB) is None
 
 
 # --- reorder --------------------------------------------------------------------------------------

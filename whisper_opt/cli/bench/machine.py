@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Union
 
-from whisper_opt.core.cpu import memory_bytes, processor
+from whisper_opt.core.cpu import cpu_info, memory_bytes
 from whisper_opt.core.version import __version__, installed_version
 from whisper_opt.runtime.native import why_no_kernels
 
@@ -62,7 +62,7 @@ def busy_cores(seconds: float = 0.5) -> Union[float, None]:
 
 def machine() -> dict[str, Any]:
     """Processor, its instructions that matter, whether kernels can use them, memory and load."""
-    found = processor()
+    found = cpu_info()
     return {
         "cpu": found.name,
         "flags": list(found.flags),

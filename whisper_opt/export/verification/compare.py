@@ -29,7 +29,12 @@ from whisper_opt.core.backend import (
 )
 from whisper_opt.core.dims import N_SAMPLES
 from whisper_opt.core.logits import log_sum_exp, top_row
-from whisper_opt.decoding.constraints import SuppressTokens, TimestampRules, TokenConstraint
+from whisper_opt.decoding.constraints import (
+    SuppressTokens,
+    TimestampRules,
+    TokenConstraint,
+    banned_tokens,
+)
 from whisper_opt.decoding.multistep import GreedyRow, greedy_row, greedy_rows
 from whisper_opt.export.graphs.precision import FP16
 from whisper_opt.export.verification.synthetic_audio import sample_times, synthetic_voice
@@ -136,9 +141,9 @@ def _wrong_steps(backend: Backend, encoded: Encoded, prompt: Int, vocab: Vocab) 
     never = SuppressTokens(np.array(sorted(set(vocab.never_sampled())), np.int64))
     begin, eot, n_vocab = vocab.timestamp_begin, vocab.eot, backend.dims.n_vocab
     timed = TimestampRules(begin, eot, vocab.no_timestamps, None)
-    rules: list[list[TokenConstraint]] = [[never, timed], [never]]
+    constraints: list[list[TokenConstraint]] = [[never, timed], [never]]
     begins = [begin, None]
-    rows = [greedy_row(rule, start, eot, n_vocab) for rule, start in zip(rules, begins)]
+    rows = [greedy_row(each, start, eot, n_vocab) for each, start in zip(constraints, begins)]
     first = np.array([begin, 1], np.int64)
     sessions = [backend.open(encoded) for _ in range(2)]
     try:
@@ -152,10 +157,8 @@ def _wrong_steps(backend: Backend, encoded: Encoded, prompt: Int, vocab: Vocab) 
             scores = _last(sessions[1].extend(np.array([[row[-1]] for row in sampled])))
             for i, history in enumerate(sampled):
                 if history[-1] != eot:
-                    mask = np.zeros(n_vocab, np.bool_)
-                    for rule in rules[i]:
-                        rule(history, mask)
-                    allowed = np.where(mask, np.float32(-np.inf), scores[i])
+                    allowed = scores[i].copy()
+                    banned_tokens(constraints[i], history).write(allowed, -np.inf)
                     wrong += _is_wrong(allowed, begins[i] or n_vocab, chosen[i], logprobs[i])
                 history.append(chosen[i])
         return wrong

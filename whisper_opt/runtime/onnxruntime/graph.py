@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from whisper_opt.core.cpu import processor
+from whisper_opt.core.cpu import cpu_info
 from whisper_opt.core.errors import BackendUnavailable, EngineError
 from whisper_opt.core.remedies import install_hint
 from whisper_opt.runtime.device.executor import Tensor
@@ -41,7 +41,7 @@ def sums_overflow() -> bool:
     """
     if platform.machine().lower() not in ("x86_64", "amd64", "i386", "i686"):
         return False
-    flags = processor().flags
+    flags = cpu_info().flags
     return "avx512_vnni" not in flags and "avx_vnni" not in flags
 
 

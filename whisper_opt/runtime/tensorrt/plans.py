@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Union
 
 from whisper_opt.core.errors import EngineError, WhisperOptError
-from whisper_opt.core.json_files import parse_json, plain_name, read_text, text
+from whisper_opt.core.json_files import parse_json, plain_name, read_text, string
 from whisper_opt.runtime.engine import Engine, FileEntry, Manifest, sha256
 from whisper_opt.runtime.tensorrt.plan_spec import PlanSpec, Profile, covers
 
@@ -146,7 +146,7 @@ class BuildRecord:
                 graph: tuple(Profile.from_values(value) for value in listed)
                 for graph, listed in values["profiles"].items()
             },
-            source=text(values["source"], "source"),
+            source=string(values["source"], "source"),
             seconds=dict(values["seconds"]),
             layers=dict(values["layers"]),
             tokens=dict(values["tokens"]),
@@ -159,16 +159,16 @@ class BuildRecord:
 
 
 def _target(values: Mapping[str, Any]) -> Target:
-    gpus = tuple(text(gpu, "gpus") for gpu in values["gpus"])
+    gpus = tuple(string(gpu, "gpus") for gpu in values["gpus"])
     if not gpus:
         raise ValueError("gpus: none; expected the compute capabilities that plans are for")
     device = values["device"]
     return Target(
-        library=text(values["library"], "library"),
-        version=text(values["version"], "version"),
+        library=string(values["library"], "library"),
+        version=string(values["version"], "version"),
         gpus=gpus,
-        device=None if device is None else text(device, "device"),
-        platform=text(values["platform"], "platform"),
+        device=None if device is None else string(device, "device"),
+        platform=string(values["platform"], "platform"),
     )
 
 
