@@ -24,10 +24,10 @@ from whisper_opt.export.checkpoints import Checkpoint
 from whisper_opt.export.graphs.builder import GraphBuilder
 from whisper_opt.export.graphs.dialects import make_dialect
 from whisper_opt.export.graphs.graph import build_decoder, build_encoder
-from whisper_opt.export.graphs.partial import PartialPadding
+from whisper_opt.export.graphs.partial import CompressedPositions
 from whisper_opt.export.graphs.precision import FP32, Precision
-from whisper_opt.export.quantization.padding_parts import padding_parts, parts_of
-from whisper_opt.export.verification.partitioned import PiecewiseGraph
+from whisper_opt.export.quantization.padding_parts import padding_parts, parts_by_attention
+from whisper_opt.export.verification.partitioned import PartitionedGraph
 from whisper_opt.export.verification.reference import Reference
 from whisper_opt.export.verification.verify import noise_mel, verify
 from whisper_opt.export.writer import write_graph
@@ -126,7 +126,7 @@ def test_parts_are_short_where_attention_is_high(seed: int, n_ctx: int) -> None:
     density = np.exp(2 * draw.standard_normal(n_ctx))
     peak = int(draw.integers(n_ctx))
     density[peak] = 100 * density.max()
-    parts = parts_of(density / density.mean())
+    parts = parts_by_attention(density / density.mean())
     assert sum(parts) == n_ctx
     assert min(parts) >= 1
     assert max(parts) <= 12
@@ -150,7 +150,7 @@ class _Exact(Precision):
     """float32 with padding compression: all remaining errors are those of the graph."""
 
     @property
-    def partial(self) -> bool:
+    def compresses_padding(self) -> bool:
         return True
 
 
@@ -163,11 +163,11 @@ def small() -> Checkpoint:
 
 
 @pytest.fixture(scope="module")
-def graphs(small: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> list[PiecewiseGraph]:
+def graphs(small: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> list[PartitionedGraph]:
     return float_graphs(small, tmp_path_factory.mktemp("graphs"))
 
 
-def float_graphs(checkpoint: Checkpoint, folder: Path) -> list[PiecewiseGraph]:
+def float_graphs(checkpoint: Checkpoint, folder: Path) -> list[PartitionedGraph]:
     """Encoder and decoder."""
     built = {
         "encoder": build_encoder(DIMS, checkpoint.tensors, make_dialect("contrib"), EXACT),
@@ -177,11 +177,11 @@ def float_graphs(checkpoint: Checkpoint, folder: Path) -> list[PiecewiseGraph]:
     }
     for stem, (graph, _) in built.items():
         write_graph(graph, folder, stem, lambda n: None)
-    return [PiecewiseGraph(*parts, folder, stem) for stem, parts in built.items()]
+    return [PartitionedGraph(*parts, folder, stem) for stem, parts in built.items()]
 
 
 def test_without_compression_it_is_the_plain_model(
-    small: Checkpoint, graphs: list[PiecewiseGraph]
+    small: Checkpoint, graphs: list[PartitionedGraph]
 ) -> None:
     reference = Reference(small)
     for mel in (noise_mel(DIMS)[:, :400], noise_mel(DIMS)[:, :401], short(300)):
@@ -195,11 +195,11 @@ def test_without_compression_it_is_the_plain_model(
 
 @pytest.mark.parametrize("n_frames", [0, 1, 2, 77, 310, 2000])
 def test_compressed_encoding_equals_the_reference(
-    small: Checkpoint, graphs: list[PiecewiseGraph], n_frames: int
+    small: Checkpoint, graphs: list[PartitionedGraph], n_frames: int
 ) -> None:
     reference, mel = Reference(small), short(n_frames)
     inputs = PaddingCompression(padding_parts(small), 2).compress(mel[None])
-    audio = reference.encode_heard(mel, inputs.positions, inputs.counts)
+    audio = reference.encode_compressed(mel, inputs.positions, inputs.counts)
     cross = graphs[0].run(inputs.feeds())
     key, value = reference.cross(audio, 0)
     np.testing.assert_allclose(cross["cross_v_0"][0], value.transpose(1, 0, 2), atol=1e-4)
@@ -218,7 +218,7 @@ def test_merging_equal_positions_is_exact() -> None:
     reference = Reference(dataclasses.replace(plain, tensors={**plain.tensors, name: tensor}))
     mel = short(500)
     inputs = PaddingCompression([30] * 50, 2).compress(mel[None])
-    by_parts = reference.encode_heard(mel, inputs.positions, inputs.counts)
+    by_parts = reference.encode_compressed(mel, inputs.positions, inputs.counts)
     whole = reference.encode(mel)
     np.testing.assert_allclose(by_parts, whole[inputs.positions], atol=1e-4)
     scores = reference.decode(by_parts, [TOKENS], counts=inputs.counts)[0][0]
@@ -231,18 +231,18 @@ def test_wrong_counts_are_found(
 ) -> None:
     if broken == "keys":
 
-        def without_counts(self: PartialPadding, heads: str, n_head: int) -> str:
+        def without_counts(self: CompressedPositions, heads: str, n_head: int) -> str:
             builder, zero = self._builder, np.array(0, np.float32)
             ends = builder.constant([0, 1]), builder.constant(zero), builder.constant([3])
             return builder.node("Pad", heads, *ends)
 
-        monkeypatch.setattr(PartialPadding, "counted", without_counts)
+        monkeypatch.setattr(CompressedPositions, "append_log_counts", without_counts)
     else:
 
         def never_compressed(self: GraphBuilder, condition: str, then: Any, otherwise: Any) -> str:
             return str(otherwise())
 
-        monkeypatch.setattr(GraphBuilder, "either", never_compressed)
+        monkeypatch.setattr(GraphBuilder, "if_else", never_compressed)
     encoder, decoder = float_graphs(small, tmp_path)
     with pytest.raises(VerificationError, match="padding"):
         verify(small, encoder, decoder, precision=EXACT, parts=padding_parts(small))
@@ -343,7 +343,7 @@ def test_attention_covers_all_positions(small: Checkpoint, engine: Engine, kerne
         assert (len(audio.counts[0]) == N_CTX) is whole
         found = backend.attention(audio, TOKENS[None], np.array([len(TOKENS)])).scores[0]
         inputs = EncoderInput(mel[None], *audio.counts)
-        exact = reference.encode_heard(mel, inputs.positions, inputs.counts)
+        exact = reference.encode_compressed(mel, inputs.positions, inputs.counts)
         (expected,) = reference.decode(exact, [TOKENS], small.heads, counts=inputs.counts)[1]
         expected = np.repeat(expected, inputs.counts, axis=2)
         assert found.shape == expected.shape == (len(small.heads), len(TOKENS), N_CTX)

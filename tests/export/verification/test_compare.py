@@ -1,4 +1,4 @@
-"""The comparison of plans with their ONNX engine finds what plans could get wrong."""
+"""The comparison of plans with their ONNX engine finds faults of plans."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def vocab() -> Vocab:
 
 @dataclasses.dataclass
 class Faulty:
-    """A backend with one fault: what is wrong is decided by its fields."""
+    """A backend with one fault, selected by its fields."""
 
     backend: OrtBackend
     scores: Change = np.copy
@@ -120,7 +120,7 @@ def test_rounding_is_equal(backend: OrtBackend, vocab: Vocab) -> None:
 
 
 class Unruly(DeviceBackend):
-    """A device whose own steps are wrong in one way."""
+    """A device whose multi-step decoding has one fault."""
 
     change: Callable[[MultiStepResult], MultiStepResult]
 
@@ -187,7 +187,7 @@ def nan_in_one_row(scores: F32) -> F32:
 
 
 def one_is_far_off(scores: F32) -> F32:
-    """A token that is not the best, so that the best stays the best."""
+    """Change the score of a token that is not the best."""
     scores = scores.copy()
     scores[:, -1, scores[0, -1].argmin()] -= 0.2 * np.abs(scores).max()
     return scores
