@@ -18,14 +18,13 @@ from whisper_opt.runtime.engine import (
     ENGINE_FILES,
     FORMAT_VERSION,
     MANIFEST,
-    TENSOR_SHAPES,
     FileEntry,
     Manifest,
-    TensorEntry,
-    map_tensor,
     read_engine,
     sha256,
 )
+from whisper_opt.runtime.head_names import EMBEDDING, NORM, OWN_HEAD
+from whisper_opt.runtime.tensors import TENSOR_SHAPES, TensorEntry, map_tensor
 
 Change = Callable[[dict[str, Any]], None]
 
@@ -229,7 +228,7 @@ def test_a_missing_field(engine_dir: Path, name: str) -> None:
         lambda values: values.update(precision=["fp32"]),
         lambda values: values.update(dialect=None),
         lambda values: values.update(dialect="latin"),
-        lambda values: values.update(tensors={"screen.norm": {}}),
+        lambda values: values.update(tensors={NORM: {}}),
         lambda values: values.update(tensors=[1]),
     ],
 )
@@ -271,11 +270,12 @@ def test_only_files_of_the_directory_are_looked_at(
     assert "expected the name of a file in the engine directory" in said
 
 
-def with_tensors(folder: Path) -> dict[str, dict[str, Any]]:
-    """Give the engine the tensors that a runtime reads itself; returns their entries."""
+def with_tensors(folder: Path, head: str = EMBEDDING) -> dict[str, dict[str, Any]]:
+    """Add the tensors that a runtime reads itself to the engine; returns their entries."""
     sizes = random_dims().to_dict()
     entries, end = {}, 0
-    for name, shape in TENSOR_SHAPES.items():
+    names = [head, *(name for name in TENSOR_SHAPES if name not in (EMBEDDING, OWN_HEAD))]
+    for name, shape in ((name, TENSOR_SHAPES[name]) for name in names):
         numbers = [sizes[n] if isinstance(n, str) else n for n in shape]
         entries[name] = {"file": "decoder.data", "offset": end, "shape": numbers}
         entries[name]["dtype"] = "float16" if len(numbers) == 2 else "float32"
@@ -287,8 +287,9 @@ def with_tensors(folder: Path) -> dict[str, dict[str, Any]]:
     return entries
 
 
-def test_tensors_are_mapped(engine_dir: Path) -> None:
-    entries = with_tensors(engine_dir)
+@pytest.mark.parametrize("head", [EMBEDDING, OWN_HEAD])
+def test_tensors_are_mapped(engine_dir: Path, head: str) -> None:
+    entries = with_tensors(engine_dir, head)
     engine = read_engine(engine_dir, verify=True)
     for name, entry in entries.items():
         found = engine.tensor(name)
@@ -327,21 +328,21 @@ def test_tensors_are_mapped(engine_dir: Path) -> None:
 )
 def test_a_tensor_that_no_engine_has(engine_dir: Path, wrong: dict[str, Any]) -> None:
     with_tensors(engine_dir)
-    edit(engine_dir, lambda values: values["tensors"]["screen.norm"].update(wrong))
+    edit(engine_dir, lambda values: values["tensors"][NORM].update(wrong))
     said = message(engine_dir, verify=True)
     assert f"{engine_dir / MANIFEST} is malformed" in said
 
 
 def test_a_tensor_beyond_the_end_of_its_file(engine_dir: Path) -> None:
     entries = with_tensors(engine_dir)
-    offset = entries["screen.norm"]["offset"]
-    edit(engine_dir, lambda values: values["tensors"]["screen.norm"].update(offset=offset + 1))
-    assert "is no part of decoder.data" in message(engine_dir)
+    offset = entries[NORM]["offset"]
+    edit(engine_dir, lambda values: values["tensors"][NORM].update(offset=offset + 1))
+    assert "is not within decoder.data" in message(engine_dir)
 
 
 @pytest.mark.parametrize("name", TENSOR_SHAPES)
 def test_tensors_are_there_together(engine_dir: Path, name: str) -> None:
-    with_tensors(engine_dir)
+    with_tensors(engine_dir, OWN_HEAD if name == OWN_HEAD else EMBEDDING)
     edit(engine_dir, lambda values: values["tensors"].pop(name))
     assert "is malformed" in message(engine_dir)
 

@@ -140,7 +140,7 @@ def pack_graph(n_head: int, kind: str) -> bytes:
 
 
 def cross_graph(n_head: int, layer: int, *, scores: bool = False) -> bytes:
-    """Attention to what was heard, or its scores; inputs have any shape, so as to be refused."""
+    """A graph of cross-attention or its scores; inputs may have any shape, to test checks."""
     shapes: dict[str, list[Any]] = {
         "queries": ["a0", "n", "w"],
         "keys": ["a1", "h1", "p", "c1", "b1", "four1"],

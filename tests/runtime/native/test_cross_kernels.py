@@ -1,4 +1,4 @@
-"""Attention to what was heard, packed in 8 bits: kernels against what defines them.
+"""Cross-attention with packed 8-bit keys and values: kernels against their definition.
 
 Run on the oldest supported Python and ONNX Runtime too, by test_pythons.py.
 """
@@ -28,7 +28,7 @@ HEADS = 2
 # --- packing --------------------------------------------------------------------------------------
 
 
-def heard(n_audio: int, n: int, n_head: int, seed: int = 0) -> F32:
+def encoded(n_audio: int, n: int, n_head: int, seed: int = 0) -> F32:
     """Projected keys or values; some channels are far louder than others, and one is silent."""
     rng = np.random.default_rng([seed, n_audio, n, n_head])
     channels = np.exp(rng.standard_normal(64 * n_head))
@@ -57,7 +57,7 @@ def test_packing(kind: str, n: int) -> None:
     plain, one = (session(pack_graph(HEADS, kind), kernels=kernels) for kernels in (False, True))
     two = session(pack_graph(HEADS, kind), kernels=True, threads=2)
     for n_audio in (1, 3):
-        x = heard(n_audio, n, HEADS)
+        x = encoded(n_audio, n, HEADS)
         (expected, step), (found, steps) = plain.run(None, {"x": x}), one.run(None, {"x": x})
         for mine, other in zip((found, steps), two.run(None, {"x": x})):
             np.testing.assert_array_equal(mine, other)
@@ -76,7 +76,7 @@ def test_packing(kind: str, n: int) -> None:
 @pytest.mark.parametrize("kind", ["k", "v"])
 def test_audios_are_packed_as_if_alone(kind: str) -> None:
     runner = session(pack_graph(HEADS, kind), kernels=True, threads=2)
-    x = heard(3, 150, HEADS)
+    x = encoded(3, 150, HEADS)
     together = runner.run(None, {"x": x})
     for i in range(3):
         for mine, other in zip(runner.run(None, {"x": x[i : i + 1]}), together):
@@ -146,7 +146,7 @@ def of_audio(given: dict[str, NDArray], i: int) -> dict[str, NDArray]:
 @pytest.mark.parametrize("n_queries", QUERIES)
 @pytest.mark.parametrize("lengths", [(5,), (128, 300), (1500, 129, 700)])
 def test_attention(n_queries: int, lengths: tuple[int, ...]) -> None:
-    """Eight bits of queries and weights against float32; blocks behind an audio's end are mute.
+    """Eight bits of queries and weights against float32; blocks behind an audio's end are masked.
 
     Measured: 0.003 to 0.007 of the output where attention is spread (scores deviate by 1.3), 0.01
     to 0.033 where it is sharp (by 5).
@@ -295,7 +295,7 @@ def test_inputs_need_not_begin_at_a_cache_line(n_bytes: int, scores: bool) -> No
 @pytest.mark.parametrize("fault", [np.nan, -np.nan, np.inf, -np.inf])
 def test_packing_shows_a_fault_in_the_step_of_its_channel(kind: str, fault: float) -> None:
     runner = session(pack_graph(1, kind), kernels=True)
-    x = heard(1, 130, 1)
+    x = encoded(1, 130, 1)
     _, sound = runner.run(None, {"x": x})
     for channel, position in itertools.product(range(0, 64, 3), (0, 77, 129)):
         faulty = x.copy()
@@ -307,16 +307,16 @@ def test_packing_shows_a_fault_in_the_step_of_its_channel(kind: str, fault: floa
 
 
 @pytest.mark.parametrize("fault", [np.nan, np.inf])
-def test_attention_shows_a_fault_in_any_lane(fault: float) -> None:
+def test_attention_shows_a_fault_at_any_position(fault: float) -> None:
     """Of a query in its row, of what is added in the audio, of steps in the head or the channel."""
     runner, given = attending(0, True), feeds(2, 3, (300, 129))
     sound = run(runner, **given).reshape(2, 3, HEADS, 64)
-    for lane in range(64):
+    for place in range(64):
         places: dict[str, tuple[Any, Any]] = {
-            "queries": ((1, 2, 64 + lane), np.s_[1, 2, 1]),
-            "added": ((1, 64 + lane), np.s_[1]),
-            "keys": ((1, 0, 0, 1, lane), np.s_[1, :, 1]),
-            "values": ((1, 0, 1, 1, lane), np.s_[1, :, 1, lane]),
+            "queries": ((1, 2, 64 + place), np.s_[1, 2, 1]),
+            "added": ((1, 64 + place), np.s_[1]),
+            "keys": ((1, 0, 0, 1, place), np.s_[1, :, 1]),
+            "values": ((1, 0, 1, 1, place), np.s_[1, :, 1, place]),
         }
         for name, (place, where) in places.items():
             changed = "steps" if name in ("keys", "values") else name
@@ -325,7 +325,7 @@ def test_attention_shows_a_fault_in_any_lane(fault: float) -> None:
             found = run(runner, **faulty).reshape(2, 3, HEADS, 64)
             spoilt = np.zeros(found.shape, bool)
             spoilt[where] = True
-            assert not np.isfinite(found[spoilt]).any(), (name, lane)
+            assert not np.isfinite(found[spoilt]).any(), (name, place)
             np.testing.assert_array_equal(found[~spoilt], sound[~spoilt])
 
 
@@ -389,7 +389,7 @@ def test_shapes_that_do_not_fit(name: str, axis: int, scores: bool) -> None:
         given.update(heads=np.array([1]), rows=np.array([0]))
     given[name] = cut(given[name], axis)
     said = refused(attending(0, True, scores=scores), given)
-    assert "fit" in said
+    assert "do not match" in said
 
 
 @pytest.mark.parametrize(

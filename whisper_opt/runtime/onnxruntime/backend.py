@@ -16,7 +16,7 @@ from whisper_opt.core.dims import ModelDims
 from whisper_opt.core.errors import EngineError, OptionError, WhisperOptError
 from whisper_opt.runtime.cross_kv import CrossLayout
 from whisper_opt.runtime.engine import PACKED, PLAIN, Engine
-from whisper_opt.runtime.head_bounds import Screen
+from whisper_opt.runtime.head_bounds import HeadBounds
 from whisper_opt.runtime.inputs import checked_mel
 from whisper_opt.runtime.native import kernel_library
 from whisper_opt.runtime.onnxruntime.graph import failed_run, load_graph
@@ -100,11 +100,13 @@ class OrtBackend:
         with Background(lambda: load(names[1])) as decoder:
             self.encoder: Graph = encoder or load(names[0])
             graph = decoder.result()
-        screen = (
-            Screen.of(engine.tensor, engine.manifest.tensors) if engine.manifest.tensors else None
+        head = (
+            HeadBounds.from_tensors(engine.tensor, engine.manifest.tensors)
+            if engine.manifest.tensors
+            else None
         )
         self._cross = CrossLayout(self.dims.n_text_layer, packed)
-        self.decoder = Decoder(graph, self.dims, self.dialect, screen, self._cross)
+        self.decoder = Decoder(graph, self.dims, self.dialect, head, self._cross)
         parts = engine.manifest.padding
         self._padding: PaddingCompression | None = None
         if parts is not None:

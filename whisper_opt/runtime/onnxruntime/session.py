@@ -15,9 +15,9 @@ from whisper_opt.core.dims import HEAD_DIM, ModelDims
 from whisper_opt.core.errors import EngineError
 from whisper_opt.core.logits import HostLogits
 from whisper_opt.runtime.cross_kv import CrossLayout
-from whisper_opt.runtime.head_bounds import Screen
+from whisper_opt.runtime.head_bounds import HeadBounds
 from whisper_opt.runtime.head_names import APPROXIMATE, APPROXIMATE_SCORES, EXACT, HIDDEN
-from whisper_opt.runtime.head_select import ScreenedLogits
+from whisper_opt.runtime.head_select import TwoStageLogits
 from whisper_opt.runtime.inputs import closed_session
 from whisper_opt.runtime.onnxruntime.graph import failed_run, graph_tensors
 from whisper_opt.runtime.rows import CacheHistory, RowLayout
@@ -97,14 +97,14 @@ class Decoder:
         session: the graph in ONNX Runtime.
         dims: model dimensions.
         dialect: operator family of the graph.
-        screen: what makes rough scores exact; None where the graph's are.
+        head: what makes approximate scores exact; None where the graph's are.
         cross: how what was heard is handed over.
     """
 
     session: Any
     dims: ModelDims
     dialect: str
-    screen: Screen | None
+    head: HeadBounds | None
     cross: CrossLayout
 
     @functools.cached_property
@@ -162,16 +162,16 @@ class OrtSession:
         return logits
 
     def _feed(self, tokens: Int, wanted: Int) -> Logits:
-        """Scores at the wanted positions; the last one's by way of the screen, where there is one.
+        """Scores at the wanted positions; the last one's by way of the head, where there is one.
 
         A few rows alone: where many tokens are scored at once the head is bound by arithmetic.
         """
-        screen = self._model.screen
-        if screen is None:
+        head = self._model.head
+        if head is None:
             return HostLogits(self._own(self._run(tokens, self._length, wanted).logits))
         out = self._run(tokens, self._length, wanted, n_exact=wanted.shape[1] - 1)
-        rough, hidden = self._own(out.rough)[:, 0], self._own(out.hidden)[:, -1]
-        return ScreenedLogits(screen, rough, hidden, self._own(out.logits))
+        approximate, hidden = self._own(out.approximate)[:, 0], self._own(out.hidden)[:, -1]
+        return TwoStageLogits(head, approximate, hidden, self._own(out.logits))
 
     def attention(self, tokens: Int, lengths: Int) -> Attention:
         """All scores of a fresh session's first tokens, and its cross-attention with them."""
@@ -384,7 +384,7 @@ class _Binding:
         for name, audio in zip(model.cross.names, cross):
             self._input(name, audio)
         self._output("logits", self.logits)
-        if model.screen is not None:
+        if model.head is not None:
             self._bind_screen(dims, n_at, n_exact)
         for name, scores in self._watched.items():
             self._output(name, scores)
@@ -394,9 +394,9 @@ class _Binding:
         self._columns = np.split(np.arange(n_at), [n_exact])
         for name, columns in zip((EXACT, APPROXIMATE), self._columns):
             self._input(name, columns)
-        self.rough = np.zeros((n_seq, n_at - n_exact, dims.n_vocab), np.float32)
+        self.approximate = np.zeros((n_seq, n_at - n_exact, dims.n_vocab), np.float32)
         self.hidden = np.zeros((n_seq, n_at, dims.n_text_state), np.float32)
-        self._output(APPROXIMATE_SCORES, self.rough)
+        self._output(APPROXIMATE_SCORES, self.approximate)
         self._output(HIDDEN, self.hidden)
 
     def _input(self, name: str, array: NDArray) -> None:
