@@ -17,7 +17,7 @@ from whisper_opt.cli import doctor as doctor_module
 from whisper_opt.core.errors import BackendUnavailable, EngineError, OptionError
 from whisper_opt.core.options import DEVICES, LoadOptions
 from whisper_opt.runtime import devices
-from whisper_opt.runtime.devices import SUITS, Machine, open_backend, usable
+from whisper_opt.runtime.devices import GPU_ENGINES, Machine, open_backend, usable
 from whisper_opt.runtime.engine import Engine, Manifest
 from whisper_opt.runtime.gpus import Driver, Gpu
 from whisper_opt.runtime.onnxruntime.backend import OrtBackend
@@ -57,7 +57,7 @@ def called(engine: Engine, precision: str, dialect: str) -> Engine:
 
 
 def suited(engine: Engine, device: str) -> Engine:
-    return called(engine, *SUITS[device])
+    return called(engine, *GPU_ENGINES[device])
 
 
 class Loaders:
@@ -91,12 +91,12 @@ def test_the_cpu_is_always_usable() -> None:
 
 
 def test_nothing_speaks_against_a_whole_installation(engine: Engine) -> None:
-    for device in SUITS:
+    for device in GPU_ENGINES:
         assert reason(device, machine()) is None
         assert reason(device, machine(), suited(engine, device).manifest) is None
 
 
-@pytest.mark.parametrize("device", sorted(SUITS))
+@pytest.mark.parametrize("device", sorted(GPU_ENGINES))
 def test_no_gpu(device: str) -> None:
     error = reason(device, machine(gpus=0))
     assert isinstance(error, BackendUnavailable)
@@ -104,7 +104,7 @@ def test_no_gpu(device: str) -> None:
     assert "device='cpu'" in str(error)
 
 
-@pytest.mark.parametrize("device", sorted(SUITS))
+@pytest.mark.parametrize("device", sorted(GPU_ENGINES))
 def test_no_gpu_of_that_index(device: str) -> None:
     error = reason(device, machine(gpus=2), index=2)
     assert isinstance(error, OptionError)
@@ -147,12 +147,12 @@ def test_no_tensorrt_names_the_extras() -> None:
         assert f"whisper-opt[{extra}]" in str(error)
 
 
-@pytest.mark.parametrize("device", sorted(SUITS))
+@pytest.mark.parametrize("device", sorted(GPU_ENGINES))
 def test_an_engine_for_something_else_is_refused_with_the_export_to_make(
     engine: Engine, device: str
 ) -> None:
-    precision, dialect = SUITS[device]
-    for found in (("fp32", "contrib"), ("fp32", "standard"), *SUITS.values()):
+    precision, dialect = GPU_ENGINES[device]
+    for found in (("fp32", "contrib"), ("fp32", "standard"), *GPU_ENGINES.values()):
         error = reason(device, machine(), called(engine, *found).manifest)
         if found == (precision, dialect):
             assert error is None
@@ -176,7 +176,7 @@ def test_auto_is_the_cpu_for_an_engine_made_for_it(
     assert "this engine is fp32 contrib" in caplog.text
 
 
-@pytest.mark.parametrize("device", sorted(SUITS))
+@pytest.mark.parametrize("device", sorted(GPU_ENGINES))
 def test_auto_takes_the_gpu_for_an_engine_made_for_it(
     engine: Engine,
     device: str,
@@ -191,7 +191,7 @@ def test_auto_takes_the_gpu_for_an_engine_made_for_it(
     assert f"runs on {device} ({CARD.name})" in caplog.text
 
 
-@pytest.mark.parametrize("device", sorted(SUITS))
+@pytest.mark.parametrize("device", sorted(GPU_ENGINES))
 @pytest.mark.parametrize("error", [BackendUnavailable("no libcudnn"), EngineError("no plan")])
 def test_auto_falls_back_when_a_gpu_does_not_open(
     engine: Engine,
@@ -207,7 +207,7 @@ def test_auto_falls_back_when_a_gpu_does_not_open(
     assert f"auto: {device} cannot be used: {error}" in caplog.text
 
 
-@pytest.mark.parametrize("device", sorted(SUITS))
+@pytest.mark.parametrize("device", sorted(GPU_ENGINES))
 def test_a_device_by_name_never_falls_back(
     engine: Engine, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,7 +235,9 @@ def test_an_index_is_not_ignored_by_an_engine_for_the_cpu(engine: Engine) -> Non
 
 @pytest.mark.parametrize("device", ["auto", "cpu"])
 def test_padding_that_is_always_whole_need_not_be_asked_for(engine: Engine, device: str) -> None:
-    with pytest.raises(OptionError, match="padding is 'whole', but this fp32 engine always"):
+    with pytest.raises(
+        OptionError, match="padding is 'whole', but this fp32 engine never compresses"
+    ):
         open_backend(engine, LoadOptions(device=device, padding="whole"), machine())
 
 
@@ -243,7 +245,7 @@ def test_a_16_bit_engine_on_the_cpu_is_said_to_be_slow(
     engine: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:
     open_backend(suited(engine, "cuda"), LoadOptions(device="cpu"), machine(gpus=0))
-    assert "which a CPU computes slowly" in caplog.text
+    assert "which is slow on a CPU" in caplog.text
 
 
 def test_the_real_machine_can_be_asked() -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from tests.support.models import random_dims
 from whisper_opt.runtime.engine import ENGINE_FILES, MANIFEST, Engine, FileEntry, Manifest, sha256
+from whisper_opt.runtime.tensorrt.plan_record import RECORD, BuildRecord, Target
 from whisper_opt.runtime.tensorrt.plan_spec import PlanSpec
-from whisper_opt.runtime.tensorrt.plans import RECORD, BuildRecord, Target, graphs_of, source_hash
+from whisper_opt.runtime.tensorrt.plans import graphs_of, source_hash
 
 __all__ = ["HERE", "RTX", "entries", "fake_engine", "fake_plans"]
 

@@ -30,8 +30,9 @@ from whisper_opt.export.tensorrt.network import Network, Settings
 from whisper_opt.export.tensorrt.operators import with_attention
 from whisper_opt.runtime.engine import Engine
 from whisper_opt.runtime.tensorrt.library import Library, load_library
+from whisper_opt.runtime.tensorrt.plan_record import RECORD
 from whisper_opt.runtime.tensorrt.plan_spec import PlanSpec
-from whisper_opt.runtime.tensorrt.plans import GRAPHS, RECORD, Fresh, look
+from whisper_opt.runtime.tensorrt.plans import GRAPHS, Fresh, inspect_plans
 
 GPUS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_120", "sm_121")
 # as turbo and large-v3, but for their width: four heads, fewer than which have no kernel in a step
@@ -112,7 +113,7 @@ def test_real_models(name: str, gpus: tuple[str, ...], tmp_path: Path, library: 
         counts = plans.record.layers[graph]["counts"]
         check_layers(counts, engine.manifest.dims.n_text_layer, decoder=graph == "decoder")
         assert plans.record.layers[graph]["from"] == "network definition"
-    found = look(engine, plans.record.target, PlanSpec(), verify=True)
+    found = inspect_plans(engine, plans.record.target, PlanSpec(), verify=True)
     assert isinstance(found.verdict, Fresh)
     text = (plans.path / RECORD).read_text(encoding="utf-8")
     assert json.loads(text)["target"]["version"] == library.version

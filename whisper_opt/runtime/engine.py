@@ -88,7 +88,8 @@ class Manifest:
         tools: versions of the packages that exported the engine.
         parity: measurements of the verification at export.
         files: every file by name.
-        tensors: tensors that the runtime reads itself, by name (:mod:`whisper_opt.runtime.head_bounds`).
+        tensors: tensors that the runtime reads itself, by name
+            (:mod:`whisper_opt.runtime.head_bounds`).
         padding: lengths in positions of the parts in which padding is compressed
             (:mod:`whisper_opt.runtime.padding`); None if it is not compressed.
         calibration: quantization errors of each group of products on recordings; empty without

@@ -172,7 +172,7 @@ class HeadInputs:
         return float(self._length[row]) * self._head.max_error_from(first) + float(self._rest[row])
 
     def outliers(self, row: int, scores: F32, below: float, least: float) -> Int:
-        """``HeadBounds.outliers`` with scores less than ``below`` that may still reach ``least``."""
+        """``HeadBounds.outliers`` with scores less than ``below`` that may reach ``least``."""
         tokens = self._head.outliers
         some = scores[tokens]
         found: Int = tokens[(some < below) & (some + self.bounds(row, tokens) >= least)]

@@ -25,8 +25,8 @@ _DEPTH = 7.0
 """Scores within this distance of the best are also computed exactly, for the denominator of the
 softmax. Scores below are a small part of it, and their errors cancel."""
 _MAX_HEAVY = 2048
-"""At most this many of them are computed exactly: each of the others is less than 1/2048 of the sum,
-so the error of the sum is at most about 1/45 of that of an approximate score (0.02)."""
+"""At most this many of them are computed exactly: each of the others is less than 1/2048 of the
+sum, so the error of the sum is at most about 1/45 of that of an approximate score (0.02)."""
 _FIRST_DEPTH = 10.0
 """As :data:`_DEPTH`, for the first search for the k best."""
 _MAX_CANDIDATES = 4096
@@ -80,7 +80,7 @@ class CandidateSelector:
         self._depth = _DEPTH if k == 1 else _FIRST_DEPTH
         self._scratch = head.scratch
         self.scores: F32 = head.scratch.padded[: len(head.error)]
-        """Approximate scores of the current row, -inf if masked; the caller fills it before a call."""
+        """Approximate scores of the current row, -inf if masked; set them before every call."""
 
     def __call__(self, row: int, begin: int, end: int | None = None) -> Candidates | None:
         """Select candidates by ``scores``.
@@ -246,7 +246,7 @@ def _kth(scores: F32, k: int) -> float:
 
 
 class TwoStageLogits:
-    """Logits (:class:`whisper_opt.core.backend.Logits`) of a two-stage head, most of them approximate.
+    """:class:`whisper_opt.core.backend.Logits` of a two-stage head, most of them approximate.
 
     The best tokens are those of :func:`whisper_opt.core.logits.top_k` on exact scores.
     """

@@ -17,7 +17,7 @@ from whisper_opt.core.errors import BackendUnavailable, EngineError
 from whisper_opt.core.options import LoadOptions
 from whisper_opt.export.tensorrt import token_check as plan_check
 from whisper_opt.export.tensorrt.token_check import token_check
-from whisper_opt.runtime.devices import SUITS, Machine, open_backend
+from whisper_opt.runtime.devices import GPU_ENGINES, Machine, open_backend
 from whisper_opt.runtime.engine import Engine
 from whisper_opt.runtime.gpus import Driver, Gpu
 from whisper_opt.runtime.tensorrt import backend as trt_backend
@@ -105,7 +105,7 @@ def test_steps_are_replayed_unless_told_otherwise(
 
 
 def fp16(engine: Engine) -> Engine:
-    precision, dialect = SUITS["tensorrt"]
+    precision, dialect = GPU_ENGINES["tensorrt"]
     manifest = dataclasses.replace(engine.manifest, precision=precision, dialect=dialect)
     return Engine(engine.path, manifest)
 

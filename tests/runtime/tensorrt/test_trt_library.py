@@ -341,7 +341,7 @@ def test_refusals_have_the_reason(method: str, arguments: tuple[Any, ...], messa
 
 def test_no_context() -> None:
     engine = fake_engine(create_execution_context=lambda strategy: None)
-    with pytest.raises(EngineError, match="tensorrt made no context: it gave no reason"):
+    with pytest.raises(EngineError, match="tensorrt could not create a context: it gave no reason"):
         Library("tensorrt", FakeTrt(engine)).open(b"plan").context()
 
 
