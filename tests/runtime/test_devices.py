@@ -1,4 +1,4 @@
-"""Which device an engine gets: every reason against one, the order of ``auto``, the options."""
+"""Selection of the device: reasons against each, the order of ``auto``, options."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def machine(
     providers: tuple[str, ...] = CUDA,
     tensorrt: str | None = "tensorrt",
 ) -> Machine:
-    """A machine that has everything, less what is said."""
+    """A machine that has everything except the given parts."""
     found = Machine()
     cards = tuple(dataclasses.replace(CARD, index=index) for index in range(gpus))
     found.driver = Driver(cards, (13, 0) if gpus else None, "" if gpus else "no NVIDIA driver (-)")
@@ -51,7 +51,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
 
 
 def called(engine: Engine, precision: str, dialect: str) -> Engine:
-    """The same engine under another label: what is chosen depends on the manifest alone."""
+    """The same engine with another label: the device depends on the manifest only."""
     manifest = dataclasses.replace(engine.manifest, precision=precision, dialect=dialect)
     return Engine(engine.path, manifest)
 
@@ -61,7 +61,7 @@ def suited(engine: Engine, device: str) -> Engine:
 
 
 class Loaders:
-    """Stands in for the GPU backends, which cannot open here."""
+    """Replaces the GPU backends, which cannot open here."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **errors: Exception) -> None:
         self.asked: list[tuple[str, LoadOptions]] = []
@@ -90,7 +90,7 @@ def test_the_cpu_is_always_usable() -> None:
     assert reason("cpu", machine(gpus=0, providers=(), tensorrt=None)) is None
 
 
-def test_nothing_speaks_against_a_whole_installation(engine: Engine) -> None:
+def test_a_complete_installation_is_usable(engine: Engine) -> None:
     for device in GPU_ENGINES:
         assert reason(device, machine()) is None
         assert reason(device, machine(), suited(engine, device).manifest) is None
@@ -234,26 +234,24 @@ def test_an_index_is_not_ignored_by_an_engine_for_the_cpu(engine: Engine) -> Non
 
 
 @pytest.mark.parametrize("device", ["auto", "cpu"])
-def test_padding_that_is_always_whole_need_not_be_asked_for(engine: Engine, device: str) -> None:
-    with pytest.raises(
-        OptionError, match="padding is 'whole', but this fp32 engine never compresses"
-    ):
+def test_whole_padding_is_refused_without_compression(engine: Engine, device: str) -> None:
+    with pytest.raises(OptionError, match="padding is 'whole', but this fp32 engine never"):
         open_backend(engine, LoadOptions(device=device, padding="whole"), machine())
 
 
-def test_a_16_bit_engine_on_the_cpu_is_said_to_be_slow(
+def test_an_fp16_engine_on_the_cpu_gives_a_warning(
     engine: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:
     open_backend(suited(engine, "cuda"), LoadOptions(device="cpu"), machine(gpus=0))
     assert "which is slow on a CPU" in caplog.text
 
 
-def test_the_real_machine_can_be_asked() -> None:
+def test_the_real_machine() -> None:
     found = Machine()
     assert found.builds
     assert "CPUExecutionProvider" in found.providers
     for device in DEVICES[1:]:
-        usable(device, found)  # an answer, whatever it is
+        usable(device, found)  # any result, without an exception
 
 
 # doctor

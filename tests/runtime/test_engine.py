@@ -1,4 +1,4 @@
-"""Opening an engine directory, and what is said when it cannot be opened."""
+"""Opening an engine directory, and messages if it cannot be opened."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def manifest_of(folder: Path) -> Manifest:
 
 @pytest.fixture
 def engine_dir(tmp_path: Path) -> Path:
-    """A directory that says of itself what an engine says; its graphs are any bytes."""
+    """A directory with a valid manifest; its graphs are arbitrary bytes."""
     folder = tmp_path / "engine"
     folder.mkdir()
     for i, name in enumerate(ENGINE_FILES):
@@ -81,7 +81,7 @@ def test_opens(engine_dir: Path, kind: Callable[[Path], Any], verify: bool) -> N
     assert engine.tokenizer_json() == "content of tokenizer.json"
 
 
-def test_a_manifest_survives_being_written(engine_dir: Path) -> None:
+def test_a_manifest_round_trip(engine_dir: Path) -> None:
     first = manifest_of(engine_dir)
     none = dataclasses.replace(first, alignment_heads=None, suppress_tokens=None)
     empty = dataclasses.replace(first, alignment_heads=(), suppress_tokens=())
@@ -93,10 +93,10 @@ def test_a_manifest_survives_being_written(engine_dir: Path) -> None:
     assert '"suppress_tokens": [1, 2, 50257]' in first.to_json()  # lists on one line
 
 
-def test_a_manifest_says_whether_the_model_is_multilingual(engine_dir: Path) -> None:
+def test_a_manifest_has_the_multilingual_flag(engine_dir: Path) -> None:
     first = manifest_of(engine_dir)
     assert first.dims.n_vocab == 51865
-    assert first.is_multilingual  # as older engines, by the size
+    assert first.is_multilingual  # from the size, as for older engines
     assert not dataclasses.replace(first, multilingual=False).is_multilingual
     small = dataclasses.replace(first, dims=random_dims(n_vocab=2000))
     assert not small.is_multilingual
@@ -181,7 +181,7 @@ OTHERWISE = (
     "calibration",
     "multilingual",
     "padding",
-)  # tested above; need not be there
+)  # tested above; optional
 FIELDS = [f.name for f in dataclasses.fields(Manifest) if f.name not in OTHERWISE]
 
 
@@ -258,9 +258,7 @@ OUTSIDE = [
 
 @pytest.mark.parametrize("name", OUTSIDE)
 @pytest.mark.parametrize("verify", [False, True])
-def test_only_files_of_the_directory_are_looked_at(
-    engine_dir: Path, name: str, verify: bool
-) -> None:
+def test_only_files_of_the_directory_are_read(engine_dir: Path, name: str, verify: bool) -> None:
     secret = engine_dir.parent / "secret"
     secret.write_bytes(b"secret")
     entry = {"size": 6, "sha256": sha256(secret)}

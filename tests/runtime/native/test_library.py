@@ -1,4 +1,4 @@
-"""Whether the compiled library is there and fits, what the option makes of it, and what is said."""
+"""Whether the compiled library can be used, the option ``kernels``, and messages."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ needs_kernels = pytest.mark.usefixtures("kernels")
 
 @pytest.fixture(autouse=True)
 def _asked_anew() -> Iterator[None]:
-    """The answer is kept for the process; these tests change it."""
+    """Clear the cached result, which these tests change."""
     why_no_kernels.cache_clear()
     yield
     why_no_kernels.cache_clear()
@@ -70,7 +70,7 @@ def integers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 def scores(backend: Any) -> F32:
-    """Of a prompt."""
+    """Scores of a prompt."""
     session = backend.open(backend.encode(noise_mel(DIMS)[None, :, :800]))
     found: F32 = session.extend(np.arange(6, dtype=np.int64)[None]).numpy()
     session.close()
@@ -83,10 +83,10 @@ def no_gpu() -> Machine:
     return found
 
 
-# --- whether it is there --------------------------------------------------------------------------
+# --- availability ---------------------------------------------------------------------------------
 
 
-def test_a_library_that_is_not_there(without: None) -> None:
+def test_a_missing_library(without: None) -> None:
     assert kernel_library() is None
     assert "not compiled: the package was built without a C compiler" in str(why_no_kernels())
     assert "install a compiler (gcc or clang)" in str(why_no_kernels())
@@ -102,8 +102,8 @@ def test_a_library_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="libraries are .so there")
-def test_a_library_of_somebody_else(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """It loads, and has not the function that is asked."""
+def test_an_unrelated_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It loads, but lacks the expected function."""
     import _ctypes
 
     other = tmp_path / "libwhisper_opt.so"
@@ -114,7 +114,7 @@ def test_a_library_of_somebody_else(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 
 class Library:
-    """Stands in for the compiled one."""
+    """Replaces the compiled library."""
 
     def __init__(self, supported: int, abi: int = native.ABI) -> None:
         self._supported, self._abi = supported, abi
@@ -144,7 +144,7 @@ def test_the_processor_decides(
         assert kernel_library() is None
 
 
-def test_a_library_of_other_sources_is_refused(
+def test_a_library_of_another_abi_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     there = tmp_path / "libwhisper_opt.so"
@@ -156,9 +156,7 @@ def test_a_library_of_other_sources_is_refused(
     assert kernel_library() is None
 
 
-def test_a_library_from_before_there_was_a_number(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_library_without_an_abi_number(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     there = tmp_path / "libwhisper_opt.so"
     there.touch()
     monkeypatch.setattr(native, "LIBRARY", there)
@@ -166,8 +164,8 @@ def test_a_library_from_before_there_was_a_number(
     assert "(ABI 0, expected" in str(why_no_kernels())
 
 
-def test_the_numbers_of_kernels_are_those_of_graphs() -> None:
-    """``layout.h`` says what C was compiled with."""
+def test_kernels_and_graphs_share_constants() -> None:
+    """``layout.h`` has the constants of the C code."""
     text = (Path(native.__file__).parent / "layout.h").read_text(encoding="utf-8")
     found = {name: float(number) for name, number in DEFINED.findall(text)}
     expected = {
@@ -187,13 +185,13 @@ def test_the_numbers_of_kernels_are_those_of_graphs() -> None:
 
 
 @needs_kernels
-def test_the_compiled_number_is_that_of_the_header() -> None:
+def test_the_compiled_abi_is_that_of_the_header() -> None:
     assert ctypes.CDLL(str(native.LIBRARY)).whisper_opt_abi() == native.ABI
 
 
 @needs_kernels
 def test_many_sessions_made_at_once() -> None:
-    """All have the operators, which are registered with ONNX Runtime once."""
+    """All sessions have the operators, which are registered with ONNX Runtime once."""
     model = linear_graph(LINEAR, 64, 70)
     x = np.ones((1, 2, 64), np.float32)
     with ThreadPoolExecutor(8) as pool:
@@ -203,10 +201,10 @@ def test_many_sessions_made_at_once() -> None:
         np.testing.assert_array_equal(found, results[0])
 
 
-def test_kernels_that_the_runtime_does_not_take(
+def test_kernels_that_onnxruntime_cannot_load(
     integers: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Its own exception does not come through."""
+    """The exception of ONNX Runtime is replaced."""
     broken = tmp_path / "libwhisper_opt.so"
     broken.write_bytes(b"no library")
     monkeypatch.setattr(ort_graph, "kernel_library", lambda: broken)
@@ -215,8 +213,8 @@ def test_kernels_that_the_runtime_does_not_take(
     assert "kernels='off'" in str(caught.value)
 
 
-def test_the_processor_says_the_same_as_the_system() -> None:
-    """Where the library is: what it asks the processor is what Linux lists."""
+def test_the_cpu_check_agrees_with_linux() -> None:
+    """If there is a library, its check of the processor agrees with Linux."""
     reason = why_no_kernels()
     if reason is not None and "no AVX-512 VNNI" not in reason:
         pytest.skip(f"not tested: {reason}")
@@ -251,7 +249,7 @@ def test_auto_and_native_use_them_and_off_does_not(
     np.testing.assert_array_equal(scores(without.backend), found["off"])
 
 
-def test_what_cannot_be_used_is_said_once_and_refused_by_name(
+def test_missing_kernels_are_logged_and_refused_by_name(
     integers: Engine, without: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, logger="whisper_opt.runtime.devices")
@@ -264,7 +262,7 @@ def test_what_cannot_be_used_is_said_once_and_refused_by_name(
         open_backend(integers, LoadOptions(kernels="native"), no_gpu())
 
 
-def test_other_engines_have_nothing_for_them(fp32: Engine) -> None:
+def test_other_engines_have_no_operators_for_kernels(fp32: Engine) -> None:
     for name in ("auto", "off"):
         assert open_backend(fp32, LoadOptions(kernels=name), no_gpu()).kernels is False
     with pytest.raises(OptionError, match="this fp32 engine has no operators for them"):

@@ -1,4 +1,4 @@
-"""Plan directories: which plans are used, which are rebuilt, which are refused, and why.
+"""Plan directories: which plans are used, rebuilt or refused, and why.
 
 ``KINDS`` is the table of docs/deploy.md.
 """
@@ -57,14 +57,14 @@ def edit(folder: Path, *keys: str, value: Any) -> None:
 
 
 def swap(folder: Path) -> None:
-    """Other bytes, as many."""
+    """Replace the contents by other bytes of the same length."""
     plan = folder / "decoder.plan"
     plan.write_bytes(plan.read_bytes()[::-1])
 
 
 # --- the table ------------------------------------------------------------------------------------
 
-# name -> (how to spoil good plans, what they are then, part of the reason)
+# name -> (how to damage good plans, the verdict then, part of the reason)
 KINDS: dict[str, tuple[Spoil, type[object], str]] = {
     "other GPU": (
         lambda folder: edit(folder, "target", "gpus", value=["sm_90"]),
@@ -168,7 +168,7 @@ def _without(folder: Path, name: str) -> Any:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_spoiled_plans_are_rebuilt_or_refused(kind: str, engine: Engine) -> None:
+def test_damaged_plans_are_rebuilt_or_refused(kind: str, engine: Engine) -> None:
     folder = fake_plans(engine)
     spec = PlanSpec()
     assert isinstance(inspect_plans(engine, HERE, spec, verify=True).verdict, Fresh)
@@ -182,7 +182,7 @@ def test_spoiled_plans_are_rebuilt_or_refused(kind: str, engine: Engine) -> None
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_spoiled_plans_are_not_opened(kind: str, engine: Engine) -> None:
+def test_damaged_plans_are_not_opened(kind: str, engine: Engine) -> None:
     folder = fake_plans(engine)
     spoil, verdict, reason = KINDS[kind]
     spoil(folder)
@@ -190,7 +190,7 @@ def test_spoiled_plans_are_not_opened(kind: str, engine: Engine) -> None:
         open_plans(engine, HERE, PlanSpec()).read("decoder")
     message = str(caught.value)
     assert "whisper-opt build" in message
-    if kind == "changed plan":  # seen while it is read
+    if kind == "changed plan":  # found when it is read
         assert "was changed since it was built" in message
         return
     assert reason in message
@@ -204,7 +204,7 @@ def test_the_table_is_documented() -> None:
     assert dict(rows) == {kind: words[verdict] for kind, (_, verdict, _) in KINDS.items()}
 
 
-# --- plans that serve -----------------------------------------------------------------------------
+# --- usable plans ---------------------------------------------------------------------------------
 
 
 def test_fresh_plans_give_their_bytes(engine: Engine) -> None:
@@ -226,7 +226,7 @@ def test_without_a_spec_any_shapes_serve(engine: Engine) -> None:
         open_plans(engine, HERE, PlanSpec(max_batch=1, max_beam=1))
 
 
-def test_larger_plans_serve_smaller_wishes(engine: Engine) -> None:
+def test_larger_plans_cover_smaller_specs(engine: Engine) -> None:
     fake_plans(engine, spec=PlanSpec(max_batch=16))
     assert open_plans(engine, HERE, PlanSpec(max_batch=8)).record.spec.max_batch == 16
     with pytest.raises(EngineError, match=r"encode\.n_audio 1 to 16; 1 to 17 is required"):
@@ -339,13 +339,13 @@ def test_malformed_records(change: Callable[[Any], Any], engine: Engine) -> None
 
 
 @pytest.mark.parametrize("text", ["", "[]", "null", "7", "{" * 3000, '"x"', "\0", "NaN"])
-def test_records_that_are_none(text: str, engine: Engine) -> None:
+def test_text_that_is_no_record(text: str, engine: Engine) -> None:
     folder = fake_plans(engine)
     (folder / RECORD).write_text(text, encoding="utf-8")
     assert isinstance(inspect_plans(engine, HERE).verdict, Stale)
 
 
-# --- what is asked for ----------------------------------------------------------------------------
+# --- specifications -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -385,7 +385,7 @@ def test_specs_beyond_the_model(options: dict[str, Any], message: str) -> None:
         spec.profiles(random_dims())
 
 
-def test_profiles_cover_what_sessions_ask_for() -> None:
+def test_profiles_cover_the_shapes_of_sessions() -> None:
     found = PlanSpec(max_batch=4, max_beam=3).profiles(random_dims())
     assert set(found) == set(GRAPHS)
     ranges = {profile.name: dict(profile.ranges) for group in found.values() for profile in group}
@@ -426,7 +426,7 @@ def test_directory_names() -> None:
     assert Target("tensorrt", "11.4", ("sm_90",)).platform.startswith(sys.platform)
 
 
-# --- onto the disk --------------------------------------------------------------------------------
+# --- writing --------------------------------------------------------------------------------------
 
 
 def names(folder: Path) -> list[str]:
@@ -462,7 +462,7 @@ def test_leftovers_are_removed(tmp_path: Path) -> None:
     assert names(tmp_path) == ["plans"]
 
 
-def test_a_full_disk_is_said(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="No space left on device; nothing was left there"):
         _interrupted(tmp_path / "plans", OSError)
     assert names(tmp_path) == []
@@ -499,7 +499,7 @@ def _hold(home: Path, ready: Any) -> None:
         time.sleep(60)
 
 
-def test_a_killed_process_lets_go_of_the_lock(tmp_path: Path) -> None:
+def test_a_killed_process_releases_the_lock(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     ready = context.Event()
     process = context.Process(target=_hold, args=(tmp_path, ready))

@@ -61,7 +61,7 @@ class World:
         )
 
 
-def test_plans_of_the_first_library_that_has_some(
+def test_the_first_library_with_plans_is_used(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = World(monkeypatch, engine, tensorrt=False, tensorrt_rtx=True)
@@ -73,7 +73,7 @@ def test_plans_of_the_first_library_that_has_some(
         find_plans(engine, CARD, "tensorrt")
 
 
-def test_a_library_without_plans_tells_more_than_one_that_is_missing(
+def test_missing_plans_are_reported_before_missing_libraries(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     World(monkeypatch, engine, tensorrt_rtx=False)

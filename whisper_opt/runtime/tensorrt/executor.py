@@ -142,7 +142,7 @@ class _Stream(Copies):
             raise
 
     def _context(self, graph: str, profile: int) -> Context:
-        """The context of a profile; switching one context between profiles would slow every step."""
+        """The context of a profile; switching a context between profiles would slow each step."""
         key = (graph, profile)
         if key not in self._contexts:
             context = self._owner.plan(graph).context()

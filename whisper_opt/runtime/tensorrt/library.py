@@ -340,7 +340,7 @@ class Context:
         self._require(done, f"switch to profile {profile}")
 
     def set_memory(self, address: int, size: int) -> None:
-        """Set the working memory on the device: 256-byte aligned, :meth:`Plan.memory` bytes or more."""
+        """Set the working memory: 256-byte aligned, at least :meth:`Plan.memory` bytes."""
         self._context.set_device_memory(address, size)
 
     def set_shape(self, name: str, shape: tuple[int, ...]) -> None:
