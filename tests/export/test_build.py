@@ -24,7 +24,7 @@ from whisper_opt.export.checkpoints import Checkpoint
 from whisper_opt.export.verification.parity import MANIFEST_KEYS
 from whisper_opt.export.verification.reference import Reference
 from whisper_opt.runtime.engine import ENGINE_FILES, MANIFEST, Engine, Manifest, read_engine
-from whisper_opt.runtime.head_bounds import Screen
+from whisper_opt.runtime.head_bounds import HeadBounds
 
 FULL = random_dims()
 
@@ -123,7 +123,7 @@ def test_tensors_read_by_the_runtime(exported: Engine) -> None:
         return
     assert 0 < exported.manifest.parity[bound_ratio] < 1
     dims = exported.manifest.dims
-    head = Screen.of(exported.tensor)
+    head = HeadBounds.from_tensors(exported.tensor)
     assert head.embedding.shape == (dims.n_vocab, dims.n_text_state)
     model = onnx.load(str(exported.file("decoder.onnx")))
     (held,) = (t for t in model.graph.initializer if t.name == "decoder.token_embedding.weight")

@@ -40,11 +40,10 @@ from whisper_opt.runtime.engine import (
     Engine,
     FileEntry,
     Manifest,
-    TensorEntry,
-    map_tensor,
     read_engine,
 )
-from whisper_opt.runtime.head_bounds import Screen
+from whisper_opt.runtime.head_bounds import HeadBounds
+from whisper_opt.runtime.tensors import TensorEntry, map_tensor
 from whisper_opt.text.vocabulary import Vocab
 
 __all__ = ["KEEP", "ExportProgress", "export"]
@@ -334,7 +333,7 @@ def _verified(
     encoder, decoder = (graphs[stem] for stem in _STEMS)
     head = None
     if tensors:
-        head = Screen.of(lambda name: map_tensor(folder, tensors[name]), tensors)
+        head = HeadBounds.from_tensors(lambda name: map_tensor(folder, tensors[name]), tensors)
     expected = checkpoint
     note: dict[str, Any] = {}
     if types.bits == 4:  # the error of 4 bits is not an error of the graphs

@@ -35,7 +35,9 @@ from whisper_opt.export.checkpoints.blob import Blob
 from whisper_opt.export.checkpoints.safetensors_file import read_safetensors
 from whisper_opt.export.checkpoints.tokenizer import find_tokenizer
 from whisper_opt.export.checkpoints.torch_pickle import read_torch
-from whisper_opt.runtime.engine import OWN_HEAD, TENSOR_SHAPES, read_engine
+from whisper_opt.runtime.engine import read_engine
+from whisper_opt.runtime.head_names import OWN_HEAD
+from whisper_opt.runtime.tensors import TENSOR_SHAPES
 
 N_INPUTS = 10_000
 DIMS = random_dims(

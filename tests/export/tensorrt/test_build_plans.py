@@ -32,8 +32,9 @@ from whisper_opt.export.tensorrt.build import build_plans, find_target
 from whisper_opt.runtime.engine import Engine, Manifest
 from whisper_opt.runtime.gpus import Driver, Gpu
 from whisper_opt.runtime.tensorrt.library import Library
+from whisper_opt.runtime.tensorrt.plan_record import RECORD
 from whisper_opt.runtime.tensorrt.plan_spec import PlanSpec
-from whisper_opt.runtime.tensorrt.plans import RECORD, Plans, graphs_of, open_plans
+from whisper_opt.runtime.tensorrt.plans import Plans, graphs_of, open_plans
 
 ROOT = Path(__file__).parents[3]
 GIB = 1 << 30

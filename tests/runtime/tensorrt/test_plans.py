@@ -1,4 +1,4 @@
-"""Plan directories: which plans are used, which are rebuilt, which are refused, and why.
+"""Plan directories: which plans are used, rebuilt or refused, and why.
 
 ``KINDS`` is the table of docs/deploy.md.
 """
@@ -24,17 +24,15 @@ from tests.support.plan_dirs import HERE, RTX, fake_engine, fake_plans
 from whisper_opt.core.errors import EngineError, OptionError
 from whisper_opt.runtime.engine import Engine
 from whisper_opt.runtime.tensorrt.plan_files import locked, replacing
+from whisper_opt.runtime.tensorrt.plan_record import RECORD, BuildRecord, Target
 from whisper_opt.runtime.tensorrt.plan_spec import PlanSpec, covers, parse_gpu
 from whisper_opt.runtime.tensorrt.plans import (
     GRAPHS,
-    RECORD,
-    BuildRecord,
     Foreign,
     Fresh,
     Plans,
     Stale,
-    Target,
-    look,
+    inspect_plans,
     open_plans,
     source_hash,
 )
@@ -59,14 +57,14 @@ def edit(folder: Path, *keys: str, value: Any) -> None:
 
 
 def swap(folder: Path) -> None:
-    """Other bytes, as many."""
+    """Replace the contents by other bytes of the same length."""
     plan = folder / "decoder.plan"
     plan.write_bytes(plan.read_bytes()[::-1])
 
 
 # --- the table ------------------------------------------------------------------------------------
 
-# name -> (how to spoil good plans, what they are then, part of the reason)
+# name -> (how to damage good plans, the verdict then, part of the reason)
 KINDS: dict[str, tuple[Spoil, type[object], str]] = {
     "other GPU": (
         lambda folder: edit(folder, "target", "gpus", value=["sm_90"]),
@@ -96,7 +94,7 @@ KINDS: dict[str, tuple[Spoil, type[object], str]] = {
     "other tokens": (
         lambda folder: edit(folder, "tokens", "status", value="differ"),
         Foreign,
-        "their tokens are not those of the ONNX engine (24 tokens of a clip)",
+        "their tokens differ from those of the ONNX engine (24 tokens of a clip)",
     ),
     "newer record": (
         lambda folder: edit(folder, "record_version", value=2),
@@ -106,17 +104,17 @@ KINDS: dict[str, tuple[Spoil, type[object], str]] = {
     "other weights": (
         lambda folder: edit(folder, "source", value="0" * 64),
         Stale,
-        "the engine's graphs or weights have changed since",
+        "the engine's graphs or weights have changed since the build",
     ),
     "other profile": (
         lambda folder: edit(folder, "profiles", "decoder", value=_narrow(folder)),
         Stale,
-        "built with step.n_seq 1 to 4; wanted is 1 to 40",
+        "built with step.n_seq 1 to 4; 1 to 40 is required",
     ),
     "other flags": (
         lambda folder: edit(folder, "spec", "weight_streaming", value=True),
         Stale,
-        "built with weight_streaming True; wanted is False",
+        "built with weight_streaming True; False is required",
     ),
     "wrong capacity": (
         lambda folder: edit(folder, "spec", "capacity", value=114),
@@ -139,7 +137,11 @@ KINDS: dict[str, tuple[Spoil, type[object], str]] = {
         "encoder.plan is missing",
     ),
     "changed plan": (swap, Stale, "decoder.plan has changed since it was built"),
-    "missing record": (lambda folder: (folder / RECORD).unlink(), Stale, "they have no build.json"),
+    "missing record": (
+        lambda folder: (folder / RECORD).unlink(),
+        Stale,
+        "there is no build.json with the plans",
+    ),
     "malformed record": (
         lambda folder: os.truncate(folder / RECORD, 100),
         Stale,
@@ -166,13 +168,13 @@ def _without(folder: Path, name: str) -> Any:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_spoiled_plans_are_rebuilt_or_refused(kind: str, engine: Engine) -> None:
+def test_damaged_plans_are_rebuilt_or_refused(kind: str, engine: Engine) -> None:
     folder = fake_plans(engine)
     spec = PlanSpec()
-    assert isinstance(look(engine, HERE, spec, verify=True).verdict, Fresh)
+    assert isinstance(inspect_plans(engine, HERE, spec, verify=True).verdict, Fresh)
     spoil, verdict, reason = KINDS[kind]
     spoil(folder)
-    found = look(engine, HERE, spec, verify=True)
+    found = inspect_plans(engine, HERE, spec, verify=True)
     assert found.path == folder
     assert isinstance(found.verdict, verdict)
     assert not isinstance(found.verdict, Fresh)
@@ -180,7 +182,7 @@ def test_spoiled_plans_are_rebuilt_or_refused(kind: str, engine: Engine) -> None
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_spoiled_plans_are_not_opened(kind: str, engine: Engine) -> None:
+def test_damaged_plans_are_not_opened(kind: str, engine: Engine) -> None:
     folder = fake_plans(engine)
     spoil, verdict, reason = KINDS[kind]
     spoil(folder)
@@ -188,8 +190,8 @@ def test_spoiled_plans_are_not_opened(kind: str, engine: Engine) -> None:
         open_plans(engine, HERE, PlanSpec()).read("decoder")
     message = str(caught.value)
     assert "whisper-opt build" in message
-    if kind == "changed plan":  # seen while it is read
-        assert "is not what was built" in message
+    if kind == "changed plan":  # found when it is read
+        assert "was changed since it was built" in message
         return
     assert reason in message
     assert ("--force" in message) is (verdict is Foreign)
@@ -202,7 +204,7 @@ def test_the_table_is_documented() -> None:
     assert dict(rows) == {kind: words[verdict] for kind, (_, verdict, _) in KINDS.items()}
 
 
-# --- plans that serve -----------------------------------------------------------------------------
+# --- usable plans ---------------------------------------------------------------------------------
 
 
 def test_fresh_plans_give_their_bytes(engine: Engine) -> None:
@@ -213,21 +215,21 @@ def test_fresh_plans_give_their_bytes(engine: Engine) -> None:
         f"kernels of {graph}".encode() for graph in GRAPHS
     ]
     assert [plans.index("decoder", name) for name in ("step", "prefill", "align")] == [0, 1, 2]
-    with pytest.raises(EngineError, match=r"holds no vad\.plan"):
+    with pytest.raises(EngineError, match=r"has no vad\.plan"):
         plans.read("vad")
 
 
 def test_without_a_spec_any_shapes_serve(engine: Engine) -> None:
     fake_plans(engine, spec=PlanSpec(max_batch=1, max_beam=1, weight_streaming=True))
     assert open_plans(engine, HERE).record.spec.max_batch == 1
-    with pytest.raises(EngineError, match="built with weight_streaming True; wanted is False"):
+    with pytest.raises(EngineError, match="built with weight_streaming True; False is required"):
         open_plans(engine, HERE, PlanSpec(max_batch=1, max_beam=1))
 
 
-def test_larger_plans_serve_smaller_wishes(engine: Engine) -> None:
+def test_larger_plans_cover_smaller_specs(engine: Engine) -> None:
     fake_plans(engine, spec=PlanSpec(max_batch=16))
     assert open_plans(engine, HERE, PlanSpec(max_batch=8)).record.spec.max_batch == 16
-    with pytest.raises(EngineError, match=r"encode\.n_audio 1 to 16; wanted is 1 to 17"):
+    with pytest.raises(EngineError, match=r"encode\.n_audio 1 to 16; 1 to 17 is required"):
         open_plans(engine, HERE, PlanSpec(max_batch=17))
 
 
@@ -236,8 +238,8 @@ def test_plans_of_another_directory_serve_where_they_can(engine: Engine) -> None
     both = fake_plans(engine, RTX)
     for gpu in RTX.gpus:
         target = dataclasses.replace(RTX, gpus=(gpu,), device="some card")
-        assert look(engine, target).path == both
-    other = look(engine, dataclasses.replace(RTX, gpus=("sm_120",)))
+        assert inspect_plans(engine, target).path == both
+    other = inspect_plans(engine, dataclasses.replace(RTX, gpus=("sm_120",)))
     assert isinstance(other.verdict, Stale)
     assert "none have been built for sm120-tensorrt-rtx-1.7.1.116; there are sm86+sm89" in (
         other.verdict.reason
@@ -258,7 +260,7 @@ def test_version_compatible_plans_serve_later_releases(
 ) -> None:
     at = dataclasses.replace(HERE, version=built)
     fake_plans(engine, at, PlanSpec(version_compatible=True))
-    found = look(engine, dataclasses.replace(HERE, version=here))
+    found = inspect_plans(engine, dataclasses.replace(HERE, version=here))
     assert isinstance(found.verdict, Fresh) is serves
 
 
@@ -276,7 +278,7 @@ def test_hardware_compatible_plans_serve_other_gpus(
 ) -> None:
     fake_plans(engine, HERE, PlanSpec(hardware_compatibility=level))
     target = dataclasses.replace(HERE, gpus=(gpu,), device="another card")
-    assert isinstance(look(engine, target).verdict, Fresh) is serves
+    assert isinstance(inspect_plans(engine, target).verdict, Fresh) is serves
 
 
 def test_source_hash_is_of_graphs_and_weights(tmp_path: Path) -> None:
@@ -331,19 +333,19 @@ def test_malformed_records(change: Callable[[Any], Any], engine: Engine) -> None
     record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     change(record)
     (folder / RECORD).write_text(json.dumps(record), encoding="utf-8")
-    verdict = look(engine, HERE).verdict
+    verdict = inspect_plans(engine, HERE).verdict
     assert isinstance(verdict, Stale)
     assert "build.json is malformed" in verdict.reason
 
 
 @pytest.mark.parametrize("text", ["", "[]", "null", "7", "{" * 3000, '"x"', "\0", "NaN"])
-def test_records_that_are_none(text: str, engine: Engine) -> None:
+def test_text_that_is_no_record(text: str, engine: Engine) -> None:
     folder = fake_plans(engine)
     (folder / RECORD).write_text(text, encoding="utf-8")
-    assert isinstance(look(engine, HERE).verdict, Stale)
+    assert isinstance(inspect_plans(engine, HERE).verdict, Stale)
 
 
-# --- what is asked for ----------------------------------------------------------------------------
+# --- specifications -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -383,7 +385,7 @@ def test_specs_beyond_the_model(options: dict[str, Any], message: str) -> None:
         spec.profiles(random_dims())
 
 
-def test_profiles_cover_what_sessions_ask_for() -> None:
+def test_profiles_cover_the_shapes_of_sessions() -> None:
     found = PlanSpec(max_batch=4, max_beam=3).profiles(random_dims())
     assert set(found) == set(GRAPHS)
     ranges = {profile.name: dict(profile.ranges) for group in found.values() for profile in group}
@@ -403,7 +405,7 @@ def test_covers_is_about_every_dimension() -> None:
     wide, narrow = PlanSpec().profiles(dims), PlanSpec(max_beam=2).profiles(dims)
     assert covers(wide, wide) is None
     assert covers(wide, narrow) is None
-    assert covers(narrow, wide) == "built with step.n_seq 1 to 16; wanted is 1 to 40"
+    assert covers(narrow, wide) == "built with step.n_seq 1 to 16; 1 to 40 is required"
 
 
 @pytest.mark.parametrize("text", ["sm_86", "sm86", "8.6", "86", " SM_86 "])
@@ -424,7 +426,7 @@ def test_directory_names() -> None:
     assert Target("tensorrt", "11.4", ("sm_90",)).platform.startswith(sys.platform)
 
 
-# --- onto the disk --------------------------------------------------------------------------------
+# --- writing --------------------------------------------------------------------------------------
 
 
 def names(folder: Path) -> list[str]:
@@ -460,7 +462,7 @@ def test_leftovers_are_removed(tmp_path: Path) -> None:
     assert names(tmp_path) == ["plans"]
 
 
-def test_a_full_disk_is_said(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="No space left on device; nothing was left there"):
         _interrupted(tmp_path / "plans", OSError)
     assert names(tmp_path) == []
@@ -497,7 +499,7 @@ def _hold(home: Path, ready: Any) -> None:
         time.sleep(60)
 
 
-def test_a_killed_process_lets_go_of_the_lock(tmp_path: Path) -> None:
+def test_a_killed_process_releases_the_lock(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     ready = context.Event()
     process = context.Process(target=_hold, args=(tmp_path, ready))
@@ -515,6 +517,6 @@ def test_a_killed_process_lets_go_of_the_lock(tmp_path: Path) -> None:
 
 def test_plans_are_values(engine: Engine) -> None:
     folder = fake_plans(engine)
-    verdict = look(engine, HERE).verdict
+    verdict = inspect_plans(engine, HERE).verdict
     assert isinstance(verdict, Fresh)
     assert Plans(folder, verdict.record) == open_plans(engine, HERE)
