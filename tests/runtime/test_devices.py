@@ -17,7 +17,7 @@ from whisper_opt.cli import doctor as doctor_module
 from whisper_opt.core.errors import BackendUnavailable, EngineError, OptionError
 from whisper_opt.core.options import DEVICES, LoadOptions
 from whisper_opt.runtime import devices
-from whisper_opt.runtime.devices import GPU_ENGINES, Machine, open_backend, usable
+from whisper_opt.runtime.devices import GPU_ENGINES, Machine, check_device, open_backend
 from whisper_opt.runtime.engine import Engine, Manifest
 from whisper_opt.runtime.gpus import Driver, Gpu
 from whisper_opt.runtime.onnxruntime.backend import OrtBackend
@@ -84,7 +84,7 @@ class Loaders:
 
 
 def reason(device: str, found: Machine, manifest: Manifest | None = None, index: int = 0) -> Any:
-    return usable(device, found, index=index, manifest=manifest)
+    return check_device(device, found, index=index, manifest=manifest)
 
 
 def test_the_cpu_is_always_usable() -> None:
@@ -252,7 +252,7 @@ def test_the_real_machine() -> None:
     assert found.builds
     assert "CPUExecutionProvider" in found.providers
     for device in DEVICES[1:]:
-        usable(device, found)  # any result, without an exception
+        check_device(device, found)  # any result, without an exception
 
 
 # doctor

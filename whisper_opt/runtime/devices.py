@@ -26,7 +26,7 @@ from whisper_opt.runtime.gpus import Driver, Gpu, find_gpus
 if TYPE_CHECKING:
     from whisper_opt.runtime.onnxruntime.backend import Graph
 
-__all__ = ["Machine", "OpenedBackend", "PlanBuilder", "open_backend", "usable"]
+__all__ = ["Machine", "OpenedBackend", "PlanBuilder", "check_device", "open_backend"]
 
 PlanBuilder = Callable[[Engine, Gpu, Union[str, None]], None]
 """Builds the TensorRT plans of an engine for a GPU, with the named library or the first found."""
@@ -149,7 +149,7 @@ def _unsuited(device: str, manifest: Manifest) -> Union[WhisperOptError, None]:
     )
 
 
-def usable(
+def check_device(
     device: str, machine: Machine, *, index: int = 0, manifest: Union[Manifest, None] = None
 ) -> Union[WhisperOptError, None]:
     """Why a device cannot be used, as the error to raise; None if it can.
@@ -218,7 +218,7 @@ def open_backend(
             " it; leave the option out (it is for int8 and int4 engines)"
         )
     if options.device != "auto":
-        refused = usable(
+        refused = check_device(
             options.device, machine, index=options.device_index, manifest=engine.manifest
         )
         if refused is not None:
@@ -226,7 +226,9 @@ def open_backend(
         return _opened(engine, options, options.device, "as requested", machine, build_plans)
     passed = _only_cpu(options)
     for device in () if passed else ("tensorrt", "cuda"):
-        refused = usable(device, machine, index=options.device_index, manifest=engine.manifest)
+        refused = check_device(
+            device, machine, index=options.device_index, manifest=engine.manifest
+        )
         if refused is None:
             try:
                 reason = "; ".join(passed) or "the best"

@@ -137,8 +137,8 @@ class Manifest:
         return "{\n" + ",\n".join(lines) + "\n}\n"
 
     @classmethod
-    def from_json(cls, content: str, where: str) -> Manifest:
-        """Parse ``manifest.json``; messages refer to it as ``where``.
+    def from_json(cls, content: str, name: str) -> Manifest:
+        """Parse ``manifest.json``; messages refer to it as ``name``.
 
         Raises:
             EngineError: not JSON, a newer format, or a missing or malformed entry.
@@ -148,19 +148,19 @@ class Manifest:
             version = values["format_version"]
         except (ValueError, KeyError, TypeError) as error:
             raise EngineError(
-                f"{where} is not an engine manifest ({type(error).__name__}: {error});"
+                f"{name} is not an engine manifest ({type(error).__name__}: {error});"
                 " export the engine again"
             ) from error
         if not isinstance(version, int) or version < 1:
-            raise EngineError(f"{where} has format version {version!r}; expected {FORMAT_VERSION}")
+            raise EngineError(f"{name} has format version {version!r}; expected {FORMAT_VERSION}")
         if version > FORMAT_VERSION:
             raise EngineError(
-                f"{where} has format version {version}; this whisper-opt reads up to"
+                f"{name} has format version {version}; this whisper-opt reads up to"
                 f" {FORMAT_VERSION}: upgrade whisper-opt, or export the engine again with it"
             )
         if version < OLDEST_VERSION:
             raise EngineError(
-                f"{where} has format version {version}; this whisper-opt reads {OLDEST_VERSION} to"
+                f"{name} has format version {version}; this whisper-opt reads {OLDEST_VERSION} to"
                 f" {FORMAT_VERSION}: export the engine again"
             )
         try:
@@ -174,7 +174,7 @@ class Manifest:
             ValueError,
         ) as error:
             raise EngineError(
-                f"{where} is malformed ({type(error).__name__}: {error}); export the engine again"
+                f"{name} is malformed ({type(error).__name__}: {error}); export the engine again"
             ) from error
 
     @classmethod

@@ -7,25 +7,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import multiprocessing
 import os
 import re
-import signal
-import sys
-import threading
-import time
 from pathlib import Path
 from typing import Any, Callable
 
 import pytest
 
-from tests.support.models import random_dims
 from tests.support.plan_dirs import HERE, RTX, fake_engine, fake_plans
-from whisper_opt.core.errors import EngineError, OptionError
+from whisper_opt.core.errors import EngineError
 from whisper_opt.runtime.engine import Engine
-from whisper_opt.runtime.tensorrt.plan_files import locked, replacing
-from whisper_opt.runtime.tensorrt.plan_record import RECORD, BuildRecord, Target
-from whisper_opt.runtime.tensorrt.plan_spec import PlanSpec, covers, parse_gpu
+from whisper_opt.runtime.tensorrt.plan_record import RECORD, BuildRecord
+from whisper_opt.runtime.tensorrt.plan_spec import PlanSpec
 from whisper_opt.runtime.tensorrt.plans import (
     GRAPHS,
     Foreign,
@@ -343,176 +336,6 @@ def test_text_that_is_no_record(text: str, engine: Engine) -> None:
     folder = fake_plans(engine)
     (folder / RECORD).write_text(text, encoding="utf-8")
     assert isinstance(inspect_plans(engine, HERE).verdict, Stale)
-
-
-# --- specifications -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"max_batch": 0}, "max_batch is 0; expected a positive integer"),
-        ({"max_batch": True}, "max_batch is True"),
-        ({"max_beam": -1}, "max_beam is -1; expected a positive integer"),
-        ({"version_compatible": 1}, "version_compatible is 1; expected True or False"),
-        ({"hardware_compatibility": "all"}, "hardware_compatibility is 'all'; expected one of"),
-        ({"profile": "prefill"}, "profile has 'prefill'; expected PROFILE.DIMENSION="),
-        ({"profile": "a.b=1:2"}, r"profile has 'a\.b=1:2'"),
-    ],
-)
-def test_bad_specs(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(OptionError, match=message):
-        PlanSpec(**options)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"capacity": 449}, "capacity is 449; this model decodes 448 positions"),
-        ({"capacity": 114}, "capacity is 114; this model decodes 448 positions"),
-        ({"profile": "prefill.n_new=1:4:449"}, r"is 1:4:449; expected at most 448, the positions"),
-        ({"profile": "prefill.n_new=4:1:9"}, r"is 4:1:9; expected 1 <= MIN <= TYPICAL <= MAX"),
-        ({"profile": "step.n_audio=0:1:1"}, r"step.n_audio is 0:1:1; expected 1 <= MIN"),
-        ({"profile": "step.n_audio=1:1:9"}, r"expected at most 8, max_batch$"),
-        ({"profile": "step.n_seq=1:5:41"}, r"expected at most 40, max_batch times max_beam"),
-        ({"profile": "warmup.n_seq=1:1:1"}, "profile names 'warmup'; expected one of advance, al"),
-        ({"profile": "step.n_mels=1:1:1"}, "profile 'step' has no dimension 'n_mels'; expected"),
-    ],
-)
-def test_specs_beyond_the_model(options: dict[str, Any], message: str) -> None:
-    spec = PlanSpec(**options)
-    with pytest.raises(OptionError, match=message):
-        spec.profiles(random_dims())
-
-
-def test_profiles_cover_the_shapes_of_sessions() -> None:
-    found = PlanSpec(max_batch=4, max_beam=3).profiles(random_dims())
-    assert set(found) == set(GRAPHS)
-    ranges = {profile.name: dict(profile.ranges) for group in found.values() for profile in group}
-    assert ranges["encode"] == {"n_audio": (1, 1, 4)}
-    assert ranges["step"]["n_new"] == (1, 1, 1)
-    assert ranges["step"]["n_seq"] == (1, 3, 12)
-    assert ranges["prefill"]["n_new"] == (1, 4, 224)
-    assert ranges["align"]["n_aligned"] == (1, 64, 448)
-    assert ranges["step"]["n_aligned"] == (0, 0, 0)
-    changed = PlanSpec(profile=" prefill.n_new=1:3:9 , step.n_seq=1:2:2").profiles(random_dims())
-    assert changed["decoder"][1].ranges["n_new"] == (1, 3, 9)
-    assert changed["decoder"][0].ranges["n_seq"] == (1, 2, 2)
-
-
-def test_covers_is_about_every_dimension() -> None:
-    dims = random_dims()
-    wide, narrow = PlanSpec().profiles(dims), PlanSpec(max_beam=2).profiles(dims)
-    assert covers(wide, wide) is None
-    assert covers(wide, narrow) is None
-    assert covers(narrow, wide) == "built with step.n_seq 1 to 16; 1 to 40 is required"
-
-
-@pytest.mark.parametrize("text", ["sm_86", "sm86", "8.6", "86", " SM_86 "])
-def test_gpu_names(text: str) -> None:
-    assert parse_gpu(text) == "sm_86"
-    assert parse_gpu("12.1") == parse_gpu("sm_121") == "sm_121"
-
-
-@pytest.mark.parametrize("text", ["", "rtx3060", "sm_", "8", "8.6.1", "-86"])
-def test_bad_gpu_names(text: str) -> None:
-    with pytest.raises(OptionError, match="expected a compute capability such as sm_86"):
-        parse_gpu(text)
-
-
-def test_directory_names() -> None:
-    assert HERE.directory == "sm86-tensorrt-11.4.0.106"
-    assert RTX.directory == "sm86+sm89-tensorrt-rtx-1.7.1.116"
-    assert Target("tensorrt", "11.4", ("sm_90",)).platform.startswith(sys.platform)
-
-
-# --- writing --------------------------------------------------------------------------------------
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
-
-
-def _interrupted(target: Path, error: type[BaseException]) -> None:
-    with replacing(target) as folder:
-        (folder / "a.plan").write_text("three", encoding="utf-8")
-        raise error(28, "No space left on device")
-
-
-def test_replacing_is_all_or_nothing(tmp_path: Path) -> None:
-    target = tmp_path / "plans"
-    for text in ("one", "two"):
-        with replacing(target) as folder:
-            (folder / "a.plan").write_text(text, encoding="utf-8")
-        assert names(tmp_path) == ["plans"]
-        assert (target / "a.plan").read_text(encoding="utf-8") == text
-    for error in (KeyboardInterrupt, RuntimeError):
-        with pytest.raises(error):
-            _interrupted(target, error)
-        assert names(tmp_path) == ["plans"]
-        assert (target / "a.plan").read_text(encoding="utf-8") == "two"
-
-
-def test_leftovers_are_removed(tmp_path: Path) -> None:
-    for name in (".plans.partial-123", ".plans.partial-123.old", ".others.partial-9"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "x").write_text("", encoding="utf-8")
-    with replacing(tmp_path / "plans"):
-        pass
-    assert names(tmp_path) == ["plans"]
-
-
-def test_a_full_disk_is_reported(tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match="No space left on device; nothing was left there"):
-        _interrupted(tmp_path / "plans", OSError)
-    assert names(tmp_path) == []
-
-
-def test_a_home_that_cannot_be_written(tmp_path: Path) -> None:
-    (tmp_path / "trt").write_text("a file", encoding="utf-8")
-    with pytest.raises(EngineError, match="cannot write plans to"), locked(tmp_path / "trt"):
-        pass
-
-
-def test_threads_take_turns(tmp_path: Path) -> None:
-    log: list[str] = []
-    waited: list[bool] = []
-
-    def work(name: str) -> None:
-        with locked(tmp_path, lambda: waited.append(True)):
-            log.append(f"{name} in")
-            time.sleep(0.15)
-            log.append(f"{name} out")
-
-    threads = [threading.Thread(target=work, args=(name,)) for name in "abc"]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert [line[0] for line in log[::2]] == [line[0] for line in log[1::2]]
-    assert waited
-
-
-def _hold(home: Path, ready: Any) -> None:
-    with locked(home):
-        ready.set()
-        time.sleep(60)
-
-
-def test_a_killed_process_releases_the_lock(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    ready = context.Event()
-    process = context.Process(target=_hold, args=(tmp_path, ready))
-    process.start()
-    assert ready.wait(30)
-    busy = r"another process has been building plans in .* 0 s"
-    with pytest.raises(EngineError, match=busy), locked(tmp_path, timeout=0):
-        pass
-    assert process.pid is not None
-    os.kill(process.pid, signal.SIGKILL if sys.platform != "win32" else signal.SIGTERM)
-    process.join()
-    with locked(tmp_path, timeout=10):
-        pass
 
 
 def test_plans_are_values(engine: Engine) -> None:

@@ -318,7 +318,7 @@ def test_rtx_compiles_kernels_before_they_run() -> None:
     ("method", "arguments", "message"),
     [
         ("select", (3, 0), "refused to switch to profile 3"),
-        ("set_shape", ("tokens", (41, 1)), r"refused to give tokens the shape \[41, 1\]"),
+        ("set_shape", ("tokens", (41, 1)), r"refused to set the shape of tokens to \[41, 1\]"),
         ("set_address", ("token", 4), "refused to bind token"),
         ("run", (0,), "refused to run"),
     ],

@@ -64,8 +64,8 @@ class Buffers:
             places = [(np.flatnonzero(source != np.arange(n)), every)]
         for array in self.arrays:
             # read all before the first write, so that entries can swap places
-            values = [array[(source[moved],) + where] for moved, where in places]  # noqa: RUF005
-            for (moved, where), value in zip(places, values):
-                array[(moved,) + where] = value  # noqa: RUF005
+            values = [array[(source[moved],) + axes] for moved, axes in places]  # noqa: RUF005
+            for (moved, axes), value in zip(places, values):
+                array[(moved,) + axes] = value  # noqa: RUF005
         self.n = n
         return grown

@@ -347,7 +347,7 @@ class Context:
         """Set the shape of an input for the following runs."""
         self._library.messages.clear()
         done = self._context.set_input_shape(name, tuple(shape))
-        self._require(done, f"give {name} the shape {list(shape)}")
+        self._require(done, f"set the shape of {name} to {list(shape)}")
 
     def set_address(self, name: str, address: int) -> None:
         """Set the device address of an input or output."""

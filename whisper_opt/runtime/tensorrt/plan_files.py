@@ -60,16 +60,16 @@ def locked(
     except OSError as error:
         raise _cannot_write(home, error) from error
     with stream:
-        begin, told = time.monotonic(), False
+        begin, notified = time.monotonic(), False
         while not _try_lock(stream):
             if timeout is not None and time.monotonic() - begin >= timeout:
                 raise EngineError(
                     f"another process has been building plans in {home} for {timeout:g} s;"
                     " wait for it, or end it"
                 )
-            if on_wait is not None and not told:
+            if on_wait is not None and not notified:
                 on_wait()
-            told = True
+            notified = True
             time.sleep(POLL)
         yield
 

@@ -181,10 +181,10 @@ class PlanSpec:
 
     def _check(self, profile: str, dim: str, sizes: tuple[int, int, int], dims: ModelDims) -> None:
         low, typical, high = sizes
-        where = f"profile {profile}.{dim} is {low}:{typical}:{high}"
+        found = f"profile {profile}.{dim} is {low}:{typical}:{high}"
         smallest = 0 if dim == "n_aligned" else 1
         if not smallest <= low <= typical <= high:
-            raise OptionError(f"{where}; expected {smallest} <= MIN <= TYPICAL <= MAX")
+            raise OptionError(f"{found}; expected {smallest} <= MIN <= TYPICAL <= MAX")
         n_rows = self.max_batch * self.max_beam
         limits = {
             "n_audio": (self.max_batch, "max_batch"),
@@ -193,7 +193,7 @@ class PlanSpec:
         }
         limit, name = limits.get(dim, (dims.n_text_ctx, "the positions of this model's decoder"))
         if high > limit:
-            raise OptionError(f"{where}; expected at most {limit}, {name}")
+            raise OptionError(f"{found}; expected at most {limit}, {name}")
 
 
 def covers(
