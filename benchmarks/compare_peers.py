@@ -232,7 +232,7 @@ def measure(
             try:
                 worker = pool.get(row.system.name) or _new(row, pool, job)
                 busy.append(busy_cores(args.pause))
-                answer = worker.ask("transcribe", **job)
+                answer = worker.request("transcribe", **job)
             except WorkerError as error:
                 row.error = str(error)
                 log.warning("%s", error)
@@ -246,8 +246,8 @@ def _new(row: Row, pool: Pool, job: dict[str, Any]) -> Worker:
     log.info("%s", row.system.name)
     worker = Worker(row.system.program)
     try:
-        row.loaded = worker.ask("load", **row.system.load)
-        worker.ask("transcribe", **job)
+        row.loaded = worker.request("load", **row.system.load)
+        worker.request("transcribe", **job)
     except BaseException:
         worker.close()
         raise
@@ -376,7 +376,7 @@ def main() -> int:
         "cases": [],
     }
     if (found["machine"]["busy_cores_before"] or 0) > BUSY:
-        log.warning("others keep the machine busy: times will mean little")
+        log.warning("other processes keep the machine busy: times will be unreliable")
     interrupted = False
     with tempfile.TemporaryDirectory() as folder:
         for case in cases(args, Path(folder)):

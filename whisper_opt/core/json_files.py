@@ -1,7 +1,7 @@
-"""JSON files that came with an engine: anyone may have written them, so nothing is taken on trust.
+"""Parsing and checking of the JSON files of an engine, which may come from an untrusted source.
 
-What is wrong with a file is a ``ValueError`` here, whatever it is: text that is not UTF-8, nesting
-without end, a key twice, numbers that JSON does not have.
+Every fault is a ``ValueError``: text that is not UTF-8, excessive nesting, duplicate keys, numbers
+that are not JSON.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any
 __all__ = ["parse_json", "plain_name", "read_text", "text", "whole"]
 
 MAX_BYTES = 16 << 20
-"""Largest file read; a manifest has a few thousand bytes."""
+"""Largest file that is read; a manifest has a few thousand bytes."""
 _MAX_DIGITS = 20
-"""Digits of a whole number: 64 bits have no more, and longer ones take very long to read."""
+"""Maximum digits of an integer: 64 bits need no more, and parsing time grows with their square."""
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}")
 
 
 def read_text(path: Path) -> str:
-    """The text of a file of JSON.
+    """The text of a JSON file.
 
     Raises:
         OSError: the file cannot be read.
@@ -38,7 +38,7 @@ def parse_json(content: str) -> Any:
     """The value of a JSON text.
 
     Raises:
-        ValueError: it is not JSON, or uses what readers of JSON disagree about.
+        ValueError: it is not JSON, or JSON that parsers interpret differently.
     """
     try:
         return json.loads(
@@ -53,7 +53,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(values) != len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice[:50]!r} stands twice in one object")
+        raise ValueError(f"duplicate key {twice[:50]!r} in one object")
     return values
 
 
@@ -63,26 +63,26 @@ def _constant(name: str) -> Any:
 
 def _integer(digits: str) -> int:
     if len(digits) > _MAX_DIGITS:
-        raise ValueError(f"a whole number of {len(digits)} digits; expected {_MAX_DIGITS} at most")
+        raise ValueError(f"an integer of {len(digits)} digits; expected at most {_MAX_DIGITS}")
     return int(digits)
 
 
 def whole(value: Any, what: str, low: int = 0) -> int:
-    """A whole number of 63 bits, ``low`` or more; ``what`` names it in the message."""
+    """Check an integer: of 63 bits, at least ``low``; ``what`` names it in the message."""
     if type(value) is not int or not low <= value < 1 << 63:
         raise ValueError(f"{what} is {_short(value)}; expected a whole number of {low} or more")
     return value
 
 
 def text(value: Any, what: str) -> str:
-    """A string; ``what`` names it in the message."""
+    """Check a string; ``what`` names it in the message."""
     if not isinstance(value, str):
         raise ValueError(f"{what} is {_short(value)}; expected text")
     return value
 
 
 def plain_name(value: Any, what: str = "a file name") -> str:
-    """The name of a file in the same directory: no path, nothing that a system gives a meaning."""
+    """Check the name of a file in the engine directory: no path, no special characters."""
     if not isinstance(value, str) or not _NAME.fullmatch(value):
         raise ValueError(
             f"{what} is {_short(value)}; expected the name of a file in the engine directory"
