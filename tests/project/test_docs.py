@@ -98,7 +98,7 @@ def mapped() -> dict[str, set[str]]:
     """Modules of every package, as CONTRIBUTING lists them."""
     section = PAGES[1].read_text(encoding="utf-8").split("## Map")[1].split("| beside it")[0]
     rows = re.findall(r"^\| `([a-z0-9_/]+)` \| (.*?) \|", section, re.M)
-    return {package: set(re.findall(r"`(\w+)`", modules)) for package, modules in rows}
+    return {package: set(re.findall(r"`([\w-]+)`", modules)) for package, modules in rows}
 
 
 def test_the_map_is_that_of_the_tree() -> None:

@@ -202,6 +202,9 @@ EFFECTS: dict[str, Effect] = {
     ),
     "vad_speech_pad": Effect(0.4, "test_spans_are_those_of_the_package", checks_only),
     "vad_max_speech_duration": Effect(9.0, "test_spans_are_those_of_the_package", checks_only),
+    "max_duration": Effect(60.0, "test_duration_is_limited_for_every_source"),
+    "max_audio_bytes": Effect(1 << 20, "test_memory_is_limited"),
+    "strict_audio": Effect(True, "test_damage_is_skipped_and_times_stay"),
 }
 
 
@@ -280,7 +283,7 @@ def test_what_happens_anyway_is_taken(given: dict[str, Any]) -> None:
 
 def test_a_beam_is_no_wider_than_there_are_timestamps() -> None:
     TranscribeOptions(beam_size=30).check_model(is_multilingual=True, n_audio_ctx=30)
-    with pytest.raises(OptionError, match=r"beam_size is 31; expected 30 at most.*31 timestamps"):
+    with pytest.raises(OptionError, match=r"beam_size is 31; expected at most 30.*31 timestamps"):
         TranscribeOptions(beam_size=31).check_model(is_multilingual=True, n_audio_ctx=30)
 
 

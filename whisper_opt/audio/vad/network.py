@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -60,16 +61,14 @@ def require_model() -> None:
         )
 
 
-def _model_path() -> Any:
-    import importlib.resources
-
-    return importlib.resources.files("whisper_opt.audio.vad") / _MODEL
+def _model_path() -> Path:
+    return Path(__file__).with_name(_MODEL)  # importlib.resources is slow to import
 
 
 def _model_bytes() -> bytes:
     path = _model_path()
     try:
-        data: bytes = path.read_bytes()
+        data = path.read_bytes()
     except OSError as error:
         raise BackendUnavailable(
             f"the speech detection model {path} cannot be read ({error.strerror}); {repair_hint()}"
