@@ -1,13 +1,13 @@
-"""How large values become in an fp16 engine: is there room below float16's largest, 65504?
+"""Largest values in fp16 engines, compared with float16's maximum of 65504.
 
     pip install -e '.[cpu,export]'
     python scripts/get_model.py tiny.en base
     python benchmarks/activations.py
 
-Every value that is float16 in the graphs is measured before it is rounded, and the residual stream
-(float32, and what layer normalization is given) beside it: real speech, loud, clipped and noisy
-sound, silence, and log-mel spectra no sound has. The decoder reads the golden tokens of a clip, or
-a row of random ones.
+Every float16 value of the graphs is measured before it is rounded, and also the residual stream
+(float32, the input of layer normalization). Inputs are real speech, loud, clipped and noisy audio,
+silence, and artificial log-mel spectra. The decoder gets the golden tokens of a clip, or random
+tokens.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from whisper_opt.text.vocabulary import Vocab
 
 LARGEST = 65504.0
 ROOM = 8.0
-"""How far below the largest float16 every value has to stay, as a factor."""
+"""Factor by which every value must stay below the largest float16."""
 CLIPS = ("en-jfk", "en-ls-1998-15444-0000", "de-cheetah-test-de", "ns-music-brahms-32s")
 
 Peaks = dict[str, float]
@@ -45,7 +45,7 @@ def measured(model: ModelProto) -> ModelProto:
     """The :func:`rounded` graph whose only outputs are the largest absolute values of its values.
 
     ``peak:NAME`` for every value that is float16 in ``model``, before it is rounded, and for every
-    one that goes into a layer normalization.
+    input of a layer normalization.
     """
     graph = rounded(model).graph
     names = [node.input[0] for node in graph.node if node.name.endswith("/round")]
@@ -114,7 +114,7 @@ class Meter:
 
 
 def inputs(meter: Meter, model: str) -> Iterator[tuple[str, F32, Int]]:
-    """Name, log-mel window and tokens of everything that is tried."""
+    """Name, log-mel window and tokens of every input."""
     dims, rng = meter.dims, np.random.default_rng(0)
     start = meter.vocab.start("en", "transcribe", timestamps=True)
     drawn = np.array([*start, *rng.integers(0, dims.n_vocab, 200)], np.int64)

@@ -1,13 +1,12 @@
-"""Cold start: a new process to its first text, and what that takes in memory.
+"""Cold start: time from process start to first text, and memory.
 
     pip install -e '.[cpu,export]'
     whisper-opt export models/tiny.en engines/tiny.en-int8 --precision int8
     python benchmarks/cold.py engines/tiny.en-int8 engines/base-int8
 
-Every figure is that of new processes, by the clock of the process that started them: the library,
-the command, and what Python, numpy and ONNX Runtime take before either does anything. Programs take
-turns. Compiled Python files lie in a folder of their own, filled by a first round without a clock,
-as an installation has them; files are in the system's cache.
+Every measurement is a new process, timed by its parent: the library, the command, and the imports
+of Python, numpy and ONNX Runtime alone. Programs take turns. Compiled Python files are in their own
+folder, filled by an untimed first round as in an installation; files are in the system's cache.
 """
 
 from __future__ import annotations
@@ -64,7 +63,7 @@ print(json.dumps({
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """One process: seconds to its first line, that line, and what came after it."""
+    """One process: seconds to its first line, that line, and the rest of its output."""
 
     seconds: float
     line: str
@@ -72,7 +71,7 @@ class Start:
 
 
 def start(command: list[str], compiled: str) -> Start:
-    """Run a program; what it says first is timed."""
+    """Run a program; its first line of output is timed."""
     changed = {"PYTHONPATH": str(ROOT), "PYTHONPYCACHEPREFIX": compiled}
     environment = {**os.environ, **changed}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -85,12 +84,12 @@ def start(command: list[str], compiled: str) -> Start:
         seconds = time.perf_counter() - begin
         rest = process.stdout.read()
     if process.returncode or not line.strip():
-        raise SystemExit(f"a program gave status {process.returncode} and said {line!r}: {command}")
+        raise SystemExit(f"exit status {process.returncode}, output {line!r}: {command}")
     return Start(seconds, line, rest)
 
 
 def programs(engines: list[Path], recording: Path, threads: int) -> dict[str, list[str]]:
-    """Arguments of Python, by what is measured."""
+    """Arguments of Python by name of the measurement."""
     found = {
         "python": ["-c", "print(1)"],
         MODULES: ["-c", TIMED.format(statement=MODULES)],

@@ -1,4 +1,4 @@
-"""What the benchmarks share: clips, runs kept on disk, timing, tables, verdicts, the machine."""
+"""Common parts of the benchmarks: clips, stored results, timing, tables, verdicts, machine."""
 
 from __future__ import annotations
 
@@ -78,21 +78,23 @@ Run = Callable[[F32], str]
 
 
 def arguments(doc: str | None, models: Sequence[str] = ("tiny.en", "base")) -> Any:
-    """A parser with what every benchmark can be told; the first line of ``doc`` describes it."""
+    """A parser with the common arguments; the first line of ``doc`` is its description."""
     parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
     parser.add_argument("--models", nargs="+", default=list(models))
     parser.add_argument("--models-dir", type=Path, default=ROOT / "models", help="checkpoints")
     parser.add_argument(
-        "--engines", type=Path, default=ROOT / "engines", help="exported there when missing"
+        "--engines", type=Path, default=ROOT / "engines", help="exported there if missing"
     )
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--quick", action="store_true", help="little audio, one round: a dry run")
-    parser.add_argument("--force", action="store_true", help="forget the runs already made")
     parser.add_argument(
-        "--pieces", type=Path, default=BUILD, help="folder of runs made, so that one can go on"
+        "--quick", action="store_true", help="dry run with little audio and one round"
     )
+    parser.add_argument("--force", action="store_true", help="discard stored results")
+    parser.add_argument("--pieces", type=Path, default=BUILD, help="folder of stored results")
     parser.add_argument(
-        "--out", type=Path, help="folder for figures; default: benchmarks/results, not with --quick"
+        "--out",
+        type=Path,
+        help="folder of the report; default: benchmarks/results, but not with --quick",
     )
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     for name in ("faster_whisper", "httpx"):
@@ -104,9 +106,10 @@ def arguments(doc: str | None, models: Sequence[str] = ("tiny.en", "base")) -> A
 
 
 class Pieces:
-    """Results of single runs by name, each on disk as soon as it is there.
+    """Results of single runs by name, stored on disk immediately.
 
-    A name holds all that the result depends on, versions included, so that nothing stale is used.
+    A name contains everything that the result depends on, including versions, so that no stale
+    result is used.
     """
 
     def __init__(self, path: Path, force: bool = False) -> None:
@@ -116,11 +119,11 @@ class Pieces:
             path.unlink(missing_ok=True)
         if path.exists():
             for line in path.read_text(encoding="utf-8").split("\n"):
-                with contextlib.suppress(json.JSONDecodeError):  # empty, or cut short by a kill
+                with contextlib.suppress(json.JSONDecodeError):  # empty, or truncated by a kill
                     self._known.update(json.loads(line))
 
     def get(self, name: Sequence[str], make: Callable[[], Any]) -> Any:
-        """What ``make`` returned for ``name``, now or in an earlier run; anything JSON can hold."""
+        """The JSON value that ``make`` returns for ``name``, now or in an earlier run."""
         key = " | ".join(name)
         if key not in self._known:
             log.info("%s", key)
@@ -157,17 +160,17 @@ def measure(
     pause: float,
     warm_up: Callable[[], object] | None = None,
 ) -> dict[str, dict[str, Timed]]:
-    """Time every run on every sound: by name of the run, then by name of the sound.
+    """Time every run on every clip: by name of the run, then by name of the clip.
 
-    The runs take turns sound by sound, in an order that rotates, so that a disturbance hits all
-    of them alike. Before each there is a pause: worker threads may spin for up to 0.2 s after their
-    last work, and would take a core from the next process. First everything is done once without
-    a clock, or ``warm_up`` instead.
+    The runs take turns clip by clip, in rotating order, so that disturbances affect all of them
+    alike. Before each run there is a pause: worker threads may spin for up to 0.2 s after their
+    last work, and would take a core from the next process. Before that everything runs once
+    untimed, or ``warm_up`` runs instead.
     """
     names = list(runs)
     before = (load() or [0.0])[0]
     if before > BUSY:
-        log.warning("the load is %.1f before anything is timed: times will mean little", before)
+        log.warning("the load is %.1f before timing: times will be unreliable", before)
     if warm_up is None:
         for pcm in sounds.values():
             for run in runs.values():
@@ -191,7 +194,7 @@ def measure(
 
 
 def total(timed: Mapping[str, Timed]) -> float:
-    """Seconds for all sounds, each the median of its rounds."""
+    """Seconds for all clips, each the median of its rounds."""
     return sum(statistics.median(entry["seconds"]) for entry in timed.values())
 
 
@@ -200,7 +203,7 @@ def total(timed: Mapping[str, Timed]) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """Whether a bar is met, with the figures that say so."""
+    """Whether a requirement is met, with the figures."""
 
     bar: str
     passed: bool
@@ -217,9 +220,10 @@ def finish(
     tables: Mapping[str, str],
     verdicts: Sequence[Verdict],
 ) -> int:
-    """Print tables (by title) and verdicts, write the figures; exit status, 1 if a bar is missed.
+    """Print tables (by title) and verdicts, write the figures; returns 1 if a requirement is not
+    met.
 
-    With ``--quick`` the figures go to the build folder: they prove nothing.
+    With ``--quick`` the figures go to the build folder.
     """
     for title, text in tables.items():
         print(f"\n## {title}\n\n{text}")
@@ -242,7 +246,7 @@ def finish(
 
 
 def environment(threads: int) -> dict[str, Any]:
-    """Processor, versions and commit that figures were made with."""
+    """CPU, versions and commit of the measurement."""
     found = cpu_info()
     return {
         "cpu": found.name,

@@ -1,15 +1,15 @@
-"""Time this library and its peers on the same weights and the same sound: the README's table.
+"""Time this library and other systems on the same weights and audio: the table of the README.
 
     pip install -e '.[cpu,export,bench]'
     python scripts/get_model.py tiny.en base
     python benchmarks/peers/install.py
     python benchmarks/compare_peers.py --whisper-cpp whisper.cpp/build
 
-Each system runs in a process of its own environment with the weights that peers/convert.py made of
-the checkpoint; what is missing is listed as not measured, with the reason. They take turns sound by
-sound in an order that rotates, and processes that wait for their turn are stopped. A sound's time
-is the median of its rounds, a system's the sum over the sounds. docs/benchmarks.md says how alike
-the conditions are.
+Each system runs in its own environment and process, with weights converted from the checkpoint by
+peers/convert.py; a missing system is listed as not measured, with the reason. Systems take turns
+clip by clip in rotating order, and processes that wait for their turn are stopped. The time of a
+clip is the median of its rounds, that of a system the sum over clips. docs/benchmarks.md describes
+the conditions.
 """
 
 from __future__ import annotations
@@ -48,15 +48,15 @@ SETS = ("jfk", "read", "long")
 
 @dataclasses.dataclass(frozen=True)
 class System:
-    """One row: a program, and how it is asked.
+    """One row of the table: a program and its settings.
 
     Attributes:
-        name: what the table calls it.
-        precision: what it computes in.
-        program: what runs.
+        name: name in the table.
+        precision: arithmetic of the system.
+        program: program of the worker.
         load: fields of its ``load`` job.
-        peer: None for this library.
-        unfit: why it cannot be measured at all.
+        peer: entry of the catalog; None for this library.
+        unfit: why it cannot be measured; empty if it can.
     """
 
     name: str
@@ -83,7 +83,7 @@ class System:
     def job(self, recording: Recording, case: Case) -> dict[str, Any]:
         """The ``transcribe`` job: segment times, temperature 0, no voice activity detection.
 
-        In batches, both this library and faster-whisper cut the recording in silences.
+        In batches, both this library and faster-whisper split the recording at silences.
         """
         audio, language = [str(recording.path)], recording.language or "en"
         if self.peer is not None:
@@ -99,7 +99,7 @@ class System:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One table: recordings, and how they are decoded."""
+    """One table: recordings and decoding settings."""
 
     model: str
     name: str
@@ -137,7 +137,7 @@ def ours(args: argparse.Namespace, model: str) -> Iterator[System]:
 
 
 def peers(args: argparse.Namespace, model: str) -> Iterator[System]:
-    """The others, those that cannot be measured too."""
+    """The other systems, including those that cannot be measured."""
     for peer in PEERS:
         if args.peers is not None and not any(wanted in peer.name for wanted in args.peers):
             continue
@@ -179,7 +179,7 @@ def _unfit(args: argparse.Namespace, model: str, peer: Peer) -> str:
 
 
 def cases(args: argparse.Namespace, folder: Path) -> Iterator[Case]:
-    """Every model, set, search and batch that was asked for."""
+    """Every combination of models, sets, searches and batches requested."""
     for model in args.models:
         for name in args.sets:
             recordings = [_recording(clip, folder) for clip in _clips(name, args.quick)]
@@ -210,7 +210,7 @@ def _recording(clip: Clip, folder: Path) -> Recording:
 
 @dataclasses.dataclass
 class Row:
-    """What one system gave in one case: by recording, a list of answers."""
+    """Results of one system in one case: a list of responses per recording."""
 
     system: System
     loaded: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -221,7 +221,7 @@ class Row:
 def measure(
     case: Case, rows: Sequence[Row], args: argparse.Namespace, busy: list[float | None]
 ) -> None:
-    """Fill the rows, and how many cores others kept busy before each run."""
+    """Fill the rows, and record how many cores were busy before each run."""
     with contextlib.closing(Pool(args.alive)) as pool:
         order = turns(len(rows), args.rounds * len(case.recordings))
         for n, i in enumerate(order):
@@ -232,7 +232,7 @@ def measure(
             try:
                 worker = pool.get(row.system.name) or _new(row, pool, job)
                 busy.append(busy_cores(args.pause))
-                answer = worker.ask("transcribe", **job)
+                answer = worker.request("transcribe", **job)
             except WorkerError as error:
                 row.error = str(error)
                 log.warning("%s", error)
@@ -246,8 +246,8 @@ def _new(row: Row, pool: Pool, job: dict[str, Any]) -> Worker:
     log.info("%s", row.system.name)
     worker = Worker(row.system.program)
     try:
-        row.loaded = worker.ask("load", **row.system.load)
-        worker.ask("transcribe", **job)
+        row.loaded = worker.request("load", **row.system.load)
+        worker.request("transcribe", **job)
     except BaseException:
         worker.close()
         raise
@@ -258,8 +258,8 @@ def _new(row: Row, pool: Pool, job: dict[str, Any]) -> Worker:
 def result(case: Case, row: Row) -> dict[str, Any]:
     """The figures of one row.
 
-    ``seconds`` are by the system's own clock where it runs as a program (whisper-cli), else from
-    samples in to segments out; both are there where both are known.
+    ``seconds`` are reported by the system itself if it runs as a program (whisper-cli), else the
+    time from samples to segments; both are included if both are known.
     """
     system = row.system
     entry: dict[str, Any] = {
@@ -305,7 +305,7 @@ def _all(row: Row) -> Iterator[dict[str, Any]]:
 
 
 def report(entries: Sequence[dict[str, Any]]) -> str:
-    """The table of one case; times are compared with the fastest of this library's rows."""
+    """The table of one case; factors are relative to the fastest row of this library."""
     measured = [entry for entry in entries if "seconds" in entry]
     own = [e["seconds"] for e in measured if e["system"].startswith("whisper_opt")]
     lines = []
@@ -346,15 +346,21 @@ def arguments() -> argparse.Namespace:
         "--no-convert", dest="convert", action="store_false", help="convert nothing"
     )
     parser.add_argument("--whisper-cpp", type=Path, metavar="BUILD", help="has bin/whisper-cli")
-    parser.add_argument("--peers", nargs="*", metavar="NAME", help="those whose name holds it only")
+    parser.add_argument(
+        "--peers", nargs="*", metavar="NAME", help="only systems whose name contains it"
+    )
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--beams", nargs="+", type=int, default=[1, 5])
-    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8], help="of the long one")
+    parser.add_argument(
+        "--batches", nargs="+", type=int, default=[1, 8], help="rounds of the long recording"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--pause", type=float, default=0.3, help="seconds before each run")
-    parser.add_argument("--alive", type=int, default=24, help="processes kept at once")
-    parser.add_argument("--quick", action="store_true", help="little sound, one round: a dry run")
+    parser.add_argument("--alive", type=int, default=24, help="maximum number of processes")
+    parser.add_argument(
+        "--quick", action="store_true", help="dry run with little audio and one round"
+    )
     parser.add_argument("--out", type=Path, help="JSON; default: benchmarks/results/peers.json")
     args = parser.parse_args()
     if args.quick:
@@ -364,7 +370,7 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Measure all cases; the file is written anew after each."""
+    """Measure all cases; the file is rewritten after each."""
     args = arguments()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     log.info("environments of the peers: %s", environments())
@@ -376,7 +382,7 @@ def main() -> int:
         "cases": [],
     }
     if (found["machine"]["busy_cores_before"] or 0) > BUSY:
-        log.warning("others keep the machine busy: times will mean little")
+        log.warning("other processes keep the machine busy: times will be unreliable")
     interrupted = False
     with tempfile.TemporaryDirectory() as folder:
         for case in cases(args, Path(folder)):

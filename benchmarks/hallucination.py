@@ -4,9 +4,9 @@
     python scripts/get_model.py tiny.en base
     python benchmarks/hallucination.py
 
-Every system at its own default options. Counted are the insertions of an alignment with what was
-said, less those on the same speech alone; on audio without speech, all words. Deletions show what a
-system pays for its caution. Texts are kept in build/benchmarks: a run that was stopped goes on.
+Every system runs with its default options. The count is the insertions of an alignment with the
+transcript, minus those on the same speech alone; without speech, all words. Deletions show the cost
+of suppression. Texts are stored in build/benchmarks, so that a stopped run can continue.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ FAINT = -50.0
 
 @dataclasses.dataclass(frozen=True)
 class Sound:
-    """Samples and what is said in them. ``speech``: the clip that is the same speech alone."""
+    """Samples and transcript. ``speech``: the clip with the same speech alone."""
 
     name: str
     pcm: F32
@@ -77,7 +77,7 @@ def _stored(clip_id: str) -> Sound:
 
 
 def made_up() -> list[Sound]:
-    """Speech before, after and between sounds without any."""
+    """Speech before, after and between noise."""
     jfk, sentence = clip("en-jfk"), clip("en-ls-2412-153948-0000")
     speech, middle = clip_pcm(jfk.id), clip_pcm(sentence.id)
     music = clip_pcm("ns-music-brahms-32s")[: 20 * SAMPLE_RATE]
@@ -109,7 +109,7 @@ def made_up() -> list[Sound]:
 
 
 def sounds(quick: bool) -> list[Sound]:
-    """All of them; the speech alone is in front, for comparison."""
+    """All recordings; the speech alone comes first."""
     if quick:
         return [*map(_stored, ("en-jfk", "ns-silence-10s")), *made_up()[:1]]
     alone = ("en-jfk", "en-ls-1998-15444-0003", "en-ls-2412-153948-0000")
@@ -119,7 +119,7 @@ def sounds(quick: bool) -> list[Sound]:
 def transcripts(
     model: str, systems: dict[str, tuple[System, bool]], chosen: list[Sound], pieces: Pieces
 ) -> dict[str, dict[str, str]]:
-    """Texts by system and sound."""
+    """Texts by system and recording."""
     found: dict[str, dict[str, str]] = {}
     for label, (system, batched) in systems.items():
         found[label] = {}
@@ -139,7 +139,7 @@ def transcripts(
 def counted(
     chosen: list[Sound], texts: dict[str, dict[str, str]]
 ) -> dict[str, dict[str, tuple[int, int]]]:
-    """(hallucinated words, words lost) by system and sound."""
+    """(hallucinated words, lost words) by system and recording."""
     found: dict[str, dict[str, tuple[int, int]]] = {}
     for label, said in texts.items():
         found[label] = {}

@@ -4,13 +4,13 @@
     python scripts/get_model.py tiny.en base
     python benchmarks/latency.py
 
-Every system gets each clip as a 16 kHz array and returns its segments; how they take turns is said
-at `measure` in benchmarks/common.py. A clip's time is the median of its runs and a system's time is
+Every system gets each clip as a 16 kHz array and returns its segments; systems take turns (see
+`measure` in benchmarks/common.py). The time of a clip is the median of its runs, that of a system
 the sum over the clips.
 
-Greedy, temperature 0, language given, equal thread counts, no voice activity detection; what
-this library's default, which does, costs is a row of its own. Without faster-whisper only this
-library is timed.
+Greedy, temperature 0, language given, equal thread counts, no voice activity detection; this
+library with its default, which uses it, is a separate row. Without faster-whisper only this library
+is timed.
 """
 
 from __future__ import annotations

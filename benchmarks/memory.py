@@ -1,12 +1,12 @@
-"""Peak memory of long recordings: whether an hour needs more than ten minutes.
+"""Peak memory of long recordings: compares an hour with ten minutes.
 
     pip install -e '.[cpu,export]'
     python scripts/get_model.py tiny.en
     python benchmarks/memory.py                  # or: --minutes 2 4
 
 The longest speech clip is repeated into a FLAC file, which a fresh process transcribes in batches
-of 8 (``strategy="batched"``). Figures are the peak of that process's resident memory, weights
-included. Every figure is kept in build/benchmarks as soon as it is there.
+of 8 (``strategy="batched"``). Results are the peak resident memory of that process, weights
+included. They are stored in build/benchmarks immediately.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from whisper_opt import Whisper
 from whisper_opt.cli.bench.serve import memory
 
 FACTOR = 1.2
-"""How much more memory than the shortest recording the longest may take."""
+"""Maximum ratio of memory of the longest and the shortest recording."""
 
 
 def write_recording(path: Path, seconds: float) -> None:
-    """A FLAC file of the longest clip, over and over, block by block."""
+    """Write a FLAC file of the longest clip, repeated."""
     pcm = clip_pcm(max(clips(), key=lambda clip: clip.duration_s).id)
     left = round(seconds * SAMPLE_RATE)
     with soundfile.SoundFile(path, "w", SAMPLE_RATE, 1, "PCM_16", format="FLAC") as file:
@@ -43,7 +43,7 @@ def write_recording(path: Path, seconds: float) -> None:
 
 
 def transcribe(engine: Path, recording: Path, threads: int, batch_size: int) -> dict[str, Any]:
-    """What the fresh process does."""
+    """The work of the new process."""
     model = Whisper.load(engine, threads=threads)
     loaded = memory()["peak_bytes"]
     begin = time.perf_counter()
@@ -59,7 +59,7 @@ def transcribe(engine: Path, recording: Path, threads: int, batch_size: int) -> 
 
 
 def fresh(engine: Path, minutes: float, args: argparse.Namespace) -> dict[str, Any]:
-    """Write a recording and transcribe it in a process of its own."""
+    """Write a recording and transcribe it in a new process."""
     with tempfile.TemporaryDirectory() as folder:
         recording = Path(folder) / "recording.flac"
         write_recording(recording, 60 * minutes)

@@ -1,20 +1,20 @@
-"""Compare what engines of lower precision write with what fp32 writes, clip by clip.
+"""Compare the text of engines of lower precision with that of fp32, clip by clip.
 
     pip install -e '.[cpu,export]'
     python scripts/get_model.py tiny.en base
     python benchmarks/precision.py                 # fp16; or: --models tiny.en --clips 20
 
-Greedy, with timestamps, no fallback; fp32 is what the stored goldens hold (openai-whisper's tokens,
-which fp32 engines equal on every clip). Variants:
+Greedy, with timestamps, no fallback; fp32 is the stored goldens (openai-whisper's tokens, which
+fp32 engines equal on every clip). Variants:
 
 * `standard`, `contrib`: the fp16 engines in ONNX Runtime on the CPU, which computes most operators
-  in float32 and leaves out much of the rounding between them.
-* `rounded`: the standard engine with every value rounded to float16 where it is made, as a GPU
-  stores it (benchmarks/rounded.py).
+  in float32 and so omits much of the rounding.
+* `rounded`: the standard engine with every value rounded to float16, as a GPU stores it
+  (benchmarks/rounded.py).
 
-A clip that differs is explained by the margin, in nats, of the fp32 decision where it parts. Scores
-are compared along the golden tokens of the first window. Every clip is kept in build/benchmarks as
-soon as it is done: a run that was stopped goes on.
+For a clip that differs, the margin in nats of the first different fp32 decision is reported. Logits
+are compared along the golden tokens of the first window. Results are stored in build/benchmarks, so
+that a stopped run can continue.
 """
 
 from __future__ import annotations
@@ -54,16 +54,16 @@ CONFIG = "ts"
 WINDOW_FRAMES = 3000
 EQUAL = 0.98
 NEAR_TIE = 0.2
-"""Margin in nats below which fp16 may decide otherwise; the largest one seen is in the figures."""
+"""Margin in nats below which fp16 may decide differently; the largest one is in the report."""
 VARIANTS = ("standard", "contrib", "rounded")
 FIRST = ("read", "speech", "spontaneous", "telephone")
-"""Kinds of recordings that are done first."""
+"""Kinds of recordings that are processed first."""
 
 Figures = dict[str, Any]
 
 
 class Model:
-    """The engines of one checkpoint, made when first asked for."""
+    """The engines of one checkpoint, exported on first use."""
 
     def __init__(self, name: str, args: argparse.Namespace) -> None:
         self.name = name
@@ -90,7 +90,7 @@ class Model:
 
 
 def tokens_of(model: Model, variant: str, clip: Clip) -> Figures:
-    """Whether a clip's tokens are those of fp32, and if not, how close a call it was."""
+    """Whether the tokens of a clip equal fp32, and if not, the margin of the decision."""
     chosen = TranscribeOptions(**options(CONFIG), vad="off")
     found = model.whisper(variant).transcribe(clip_pcm(clip.id), options=chosen)
     want = golden(model.name, CONFIG)[clip.id]
@@ -109,7 +109,7 @@ def tokens_of(model: Model, variant: str, clip: Clip) -> Figures:
 
 
 def scores_of(model: Model, variant: str, clip: Clip) -> Figures:
-    """Errors of one window's keys and values and of its scores along the golden tokens."""
+    """Errors of one window's keys and values and of its logits along the golden tokens."""
     want = golden(model.name, CONFIG)[clip.id]
     engine = model.engine("standard-fp32")
     vocab = Vocab(engine.tokenizer_json(), engine.manifest.dims)
@@ -179,7 +179,7 @@ def main() -> int:
     parser = arguments(__doc__)
     parser.add_argument("--precision", default="fp16", choices=("fp16",))
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
-    parser.add_argument("--clips", type=int, help="only so many of each model's clips")
+    parser.add_argument("--clips", type=int, help="maximum number of clips per model")
     args = parser.parse_args()
     pieces = Pieces(args.pieces / f"precision-{args.precision}.jsonl", args.force)
     lines, differing = [], []

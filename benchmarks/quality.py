@@ -4,12 +4,12 @@
     python scripts/get_model.py tiny.en base
     python benchmarks/quality.py
 
-Default options but for the search, which is greedy or beam 5, and timestamps, which are always on;
-the language is left to be detected. Whisper's own normalizers, errors summed over all clips. Texts
-of openai-whisper come from the goldens of the tests where these hold for default options.
+Default options except the search, which is greedy or beam 5, and timestamps, which are always on;
+the language is detected. Whisper's own normalizers, errors summed over all clips. Texts of
+openai-whisper are from the goldens of the tests if these hold for default options.
 
-Every text is kept in build/benchmarks as soon as it is made: a run that was stopped goes on. This
-library's texts are made anew when its sources change.
+Texts are stored in build/benchmarks, so that a stopped run can continue. Texts of this library are
+discarded when its sources change.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from whisper_opt.cli.bench.scoring import Score, score, whole
 
 SEARCHES = {"greedy": 1, "beam 5": 5}
 TOLERANCE = 0.3
-"""How much worse than sequential, in errors a hundred words, batched may be."""
+"""Maximum difference of batched and sequential, in errors per hundred words."""
 
 
 @dataclasses.dataclass
 class Texts:
-    """What one model says in every clip."""
+    """Texts of one model for every clip."""
 
     model: str
     pieces: Pieces
@@ -42,7 +42,7 @@ class Texts:
 
     @property
     def modes(self) -> dict[tuple[str, str], tuple[System, bool]]:
-        """System and whether it works in batches, by name and strategy."""
+        """System and whether it is batched, by name and strategy."""
         return {
             (system.name, "batched" if batched else "sequential"): (system, batched)
             for system, batched in (
@@ -55,7 +55,7 @@ class Texts:
         }
 
     def text(self, clip_id: str, mode: tuple[str, str], search: str) -> str:
-        """One transcript, stored or made."""
+        """One transcript, stored or computed."""
         system, batched = self.modes[mode]
         beam_size = SEARCHES[search]
 
@@ -137,7 +137,7 @@ def languages_table(rows: Rows, chosen: list[Clip]) -> str:
 
 
 def differences_table(rows: Rows, said: dict[str, dict[str, str]], chosen: list[Clip]) -> str:
-    """English clips where our modes and openai-whisper do not make the same number of errors."""
+    """English clips on which the modes and openai-whisper have different numbers of errors."""
     sequential, batched = (Ours.name, "sequential"), (Ours.name, "batched")
     openai = (OpenaiWhisper.name, "sequential")
     lines = [

@@ -1,15 +1,15 @@
-"""Word error rates and sizes of an engine in every precision of the CPU, beside faster-whisper.
+"""Word error rates and sizes of an engine in every CPU precision, and of faster-whisper.
 
     pip install -e '.[cpu,export,bench]' faster-whisper
     python scripts/get_model.py tiny.en base
     python benchmarks/quality_precisions.py
 
-Engines that are missing are exported: ``engines/base`` (fp32), ``engines/base-int8`` and so on.
-Greedy search with timestamps and default options otherwise (fallback to higher temperatures), the
-language given. Whisper's own normalizers, errors summed over all clips that count.
+Missing engines are exported: ``engines/base`` (fp32), ``engines/base-int8`` and so on. Greedy
+search with timestamps, otherwise default options (fallback to higher temperatures); the language is
+given. Whisper's own normalizers, errors summed over all clips that count.
 
-Every text is kept in build/benchmarks as soon as it is made: a run that was stopped goes on. This
-library's texts are made anew when its sources or the engine change.
+Texts are stored in build/benchmarks, so that a stopped run can continue. Texts of this library are
+discarded when its sources or the engine change.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from whisper_opt.runtime.engine import read_engine
 
 PRECISIONS = ("fp32", "fp16-storage", "int8", "int4")
 WORSE = {"fp16-storage": 0.2, "int8": 0.2, "int4": 1.0}
-"""Errors in a hundred English words, and characters of other languages, that a precision may make
-more than fp32."""
+"""Maximum additional errors of a precision relative to fp32, per hundred English words and per
+hundred characters of other languages."""
 ENGLISH, OTHERS = "English, WER", "other languages, CER"
 BYTES = 1.15
-"""Bytes a parameter that an int8 engine may have on disk."""
+"""Maximum bytes per parameter of an int8 engine on disk."""
 
 Texts = Mapping[str, Mapping[str, str]]
 """Transcripts by system and clip."""
@@ -68,7 +68,7 @@ class Engine(Ours):
 
 
 def systems(args: argparse.Namespace, model: str) -> list[System]:
-    """What is compared, by the name it has in tables."""
+    """The systems by name in tables."""
     checkpoint = args.models_dir / model
     peers: list[System] = [
         FasterWhisper(checkpoint, kind, args.threads) for kind in ("float32", "int8")
@@ -78,7 +78,7 @@ def systems(args: argparse.Namespace, model: str) -> list[System]:
 
 
 def transcripts(found: Sequence[System], chosen: Sequence[Clip], pieces: Pieces, model: str) -> Any:
-    """The texts of one system after the other, one model in memory at a time."""
+    """Texts of each system in turn, with one model in memory at a time."""
     texts: dict[str, dict[str, str]] = {}
     for system in found:
         row = texts[system.name] = {}
@@ -94,7 +94,7 @@ def transcripts(found: Sequence[System], chosen: Sequence[Clip], pieces: Pieces,
             row[clip.id] = str(
                 pieces.get((model, clip.id, "greedy", system.name, system.version), make)
             )
-        vars(system).pop("_model", None)  # loaded when first used, and kept
+        vars(system).pop("_model", None)  # loaded on first use
     return texts
 
 
@@ -131,7 +131,7 @@ def rates_table(texts: Texts, chosen: Sequence[Clip], sizes: Mapping[str, int]) 
 
 
 def differences_table(texts: Texts, chosen: Sequence[Clip]) -> str:
-    """Clips in which not all make as many errors."""
+    """Clips on which the numbers of errors differ."""
     lines = []
     for clip in chosen:
         errors = [score(clip.text, row[clip.id], clip.language or "en").errors for row in
@@ -159,8 +159,8 @@ def verdicts(
                 )
     if "int8" in sizes:
         share = sizes["int8"] / parameters
-        figures = f"{sizes['int8']:,} bytes, {share:.3f} a parameter"
-        bar = f"{model} int8: at most {BYTES} bytes a parameter on disk"
+        figures = f"{sizes['int8']:,} bytes, {share:.3f} per parameter"
+        bar = f"{model} int8: at most {BYTES} bytes per parameter on disk"
         found.append(Verdict(bar, share <= BYTES, figures))
     return found
 

@@ -1,15 +1,15 @@
-"""Each stage of a model against what this machine can do: operations, bytes, time.
+"""Roofline of each stage of a model on this machine: operations, bytes, time.
 
     pip install -e '.[cpu,export]'
     python benchmarks/roofline.py engines/tiny.en engines/tiny.en-int8
 
-In one run, taking turns: the peak of matrix products in fp32 and in 8 bits, the memory's rate, and
+One run measures in turns the peak of matrix products in fp32 and in 8 bits, memory bandwidth, and
 per engine the encoder (30 s), a prompt, and a decoder call for one row and for five beams of one
-window. Operations are those of the model's products, from its dimensions; an addition and a
-multiplication are two. Bytes are what a call must read: weights once, cross-attention keys and
-values once a window, the cache once a row; and scores, which it writes. The *bound* is the time
-that would be left if arithmetic ran at its peak and memory at its rate, the larger of the two; a
-stage's share is bound over time. Choosing tokens is not in it.
+window. Operations are those of the matrix products, from the dimensions; an addition and a
+multiplication are two. Bytes are what a call must read (weights once, cross-attention keys and
+values once per window, the cache once per row) and the logits that it writes. The *bound* is the
+larger of operations over peak and bytes over bandwidth; a stage's share is bound over time. Token
+selection is not included.
 """
 
 from __future__ import annotations
@@ -35,25 +35,25 @@ from whisper_opt.runtime.native import kernel_library
 from whisper_opt.runtime.onnxruntime.backend import OrtBackend, OrtEncoded
 
 SIZE = 1536
-"""Of the square products whose rate is the peak."""
+"""Size of the square products that measure the peak."""
 MEMORY = (64, 1024)
-"""MiB that are read or copied: as much as a decoder reads in a call, and more than any cache."""
+"""MiB that are read or copied: as much as a decoder call reads, and more than any CPU cache."""
 LENGTH = 32
-"""Tokens in a row's cache when steps are timed."""
+"""Tokens in the cache of a row when steps are timed."""
 PROMPTS = (4, 224)
 BEAMS = 5
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What a call needs: operations in fp32 and in 8 bits, and bytes."""
+    """Work of a call: operations in fp32 and in 8 bits, and bytes."""
 
     fp32: float
     int8: float
     bytes: float
 
     def bound(self, peak: Mapping[str, float]) -> float:
-        """Seconds at the machine's peak."""
+        """Seconds at the peak of the machine."""
         return max(self.fp32 / peak["fp32"] + self.int8 / peak["int8"], self.bytes / peak["bytes"])
 
 
@@ -61,7 +61,7 @@ class Model:
     """The work of one engine's calls."""
 
     def __init__(self, engine: Engine, kernels: bool) -> None:
-        """``kernels``: whether attention of the encoder and to it is in 8 bits too."""
+        """``kernels``: whether encoder self-attention and cross-attention are in 8 bits too."""
         manifest = engine.manifest
         if manifest.precision not in ("fp32", "int8"):
             raise SystemExit(f"{engine.path} is {manifest.precision}; expected fp32 or int8")
@@ -73,7 +73,8 @@ class Model:
         self.cross_width = 1 if kernels else 4
 
     def _work(self, products: float, audio: float, exact: float, size: float) -> Work:
-        """``products``: operations on weights; ``audio``: of attention to it; ``exact``: others."""
+        """Operations on weights (``products``), of cross-attention (``audio``), and others
+        (``exact``)."""
         if not self.bits8:
             return Work(exact + audio + products, 0.0, size)
         if not self.kernels:
@@ -101,7 +102,7 @@ class Model:
         head = dims.n_vocab * d
         audio, own = 2.0 * tokens * cross, 4.0 * tokens * d * layers * (past + new / 2)
         size = weights * self.width + float(self.cross_width * cross) + 4.0 * cache
-        # a prompt's head gives the scores after two tokens: one exact, one as in a step
+        # the head of a prompt computes logits for two tokens: one exact, one as in a step
         n_scores = rows * (2 if prompt else 1)
         size += head * (1 + 4 * (prompt and self.two_stage_head)) + 4.0 * n_scores * dims.n_vocab
         found = self._work(2.0 * tokens * weights, audio, own, size)
@@ -159,7 +160,7 @@ def _square(kind: str, threads: int) -> Callable[[], object]:
 
 
 class Memory:
-    """Reading and copying arrays with as many threads as the models have."""
+    """Read and copy arrays with as many threads as the models."""
 
     def __init__(self, mebibytes: int, threads: int, pool: ThreadPoolExecutor) -> None:
         self.bytes = mebibytes << 20
@@ -179,7 +180,7 @@ class Memory:
 
 
 class Stages:
-    """Calls of one engine, as transcribing makes them."""
+    """The calls of one engine during transcription."""
 
     def __init__(self, engine: Engine, threads: int) -> None:
         self._backend = OrtBackend(engine, threads=threads)
@@ -200,7 +201,7 @@ class Stages:
         return {"encoder": model.encoder(), **prompts, **steps}
 
     def times(self, n_steps: int) -> dict[str, list[float]]:
-        """Seconds of every call, after one of each kind without a clock."""
+        """Seconds of every call, after an untimed one of each kind."""
         found = {"encoder": [_timed(lambda: self._backend.encode(self._mel))]}
         for n in PROMPTS:
             found[f"prompt of {n}"] = self._prompts(n)
@@ -239,13 +240,13 @@ def _timed(call: Callable[[], object]) -> float:
 def measure(
     stages: Mapping[str, Stages], args: Any
 ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-    """The machine's rates (a second), and medians of every stage by engine."""
+    """Rates of the machine (per second), and medians of every stage by engine."""
     products = {kind: _square(kind, args.threads) for kind in ("fp32", "int8")}
     rates: dict[str, list[float]] = {}
     times: dict[str, dict[str, list[float]]] = {name: {} for name in stages}
     with ThreadPoolExecutor(args.threads) as pool:
         memory = {size: Memory(size, args.threads, pool) for size in MEMORY}
-        for turn in range(args.rounds + 1):  # the first one without a clock
+        for turn in range(args.rounds + 1):  # the first one is untimed
             for kind, product in products.items():
                 seconds = min(_timed(product) for _ in range(4))
                 rates.setdefault(kind, []).append(2 * SIZE**3 / seconds)
@@ -297,7 +298,7 @@ def main() -> int:
     rounded = {name: round(value / 1e9, 1) for name, value in rates.items()}
     header = ("engine", "stage", "GFLOP fp32", "GOP int8", "MB", "ms", "bound ms", "share")
     tables = {
-        "Peaks, in 10^9 operations or bytes a second": table(("", "1e9/s"), rounded.items()),
+        "Peaks, in 10^9 operations or bytes per second": table(("", "1e9/s"), rounded.items()),
         f"Stages, {args.threads} threads": table(header, rows),
     }
     figures = {**state, "rounds": args.rounds, "peaks_1e9": rounded, "models": models}

@@ -1,10 +1,10 @@
-"""What fp16 arithmetic gives where every operator really rounds: a float32 engine that imitates it.
+"""Simulated fp16 arithmetic: a float32 engine that rounds the result of every operator.
 
-ONNX Runtime's CPU provider has few float16 kernels. It computes the other operators in float32 and
-leaves out the rounding between them, so an fp16 engine looks better there than on a device that
-stores every value as float16. Here each float16 value of a graph becomes a float32 one that is
-rounded to float16 where it is made: what a GPU does that accumulates in float32 and stores float16,
-with self-attention as one operator, as in a TensorRT plan.
+ONNX Runtime's CPU provider has few float16 kernels. It computes other operators in float32 without
+rounding between them, so an fp16 engine is more accurate there than on a device that stores every
+value as float16. Here each float16 value of a graph becomes a float32 value that is rounded to
+float16, as on a GPU that accumulates in float32 and stores float16, with self-attention as one
+operator, as in a TensorRT plan.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MOVES = (
     *("Concat", "Expand", "Gather", "GatherND", "Identity", "Reshape", "Slice", "Split"),
     *("Squeeze", "TensorScatter", "Transpose", "Unsqueeze"),
 )
-"""Operators whose results are values they were given: nothing to round."""
+"""Operators that only copy values, which need no rounding."""
 
 
 def _types(model: ModelProto) -> dict[str, int]:
@@ -44,7 +44,7 @@ def _round(value: str, into: str) -> list[NodeProto]:
 
 
 def rounded(model: ModelProto) -> ModelProto:
-    """The same graph (``standard`` dialect) in float32, every float16 value rounded as it is made.
+    """The same graph (``standard`` dialect) in float32, every float16 value rounded.
 
     Weights stay float16 in the data file; inputs and outputs become float32.
     """
@@ -92,7 +92,7 @@ def rounded_engine(engine: Engine, target: Path) -> Engine:
     """An engine directory of the :func:`rounded` graphs of an fp16 engine; data files are shared.
 
     Raises:
-        ValueError: the engine is not an fp16 one in the standard dialect.
+        ValueError: the engine is not fp16 in the standard dialect.
     """
     manifest = engine.manifest
     if (manifest.precision, manifest.dialect) != ("fp16", "standard"):

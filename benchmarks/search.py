@@ -7,12 +7,12 @@
 * beam: 11 s of speech, beam 5, against openai-whisper and faster-whisper in fp32.
 * words: this library with word timestamps against itself without, 12 read clips, greedy.
 * longform: the longest recording in batches of 8 against faster-whisper's BatchedInferencePipeline:
-  each with its own voice activity detection; the same without timestamps, which is its default; and
-  both given the same spans of speech. Greedy and beam 5; word error rates beside it.
+  each with its own voice activity detection; without timestamps, which is its default; and both
+  with the same spans of speech. Greedy and beam 5, with word error rates.
 
-Temperature 0, language given, equal thread counts, samples in, text out. How the systems take turns
-is said at `measure` in benchmarks/common.py. Every comparison is kept in build/benchmarks as soon
-as it is made: a run that was stopped goes on.
+Temperature 0, language given, equal thread counts, from samples to text. The systems take turns
+(see `measure` in benchmarks/common.py). Results are stored in build/benchmarks, so that a stopped
+run can continue.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ Part = Callable[["Model"], "tuple[dict[str, Any], str, list[Verdict]]"]
 
 
 class Model:
-    """The systems with one model, and how to time them."""
+    """The systems with one model, and their timing."""
 
     def __init__(self, name: str, args: argparse.Namespace, pieces: Pieces) -> None:
         checkpoint = args.models_dir / name
@@ -76,7 +76,7 @@ class Model:
         rounds: int,
         warm_up: Callable[[], object] | None = None,
     ) -> Times:
-        """Times of systems by what the table calls them, from disk if they were taken before."""
+        """Times of systems by name in the table, from disk if they were measured before."""
         args = self.args
         rounds = 1 if args.quick else rounds
         versions = sorted({system.version for system, _ in asked.values()})
@@ -105,7 +105,7 @@ class Model:
 def beam(model: Model) -> tuple[dict[str, Any], str, list[Verdict]]:
     """Beam 5 on one clip."""
     settings = dataclasses.replace(PLAIN, beam_size=5)
-    plain, default = f"{Ours.name}", f"{Ours.name}, voice checked"
+    plain, default = f"{Ours.name}", f"{Ours.name}, vad=check"
     times = model.times(
         "beam 5",
         {
@@ -180,7 +180,7 @@ def words(model: Model) -> tuple[dict[str, Any], str, list[Verdict]]:
 
 
 def _recording(quick: bool) -> tuple[Clip, F32, str, tuple[tuple[float, float], ...]]:
-    """The longest recording: clip, samples, what is said, spans of at most 30 s of speech."""
+    """The longest recording: clip, samples, transcript, spans of at most 30 s of speech."""
     clip = max(clips(), key=lambda clip: clip.duration_s)
     pcm, text, utterances = clip_pcm(clip.id), clip.text, clip.entry["segments"]
     if quick:

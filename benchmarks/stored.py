@@ -1,4 +1,4 @@
-"""Texts of openai-whisper that need not be made again: the goldens of the tests."""
+"""Texts of openai-whisper from the goldens of the tests."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ COMPRESSION_RATIO, LOGPROB, NO_SPEECH = 2.4, -1.0, 0.6
 
 
 def _refused(window: Window, compression_ratio: float) -> bool:
-    """Whether openai-whisper would have tried the next temperature after this answer."""
+    """Whether openai-whisper would have tried the next temperature after this result."""
     unlikely = window["avg_logprob"] < LOGPROB
     if unlikely and window["no_speech_prob"] > NO_SPEECH:
-        return False  # it takes the window for silence
+        return False  # the window is silence
     return unlikely or compression_ratio > COMPRESSION_RATIO
 
 
@@ -30,10 +30,10 @@ def _ratio(clip: GoldenClip, window: Window) -> float:
 
 
 def stored_text(model: str, clip_id: str, beam_size: int) -> str | None:
-    """What openai-whisper's default options give on a clip, None when no golden says so.
+    """The text of openai-whisper with default options, or None if no golden has it.
 
-    Goldens are made at temperature 0 alone. Where every answer passes the thresholds, the other
-    temperatures are never tried, and the golden is the default transcript too.
+    Goldens are decoded at temperature 0 only. If every result passes the thresholds, the other
+    temperatures are never tried, and the golden equals the default transcript.
     """
     try:
         found = golden(model, {1: "ts", 5: "beam5"}[beam_size]).get(clip_id)
@@ -45,7 +45,7 @@ def stored_text(model: str, clip_id: str, beam_size: int) -> str | None:
 
 
 def openai_text(openai: System, model: str, clip_id: str, beam_size: int) -> str:
-    """The golden's text, or else that of a run with default options."""
+    """The text of the golden, or else that of a run with default options."""
     known = stored_text(model, clip_id, beam_size)
     if known is not None:
         return known

@@ -1,4 +1,4 @@
-"""The systems compared, behind one interface; a model is loaded when it is first used."""
+"""The systems compared, with one interface; models are loaded on first use."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from whisper_opt.core.arrays import F32
 __all__ = ["SOURCES", "FasterWhisper", "OpenaiWhisper", "Ours", "Settings", "System"]
 
 SOURCES = (".py", ".c", ".h")
-"""Endings of files that what is measured is made of."""
+"""Suffixes of the source files that affect results."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What a transcription is asked to be; each system says it in its own words.
+    """Settings of a transcription, translated to the options of each system.
 
-    None leaves a setting at the system's own default. ``beam_size`` 1 is greedy; ``clips`` are
+    None means the default of the system. ``beam_size`` 1 is greedy; ``clips`` are
     (start, end) pairs in seconds, none of more than 30 s when ``batched``.
     """
 
@@ -42,11 +42,11 @@ class System(Protocol):
 
     @property
     def name(self) -> str:
-        """What tables call it."""
+        """Name in tables."""
 
     @property
     def version(self) -> str:
-        """Changes when its results may."""
+        """A string that changes if results may change."""
 
     def transcribe(self, pcm: F32, settings: Settings) -> str:
         """Text of 16 kHz mono samples [n]."""
@@ -61,7 +61,7 @@ def _negated(value: bool | None) -> bool | None:
 
 
 class Ours:
-    """This library; an engine that is not there is exported from its checkpoint first."""
+    """This library; a missing engine is exported from its checkpoint."""
 
     name = "whisper_opt"
 
@@ -114,7 +114,7 @@ class Ours:
 
 
 class OpenaiWhisper:
-    """openai-whisper in fp32, with the weights of the checkpoint put into its own model."""
+    """openai-whisper in fp32, with the weights of the checkpoint."""
 
     name = "openai-whisper"
 
@@ -138,7 +138,7 @@ class OpenaiWhisper:
 
         if settings.batched or settings.vad:
             raise ValueError("openai-whisper has neither batches nor voice activity detection")
-        torch.manual_seed(0)  # temperatures above 0 draw
+        torch.manual_seed(0)  # temperatures above 0 sample
         result = whisper.transcribe(
             self._model,
             pcm,

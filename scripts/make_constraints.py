@@ -1,12 +1,12 @@
-"""Write or check constraints/pyXY.txt: the versions each supported Python is tested with.
+"""Write or check constraints/pyXY.txt: the versions that each supported Python is tested with.
 
     python scripts/make_constraints.py            # resolve anew for every Python found here
     python scripts/make_constraints.py 3.9 3.11   # only for these
     python scripts/make_constraints.py --check    # do the files parse and cover the dependencies?
 
-Resolving asks pip of that very Python what it would install for EXTRAS, in an empty virtual
-environment; nothing of it is installed. A Python is found as pythonX.Y on the PATH or under pyenv.
-Only names and versions are written: where packages come from is pip's configuration, not ours.
+The pip of each Python resolves EXTRAS in an empty virtual environment; nothing is installed. A
+Python is found as pythonX.Y on the PATH or under pyenv. Only names and versions are written; the
+index is pip's configuration.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DISTRIBUTION = "whisper-opt"
 PYTHONS = ("3.9", "3.10", "3.11", "3.12", "3.13")
 EXTRAS = ("cpu", "audio", "export", "hf", "dev")
-# Gigabytes that nothing here needs: if one of these is resolved, a dependency has gone wrong.
+# Large packages that nothing here needs: one of them in the result means a wrong dependency.
 FORBIDDEN = frozenset({"torch", "transformers", "optimum", "tensorrt", "onnxruntime-gpu"})
 
 _PIN = re.compile(r"(?P<name>[a-z0-9]+(?:-[a-z0-9]+)*)==(?P<version>[0-9A-Za-z.!+]+)")
@@ -43,7 +43,7 @@ _MARKER = re.compile(r"python_version\s*(?P<sign><|>=)\s*['\"](?P<version>[0-9.]
 
 
 def canonical(name: str) -> str:
-    """Distribution name as PEP 503 compares it."""
+    """Distribution name normalized by PEP 503."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
@@ -63,7 +63,7 @@ def version_key(version: str) -> tuple[int, ...]:
 
 
 def find_python(python: str) -> Path | None:
-    """A real interpreter of that minor version, or None. A pyenv shim that runs nothing is none."""
+    """An interpreter of that minor version, or None; pyenv shims without a version do not count."""
     pyenv = Path(os.environ.get("PYENV_ROOT", str(Path.home() / ".pyenv")))
     found = sorted(pyenv.glob(f"versions/{python}.*/bin/python"))
     on_path = shutil.which(f"python{python}")
@@ -76,7 +76,7 @@ def find_python(python: str) -> Path | None:
 
 
 def direct_requirements(pyproject: Path, python: str, extras: Iterable[str]) -> set[str]:
-    """Canonical names that the project itself asks for on this Python, its own extras followed."""
+    """Canonical names of the project's requirements on this Python, including its extras."""
     project = read_project(pyproject)
     names: set[str] = set()
     todo = list(project["dependencies"])
@@ -106,7 +106,7 @@ def _applies(markers: str, python: str) -> bool:
 
 
 def read_pins(path: Path) -> dict[str, str]:
-    """{canonical name: version} of a constraints file; SystemExit on any line that is no pin."""
+    """{canonical name: version} of a constraints file; SystemExit on a line that is not a pin."""
     pins: dict[str, str] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         if not line or line.startswith("#"):
@@ -121,7 +121,7 @@ def read_pins(path: Path) -> dict[str, str]:
 
 
 def problems(python: str, root: Path = ROOT) -> list[str]:
-    """What is wrong with the constraints file of one Python; empty when nothing is."""
+    """Errors of the constraints file of one Python."""
     path = constraints_file(python, root)
     if not path.is_file():
         return [f"{path} is missing"]
@@ -144,7 +144,7 @@ def resolve(interpreter: Path) -> dict[str, str]:
         subprocess.run([str(interpreter), "-m", "venv", str(environment)], check=True)
         python = str(environment / ("Scripts" if os.name == "nt" else "bin") / "python")
         pip = [python, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-        # An old bundled pip may backtrack differently from the one users have.
+        # an old bundled pip may resolve differently from a current one
         subprocess.run([*pip, "install", "--upgrade", "pip"], check=True)
         report = Path(temporary) / "report.json"
         target = f"{ROOT}[{','.join(EXTRAS)}]"
@@ -159,10 +159,10 @@ def resolve(interpreter: Path) -> dict[str, str]:
 
 
 def write_pins(python: str, pins: dict[str, str]) -> Path:
-    """Write the file of one Python, whole or not at all."""
+    """Write the file of one Python atomically."""
     unwanted = sorted(FORBIDDEN & pins.keys())
     if unwanted:
-        raise SystemExit(f"Python {python}: resolved to {unwanted}, which no extra here may need")
+        raise SystemExit(f"Python {python}: resolved to {unwanted}, which no extra may need")
     path = constraints_file(python)
     lines = [
         f"# Versions whisper-opt[{','.join(EXTRAS)}] is tested with on Python {python}.",
@@ -182,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("pythons", nargs="*", default=[], metavar="X.Y", help="default: all")
-    parser.add_argument("--check", action="store_true", help="only check the files there are")
+    parser.add_argument("--check", action="store_true", help="only check the existing files")
     arguments = parser.parse_args(argv)
     unknown = sorted(set(arguments.pythons) - set(PYTHONS))
     if unknown:
@@ -190,14 +190,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     pythons: Sequence[str] = arguments.pythons or PYTHONS
     if arguments.check:
         found = [problem for python in pythons for problem in problems(python)]
-        print("\n".join(found) or f"constraints for Python {', '.join(pythons)}: in order")
+        print("\n".join(found) or f"constraints for Python {', '.join(pythons)}: valid")
         return 1 if found else 0
     missing = []
     for python in pythons:
         interpreter = find_python(python)
         if interpreter is None:
             missing.append(python)
-            print(f"Python {python}: not found here, its file is left as it is")
+            print(f"Python {python}: not found; its file is unchanged")
             continue
         pins = resolve(interpreter)
         print(f"Python {python}: {len(pins)} pins in {write_pins(python, pins).relative_to(ROOT)}")

@@ -1,4 +1,4 @@
-"""Who is compared, in which environment, and with which form of the weights."""
+"""The systems compared, their environments and weight formats."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HERE = Path(__file__).resolve().parent
 BENCHMARKS = HERE.parent
 
 ENVIRONMENTS = tuple(sorted(path.stem for path in (HERE / "requirements").glob("*.txt")))
-"""Names of the peers' environments; each has a file of pinned requirements."""
+"""Names of the environments; each has a file of pinned requirements."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,15 +20,15 @@ class Peer:
     """One row of the table.
 
     Attributes:
-        name: what the table calls it.
-        environment: whose Python runs it; "" for this library's own.
-        module: of ``benchmarks/peers``.
-        form: which of ``convert.FORMS`` it loads.
-        precision: what it computes in.
+        name: name in the table.
+        environment: environment that runs it; "": that of this library.
+        module: module of ``benchmarks/peers``.
+        form: the weight format, one of ``convert.FORMS``.
+        precision: its arithmetic.
         beam: whether it has beam search.
         batch: whether it decodes windows of a recording together.
-        longest: seconds of sound that it takes at once; None: any.
-        native: needs a build of whisper.cpp.
+        longest: maximum seconds of audio per call; None: no limit.
+        native: whether it needs a build of whisper.cpp.
     """
 
     name: str
@@ -101,5 +101,5 @@ def environments() -> Path:
 
 
 def python_of(environment: str) -> str:
-    """The Python of an environment; it may not be there."""
+    """The Python of an environment, which may not exist."""
     return str(environments() / environment / "bin" / "python")

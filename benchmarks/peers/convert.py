@@ -1,18 +1,18 @@
-"""The weights of one checkpoint in the form of every peer.
+"""Convert the weights of one checkpoint to the format of every system.
 
     python benchmarks/peers/convert.py models/tiny.en build/peers/models/tiny.en
 
-writes, each beside its place and renamed when whole:
+writes each of these atomically:
 
-    ctranslate2/     faster-whisper (a link, where the checkpoint is such a directory)
-    huggingface/     transformers, and what Optimum exports from
+    ctranslate2/     faster-whisper (a link if the checkpoint is such a directory)
+    huggingface/     transformers, and the source of Optimum's export
     openai.pt        openai-whisper
     ggml-f16.bin     whisper.cpp; ggml-q8_0.bin and ggml-q5_0.bin likewise
     optimum/         Optimum and onnx-asr; exported by the environment ``optimum``
     sherpa/          sherpa-onnx; exported by the environment ``optimum``, too
 
-Any source that whisper-opt exports will do; it is read by whisper_opt.export.checkpoints, so all
-peers and this library have the same values. Half-precision checkpoints lose nothing.
+Any source that whisper-opt exports will do; it is read by whisper_opt.export.checkpoints, so that
+all systems have the same values. Half-precision checkpoints lose nothing.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ FORMS = (
 
 
 def convert(source: Path, folder: Path, forms: tuple[str, ...] = FORMS) -> None:
-    """Write the forms that are not there yet."""
+    """Write the missing formats."""
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint: Checkpoint | None = None
     for form in forms:
@@ -169,8 +169,8 @@ def ggml(checkpoint: Checkpoint, file: BinaryIO, kind: str) -> None:
     Args:
         checkpoint: the weights.
         file: opened for writing.
-        kind: ``f16``, ``q8_0`` or ``q5_0``; as whisper.cpp's own tools do, matrices are stored so,
-            convolutions as fp16, biases, norms and positions as fp32.
+        kind: ``f16``, ``q8_0`` or ``q5_0``; the type of matrices; as in whisper.cpp's own
+            tools convolutions are fp16, biases, norms and positions fp32.
     """
     dims = checkpoint.dims
     audio = (dims.n_audio_ctx, dims.n_audio_state, dims.n_audio_head, dims.n_audio_layer)
@@ -247,7 +247,7 @@ def _ggml(kind: str) -> Callable[[Checkpoint, Path, Path], None]:
 
 
 def _optimum(checkpoint: Checkpoint, source: Path, target: Path) -> None:
-    """Optimum's export; needs ``huggingface``, whose tokenizer files onnx-asr wants beside it."""
+    """Optimum's export; needs ``huggingface``, whose tokenizer files onnx-asr reads too."""
     huggingface = target.parent / "huggingface"
     task = "automatic-speech-recognition-with-past"
     command = [python_of("optimum"), "-m", "optimum.exporters.onnx", "--model", str(huggingface)]
@@ -257,7 +257,7 @@ def _optimum(checkpoint: Checkpoint, source: Path, target: Path) -> None:
 
 
 def _sherpa(checkpoint: Checkpoint, source: Path, target: Path) -> None:
-    """PyTorch's export of the two graphs that sherpa-onnx runs; needs ``openai.pt``."""
+    """PyTorch's export of the two graphs of sherpa-onnx; needs ``openai.pt``."""
     vocab = Vocab(checkpoint.tokenizer_json, checkpoint.dims)
     multilingual = checkpoint.dims.is_multilingual
     start = vocab.start("en", "transcribe", timestamps=True)
@@ -306,7 +306,7 @@ _WRITERS: dict[str, Callable[[Checkpoint, Path, Path], None]] = {
 
 
 def main() -> int:
-    """Convert as the arguments say."""
+    """Convert the checkpoint that the arguments name."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("source", type=Path)
     parser.add_argument("folder", type=Path)

@@ -1,10 +1,10 @@
-"""Export the two graphs that sherpa-onnx runs for Whisper, and int8 copies of them.
+"""Export the two graphs of sherpa-onnx for Whisper, in fp32 and int8.
 
 Called by convert.py, in the environment ``optimum`` (PyTorch, onnx, ONNX Runtime)::
 
     python export_sherpa.py openai.pt metadata.json FOLDER
 
-The interface is that of the models sherpa-onnx publishes: an encoder that also projects the keys
+The interface is that of the published sherpa-onnx models: an encoder that also projects the keys
 and values of cross-attention, and a decoder over a cache of full length with an ``offset``; int8 is
 ONNX Runtime's dynamic quantization of the products.
 """
@@ -23,11 +23,11 @@ from torch.nn import functional
 
 OPSET = 17
 WIDTH = 64
-"""Of a head, in every Whisper."""
+"""Size of an attention head in every Whisper model."""
 
 
 class Blocks(torch.nn.Module):  # type: ignore[misc,unused-ignore]  # untyped where absent
-    """Weights by openai-whisper's names, and what both graphs are made of."""
+    """Weights by openai-whisper's names, and the blocks of both graphs."""
 
     def __init__(self, dims: dict[str, int], weights: dict[str, Any], side: str) -> None:
         super().__init__()
@@ -129,7 +129,7 @@ CROSS = ("n_layer_cross_k", "n_layer_cross_v")
 
 
 def export(weights: Path, metadata: dict[str, Any], folder: Path) -> None:
-    """Write ``encoder.onnx``, ``decoder.onnx`` and the int8 ones."""
+    """Write ``encoder.onnx``, ``decoder.onnx`` and their int8 versions."""
     checkpoint = torch.load(weights, weights_only=True)
     dims, state = checkpoint["dims"], checkpoint["model_state_dict"]
     cross = {n: w for n, w in state.items() if ".cross_attn.key" in n or ".cross_attn.value" in n}
@@ -194,7 +194,7 @@ def _write(
 
 
 def main() -> int:
-    """Export what the arguments name."""
+    """Export the model that the arguments name."""
     weights, metadata, folder = map(Path, sys.argv[1:])
     folder.mkdir()
     export(weights, json.loads(metadata.read_text(encoding="utf-8")), folder)

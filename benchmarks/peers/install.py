@@ -1,10 +1,10 @@
-"""Make the environments of the peers, each from its pinned requirements.
+"""Create the environments of the other systems from their pinned requirements.
 
     python benchmarks/peers/install.py                          # all of them
     python benchmarks/peers/install.py faster-whisper whisper-cpp
 
-They go to build/peers/environments (or where WHISPER_OPT_PEERS says), several GB for those that
-bring PyTorch. One that fails is reported, and the others go on. Arguments after ``--`` are pip's.
+They are in build/peers/environments (or WHISPER_OPT_PEERS), several GB each with PyTorch. One that
+fails is reported, and the others continue. Arguments after ``--`` are passed to pip.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from peers.catalog import ENVIRONMENTS, HERE, environments  # the path is set ab
 __all__ = ["install"]
 
 STAMP = "requirements.txt"
-"""Beside the environment's Python: what was installed, once all of it was."""
+"""File in an environment with its requirements, written when all are installed."""
 
 
 def install(name: str, python: str, pip: list[str]) -> bool:
-    """Make one environment, unless it is there with these requirements; returns whether it is."""
+    """Create one environment unless it is up to date; returns whether it succeeded."""
     folder = environments() / name
     wanted = (HERE / "requirements" / f"{name}.txt").read_text(encoding="utf-8")
     stamp = folder / STAMP

@@ -1,4 +1,4 @@
-"""What the peers' runners share; runs in their environments, which have numpy and little else."""
+"""Common parts of the runners; imported in their environments, which have little but numpy."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ SAMPLE_RATE = 16000
 
 @dataclasses.dataclass(frozen=True)
 class PeerResult:
-    """What a peer made of one recording.
+    """The result of a system for one recording.
 
     Attributes:
-        text: all of it.
-        segments: (start, end, text), seconds; empty where the peer gives no times.
-        internal: seconds by the peer's own clock, where it has one.
+        text: the whole text.
+        segments: (start, end, text), in seconds; empty if the system returns no times.
+        internal: seconds as reported by the system itself, if it does.
     """
 
     text: str
@@ -35,14 +35,14 @@ class Peer:
     """A system behind whisper_opt/cli/bench/serve.py: subclasses load a model and run it."""
 
     about: dict[str, Any] = {}  # noqa: RUF012  # replaced, not changed, by subclasses
-    """For the answer to ``load``: versions, and notes on what the peer cannot do."""
+    """Fields of the response to ``load``: versions, and notes on limitations."""
 
     def run_one(
         self, pcm: Any, path: str, beam_size: int, language: str, batch_size: int
     ) -> PeerResult:
-        """Transcribe 16 kHz mono float32 samples [n], which ``path`` holds too.
+        """Transcribe 16 kHz mono float32 samples [n], the contents of ``path``.
 
-        Segment times on, temperature 0 and no other, no voice activity detection. ``beam_size`` 1
+        With segment times, only temperature 0, no voice activity detection. ``beam_size`` 1
         is greedy; above ``batch_size`` 1 windows of the recording are decoded together.
         """
         raise NotImplementedError
@@ -50,7 +50,7 @@ class Peer:
     def transcribe(
         self, audio: Sequence[str], beam_size: int = 1, language: str = "en", batch_size: int = 1
     ) -> dict[str, Any]:
-        """Recordings one by one; files are read before the clock runs."""
+        """Transcribe recordings one by one; files are read before timing starts."""
         results, each = [], []
         for path in audio:
             pcm = read_wav(path)
@@ -81,7 +81,7 @@ _TIMING = re.compile(r"(mel|sample|encode|decode|batchd|prompt) time =\s*([\d.]+
 
 
 def internal_seconds(report: str) -> float:
-    """The sum of whisper.cpp's own times, without that of loading."""
+    """The sum of the times that whisper.cpp reports, without loading."""
     found = dict(_TIMING.findall(report))
     if len(found) < 6:
         raise ValueError(f"whisper.cpp printed no timings but {report[-300:]!r}")

@@ -1,4 +1,4 @@
-"""onnx-asr on what Optimum exported: greedy, one window, no times."""
+"""onnx-asr with Optimum's export: greedy, one window, no times."""
 
 from __future__ import annotations
 

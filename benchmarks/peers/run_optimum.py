@@ -13,7 +13,7 @@ __all__ = ["System"]
 
 
 class System(Generator):
-    """What ``optimum-cli export onnx`` wrote."""
+    """A model exported by ``optimum-cli export onnx``."""
 
     def __init__(self, model: str, threads: int, precision: str) -> None:
         if precision != "float32":

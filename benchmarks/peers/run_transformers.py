@@ -16,7 +16,7 @@ WINDOW = 30 * SAMPLE_RATE
 
 
 class Generator(Peer):
-    """Features, ``generate`` and segments; what computes is the subclass's."""
+    """Features, ``generate`` and segments; subclasses load the model."""
 
     def __init__(self, model: str) -> None:
         self._features = WhisperFeatureExtractor.from_pretrained(model)
@@ -29,7 +29,7 @@ class Generator(Peer):
         if batch_size > 1:
             raise ValueError("one recording at a time: its windows depend on one another")
         long = len(pcm) > WINDOW
-        # sequential long-form decoding wants all frames and their mask, short-form a full window
+        # long-form decoding needs all frames and their mask, short-form a full window
         shape = {"truncation": False, "padding": "longest"} if long else {}
         inputs = self._features(
             pcm,

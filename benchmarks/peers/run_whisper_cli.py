@@ -1,7 +1,7 @@
-"""whisper.cpp built natively: ``whisper-cli``, a process a recording.
+"""whisper.cpp built natively: ``whisper-cli``, one process per recording.
 
-What counts is the sum of its own times without that of loading the model; the wall time of the
-process, which loads it every time, is reported beside it.
+The time is the sum of the times that it reports, without loading the model; the wall time of the
+process, which loads the model every time, is reported too.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["System"]
 
 
 class System(Peer):
-    """A ggml file and the folder of a build that holds ``bin/whisper-cli``."""
+    """A ggml file and the folder of a build with ``bin/whisper-cli``."""
 
     def __init__(self, model: str, threads: int, precision: str, build: str) -> None:
         self._cli = Path(build) / "bin" / "whisper-cli"

@@ -18,7 +18,7 @@ __all__ = ["System"]
 
 @contextlib.contextmanager
 def _stderr() -> Iterator[BinaryIO]:
-    """What C code writes to standard error, in a file."""
+    """Redirect standard error, also of C code, to a file."""
     with tempfile.TemporaryFile() as file:
         kept = os.dup(2)
         os.dup2(file.fileno(), 2)
@@ -30,7 +30,7 @@ def _stderr() -> Iterator[BinaryIO]:
 
 
 class System(Peer):
-    """A ggml file, whose name tells its precision."""
+    """A ggml file, whose name contains its precision."""
 
     def __init__(self, model: str, threads: int, precision: str) -> None:
         self.about = {

@@ -1,1 +1,1 @@
-"""The parts of ``scripts/gpu_check.py``."""
+"""Modules of ``scripts/gpu_check.py``."""

@@ -1,7 +1,7 @@
-"""The same model in plain torch, eager or compiled: what the engines are measured against.
+"""The same model in plain torch, eager or compiled: the baseline of the measurements.
 
 Random weights of the right shapes, fp16, a static cache, cross-attention keys and values computed
-once; written for this measurement, without a search or rules.
+once; no search and no constraints.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class _Layer:
 
 
 class _Model:
-    """The two halves as functions of tensors."""
+    """Encoder and decoder as functions of tensors."""
 
     def __init__(self, torch: Any, dims: ModelDims, device: str, dtype: Any) -> None:
         self.torch, self.dims = torch, dims
@@ -72,7 +72,7 @@ class _Model:
         return value + functional.linear(hidden, layer.down)
 
     def encode(self, mel: Any) -> list[tuple[Any, Any]]:
-        """Mel [A, n_mels, 3000] -> cross-attention keys and values [A, H, 1500, 64] a layer."""
+        """Mel [A, n_mels, 3000] -> cross-attention keys and values [A, H, 1500, 64] per layer."""
         functional = self.torch.nn.functional
         value = functional.gelu(functional.conv1d(mel, self.conv1, padding=1))
         value = functional.gelu(functional.conv1d(value, self.conv2, stride=2, padding=1))
@@ -108,10 +108,10 @@ class _Model:
 def torch_latency(
     dims: ModelDims, case: Case, *, device: str, compiled: bool, at_most: float, rounds: int = 50
 ) -> dict[str, Any]:
-    """Figures of one case, as :func:`gpu.measure.latency` gives them; hypotheses are plain rows.
+    """Results of one case, as of :func:`gpu.measure.latency`; hypotheses are plain rows.
 
     Raises:
-        NotAvailableError: no torch.
+        NotAvailableError: torch is not installed.
     """
     torch = _torch()
     on_gpu = device.startswith("cuda")
@@ -120,7 +120,7 @@ def torch_latency(
     rows = case.batch * case.beam
 
     def timed(run: Any, limit: int) -> dict[str, Any]:
-        for _ in range(3):  # compiles, captures
+        for _ in range(3):  # compile and capture
             run()
         wait()
         seconds: list[float] = []

@@ -1,4 +1,4 @@
-"""The checks: what each measures, in parts, so that a run can stop and go on."""
+"""The checks, each in parts, so that a run can stop and continue."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from whisper_opt.core.options import LIBRARIES
 __all__ = ["Check", "all_checks", "chosen", "run_check"]
 
 Emit = Callable[[str, "dict[str, Any]"], None]
-"""Told a part and its figures, or its ``error``."""
+"""Called with a part and its results, or its ``error``."""
 
 TORCH = {"torch-eager": False, "torch-compile": True}
 PATIENCE = 1.5
-"""Seconds that one figure of one case is measured for, at most."""
+"""Maximum seconds per measurement of a case."""
 REAL = "tiny.en"
-"""The real checkpoint whose transcripts are compared, where it was fetched."""
+"""The real checkpoint whose transcripts are compared, if it was downloaded."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One thing to find out.
+    """One check.
 
     Attributes:
         name: ``kind/size/path``.
-        parts: what it is made of.
-        run: does the parts that it is given, telling each one's figures.
+        parts: names of its parts.
+        run: runs the given parts and reports the results of each.
     """
 
     name: str
@@ -137,7 +137,7 @@ def _torch(size: str, path: str) -> Check:
             )
 
     names = _case_names(size)
-    if TORCH[path]:  # compiled anew for every shape, which takes its time
+    if TORCH[path]:  # compiled again for every shape, which is slow
         names = tuple(name for name in names if name in ("b1 beam1", "b16 beam1"))
     return Check(f"latency/{size}/{path}", names, run)
 
@@ -149,7 +149,7 @@ def _part(
     case: measure.Case,
     left: float,
 ) -> None:
-    """Figures of one case, or its error: a batch that does not fit stops no smaller one."""
+    """Results of one case, or its error: a batch that does not fit does not stop smaller ones."""
     try:
         emit(name, run(case, min(PATIENCE, left / 4)))
     except NotAvailableError:
@@ -168,7 +168,7 @@ def _case_names(size: str) -> tuple[str, ...]:
 
 
 def all_checks(sizes: Sequence[str], *, on_cpu: bool) -> list[Check]:
-    """Every check, the ones that tell most first."""
+    """All checks, the most important first."""
     ways = ["cpu"] if on_cpu else [path for path in PATHS if path != "cpu"]
     checks = [_rate(name) for name in (["numpy"] if on_cpu else ["torch", "bindings"])]
     for size in sizes:
@@ -184,7 +184,7 @@ def all_checks(sizes: Sequence[str], *, on_cpu: bool) -> list[Check]:
 
 
 def chosen(checks: Iterable[Check], patterns: Sequence[str]) -> list[Check]:
-    """Those whose name matches one of the patterns; all without patterns."""
+    """Checks whose name matches one of the patterns; without patterns all."""
     return [
         check
         for check in checks
@@ -195,7 +195,7 @@ def chosen(checks: Iterable[Check], patterns: Sequence[str]) -> list[Check]:
 def run_check(
     check: Check, setting: Setting, parts: Sequence[str], seconds: float, emit: Emit
 ) -> tuple[str, str]:
-    """Run the parts and return what became of them: an outcome and an error; never raises."""
+    """Run the parts; returns an outcome and an error, and never raises."""
     try:
         check.run(setting, parts, seconds, emit)
     except NotAvailableError as error:

@@ -1,4 +1,4 @@
-"""Whether a backend computes what ONNX Runtime computes on the CPU in fp32."""
+"""Comparison of a backend with ONNX Runtime on the CPU in fp32."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from whisper_opt.core.backend import Backend, GreedyRows, MultiStepSession, Toke
 __all__ = ["DisagreementError", "check_runs", "compare", "compare_speech", "program"]
 
 EXPLAINED = 0.05
-"""A different best token is rounding where the reference's scores of both tokens lie closer than
-this, in standard deviations of the row's scores."""
+"""A different best token counts as rounding if the reference's logits of both tokens differ by less
+than this, in standard deviations of the row's logits."""
 
 
 class DisagreementError(Exception):
-    """The backend computes something else."""
+    """The results of the backend differ."""
 
 
 @dataclasses.dataclass
 class _Rows:
-    """What is fed, the same to every backend: drawn from a seed, never from the answers."""
+    """Inputs, the same for every backend: random with a seed, independent of results."""
 
     n_vocab: int
     seed: int
@@ -50,10 +50,10 @@ class _Rows:
 
 
 def program(backend: Backend, seed: int = 0, n_audio: int = 2, steps: int = 40) -> Iterator[F32]:
-    """Scores [n_seq, n_vocab] after every step of a session that uses all its verbs.
+    """Logits [n_seq, n_vocab] after every step of a session that uses all operations.
 
-    Ragged prompts, steps, fan-out, reordering, rows that leave, windows that join, the cache's
-    growth past 64 and 128 positions.
+    Prompts of different lengths, steps, several rows per window, reordering, removed rows, added
+    windows, growth of the cache past 64 and 128 positions.
     """
     draw, encoded = _Rows(backend.dims.n_vocab, seed), backend.encode(mels(backend.dims, n_audio))
     session = backend.open(encoded)
@@ -64,7 +64,7 @@ def program(backend: Backend, seed: int = 0, n_audio: int = 2, steps: int = 40) 
     for step in range(steps):
         if step % 4 == 3:
             session.gather(draw.order(n))
-        if step == steps // 2:  # some rows leave, of one audio all that are but one
+        if step == steps // 2:  # remove some rows, and all but one of one window
             kept = np.sort(draw.order(n)[: max(n - 2, 1)])
             session.gather(kept)
             n = len(kept)
@@ -83,13 +83,13 @@ def program(backend: Backend, seed: int = 0, n_audio: int = 2, steps: int = 40) 
 
 
 def check_runs(backend: Backend, seed: int = 0, n_audio: int = 2, steps: int = 40) -> int | None:
-    """Whether steps that a session takes by itself give what it gives step by step.
+    """Compare multi-step decoding with single steps.
 
-    Half of the rows are under the timestamp rules, as far as single steps can tell: all that they
-    may sample is text.
+    Half of the rows have timestamp rules, as far as single steps can apply them: they may sample
+    only text.
 
     Returns:
-        How many tokens were compared; None where sessions do not run by themselves.
+        Number of tokens compared; None if sessions have no multi-step decoding.
 
     Raises:
         DisagreementError: a token or its likelihood differs.
@@ -115,7 +115,7 @@ def check_runs(backend: Backend, seed: int = 0, n_audio: int = 2, steps: int = 4
             far = np.abs(logprobs - top.logprobs[:, 0]).max()
             if (chosen != top.tokens[:, 0]).any() or not far < EXPLAINED:
                 raise DisagreementError(
-                    f"step {step} by itself: {chosen.tolist()} instead of {top.tokens.tolist()},"
+                    f"multi-step {step}: {chosen.tolist()} instead of {top.tokens.tolist()},"
                     f" likelihoods off by {far:.2g}"
                 )
             tokens = top.tokens
@@ -126,10 +126,10 @@ def check_runs(backend: Backend, seed: int = 0, n_audio: int = 2, steps: int = 4
 
 
 def compare(backend: Backend, reference: Backend, seed: int = 0) -> dict[str, Any]:
-    """Run one program on both.
+    """Run the same inputs on both backends.
 
     Raises:
-        DisagreementError: a best token differs by more than rounding, or a score is not finite.
+        DisagreementError: a best token differs by more than rounding, or a logit is not finite.
     """
     agree = total = 0
     worst = 0.0
@@ -137,7 +137,7 @@ def compare(backend: Backend, reference: Backend, seed: int = 0) -> dict[str, An
     pairs = zip(program(backend, seed), program(reference, seed))
     for step, (found, expected) in enumerate(pairs):
         if not np.isfinite(found).all():
-            raise DisagreementError(f"step {step}: scores that are not finite")
+            raise DisagreementError(f"step {step}: logits that are not finite")
         spread = expected.std(axis=1)
         worst = max(worst, float((np.abs(found - expected).max(axis=1) / spread).max()))
         rows = np.arange(len(found))
@@ -158,7 +158,7 @@ def compare(backend: Backend, reference: Backend, seed: int = 0) -> dict[str, An
 
 
 def compare_speech(ours: Whisper, reference: Whisper, clips: list[Path]) -> dict[str, Any]:
-    """Tokens of real recordings, greedy.
+    """Compare greedy tokens of real recordings.
 
     Raises:
         DisagreementError: more than one clip in fifty differs.

@@ -1,4 +1,4 @@
-"""Engines and plans of the random checkpoints, and the ways to run them."""
+"""Engines and plans of random checkpoints, and ways to run them."""
 
 from __future__ import annotations
 
@@ -25,21 +25,22 @@ __all__ = ["PATHS", "REFERENCE", "Setting", "Way", "engine", "opened", "plans", 
 
 FOR_PLANS = ("fp16", "standard")
 REFERENCE = ("fp32", "contrib")
-"""The engine that every path is compared with, on the CPU."""
+"""The reference engine, run on the CPU."""
 VERIFIED = ("test", "tiny")
-"""Sizes whose export is verified; larger ones take minutes, and conformance is checked anyway."""
+"""Sizes whose export is verified; larger ones take minutes, and their results are checked
+anyway."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """Where a run works.
+    """Settings of a run.
 
     Attributes:
         work: folder of engines, kept between runs.
-        device_index: which GPU.
-        on_cpu: there is no GPU: what can be run on the CPU instead is.
+        device_index: index of the GPU.
+        on_cpu: there is no GPU: run on the CPU what can run there.
         models: folder of real checkpoints.
-        threads: of the CPU; None: ONNX Runtime's choice.
+        threads: CPU threads; None: chosen by ONNX Runtime.
     """
 
     work: Path
@@ -50,13 +51,13 @@ class Setting:
 
 
 @dataclasses.dataclass(frozen=True)
-class Way:  # the field calls these paths, and so does pathlib
+class Way:  # not a pathlib.Path
     """One way to run an engine.
 
     Attributes:
         engine: precision and dialect.
-        open: from an engine and the setting.
-        batch: largest batch and beam it is built for.
+        open: makes a backend from an engine and the setting.
+        batch: largest batch and beam size of its plans.
     """
 
     engine: tuple[str, str]
@@ -64,16 +65,16 @@ class Way:  # the field calls these paths, and so does pathlib
 
 
 def engine(setting: Setting, size: str, kind: tuple[str, str]) -> Engine:
-    """The engine of a size in (precision, dialect), exported when it is not there.
+    """The engine of a size in (precision, dialect), exported if it is missing.
 
     Raises:
-        NotAvailableError: the checkpoint was not fetched, or ONNX Runtime cannot run the engine.
+        NotAvailableError: the checkpoint was not downloaded, or ONNX Runtime cannot run the engine.
     """
     target = setting.work / "engines" / "-".join((size, *kind))
     try:
         return read_engine(target)
     except EngineError:
-        pass  # not there, or of another version
+        pass  # missing, or of another version
     checkpoint: Union[str, Checkpoint]
     real = size not in SIZES
     if real and not (setting.models / size).is_dir():
@@ -124,11 +125,11 @@ PATHS: Mapping[str, Way] = {
         for name, options in (("", {}), ("-nographs", {"cuda_graphs": False}))
     },
 }
-"""Every way to run a model, by name; plans have to be built before."""
+"""Every way to run a model, by name; plans must exist."""
 
 
 def plans(setting: Setting, size: str, library: str) -> Plans:
-    """Plans of a size for the GPU here, built when they are not there; tokens are compared.
+    """Plans of a size for the local GPU, built if missing; tokens are compared.
 
     Raises:
         NotAvailableError: no such library, or no GPU.
@@ -165,5 +166,5 @@ def opened(setting: Setting, size: str, path: str) -> Backend:
 
 
 def reference(setting: Setting, size: str) -> Backend:
-    """What every path is compared with."""
+    """The reference backend."""
     return OrtBackend(engine(setting, size, REFERENCE), threads=setting.threads)

@@ -1,4 +1,4 @@
-"""How long a backend takes: encoder, prefill and steps, through the seams the decode loop uses."""
+"""Latency of a backend: encoder, prefill and steps, through the decode loop's interfaces."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from whisper_opt.core.dims import N_FRAMES, ModelDims
 __all__ = ["CASES", "Case", "figures", "latency"]
 
 PROMPT, PAST = 4, 100
-"""Tokens of the prefill that is timed; tokens that lie in the cache when steps are."""
+"""Tokens of the timed prefill; tokens in the cache when steps are timed."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """Windows decoded at once, and hypotheses each."""
+    """Windows decoded together, and hypotheses per window."""
 
     batch: int
     beam: int
@@ -37,7 +37,7 @@ CASES = tuple(Case(batch, beam) for beam in (1, 5) for batch in (1, 4, 16, 64))
 
 
 def figures(seconds: Sequence[float]) -> dict[str, Any]:
-    """Milliseconds: median and 95th percentile (nearest rank), and of how many."""
+    """Median and 95th percentile (nearest rank) in milliseconds, and number of runs."""
     ordered = sorted(seconds)
     rank = max(int(np.ceil(0.95 * len(ordered))) - 1, 0)
     return {
@@ -64,7 +64,7 @@ def _timed(
 
 
 def mels(dims: ModelDims, n_audio: int, n_frames: int = N_FRAMES, seed: int = 0) -> F32:
-    """Something a log-mel might be, float32 [n_audio, n_mels, n_frames]."""
+    """A random log-mel, float32 [n_audio, n_mels, n_frames]."""
     drawn = np.random.default_rng(seed).standard_normal(
         (n_audio, dims.n_mels, n_frames), np.float32
     )
@@ -73,7 +73,7 @@ def mels(dims: ModelDims, n_audio: int, n_frames: int = N_FRAMES, seed: int = 0)
 
 
 def plain_mask(dims: ModelDims, n_seq: int) -> TokenMask:
-    """Everything is allowed and no timestamp rule holds."""
+    """All tokens are allowed, without timestamp rules."""
     return TokenMask(
         ban=np.zeros((n_seq, dims.n_vocab), np.bool_),
         timestamp_begin=np.full(n_seq, dims.n_vocab, np.int64),
@@ -81,11 +81,10 @@ def plain_mask(dims: ModelDims, n_seq: int) -> TokenMask:
 
 
 def latency(backend: Backend, case: Case, at_most: float, rounds: int = 50) -> dict[str, Any]:
-    """Figures of one case; each of them is measured for ``at_most`` seconds or so.
+    """Results of one case; each is measured for about ``at_most`` seconds.
 
-    A step is what a search asks for: tokens in, the best tokens out on the host, and with several
-    hypotheses the rows of every audio reordered. ``run`` is a step too, of those that a session
-    takes by itself, where it does.
+    A step takes tokens and returns the best tokens to the host; with several hypotheses the rows of
+    every window are reordered. ``run`` is a step of multi-step decoding, if the session has it.
     """
     dims = backend.dims
     mel = mels(dims, case.batch)
@@ -122,11 +121,11 @@ def latency(backend: Backend, case: Case, at_most: float, rounds: int = 50) -> d
 
 
 RUN = 16
-"""Steps that a session is asked for at once."""
+"""Steps per call of multi-step decoding."""
 
 
 def _runs(session: MultiStepSession, dims: ModelDims, n_seq: int, at_most: float) -> dict[str, Any]:
-    """Seconds a step of runs of ``RUN`` steps that nothing ends."""
+    """Seconds per step of multi-step calls of ``RUN`` steps without an end."""
     every = np.full(n_seq, dims.n_vocab, np.int64)
     ban = np.zeros((n_seq, dims.n_vocab), np.bool_)
     rows = GreedyRows(ban, every, np.full(n_seq, -1, np.int64), every, every - 1)
@@ -137,7 +136,7 @@ def _runs(session: MultiStepSession, dims: ModelDims, n_seq: int, at_most: float
         begin = time.perf_counter()
         tokens = session.decode_steps(tokens, rows, RUN).tokens[-1:].T
         now = time.perf_counter()
-        if run:  # graphs are captured in the first one
+        if run:  # the first one captures graphs
             seconds.append((now - begin) / RUN)
         if now > end and len(seconds) >= 3:
             break
@@ -152,7 +151,7 @@ def _steps(
     tokens = np.zeros((rows, 1), np.int64)
     seconds: list[float] = []
     end = time.perf_counter() + at_most
-    warm_up = 3  # buffers grow and graphs are captured in the first steps
+    warm_up = 3  # the first steps grow buffers and capture graphs
     for step in range(min(rounds, dims.n_text_ctx - PAST - warm_up) + warm_up):
         begin = time.perf_counter()
         top = session.extend(tokens).top(best, mask)
@@ -168,7 +167,7 @@ def _steps(
 
 
 def _orders(case: Case, n: int) -> list[Int]:
-    """Ways a beam search might reorder its rows: each audio's among themselves."""
+    """Row orders of a beam search: rows move within their window."""
     rng = np.random.default_rng(2)
     first = np.arange(case.batch)[:, None] * case.beam
     shape = (case.batch, case.beam)

@@ -1,4 +1,4 @@
-"""What became of a check, on disk as soon as it is known, so that a later run goes on."""
+"""Outcomes of checks, stored on disk immediately, so that a later run can continue."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ __all__ = ["FAILED", "NOT_AVAILABLE", "OK", "NotAvailableError", "Results"]
 
 OK, FAILED, NOT_AVAILABLE = "ok", "failed", "not available"
 ATTEMPTS = 2
-"""A check that failed so many times is not tried again by itself."""
+"""A check that failed this many times is not tried again automatically."""
 
 
 class NotAvailableError(Exception):
-    """A package or a device that a check needs is missing."""
+    """A package or a device required by a check is missing."""
 
 
 class Results:
-    """The JSON file: the machine, and every check with its outcome and the parts it measured."""
+    """The JSON file: the machine, and every check with its outcome and measured parts."""
 
     def __init__(self, path: Path, environment: dict[str, Any]) -> None:
-        """Go on from ``path`` where it tells of the same environment, else begin anew."""
+        """Continue ``path`` if it has the same environment, else start a new file."""
         self.path = path
         self.content: dict[str, Any] = {"environment": environment, "checks": {}}
         try:
@@ -34,10 +34,10 @@ class Results:
             else:
                 path.replace(path.with_suffix(".old.json"))
         except (OSError, ValueError, KeyError, TypeError):
-            pass  # nothing there, or nothing that can be used
+            pass  # missing or unusable
 
     def missing(self, name: str, parts: Sequence[str]) -> list[str]:
-        """The parts of a check still to do; none where it cannot be done or keeps failing."""
+        """The remaining parts of a check; none if it cannot run or keeps failing."""
         found = self.content["checks"].get(name)
         if found is None:
             return list(parts)
@@ -48,12 +48,12 @@ class Results:
         return [part for part in parts if part not in found["parts"]]
 
     def forget(self, names: Sequence[str]) -> None:
-        """Have these checks done again."""
+        """Run these checks again."""
         for name in names:
             self.content["checks"].pop(name, None)
 
     def part(self, name: str, part: str, figures: dict[str, Any]) -> None:
-        """One part of a check was measured."""
+        """Record one measured part of a check."""
         self._entry(name)["parts"][part] = figures
         self.save()
 
@@ -67,15 +67,15 @@ class Results:
         *,
         counts: bool = True,
     ) -> None:
-        """A check ended, for now.
+        """Record the end of a check, or of its run.
 
         Args:
-            name: of the check.
+            name: name of the check.
             outcome: ``OK``, ``FAILED`` or ``NOT_AVAILABLE``.
-            error: why.
-            seconds: how long it took.
-            left: parts that there was no time for.
-            counts: as an attempt, of which there are not many.
+            error: reason of the outcome.
+            seconds: duration.
+            left: parts for which there was no time.
+            counts: whether it counts as an attempt.
         """
         entry = self._entry(name)
         entry.update(outcome=outcome, error=error, left=list(left))
@@ -102,7 +102,7 @@ class Results:
         return found
 
     def save(self) -> None:
-        """Write beside the file and rename."""
+        """Write the file atomically."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         part = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         try:

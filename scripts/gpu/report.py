@@ -1,4 +1,4 @@
-"""The tables that people read, from the JSON."""
+"""Tables of the results."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["report"]
 
 
 def report(content: Mapping[str, Any], sizes: Mapping[str, ModelDims]) -> str:
-    """All of it: machine, outcomes, conformance, latency beside the roofline."""
+    """The whole report: machine, outcomes, conformance, latency and roofline."""
     checks, machine = content["checks"], content["environment"]
     packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
     lines = [f"{machine['device']}; {packages}", ""]

@@ -1,4 +1,4 @@
-"""What a step and an encoder cost at least: bytes and operations of a size, and measured rates."""
+"""Lower bounds of a step and of the encoder: bytes, operations and measured rates."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["RATES", "Work", "encoder_work", "lower_bound", "step_work"]
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """Bytes that must be read at least once, and floating-point operations."""
+    """Minimum bytes read, and floating-point operations."""
 
     bytes: int
     flop: int
@@ -28,8 +28,8 @@ def step_work(
 ) -> Work:
     """One decoding step of ``n_audio * n_beam`` rows after ``n_past`` tokens each.
 
-    Weights are read once, the cross-attention keys and values once an audio, the self-attention
-    cache once a row; ``width`` is the bytes of a number.
+    Weights are read once, cross-attention keys and values once per window, the self-attention
+    cache once per row; ``width`` is the bytes per number.
     """
     state, layers, rows = dims.n_text_state, dims.n_text_layer, n_audio * n_beam
     weights = layers * 14 * state**2 + dims.n_vocab * state
@@ -54,7 +54,7 @@ def encoder_work(dims: ModelDims, n_audio: int, width: int = 2) -> Work:
 
 
 def lower_bound(work: Work, bytes_per_second: float, flop_per_second: float) -> float:
-    """Seconds that the work takes at least: the slower of reading and computing."""
+    """Minimum seconds of the work: the slower of reading and computing."""
     return max(work.bytes / bytes_per_second, work.flop / flop_per_second)
 
 
@@ -62,7 +62,7 @@ def lower_bound(work: Work, bytes_per_second: float, flop_per_second: float) -> 
 
 
 def _best(run: Callable[[], float], rounds: int = 5) -> float:
-    """The least of the seconds that ``run`` reports, after a warm-up: a rate is what can be had."""
+    """The minimum of the seconds that ``run`` reports, after a warm-up."""
     run()
     return min(run() for _ in range(rounds))
 
@@ -78,7 +78,7 @@ def _rates(copied: int, copy: float, edge: int, product: float) -> dict[str, Any
 
 
 def numpy_rates(index: int) -> dict[str, Any]:
-    """Of the CPU, in fp32, with numpy's threads: a stand-in where there is no GPU."""
+    """Rates of the CPU in fp32, with numpy's threads, if there is no GPU."""
     source, edge = np.ones(1 << 24, np.float32), 1024
     target, matrix = np.empty_like(source), np.ones((edge, edge), np.float32)
 
@@ -96,13 +96,13 @@ def numpy_rates(index: int) -> dict[str, Any]:
 
 
 def torch_rates(index: int) -> dict[str, Any]:
-    """Of a GPU, through torch: a copy of 1 GiB, an fp16 product of edge 8192."""
+    """Rates of a GPU by torch: a copy of 1 GiB, an fp16 product of size 8192."""
     try:
         import torch
     except ImportError as error:
         raise NotAvailableError(f"torch does not import: {error}") from error
     if not torch.cuda.is_available():
-        raise NotAvailableError("torch sees no GPU")
+        raise NotAvailableError("torch finds no GPU")
     device, edge, n_bytes = torch.device("cuda", index), 8192, 1 << 30
     source = torch.empty(n_bytes, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
@@ -127,7 +127,7 @@ def torch_rates(index: int) -> dict[str, Any]:
 
 
 def bindings_rates(index: int) -> dict[str, Any]:
-    """Of a GPU: the copy through cuda-bindings, the product through ONNX Runtime's MatMul."""
+    """Rates of a GPU: the copy by cuda-bindings, the product by ONNX Runtime's MatMul."""
     n_bytes, edge = 1 << 30, 8192
     return _rates(n_bytes, _copy_seconds(index, n_bytes), edge, _product_seconds(index, edge))
 
@@ -165,7 +165,7 @@ def _copy_seconds(index: int, n_bytes: int) -> float:
 
 
 def _product_seconds(index: int, edge: int) -> float:
-    """Chained products, so that what surrounds a call weighs little."""
+    """Chained products, so that the overhead of a call is small."""
     import onnxruntime
     from onnx import TensorProto, helper
 
@@ -205,4 +205,4 @@ def _each() -> Iterator[tuple[str, Callable[[int], dict[str, Any]]]]:
 
 
 RATES = dict(_each())
-"""Ways to measure a device's rates, by name: functions of a device index."""
+"""Functions of a device index that measure its rates, by name."""

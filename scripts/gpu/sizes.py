@@ -1,7 +1,7 @@
 """Checkpoints of every size with random weights from a seed: nothing is downloaded.
 
-How fast a model runs does not depend on what its weights are. A weight is drawn when it is read and
-dropped when it is written, so that large-v3 needs no more memory than its largest tensor.
+Speed does not depend on the values of weights. A weight is generated when it is read and released
+when it is written, so that large-v3 needs no more memory than its largest tensor.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ SIZES: Mapping[str, ModelDims] = {
 
 
 def _values(name: str, shape: tuple[int, ...], seed: int) -> F32:
-    """What a fresh model might hold, its queries sharper, so that positions and inputs matter."""
+    """Random weights like those of a new model, with larger queries, so that inputs matter."""
     if name == "encoder.positional_embedding":
         return sinusoids(*shape)
     noise = np.random.default_rng([seed, zlib.crc32(name.encode())]).standard_normal(

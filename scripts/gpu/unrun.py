@@ -1,10 +1,10 @@
-"""Which code has never run on a GPU, and how to check them: a table of docs/deploy.md.
+"""Table of docs/deploy.md: code that has never run on a GPU, and how to check it.
 
     python scripts/gpu/unrun.py [--check]
 
-The table is written between two marks. Modules that reach for a GPU have to be listed here, so that
-a new one cannot be forgotten; what is named has to exist, and every check has to be one of
-``scripts/gpu_check.py``. When figures of a GPU are committed, the entries that they cover go.
+The table is written between two marks. Modules that use a GPU must be listed here, so that none is
+forgotten; names must exist, and every check must be one of ``scripts/gpu_check.py``. When results
+of a GPU are committed, the entries that they cover are removed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ REACHES = re.compile(
     r"libcuda|nvcuda|cuda[._]bindings|cudaM|(CUDA|Tensorrt)ExecutionProvider|torch\.cuda|load_driver"
     r"|load_library|trt_library"
 )
-"""What a module that reaches for a GPU says in its source."""
+"""Pattern in the source of modules that use a GPU."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,9 +36,9 @@ class Entry:
     Attributes:
         module: path in the repository.
         names: functions, classes and methods (``Class.method``); empty: all of the module.
-        tested: what the tests run instead, without a GPU.
-        check: pattern of the checks of ``gpu_check.py`` that run it; empty where another command
-            does, which ``tested`` then names.
+        tested: what the tests run without a GPU.
+        check: pattern of the checks of ``gpu_check.py`` that run it; empty if another command
+            does, which ``tested`` names.
     """
 
     module: str
@@ -111,11 +111,11 @@ ENTRIES = (
 
 
 def _part(path: Path, names: tuple[str, ...]) -> str:
-    """```a`, `B.c```: the names, which have to exist; ``all`` without any."""
+    """```a`, `B.c```: the names, which must exist; ``all`` if there are none."""
     found = set(_definitions(ast.parse(path.read_text(encoding="utf-8"))))
     missing = [name for name in names if name not in found]
     if missing:
-        raise LookupError(f"{path} has no {missing[0]}; mend ENTRIES of scripts/gpu/unrun.py")
+        raise LookupError(f"{path} has no {missing[0]}; fix ENTRIES of scripts/gpu/unrun.py")
     return ", ".join(f"`{name}`" for name in names) or "all"
 
 
@@ -127,7 +127,7 @@ def _definitions(node: ast.AST, prefix: str = "") -> Iterator[str]:
 
 
 def gpu_modules(root: Path = ROOT) -> list[str]:
-    """Modules of the library and its scripts whose source reaches for a GPU."""
+    """Modules of the library and its scripts that use a GPU."""
     paths = [
         path
         for folder in ("whisper_opt", "scripts")
@@ -152,7 +152,7 @@ def table() -> str:
 
 
 def page(text: str) -> str:
-    """The page with the table as it is now."""
+    """The page with the current table."""
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
     return f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}"

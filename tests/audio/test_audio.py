@@ -654,10 +654,10 @@ class TestFfmpeg:
         self, folder: pathlib.Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         stub_ffmpeg(folder, "header(16000, 1); out.write(bytes(4000)); sys.exit('corrupt packet')")
-        with pytest.raises(AudioError, match=r"cut off.*ffmpeg says corrupt packet"):
+        with pytest.raises(AudioError, match=r"cut off.*ffmpeg: corrupt packet"):
             load_audio(b"????" * 100, strict_audio=True)
         assert len(load_audio(b"????" * 100)) == 1000
-        assert "ffmpeg says corrupt packet" in caplog.text
+        assert "ffmpeg: corrupt packet" in caplog.text
 
     def test_no_sound(self, folder: pathlib.Path) -> None:
         stub_ffmpeg(folder, "header(16000, 1)")
@@ -720,7 +720,7 @@ class TestFfmpeg:
             "sys.exit(strict)",
         )
         assert len(load_audio(b"????" * 100)) == 1000
-        assert "ffmpeg says Error: invalid data" in caplog.text
+        assert "ffmpeg: Error: invalid data" in caplog.text
         with pytest.raises(AudioError, match="invalid data"):
             load_audio(b"????" * 100, strict_audio=True)
 

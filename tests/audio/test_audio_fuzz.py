@@ -1,6 +1,7 @@
-"""Damaged recordings of every kind: an AudioError or sound, never a crash, a hang or another file.
+"""Damaged recordings of every format give an AudioError or samples, and open no other file.
 
-WHISPER_OPT_FUZZ sets how many are tried, and WHISPER_OPT_FUZZ_SEED which.
+They never crash or hang. WHISPER_OPT_FUZZ sets how many are tried in all, WHISPER_OPT_FUZZ_SEED the
+random seed.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from whisper_opt.audio.decode import load_audio
 from whisper_opt.core.errors import AudioError
 
 BAIT = "bait.flac"
-"""What playlists in the corpus refer to: opening this pipe for reading takes for ever."""
+"""A pipe that playlists in the corpus refer to; opening it for reading blocks for ever."""
 PLAYLISTS = {
     "concat": f"ffconcat version 1.0\nfile {BAIT}\n",
     "hls": f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{BAIT}\n#EXT-X-ENDLIST\n",
@@ -45,7 +46,7 @@ def load(data: bytes) -> None:
 
 
 def load_by_libav(data: bytes) -> None:
-    """Decode what libsndfile would read otherwise."""
+    """Decode without libsndfile."""
     modules: dict[str, Any] = sys.modules
     modules["soundfile"] = None
     load(data)
@@ -74,7 +75,7 @@ def _by_av(samples: Any, format: str, codec: str) -> bytes:
 
 
 def corpus() -> dict[str, bytes]:
-    """0.2 s in every kind of container, and playlists."""
+    """0.2 s of audio in every container format, and playlists."""
     samples = np.sin(np.arange(3200) ** 1.3 / 40).astype(np.float32) / 2
     stereo = np.stack([samples, -samples], axis=1)
     found = {name: text.encode() for name, text in PLAYLISTS.items()}
@@ -104,8 +105,9 @@ def corpus() -> dict[str, bytes]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits on time and memory")
+@pytest.mark.fuzz
 @pytest.mark.parametrize(("target", "share"), [("load", 0.7), ("load_by_libav", 0.3)])
-def test_no_recording_does_harm(target: str, share: float) -> None:
+def test_damaged_recordings_are_harmless(target: str, share: float) -> None:
     seed = int(os.environ.get("WHISPER_OPT_FUZZ_SEED", 1))
     n = round(share * n_inputs(10_000))
     failures = fuzz(f"{__name__}:{target}", corpus(), n, seed=seed)
@@ -127,7 +129,7 @@ def test_playlists_are_refused(
 
 
 class Container:
-    """One track of packets with 160 samples each, or the error that reading or decoding gives."""
+    """One track of packets with 160 samples each, or errors of reading or decoding."""
 
     duration = start_time = None
     format = SimpleNamespace(name="adts")
@@ -173,20 +175,22 @@ def packet(n_channels: int = 1, error: Exception | None = None) -> Any:
     [packet(45), packet(error=IndexError("list index out of range")), packet(error=EOFError())],
     ids=["45 planes", "index", "end"],
 )
-def test_a_packet_that_harms_pyav_is_silence(damaged: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_packet_that_pyav_cannot_handle_is_silence(
+    damaged: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     container = Container([packet(), damaged, packet(), packet()])
     monkeypatch.setattr("av.open", lambda *_, **__: container)
     samples = load_audio(b"????" * 100)
     assert samples.reshape(-1, 160).mean(axis=1).tolist() == [1, 0, 1, 1]
 
 
-def test_errors_while_reading_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_single_read_errors_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     container = Container([packet(), IndexError("list index out of range"), packet()])
     monkeypatch.setattr("av.open", lambda *_, **__: container)
     assert len(load_audio(b"????" * 100)) == 320
 
 
-def test_reading_that_fails_for_ever_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_permanent_read_errors_end_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     container = Container([packet()])
 
     def demux(_: Any) -> Any:
@@ -199,7 +203,7 @@ def test_reading_that_fails_for_ever_ends(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_offsets_before_the_file_print_nothing(capfd: pytest.CaptureFixture[str]) -> None:
-    """libsndfile follows offsets of damaged headers; soundfile would print a traceback."""
+    """libsndfile seeks to offsets from damaged headers; soundfile would print a traceback."""
     kinds = [data for name, data in corpus().items() if name in ("AIFF", "CAF", "W64", "WAV")]
     for data in mutations(5, kinds, 400):
         with contextlib.suppress(AudioError):

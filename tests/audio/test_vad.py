@@ -151,7 +151,7 @@ def test_a_model_file_that_is_not_whole(
     if damage != "missing":
         broken = whole[:1000] if damage == "cut" else whole[:-1] + bytes([whole[-1] ^ 1])
         (tmp_path / "silero_vad.onnx").write_bytes(broken)
-    monkeypatch.setattr("importlib.resources.files", lambda package: tmp_path)
+    monkeypatch.setattr(network, "_model_path", lambda: tmp_path / "silero_vad.onnx")
     said = "cannot be read" if damage == "missing" else "is damaged: .*expected"
     with pytest.raises(BackendUnavailable, match=f"silero_vad.onnx {said}.*install it again"):
         SpeechDetector().stream()

@@ -27,7 +27,7 @@ from whisper_opt.cli.bench.grid import Configuration, Grid, read_grid
 from whisper_opt.cli.bench.measure import Found, jobs, turns
 from whisper_opt.cli.bench.recordings import Recording, from_files, from_manifest, of_length
 from whisper_opt.cli.bench.settings import Settings
-from whisper_opt.cli.bench.stages import STAGES, Clock, TimedBackend, watching
+from whisper_opt.cli.bench.stages import STAGES, Clock, TimedBackend, timing
 from whisper_opt.cli.bench.workers import Pool, Program, Worker, WorkerError
 from whisper_opt.core.backend import MultiStepResult, MultiStepSession, TokenMask
 from whisper_opt.core.errors import BackendUnavailable, OptionError, WhisperOptError
@@ -61,26 +61,26 @@ def test_jobs_over_pipes() -> None:
 
 def test_worker_answers_and_what_it_prints_is_no_answer() -> None:
     with Worker(FAKE) as worker:
-        assert worker.ask("load", word="yes")["versions"] == {"fake": "1.0"}
-        first = worker.ask("transcribe", audio=["a"])
+        assert worker.request("load", word="yes")["versions"] == {"fake": "1.0"}
+        first = worker.request("transcribe", audio=["a"])
         assert first["text"] == ["yes"]
         with pytest.raises(WorkerError, match="fake: RuntimeError: no such sound"):
-            worker.ask("transcribe", audio=["a"], fail="raise")
-        again = worker.ask("transcribe", audio=["a"])
+            worker.request("transcribe", audio=["a"], fail="raise")
+        again = worker.request("transcribe", audio=["a"])
         assert again["pid"] == first["pid"] != os.getpid()
 
 
 def test_worker_that_dies_says_how() -> None:
     with Worker(FAKE) as worker:
-        worker.ask("load")
-        with pytest.raises(WorkerError, match="died with status 7: segmentation fault, say"):
-            worker.ask("transcribe", audio=[], fail="die")
+        worker.request("load")
+        with pytest.raises(WorkerError, match="ended with status 7: segmentation fault, say"):
+            worker.request("transcribe", audio=[], fail="die")
 
 
 def test_worker_of_an_environment_that_is_not_there(tmp_path: Path) -> None:
     absent = Program("absent", ROOT, "tests.support.fake_peer", tmp_path / "bin" / "python")
     with Worker(absent) as worker, pytest.raises(WorkerError, match="absent cannot be started"):
-        worker.ask("load")
+        worker.request("load")
 
 
 def _state(pid: int) -> str:
@@ -90,8 +90,8 @@ def _state(pid: int) -> str:
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux' /proc")
 def test_worker_is_stopped_while_nobody_asks_and_gone_when_closed() -> None:
     with Worker(FAKE) as worker:
-        worker.ask("load")
-        pid = worker.ask("transcribe", audio=[])["pid"]
+        worker.request("load")
+        pid = worker.request("transcribe", audio=[])["pid"]
         for _ in range(100):
             if _state(pid) == "T":
                 break
@@ -104,12 +104,12 @@ def test_closing_does_not_wait_for_a_job_in_flight() -> None:
     # ignored in background jobs
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     worker = Worker(FAKE)
-    worker.ask("load")
-    pid = worker.ask("transcribe", audio=[])["pid"]
+    worker.request("load")
+    pid = worker.request("transcribe", audio=[])["pid"]
     threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
     try:
         with pytest.raises(KeyboardInterrupt):
-            worker.ask("transcribe", audio=[], sleep=60)
+            worker.request("transcribe", audio=[], sleep=60)
     finally:
         signal.signal(signal.SIGINT, before)
     begin = time.perf_counter()
@@ -122,8 +122,8 @@ ABANDON = """
 import os
 from tests.cli.test_bench import FAKE, Worker
 worker = Worker(FAKE)
-worker.ask("load")
-print(worker.ask("transcribe", audio=[])["pid"], flush=True)
+worker.request("load")
+print(worker.request("transcribe", audio=[])["pid"], flush=True)
 os._exit(0)
 """
 
@@ -145,8 +145,8 @@ def test_pool_ends_the_longest_unused() -> None:
     pids = {}
     try:
         for key in "ab":
-            workers[key].ask("load")
-            pids[key] = workers[key].ask("transcribe", audio=[])["pid"]
+            workers[key].request("load")
+            pids[key] = workers[key].request("transcribe", audio=[])["pid"]
             pool.put(key, workers[key])
         assert pool.get("a") is workers["a"]
         pool.put("c", workers["c"])
@@ -265,11 +265,11 @@ def test_sessions_that_run_by_themselves_still_do(passing: Passing) -> None:
     assert not isinstance(plain.open(plain.encode(mel)), MultiStepSession)
 
 
-def test_watching_sees_the_functions_that_strategies_call_and_leaves_no_trace() -> None:
+def test_timing_patches_and_restores_functions() -> None:
     strategies: Any = sys.modules["whisper_opt.transcription.chunking"]
     before = (strategies.load_audio, strategies.log_mel, audio.AudioStream.__next__)
     clock = Clock()
-    with watching(clock):
+    with timing(clock):
         samples = strategies.load_audio(np.zeros(16000, np.float32))
         strategies.log_mel(samples, 80)
     assert clock.seconds["audio"] > 0
@@ -367,7 +367,7 @@ def test_manifest(sounds: Path) -> None:
     with pytest.raises(OptionError, match="no recording with language=fr"):
         from_manifest(sounds, ["language=fr"])
     sounds.write_text('{"text": "no path"}')
-    with pytest.raises(OptionError, match=r"line 1 of .* is no recording"):
+    with pytest.raises(OptionError, match=r"line 1 of .* is not a recording"):
         from_manifest(sounds)
     with pytest.raises(OptionError, match="cannot read the manifest"):
         from_manifest(sounds.with_name("absent"))
@@ -476,7 +476,7 @@ def test_files_of_others_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     for text in ("{", "[]", '{"format": 1}', '{"format": 1, "configurations": 3}'):
         path.write_text(text)
-        with pytest.raises(WhisperOptError, match="not a file that whisper-opt bench wrote"):
+        with pytest.raises(WhisperOptError, match="was not written by whisper-opt bench"):
             report.read_json(path)
     path.write_text('{"format": 99, "configurations": []}')
     with pytest.raises(WhisperOptError, match="format 99"):
@@ -519,7 +519,7 @@ def test_percentages() -> None:
     assert percent("10%") == pytest.approx(0.1)
     assert percent("2.5 %") == pytest.approx(0.025)
     for text in ("10", "%", "-5%", "0.1"):
-        with pytest.raises(OptionError, match="is no percentage"):
+        with pytest.raises(OptionError, match="is not a percentage"):
             percent(text)
 
 

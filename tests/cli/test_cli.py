@@ -30,7 +30,7 @@ from whisper_opt.core.options import SubtitleOptions, TranscribeOptions
 from whisper_opt.export import export
 from whisper_opt.export.checkpoints import Checkpoint
 from whisper_opt.runtime.engine import FORMAT_VERSION
-from whisper_opt.text.results import Segment, Transcript, Word
+from whisper_opt.text.results import Dropped, Segment, Transcript, Word
 from whisper_opt.text.writers import FORMATS, SUBTITLE_FORMATS
 
 ROOT = Path(__file__).parents[2]
@@ -81,7 +81,7 @@ def test_export_inspect_transcribe(
     source = write_huggingface(random_checkpoint(), tmp_path / "hf")
     target = tmp_path / "engines" / "mine"
     assert run("export", source, target) == 0
-    assert "verified: largest error of scores" in capsys.readouterr().out
+    assert "verified: largest error of logits" in capsys.readouterr().out
     assert run("inspect", target) == 0
     listing = capsys.readouterr().out
     assert "decoder.data" in listing
@@ -124,7 +124,7 @@ def test_help_tells_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     text = {part.split(",")[0].split()[0]: " ".join(part.split()) for part in arguments}
     assert "None" not in " ".join(text.values())
     assert "(default:" not in text["condition-on-previous-text"]
-    assert "in batched mode that of the same" in text["condition-on-previous-text"]
+    assert "in batched mode within the same" in text["condition-on-previous-text"]
     assert text["word-timestamps"].endswith("(default: no)")
     assert text["suppress-blank"].endswith("(default: yes)")
     assert text["no-speech-threshold"].endswith("(default: 0.6; none turns it off)")
@@ -568,7 +568,7 @@ def test_a_manifest_that_cannot_be_described(
     (copy / "manifest.json").write_text(json.dumps({**values, name: value}), encoding="utf-8")
     status = run("inspect", copy)
     assert status == 1
-    assert "is malformed" in one_line(capsys)
+    assert "malformed entries" in one_line(capsys)
 
 
 def test_a_newer_format_is_refused(
@@ -673,3 +673,47 @@ def test_interrupted_transcription_leaves_nothing(engine: Path, short: str, tmp_
     done = python(code, engine, short, "--output-dir", out, "--language", "en")
     _assert_clean_failure(done, "interrupted")
     assert list(out.iterdir()) == []
+
+
+# text that is missing
+
+
+def _transcript(*dropped: Dropped, truncated: bool = False) -> Transcript:
+    segment = Segment(0, 12.0, 14.0, " one", (), -0.1, 0.0, 1.0, 0.0, 0, truncated=truncated)
+    return Transcript((segment,), "en", 60.0, " one", dropped=dropped)
+
+
+def test_dropped_text_is_reported() -> None:
+    parts = [Dropped(0.0, 2.0, "no speech", " Thanks."), Dropped(20.0, 22.5, "no speech", " you")]
+    (line,) = cli_transcribe._missing_text(_transcript(*parts, Dropped(40.0, 48.0, "loud sound")))
+    assert line == (
+        "  no text for 3 parts of the recording, 12.5 s: no speech (2), loud sound (1); format json"
+        " lists them as 'dropped'"
+    )
+    assert list(cli_transcribe._missing_text(_transcript())) == []
+
+
+def test_truncated_segments_are_reported(
+    engine: Path, short: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (line,) = cli_transcribe._missing_text(_transcript(truncated=True))
+    assert "after 1 segment that reached the token limit, the first at 12.0 s" in line
+    options = ("--language", "en", "--no-speech-threshold", "none", "--vad", "off")
+    assert run("transcribe", engine, short, "--max-new-tokens", 3, *options) == 0
+    assert "reached the token limit" in capsys.readouterr().err
+
+
+def test_one_recording_is_singular(
+    engine: Path, short: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("transcribe", engine, tmp_path / "none.wav", short, "--max-new-tokens", 3)
+    assert "\n1 recording, 1.0 s of audio" in capsys.readouterr().err
+
+
+def test_help_names_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run("build", "--help")
+    text = capsys.readouterr().out
+    assert "--max-batch N" in text
+    assert "--profile RANGES" in text
+    assert text.isascii()

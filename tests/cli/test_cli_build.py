@@ -76,7 +76,7 @@ def test_build_then_fresh(
     assert "for sm_86, 0 MB, built in 0." in line
     assert line.endswith("s; tokens: equal (24 of 24)\n")
     assert run(engine.path) == 0
-    assert "fresh, nothing to build" in capsys.readouterr().out
+    assert "up to date, nothing to build" in capsys.readouterr().out
     assert len(machine.trt.configs) == n_plans
     assert run(engine.path, "--force") == 0
     assert "built in" in capsys.readouterr().out

@@ -307,8 +307,8 @@ PUNCTUATION = {"prepend_punctuations": "("}
 CLIPS = {"clip_timestamps": (1.0, 2.0)}
 CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
     ({"patience": 1.0}, "patience is 1.0; without beam_size"),
-    ({"patience": 0, "beam_size": 5}, "patience is 0; .*beam_size 5 .* end before any answer"),
-    ({"patience": 0.1, "beam_size": 5}, "patience is 0.1; .* end before any answer"),
+    ({"patience": 0, "beam_size": 5}, "patience is 0; .*beam_size 5 .* end before any hypothesis"),
+    ({"patience": 0.1, "beam_size": 5}, "patience is 0.1; .* end before any hypothesis"),
     ({"patience": math.inf, "beam_size": 5}, "patience is inf"),
     ({"beam_size": 5, "temperature": 0.5}, "beam_size is given, but no temperature is 0"),
     ({"beam_size": 5, "temperature": (0.2, 0.4)}, "beam_size is given, but no temperature is 0"),
@@ -449,7 +449,7 @@ def test_temperatures_are_a_ladder(given: Any, expected: tuple[float, ...]) -> N
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({"max_line_count": 2}, "max_line_count is 2, but lines only end at max_line_width"),
+        ({"max_line_count": 2}, "max_line_count is 2, but it needs max_line_width"),
         (
             {"max_words_per_line": 4, "max_line_width": 40},
             "max_words_per_line and max_line_width are both given",

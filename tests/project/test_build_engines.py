@@ -225,7 +225,7 @@ def test_plans_that_fail_fail_their_engine(folder: Path, monkeypatch: pytest.Mon
     [
         ("", "no [[engine]]"),
         ("engine = 3", "no [[engine]]"),
-        ("output = [", "no TOML"),
+        ("output = [", "not TOML"),
         ('outptu = "x"', "unknown key 'outptu'"),
         ('output = ""\n[[engine]]\nsource = "mine"', "output is ''"),
         ("[[engine]]\n", "source is None"),
@@ -237,7 +237,7 @@ def test_plans_that_fail_fail_their_engine(folder: Path, monkeypatch: pytest.Mon
         ('[[engine]]\nsource = "mine"\nrevision = 3', "revision is 3"),
         ('[[engine]]\nsource = "mine"\nalignment_heads = "some"', "alignment_heads is 'some'"),
         ('[[engine]]\nsource = "mine"\nalignment_heads = [[1]]', "alignment_heads is [[1]]"),
-        ('[[engine]]\nsource = "mine"\n[[engine]]\nsource = "mine"', "two engines are called"),
+        ('[[engine]]\nsource = "mine"\n[[engine]]\nsource = "mine"', "two engines are named"),
         ('[[engine]]\nsource = "mine"\n[engine.plans]\nmax_batch = 4', "no fp16 standard engine"),
         (ONE + PLANS.replace("4", "0"), "plans of mine: max_batch is 0"),
         (ONE + PLANS.replace("max_batch", "max_bach"), "unknown key 'max_bach'"),

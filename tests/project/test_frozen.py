@@ -33,7 +33,7 @@ def test_data_files_go_where_the_package_looks_for_them() -> None:
     found = hook()["datas"]
     assert all(Path(source).is_file() for source, _ in found)
     model = network._model_path()
-    assert (str(model), "whisper_opt/data") in found
+    assert (str(model), "whisper_opt/audio/vad") in found
     assert any(Path(source).name == "LICENSE.silero-vad" for source, _ in found)
 
 

@@ -220,7 +220,7 @@ def test_every_name_and_alias() -> None:
 def test_a_tag_is_said_to_be_taken_for_a_language(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     assert language_code("pt-BR") == "pt"
-    assert "'pt-BR' is taken for pt (portuguese)" in caplog.text
+    assert "'pt-BR' is read as pt (portuguese)" in caplog.text
 
 
 @pytest.mark.parametrize("auto", ["auto", "Auto", " AUTO "])
@@ -272,7 +272,7 @@ def test_an_english_model_writes_english() -> None:
     vocab = small(51864)
     for language in (None, "en", "English"):
         assert vocab.check_language(language, "transcribe") == "en"
-    with pytest.raises(OptionError, match=r"'German'.*English only.*multilingual"):
+    with pytest.raises(OptionError, match=r"'German'.*English-only.*multilingual"):
         vocab.check_language("German", "transcribe")
     with pytest.raises(OptionError, match=r"'translate'.*only transcribe"):
         vocab.check_language("en", "translate")

@@ -114,7 +114,7 @@ def test_an_unknown_option_names_the_known_ones(model: Whisper, sound: F32, name
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"language": "German"}, "English only"),
+        ({"language": "German"}, "English-only"),
         ({"language": "xx"}, "unknown language"),
         ({"task": "translate"}, "only transcribe"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),

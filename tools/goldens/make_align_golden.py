@@ -5,12 +5,12 @@ Run from the repository root, in an environment with openai-whisper:
 
     PYTHONPATH=. python tools/goldens/make_align_golden.py
 
-Everything around the network is the reference's; the network is played by seeded attention and
-scripted answers (``tests/support/align_cases.py``). Sections of the file:
+Everything except the network is the reference's; the network is replaced by seeded attention and
+scripted results (``tests/support/align_cases.py``). Sections of the file:
 
     median, dtw    whisper.timing on seeded matrices
     alignment      find_alignment under seeded attention
-    words          add_word_timestamps on made-up timings
+    words          add_word_timestamps on synthetic timings
     splits         split_to_word_tokens, on the tests' vocabulary and on the real ones
     windows        whole calls of whisper.transcribe with word times
 """
@@ -44,14 +44,14 @@ DEFAULT_MARKS = {"prepend": "\"'“¿([{-", "append": "\"'.。,，!！?？:：�
 
 
 class Attention(torch.nn.Module):  # type: ignore[misc]  # torch may be absent
-    """A cross-attention block that gives out what it is given."""
+    """A cross-attention block that returns its input."""
 
     def forward(self, scores: Any) -> Any:
         return None, scores
 
 
 class FakeModel:
-    """A network that attends as ``attention`` says and answers as ``results`` say."""
+    """A network with the given ``attention`` and ``results``."""
 
     is_multilingual = False
     num_languages = 99
@@ -77,7 +77,7 @@ class FakeModel:
         return torch.tensor(logits)
 
     def decode(self, mel: Any, options: Any) -> Any:
-        """Scripted answers in turn; the mel spectrogram says which frame it is of."""
+        """The scripted results in turn; the values of the mel spectrogram are frame numbers."""
         seek, size = int(mel[0, 0]) - 1, int((mel[0] > 0).sum())
         stuck = bool(self.windows) and self.windows[-1][0] == seek
         if size < 4 or stuck:
@@ -89,7 +89,7 @@ class FakeModel:
 
 
 class LoopError(Exception):
-    """The reference decodes the same audio again, perhaps for ever, or next to nothing."""
+    """The reference decodes the same audio again, or hardly advances."""
 
 
 def tokens_of(rng: random.Random, n: int, marks: float = 0.3) -> list[int]:
@@ -141,11 +141,11 @@ def alignment_cases() -> list[dict[str, Any]]:
     return cases
 
 
-# --- made-up timings --------------------------------------------------------------------------
+# --- synthetic timings -------------------------------------------------------------------------
 
 
 def made_up(rng: random.Random) -> list[list[Any]]:
-    """Timings that follow one another: most words short, some long, some instantaneous."""
+    """Consecutive timings: most words short, some long, some without duration."""
     time, words = rng.choice([0, 0, 10, 80]), []
     for _ in range(rng.randrange(12)):
         word = rng.choice(MARKS if rng.random() < 0.4 else LETTERS)
@@ -157,7 +157,7 @@ def made_up(rng: random.Random) -> list[list[Any]]:
 
 
 def made_up_segments(rng: random.Random, words: list[list[Any]]) -> list[dict[str, Any]]:
-    """Segments over the tokens of the words, cut anywhere, with times that may not fit."""
+    """Segments of the tokens of the words, split anywhere, with times that may not fit."""
     time: float
     tokens = [token for word in words for token in word[1]]
     cuts = sorted(rng.randrange(len(tokens) + 1) for _ in range(rng.randrange(4)))
@@ -194,7 +194,7 @@ def reference_words(case: dict[str, Any]) -> list[dict[str, Any]]:
         segment["seek"] = case["seek"]
         segment["start"] += case["seek"] / 100
         segment["end"] += case["seek"] / 100
-    # np.float64, as find_alignment gives them
+    # np.float64, as find_alignment returns them
     timings = [
         timing.WordTiming(word, tokens, np.float64(start), np.float64(end), probability)
         for word, tokens, start, end, probability in case["timings"]
@@ -237,7 +237,7 @@ TEXTS = (
 
 
 def split_cases(tokenizer: Any, drawn: list[list[int]]) -> list[list[Any]]:
-    """Tokens, language, words and their tokens, where the reference loses none of them."""
+    """Tokens, language, words and their tokens, if the reference loses none of them."""
     cases = []
     for tokens in drawn:
         for language in ("en", "ja", "zh", "th", "lo", "my", "yue"):
@@ -318,10 +318,10 @@ def positions(n_frames: int) -> Any:
 
 
 def reference_windows(case: dict[str, Any]) -> dict[str, Any]:
-    """What whisper.transcribe makes of a scenario.
+    """The result of whisper.transcribe for a scenario.
 
     Raises:
-        LoopError: it does not move on.
+        LoopError: it does not advance.
     """
     module = importlib.import_module("whisper.transcribe")
     model = FakeModel(case["seed"], case["results"])

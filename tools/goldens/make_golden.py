@@ -1,6 +1,6 @@
-"""Make tests/data/golden: what openai-whisper itself transcribes in every speech clip.
+"""Make tests/data/golden: openai-whisper's transcripts of every speech clip.
 
-The reference runs in an environment of its own, which nothing else in the project needs:
+The reference runs in its own environment, which nothing else in the project needs:
 
     python3.11 -m venv reference
     reference/bin/pip install torch==2.13.0 openai-whisper==20250625 soundfile soxr av
@@ -8,15 +8,15 @@ The reference runs in an environment of its own, which nothing else in the proje
     PYTHONPATH=. reference/bin/python tools/goldens/make_golden.py \
         --model tiny.en=TINY_EN_DIR --model base=BASE_DIR
 
-A model directory is a CTranslate2 checkpoint; its weights are put into openai-whisper's own model
-and run in fp32 on two CPU threads. ``whisper.transcribe`` is called as it is, with the options of
-``tests/support/golden.py``. Nothing of it is copied: windows, seek positions and the margin of
-every decision are observed by wrapping the functions it calls.
+A model directory is a CTranslate2 checkpoint; its weights are loaded into openai-whisper's own
+model and run in fp32 on two CPU threads. ``whisper.transcribe`` is called unchanged, with the
+options of ``tests/support/golden.py``. Windows, seek positions and the margin of every decision are
+recorded by wrapping the functions that it calls.
 
-Each (model, configuration) pair is one file. Every clip is kept in ``--parts`` as soon as it is
-made, so an interrupted run goes on where it was when started again. ``--finish`` writes the file of
-the clips there are; its header names those ``missing``, and a later run makes them. A complete file
-is left as it is unless ``--force`` is given or ``--clips`` names clips to redo in it.
+Each (model, configuration) pair is one file. Every clip is stored in ``--parts`` immediately, so
+that an interrupted run can continue. ``--finish`` writes the file of the clips that exist; its
+header names the ``missing`` ones, and a later run adds them. A complete file stays unchanged unless
+``--force`` is given or ``--clips`` names clips to redo.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ log = logging.getLogger("make_golden")
 FORMAT = 2
 """Since 2, windows have the fields of ``golden.Ranking`` and ``golden.Window``."""
 LOSSLESS = ("pcm_", "flac")
-"""Starts of the codec names whose samples every decoder agrees on."""
+"""Prefixes of the names of codecs that every decoder decodes to the same samples."""
 EXCLUDED = {
     "edge-empty": "no samples: openai-whisper returns an empty transcript, this library refuses it"
 }
@@ -62,7 +62,7 @@ PACKAGES = ("openai-whisper", "torch", "numpy", "tiktoken", "soundfile", "soxr")
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write ``data`` beside ``path`` and rename it there when whole."""
+    """Write ``data`` to ``path`` atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -137,11 +137,11 @@ def finite(value: Any) -> float | None:
 
 
 class Recorder:
-    """Watches one ``whisper.transcribe`` call and keeps what its result does not say.
+    """Records one ``whisper.transcribe`` call beyond its result.
 
     Attributes:
-        windows: one entry a window, as ``golden.Window`` describes.
-        languages: language probabilities, most probable first, or None when nothing was detected.
+        windows: one entry per window, as ``golden.Window`` describes.
+        languages: language probabilities, most probable first, or None without detection.
     """
 
     def __init__(self, model: Any) -> None:
@@ -158,8 +158,8 @@ class Recorder:
         self._runner_up: list[int] | None = None
 
     @contextlib.contextmanager
-    def watching(self) -> Iterator[Recorder]:
-        """Wrap the reference's functions for the length of a ``with`` block."""
+    def recording(self) -> Iterator[Recorder]:
+        """Wrap the functions of the reference during a ``with`` block."""
         module = self._decoding
         functional = SimpleNamespace(pad=module.F.pad, log_softmax=self._log_softmax(module.F))
         numeric = SimpleNamespace(
@@ -237,7 +237,7 @@ class Recorder:
             self._gaps, self._switches = [], []
             result = decode(mel, options)
             attempt = self._attempt(result, options.beam_size is not None)
-            if self._slice is None:  # the same window again: its last answer was refused
+            if self._slice is None:  # the same window again: its last result was rejected
                 names = (*attempt, "rejected")
                 last = self.windows[-1]
                 refused = {name: last.pop(name) for name in names if name in last}
@@ -254,7 +254,7 @@ class Recorder:
         return wrapped
 
     def _attempt(self, result: Any, is_beam: bool) -> dict[str, Any]:
-        """``golden.Ranking`` of one answer."""
+        """``golden.Ranking`` of one result."""
         best = sorted(self._scores, reverse=True)
         return {
             "tokens": result.tokens,
@@ -262,7 +262,7 @@ class Recorder:
             "avg_logprob": finite(result.avg_logprob),
             "compression_ratio": finite(result.compression_ratio),
             "no_speech_prob": finite(result.no_speech_prob),
-            # the margins of a beam would be those of its first row only
+            # margins of a beam would be those of its first row
             "gaps": [] if is_beam else self._gaps,
             "switches": [] if is_beam else self._switches,
             "rank_gap": finite(best[0] - best[1]) if len(best) > 1 else None,
@@ -289,7 +289,7 @@ def transcribe(model: Any, clip_id: str, config: str) -> dict[str, Any]:
     import whisper
 
     pcm = golden.clip_pcm(clip_id)
-    with Recorder(model).watching() as seen:
+    with Recorder(model).recording() as seen:
         result = whisper.transcribe(model, pcm, **config_options(config))
     for segment in result["segments"]:
         for name, value in segment.items():
@@ -313,7 +313,7 @@ def transcribe(model: Any, clip_id: str, config: str) -> dict[str, Any]:
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """Clips of the golden file ``path`` by id, none when there is no file."""
+    """Clips of the golden file ``path`` by id; empty if there is no file."""
     if not path.exists():
         return {}
     with gzip.open(path, "rt", encoding="utf-8") as file:
@@ -321,14 +321,14 @@ def read_file(path: Path) -> dict[str, Any]:
 
 
 class Part:
-    """The clips of one file made so far, one a line, each on disk as soon as it is made."""
+    """The clips of one file so far, one per line, stored immediately."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self.clips: dict[str, Any] = {}
         if path.exists():
             for line in path.read_text(encoding="utf-8").split("\n"):
-                with contextlib.suppress(json.JSONDecodeError):  # the line a kill cut short
+                with contextlib.suppress(json.JSONDecodeError):  # a line truncated by a kill
                     self.clips.update(json.loads(line))
 
     def add(self, clip_id: str, made: dict[str, Any]) -> None:
@@ -381,7 +381,7 @@ def write_file(
 
 
 def make_file(args: argparse.Namespace, name: str, path: Path, config: str) -> None:
-    """Transcribe every wanted clip with one model and configuration; write the file."""
+    """Transcribe every requested clip with one model and configuration; write the file."""
     target = args.out / f"{name}-{config}.json.gz"
     part = Part(args.parts / f"{name}-{config}.jsonl")
     if args.force:
@@ -425,10 +425,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=golden.GOLDEN)
     parser.add_argument("--configs", nargs="+", choices=ALL_CONFIGS, default=ALL_CONFIGS)
     parser.add_argument("--parts", type=Path, default=PARTS, help="folder of unfinished files")
-    parser.add_argument("--finish", action="store_true", help="write files of what there is")
+    parser.add_argument("--finish", action="store_true", help="write files of the clips that exist")
     parser.add_argument("--clips", nargs="+", metavar="ID", help="redo only these clips")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--force", action="store_true", help="replace files that are there")
+    parser.add_argument("--force", action="store_true", help="replace existing files")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     if not (args.pcm or args.model):

@@ -5,8 +5,8 @@ Run from the repository root, in an environment with openai-whisper and soundfil
     python tools/goldens/make_mel_golden.py path/to/jfk.wav     # any recording at 16 kHz, mono
 
 Each ``<signal>.npz`` holds the samples (int16, to be divided by 32768) and, for 80 and 128 bins,
-the frames of ``log_mel_spectrogram(samples, n_mels, padding=480000)`` that differ from silence
-together with the one value of all later frames.
+the frames of ``log_mel_spectrogram(samples, n_mels, padding=480000)`` that differ from silence,
+and the value of all later frames.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def signals(speech: np.ndarray) -> dict[str, np.ndarray]:
         "speech": gap,
         "noise": noise.astype(np.int16),
         "short": speech[24_000:24_800],  # 0.05 s
-        "tiny": speech[24_000:24_150],  # shorter than the reflected edge, and than one hop
+        "tiny": speech[24_000:24_150],  # shorter than the reflected edge and than one hop
         "quiet": speech[20_000:36_000] // 512,
     }
 
@@ -55,7 +55,7 @@ def main() -> None:
             used = np.flatnonzero((mel != silence).any(axis=0))
             n_used = int(used[-1]) + 1
             if not (mel[:, n_used:] == silence).all():
-                raise SystemExit(f"{name}: the padding's frames are not all alike")
+                raise SystemExit(f"{name}: the frames of the padding differ")
             arrays[f"frames_{n_mels}"] = mel[:, :n_used]
             arrays[f"silence_{n_mels}"] = silence
         np.savez_compressed(OUT / f"{name}.npz", **arrays)

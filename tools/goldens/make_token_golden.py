@@ -6,7 +6,7 @@ Run from the repository root, in an environment with openai-whisper:
     python tools/goldens/make_token_golden.py
 
 For each vocabulary size: special ids, languages, the non-speech tokens, texts with their tokens,
-and tokens with their text (as ``Tokenizer.decode`` gives it, and without special tokens).
+and tokens with their text (that of ``Tokenizer.decode``, and without special tokens).
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ def layout(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def sequences(tokenizer: Tokenizer) -> list[list[int]]:
-    """Tokens to decode: random ones, lone bytes, texts cut within characters, special tokens."""
+    """Tokens to decode: random ones, single bytes, texts split within characters, special
+    tokens."""
     rng = random.Random(0)
     found = [[rng.randrange(tokenizer.timestamp_begin + 200) for _ in range(8)]]
     found += [[rng.randrange(tokenizer.eot) for _ in range(12)] for _ in range(12)]

@@ -1,16 +1,16 @@
-"""Make tests/data/vad/: what the package silero-vad itself says of the project's clips.
+"""Make tests/data/vad/: results of the package silero-vad for the project's clips.
 
     python tools/goldens/make_vad_golden.py
 
 Needs silero-vad (pinned in make_vad_model.py), which needs torch, and onnxruntime; the tests need
 neither silero-vad nor torch. Two files:
 
-    probabilities.json.gz  clip -> probability of speech a frame, times 1e6, from the package's
-                           streaming graph (silero_vad.onnx), one frame a call
+    probabilities.json.gz  clip -> speech probability per frame, times 1e6, from the package's
+                           streaming graph (silero_vad.onnx), one frame per call
     spans.json.gz          options and probabilities (thousandths) -> spans of the package's
-                           get_speech_timestamps_from_probs; and the same where a cut at the longest
-                           silence keeps the later silences as places to cut, which is what
-                           whisper_opt does ("kept")
+                           get_speech_timestamps_from_probs; and the same if a split at the longest
+                           silence keeps later silences as candidates, as whisper_opt does
+                           ("kept")
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from whisper_opt.core.arrays import F32
 
 SPEECH = ROOT / "tests" / "data" / "speech"
 OUT = ROOT / "tests" / "data" / "vad"
-# lossless, and at 16 kHz but for one: other versions of the decoders give the same samples
+# lossless, and all but one at 16 kHz: all versions of the decoders give the same samples
 CLIPS = (
     "formats/jfk-16k-mono-s16.wav",
     "en/en-leopard-test.wav",
@@ -56,7 +56,7 @@ def write(name: str, content: Any) -> None:
 
 
 def probabilities(session: Any, samples: F32) -> list[int]:
-    """One call a frame, state and context carried by hand, in millionths."""
+    """One call per frame with explicit state and context, in millionths."""
     state, context = np.zeros((2, 1, 128), np.float32), np.zeros(CONTEXT, np.float32)
     found = []
     for start in range(0, len(samples), FRAME):
@@ -71,7 +71,7 @@ def probabilities(session: Any, samples: F32) -> list[int]:
 
 
 def keeping_pauses(utils: Any) -> Any:
-    """get_speech_timestamps_from_probs with the one difference of whisper_opt."""
+    """get_speech_timestamps_from_probs with the exception of whisper_opt."""
     source = inspect.getsource(utils.get_speech_timestamps_from_probs)
     begin = source.index("if use_max_poss_sil_at_max_speech and possible_ends:")
     end = source.index("else:\n                # Legacy")
@@ -81,14 +81,14 @@ def keeping_pauses(utils: Any) -> Any:
         "possible_ends = [p for p in possible_ends if p[0] > speeches[-1]['end']]",
     )
     if branch == kept or branch.count("possible_ends = []") != 1:
-        raise SystemExit("the package's rules have changed; look at them again")
+        raise SystemExit("the rules of the package have changed; review them")
     space = dict(vars(utils))
     exec(source[:begin] + kept + source[end:], space)
     return space["get_speech_timestamps_from_probs"]
 
 
 def random_probabilities(rng: np.random.Generator) -> list[int]:
-    """Thousandths; spans of speech and silence of random lengths, some of it undecided."""
+    """Probabilities in thousandths: speech and silence of random lengths, some of it ambiguous."""
     pieces: list[F32] = []
     n_frames = int(rng.integers(1, 900))
     while sum(len(piece) for piece in pieces) < n_frames:

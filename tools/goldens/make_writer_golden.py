@@ -1,4 +1,4 @@
-"""Regenerate what openai-whisper's own writers make of the transcripts in tests/data/writers.
+"""Regenerate the output of openai-whisper's writers for the transcripts in tests/data/writers.
 
 Run from the repository root, in an environment with openai-whisper:
 
@@ -45,14 +45,14 @@ Words = list[tuple[str, float, float]]
 
 
 def spoken(text: str, start: float = 0.0, each: float = 0.5, gap: float = 0.0) -> Words:
-    """Words at even times; a bar parts them where a space would not do."""
+    """Words at regular times, separated by bars if there are any, else by spaces."""
     parts = text.split("|") if "|" in text else [f" {word}" for word in text.split()]
     times = [round(start + i * (each + gap), 3) for i in range(len(parts))]
     return [(part, time, round(time + each, 3)) for part, time in zip(parts, times)]
 
 
 def by_hand() -> dict[str, list[Words]]:
-    """Transcripts that each have one thing to get wrong."""
+    """Transcripts that each have one difficulty."""
     jfk = "And so my fellow Americans ask not what your country can do for you"
     return {
         "silence": [],
@@ -91,7 +91,7 @@ def by_hand() -> dict[str, list[Words]]:
 
 
 def at_random(seed: int) -> list[Words]:
-    """One to six segments of words of mixed lengths, with pauses here and there."""
+    """One to six segments of words of mixed lengths, with some pauses."""
     chance = random.Random(seed)
     now = chance.choice([0.0, 0.0, 3.3, 3599.0])
     segments = []
@@ -110,7 +110,7 @@ def at_random(seed: int) -> list[Words]:
 
 
 def result_of(segments: list[Words]) -> dict[str, Any]:
-    """What the writers of the reference read of its result."""
+    """The fields that the writers of the reference read."""
     entries = []
     for words in segments:
         timed = [{"word": word, "start": start, "end": end} for word, start, end in words]
@@ -129,7 +129,7 @@ def is_large(segments: list[Words], options: dict[str, Any]) -> bool:
 
 
 def is_wrong(writer: SubtitlesWriter, result: dict[str, Any], options: dict[str, Any]) -> bool:
-    """Whether the reference's cues hold what a player misreads, or lack a word's highlight."""
+    """Whether cues of the reference contain what players misread, or lack a highlight."""
     words = [word["word"] for segment in result["segments"] for word in segment["words"]]
     if "highlight_words" in options and any(re.search(r"\S\s*\n\s*\S", word) for word in words):
         return True

@@ -1,1 +1,1 @@
-"""From a recording to log-mel features: decoding, voice activity detection."""
+"""Audio decoding, voice activity detection and log-mel features."""

@@ -1,4 +1,4 @@
-"""Recordings given as arrays."""
+"""Recordings that are given as arrays."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from whisper_opt.core.arrays import NDArray
 from whisper_opt.core.dims import SAMPLE_RATE
 from whisper_opt.core.errors import AudioError
 
-__all__ = ["LOUDEST", "array_blocks", "too_loud"]
+__all__ = ["MAX_SAMPLE", "array_blocks", "too_loud"]
 
-LOUDEST = 8.0
-"""Largest sample taken for sound, 18 dB above full scale; more is sound in another scale."""
+MAX_SAMPLE = 8.0
+"""Largest sample accepted, 18 dB above full scale; larger ones mean that the scale is wrong."""
 
 
 def array_blocks(array: NDArray, sample_rate: int | None) -> Blocks:
     """Check an array and cut it into blocks.
 
     Raises:
-        AudioError: its type, shape, scale or rate is not that of sound.
+        AudioError: its type, shape, scale or rate is not that of audio.
     """
     rate = SAMPLE_RATE if sample_rate is None else sample_rate
     if isinstance(rate, bool) or not isinstance(rate, (int, np.integer)):
@@ -50,31 +50,31 @@ def array_blocks(array: NDArray, sample_rate: int | None) -> Blocks:
 
 
 def _check_scale(array: NDArray) -> None:
-    """Refuse samples that were taken from another type without changing their scale."""
+    """Refuse samples that were converted from another type without changing their scale."""
     if not array.size:
         return
     with np.errstate(invalid="ignore"):
         low, high = array.min(), array.max()
     if array.dtype.kind == "f":
         peak = max(float(high), -float(low))
-        if LOUDEST < peak <= 2.0**32:
+        if MAX_SAMPLE < peak <= 2.0**32:
             raise AudioError(too_loud("audio array", peak))
         return
     for bits in (16, 32):
         kind = f"{'u' * (array.dtype.kind == 'u')}int{bits}"
         info = np.iinfo(kind)
         fits = info.min <= int(low) and int(high) <= info.max and (low or high)
-        # samples of 24 bits, moved up to fill 32, may be this quiet
+        # 24-bit samples shifted up to 32 bits may be this quiet
         if array.dtype.itemsize * 8 > bits and fits and (array & 0xFF).any():
             raise AudioError(
-                f"audio array is {array.dtype}, but its samples lie from {low} to {high}, as those"
-                f" of {kind} do; convert it with .astype(numpy.{kind})"
+                f"audio array is {array.dtype}, but its samples are from {low} to {high}, the"
+                f" range of {kind}; convert it with .astype(numpy.{kind})"
             )
 
 
 def too_loud(name: str, peak: float) -> str:
-    """What is wrong with a largest sample of ``peak``."""
+    """The error message for a largest sample of ``peak``."""
     return (
         f"{name} has a largest sample of {peak:,.6g}; expected about -1 to 1: divide by the full"
-        " scale (32768 for 16-bit samples), or pass integers of their own type, such as int16"
+        " scale (32768 for 16-bit samples), or pass integers with their own dtype, such as int16"
     )

@@ -1,24 +1,27 @@
-"""Recordings to 16 kHz mono float32.
+"""Decode recordings to 16 kHz mono float32.
 
-soundfile (libsndfile) decodes wav, aiff, flac, ogg and opus; PyAV, when installed
-(``whisper-opt[audio]``), mp3 and what soundfile cannot: m4a, mp4, webm, aac; an ``ffmpeg`` on the
-PATH is the last resort. Without PyAV soundfile decodes mp3 too. Sound is decoded in blocks at its
-own rate, mixed to mono by the mean of its channels and resampled by soxr (HQ), all as a stream,
-whose samples are exactly those that ``soxr.resample`` gives for the whole recording at once.
-:func:`open_audio` hands that stream out, however long the recording; :func:`load_audio` joins it.
+soundfile (libsndfile) decodes wav, aiff, flac, ogg and opus. PyAV, if installed
+(``whisper-opt[audio]``), decodes mp3 and the formats that soundfile cannot: m4a, mp4, webm, aac. An
+``ffmpeg`` on the PATH is the last resort. Without PyAV soundfile decodes mp3 too.
 
-Time 0 is that of the file: if its audio track begins later, or packets are missing, there is
-silence. Channels in opposite phase, whose mean would be silent, are replaced by the loudest.
+Audio is decoded in blocks at its own sample rate, mixed to mono by the mean of its channels and
+resampled by soxr (HQ), all as a stream. The samples are exactly those of ``soxr.resample`` on the
+whole recording. :func:`open_audio` returns that stream, for recordings of any length;
+:func:`load_audio` joins it.
 
-**Damage.** What cannot be decoded is replaced by silence, and a recording that was cut off is read
-as far as it goes; a warning is logged that says which seconds are concerned. ``strict_audio`` makes
-either an error. A file of which nothing, or less than half, can be decoded is an error always. A
-cut wav, aiff, ogg, opus or webm, or an mp3 without a header that states its length, cannot be told
-from a shorter recording.
+Time 0 is the start of the file: if its audio track begins later, or packets are missing, silence
+is inserted. If channels are in opposite phase, so that their mean would be silent, the loudest
+channel is used alone.
 
-**Recordings from strangers.** Only formats that hold their own sound are read: no playlists and
-nothing else that makes a decoder open other files or the network. ``max_duration`` and
-``max_audio_bytes`` bound time and memory.
+**Damage.** Parts that cannot be decoded are replaced by silence, and a recording that was cut off
+is read as far as it goes; a warning with the affected times is logged. ``strict_audio`` makes both
+an error. A file of which nothing, or less than half, can be decoded is always an error. A truncated
+wav, aiff, ogg, opus or webm, or an mp3 without a header that states its length, cannot be
+distinguished from a shorter recording.
+
+**Untrusted recordings.** Only self-contained formats are read: no playlists, and nothing else that
+makes a decoder open other files or the network. ``max_duration`` and ``max_audio_bytes`` bound time
+and memory.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from typing import Any, BinaryIO, Callable, Union
 
 import numpy as np
 
-from whisper_opt.audio.arrays import LOUDEST, array_blocks, too_loud
+from whisper_opt.audio.arrays import MAX_SAMPLE, array_blocks, too_loud
 from whisper_opt.audio.downmix import Downmix
 from whisper_opt.audio.ffmpeg import ffmpeg_blocks
 from whisper_opt.audio.libav import pyav_blocks
@@ -55,34 +58,34 @@ from whisper_opt.core.remedies import install_hint
 __all__ = ["STREAM_BLOCK", "AudioSource", "AudioStream", "load_audio", "open_audio"]
 
 AudioSource = Union[str, "os.PathLike[str]", bytes, bytearray, memoryview, BinaryIO, NDArray]
-"""What :func:`load_audio` and :func:`open_audio` read."""
+"""Sources that :func:`load_audio` and :func:`open_audio` accept."""
 
 STREAM_BLOCK = 4 * SAMPLE_RATE
-"""Samples in a block of a stream; the last one may be shorter."""
+"""Samples per block of a stream; the last block may be shorter."""
 
 _RATES = (1_000, 768_000)
-"""Lowest and highest sample rate taken for sound (Hz)."""
+"""Lowest and highest sample rate accepted (Hz)."""
 _Decoder = tuple[str, Callable[[Media, Damage], Blocks]]
 _DECODERS: tuple[_Decoder, ...] = (
     ("soundfile", soundfile_blocks),
     ("PyAV", pyav_blocks),
     ("ffmpeg", ffmpeg_blocks),
 )
-"""Name and decoder, in the order they are tried."""
+"""Decoders and their names, in the order in which they are tried."""
 
 
 class AudioStream:
-    """A recording in blocks, made by :func:`open_audio`.
+    """A recording as a stream of blocks, made by :func:`open_audio`.
 
-    Iterating gives F32 [n] at 16 kHz, n = ``STREAM_BLOCK`` but for the last block, every one a new
-    array. It may raise AudioError where damage shows only further on. Closing it, which leaving it
-    as a context manager or its end does too, gives files and decoders back.
+    Iterating gives F32 [n] at 16 kHz, each a new array; n is ``STREAM_BLOCK`` except in the last
+    block. It raises AudioError if damage is found on the way. Closing the stream releases files and
+    decoders; so does its end, or leaving it as a context manager.
     """
 
     def __init__(self, blocks: Generator[F32, None, None], duration: float | None) -> None:
         self._blocks = blocks
         self.duration = duration
-        """Seconds of sound as the header states them, exact for an array; None if unknown."""
+        """Duration in seconds as the header states it, exact for an array; None if unknown."""
 
     def __iter__(self) -> AudioStream:
         return self
@@ -102,7 +105,7 @@ class AudioStream:
         self.close()
 
     def close(self) -> None:
-        """Stop decoding; the stream then holds no more blocks."""
+        """Stop decoding; no more blocks follow."""
         self._blocks.close()
 
 
@@ -114,25 +117,26 @@ def open_audio(
     max_audio_bytes: int = MAX_BYTES,
     strict_audio: bool = False,
 ) -> AudioStream:
-    """Read a recording as a stream, in memory that does not grow with its length.
+    """Read a recording as a stream, with memory that does not depend on its length.
 
     Args:
-        source: a path; the bytes of a file; a binary file object, read from where it stands; or an
-            array [n_samples] or [n_samples, n_channels]. Floats are taken as they are, integers
-            divided by half their range (uint8 and other unsigned types are centred first).
-        sample_rate: rate of an array in Hz (default 16,000). A file states its own.
-        max_duration: refuse what lasts longer, in seconds.
+        source: a path; the bytes of a file; a binary file object, read from its current position;
+        or
+            an array [n_samples] or [n_samples, n_channels]. Floats are used as they are, integers
+            are divided by half their range (unsigned ones are centred first).
+        sample_rate: sample rate of an array in Hz (default 16,000); not for files.
+        max_duration: refuse longer recordings, in seconds.
         max_audio_bytes: read at most this much from a file object or pipe.
-        strict_audio: damage is an error; else silence stands for what cannot be decoded, and a
+        strict_audio: damage is an error; otherwise silence replaces what cannot be decoded, and a
             warning is logged.
 
     Returns:
-        The samples at 16 kHz, mono, all finite, in blocks. There is at least one sample.
+        Blocks of mono samples at 16 kHz, all finite; at least one sample in all.
 
     Raises:
-        AudioError: the source cannot be opened or decoded, holds no samples, or is no sound in its
-            type, shape, scale or rate. What is wrong further on (too long, damage that is refused,
-            NaN or infinity) is raised when the stream comes to it.
+        AudioError: the source cannot be opened or decoded, holds no samples, or has a type, shape,
+            scale or rate that is not that of audio. Faults further on (too long, refused damage,
+            NaN or infinity) are raised when the stream reaches them.
     """
     damage = None
     if isinstance(source, np.ndarray):
@@ -149,7 +153,7 @@ def open_audio(
         damage = Damage(name, strict_audio)
         first, pieces = _decode(media, damage)
     blocks = _even(_bounded(_resampled(first, pieces, name), max_duration, name), name, damage)
-    next(blocks)  # runs to the first block, so that what is no sound at all is refused here
+    next(blocks)  # decodes to the first block, so that an unreadable source is refused here
     return AudioStream(blocks, first.seconds if first else None)
 
 
@@ -161,24 +165,24 @@ def load_audio(
     max_audio_bytes: int = MAX_BYTES,
     strict_audio: bool = False,
 ) -> F32:
-    """Read a recording whole.
+    """Read a whole recording.
 
     Args:
         source: see :func:`open_audio`.
-        sample_rate: rate of an array in Hz (default 16,000). A file states its own.
+        sample_rate: sample rate of an array in Hz (default 16,000); not for files.
         max_duration: see :func:`open_audio`.
-        max_audio_bytes: size of the result at most, and of what is read from a file object or pipe.
+        max_audio_bytes: maximum size of the result, and of what is read from a file object or pipe.
         strict_audio: see :func:`open_audio`.
 
     Returns:
         F32 [n_samples] at 16 kHz: a new array of at least one sample, all finite.
 
     Raises:
-        AudioError: the source cannot be opened or decoded, holds no samples, more than is allowed,
-            NaN or infinity, or damage that is refused; or the array's type, shape, scale or rate is
-            not that of sound.
+        AudioError: the source cannot be opened or decoded, holds no samples, too many of them,
+            NaN or infinity, or refused damage; or the type, shape, scale or rate of the array is
+            not that of audio.
     """
-    joined = bytearray()  # grows in place, so that joining the blocks needs no second copy
+    joined = bytearray()  # grows in place, so that the blocks are not copied twice
     with open_audio(
         source,
         sample_rate=sample_rate,
@@ -191,14 +195,14 @@ def load_audio(
                 raise AudioError(
                     f"the recording is longer than {len(joined) / (4 * SAMPLE_RATE):.0f} s, and its"
                     f" samples take more than max_audio_bytes ({max_audio_bytes}); use the batched"
-                    " strategy, which does not hold them all, or raise that limit"
+                    " strategy, which does not keep them all in memory, or raise that limit"
                 )
             joined.extend(block.data)
     return np.frombuffer(joined, np.float32)
 
 
 def _decode(media: Media, damage: Damage) -> tuple[Piece | None, Blocks]:
-    """The first piece (None: there is no sound) and the rest, by the first decoder that can."""
+    """The first piece (None: no samples) and the rest, from the first decoder that succeeds."""
     refusals = []
     decoders = list(_decoders(media))
     for i, (name, decode) in enumerate(decoders):
@@ -211,7 +215,7 @@ def _decode(media: Media, damage: Damage) -> tuple[Piece | None, Blocks]:
 
 
 def _decoders(media: Media) -> Iterable[_Decoder]:
-    """PyAV comes first for mp3: libsndfile misreads some, and prints notes on standard error."""
+    """Decoders in order; PyAV is first for mp3: libsndfile misreads some, and prints on stderr."""
     with media.open() as file:
         head = file.read(3)
     if not is_mp3(head) and not (media.path or "").lower().endswith(".mp3"):
@@ -220,7 +224,7 @@ def _decoders(media: Media) -> Iterable[_Decoder]:
 
 
 def _continued(pieces: Blocks, others: list[_Decoder], media: Media, damage: Damage) -> Blocks:
-    """Sound of one decoder and, if it breaks off, what another one finds behind that."""
+    """Pieces of one decoder and, if it breaks off, what another one decodes after that."""
     n, rate = 0, 1
     with contextlib.closing(pieces):
         try:
@@ -231,7 +235,7 @@ def _continued(pieces: Blocks, others: list[_Decoder], media: Media, damage: Dam
         except BrokenOffError as error:
             why = str(error)
     for _, decode in others:
-        with contextlib.closing(_behind(decode(media, damage), n)) as rest:
+        with contextlib.closing(_after(decode(media, damage), n)) as rest:
             try:
                 first = next(rest, None)
             except (DeclinedError, BrokenOffError):
@@ -250,8 +254,8 @@ def _continued(pieces: Blocks, others: list[_Decoder], media: Media, damage: Dam
     damage.cut(n / rate, None, f"{why}; extra 'audio' may read on: {install_hint('audio')}")
 
 
-def _behind(pieces: Blocks, n_skipped: int) -> Blocks:
-    """Pieces without their first ``n_skipped`` sample frames."""
+def _after(pieces: Blocks, n_skipped: int) -> Blocks:
+    """``pieces`` without their first ``n_skipped`` sample frames."""
     with contextlib.closing(pieces):
         for piece in pieces:
             if n_skipped < len(piece.block):
@@ -260,7 +264,7 @@ def _behind(pieces: Blocks, n_skipped: int) -> Blocks:
 
 
 def _resampled(first: Piece | None, rest: Blocks, name: str) -> Generator[F32, None, None]:
-    """Mix, check and resample; F32 [n] of any length, zero included."""
+    """Mix to mono, check and resample; yields F32 [n], n may be 0."""
     with contextlib.closing(rest):
         if first is None:
             return
@@ -284,7 +288,7 @@ def _checked(mono: F32, name: str) -> F32:
     peak = max(float(mono.max()), -float(mono.min())) if len(mono) else 0.0
     if not peak < np.inf:
         raise AudioError(f"{name} holds NaN or infinite samples; expected finite ones")
-    if peak > LOUDEST:
+    if peak > MAX_SAMPLE:
         raise AudioError(too_loud(name, peak))
     return mono
 
@@ -292,7 +296,7 @@ def _checked(mono: F32, name: str) -> F32:
 def _bounded(
     blocks: Generator[F32, None, None], max_duration: float, name: str
 ) -> Generator[F32, None, None]:
-    """The same blocks, until there are too many."""
+    """The same blocks; raises AudioError if they are longer than ``max_duration``."""
     n_samples = 0
     with contextlib.closing(blocks):
         for block in blocks:
@@ -308,7 +312,7 @@ def _bounded(
 def _even(
     blocks: Generator[F32, None, None], name: str, damage: Damage | None
 ) -> Generator[F32, None, None]:
-    """Cut into blocks of ``STREAM_BLOCK``; before them comes an empty one, once there is sound."""
+    """Blocks of ``STREAM_BLOCK`` samples, preceded by an empty one as soon as there are samples."""
     block, n_held = np.empty(STREAM_BLOCK, np.float32), 0
     begun = False
     with contextlib.closing(blocks):
@@ -324,7 +328,7 @@ def _even(
                     yield block
                     block, n_held = np.empty(STREAM_BLOCK, np.float32), 0
     if not begun:
-        raise AudioError(f"{name} holds no samples; expected sound")
+        raise AudioError(f"{name} holds no samples; expected audio")
     if damage is not None:
         damage.report()
     if n_held:

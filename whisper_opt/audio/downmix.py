@@ -1,8 +1,7 @@
-"""Channels to one.
+"""Mixing of channels to mono.
 
-One channel is the mean of all. If channels are in opposite phase, as when one wire of a pair is
-swapped, the mean is next to nothing though every channel holds the sound: then the loudest channel
-alone is taken, and a warning says so.
+The mix is the mean of all channels. If channels are in opposite phase, as when the wires of one
+channel are swapped, they cancel: then the loudest channel is used alone, and a warning is logged.
 """
 
 from __future__ import annotations
@@ -18,17 +17,17 @@ __all__ = ["Downmix"]
 _log = logging.getLogger(__name__)
 
 _CANCELLED = 0.01
-"""The mean has less than this share of the energy that it would have of unrelated channels."""
+"""Channels cancel if their mean has less than this share of the energy of uncorrelated channels."""
 _PARTS = 3
-"""Parts of 0.1 s in which channels have to cancel before one is taken alone for a second."""
+"""Parts of 0.1 s in which channels must cancel before one of them is used alone for a second."""
 _AUDIBLE = 1e-7
 """Mean square below which a channel is silent: -70 dBFS."""
 _FADE = 0.01
-"""Seconds in which one way of mixing takes over from another, so that nothing clicks."""
+"""Seconds of cross-fade between two ways of mixing, which avoids clicks."""
 
 
 class Downmix:
-    """Mixes a recording that comes in blocks. How is decided for a second or more at a time."""
+    """Mixes the blocks of a recording; decides for at least a second at a time how to."""
 
     def __init__(self, rate: int, name: str) -> None:
         """``rate`` in Hz; ``name`` of the recording, for the warning."""
@@ -37,11 +36,11 @@ class Downmix:
         self._held: list[F32] = []
         self._n_held = 0
         self._n_done = 0
-        self._channel: int | None = None  # taken alone
+        self._channel: int | None = None  # used alone
         self._warned = False
 
     def feed(self, block: F32) -> F32:
-        """Take F32 [n, n_channels], any n; returns F32 [m], m = 0 while there is too little."""
+        """Add F32 [n, n_channels], any n; returns F32 [m], with m = 0 until there is enough."""
         if block.shape[1] == 1 and not self._held:
             self._channel = None
             self._n_done += len(block)
@@ -58,7 +57,7 @@ class Downmix:
         return np.concatenate(done) if done else np.empty(0, np.float32)
 
     def finish(self) -> F32:
-        """Mix what is held."""
+        """Mix the blocks held back."""
         if not self._held:
             return np.empty(0, np.float32)
         block = self._held[0] if len(self._held) == 1 else np.concatenate(self._held)
@@ -83,13 +82,13 @@ class Downmix:
         return after
 
     def _choose(self, block: F32, mean: F32) -> int | None:
-        """The channel to take alone, or None for the mean."""
+        """The channel to use alone, or None for the mean."""
         n_channels, size = block.shape[1], max(1, min(self._rate // 10, len(block)))
         n = len(block) // size  # parts of 0.1 s
         energies = np.square(block[: n * size].reshape(n, size, n_channels)).mean(axis=1)
         mixed = np.square(mean[: n * size].reshape(n, size)).mean(axis=1)
         audible = energies.max(axis=1, initial=0.0) > _AUDIBLE
-        unrelated = energies.sum(axis=1) / n_channels**2  # energy of the mean, were they that
+        unrelated = energies.sum(axis=1) / n_channels**2  # energy of the mean if uncorrelated
         cancelled = audible & (mixed < _CANCELLED * unrelated)
         if self._channel is not None and self._channel < n_channels:
             stays = cancelled.any() or not audible.any()
@@ -100,8 +99,8 @@ class Downmix:
         if not self._warned:
             self._warned = True
             _log.warning(
-                "%s: from %.1f s on its channels cancel each other when they are mixed (opposite"
-                " phase); channel %d of %d is used alone there",
+                "%s: from %.1f s on, the channels cancel each other when mixed (opposite phase);"
+                " only channel %d of %d is used there",
                 self._name,
                 self._n_done / self._rate,
                 loudest + 1,

@@ -1,12 +1,12 @@
-"""Log-mel spectrogram: what Whisper hears.
+"""Log-mel spectrogram, the input of Whisper.
 
 The definition is ``log_mel_spectrogram`` of openai-whisper (whisper/audio.py) applied to the
-recording followed by 30 s of zeros, as its ``transcribe`` does: periodic Hann window of 25 ms,
-10 ms hop, centred frames with reflection at the left edge, power spectrum, Slaney mel filters with
+recording followed by 30 s of zeros, as its ``transcribe`` does: periodic Hann window of 25 ms, 10
+ms hop, centred frames with reflection at the left edge, power spectrum, Slaney mel filters with
 area normalisation (Slaney 1998, Auditory Toolbox; ``librosa.filters.mel``), log10 clamped to 8
-below the maximum, then (x + 4) / 4. All of the zeros' frames have one and the same value, so only
-frames that touch the recording are computed. On speech the result lies within 2e-5 of the same sums
-in float64 and within 1e-4 of the reference, whose own rounding is most of that.
+below the maximum, then (x + 4) / 4. All frames of the zeros have the same value, so only frames
+that overlap the recording are computed. On speech the result is within 2e-5 of a float64
+computation and within 1e-4 of the reference; most of that is the rounding of the reference.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ __all__ = ["LogMel", "log_mel", "mel_filters"]
 
 _HALF = N_FFT // 2
 _BLOCK = 128
-"""Frames transformed at a time, so that a block's spectra stay in the cache."""
+"""Frames per block, few enough for its spectra to stay in the CPU cache."""
 _GROUP = 8
-"""Mel filters multiplied at a time.
+"""Mel filters per matrix product.
 
-A filter is non-zero over a few neighbouring bins only: eight at a time need a fraction of the dense
-product, and the products stay below the size from which OpenBLAS wakes its thread pool, whose
-threads then spin for about 0.1 s on the cores the encoder needs next.
+A filter is non-zero on a few neighbouring bins only, so products of eight filters need a fraction
+of the dense product. They also stay below the size at which OpenBLAS starts its thread pool, whose
+threads would spin for about 0.1 s on the cores that the encoder needs next.
 """
 
 
@@ -40,10 +40,10 @@ class LogMel:
     """Log-mel frames of one recording.
 
     Attributes:
-        frames: F32 [n_mels, n_frames + tail]; the frames of the recording, and the one or two after
-            them whose window still reaches back into it.
-        n_frames: whole 10 ms hops in the recording (``n_samples // 160``).
-        silence: the value of every bin of every later frame, were the recording followed by zeros.
+        frames: F32 [n_mels, n_frames + tail]; the frames of the recording, and one or two after
+            it whose window still overlaps it.
+        n_frames: complete hops of 10 ms in the recording (``n_samples // 160``).
+        silence: value of every bin of all later frames if zeros follow the recording.
     """
 
     frames: F32
@@ -51,16 +51,16 @@ class LogMel:
     silence: float
 
     def window(self, start: int, size: int) -> F32:
-        """Frames ``start`` to ``start + size``, clipped to ``n_frames``, in a window of zeros.
+        """Frames ``start`` to ``start + size``, clipped to ``n_frames``, padded with zeros.
 
-        These are literal zeros, not silence: openai-whisper's ``transcribe`` cuts the spectrogram
-        and pads the cut, and the models' timestamps depend on it.
+        The padding is 0, not ``silence``: openai-whisper's ``transcribe`` cuts the spectrogram and
+        pads it with 0, and the timestamps of the models depend on that.
 
         Returns:
             F32 [n_mels, 3000], a new array.
 
         Raises:
-            OptionError: ``start`` is negative, or ``size`` lies outside 0 to 3000.
+            OptionError: ``start`` is negative, or ``size`` is not in 0 to 3000.
         """
         if start < 0 or not 0 <= size <= N_FRAMES:
             raise OptionError(
@@ -74,7 +74,7 @@ class LogMel:
         return result
 
     def head(self, start: int = 0) -> F32:
-        """30 s of the recording followed by silence, as language detection hears it.
+        """30 s of the recording, padded with silence: the input of language detection.
 
         Args:
             start: first frame.
@@ -92,12 +92,12 @@ def log_mel(samples: F32, n_mels: int) -> LogMel:
     """Log-mel spectrogram of a recording.
 
     Args:
-        samples: F32 [n_samples] at 16 kHz; any length, 0 included.
+        samples: F32 [n_samples] at 16 kHz; n_samples may be 0.
         n_mels: mel bins (80 or 128 in released models).
 
     Raises:
         AudioError: ``samples`` is not a one-dimensional float32 array, or has values that are not
-            finite or whose square is not.
+            finite or whose squares overflow.
         OptionError: ``n_mels`` is not positive.
     """
     if samples.ndim != 1 or samples.dtype != np.float32:
@@ -106,11 +106,11 @@ def log_mel(samples: F32, n_mels: int) -> LogMel:
             " 16 kHz, as load_audio returns"
         )
     samples = np.ascontiguousarray(samples)
-    last = (len(samples) + _HALF - 1) // HOP_LENGTH  # the last frame with a sample in its window
+    last = (len(samples) + _HALF - 1) // HOP_LENGTH  # the last frame that overlaps the samples
     bands = _bands(n_mels)
     frames = np.empty((n_mels, last + 1), np.float32)
-    peak = np.float32(-10.0)  # the padding's: log10 of the smallest power, 1e-10
-    with np.errstate(invalid="ignore", over="ignore"):  # they end in a peak that is not finite
+    peak = np.float32(-10.0)  # of the padding: log10 of the smallest power, 1e-10
+    with np.errstate(invalid="ignore", over="ignore"):  # the peak is then not finite
         for start in range(0, frames.shape[1], _BLOCK):
             block = frames[:, start : start + _BLOCK]
             _power_to_mel(_power(samples, start, block.shape[1]), bands, block)
@@ -131,10 +131,10 @@ def log_mel(samples: F32, n_mels: int) -> LogMel:
 
 @functools.cache
 def mel_filters(n_mels: int) -> F32:
-    """Triangular filters from power spectrum to mel bins.
+    """Triangular filters from the power spectrum to mel bins.
 
-    Slaney's mel scale: linear below 1 kHz (200/3 Hz a mel), logarithmic above (27 mels for a factor
-    of 6.4). Each triangle has unit area.
+    Slaney's mel scale: linear below 1 kHz (200/3 Hz per mel), logarithmic above (27 mels for a
+    factor of 6.4). Each triangle has unit area.
 
     Returns:
         F32 [n_mels, 201], read-only, shared between calls.
@@ -158,7 +158,7 @@ def mel_filters(n_mels: int) -> F32:
 
 
 class _Band(NamedTuple):
-    """Neighbouring mel filters and the bins they are non-zero on."""
+    """Neighbouring mel filters and the bins on which they are non-zero."""
 
     mels: slice
     bins: slice

@@ -1,4 +1,4 @@
-"""Decoding by an ``ffmpeg`` program on the PATH, the last resort."""
+"""Decoding by an ``ffmpeg`` program on the PATH, if no library can."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from whisper_opt.core.errors import AudioError
 __all__ = ["ffmpeg_blocks"]
 
 _LOG_READ = 4096
-"""Bytes at the end of ffmpeg's log that are looked at."""
+"""Bytes read from the end of ffmpeg's log."""
 
 
 def ffmpeg_blocks(media: Media, damage: Damage) -> Blocks:
-    """Decode by the program."""
+    """Decode by the ``ffmpeg`` program."""
     import shutil
     import subprocess
     import tempfile
@@ -54,26 +54,26 @@ def ffmpeg_blocks(media: Media, damage: Damage) -> Blocks:
         except OSError as error:
             raise DeclinedError(f"cannot be started: {_reason(error)}") from error
         stack.callback(process.kill)
-        assert process.stdout is not None  # it was asked for
+        assert process.stdout is not None  # stdout=PIPE
         n_read, rate = 0, 1
         for piece in _au_blocks(process.stdout, media.name):
             n_read, rate = n_read + len(piece.block), piece.rate
             yield piece
-        failed, said = process.wait(), _last_line(log)
+        failed, message = process.wait(), _last_line(log)
         if failed and not n_read:
-            raise DeclinedError(said or f"exit status {failed}")
+            raise DeclinedError(message or f"exit status {failed}")
         if failed:
-            damage.cut(n_read / rate, None, f"ffmpeg says {said or f'exit status {failed}'}")
-        elif said:
-            damage.note(f"is damaged: ffmpeg says {said}")
+            damage.cut(n_read / rate, None, f"ffmpeg: {message or f'exit status {failed}'}")
+        elif message:
+            damage.note(f"is damaged: ffmpeg: {message}")
 
 
 def _command(program: str, path: str, strict: bool) -> list[str]:
-    """Only the file itself may be opened, and only formats that hold sound may be read.
+    """Arguments that let ffmpeg open only the file itself, and only self-contained formats.
 
-    "file:" keeps a name such as "concat:a|b" from being anything but a name. The au format has a
-    header that can be read from a pipe, and states rate and channels. The filter puts silence where
-    there are no packets for 0.1 s or more.
+    "file:" makes a name such as "concat:a|b" a plain name. The au format states rate and channels
+    in a header that can be read from a pipe. The filter inserts silence if packets are missing for
+    0.1 s or more.
     """
     command = [program, "-nostdin", "-v", "error", *(["-xerror"] if strict else [])]
     command += ["-protocol_whitelist", "file", "-format_whitelist", FORMATS, "-i", f"file:{path}"]
@@ -82,16 +82,16 @@ def _command(program: str, path: str, strict: bool) -> list[str]:
 
 
 def _last_line(log: BinaryIO) -> str:
-    """What ffmpeg said last, without its addresses and the odd name it has for damaged data."""
+    """The last message of ffmpeg, without addresses and without its misnomer for damaged data."""
     log.seek(max(0, log.seek(0, io.SEEK_END) - _LOG_READ))
     lines = log.read().decode("utf-8", "replace").strip().splitlines()
     lines = [line for line in lines if "Last message repeated" not in line]
-    said = re.sub(r"^(\[[^\]]*\] *)+", "", lines[-1]) if lines else ""
-    return said.replace("Operation not permitted", "invalid data")
+    message = re.sub(r"^(\[[^\]]*\] *)+", "", lines[-1]) if lines else ""
+    return message.replace("Operation not permitted", "invalid data")
 
 
 def _au_blocks(pipe: Any, name: str) -> Blocks:
-    """Parse 32-bit float Sun/NeXT audio; yields nothing unless there is a whole header."""
+    """Parse 32-bit float Sun/NeXT audio; yields nothing if the header is incomplete."""
     header = pipe.read(24)
     if len(header) < 24 or header[:4] != b".snd":
         return

@@ -1,11 +1,11 @@
-"""Decoding by PyAV (the libraries of FFmpeg): m4a, mp4, webm, aac and what else holds sound.
+"""Decoding by PyAV (the libraries of FFmpeg): m4a, mp4, webm, aac and other audio formats.
 
-A recording may come from anybody, so only formats that hold sound themselves are read: no playlists
-or session descriptions, which make FFmpeg open other files or the network.
+A recording may be untrusted, so only self-contained formats are read: no playlists or session
+descriptions, which make FFmpeg open other files or the network.
 
-Time 0 is the start of the container. Packets say when they are played; where none is for more than
-:data:`_JITTER`, and where packets cannot be decoded, there is silence, so that all else keeps its
-time. Smaller differences are left alone: containers round times, and encoders add samples.
+Time 0 is the start of the container. If the times of packets leave a gap of more than
+:data:`_JITTER`, or packets cannot be decoded, silence is inserted, so that everything else keeps
+its time. Smaller gaps are ignored: containers round times, and encoders add samples.
 """
 
 from __future__ import annotations
@@ -37,25 +37,25 @@ FORMATS = (
     "flv,gsm,matroska,mlp,mov,mp3,mp4,mpc,mpc8,mpeg,mpegts,mxf,nistsphere,nut,"
     "oga,ogg,rm,sox,tak,truehd,tta,voc,w64,wav,webm,wv,xwma"
 )
-"""Names of FFmpeg's formats that hold sound and refer to nothing outside themselves."""
+"""FFmpeg's names of the audio formats that do not refer to other files or the network."""
 _JITTER = 0.1
-"""Seconds that times of packets may differ from the number of samples before them."""
+"""Seconds by which the time of a packet may differ from the duration of the samples before it."""
 _EXACT_JITTER = 0.02
 """The same for formats that count samples."""
 _COUNTED = ("flac", "ogg")
 _BARE = ("aac", "mp3")
-"""Formats without times: those of packets are counted, and damage makes the count too low."""
+"""Formats without times. FFmpeg counts packets instead, and damage makes the count too low."""
 _CUT_SLACK = 0.1
-"""Seconds that sound may fall short of what its header states."""
+"""Seconds by which a recording may be shorter than its header states."""
 _END_SLACK = 1.0
-"""Seconds that a time may lie behind the end that the container states."""
+"""Seconds by which a time may be after the end that the container states."""
 _MAX_PLANES = 8
-"""Channels that are stored apart; decoders of damaged data may claim more."""
-_INVALID = "its data are not valid"
+"""Maximum channels of planar audio; decoders of damaged data may claim more."""
+_INVALID = "invalid data"
 _MAX_ERRORS = 100
-"""Times in a row that reading may fail before the rest is given up."""
+"""Consecutive read errors after which decoding stops."""
 _MAX_EMPTY = 1_000_000
-"""Packets in a row without sound before the rest is given up."""
+"""Consecutive packets without audio after which decoding stops."""
 
 
 def pyav_blocks(media: Media, damage: Damage) -> Blocks:
@@ -72,7 +72,7 @@ def pyav_blocks(media: Media, damage: Damage) -> Blocks:
                 av.open(file, mode="r", options=options, metadata_errors="replace")
             )
         except _errors() as error:
-            raise DeclinedError(_what(error)) from error
+            raise DeclinedError(_open_error(error)) from error
         if not container.streams.audio:
             raise AudioError(f"{media.name} has no audio track; expected one")
         yield from _Track(container, media, damage).pieces()
@@ -97,14 +97,14 @@ class _Track:
             late = float(self._stream.start_time * self._stream.time_base) - self._start
             self._length = (self._length or 0.0) + (late if late > _JITTER else 0.0)
         self._rate = 0
-        self._n = 0  # sample frames given so far, with silence
+        self._n = 0  # sample frames yielded so far, silence included
         self._n_filled = 0  # silence before the first packet
         self._n_good = self._n_bad = self._n_good_bytes = 0  # packets
-        self._why = ""  # the packets just before could not be decoded
-        self._lost = 0.0  # how long they last
+        self._why = ""  # why the packets just before could not be decoded
+        self._lost = 0.0  # their duration in seconds
 
     def pieces(self) -> Blocks:
-        """Sound, and silence where there is none."""
+        """Decoded audio, and silence in its gaps."""
         for frame in self._frames():
             if not self._rate:
                 self._rate = frame.sample_rate
@@ -117,29 +117,29 @@ class _Track:
         n_empty = 0
         for packet in self._packets():
             try:
-                sounding = [frame for frame in packet.decode() if frame.samples > 0]
-                readable = all(map(_is_readable, sounding))
+                frames = [frame for frame in packet.decode() if frame.samples > 0]
+                readable = all(map(_is_readable, frames))
             except _errors():
-                if not packet.size:  # the end, met a second time
+                if not packet.size:  # the end, reached a second time
                     return
                 readable = False
             if not readable:
-                sounding = []
+                frames = []
                 self._n_bad += 1
                 self._why = _INVALID
                 self._lost += self._seconds_of(packet)
-            self._n_good += bool(sounding)
-            self._n_good_bytes += packet.size if sounding else 0
-            n_empty = 0 if sounding else n_empty + 1
+            self._n_good += bool(frames)
+            self._n_good_bytes += packet.size if frames else 0
+            n_empty = 0 if frames else n_empty + 1
             if n_empty > _MAX_EMPTY:
-                self._why = f"{n_empty} packets without sound"
+                self._why = f"{n_empty} packets without audio"
                 return
-            yield from sounding
+            yield from frames
 
     def _seconds_of(self, packet: Any) -> float:
-        """How long a packet lasts that cannot be decoded.
+        """Duration of a packet that cannot be decoded.
 
-        Without a container, one that is damaged runs on to the next intact one.
+        In formats without a container a damaged packet extends to the next intact one.
         """
         seconds = float((packet.duration or 0) * (packet.time_base or 0))
         if self._is_bare and self._n_good:
@@ -147,7 +147,7 @@ class _Track:
         return seconds
 
     def _packets(self) -> Iterator[Any]:
-        """Packets; where one cannot be read, those behind it."""
+        """Packets; after a read error, the packets that follow."""
         n_errors = 0
         packets = self._container.demux(self._stream)
         while n_errors < _MAX_ERRORS:
@@ -164,7 +164,7 @@ class _Track:
             yield packet
 
     def _fill(self, frame: Any) -> Blocks:
-        """Silence before a frame, if its time says that something is missing."""
+        """Silence before a frame, if its time shows that samples are missing."""
         start = self._n / self._rate
         n_missing = self._missing(frame)
         if not self._n:
@@ -178,30 +178,30 @@ class _Track:
             self._why, self._lost = "", 0.0
 
     def _missing(self, frame: Any) -> int:
-        """Samples missing before a frame."""
+        """Number of samples missing before a frame."""
         if self._is_bare or frame.pts is None or not frame.time_base:
             return round(self._lost * self._rate)
         time = float(frame.pts * frame.time_base)
-        if self._start is None:  # the container states none: it is that of its first frame
+        if self._start is None:  # the container states none: use the time of its first frame
             self._start = time
         gap = time - self._start - self._n / self._rate
-        if gap < -_JITTER:  # times begin again, as in recordings that were joined
+        if gap < -_JITTER:  # times restart, as in concatenated recordings
             self._start += gap
             return 0
         if self._container.duration and (
             time - self._start > self._container.duration / 1e6 + _END_SLACK
         ):
-            self._start += gap  # a wrong time: behind the end
+            self._start += gap  # a wrong time, after the end
             return 0
         jitter = _EXACT_JITTER if self._is_counted else _JITTER
         return round(gap * self._rate) if gap > (0.001 if self._why else jitter) else 0
 
     def _check_end(self) -> None:
-        """Compare what there was with what the header states."""
+        """Compare the decoded duration with the header."""
         if self._n_bad > self._n_good:
             raise AudioError(
                 f"{self._media.name} is damaged: {self._n_bad} of {self._n_good + self._n_bad}"
-                " packets cannot be decoded; fetch or convert it again"
+                " packets cannot be decoded; download or convert it again"
             )
         if not self._rate:
             return
@@ -209,11 +209,11 @@ class _Track:
         stated = self._stated()
         if stated is not None and seconds - self._n_filled / self._rate < stated - _CUT_SLACK:
             self._damage.cut(seconds, stated)
-        elif self._why and not self._is_bare:  # else it may be a tag
+        elif self._why and not self._is_bare:  # a tag, otherwise
             self._damage.lost(seconds, seconds + self._lost, self._why)
 
     def _stated(self) -> float | None:
-        """Seconds of sound, if the header of this format tells it reliably."""
+        """Duration in seconds, if the header of this format states it reliably."""
         name = self._container.format.name
         if name == "mp3":
             with self._media.open() as file:
@@ -222,7 +222,7 @@ class _Track:
 
 
 def _errors() -> tuple[type[Exception], ...]:
-    """FFmpeg's errors, and those its Python wrapper runs into when data are damaged."""
+    """Errors of FFmpeg, and those that PyAV raises on damaged data."""
     import av
 
     python = (ArithmeticError, EOFError, LookupError, MemoryError, RuntimeError, TypeError)
@@ -230,7 +230,7 @@ def _errors() -> tuple[type[Exception], ...]:
 
 
 def _is_readable(frame: Any) -> bool:
-    """Whether PyAV hands the samples out safely: of more than eight planes it reads too many."""
+    """Whether PyAV converts the samples safely; beyond eight planes it reads out of bounds."""
     n_channels = frame.layout.nb_channels
     most = _MAX_PLANES if frame.format.is_planar else MAX_CHANNELS
     return bool(frame.sample_rate > 0 and 0 < n_channels <= most)
@@ -243,13 +243,13 @@ def _samples(frame: Any) -> F32:
     return as_float(block.reshape(frame.samples, -1))
 
 
-def _what(error: BaseException) -> str:
-    """Why a recording cannot be opened; FFmpeg's errors may have nonsensical names."""
+def _open_error(error: BaseException) -> str:
+    """Why a recording cannot be opened, for a message; FFmpeg's own text may mislead."""
     import av
 
     if isinstance(error, av.error.InvalidDataError) or not isinstance(error, av.error.FFmpegError):
         return _reason(error)
-    return "no format that holds sound, or damaged"
+    return "not a known audio format, or damaged"
 
 
 def _seconds(container: Any) -> float | None:

@@ -1,8 +1,8 @@
-"""Encoded recordings, on disk or in memory, and what their decoders have in common.
+"""Encoded recordings, on disk or in memory, and the common parts of their decoders.
 
-Each decoder is a generator of :class:`Piece`. It raises :class:`DeclinedError` before its first
-piece, never later, when another decoder may do better; :class:`BrokenOffError` when it cannot go on
-and another may; and :class:`AudioError` when the recording itself is at fault.
+A decoder is a generator of :class:`Piece`. Before its first piece it raises :class:`DeclinedError`
+if another decoder should be tried; later it raises :class:`BrokenOffError` if it cannot continue
+but another decoder might. It raises :class:`AudioError` if the recording itself is at fault.
 """
 
 from __future__ import annotations
@@ -41,50 +41,50 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 MAX_CHANNELS = 64
-"""Channels a recording may have."""
+"""Maximum channels of a recording."""
 MAX_DURATION = 86_400.0
-"""Seconds of sound a recording may hold unless the caller says otherwise: a day."""
+"""Default of the option ``max_duration`` in seconds: a day."""
 MAX_BYTES = 2 << 30
-"""Bytes of one recording held in memory unless the caller says otherwise: 9 hours at 16 kHz."""
+"""Default of the option ``max_audio_bytes``: 9 hours at 16 kHz."""
 
 
 class Piece(NamedTuple):
-    """Consecutive sound as a decoder gives it."""
+    """Consecutive samples from a decoder."""
 
     rate: int
-    """Samples a second."""
+    """Sample rate in Hz."""
     block: F32
-    """F32 [n, n_channels], memory of its own."""
+    """F32 [n, n_channels], not shared with other arrays."""
     seconds: Union[float, None] = None
-    """Length of the whole recording as its header states or implies it; None where it does not."""
+    """Duration of the whole recording according to its header; None if unknown."""
 
 
 Blocks = Generator[Piece, None, None]
-"""Pieces of sound in order."""
+"""Pieces in order."""
 
 BLOCK = 1 << 16
 """Sample frames decoded at a time."""
 _READ = 1 << 20
-"""Bytes read at a time from a pipe or file object."""
+"""Bytes per read from a pipe or file object."""
 _NEAR = 0.5
 """Damaged parts less than this apart, in seconds, are reported as one."""
-_SPANS_SAID = 5
+_MAX_REPORTED = 5
 
 
 class DeclinedError(Exception):
-    """This decoder is not the one for this recording; the next may be."""
+    """A decoder cannot read a recording; the next one may."""
 
 
 class BrokenOffError(Exception):
-    """This decoder cannot go on behind the pieces it gave; another one may."""
+    """A decoder cannot continue after the pieces it yielded; another one may."""
 
 
 class Damage:
-    """What of a recording could not be decoded. It is logged as one warning when decoding ends.
+    """Parts of a recording that could not be decoded; logged when decoding ends.
 
     Attributes:
         spans: start and end of each part, in seconds, in order.
-        strict: damage is an error.
+        strict: whether damage is an error.
     """
 
     def __init__(self, name: str, strict: bool) -> None:
@@ -95,22 +95,22 @@ class Damage:
         self._notes: list[str] = []
 
     def lost(self, start: float, end: float, why: str) -> None:
-        """A part cannot be decoded; silence stands for it.
+        """Record a part that cannot be decoded and is replaced by silence.
 
         Raises:
             AudioError: ``strict``.
         """
         if self.strict:
             raise AudioError(
-                f"{self.name} is damaged: {_span(start, end)} cannot be decoded ({why}); fetch or"
-                " convert it again, or turn strict_audio off to transcribe the rest"
+                f"{self.name} is damaged: {_span(start, end)} cannot be decoded ({why});"
+                " download or convert it again, or turn strict_audio off to transcribe the rest"
             )
         if self.spans and start - self.spans[-1][1] < _NEAR:
             start = self.spans.pop()[0]
         self.spans.append((start, end))
 
     def cut(self, end: float, stated: float | None, why: str = "") -> None:
-        """Nothing can be decoded from ``end`` on, in seconds; the header states ``stated``.
+        """Record that decoding ends at ``end`` but the header states ``stated``, in seconds.
 
         Raises:
             AudioError: ``strict``.
@@ -119,31 +119,31 @@ class Damage:
         because = f" ({why})" if why else ""
         found = f"is damaged or cut off: it holds {end:.2f} s{states}{because}"
         if self.strict:
-            raise AudioError(f"{self.name} {found}; fetch the file again, or turn strict_audio off")
+            raise AudioError(f"{self.name} {found}; download it again, or turn strict_audio off")
         self._notes.append(found)
 
     def note(self, found: str) -> None:
-        """Something is wrong at a place that is not known.
+        """Record damage at an unknown place.
 
         Raises:
             AudioError: ``strict``.
         """
         if self.strict:
-            raise AudioError(f"{self.name} {found}; fetch or convert it again")
+            raise AudioError(f"{self.name} {found}; download or convert it again")
         self._notes.append(found)
 
     @property
     def found(self) -> bool:
-        """Whether there is any."""
+        """Whether any damage was recorded."""
         return bool(self.spans or self._notes)
 
     def report(self) -> None:
-        """Log what was found, once."""
+        """Log what was recorded, once."""
         if self.spans:
-            said = ", ".join(_span(*span) for span in self.spans[:_SPANS_SAID])
-            more = len(self.spans) - _SPANS_SAID
+            parts = ", ".join(_span(*span) for span in self.spans[:_MAX_REPORTED])
+            more = len(self.spans) - _MAX_REPORTED
             rest = f" and {more} more parts" if more > 0 else ""
-            _log.warning("%s: %s%s could not be decoded", self.name, said, rest)
+            _log.warning("%s: %s%s could not be decoded", self.name, parts, rest)
         for note in self._notes:
             _log.warning("%s %s", self.name, note)
         self.spans, self._notes = [], []
@@ -177,7 +177,7 @@ class Media:
 
     @contextlib.contextmanager
     def on_disk(self) -> Iterator[str]:
-        """Path of a file with these bytes; a temporary one if need be."""
+        """Path of a file with these bytes, a temporary one if they are in memory."""
         if self.path is not None:
             yield os.path.abspath(self.path)
             return
@@ -191,14 +191,14 @@ class Media:
 
 
 def open_media(source: Any, max_bytes: int = MAX_BYTES) -> Media:
-    """Find a recording and check that it is there, can be read and is not empty.
+    """Check that a recording exists, can be read and is not empty.
 
     Args:
         source: a path, bytes, bytearray, memoryview or binary file object.
-        max_bytes: how much to read from a pipe or file object at most.
+        max_bytes: maximum bytes to read from a pipe or file object.
 
     Raises:
-        AudioError: it is not.
+        AudioError: it does not exist, cannot be read, is empty or too large.
     """
     if isinstance(source, (str, os.PathLike)):
         return _path_media(os.fspath(source), max_bytes)
@@ -206,7 +206,7 @@ def open_media(source: Any, max_bytes: int = MAX_BYTES) -> Media:
         data, hint = bytes(source), ""
         name = f"audio data of {len(data)} bytes"
     elif hasattr(source, "read"):
-        data, hint = _read(source, max_bytes), "; if it stands at its end, rewind it with seek(0)"
+        data, hint = _read(source, max_bytes), "; if it was read before, rewind it with seek(0)"
         name = f"file object {getattr(source, 'name', source)!r}"
     else:
         raise AudioError(
@@ -235,7 +235,7 @@ def _path_media(path: Any, max_bytes: int) -> Media:
         raise AudioError(f"{name} is a device or socket; expected an audio file")
     if info.st_size == 0:
         raise AudioError(f"{name} is empty (0 bytes); expected an audio file")
-    with _open(path):  # a file that may not be read is no fault of any decoder
+    with _open(path):  # a missing permission is reported here, not by a decoder
         return Media(name, path)
 
 
@@ -255,27 +255,28 @@ def _read(file: Any, max_bytes: int) -> bytes:
             raise AudioError(f"cannot read file object {file!r}: {reason(error)}") from error
         if not isinstance(data, bytes):
             raise AudioError(
-                f"file object {file!r} gave {type(data).__name__}; open it in binary mode ('rb')"
+                f"file object {file!r} returned {type(data).__name__}; open it in binary"
+                " mode ('rb')"
             )
         if not data:
             return bytes(joined)
         joined += data
         if len(joined) > max_bytes:
             raise AudioError(
-                f"file object {file!r} holds more than {max_bytes} bytes; expected at most"
-                " max_audio_bytes: give a path, or raise that limit"
+                f"file object {file!r} holds more than max_audio_bytes ({max_bytes}) bytes; give a"
+                " path, or raise that limit"
             )
 
 
 def reason(error: BaseException) -> str:
-    """Why something failed, in a few words."""
+    """A short description of an error."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def as_float(block: NDArray) -> F32:
     """Samples as float32: integers over half their range, unsigned ones centred first."""
     if block.dtype.kind == "f":
-        with np.errstate(over="ignore"):  # out of range becomes infinity, which is refused later
+        with np.errstate(over="ignore"):  # overflow to infinity is refused later
             return block.astype(np.float32)
     half = 2.0 ** (8 * block.dtype.itemsize - 1)
     if block.dtype.kind == "u":

@@ -24,20 +24,21 @@ from whisper_opt.core.errors import AudioError
 __all__ = ["is_mp3", "rest_in_steps", "soundfile_blocks", "states_length"]
 
 _MP3_SLACK = 2 * 1152
-"""Samples an mp3 may fall short of its header: encoders count the header's own frame or do not."""
+"""Samples by which an mp3 may be shorter than its header states: some encoders count the header's
+own frame."""
 _TAIL_SLACK = 4096
-"""Bytes libsndfile may leave unread at the end of an mp3 or ogg: tags."""
+"""Bytes that libsndfile may leave unread at the end of an mp3 or ogg: tags."""
 _PROBE = 8192
-"""Sample frames read at the stated end of an mp3 or ogg, to see whether it is the real one."""
+"""Sample frames read at the stated end of an mp3 or ogg, to check whether the file ends there."""
 _STEP = 1024
-"""Sample frames read at a time where a block cannot be read."""
+"""Sample frames per read after a block could not be read."""
 
 
 def soundfile_blocks(media: Media, damage: Damage) -> Blocks:
     """Decode by libsndfile."""
     try:
         import soundfile
-    except (ImportError, OSError) as error:  # OSError: no libsndfile where the wheel carries none
+    except (ImportError, OSError) as error:  # OSError: the wheel has no libsndfile
         raise DeclinedError("not installed (pip install soundfile)") from error
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(media.open())
@@ -57,7 +58,7 @@ def soundfile_blocks(media: Media, damage: Damage) -> Blocks:
         seconds = sound.frames / sound.samplerate if sound.frames > 0 else None
         n_read = 0
         while True:
-            # A buffer of its own for each block: read() without one stops at the stated length.
+            # Without a buffer read() stops at the stated length; each block is a new array.
             buffer = np.empty((BLOCK, sound.channels), np.float32)
             try:
                 block = sound.read(out=buffer)
@@ -71,7 +72,7 @@ def soundfile_blocks(media: Media, damage: Damage) -> Blocks:
 
 
 def rest_in_steps(media: Media, n_read: int) -> Blocks:
-    """What libsndfile reads behind ``n_read`` sample frames, up to the place it cannot read."""
+    """What libsndfile reads after ``n_read`` sample frames, up to the damaged place."""
     import soundfile
 
     with contextlib.ExitStack() as stack:
@@ -88,7 +89,7 @@ def rest_in_steps(media: Media, n_read: int) -> Blocks:
 
 
 class _Seeking:
-    """A file whose seek never raises: soundfile would print a traceback on standard error."""
+    """A file whose seek never raises, for which soundfile would print a traceback on stderr."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -109,10 +110,10 @@ def is_mp3(head: bytes) -> bool:
 
 
 def _may_stop_early(sound: Any) -> bool:
-    """Whether libsndfile may end before the file does.
+    """Whether libsndfile may stop before the end of the file.
 
-    It guesses the length of an mp3 without one from its first frames and stops there, and it reads
-    only the first of several recordings joined in one mp3 or ogg.
+    It estimates the length of an mp3 without a length header from its first frames and stops there.
+    Of several recordings concatenated in one mp3 or ogg it reads only the first.
     """
     return _is_mpeg(sound) or sound.format == "OGG"
 
@@ -122,14 +123,14 @@ def _is_mpeg(sound: Any) -> bool:
 
 
 def _unread(media: Media, soundfile: Any) -> int:
-    """Bytes libsndfile leaves at the end of the file; found by a jump, without decoding it all."""
+    """Bytes that libsndfile leaves at the end of the file, found by seeking to the end."""
     with media.open() as file:
         try:
             with soundfile.SoundFile(_Seeking(file)) as sound:
                 sound.seek(max(0, sound.frames - _PROBE))
                 while len(sound.read(out=np.empty((BLOCK, sound.channels), np.float32))):
                     pass
-        except RuntimeError:  # damaged or cut off: decoding from the start will say where
+        except RuntimeError:  # damaged or cut off: decoding from the start finds where
             return 0
         return _bytes_left(file)
 
@@ -140,7 +141,7 @@ def _bytes_left(file: BinaryIO) -> int:
 
 
 def _check_whole(damage: Damage, file: BinaryIO, sound: Any, n_read: int) -> None:
-    """Compare what libsndfile decoded with what the file holds."""
+    """Compare what libsndfile decoded with the header and the size of the file."""
     n_unread = _bytes_left(file)
     if not n_read and n_unread > _TAIL_SLACK:
         raise DeclinedError(f"stops {n_unread} bytes before the end of the file")
@@ -159,7 +160,7 @@ def states_length(mp3: BinaryIO) -> bool:
     mp3.seek(0)
     head = mp3.read(10)
     start = 0
-    if head[:3] == b"ID3":  # the size has seven bits a byte
+    if head[:3] == b"ID3":  # the size has seven bits per byte
         start = 10 + sum(byte << shift for byte, shift in zip(head[6:], (21, 14, 7, 0)))
     mp3.seek(start)
     frame = mp3.read(2048)

@@ -1,4 +1,4 @@
-"""``whisper-opt bench``: how fast engines are, where the time goes, and what has become slower."""
+"""``whisper-opt bench``: measure the speed of engines, their stages, and regressions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from whisper_opt.core.options import ENCODER_PRECISIONS, LoadOptions, Transcribe
 __all__ = ["EXAMPLES", "SLOWER", "add_bench_arguments"]
 
 SLOWER = 3
-"""Exit status when something became slower than allowed."""
+"""Exit status if a configuration became slower than --fail-if-slower allows."""
 
 EXAMPLES = f"""\
 examples:
@@ -25,13 +25,13 @@ examples:
   whisper-opt bench engines/base talk.wav --compare old.json --fail-if-slower 10%
   whisper-opt bench --read base.json --plots plots
 
-exit status {SLOWER}: something became slower than --fail-if-slower allows
+exit status {SLOWER}: a configuration became slower than --fail-if-slower allows
 """
-"""What follows the arguments in the command's help."""
+"""Text after the arguments in the command's help."""
 
 
 def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of the command, and what runs it."""
+    """Add the arguments of the command, and the function that runs it."""
     parser.add_argument(
         "paths",
         metavar="PATH",
@@ -39,44 +39,44 @@ def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         help="engine directories, and recordings to transcribe with them",
     )
-    sound = parser.add_argument_group("what is transcribed")
-    sound.add_argument(
+    audio = parser.add_argument_group("recordings")
+    audio.add_argument(
         "--manifest",
         metavar="FILE",
         type=Path,
-        help="recordings and what is said in them: a JSON object a line with path (relative to the"
-        " file), text and language; errors are counted",
+        help="recordings with transcripts: one JSON object per line with path (relative to the"
+        " file), text and language; word errors are counted",
     )
-    sound.add_argument(
+    audio.add_argument(
         "--only",
         metavar="FIELD=VALUE",
         action="append",
-        help="recordings of the manifest with that value only; repeat for more fields",
+        help="only recordings of the manifest with this value; may be repeated",
     )
-    grid = parser.add_argument_group("every combination of these is measured")
+    grid = parser.add_argument_group("configurations (every combination is measured)")
     grid.add_argument(
         "--encoder-precision",
         nargs="+",
         action="extend",
         choices=ENCODER_PRECISIONS,
-        help="what the CPU computes the encoder in (default: engine)",
+        help="precision of the encoder on the CPU (default: engine)",
     )
-    _add_list(grid, "--threads", int, "N", "CPU threads (default: the library's choice)")
+    _add_list(grid, "--threads", int, "N", "CPU threads (default: chosen by the library)")
     _add_list(grid, "--beam-size", int, "N", "hypotheses of beam search; 1: greedy (default: 1)")
     _add_list(
         grid,
         "--batch-size",
         int,
         "N",
-        "windows at once (default: 1, one recording after the other); above 1 recordings run side"
-        " by side, and are repeated until there are enough",
+        "windows decoded together (default: 1, one recording after another); above 1 recordings are"
+        " transcribed together, and repeated until there are enough",
     )
     _add_list(
         grid,
         "--seconds",
         float,
         "S",
-        "lengths of sound, to which all recordings are joined and repeated or cut (default: the"
+        "durations in seconds, to which the joined recordings are cut or repeated (default: the"
         " recordings as they are)",
     )
     grid.add_argument(
@@ -84,10 +84,9 @@ def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         type=Path,
         help="TOML file with engines, audio, manifest, only, encoder_precision, threads, beam_size,"
-        " batch_size, seconds, and tables load and options; what is given here goes before what it"
-        " says",
+        " batch_size, seconds, and tables load and options; arguments take precedence",
     )
-    _add_how(parser.add_argument_group("how it is measured"))
+    _add_how(parser.add_argument_group("measurement"))
     _add_results(parser.add_argument_group("results"))
     add_options(
         parser.add_argument_group("device options"), LoadOptions, ("threads", "encoder_precision")
@@ -106,14 +105,18 @@ def _add_list(group: Any, flag: str, read: Callable[[str], Any], metavar: str, t
 
 def _add_how(group: Any) -> None:
     group.add_argument(
-        "--rounds", type=int, default=Settings.rounds, metavar="N", help="runs of each (default: 5)"
+        "--rounds",
+        type=int,
+        default=Settings.rounds,
+        metavar="N",
+        help="runs of each configuration (default: 5)",
     )
     group.add_argument(
         "--warm-up",
         type=int,
         default=Settings.warm_up,
         metavar="N",
-        help="runs before that without a clock (default: 1)",
+        help="untimed runs before them (default: 1)",
     )
     group.add_argument(
         "--pause",
@@ -125,7 +128,7 @@ def _add_how(group: Any) -> None:
     group.add_argument(
         "--arrays",
         action="store_true",
-        help="read recordings before the clock runs: from samples to segments",
+        help="decode audio files before timing starts",
     )
 
 
@@ -134,32 +137,32 @@ def _add_results(group: Any) -> None:
         "--json",
         metavar="FILE",
         type=Path,
-        help="write the figures there, anew after every run: what is interrupted keeps them",
+        help="write the results to FILE after every run, so that an interruption loses nothing",
     )
     group.add_argument(
-        "--read", metavar="FILE", type=Path, help="take the figures of an earlier run instead"
+        "--read", metavar="FILE", type=Path, help="use the results of an earlier run instead"
     )
     group.add_argument(
         "--compare",
         metavar="FILE",
         type=Path,
         nargs="+",
-        help="OLD.json NEW.json: nothing is measured; OLD.json alone: with what is measured now",
+        help="OLD.json NEW.json: compare two files; OLD.json: compare with the results of this run",
     )
     group.add_argument(
         "--fail-if-slower",
         metavar="PERCENT",
-        help=f"with --compare: exit status {SLOWER} if any configuration's time grew by more",
+        help=f"with --compare: exit status {SLOWER} if the time of any configuration grew by more",
     )
     group.add_argument(
         "--plots",
         metavar="DIR",
         type=Path,
-        help="draw latency against length, and throughput against batch, as PNG and SVG",
+        help="plot latency by duration, and throughput by batch size, as PNG and SVG",
     )
 
 
 def _bench(args: argparse.Namespace) -> int:
-    from whisper_opt.cli.measure import bench  # what measures loads only here
+    from whisper_opt.cli.measure import bench  # imported only when measuring
 
     return bench(args, SLOWER)

@@ -1,4 +1,4 @@
-"""``whisper-opt build``: TensorRT plans of an engine, beside it."""
+"""``whisper-opt build``: build the TensorRT plans of an engine."""
 
 from __future__ import annotations
 
@@ -17,49 +17,53 @@ EXAMPLES = (
     "  whisper-opt build engines/base-fp16 --max-batch 16 --profile prefill.n_new=1:4:64\n"
     "  whisper-opt build engines/base-fp16 --library tensorrt-rtx --gpu sm_86 sm_89\n\n"
 )
-"""What follows the arguments in the command's help."""
+"""Text after the arguments in the command's help."""
 
 
 def add_build_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of the command, and what runs it."""
-    parser.add_argument("engine", metavar="ENGINE", type=Path, help="fp16 engine, standard dialect")
+    """Add the arguments of the command, and the function that runs it."""
+    parser.add_argument(
+        "engine", metavar="ENGINE", type=Path, help="engine directory (fp16, standard dialect)"
+    )
     parser.add_argument(
         "--library",
         choices=("tensorrt", "tensorrt-rtx"),
-        help="what builds (default: the first that is installed)",
+        help="library that builds (default: the first that is installed)",
     )
     parser.add_argument(
         "--gpu",
         metavar="SM",
         nargs="+",
-        help="compute capabilities to build for, such as sm_86 (default: that of the GPU here;"
-        " without one, all that TensorRT for RTX knows)",
+        help="compute capabilities to build for, such as sm_86 (default: that of the local GPU;"
+        " without a GPU, all that TensorRT for RTX supports)",
     )
     parser.add_argument(
         "--device-index",
         metavar="N",
         type=int,
         default=0,
-        help="which GPU builds, where there are several (0)",
+        help="index of the GPU that builds (default: 0)",
     )
     parser.add_argument(
         "--timing-cache",
         metavar="FILE",
         type=Path,
-        help="measurements to start from and to add to (TensorRT only)",
+        help="timing cache to read and extend (TensorRT only)",
     )
     parser.add_argument(
-        "--force", action="store_true", help="build fresh plans again, and replace foreign ones"
+        "--force",
+        action="store_true",
+        help="rebuild plans that are up to date, and replace plans of other programs",
     )
     group = parser.add_argument_group("shapes and flags")
-    add_options(group, PlanSpec, leave_out=("capacity",))  # a model has one capacity
+    add_options(group, PlanSpec, leave_out=("capacity",))  # fixed by the model
     parser.set_defaults(run=_build)
 
 
 def _build(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from whisper_opt.export.tensorrt.build import build_plans  # needs packages of the export half
+    from whisper_opt.export.tensorrt.build import build_plans  # needs the packages of extra export
     from whisper_opt.export.tensorrt.token_check import token_check
 
     spec = options_from(args, PlanSpec)
@@ -74,7 +78,7 @@ def _build(args: argparse.Namespace) -> int:
             bar.refresh()
 
         def on_wait() -> None:
-            tqdm.write("another process is building plans of this engine: waiting", sys.stderr)
+            tqdm.write("waiting: another process is building plans of this engine", sys.stderr)
 
         plans = build_plans(
             args.engine,
@@ -91,8 +95,12 @@ def _build(args: argparse.Namespace) -> int:
         bar.leave = False
     record = plans.record
     megabytes = sum(entry.size for entry in record.files.values()) / 1e6
-    what = f"{len(record.files)} plans for {', '.join(record.target.gpus)}, {megabytes:.0f} MB"
-    how = f"built in {sum(record.seconds.values()):.1f} s" if started else "fresh, nothing to build"
+    built = f"{len(record.files)} plans for {', '.join(record.target.gpus)}, {megabytes:.0f} MB"
+    how = (
+        f"built in {sum(record.seconds.values()):.1f} s"
+        if started
+        else "up to date, nothing to build"
+    )
     tokens, detail = record.tokens["status"], record.tokens.get("detail")
-    print(f"{plans.path}: {what}, {how}; tokens: {tokens}{f' ({detail})' if detail else ''}")
+    print(f"{plans.path}: {built}, {how}; tokens: {tokens}{f' ({detail})' if detail else ''}")
     return 0

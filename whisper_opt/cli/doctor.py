@@ -1,4 +1,4 @@
-"""``whisper-opt doctor``: what is installed, what it can do, what is missing and how to get it."""
+"""``whisper-opt doctor``: report installed packages and devices, and how to add missing ones."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _OPTIONAL = (
     ("onnxruntime", "runs engines on the CPU", "cpu"),
     ("av", "reads m4a, mp4, webm and aac", "audio"),
     ("onnx", "exports engines", "export"),
-    ("huggingface_hub", "fetches checkpoints from the hub", "hf"),
+    ("huggingface_hub", "downloads checkpoints from the Hugging Face hub", "hf"),
 )
 
 
 def doctor(out: TextIO) -> int:
-    """Write the report; returns 0 when this installation can transcribe, else 1."""
+    """Write the report; returns 0 if this installation can transcribe, else 1."""
     problems: list[str] = []
     for line in _report(problems):
         out.write(line + "\n")
@@ -61,7 +61,7 @@ def _report(problems: list[str]) -> Iterator[str]:
     yield from _onnxruntime(problems)
     yield from _devices(Machine())
     ffmpeg = shutil.which("ffmpeg")
-    yield f"ffmpeg       {ffmpeg or 'not on the PATH (only needed for formats no package reads)'}"
+    yield f"ffmpeg       {ffmpeg or 'not on the PATH (only for formats that no package reads)'}"
 
 
 def _onnxruntime(problems: list[str]) -> Iterator[str]:
@@ -85,7 +85,7 @@ def _onnxruntime(problems: list[str]) -> Iterator[str]:
 
 
 def _devices(machine: Machine) -> Iterator[str]:
-    """GPUs, and for every device whether an engine exported for it could run here."""
+    """GPUs, and for each device whether engines exported for it can run here."""
     driver = machine.driver
     if driver.error:
         yield f"gpu          none: {driver.error}"
@@ -112,14 +112,14 @@ def _devices(machine: Machine) -> Iterator[str]:
 
 
 def _encoder(machine: Machine) -> Iterator[str]:
-    """What ``encoder_precision`` auto comes to on this CPU."""
+    """The choice of ``encoder_precision="auto"`` on this CPU."""
     choice = choose_encoder("auto", "fp32", lambda: machine.products)
-    with_what = f" through OpenVINO {machine.openvino}" if choice.precision != "engine" else ""
-    yield f"encoder      auto: {choice.precision}{with_what} with fp32 engines ({choice.reason})"
+    library = f" through OpenVINO {machine.openvino}" if choice.precision != "engine" else ""
+    yield f"encoder      auto: {choice.precision}{library} with fp32 engines ({choice.reason})"
 
 
 def _kernels() -> str:
-    """Whether compiled kernels can be used."""
+    """Whether the compiled kernels can be used."""
     problem = why_no_kernels()
     return (
         f"none: {problem}"
@@ -133,7 +133,7 @@ def _dotted(version: tuple[int, int]) -> str:
 
 
 def _import(name: str) -> tuple[str | None, str]:
-    """Version of an importable package, or None and why it does not import."""
+    """Version of an importable package, or None and the error of its import."""
     try:
         module = importlib.import_module(name)
     except Exception as error:  # a broken binary package may raise anything

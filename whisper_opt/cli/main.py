@@ -39,8 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except WhisperOptError as error:
         return _fail(error, 1)
     except KeyboardInterrupt:
-        return _fail("interrupted; nothing half-written was left", 1)
-    except BrokenPipeError:  # the reader of our output went away: not our failure
+        return _fail("interrupted; no incomplete files remain", 1)
+    except BrokenPipeError:  # the reader of the output has exited
         sys.stderr.close()
         return 1
 
@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     cli_bench.add_bench_arguments(command)
     _add_inspect(commands)
     _add_heads(commands)
-    command = _command(commands, "doctor", "check this installation and say what is missing", "")
+    command = _command(commands, "doctor", "check this installation and report what is missing", "")
     command.set_defaults(run=_doctor)
     return parser
 
@@ -121,36 +121,36 @@ def _add_export(commands: Any) -> None:
         "--precision",
         default="fp32",
         choices=("fp32", "fp16", "fp16-storage", "int8", "int4"),
-        help="arithmetic: fp32 (default); int8 for CPUs: a quarter of the size, and faster;"
-        " int4 for CPUs: the least memory;"
-        " fp16-storage for CPUs: half the size, arithmetic of fp32; fp16 for NVIDIA GPUs, which a"
-        " CPU runs slowly",
+        help="fp32 (default); int8: for CPUs, a quarter of the size, faster; int4: for CPUs, the"
+        " least memory; fp16-storage: for CPUs, half the size, computes in fp32; fp16: for NVIDIA"
+        " GPUs, slow on CPUs",
     )
     parser.add_argument(
         "--tokenizer",
         metavar="PATH",
-        help="tokenizer.json, a directory holding one, or a .tiktoken file, for sources without",
+        help="tokenizer.json, a directory that has it, or a .tiktoken file, if SOURCE has none",
     )
     parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of a hub id")
     parser.add_argument(
         "--alignment-heads",
         metavar="LAYER.HEAD,...",
         type=_heads,
-        help="heads that word times are read from, or all, to find them with the heads command"
-        " (default: the checkpoint's)",
+        help="cross-attention heads for word timestamps; all: to rank them with the heads command"
+        " (default: those of the checkpoint)",
     )
     parser.add_argument(
         "--calibrate",
         metavar="DIR",
         type=Path,
-        help="with int8 or int4: measure on the recordings in DIR what rounding each group of"
-        " products costs, keep the costliest more exact, and print and store what was measured",
+        help="with int8 or int4: measure the error of quantizing each group of weights on the"
+        " recordings in DIR, keep the most sensitive groups in higher precision, and print and"
+        " store the measurements",
     )
     parser.add_argument(
         "--keep",
         metavar="PERCENT",
         type=float,
-        help="with --calibrate: how much larger the weights may become for that (default: 3)",
+        help="with --calibrate: how much larger the weights may become (default: 3)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing engine")
     parser.set_defaults(run=_export)
@@ -163,17 +163,17 @@ def _heads(text: str) -> str | list[tuple[int, int]]:
     return [(int(layer), int(head)) for layer, head in pairs]
 
 
-_heads.__name__ = "list of LAYER.HEAD"  # argparse names it in its message
+_heads.__name__ = "list of LAYER.HEAD"  # for argparse's error message
 
 
 def _export(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from whisper_opt.export import export  # the export half and its packages load only here
+    from whisper_opt.export import export  # export and its packages are imported only here
     from whisper_opt.export.build import KEEP
 
     if args.keep is not None and args.calibrate is None:
-        raise OptionError("--keep says what a calibration may spend; give --calibrate DIR too")
+        raise OptionError("--keep is given without --calibrate; give --calibrate DIR too")
     begin = time.perf_counter()
     with tqdm(unit="B", unit_scale=True, disable=None, leave=False) as bar:
 
@@ -202,24 +202,24 @@ def _export(args: argparse.Namespace) -> int:
     print(
         f"{args.target}: {engine.manifest.precision} {engine.manifest.dialect} engine,"
         f" {size / 1e6:.0f} MB, in {time.perf_counter() - begin:.1f} s; verified:"
-        f" {parity['measure']} error of scores {parity['logits_error']:.2g}"
-        f" ({parity['measure']} score {parity['logits_scale']:.3g})"
+        f" {parity['measure']} error of logits {parity['logits_error']:.2g}"
+        f" ({parity['measure']} logit {parity['logits_scale']:.3g})"
     )
     return 0
 
 
 def _calibration(found: Mapping[str, Any]) -> Iterator[str]:
-    """The table of what rounding costs, the costliest first."""
+    """The table of quantization errors, the largest first."""
     groups = sorted(found["groups"].items(), key=lambda item: -item[1]["divergence"])
     width = max(len(name) for name, _ in groups)
-    yield f"{'rounded alone':{width}}  nats a token  keys and values  more bytes"
+    yield f"{'only this group':{width}}  nats per token  keys and values  more bytes"
     for name, cost in groups:
         yield (
-            f"{name:{width}}  {cost['divergence']:12.2e}  {cost['cross_error']:15.4f}"
+            f"{name:{width}}  {cost['divergence']:14.2e}  {cost['cross_error']:15.4f}"
             f"  {cost['more_bytes']:10,}{'  kept' if cost['kept'] else ''}"
         )
     yield (
-        f"all rounded: {found['divergence']:.2e} nats a token; with what is kept:"
+        f"all groups: {found['divergence']:.2e} nats per token; without the groups kept:"
         f" {found['kept_divergence']:.2e}; {found['tokens']} tokens of"
         f" {len(found['recordings'])} recordings"
     )
@@ -239,7 +239,7 @@ def _add_heads(commands: Any) -> None:
         "  whisper-opt export my-finetune/ engines/mine --alignment-heads 3.1,4.2,4.3\n\n",
     )
     parser.add_argument("engine", metavar="ENGINE", type=Path, help="engine directory")
-    parser.add_argument("audio", metavar="AUDIO", help="a recording of speech; a minute is plenty")
+    parser.add_argument("audio", metavar="AUDIO", help="a recording of speech; a minute is enough")
     parser.add_argument("--language", metavar="TEXT", help="its language (default: detected)")
     add_load_arguments(parser)
     parser.set_defaults(run=_rank_heads)
@@ -267,17 +267,17 @@ def _inspect(args: argparse.Namespace) -> int:
     if args.json:
         sys.stdout.write(engine.manifest.to_json())
     else:
-        print("\n".join(_told(engine)))
+        print("\n".join(_described(engine)))
     return 0
 
 
-def _told(engine: Engine) -> list[str]:
-    """The description; what an engine says of its making is free in form and may not fit."""
+def _described(engine: Engine) -> list[str]:
+    """The description; manifest entries about the export have no fixed form."""
     try:
         return list(_description(engine))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise EngineError(
-            f"what {engine.path / MANIFEST} says of how the engine was made is malformed"
+            f"{engine.path / MANIFEST} has malformed entries about the export"
             f" ({type(error).__name__}: {error}); see --json, or export the engine again"
         ) from error
 
@@ -289,7 +289,7 @@ def _description(engine: Engine) -> Iterator[str]:
     yield f"engine       {engine.path} (format {manifest.format_version})"
     yield f"model        {json.dumps(dims.to_dict())}"
     yield f"languages    {'multilingual' if manifest.is_multilingual else 'English only'}"
-    yield f"arithmetic   {manifest.precision}, {manifest.dialect} dialect"
+    yield f"precision    {manifest.precision}, {manifest.dialect} dialect"
     yield f"word times   {'alignment heads unknown' if heads is None else f'{len(heads)} heads'}"
     yield f"source       {source.get('name')} ({source.get('format')}, {source.get('dtype')})"
     for name, digest in source.get("sha256", {}).items():
@@ -297,16 +297,16 @@ def _description(engine: Engine) -> Iterator[str]:
     yield "made with    " + ", ".join(f"{name} {v}" for name, v in manifest.tools.items())
     yield f"parity       input: {parity.get('input')}; reference: {parity.get('reference')}"
     measure = parity.get("measure", "largest")
-    for what, label in (("cross", "cross-attention k/v"), ("logits", "scores")):
+    for key, label in (("cross", "cross-attention k/v"), ("logits", "logits")):
         yield (
-            f"             {label}: {measure} error {parity.get(f'{what}_error', 0):.3g},"
-            f" {measure} value {parity.get(f'{what}_scale', 0):.3g}"
+            f"             {label}: {measure} error {parity.get(f'{key}_error', 0):.3g},"
+            f" {measure} value {parity.get(f'{key}_scale', 0):.3g}"
         )
     if manifest.calibration:
         kept = sum(bool(cost["kept"]) for cost in manifest.calibration["groups"].values())
         yield (
             f"calibrated   on {len(manifest.calibration['recordings'])} recordings; {kept} groups"
-            f" of products kept: {manifest.calibration['kept_divergence']:.2g} nats a token"
+            f" of weights kept: {manifest.calibration['kept_divergence']:.2g} nats per token"
         )
     other = parity.get("openai_whisper")
     yield f"             openai-whisper: {'not compared' if other is None else f'{other:.3g}'}"

@@ -1,4 +1,4 @@
-"""What ``whisper-opt bench`` does once its arguments are read."""
+"""``whisper-opt bench``: run the benchmark that the arguments describe."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ["bench"]
 
 
 def bench(args: argparse.Namespace, slower: int) -> int:
-    """Do what the arguments of ``whisper-opt bench`` say; ``slower``: the exit status for that."""
+    """Run ``whisper-opt bench``; ``slower``: exit status if a configuration became slower."""
     limit = None if args.fail_if_slower is None else percent(args.fail_if_slower)
     _check(args)
     if args.plots is not None:
@@ -44,12 +44,12 @@ def bench(args: argparse.Namespace, slower: int) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Refuse what would be ignored."""
+    """Refuse arguments that would be ignored."""
     compared = len(args.compare or ())
     if compared > 2:
         raise OptionError(f"--compare names {compared} files; expected one or two")
     if args.fail_if_slower is not None and not compared:
-        raise OptionError("--fail-if-slower is given, but nothing to compare with; add --compare")
+        raise OptionError("--fail-if-slower is given without --compare; add --compare")
     if args.read is not None and compared == 2:
         raise OptionError("--read is given, but --compare names both files; leave one out")
     if args.read is None and compared < 2:
@@ -63,13 +63,13 @@ def _check(args: argparse.Namespace) -> None:
     given += ["arrays"] if args.arrays else []
     if given:
         raise OptionError(
-            f"{given[0]} is given, but figures are read from files and nothing is measured; leave"
-            " it out"
+            f"{given[0]} is given, but the results are read from files and nothing is measured;"
+            " leave it out"
         )
 
 
 def _figures(args: argparse.Namespace) -> tuple[dict[str, Any], bool]:
-    """The figures, measured now or read; and whether anything failed now."""
+    """The results, measured or read from a file; and whether a measurement failed."""
     if args.compare and len(args.compare) == 2:
         return read_json(args.compare[1]), False
     if args.read is not None:
@@ -83,7 +83,7 @@ def _compared(old: dict[str, Any], new: dict[str, Any], limit: float | None, sta
     found = compare(old, new)
     print(found.text())
     for warning in found.warnings:
-        complain_mildly(warning)
+        _warn(warning)
     if limit is None:
         return 0
     slower = found.slower(limit)
@@ -92,8 +92,8 @@ def _compared(old: dict[str, Any], new: dict[str, Any], limit: float | None, sta
     return status if slower else 0
 
 
-def complain_mildly(message: str) -> None:
-    """Say on standard error what makes figures doubtful."""
+def _warn(message: str) -> None:
+    """Print a warning on standard error."""
     print(f"whisper-opt: warning: {message}", file=sys.stderr)
 
 
@@ -101,7 +101,7 @@ def complain_mildly(message: str) -> None:
 
 
 def _plan(args: argparse.Namespace) -> tuple[Grid, list[Recording], Settings]:
-    """What the arguments, or else the grid's file, say."""
+    """Grid, recordings and settings from the arguments, or else from the grid file."""
     listed: dict[str, Any] = {} if args.grid is None else read_grid(args.grid)
     engines = [path for path in args.paths if path.is_dir()]
     audio = [path for path in args.paths if not path.is_dir()]
@@ -115,14 +115,14 @@ def _plan(args: argparse.Namespace) -> tuple[Grid, list[Recording], Settings]:
     if not (audio or manifest):
         raise OptionError("no recording is named; name one, or a --manifest of them")
     if only and not manifest:
-        raise OptionError("--only is given, but no manifest that it could choose from")
+        raise OptionError("--only is given without --manifest; add --manifest")
     lists = {name: getattr(args, name) or listed.get(name) for name in LISTS}
     grid = Grid(
         tuple(Path(path) for path in engines),
         **{name: tuple(values) for name, values in lists.items() if values is not None},
     )
     settings = _settings(args, listed)
-    for configuration in grid.configurations():  # contradictions are found before any work
+    for configuration in grid.configurations():  # refuse contradictions before any work
         TranscribeOptions(**options_of(configuration, settings))
         LoadOptions(**load_options(configuration, settings))
     recordings = from_files(audio) + (from_manifest(manifest, only) if manifest else [])
@@ -130,12 +130,12 @@ def _plan(args: argparse.Namespace) -> tuple[Grid, list[Recording], Settings]:
 
 
 def _known(options: Any) -> list[str]:
-    """Options that are the same in all configurations."""
+    """Names of options that are the same in all configurations."""
     return [field.name for field in dataclasses.fields(options) if field.name not in LISTS]
 
 
 def _settings(args: argparse.Namespace, listed: dict[str, Any]) -> Settings:
-    """How to measure."""
+    """The settings of the measurement."""
     if args.rounds < 1 or args.warm_up < 0 or args.pause < 0:
         raise OptionError(
             f"rounds, warm_up and pause are {args.rounds}, {args.warm_up}, {args.pause}; expected"
@@ -176,7 +176,7 @@ def _measure(args: argparse.Namespace) -> tuple[dict[str, Any], bool]:
     }
     busy = content["machine"]["busy_cores_before"]
     if busy is not None and busy > BUSY:
-        complain_mildly(f"others keep {busy} cores busy: times will mean little")
+        _warn(f"other processes keep {busy} cores busy: times will be unreliable")
 
     def save() -> None:
         entries = [figures(found, settings) for found in benchmark.found]

@@ -1,4 +1,4 @@
-"""Arguments of commands, made from dataclasses of options; how commands print and complain."""
+"""Command-line arguments generated from dataclasses of options; output and error messages."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _NEGATIVE = re.compile(r"-(\d|\.\d|inf)", re.IGNORECASE)
 
 
 def join_negative(arguments: Sequence[str]) -> list[str]:
-    """``--option -1,220`` as ``--option=-1,220``: argparse would take the value for an option."""
+    """``--option -1,220`` as ``--option=-1,220``: argparse would parse the value as an option."""
     joined: list[str] = []
     for i, argument in enumerate(arguments):
         if argument == "--":
@@ -39,15 +39,15 @@ def join_negative(arguments: Sequence[str]) -> list[str]:
 
 
 def never_fail_to_print() -> None:
-    """Let characters that the console or pipe cannot show be printed as escapes."""
+    """Print characters that the console or pipe cannot encode as escapes."""
     for stream in (sys.stdout, sys.stderr):
-        reconfigure = getattr(stream, "reconfigure", None)  # a stream put in its place may not
+        reconfigure = getattr(stream, "reconfigure", None)  # a replaced stream may lack it
         if reconfigure is not None:
             reconfigure(errors="backslashreplace")
 
 
 def print_utf8(text: str) -> None:
-    """Print what is a file by rights: as UTF-8, whatever the console or pipe is set to."""
+    """Print the contents of a file as UTF-8, whatever the encoding of the console or pipe."""
     sys.stdout.flush()
     binary = getattr(sys.stdout, "buffer", None)
     if binary is None:
@@ -58,12 +58,12 @@ def print_utf8(text: str) -> None:
 
 
 def complain(message: object) -> None:
-    """Say on standard error what went wrong."""
+    """Print an error message on standard error."""
     print(f"whisper-opt: error: {message}", file=sys.stderr)
 
 
 def add_options(group: Any, options: type[Any], leave_out: Sequence[str] = ()) -> None:
-    """One argument an option, made from the fields of a dataclass of options."""
+    """Add one argument per field of a dataclass of options."""
     for field in dataclasses.fields(options):
         if field.name in leave_out:
             continue
@@ -79,7 +79,7 @@ def add_options(group: Any, options: type[Any], leave_out: Sequence[str] = ()) -
             flag,
             type=_READERS[meta["kind"]],
             choices=meta.get("choices"),
-            metavar=meta.get("metavar") or (None if "choices" in meta else "TEXT"),
+            metavar=meta.get("metavar") or (None if "choices" in meta else _METAVARS[meta["kind"]]),
             default=argparse.SUPPRESS,
             help=meta["help"] + _default_text(field.default, meta["optional"]),
         )
@@ -99,7 +99,7 @@ def _optional(read: Callable[[str], Any]) -> Callable[[str], Any]:
     def value(text: str) -> Any:
         return None if text.lower() == "none" else read(text)
 
-    value.__name__ = f"{read.__name__} or none"  # argparse names it in its message
+    value.__name__ = f"{read.__name__} or none"  # for argparse's error message
     return value
 
 
@@ -118,6 +118,10 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "integers": _sequence(int),
     "numbers": _sequence(float),
 }
+
+
+_METAVARS = {"text": "TEXT", "integer": "N", "number": "X", "integers": "N,...", "numbers": "X,..."}
+"""Placeholders of values in the help, by kind of option."""
 
 
 def options_from(args: argparse.Namespace, options: type[_Options]) -> _Options:

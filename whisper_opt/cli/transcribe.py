@@ -1,11 +1,13 @@
-"""``whisper-opt transcribe``: its arguments, made from the options; what it prints and writes."""
+"""``whisper-opt transcribe``: arguments, output and progress."""
 
 from __future__ import annotations
 
 import argparse
+import collections
 import dataclasses
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,29 +37,29 @@ EXAMPLES = (
     " --max-line-width 42\n\n"
     f"languages: {_wrapped(LANGUAGES)}\n\n"
 )
-"""What follows the arguments in the command's help."""
+"""Text after the arguments in the command's help."""
 
 
 # arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of the command, and what runs it."""
+    """Add the arguments of the command, and the function that runs it."""
     parser.add_argument("engine", metavar="ENGINE", type=Path, help="engine directory")
-    parser.add_argument("audio", metavar="AUDIO", nargs="+", help="recordings, in any format")
+    parser.add_argument("audio", metavar="AUDIO", nargs="+", help="audio or video files")
     parser.add_argument(
         "--format",
         type=_formats,
         metavar="FORMAT,...",
-        help=f"write {', '.join(FORMATS)} or all of them (several: with --output-dir) instead of"
-        " the readable listing",
+        help=f"{', '.join(FORMATS)} or all, instead of a listing for reading; several formats need"
+        " --output-dir",
     )
     parser.add_argument(
         "--output-dir",
         metavar="DIR",
         type=Path,
-        help="write DIR/NAME.FORMAT for each recording instead of standard output"
-        " (format: txt unless --format says otherwise)",
+        help="write DIR/NAME.FORMAT for each recording instead of standard output; default format:"
+        " txt",
     )
     add_load_arguments(parser)
     add_options(parser.add_argument_group("transcription options"), TranscribeOptions)
@@ -68,12 +70,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_load_arguments(parser: argparse.ArgumentParser) -> None:
-    """What an engine runs on."""
+    """Add the arguments of loading an engine."""
     add_options(parser.add_argument_group("device options"), LoadOptions)
 
 
 def load(args: argparse.Namespace) -> Whisper:
-    """The engine of the arguments, on the device that they name."""
+    """Load the engine on the device that the arguments name."""
     return Whisper.load(args.engine, **dataclasses.asdict(options_from(args, LoadOptions)))
 
 
@@ -92,12 +94,12 @@ def _formats(text: str) -> tuple[str, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Output:
-    """What is made of one recording: files, or one format on standard output, or a listing.
+    """Output of one recording: files, one format on standard output, or a listing.
 
     Attributes:
-        formats: none for a listing.
-        targets: a file for each format, or none for standard output.
-        subtitles: how words are laid out in the formats that have subtitles.
+        formats: output formats; empty for a listing.
+        targets: one file per format; empty for standard output.
+        subtitles: layout of words in subtitle formats.
     """
 
     formats: tuple[str, ...]
@@ -105,7 +107,7 @@ class Output:
     subtitles: SubtitleOptions
 
     def save(self, transcript: Transcript) -> None:
-        """Write the files, or print."""
+        """Write the files, or print on standard output."""
         for form, target in zip(self.formats, self.targets):
             write(transcript, target, form, self._layout(form))
         if not self.targets:
@@ -117,23 +119,23 @@ class Output:
 
 
 def _outputs(args: argparse.Namespace, options: TranscribeOptions) -> list[Output]:
-    """The output of each recording; contradictions are found here, before any work."""
+    """The output of each recording; contradictory arguments are refused here, before any work."""
     formats = args.format or (() if args.output_dir is None else ("txt",))
     subtitles = options_from(args, SubtitleOptions)
     if subtitles.needs_words:
         if not any(form in SUBTITLE_FORMATS for form in formats):
             raise OptionError(
-                f"{given(subtitles)}: set, but no subtitles are written; add one of"
+                f"{given(subtitles)}: set, but no subtitle format is written; add one of"
                 f" {', '.join(SUBTITLE_FORMATS)} to --format"
             )
         if not options.word_timestamps:
             raise OptionError(
-                f"{given(subtitles)}: set, but without word times; add --word-timestamps"
+                f"{given(subtitles)}: set, but there are no word timestamps; add --word-timestamps"
             )
     if args.output_dir is None:
         if len(formats) > 1:
             raise OptionError(
-                f"--format names {len(formats)} formats, and only one can go to standard output;"
+                f"--format names {len(formats)} formats, but standard output takes only one;"
                 " add --output-dir"
             )
         return [Output(formats, (), subtitles)] * len(args.audio)
@@ -142,7 +144,7 @@ def _outputs(args: argparse.Namespace, options: TranscribeOptions) -> list[Outpu
 
 
 def _targets(sources: list[str], folder: Path, formats: tuple[str, ...]) -> list[tuple[Path, ...]]:
-    """The files of each recording, in a folder that is made."""
+    """The files of each recording, in a directory that is created."""
     targets = [
         tuple(folder / f"{Path(source).stem}.{form}" for form in formats) for source in sources
     ]
@@ -175,17 +177,17 @@ def _transcribe(args: argparse.Namespace) -> int:
 
 
 class _Bar:
-    """Seconds of sound done, on a terminal; nothing elsewhere."""
+    """A progress bar in seconds of audio; shows nothing if standard error is no terminal."""
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._tqdm: Any = None  # made when there is something to show
+        self._tqdm: Any = None  # created on first use
 
     def show(self, done: float, total: float) -> None:
         if not sys.stderr.isatty():
             return
         if self._tqdm is None:
-            from tqdm import tqdm  # takes a quarter as long to import as numpy
+            from tqdm import tqdm  # slow to import
 
             self._tqdm = tqdm(
                 unit="s",
@@ -213,7 +215,7 @@ class _Bar:
 def _one(
     model: Whisper, sources: list[str], outputs: list[Output], options: TranscribeOptions
 ) -> int:
-    """Transcribe the only recording; its segments are listed as they come."""
+    """Transcribe one recording; its segments are listed as they are decoded."""
     (source,), (output,) = sources, outputs
     begin = time.perf_counter()
     try:
@@ -229,19 +231,19 @@ def _one(
     except WhisperOptError as error:
         _complain_of(source, error)
         return 1
-    print(_summary(source, output, transcript, time.perf_counter() - begin), file=sys.stderr)
+    _report(_summary(source, output, transcript, time.perf_counter() - begin), transcript)
     return 0
 
 
 def _several(
     model: Whisper, sources: list[str], outputs: list[Output], options: TranscribeOptions
 ) -> int:
-    """Transcribe recordings side by side; one that cannot be read does not stop the others."""
+    """Transcribe several recordings together; one that cannot be read does not stop the others."""
     begin = time.perf_counter()
     done: dict[int, float] = {}
     totals: dict[int, float] = {}
     found: dict[int, Transcript | WhisperOptError] = {}
-    failed, shown, sound = 0, 0, 0.0
+    failed, shown, seconds_of_audio = 0, 0, 0.0
     with _Bar(f"{len(sources)} recordings") as bar:
 
         def on_progress(i: int, seconds: float, total: float) -> None:
@@ -258,12 +260,12 @@ def _several(
                 if not _saved(source, output, ready, bar):
                     failed += 1
                 elif isinstance(ready, Transcript):
-                    sound += ready.duration
+                    seconds_of_audio += ready.duration
                 shown += 1
     elapsed = time.perf_counter() - begin
     print(
-        f"{len(sources) - failed} recordings, {sound:.1f} s of audio in {elapsed:.2f} s,"
-        f" real-time factor {elapsed / max(sound, 1e-9):.3f}",
+        f"{_count(len(sources) - failed, 'recording')}, {seconds_of_audio:.1f} s of audio in"
+        f" {elapsed:.2f} s, real-time factor {elapsed / max(seconds_of_audio, 1e-9):.3f}",
         file=sys.stderr,
     )
     return failed
@@ -281,7 +283,7 @@ def _saved(source: str, output: Output, result: Transcript | WhisperOptError, ba
     except WhisperOptError as error:
         _complain_of(source, error)
         return False
-    print(_summary(source, output, result, None), file=sys.stderr)
+    _report(_summary(source, output, result, None), result)
     return True
 
 
@@ -294,15 +296,40 @@ def _line(segment: Segment) -> str:
     return f"[{' --> '.join(times)}] {segment.text}"
 
 
+def _report(summary: str, found: Transcript) -> None:
+    """Print the summary of a recording, and a line for each kind of missing text."""
+    print("\n".join([summary, *_missing_text(found)]), file=sys.stderr)
+
+
+def _missing_text(found: Transcript) -> Iterator[str]:
+    if found.dropped:
+        seconds = sum(part.end - part.start for part in found.dropped)
+        counts = collections.Counter(part.reason for part in found.dropped)
+        reasons = ", ".join(f"{reason} ({n})" for reason, n in counts.items())
+        yield (
+            f"  no text for {_count(len(found.dropped), 'part')} of the recording, {seconds:.1f} s:"
+            f" {reasons}; format json lists them as 'dropped'"
+        )
+    cut = [segment for segment in found if segment.truncated]
+    if cut:
+        yield (
+            f"  text may be missing after {_count(len(cut), 'segment')} that reached the token"
+            f" limit, the first at {cut[0].start:.1f} s; see --max-new-tokens"
+        )
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
 def _summary(source: str, output: Output, found: Transcript, elapsed: float | None) -> str:
     where = f" -> {', '.join(map(str, output.targets))}" if output.targets else ""
     probability = found.language_probability
-    sure = "" if probability is None else f" ({probability:.0%})"
+    percent = "" if probability is None else f" ({probability:.0%})"
     speed = (
         ""
         if elapsed is None
         else f" in {elapsed:.2f} s, real-time factor {elapsed / found.duration:.3f}"
     )
-    return (
-        f"{source}{where}: {found.duration:.1f} s of audio{speed}, language {found.language}{sure}"
-    )
+    language = f"language {found.language}{percent}"
+    return f"{source}{where}: {found.duration:.1f} s of audio{speed}, {language}"

@@ -14,7 +14,7 @@ from typing import Any
 __all__ = ["integer", "parse_json", "plain_name", "read_text", "string"]
 
 MAX_BYTES = 16 << 20
-"""Largest file read; a manifest has a few thousand bytes."""
+"""Largest file that is read; a manifest has a few thousand bytes."""
 _MAX_DIGITS = 20
 """Digits of an integer of 64 bits; much longer ones take very long to parse."""
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}")

@@ -1,7 +1,7 @@
-"""The languages Whisper was trained on, in the order of their tokens.
+"""The languages of Whisper, in the order of their tokens.
 
 Codes, names and order are those of openai-whisper (whisper/tokenizer.py). Models before large-v3
-know the first 99; Cantonese came with large-v3.
+have the first 99; Cantonese was added in large-v3.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ ALIASES: Mapping[str, str] = {
     "bahasa indonesia": "id",
     "bahasa melayu": "ms",
 }
-"""Further names people use -> language code."""
+"""Other names -> language code."""
 
 _OTHER_CODES = """
     af afr  am amh  ar ara arb  as asm  az aze azj  ba bak  be bel  bg bul  bn ben  bo bod tib
@@ -171,16 +171,16 @@ def _by_other_code() -> dict[str, str]:
 
 
 CODES: Mapping[str, str] = _by_other_code()
-"""Codes of ISO 639-2 and 639-3, and withdrawn ones of 639-1 -> language code."""
+"""Codes of ISO 639-2 and 639-3, and withdrawn codes of 639-1 -> language code."""
 
 
 def language_code(language: str) -> str:
-    """The code of a language given by code or English name, in any case.
+    """The code of a language, given as a code or an English name in upper or lower case.
 
-    Of a tag such as ``pt-BR`` the language alone counts.
+    A tag such as ``pt-BR`` stands for its language.
 
     Raises:
-        OptionError: not a language of Whisper; the message offers near matches.
+        OptionError: not a language of Whisper; the message suggests similar names.
     """
     wanted = re.sub(r"\s*\(.*\)$", "", language.strip().lower())
     code = _known(wanted)
@@ -189,7 +189,7 @@ def language_code(language: str) -> str:
     tag = re.fullmatch(r"([a-z]{2,3})([-_][a-z0-9]{1,8})+", wanted)
     code = _known(tag.group(1)) if tag else None
     if code is not None:
-        _log.info("language %r is taken for %s (%s)", language, code, LANGUAGES[code])
+        _log.info("language %r is read as %s (%s)", language, code, LANGUAGES[code])
         return code
     raise OptionError(f"unknown language {language!r}{_hint(wanted)}")
 
@@ -204,7 +204,7 @@ def _known(name: str) -> str | None:
 def _hint(wanted: str) -> str:
     import difflib
 
-    # too short a word is near to everything
+    # short words are similar to too many names
     names = [*LANGUAGES.values(), *ALIASES] if len(wanted) > 3 else []
     near = difflib.get_close_matches(wanted, names, n=3, cutoff=0.7)
     if near:

@@ -1,7 +1,7 @@
-"""What a transcription returns: words, segments and the transcript that holds them.
+"""Results of a transcription: words, segments and transcripts.
 
 Field names and the layout of :meth:`Transcript.to_dict` are those of openai-whisper's result
-dictionary (whisper/transcribe.py), so that tools written for its JSON read ours.
+dictionary (whisper/transcribe.py), so that tools for its JSON can read these files.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __all__ = ["Dropped", "Segment", "Transcript", "Word"]
 
 @dataclasses.dataclass(frozen=True)
 class Word:
-    """One word and when it was spoken.
+    """One word with its times.
 
     Attributes:
         start: beginning, in seconds from the start of the recording.
@@ -41,7 +41,7 @@ class Word:
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
-    """A stretch of speech between two timestamps.
+    """A part of a transcript between two timestamps.
 
     Attributes:
         id: position in the transcript, from 0.
@@ -49,15 +49,15 @@ class Segment:
         end: end, in seconds.
         text: the text, usually with a leading space.
         tokens: text and timestamp token ids.
-        avg_logprob: mean log-probability of the tokens of the window this came from.
+        avg_logprob: mean log-probability of the tokens of the window.
         no_speech_prob: probability the model gave to "no speech" in that window, 0 to 1.
         compression_ratio: bytes of that window's text over its zlib-compressed size.
         temperature: sampling temperature that produced it (0 is deterministic).
         seek: first mel frame of that window (10 ms each).
-        words: word times, or None when they were not asked for.
-        language: code of the language of that window, where each window has its own, else None.
-        truncated: whether the text ends because the token limit was reached; what was said after
-            it in that window is missing.
+        words: words with their times, or None without ``word_timestamps``.
+        language: language code of that window with ``multilingual``, else None.
+        truncated: whether decoding stopped at the token limit; the rest of the text of that window
+            is missing.
     """
 
     id: int
@@ -77,8 +77,8 @@ class Segment:
     def to_dict(self) -> dict[str, Any]:
         """The segment under openai-whisper's keys and in their order.
 
-        ``words`` is there when it is not None. So is ``language``, and ``truncated`` when it is
-        true; the reference has neither key.
+        ``words`` and ``language`` are present if they are not None, ``truncated`` if it is true;
+        the reference does not have the last two keys.
         """
         entry: dict[str, Any] = {
             "id": self.id,
@@ -106,13 +106,12 @@ class Dropped:
     """Part of a recording that has no text in the transcript, and why.
 
     Attributes:
-        start: beginning, in seconds from the start of the recording.
-        end: end, in seconds.
-        reason: ``no speech`` (voice activity detection found none), ``no-speech probability`` (the
-            model itself said so), ``silence`` (the word times did not fit speech, see
-            ``hallucination_silence_threshold``) or ``loud sound`` (too loud for a pause, but voice
-            activity detection found no speech in it, so it was not transcribed).
-        text: what the model wrote there; empty where nothing was transcribed.
+        start: beginning, in seconds from the start of the recording. end: end, in seconds. reason:
+        ``no speech`` (voice activity detection found none), ``no-speech probability`` (of the
+            model, above ``no_speech_threshold``), ``silence`` (the word times did not fit speech,
+            see ``hallucination_silence_threshold``) or ``loud sound`` (not transcribed, because
+            voice activity detection found no speech, but too loud to be a pause).
+        text: the text that was dropped; empty if nothing was transcribed.
     """
 
     start: float
@@ -136,9 +135,9 @@ class Transcript(Sequence[Segment]):
         language: code of the language spoken, such as ``en``.
         duration: length of the recording in seconds.
         text: the text of all segments.
-        language_probability: probability of ``language``, 0 to 1, or None when it was given
-            rather than detected.
-        dropped: text that was left out, and long loud sounds that were not transcribed.
+        language_probability: probability of ``language``, 0 to 1, or None if it was given and not
+            detected.
+        dropped: text that was dropped, and long loud parts that were not transcribed.
     """
 
     segments: tuple[Segment, ...]
@@ -166,8 +165,8 @@ class Transcript(Sequence[Segment]):
     def to_dict(self) -> dict[str, Any]:
         """The result in openai-whisper's schema: ``text``, ``segments``, ``language``.
 
-        ``dropped`` (not a key of the reference) is there if anything was. ``duration`` and
-        ``language_probability`` have no place in that schema and are left out.
+        ``dropped`` (not a key of the reference) is present if it is not empty. ``duration`` and
+        ``language_probability`` are not part of that schema and are left out.
         """
         entry: dict[str, Any] = {
             "text": self.text,

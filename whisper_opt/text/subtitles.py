@@ -1,15 +1,15 @@
-"""Subtitle cues: which words are shown together, from when to when, and where their lines end.
+"""Layout of subtitle cues: their words, times and line breaks.
 
 The layout is openai-whisper's (``SubtitlesWriter.iterate_result`` in whisper/utils.py):
 
-* A segment is a cue. ``max_words_per_line`` cuts it into cues of so many words, ``max_line_width``
-  breaks it into lines; a word wider than a line has a line of its own.
+* A segment is a cue. ``max_words_per_line`` splits it into cues of that many words,
+  ``max_line_width`` breaks it into lines; a word wider than a line gets its own line.
 * With ``max_line_count`` too, words flow from segment to segment: a cue ends when its lines are
-  full, or where a word begins more than 3 s after the beginning of the word before.
+  full, or when a word begins more than 3 s after the beginning of the previous word.
 * Width is counted in characters; the space before the first word of a line is dropped.
 
-Where the layout would show text for less than ``LEAST``, because word times put its words into no
-time, the cue takes the time that it lacks from the pauses beside it or from its neighbours.
+If the word times would show a cue for less than ``LEAST``, the cue takes the missing time from the
+pauses beside it or from its neighbours.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from whisper_opt.text.results import Segment, Transcript, Word
 __all__ = ["LEAST", "PLAIN", "Cue", "cues", "given"]
 
 LEAST = 0.12
-"""Seconds for which a cue is shown at least: three frames of a film."""
+"""Minimum seconds for which a cue is shown: three frames of a film."""
 
 PLAIN = SubtitleOptions()
 """No option set."""
 
 _MANY = 1000
-"""Characters in a line, and words in a cue, where no option says fewer."""
+"""Maximum characters per line and words per cue without options."""
 
 _EXACT = 1e-6
-"""Seconds that rounding may make of a difference."""
+"""Tolerance for rounding in comparisons of times, in seconds."""
 
 _PAUSE = 3.0
-"""Seconds between the beginnings of two words that are not shown in one cue."""
+"""Two words that begin more seconds apart than this are not in the same cue."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Cue:
     """Words shown together.
 
     Attributes:
-        words: at least one, in order; the text of each begins with the space or line break that
-            sets it apart from the word before. A segment without word times is a single one.
+        words: at least one, in order; the text of each begins with the space or line break
+            before it. A segment without word times is a single word.
     """
 
     words: tuple[Word, ...]
@@ -62,11 +62,11 @@ class Cue:
 
     @property
     def text(self) -> str:
-        """All words, in lines."""
+        """The text of all words, with line breaks."""
         return "".join(word.word for word in self.words)
 
     def between(self, start: float, end: float) -> Cue:
-        """The same words between other times; those outside are moved to the nearer one."""
+        """The same words with their times clipped to ``start`` and ``end``."""
         words = [
             dataclasses.replace(
                 word, start=min(max(word.start, start), end), end=min(max(word.end, start), end)
@@ -79,10 +79,10 @@ class Cue:
 
 
 def cues(transcript: Transcript, options: SubtitleOptions = PLAIN) -> Iterator[Cue]:
-    """The cues of a transcript, in its order, each shown for a moment at least.
+    """The cues of a transcript in order, each shown for at least ``LEAST``.
 
-    A segment that has no word times (``words`` is None) is a cue of its own; one in which no word
-    was found (``words`` is empty) is none.
+    A segment without word times (``words`` is None) is one cue; a segment in which no word was
+    found (``words`` is empty) has none.
 
     Raises:
         OptionError: an option is set and a segment has no word times.
@@ -109,7 +109,7 @@ def _laid_out(transcript: Transcript, options: SubtitleOptions) -> Iterator[Cue]
 
 
 def _long_enough(found: list[Cue], duration: float) -> Iterator[Cue]:
-    """The cues, where none with text is shorter than ``LEAST`` and no more of them overlap."""
+    """The cues, those with text lengthened to ``LEAST`` without new overlaps."""
     spans = [[cue.start, cue.end] for cue in found]
     shown = [i for i, cue in enumerate(found) if cue.text.strip()]
     _lengthen([spans[i] for i in shown], duration)
@@ -118,7 +118,7 @@ def _long_enough(found: list[Cue], duration: float) -> Iterator[Cue]:
 
 
 def _lengthen(spans: list[list[float]], duration: float) -> None:
-    """Make every span (start, end) as long as ``LEAST``; what does not need to move stays."""
+    """Lengthen every span (start, end) to ``LEAST``, and move others only if necessary."""
     last = max([duration, *(end for _, end in spans)])
     begins = [start for start, _ in spans]
     for i, span in enumerate(spans):
@@ -127,9 +127,9 @@ def _lengthen(spans: list[list[float]], duration: float) -> None:
             continue
         span[1] = start + LEAST
         if i + 1 == len(spans) or begins[i + 1] < begins[i] - _EXACT:
-            continue  # nothing follows, or what follows is not in order
+            continue  # no next span, or it is out of order
         after = spans[i + 1]
-        if span[1] > after[0]:  # into the pause before, if there is one; else the next one waits
+        if span[1] > after[0]:  # use the pause before it if there is one, else delay the next span
             free = spans[i - 1][1] if i and spans[i - 1][1] <= start else start if i else 0.0
             span[0] = max(free, after[0] - LEAST)
             span[1] = span[0] + LEAST
@@ -139,7 +139,7 @@ def _lengthen(spans: list[list[float]], duration: float) -> None:
 
 
 def _pull_back(spans: list[list[float]], last: float) -> None:
-    """Move those at the end that were pushed behind it back, if there is room."""
+    """Move spans that were pushed beyond the end back, if there is room."""
     moved = []
     for start, end in reversed(spans):
         if end <= last + _EXACT:
@@ -163,18 +163,18 @@ def _beginning(transcript: Sequence[Segment]) -> float:
 
 
 class _Layout:
-    """Gathers words into lines and cues."""
+    """Collects words into lines and cues."""
 
     def __init__(self, options: SubtitleOptions, last: float) -> None:
         self._width = options.max_line_width or _MANY
         self._count = options.max_line_count
-        self._last = last  # when the word before began
+        self._last = last  # start of the previous word
         self._words: list[Word] = []
         self._used = 0  # characters in the line
         self._line = 1
 
     def add(self, word: Word, *, begins: bool) -> Iterator[Cue]:
-        """Take one word; ``begins``: it is the first of a segment (or of a part of one)."""
+        """Add a word; ``begins``: it is the first of a segment or of a part of one."""
         flows = self._count is not None
         pause = flows and word.start - self._last > _PAUSE
         apart = begins and not flows and bool(self._words)
@@ -196,7 +196,7 @@ class _Layout:
         self._words.append(dataclasses.replace(word, word=opening + text))
 
     def take(self) -> Iterator[Cue]:
-        """The cue of the words gathered so far, if any."""
+        """The cue of the words collected so far, if any."""
         if self._words:
             yield Cue(tuple(self._words))
         self._words, self._used, self._line = [], 0, 1

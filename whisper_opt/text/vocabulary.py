@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 __all__ = ["BYTE_CHARACTERS", "Vocab", "language_code"]
 
 _NO_SPEECH = ("<|nospeech|>", "<|nocaptions|>")
-"""OpenAI's name, and the one it has in older Hugging Face tokenizers."""
+"""OpenAI's name, and the name in older Hugging Face tokenizers."""
 _RENAMED = {"iw": "he"}
-"""Language codes of older tokenizers, by what they are called now."""
+"""Old language codes in tokenizers -> current ones."""
 _PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 """GPT-2's pre-tokenizer (Radford et al. 2019), the ``ByteLevel`` one of tokenizer.json."""
 # The symbols whose tokens openai-whisper never samples (whisper/tokenizer.py, non_speech_tokens).
@@ -71,40 +71,40 @@ _LATIN1 = str.maketrans({char: chr(byte) for byte, char in enumerate(BYTE_CHARAC
 
 
 def _merged(merges: Sequence[Any]) -> list[str]:
-    """What each merge makes; they are strings of two pieces or, in newer files, pairs of pieces."""
+    """The token of each merge; merges are strings of two tokens or, in newer files, pairs."""
     if merges and isinstance(merges[0], str):
         joined = "\n".join(merges)
         if joined.count(" ") != len(merges):
-            raise ValueError("a merge is not two pieces")
+            raise ValueError("a merge does not have two tokens")
         return joined.replace(" ", "").split("\n")
     return ["".join(pair) for pair in merges]
 
 
-def _pieces(model: Mapping[str, Any], specials: Set[str]) -> dict[str, int]:
+def _ranks(model: Mapping[str, Any], specials: Set[str]) -> dict[str, int]:
     """Every ordinary token, in GPT-2's alphabet -> its id, which is its merge rank.
 
     Raises:
-        ValueError: the ids do not follow the order of the merges, so they are no ranks.
+        ValueError: the ids do not follow the order of the merges, so they are not ranks.
     """
-    # in bulk, which takes a third of the time of a loop: a load waits for this
+    # bulk operations: three times as fast as a loop, and part of every load
     vocab: dict[str, int] = dict(model["vocab"])
     for name in specials & vocab.keys():
         del vocab[name]
     ids = list(vocab.values())
     if set(map(type, ids)) != {int}:
-        raise TypeError("an id is no integer")
+        raise TypeError("an id is not an integer")
     order = list(map(vocab.__getitem__, _merged(model["merges"])))
     if order != sorted(order):
         raise ValueError("token ids do not follow the order of the merges")
     if not set("".join(vocab)) <= _ALPHABET:
-        raise ValueError("a token is spelled with other characters than GPT-2's")
+        raise ValueError("a token has characters outside GPT-2's byte alphabet")
     if len(set(ids)) != len(ids) or not vocab.keys() >= _ALPHABET:
         raise ValueError("an id is used twice, or one of the 256 bytes has no token")
     return vocab
 
 
 def _bytes(piece: str) -> bytes:
-    """What a token stands for."""
+    """The bytes of a token."""
     return piece.translate(_LATIN1).encode("latin-1")
 
 
@@ -125,9 +125,9 @@ class Vocab:
         eot, sot, translate, transcribe, sot_lm, sot_prev, no_speech, no_timestamps: special ids.
         times: ids of the timestamps, 0.02 s apart.
         timestamp_begin: id of ``<|0.00|>``, the first of ``times``.
-        timestamp_end: the id after the last of ``times``, where text follows; None: nothing does.
-        text: ids of text, among them tokens that were added to a fine-tuned model.
-        is_multilingual: whether prompts name language and task.
+        timestamp_end: the id after the last of ``times``; None if there are no such ids.
+        text: ids of text, including tokens added in fine-tuning.
+        is_multilingual: whether prompts contain language and task tokens.
         languages: id of every language token by code, in the order of their ids.
     """
 
@@ -137,10 +137,10 @@ class Vocab:
         """Parse a ``tokenizer.json``.
 
         Args:
-            tokenizer_json: its text.
-            dims: of the model.
-            is_multilingual: what the engine says; default: by the size of the vocabulary, as
-                openai-whisper has it.
+            tokenizer_json: contents of the file.
+            dims: dimensions of the model.
+            is_multilingual: from the manifest; default: by the size of the vocabulary, as in
+                openai-whisper.
 
         Raises:
             EngineError: it is not a byte-level BPE tokenizer with Whisper's special tokens, or its
@@ -150,7 +150,7 @@ class Vocab:
             values = json.loads(tokenizer_json)
             added = {token["content"]: int(token["id"]) for token in values["added_tokens"]}
             words = {t["content"] for t in values["added_tokens"] if not is_special(t)}
-            pieces = _pieces(values["model"], added.keys())
+            pieces = _ranks(values["model"], added.keys())
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise EngineError(
                 f"tokenizer.json is not a byte-level BPE tokenizer ({type(error).__name__}:"
@@ -187,7 +187,7 @@ class Vocab:
         self._names = {i: token.encode() for token, i in self._special.items()}
 
     def _check_ids(self, ids: Mapping[str, int], dims: ModelDims) -> None:
-        """Refuse ids that the model does not have, and timestamps that are not theirs alone."""
+        """Refuse ids outside the vocabulary, and other tokens at the ids of timestamps."""
         if self.times.stop > dims.n_vocab:
             raise EngineError(
                 f"tokenizer.json puts {_time(0, dims)} at {self.timestamp_begin}, which leaves no"
@@ -195,7 +195,7 @@ class Vocab:
                 " it belongs to another model, or the model was made without timestamp tokens,"
                 " which are needed"
             )
-        # in bulk, for a load waits for this
+        # bulk operations: part of every load
         timed = set(self.times).intersection(ids.values())
         if not timed and max(ids.values()) < dims.n_vocab:
             return
@@ -208,13 +208,13 @@ class Vocab:
             if i in self.times and name != _time(i - self.timestamp_begin, dims):
                 raise EngineError(
                     f"tokenizer.json gives {name!r} the id {i}, which is the timestamp"
-                    f" {_time(i - self.timestamp_begin, dims)}; add tokens behind the"
+                    f" {_time(i - self.timestamp_begin, dims)}; add tokens after the"
                     f" {len(self.times)} timestamps (from {self.times.stop}) and train again"
                 )
 
     @functools.cached_property
     def _encoding(self) -> tiktoken.Encoding:
-        # most transcriptions never need it: it takes longer to make than all the rest of a load
+        # created on first use: it takes longer than the rest of a load, and is seldom needed
         import tiktoken
 
         times = {_time(i, self._dims): token for i, token in enumerate(self.times)}
@@ -262,18 +262,18 @@ class Vocab:
         return b"".join(parts).decode("utf-8", errors="replace")
 
     def _spelling(self, token: int) -> bytes:
-        """What a text token stands for."""
+        """The bytes of a text token."""
         word = self._spelled.get(token)
         return _bytes(self._pieces.get(token, "")) if word is None else word
 
     def split_words(
         self, tokens: Sequence[int], language: str
     ) -> tuple[list[str], list[list[int]]]:
-        """Words of ``tokens`` (ids of text) and the tokens of each; nothing is left out.
+        """Words of ``tokens`` (ids of text) and the tokens of each; no token is left out.
 
-        By openai-whisper's rule (whisper/tokenizer.py): a word begins at a space or at ASCII
-        punctuation; in languages written without spaces every token is one, or the tokens
-        that share a character. Bytes that are no UTF-8 are U+FFFD, as in :meth:`decode`.
+        The rule is openai-whisper's (whisper/tokenizer.py): a word begins at a space or at ASCII
+        punctuation. In languages without spaces every token is a word, or the tokens that share a
+        character. Invalid UTF-8 becomes U+FFFD, as in :meth:`decode`.
         """
         words: list[str] = []
         word_tokens: list[list[int]] = []
@@ -283,7 +283,7 @@ class Vocab:
                 not words
                 or language in _UNSPACED
                 or text.startswith(" ")
-                or text.strip() in string.punctuation  # part of it: "()", and nothing at all
+                or text.strip() in string.punctuation  # a substring of it: "()", or empty
             ):
                 words.append(text)
                 word_tokens.append(piece)
@@ -293,7 +293,7 @@ class Vocab:
         return words, word_tokens
 
     def _characters(self, tokens: Sequence[int]) -> list[list[int]]:
-        """``tokens`` in the shortest runs that hold whole characters."""
+        """``tokens`` split into the shortest runs of complete characters."""
         pieces: list[list[int]] = []
         current: list[int] = []
         left = b""
@@ -301,8 +301,8 @@ class Vocab:
         for i, token in enumerate(tokens):
             current.append(token)
             left += texts[i]
-            # A character has 4 bytes at most, so a neighbour's 3 show whether one lies on the seam:
-            # cut in two it would be more characters.
+            # A character has at most 4 bytes, so the next 3 bytes show whether one spans the
+            # border: splitting it would give more characters.
             right = b"".join(texts[i + 1 : i + 4])[:3]
             if _length(left) + _length(right) == _length(left + right):
                 pieces.append(current)
@@ -311,15 +311,15 @@ class Vocab:
 
     @property
     def default_language(self) -> str:
-        """What to call the language of a recording in which nobody speaks: English."""
+        """The language of a recording without speech: English."""
         return "en"
 
     def check_language(self, language: str | None, task: str) -> str | None:
-        """The language code to put in the prompt; None, as for None or ``auto``: to be detected.
+        """The language code for the prompt; None for None or ``auto``, which are to be detected.
 
         Raises:
-            OptionError: unknown to Whisper or to this model, or anything but English
-                transcription of an English-only model.
+            OptionError: Whisper or this model does not support the language, or the model is
+                English-only and the language or the task is another.
         """
         if language is not None and language.strip().lower() == AUTO:
             language = None
@@ -327,7 +327,7 @@ class Vocab:
         if not self.is_multilingual:
             if code not in (None, "en"):
                 raise OptionError(
-                    f"language is {language!r}, but this model knows English only; use a"
+                    f"language is {language!r}, but this model is English-only; use a"
                     " multilingual model (one whose name does not end in .en)"
                 )
             if task != "transcribe":
@@ -344,7 +344,7 @@ class Vocab:
         return code
 
     def start(self, language: str, task: str, *, timestamps: bool) -> list[int]:
-        """The start-of-transcript sequence: sot, language, task and, maybe, notimestamps."""
+        """The start-of-transcript sequence: sot, language, task and, optionally, notimestamps."""
         tokens = [self.sot]
         if self.is_multilingual:
             tokens.append(self.languages[language])
@@ -354,7 +354,7 @@ class Vocab:
         return tokens
 
     def never_sampled(self) -> tuple[int, ...]:
-        """Special tokens that only ever stand in a prompt."""
+        """Special tokens that occur only in prompts."""
         return (
             self.sot,
             self.translate,
@@ -365,10 +365,10 @@ class Vocab:
         )
 
     def non_speech_tokens(self) -> tuple[int, ...]:
-        """Tokens of symbols that are written but not spoken, by openai-whisper's rule.
+        """Tokens of symbols that are not spoken, by openai-whisper's rule.
 
-        A symbol's token is listed when it is a single one, with or without a space before it; the
-        first token of musical symbols is listed in any case, and so are " -" and " '".
+        A symbol is included if it is a single token, with or without a space before it; of musical
+        symbols the first token is always included, and so are " -" and " '".
         """
         found = {self.encode(" -")[0], self.encode(" '")[0]}
         for symbol in (*_SYMBOLS, *_MUSIC):
@@ -378,5 +378,5 @@ class Vocab:
         return tuple(sorted(found))
 
     def blank_tokens(self) -> tuple[int, ...]:
-        """A lone space and the end of text: what an empty answer would begin with."""
+        """A single space and the end of text: the first tokens of an empty result."""
         return (*self.encode(" "), self.eot)

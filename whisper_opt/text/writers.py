@@ -1,10 +1,10 @@
-r"""Transcripts as text: txt, srt, vtt, tsv, json, lrc and ass.
+r"""Formats of transcripts: txt, srt, vtt, tsv, json, lrc and ass.
 
-The first five are those of openai-whisper's writers (whisper/utils.py) byte for byte, but for what
-its srt and vtt hold that players misread: ``-->`` in the text (here dashes before ``->`` are
-dropped), blank lines in a cue (dropped), a cue that is shown for no time (it takes a moment from
-its neighbours, ``subtitles.LEAST``), and with highlighting a state that lasts no time or ends
-before it begins, between two words that overlap (left out).
+The first five equal the output of openai-whisper's writers (whisper/utils.py) byte for byte, except
+that srt and vtt avoid what players misread: of ``-->`` in the text the dashes before ``->`` are
+dropped, blank lines in a cue are dropped, a cue of no duration takes time from its neighbours
+(``subtitles.LEAST``), and with highlighting a state of no or negative duration, between two words
+that overlap, is left out.
 
 Every formatter is a pure function from a transcript to the text of a file with ``\n`` line ends.
 """
@@ -58,16 +58,16 @@ Style: Default,Arial,64,&H00FFFFFF,&H00A0A0A0,&H00000000,&H80000000,\
 [Events]
 Format: Layer, Start, End, Style, Name, MarginL, MarginR, MarginV, Effect, Text
 """
-"""A single style: white with a black outline, below the middle; words not yet spoken in grey."""
+"""One style: white with a black outline, bottom centre; words that follow are grey."""
 
 
 _SYNTAX = re.compile(r"-+(?=->)|[\r\n]\s*(?=[\r\n])|[\r\n]\s*\Z")
-"""What ends a cue's text in srt and vtt, or makes a time line: blank lines, and arrows but for
-their last two characters."""
+"""Text to remove from cues of srt and vtt: blank lines, which end a cue, and the dashes of ``-->``
+before its last two characters, which mark a time line."""
 
 
 class Formatter(Protocol):
-    """A transcript as the text of a file."""
+    """Formats a transcript as the text of a file."""
 
     def __call__(self, transcript: Transcript, options: SubtitleOptions = PLAIN) -> str:
         """The text.
@@ -91,7 +91,7 @@ def to_srt(transcript: Transcript, options: SubtitleOptions = PLAIN) -> str:
 
 
 def to_vtt(transcript: Transcript, options: SubtitleOptions = PLAIN) -> str:
-    """WebVTT subtitles; hours appear in a time only when there are any."""
+    """WebVTT subtitles; times have hours only from one hour on."""
     entries = _entries(transcript, options, always_hours=False, marker=".")
     return "WEBVTT\n\n" + "".join(f"{start} --> {end}\n{text}\n\n" for start, end, text in entries)
 
@@ -114,12 +114,12 @@ def to_json(transcript: Transcript, options: SubtitleOptions = PLAIN) -> str:
 
 
 def to_lrc(transcript: Transcript, options: SubtitleOptions = PLAIN) -> str:
-    """Lyrics: ``[mm:ss.xx]text`` for every line of every cue, at the time its first word begins.
+    """Lyrics: ``[mm:ss.xx]text`` for every line of every cue, with the start of its first word.
 
     ``highlight_words`` writes the enhanced form, which has ``<mm:ss.xx>`` before each word and
-    after the last. Minutes go beyond 99, as the format has no hours. Cues without text are left
-    out. Before a text that begins with a bracket stands U+2060, which is invisible: otherwise
-    players take the bracket for that of a time.
+    after the last. Minutes may exceed 99, as the format has no hours. Cues without text are left
+    out. A text that begins with a bracket is preceded by U+2060, which is invisible, because
+    players would parse the bracket as that of a time.
 
     The format has no standard; this is the simple and the enhanced ("A2") one as described at
     https://en.wikipedia.org/wiki/LRC_(file_format).
@@ -131,15 +131,15 @@ def to_lrc(transcript: Transcript, options: SubtitleOptions = PLAIN) -> str:
 
 
 def to_ass(transcript: Transcript, options: SubtitleOptions = PLAIN) -> str:
-    r"""Advanced SubStation Alpha (v4.00+) subtitles, one ``Dialogue`` line a cue.
+    r"""Advanced SubStation Alpha (v4.00+) subtitles, one ``Dialogue`` line per cue.
 
     ``highlight_words`` is karaoke, the format's own way to time words: ``{\k<centiseconds>}``
     before each, which turns from the style's secondary to its primary colour as it is spoken. Cues
     without text are left out.
 
-    After the format's specification ("Sub Station Alpha v4.00+ Script Format"). That has no way to
-    write a brace or a backslash as such; as libass and FFmpeg have it, braces are escaped by a
-    backslash, and a backslash is followed by U+2060, which is invisible.
+    After the format's specification ("Sub Station Alpha v4.00+ Script Format"). It has no escape
+    for braces and backslashes; as in libass and FFmpeg, braces are escaped by a backslash, and a
+    backslash is followed by U+2060, which is invisible.
     """
     events = (
         f"Dialogue: 0,{_hours(cue.start)},{_hours(cue.end)},Default,,0,0,0,,"
@@ -164,7 +164,7 @@ FORMATS: Mapping[str, Formatter] = MappingProxyType(
 """Formatter of each format by its file extension."""
 
 SUBTITLE_FORMATS = ("srt", "vtt", "lrc", "ass")
-"""Formats that take :class:`SubtitleOptions`; the others have no cues."""
+"""Formats that accept :class:`SubtitleOptions`; the others have no cues."""
 
 
 def write(
@@ -173,12 +173,12 @@ def write(
     format: str,
     options: SubtitleOptions = PLAIN,
 ) -> None:
-    """Write ``transcript`` to ``path`` as UTF-8, whole or not at all.
+    """Write ``transcript`` to ``path`` as UTF-8, completely or not at all.
 
-    The text goes to a temporary file beside the target, which then replaces the target in one
-    step; on failure the temporary file is removed and an older target is left as it was. The file
-    keeps the permissions of the one that it replaces. A symbolic link is followed, so that the link
-    itself survives; into a device or a pipe the text is simply written.
+    The text is written to a temporary file beside the target, which then replaces the target
+    atomically; on failure the temporary file is removed and an existing target stays unchanged. The
+    file keeps the permissions of the one it replaces. Symbolic links are followed; devices and
+    pipes are written directly.
 
     Raises:
         OptionError: ``format`` is not a key of :data:`FORMATS`, or ``options`` cannot be honoured.
@@ -211,7 +211,7 @@ def _refuse(options: SubtitleOptions, format: str) -> None:
 def _entries(
     transcript: Transcript, options: SubtitleOptions, *, always_hours: bool, marker: str
 ) -> Iterator[tuple[str, str, str]]:
-    """Start, end and text of every cue, and with ``highlight_words`` of every state of it."""
+    """Start, end and text of every cue or, with ``highlight_words``, of every state of it."""
     for cue in map(_readable, cues(transcript, options)):
         states = _states(cue) if options.highlight_words else [(cue.start, cue.end, cue.text)]
         for start, end, text in states:
@@ -223,7 +223,7 @@ def _entries(
 
 
 def _readable(cue: Cue) -> Cue:
-    """The cue without characters that, put together, a player would take for syntax."""
+    """The cue without characters that a player would parse as syntax."""
     drop = {i for match in _SYNTAX.finditer(cue.text) for i in range(*match.span())}
     if not drop:
         return cue
@@ -236,7 +236,7 @@ def _readable(cue: Cue) -> Cue:
 
 
 def _states(cue: Cue) -> Iterator[tuple[float, float, str]]:
-    """The cue with each word underlined in turn, and with none in the pauses between them."""
+    """The cue with each word underlined in turn, and with no underline in pauses."""
     last = cue.start
     texts = [word.word for word in cue.words]
     for i, word in enumerate(cue.words):
@@ -253,7 +253,7 @@ def _underlined(text: str) -> str:
 
 
 def format_timestamp(seconds: float, *, always_hours: bool = False, marker: str = ".") -> str:
-    """``[hh:]mm:ss.mmm``, as openai-whisper writes times; ``marker`` separates milliseconds."""
+    """``[hh:]mm:ss.mmm``, as in openai-whisper; ``marker`` separates milliseconds."""
     whole, milliseconds = divmod(_units(seconds, 1000), 1000)
     minutes, second = divmod(whole, 60)
     hours, minute = divmod(minutes, 60)
@@ -319,7 +319,7 @@ def _hours(seconds: float) -> str:
 
 
 def _karaoke(cue: Cue) -> str:
-    r"""Every word after a ``{\k}`` with its length; a pause is a ``{\k}`` without a word."""
+    r"""Every word after a ``{\k}`` with its duration; a pause is a ``{\k}`` without a word."""
     parts: list[str] = []
     clock = _units(cue.start, 100)
     for word in cue.words:

@@ -1,7 +1,7 @@
 """Damaged and hostile files by the thousand: each is refused with an error of the library.
 
 Nothing else may happen: no other exception, no crash, nothing opened that is elsewhere, at most one
-gigabyte of memory and ten seconds each. WHISPER_OPT_FUZZ=1000000 tries more.
+gigabyte of memory and ten seconds each. WHISPER_OPT_FUZZ sets how many per reader.
 """
 
 from __future__ import annotations
@@ -299,6 +299,7 @@ def test_the_valid_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux alone")
 @pytest.mark.slow
+@pytest.mark.fuzz
 @pytest.mark.parametrize("name", READERS)
 def test_changed_files(name: str) -> None:
     reader, seed = READERS[name]

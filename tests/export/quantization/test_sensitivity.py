@@ -342,7 +342,7 @@ def test_the_command(
     assert "give --calibrate DIR too" in capsys.readouterr().err
     assert main([*command, "--calibrate", str(speech), "--keep", "20"]) == 0
     printed = capsys.readouterr().out
-    assert "rounded alone" in printed
+    assert "only this group" in printed
     assert "decoder.head" in printed
     assert "kept" in printed
     assert "2 recordings" in printed

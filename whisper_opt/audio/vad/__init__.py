@@ -1,9 +1,9 @@
-"""Where speech is in a recording (voice activity detection), and windows made of it.
+"""Voice activity detection, and packing of speech spans into chunks.
 
 The model is Silero VAD (Silero Team, MIT licence; ``LICENSE.silero-vad``), a small recurrent
-network that gives every frame of 512 samples (32 ms) a probability of speech. It runs on ONNX
-Runtime, on one thread. Everything can be streamed: a span is given as soon as nothing that follows
-can change it, and the spans are the same whatever the blocks.
+network that computes a speech probability for each frame of 512 samples (32 ms). It runs on ONNX
+Runtime, on one thread. All of it works on streams: a span is returned as soon as no later sample
+can change it, and the spans do not depend on the block size.
 
 >>> from whisper_opt.audio.vad import detect_speech
 >>> for span in detect_speech("talk.mp3"):  # doctest: +SKIP

@@ -1,4 +1,4 @@
-"""Finding speech in recordings, at hand as a whole or arriving in blocks."""
+"""Speech detection in whole recordings or in a stream of blocks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from whisper_opt.audio.decode import AudioSource, open_audio
 from whisper_opt.audio.vad.network import Frames
-from whisper_opt.audio.vad.rules import Padding, Rules, Span
+from whisper_opt.audio.vad.rules import Span, SpanPadding, SpanRules
 from whisper_opt.audio.vad.second_look import SecondLook
 from whisper_opt.core.arrays import F32
 from whisper_opt.core.dims import SAMPLE_RATE
@@ -19,29 +19,29 @@ __all__ = ["SpanStream", "SpeechDetector", "detect_speech"]
 
 
 class SpeechDetector:
-    """Finds speech. One may serve many threads and recordings: a stream holds its own state."""
+    """Finds speech. Threads and recordings may share a detector: each stream has its own state."""
 
     def __init__(self, options: VadOptions | None = None) -> None:
         self.options = options or VadOptions()
 
     def probabilities(self, samples: F32) -> F32:
-        """Probability of speech in every frame.
+        """Speech probability of each frame.
 
         Args:
-            samples: F32 [n] at 16 kHz; zeros complete the last frame.
+            samples: F32 [n] at 16 kHz; the last frame is padded with zeros.
 
         Returns:
             F32 [ceil(n / FRAME)].
 
         Raises:
-            AudioError: the samples are not finite float32, or not one row.
+            AudioError: the samples are not finite float32 [n].
             BackendUnavailable: ONNX Runtime or the model file is missing.
         """
         frames = Frames()
         return np.concatenate([frames.feed(_checked(samples)), frames.finish()])
 
     def spans(self, samples: F32) -> list[Span]:
-        """Speech in a recording that is at hand as a whole; F32 [n] at 16 kHz.
+        """Spans of speech in a whole recording, F32 [n] at 16 kHz.
 
         Returns:
             Spans in order, not overlapping, within the recording.
@@ -53,14 +53,14 @@ class SpeechDetector:
         return stream.feed(samples) + stream.finish()
 
     def first_speech(self, samples: F32, least: float = 1.0) -> int | None:
-        """Where speech begins; reads no further than it must.
+        """The first sample of speech; processes no more of the recording than necessary.
 
         Args:
             samples: F32 [n] at 16 kHz.
-            least: seconds of speech that count; if no speech lasts as long, any does.
+            least: minimum seconds of speech; if no speech is that long, shorter speech counts.
 
         Returns:
-            A sample, or None if there is no speech.
+            Index of the sample, or None if there is no speech.
 
         Raises:
             AudioError, BackendUnavailable: see :meth:`probabilities`.
@@ -76,18 +76,18 @@ class SpeechDetector:
         return next(iter((*long, *(span.start for span in found))), None)
 
     def stream(self) -> SpanStream:
-        """Begin a recording that arrives in blocks."""
+        """Start detection in a new recording that comes in blocks."""
         return SpanStream(self.options)
 
 
 def detect_speech(
     audio: AudioSource, *, sample_rate: int | None = None, options: VadOptions | None = None
 ) -> list[Span]:
-    """Find the speech in a recording, read as a stream.
+    """Find the spans of speech in a recording, which is read as a stream.
 
     Args:
-        audio: what :func:`whisper_opt.audio.decode.open_audio` reads.
-        sample_rate: rate of an array in Hz (default 16,000). A file states its own.
+        audio: any source that :func:`whisper_opt.audio.decode.open_audio` reads.
+        sample_rate: sample rate of an array in Hz (default 16,000); not for files.
         options: see :class:`whisper_opt.core.options.VadOptions`.
 
     Returns:
@@ -104,53 +104,52 @@ def detect_speech(
 
 
 class SpanStream:
-    """Speech in a recording that arrives in blocks; the spans of :meth:`SpeechDetector.spans`."""
+    """Speech detection in a stream of blocks; finds what :meth:`SpeechDetector.spans` finds."""
 
     def __init__(self, options: VadOptions) -> None:
         self._frames = SecondLook(options.threshold)
-        self._rules = Rules(options)
-        self._padding = Padding(round(options.speech_pad * SAMPLE_RATE))
+        self._rules = SpanRules(options)
+        self._padding = SpanPadding(round(options.speech_pad * SAMPLE_RATE))
         self._n_samples = 0
         self._finished = False
 
     @property
     def settled(self) -> int:
-        """No span that is still to come starts before this sample."""
+        """Later spans do not start before this sample."""
         return self._padding.earliest(self._rules.earliest)
 
     @property
     def under_way(self) -> list[Span]:
-        """The speech that has begun and not ended, without padding; one span or none."""
+        """The speech that has not ended yet, without padding: one span or none."""
         span = self._rules.under_way
         return [] if span is None else [span]
 
     def feed(self, block: F32) -> list[Span]:
-        """Take the next samples, F32 [n] at 16 kHz, any n; returns the spans now certain.
+        """Add the next samples, F32 [n] at 16 kHz, any n; returns the spans that are now final.
 
         Raises:
-            AudioError: the samples are not finite float32, or not one row; or the stream is
-                finished.
+            AudioError: the samples are not finite float32 [n], or the stream is finished.
         """
         if self._finished:
             raise AudioError("samples came after the end of the recording; open another stream")
         block = _checked(block)
         self._n_samples += len(block)
-        found = self._follow(self._frames.feed(block))
+        found = self._add(self._frames.feed(block))
         return found + self._padding.settle(self._rules.earliest)
 
     def finish(self) -> list[Span]:
-        """End the recording; returns the spans that were still open, nothing when called again."""
+        """End the recording; returns the remaining spans, and none if called again."""
         if self._finished:
             return []
         self._finished = True
         n_samples = self._n_samples
-        found = self._follow(self._frames.finish())
+        found = self._add(self._frames.finish())
         for raw in self._rules.finish(n_samples):
             found += self._padding.add(raw)
         found += self._padding.settle(math.inf)
         return [Span(span.start, min(span.end, n_samples)) for span in found]
 
-    def _follow(self, probabilities: F32) -> list[Span]:
+    def _add(self, probabilities: F32) -> list[Span]:
         found: list[Span] = []
         for probability in probabilities.tolist():
             for raw in self._rules.step(probability):

@@ -1,10 +1,11 @@
-"""Silero VAD's network in ONNX Runtime: samples to probabilities of speech."""
+"""Silero VAD on ONNX Runtime: from samples to speech probabilities."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,15 +17,15 @@ from whisper_opt.core.remedies import install_hint, repair_hint
 __all__ = ["FRAME", "Frames", "State", "empty_state", "require_model"]
 
 State = dict[str, F32]
-"""The network's recurrent state."""
+"""Recurrent state of the network."""
 
 FRAME = 512
-"""Samples a probability is about."""
+"""Samples per frame, each of which has one probability."""
 _CONTEXT = 64
-"""Samples before a frame that the network sees too."""
+"""Samples before a frame that are part of the network's input."""
 _BATCH = 16
-"""Frames in a call of the network. Always as many, so that how sound arrives changes no bit of what
-comes out; a stream lags by up to half a second for it."""
+"""Frames per call of the network. It is constant, so that the output does not depend on the block
+size to the last bit; a stream therefore lags by up to half a second."""
 _MODEL = "silero_vad.onnx"
 _SHA256 = "db6383984c3013471772259a0a71f6ed02df205f9b9e3c98a2534d54a850aee2"
 _loading = threading.Lock()
@@ -32,12 +33,12 @@ _loading = threading.Lock()
 
 @functools.lru_cache(maxsize=1)
 def _load() -> Any:
-    """The model in ONNX Runtime, for the whole process: calls may overlap, they share no state."""
+    """The ONNX Runtime session of the model, one per process; concurrent calls share no state."""
     try:
         import onnxruntime
     except ImportError as error:
         raise BackendUnavailable(
-            "ONNX Runtime is not installed, and it is what runs the speech detector;"
+            "ONNX Runtime is not installed, and the speech detector needs it;"
             f" {install_hint('cpu')}"
         ) from error
     options = onnxruntime.SessionOptions()
@@ -48,7 +49,7 @@ def _load() -> Any:
 
 
 def require_model() -> None:
-    """Find out now whether the model is there, not in the middle of a recording.
+    """Check that the model file exists, before any work is done.
 
     Raises:
         BackendUnavailable: its file is missing, as in a frozen application without data files.
@@ -60,16 +61,14 @@ def require_model() -> None:
         )
 
 
-def _model_path() -> Any:
-    import importlib.resources
-
-    return importlib.resources.files("whisper_opt.audio.vad") / _MODEL
+def _model_path() -> Path:
+    return Path(__file__).with_name(_MODEL)  # importlib.resources is slow to import
 
 
 def _model_bytes() -> bytes:
     path = _model_path()
     try:
-        data: bytes = path.read_bytes()
+        data = path.read_bytes()
     except OSError as error:
         raise BackendUnavailable(
             f"the speech detection model {path} cannot be read ({error.strerror}); {repair_hint()}"
@@ -84,12 +83,12 @@ def _model_bytes() -> bytes:
 
 
 def empty_state() -> State:
-    """The state before any sound."""
+    """The state at the beginning of a recording."""
     return {name: np.zeros((1, 1, 128), np.float32) for name in ("h", "c")}
 
 
 class Frames:
-    """Samples in pieces of any size -> probabilities, with the network's state between calls."""
+    """Speech probabilities of a stream of samples; keeps the network's state between calls."""
 
     def __init__(self) -> None:
         with _loading:
@@ -99,7 +98,7 @@ class Frames:
         self._state = empty_state()
 
     def feed(self, samples: F32) -> F32:
-        """Probabilities [n] of the frames that are complete."""
+        """Add samples; returns the probabilities [n] of completed frames."""
         found = [np.empty(0, np.float32)]
         while len(samples):
             n_taken = min(len(samples), len(self._held) - self._n_held)
@@ -113,7 +112,7 @@ class Frames:
         return np.concatenate(found)
 
     def finish(self) -> F32:
-        """Probabilities [n] of the frames that are left."""
+        """Probabilities [n] of the remaining frames."""
         n_frames = -(-(self._n_held - _CONTEXT) // FRAME)
         if not n_frames:
             return np.empty(0, np.float32)
@@ -125,7 +124,7 @@ class Frames:
         return found
 
     def _infer(self, state: State) -> tuple[F32, State]:
-        """Probabilities of the batch that is held, and the state after it."""
+        """Probabilities of the current batch, and the state after it."""
         frames = np.lib.stride_tricks.sliding_window_view(self._held, _CONTEXT + FRAME)[::FRAME]
         feeds = {"input": np.ascontiguousarray(frames), **state}
         probabilities: F32
@@ -133,5 +132,5 @@ class Frames:
         return probabilities, dict(zip(("h", "c"), after))
 
     def _loudness(self) -> float:
-        """Root mean square of the batch that is held."""
+        """Root mean square of the current batch."""
         return float(np.sqrt(np.mean(np.square(self._held[_CONTEXT:]))))

@@ -1,4 +1,4 @@
-"""Spans to windows: joining neighbours, and cutting a recording up while it is read."""
+"""Packing of speech spans into chunks, also while a recording is being read."""
 
 from __future__ import annotations
 
@@ -28,20 +28,19 @@ def merge(spans: Iterable[Span], gap: int) -> Iterator[Span]:
 
 
 def pack(spans: Iterable[Span], longest: int, *, max_gap: int | None = None) -> Iterator[Span]:
-    """Join neighbouring spans into stretches, silences inside included.
+    """Join neighbouring spans, and the silences between them, into chunks.
 
-    A stretch takes as many spans as it can hold and then ends at the widest gap of its last third
-    (or after its last span, if no other ends there). A span that is too long is cut into equal
-    parts.
+    A chunk takes as many spans as fit and then ends at the widest gap in its last third (or after
+    its last span, if no other ends there). A span that is too long is split into equal parts.
 
     Args:
-        spans: in order, not overlapping; read as they are needed.
-        longest: samples a stretch may have, from the start of its first span to the end of its
+        spans: in order, not overlapping; read lazily.
+        longest: maximum samples of a chunk, from the start of its first span to the end of its
             last.
-        max_gap: silences of more samples are not bridged; None bridges any.
+        max_gap: longer silences, in samples, are not bridged; None: no limit.
 
     Yields:
-        Stretches, in order.
+        Chunks, in order.
 
     Raises:
         OptionError: ``longest`` is not positive, or ``max_gap`` negative.
@@ -55,45 +54,45 @@ def pack(spans: Iterable[Span], longest: int, *, max_gap: int | None = None) -> 
 def cut(
     blocks: Iterable[F32], detector: SpeechDetector, longest: int, *, max_gap: int | None = None
 ) -> Iterator[tuple[Span, F32]]:
-    """Detect and pack while a recording is read, keeping only the samples still needed.
+    """Detect speech and pack it into chunks while a recording is being read.
 
-    What is kept is bounded by ``longest``, one span and one block, so give the detector a
+    At most ``longest`` samples, one span and one block are kept in memory, so give the detector a
     ``max_speech_duration``.
 
     Args:
-        blocks: F32 [n] at 16 kHz that stay as they are, such as an
+        blocks: F32 [n] at 16 kHz that are not modified later, such as an
             :class:`whisper_opt.audio.decode.AudioStream`.
         detector: finds the speech.
         longest: see :func:`pack`.
         max_gap: see :func:`pack`.
 
     Yields:
-        The stretches of ``pack(detector.spans(...), longest)`` as soon as each is certain, with
-        their samples (F32, a copy).
+        The chunks of ``pack(detector.spans(...), longest)``, each as soon as it is final, with its
+        samples (F32, a copy).
 
     Raises:
         AudioError: a block is not finite float32 samples.
         BackendUnavailable: ONNX Runtime or the model file is missing.
         OptionError: see :func:`pack`.
     """
-    packer, stream, tape = _Packer(longest, max_gap), detector.stream(), _Tape()
+    packer, stream, buffer = _Packer(longest, max_gap), detector.stream(), _Buffer()
     for block in blocks:
-        tape.append(block)
+        buffer.append(block)
         for span in stream.feed(block):
-            for stretch in packer.add(span):
-                yield stretch, tape.read(stretch)
-        for stretch in packer.settle(stream.settled):
-            yield stretch, tape.read(stretch)
-        tape.drop(packer.earliest(stream.settled))
+            for chunk in packer.add(span):
+                yield chunk, buffer.read(chunk)
+        for chunk in packer.settle(stream.settled):
+            yield chunk, buffer.read(chunk)
+        buffer.drop(packer.earliest(stream.settled))
     for span in stream.finish():
-        for stretch in packer.add(span):
-            yield stretch, tape.read(stretch)
-    for stretch in packer.finish():
-        yield stretch, tape.read(stretch)
+        for chunk in packer.add(span):
+            yield chunk, buffer.read(chunk)
+    for chunk in packer.finish():
+        yield chunk, buffer.read(chunk)
 
 
 class _Packer:
-    """The rules of :func:`pack`, a span at a time."""
+    """The rules of :func:`pack`, span by span."""
 
     def __init__(self, longest: int, max_gap: int | None) -> None:
         if longest < 1:
@@ -105,11 +104,11 @@ class _Packer:
         self._held: list[Span] = []
 
     def earliest(self, bound: int) -> int:
-        """Where the next stretch may start if no span still to come starts before ``bound``."""
+        """Earliest start of the next chunk if no later span starts before ``bound``."""
         return self._held[0].start if self._held else bound
 
     def add(self, span: Span) -> list[Span]:
-        """Take the next span; returns the stretches it settles."""
+        """Add the next span; returns the chunks that are now final."""
         found = []
         if self._too_far(span.start):
             found += self.finish()
@@ -122,7 +121,7 @@ class _Packer:
         return found + parts
 
     def settle(self, bound: int) -> list[Span]:
-        """What is held, if no span that starts at ``bound`` or later can join or divide it."""
+        """The spans held back, as a chunk, if no span from ``bound`` on can change it."""
         if not self._held:
             return []
         full = bound - self._held[0].start >= self._longest
@@ -131,7 +130,7 @@ class _Packer:
         return []
 
     def finish(self) -> list[Span]:
-        """What is held, as one stretch."""
+        """The spans held back, as one chunk."""
         held, self._held = self._held, []
         return [Span(held[0].start, held[-1].end)] if held else []
 
@@ -141,13 +140,13 @@ class _Packer:
         return start - self._held[-1].end > self._max_gap
 
     def _shift(self, start: int) -> Span:
-        """The first stretch of what is held, where the next span begins at ``start``."""
+        """Remove the first chunk of the spans held back; the next span begins at ``start``."""
         n_taken = self._best_end(start)
         taken, self._held = self._held[:n_taken], self._held[n_taken:]
         return Span(taken[0].start, taken[-1].end)
 
     def _best_end(self, start: int) -> int:
-        """How many spans to take: up to the widest gap in the last third, the last one if equal."""
+        """Number of spans in the chunk: up to the widest gap in the last third, or the later."""
         held = self._held
         least = held[0].start + self._longest * 2 // 3
         gaps = [after.start - before.end for before, after in zip(held, held[1:])]
@@ -157,23 +156,23 @@ class _Packer:
         return max(ends, key=lambda n: (gaps[n - 1], n))
 
 
-class _Tape:
+class _Buffer:
     """The samples of a recording that are still needed."""
 
     def __init__(self) -> None:
         self._blocks: deque[F32] = deque()
-        self._start = 0  # of the first block held
+        self._start = 0  # of the first block kept
 
     def append(self, block: F32) -> None:
         self._blocks.append(block)
 
     def drop(self, before: int) -> None:
-        """Forget the blocks that end before a sample."""
+        """Discard the blocks that end before sample ``before``."""
         while self._blocks and self._start + len(self._blocks[0]) <= before:
             self._start += len(self._blocks.popleft())
 
     def read(self, span: Span) -> F32:
-        """A copy of the samples of a span; F32 [n]."""
+        """A copy of the samples of a span, F32 [n]."""
         pieces, start = [], self._start
         for block in self._blocks:
             pieces.append(block[max(0, span.start - start) : max(0, span.end - start)])

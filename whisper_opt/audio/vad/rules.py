@@ -1,8 +1,8 @@
-"""From probabilities of speech to spans of it, a frame at a time.
+"""From speech probabilities to spans of speech, frame by frame.
 
-The rules are those of ``get_speech_timestamps`` in the package silero-vad, but for one: when a
-stretch that grew too long is cut at its longest silence, the silences after that one stay places
-for the next cut.
+The rules are those of ``get_speech_timestamps`` in the package silero-vad, with one exception: when
+speech that is too long is split at its longest silence, later silences remain candidates for the
+next split.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from whisper_opt.audio.vad.network import FRAME
 from whisper_opt.core.dims import SAMPLE_RATE
 from whisper_opt.core.options import VadOptions
 
-__all__ = ["Padding", "Rules", "Span"]
+__all__ = ["Span", "SpanPadding", "SpanRules"]
 
 _HYSTERESIS = 0.15
-"""How far below the threshold speech may fall before it counts as silence."""
+"""Speech ends when the probability is this far below the threshold."""
 _LEAST_THRESHOLD = 0.01
 _MIN_PAUSE = round(0.098 * SAMPLE_RATE)
-"""Samples of silence above which a stretch that is too long may be cut there."""
+"""Speech that is too long may be split at silences of more samples than this."""
 
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Span:
-    """A stretch of a recording, in samples at 16 kHz: from ``start`` to before ``end``."""
+    """Part of a recording, in samples at 16 kHz, from ``start`` up to but not including ``end``."""
 
     start: int
     end: int
@@ -35,8 +35,8 @@ class Span:
         return self.start / SAMPLE_RATE, self.end / SAMPLE_RATE
 
 
-class Rules:
-    """Probabilities, one a frame, -> spans without padding."""
+class SpanRules:
+    """Finds spans, not padded yet, from one probability per frame."""
 
     def __init__(self, options: VadOptions) -> None:
         self._high = options.threshold
@@ -47,35 +47,35 @@ class Rules:
         self._longest = options.max_speech_duration * SAMPLE_RATE - FRAME - padding
         self._position = 0  # first sample of the next frame
         self._start: int | None = None
-        self._silence: int | None = None  # where the present silence began
-        self._pauses: list[Span] = []  # silences in this stretch at which it may be cut
+        self._silence: int | None = None  # start of the current silence
+        self._pauses: list[Span] = []  # silences at which the current span may be split
 
     @property
     def earliest(self) -> int:
-        """No span that is still to come starts before this sample."""
+        """Later spans do not start before this sample."""
         return self._position if self._start is None else self._start
 
     @property
     def under_way(self) -> Span | None:
-        """The speech that has begun and not ended, up to the last frame taken."""
+        """The speech that has not ended yet, up to the last frame."""
         return None if self._start is None else Span(self._start, self._position)
 
     def step(self, probability: float) -> list[Span]:
-        """Take a frame; returns the spans it ends."""
+        """Add the probability of the next frame; returns the spans that end there."""
         at = self._position
         self._position += FRAME
         if probability >= self._high:
-            self._speak(at)
+            self._on_speech(at)
         if self._start is None or at == self._start:
             return []
         found = []
         if at - self._start > self._longest:
             found.append(self._split(self._start, at))
         if self._start is not None and probability < self._low:
-            found += self._fall_silent(self._start, at)
+            found += self._on_silence(self._start, at)
         return found
 
-    def _speak(self, at: int) -> None:
+    def _on_speech(self, at: int) -> None:
         if self._silence is not None:
             if at - self._silence > _MIN_PAUSE:
                 self._pauses.append(Span(self._silence, at))
@@ -84,7 +84,7 @@ class Rules:
             self._start = at
 
     def _split(self, start: int, at: int) -> Span:
-        """Cut a stretch that is too long: at its longest silence, or here if it has none."""
+        """Split speech that is too long: at its longest silence, or at ``at`` if it has none."""
         self._silence = None
         if not self._pauses:
             self._start = None
@@ -94,7 +94,7 @@ class Rules:
         self._start = pause.end
         return Span(start, pause.start)
 
-    def _fall_silent(self, start: int, at: int) -> list[Span]:
+    def _on_silence(self, start: int, at: int) -> list[Span]:
         if self._silence is None:
             self._silence = at
         end = self._silence
@@ -105,25 +105,25 @@ class Rules:
         return [Span(start, end)] if end - start > self._min_speech else []
 
     def finish(self, n_samples: int) -> list[Span]:
-        """The span that lasts to the end of the recording, if there is one."""
+        """The span that extends to the end of the recording, if there is one."""
         if self._start is None or n_samples - self._start <= self._min_speech:
             return []
         return [Span(self._start, n_samples)]
 
 
-class Padding:
-    """Widens spans on either side; two that would overlap meet in the middle."""
+class SpanPadding:
+    """Widens spans on both sides; if two would overlap, they meet in the middle."""
 
     def __init__(self, padding: int) -> None:
         self._padding = padding
-        self._held: Span | None = None  # its start is final, its end not padded yet
+        self._held: Span | None = None  # its start is padded, its end is not
 
     def earliest(self, bound: int) -> int:
-        """Where the next span may start if no raw one starts before ``bound``."""
+        """Earliest start of the next span if no unpadded one starts before ``bound``."""
         return self._held.start if self._held else max(0, bound - self._padding)
 
     def add(self, raw: Span) -> list[Span]:
-        """Take the next span; returns the one before it, now that its end is certain."""
+        """Add the next span; returns the one before it, whose end is now final."""
         before, margin = self._held, self._padding
         if before and raw.start - before.end < 2 * margin:
             margin = (raw.start - before.end) // 2
@@ -131,7 +131,7 @@ class Padding:
         return [Span(before.start, before.end + margin)] if before else []
 
     def settle(self, bound: float) -> list[Span]:
-        """The span held, if none that starts at ``bound`` or later can change its end."""
+        """The span held back, if no span that starts at ``bound`` or later can change its end."""
         held = self._held
         if held is None or bound - held.end < 2 * self._padding:
             return []

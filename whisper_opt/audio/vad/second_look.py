@@ -1,11 +1,11 @@
-"""Probabilities of speech with a second look where the network's state may be stale.
+"""A second pass of the speech detector with a fresh state, for speech after loud noise or music.
 
-The network carries its state from frame to frame. Loud sound that is not speech, such as music,
-leaves a state that takes quieter speech after it for more of the same, for minutes. So sound in
-which no speech was found for a second is also given to the network with an empty state, which is
-emptied again every second. If speech is found that way, the network goes on with that state.
+The network carries its state from frame to frame. After loud audio that is not speech, such as
+music, it misses quieter speech for minutes. So if no speech was found for a second, the audio is
+also processed with an empty state, which is reset every second. If that pass finds speech, the
+network continues with its state.
 
-Plain speech never asks for a second look; music and noise cost twice the work.
+The second pass never runs during speech; on music and noise it doubles the work.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from whisper_opt.core.arrays import F32
 __all__ = ["SecondLook"]
 
 _WAIT = 2
-"""Batches (0.5 s each) without speech before the second look begins."""
+"""Batches (0.5 s each) without speech before the second pass begins."""
 _RESET = 2
-"""Batches after which the state of the second look is emptied. With 8, a tenth of the speech at
+"""Batches after which the state of the second pass is reset. With 8, a tenth of the speech at
 -45 dBFS after music at -20 dBFS is still missed; with 2, a twentieth."""
 _LEAST = 8
-"""Frames (32 ms each) of a batch in which the second look must find speech: an empty state takes
-the first moments of a hum or of a tone for speech."""
+"""Frames (32 ms each) per batch in which the second pass must find speech: with an empty state the
+network classifies the beginning of a hum or of a tone as speech."""
 _LAST = 2
-"""Or frames at the end of the batch: speech that has just begun."""
+"""Alternatively, frames at the end of a batch that must all be speech: speech has just begun."""
 _NOISE_FLOOR = 10 ** (-70 / 20)
-"""Loudness (root mean square) below which a batch counts as silence: nothing to look at."""
+"""Loudness (root mean square) below which a batch is silence and needs no second pass."""
 
 
 class SecondLook(Frames):
-    """Like :class:`Frames`; if the second look finds speech, its probabilities count as well."""
+    """Like :class:`Frames`; if the second pass finds speech, the larger probabilities are used."""
 
     def __init__(self, threshold: float) -> None:
         """``threshold``: probability from which a frame is speech."""
         super().__init__()
         self._threshold = threshold
         self._n_without = 0  # batches without speech
-        self._n_looked = 0  # batches that the second state has seen
+        self._n_looked = 0  # batches since the second pass began
         self._second: State = empty_state()
 
     def _run(self) -> F32:

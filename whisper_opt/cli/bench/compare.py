@@ -1,4 +1,4 @@
-"""Two benchmarks of the same configurations: which became slower."""
+"""Comparison of two benchmarks: which configurations became slower."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _SAME = ("cpu", "cores", "flags", "kernels")
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """What two files say about the configurations that are in both.
+    """Comparison of the configurations that two files have in common.
 
     Attributes:
         ratios: new median over old one, by name.
         rows: of the table.
         missing: configurations that only the old file measured.
-        added: those that only the new one did.
-        warnings: why the ratios may mean little.
+        added: configurations that only the new file measured.
+        warnings: reasons why the ratios may be unreliable.
     """
 
     ratios: Mapping[str, float]
@@ -34,7 +34,7 @@ class Comparison:
     warnings: Sequence[str]
 
     def text(self) -> str:
-        """For people."""
+        """The comparison as a table."""
         header = ("", "old s", "new s", "new/old", "old step ms", "new", "old WER/CER", "new")
         lines = [table(header, self.rows)]
         lines += [f"only in the old file: {name}" for name in self.missing]
@@ -45,8 +45,7 @@ class Comparison:
         """Configurations whose time grew by more than the share ``limit``.
 
         Raises:
-            WhisperOptError: what the old file measured is not in the new one, so that nothing can
-                be said of it.
+            WhisperOptError: a configuration of the old file is not in the new one.
         """
         if self.missing:
             raise WhisperOptError(
@@ -64,11 +63,11 @@ def percent(text: str) -> float:
     """``10%`` as 0.1.
 
     Raises:
-        OptionError: it is no percentage.
+        OptionError: it is not a percentage.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", text.strip())
     if match is None:
-        raise OptionError(f"{text!r} is no percentage; expected one such as 10%")
+        raise OptionError(f"{text!r} is not a percentage; expected for example 10%")
     return float(match.group(1)) / 100
 
 

@@ -1,4 +1,4 @@
-"""Which configurations are measured: every combination of what is listed."""
+"""The configurations that are measured: every combination of the values listed."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = ["Configuration", "Grid", "read_grid"]
 
 @dataclasses.dataclass(frozen=True)
 class Configuration:
-    """One thing to measure.
+    """One configuration to measure.
 
     Attributes:
         engine: engine directory.
         threads: CPU threads; None leaves the choice to the library.
         beam_size: hypotheses of beam search; 1 is greedy.
-        batch_size: windows at once; 1 transcribes recordings one by one, more side by side.
-        seconds: length of the sound; None takes the recordings as they are.
+        batch_size: windows decoded together; 1: one recording after another.
+        seconds: duration of the audio; None: the recordings as they are.
         encoder_precision: of ``LoadOptions``; None leaves the default.
     """
 
@@ -38,7 +38,7 @@ class Configuration:
 
     @property
     def name(self) -> str:
-        """What progress and tables call it; the same in every run of the same grid."""
+        """Name in progress and tables; the same in every run of the same grid."""
         parts = [self.engine.name]
         encoder = self.encoder_precision
         parts += [] if encoder is None else [f"{encoder} encoder"]
@@ -54,7 +54,7 @@ class Grid:
     """Lists of values, all combinations of which are measured.
 
     Raises:
-        OptionError: a list is empty or holds what cannot be.
+        OptionError: a list is empty or has an invalid value.
     """
 
     engines: tuple[Path, ...]
@@ -75,8 +75,8 @@ class Grid:
         names = [path.name for path in self.engines]
         if len(set(names)) < len(names):
             raise OptionError(
-                f"two engines have the same name ({_listed(names)}); figures are told apart by it:"
-                " rename or link one"
+                f"two engines have the same name ({_listed(names)}); results are identified by it:"
+                " rename one, or use a link"
             )
         for name in ("threads", "beam_size", "batch_size"):
             _check(name, getattr(self, name), (int,), "integers")
@@ -110,15 +110,15 @@ def _listed(values: Sequence[Any]) -> str:
 
 
 def read_grid(path: Path) -> dict[str, Any]:
-    """The lists and options of a TOML file, relative paths being relative to it.
+    """Read the lists and options of a TOML file; its relative paths are relative to the file.
 
     ``engines``, ``audio``, ``encoder_precision``, ``threads``, ``beam_size``, ``batch_size`` and
-    ``seconds`` are lists (or single values), ``manifest`` and ``only`` say what to transcribe, and
-    the tables ``load`` and ``options`` hold fields of ``LoadOptions`` and ``TranscribeOptions``.
+    ``seconds`` are lists (or single values), ``manifest`` and ``only`` choose recordings, and the
+    tables ``load`` and ``options`` hold fields of ``LoadOptions`` and ``TranscribeOptions``.
 
     Raises:
-        OptionError: it cannot be read, or holds something else.
-        BackendUnavailable: Python before 3.11 needs a package to read it.
+        OptionError: it cannot be read, or has other keys.
+        BackendUnavailable: Python before 3.11 needs a package to parse TOML.
     """
     try:
         found: dict[str, Any] = _toml().loads(path.read_text(encoding="utf-8"))
@@ -152,5 +152,5 @@ def _toml() -> Any:
         return importlib.import_module("tomli")
     except ImportError as error:
         raise BackendUnavailable(
-            f"this Python reads no TOML by itself; {install_hint('bench')}"
+            f"Python before 3.11 needs the package tomli to read TOML; {install_hint('bench')}"
         ) from error

@@ -1,4 +1,4 @@
-"""What figures were made with: processor, memory, load, versions, commit, command."""
+"""Description of the machine and software: CPU, memory, load, versions, commit, command."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ __all__ = [
 ]
 
 BUSY = 0.5
-"""Cores that others keep busy above which times are doubtful."""
+"""Cores kept busy by other processes above which times are unreliable."""
 _PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "soundfile", "soxr")
 
 
 def load() -> Union[list[float], None]:
-    """Processes that wanted to run in the last 1, 5 and 15 minutes, on average."""
+    """Load averages of the last 1, 5 and 15 minutes."""
     try:
         return [round(value, 2) for value in os.getloadavg()]
     except (AttributeError, OSError):  # not on Windows
@@ -43,13 +43,13 @@ def _jiffies() -> Union[tuple[int, int], None]:
     except OSError:
         return None
     values = [int(value) for value in line.split()[1:9]]
-    return sum(values), values[3] + values[4]  # idle, and waiting for disks
+    return sum(values), values[3] + values[4]  # idle and iowait
 
 
 def busy_cores(seconds: float = 0.5) -> Union[float, None]:
-    """Cores at work while this process sleeps; None where the system does not tell.
+    """Cores busy while this process sleeps; None if the system does not report it.
 
-    The average load lags by a minute: this is now.
+    Unlike the load average it has no delay of a minute.
     """
     before = _jiffies()
     time.sleep(seconds)
@@ -61,7 +61,7 @@ def busy_cores(seconds: float = 0.5) -> Union[float, None]:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, its instructions that matter, whether kernels can use them, memory and load."""
+    """CPU, its relevant features, whether the kernels can be used, memory and load."""
     found = cpu_info()
     return {
         "cpu": found.name,
@@ -76,16 +76,16 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Python, this library and the packages that compute, as far as they are installed."""
+    """Versions of Python, this library and those numerical packages that are installed."""
     every = {name: installed_version(name) for name in _PACKAGES}
     found = {name: version for name, version in every.items() if version is not None}
     return {"python": platform.python_version(), "whisper_opt": __version__, **found}
 
 
 def commit(folder: Path) -> Union[str, None]:
-    """The commit of the git tree that this source lies in, and whether it was changed since."""
+    """The commit of the git tree of this source, and whether the source was changed since."""
     try:
-        said = [
+        output = [
             subprocess.run(
                 ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True
             ).stdout.strip()
@@ -97,13 +97,13 @@ def commit(folder: Path) -> Union[str, None]:
         ]
     except (OSError, subprocess.CalledProcessError):
         return None
-    if not said[1]:  # installed into an environment that lies in somebody else's tree
+    if not output[1]:  # installed into an environment inside another git tree
         return None
-    return said[0] + (" with changes" if said[2] else "")
+    return output[0] + (" with changes" if output[2] else "")
 
 
 def command_line(arguments: Sequence[str]) -> str:
-    """A command as one would type it: of absolute paths, only the last part."""
+    """A command line with absolute paths shortened to their last part."""
     return " ".join(_short(argument) for argument in arguments)
 
 

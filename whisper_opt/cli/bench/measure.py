@@ -1,9 +1,8 @@
-"""The measuring itself: configurations take turns, each in a process of its own.
+"""Measurement: configurations take turns, each in its own process.
 
-In every round each configuration runs once, in an order that rotates, so that a disturbance hits
-all of them alike. A process that waits for its turn is stopped; before each run there is a pause,
-during which the load that others put on the machine is measured. A process that was just started
-runs without a clock first.
+In every round each configuration runs once, in rotating order, so that disturbances affect all of
+them alike. A process that waits for its turn is stopped. Before each run there is a pause, in which
+the load of other processes is measured. A new process runs untimed first.
 """
 
 from __future__ import annotations
@@ -28,19 +27,19 @@ __all__ = ["Benchmark", "Found", "jobs", "load_options", "options_of", "turns"]
 
 _FOLDER = Path(whisper_opt.__file__).resolve().parent.parent
 _SPARE = 1 << 28
-"""What a process takes besides an engine, roughly, in bytes."""
+"""Approximate memory of a process besides its engine, in bytes."""
 
 
 @dataclasses.dataclass
 class Found:
-    """What is known of one configuration so far.
+    """Results of one configuration so far.
 
     Attributes:
         configuration: what was measured.
-        recordings: what it transcribed.
-        loaded: the answer to its first ``load``.
-        runs: the answers to ``transcribe``, a round each.
-        busy: cores that others kept busy before each run; None: unknown.
+        recordings: recordings that it transcribes.
+        loaded: result of its first ``load``.
+        runs: results of ``transcribe``, one per round.
+        busy: cores kept busy by other processes before each run; None: unknown.
         error: why it failed.
     """
 
@@ -53,14 +52,14 @@ class Found:
 
 
 def turns(n: int, rounds: int) -> list[int]:
-    """Who runs when: everybody once a round, in an order that rotates."""
+    """Indices in the order in which they run: each once per round, in rotating order."""
     return [(turn + i) % n for turn in range(rounds) for i in range(n)]
 
 
 def jobs(found: Found, settings: Settings) -> dict[str, Any]:
     """The ``transcribe`` job of a configuration.
 
-    Several windows at once need as many recordings, unless each is cut into windows: then they are
+    With the sequential strategy a batch needs as many recordings as windows, so recordings are
     repeated.
     """
     configuration, recordings = found.configuration, list(found.recordings)
@@ -109,14 +108,14 @@ class Benchmark:
 
     @property
     def n_runs(self) -> int:
-        """Runs that count, of all configurations together."""
+        """Timed runs of all configurations together."""
         return len(self.found) * self._settings.rounds
 
     def run(self, on_run: Callable[[Found], None]) -> None:
-        """Measure; ``on_run`` is called after every run, and once when a configuration fails.
+        """Measure; ``on_run`` is called after every run, and once if a configuration fails.
 
         Raises:
-            EngineError: an engine is not there.
+            EngineError: an engine is missing.
         """
         pool = Pool(_room([found.configuration for found in self.found]))
         with tempfile.TemporaryDirectory() as folder:
@@ -142,9 +141,9 @@ class Benchmark:
                 worker = self._new(found)
                 pool.put(name, worker)
                 for _ in range(self._settings.warm_up):
-                    worker.ask("transcribe", **jobs(found, self._settings))
+                    worker.request("transcribe", **jobs(found, self._settings))
             found.busy.append(busy_cores(pause) if pause else None)
-            found.runs.append(worker.ask("transcribe", **jobs(found, self._settings)))
+            found.runs.append(worker.request("transcribe", **jobs(found, self._settings)))
         except WorkerError as error:
             found.error = str(error)
             pool.drop(name)
@@ -155,7 +154,7 @@ class Benchmark:
         try:
             path = str(configuration.engine.resolve())
             options = load_options(configuration, self._settings)
-            loaded = worker.ask("load", model=path, options=options)
+            loaded = worker.request("load", model=path, options=options)
         except BaseException:
             worker.close()
             raise
@@ -164,7 +163,7 @@ class Benchmark:
 
 
 def _room(configurations: Sequence[Configuration]) -> int:
-    """How many processes may live at once: as many as half of the free memory holds."""
+    """How many processes may exist at once: as many as fit in half of the free memory."""
     sizes = []
     for path in {configuration.engine for configuration in configurations}:
         files = read_engine(path).manifest.files.values()

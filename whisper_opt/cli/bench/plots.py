@@ -1,4 +1,4 @@
-"""Pictures of a benchmark: latency against length, throughput against batch."""
+"""Plots of a benchmark: latency by duration, throughput by batch size."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ __all__ = ["check_plots", "plot", "series"]
 FORMATS = ("png", "svg")
 
 Series = dict[str, list[tuple[float, float]]]
-"""Points (x, y) in the order of x, by label; more than one each."""
+"""Points (x, y) sorted by x, by label; at least two per label."""
 
 
 def check_plots() -> None:
-    """Do nothing where pictures can be drawn.
+    """Check that plots can be drawn.
 
     Raises:
         BackendUnavailable: matplotlib is missing.
@@ -33,12 +33,12 @@ def check_plots() -> None:
 
 
 def series(content: Mapping[str, Any]) -> dict[str, Series]:
-    """What can be drawn of a benchmark's file.
+    """The series that a benchmark's results contain.
 
     Returns:
-        ``latency``: seconds of transcription by seconds of sound, of what ran one at a time; the
-        points are lengths that were asked for, or the recordings. ``throughput``: seconds of sound
-        a second by windows at once.
+        ``latency``: seconds of transcription by seconds of audio at batch size 1; the points are
+        the durations requested, or the recordings. ``throughput``: seconds of audio per second by
+        batch size.
     """
     lengths = {entry["name"]: entry["seconds"] for entry in content["recordings"]}
     latency: Series = {}
@@ -46,8 +46,8 @@ def series(content: Mapping[str, Any]) -> dict[str, Series]:
     for entry in content["configurations"]:
         if "median_s" not in entry:
             continue
-        sound = "" if entry["length_s"] is None else f", {entry['length_s']:g} s"
-        label = f"{_label(entry)}{sound}"
+        duration = "" if entry["length_s"] is None else f", {entry['length_s']:g} s"
+        label = f"{_label(entry)}{duration}"
         throughput.setdefault(label, []).append((entry["batch_size"], entry["rtfx"]))
         if entry["batch_size"] == 1:
             points = latency.setdefault(_label(entry), [])
@@ -70,25 +70,25 @@ def _label(entry: Mapping[str, Any]) -> str:
 
 
 _AXES = {
-    "latency": ("Latency", "length of the sound (s)", "time to transcribe it (s)"),
-    "throughput": ("Throughput", "windows at once", "seconds of sound a second"),
+    "latency": ("Latency", "duration of the audio (s)", "transcription time (s)"),
+    "throughput": ("Throughput", "batch size (windows)", "seconds of audio per second"),
 }
 
 
 def plot(content: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Draw what there is to draw, as PNG and SVG.
+    """Draw all series as PNG and SVG.
 
     Args:
-        content: of a benchmark's file.
-        folder: made when missing.
+        content: contents of a benchmark's file.
+        folder: created if missing.
 
     Returns:
         The files.
 
     Raises:
         BackendUnavailable: matplotlib is missing.
-        OptionError: there is nothing to draw: neither sounds of several lengths one at a time, nor
-            batches of several sizes.
+        OptionError: there is nothing to draw: neither several durations at batch size 1, nor
+            several batch sizes.
     """
     check_plots()
     found = {name: lines for name, lines in series(content).items() if lines}

@@ -1,4 +1,4 @@
-"""What a benchmark transcribes: files, manifests with transcripts, and sound of a wanted length."""
+"""Recordings of a benchmark: files, manifests with transcripts, and audio of a given duration."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ __all__ = ["Recording", "from_files", "from_manifest", "of_length", "write_wav"]
 
 @dataclasses.dataclass(frozen=True)
 class Recording:
-    """A file, how long it is, and what is known of it.
+    """A recording, its duration and, if known, its language and transcript.
 
     Attributes:
-        name: what tables call it.
+        name: name in tables.
         path: the file.
-        seconds: its length.
-        language: code of what is spoken, if known.
-        text: what is said, if known and if errors may be counted against it.
+        seconds: its duration.
+        language: language code, if known.
+        text: transcript, if known and suitable for counting errors.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Recording:
 
 
 def from_files(paths: Iterable[Path]) -> list[Recording]:
-    """Recordings of which nothing is known.
+    """Recordings without language and transcript.
 
     Raises:
         AudioError: one cannot be read.
@@ -47,17 +47,17 @@ def from_files(paths: Iterable[Path]) -> list[Recording]:
 
 
 def from_manifest(manifest: Path, only: Sequence[str] = ()) -> list[Recording]:
-    """Recordings of a manifest: a JSON object a line, with ``path`` relative to the manifest.
+    """Recordings of a manifest: one JSON object per line, with ``path`` relative to the manifest.
 
-    ``text``, ``language`` and ``id`` are used where they are; ``"wer": false`` says that errors are
-    not to be counted.
+    ``text``, ``language`` and ``id`` are optional; ``"wer": false`` excludes a recording from the
+    error counts.
 
     Args:
         manifest: the file.
-        only: ``FIELD=VALUE``, each of which a line must fulfil.
+        only: conditions ``FIELD=VALUE``, all of which must hold.
 
     Raises:
-        OptionError: it is no manifest, or nothing in it is wanted.
+        OptionError: it is not a manifest, or no recording fulfils the conditions.
         AudioError: a recording cannot be read.
     """
     wanted = [condition.partition("=") for condition in only]
@@ -70,7 +70,7 @@ def from_manifest(manifest: Path, only: Sequence[str] = ()) -> list[Recording]:
             path = manifest.parent / entry["path"]
         except (ValueError, KeyError, TypeError) as error:
             raise OptionError(
-                f"line {number} of {manifest} is no recording ({type(error).__name__}: {error});"
+                f"line {number} of {manifest} is not a recording ({type(error).__name__}: {error});"
                 ' expected a JSON object with "path" and perhaps "text" and "language"'
             ) from error
         if all(_as_text(entry.get(field)) == value for field, _, value in wanted):
@@ -96,12 +96,11 @@ def _lines(path: Path) -> list[str]:
 
 
 def of_length(recordings: Sequence[Recording], seconds: float, folder: Path) -> Recording:
-    """A recording of a wanted length: all of them joined, repeated or cut; written to ``folder``.
+    """A recording of the given duration in ``folder``: all of them joined, then repeated or cut.
 
-    Speech may be cut off in the middle of a word, so it has no transcript.
+    It may end in the middle of a word, so it has no transcript.
     """
-    pieces = [load_audio(recording.path) for recording in recordings]
-    whole = np.concatenate(pieces)
+    whole = np.concatenate([load_audio(recording.path) for recording in recordings])
     n = round(seconds * SAMPLE_RATE)
     samples = np.tile(whole, -(-n // len(whole)))[:n]
     path = folder / f"{seconds:g}s.wav"
@@ -112,7 +111,7 @@ def of_length(recordings: Sequence[Recording], seconds: float, folder: Path) -> 
 
 
 def write_wav(path: Path, samples: F32) -> None:
-    """16 kHz mono samples [n] as 16-bit PCM, which any system's reader knows."""
+    """Write 16 kHz mono samples [n] as 16-bit PCM, which every system can read."""
     import soundfile
 
     soundfile.write(path, samples, SAMPLE_RATE, "PCM_16")

@@ -1,4 +1,4 @@
-"""Figures of a benchmark: what goes into the JSON file, and the table that people read."""
+"""Results of a benchmark: the JSON file and the table."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ __all__ = [
 
 _LOADED = ("precision", "encoder_precision", "dialect", "device", "kernels")
 FORMAT = 1
-"""Of the JSON file; changes when a reader would misunderstand it."""
+"""Version of the JSON file; changes with incompatible changes of its contents."""
 
 
 def environment(arguments: Sequence[str]) -> dict[str, Any]:
-    """What every benchmark's file begins with; looks at the load of the machine, for half a second.
+    """The first entries of a benchmark's file; takes half a second to measure the machine's load.
 
     Args:
-        arguments: the command, program first.
+        arguments: the command line, program first.
     """
     now = datetime.datetime.now(datetime.timezone.utc)
     return {
@@ -53,13 +53,13 @@ def environment(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """The smallest of the values that at least so many percent do not exceed (nearest rank)."""
+    """Percentile of the values by the nearest-rank method."""
     ordered = sorted(values)
     return ordered[max(-(-len(ordered) * percent // 100), 1).__int__() - 1]
 
 
 def figures(found: Found, settings: Settings) -> dict[str, Any]:
-    """What one configuration gave, as far as it has run."""
+    """The results of one configuration so far."""
     configuration = found.configuration
     entry: dict[str, Any] = {
         "name": configuration.name,
@@ -83,18 +83,18 @@ def _times(found: Found) -> dict[str, Any]:
     rounds = [run["seconds"] for run in runs]
     median = statistics.median(rounds)
     n = len(last["text"])
-    sound = sum(found.recordings[i % len(found.recordings)].seconds for i in range(n))
+    seconds_of_audio = sum(found.recordings[i % len(found.recordings)].seconds for i in range(n))
     steps = [step for run in runs for step in run["steps_ms"]]
     times: dict[str, Any] = {
         "recordings": n,
-        "audio_s": round(sound, 3),
+        "audio_s": round(seconds_of_audio, 3),
         "load_s": round(found.loaded["seconds"], 4),
         "rounds_s": [round(second, 5) for second in rounds],
         "busy_cores": found.busy,
         "median_s": round(median, 5),
         "fastest_s": round(min(rounds), 5),
         "slowest_s": round(max(rounds), 5),
-        "rtfx": round(sound / median, 2),
+        "rtfx": round(seconds_of_audio / median, 2),
         "windows": last["windows"],
         "tokens": last["tokens"],
         "stages_s": {
@@ -127,10 +127,10 @@ def _memory(found: Found) -> dict[str, int]:
 def errors(
     recordings: Sequence[Recording], texts: Sequence[str], options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Word and character errors a hundred, or why they are not counted.
+    """Word and character error rates in percent, or the reason why there are none.
 
-    Languages without spaces are counted by character. Where recordings are repeated, the first of
-    each counts.
+    Errors in languages without spaces are counted by character. If recordings are repeated, only
+    the first of each counts.
     """
     if options.get("task") == "translate":
         return {"reason": "a translation is not compared with a transcript"}
@@ -158,7 +158,7 @@ def errors(
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a file, whole or not at all.
+    """Write JSON to a temporary file beside ``path``, then rename it.
 
     Raises:
         WhisperOptError: it cannot be written.
@@ -172,10 +172,10 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The file of an earlier run.
+    """Read the file of an earlier run.
 
     Raises:
-        WhisperOptError: there is none, or it is something else.
+        WhisperOptError: it does not exist, or is not such a file.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -185,7 +185,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise WhisperOptError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise WhisperOptError(
-            f"{path} is not a file that whisper-opt bench wrote ({type(error).__name__}: {error})"
+            f"{path} was not written by whisper-opt bench ({type(error).__name__}: {error})"
         ) from error
     if version != FORMAT:
         raise WhisperOptError(
@@ -199,7 +199,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A Markdown table whose columns line up; the first column is left-aligned."""
+    """A Markdown table with aligned columns; the first column is left-aligned."""
     cells = [[str(cell).replace("|", "\\|") for cell in row] for row in (header, *rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
 
@@ -218,7 +218,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def overview(entries: Sequence[Mapping[str, Any]]) -> str:
-    """The table of what was measured; what failed has a line that says so."""
+    """The tables of results, and a line for each configuration that failed."""
     measured = [entry for entry in entries if "median_s" in entry]
     lines = []
     if measured:
@@ -264,7 +264,7 @@ def _row(entry: Mapping[str, Any]) -> Sequence[object]:
 
 
 def precision_text(entry: Mapping[str, Any]) -> str:
-    """The engine's precision, and the encoder's where that is another."""
+    """Precision of the engine, and of the encoder if that is different."""
     encoder = entry.get("encoder_precision") or "engine"
     return f"{entry['precision']}{'' if encoder == 'engine' else f', {encoder} encoder'}"
 
@@ -279,6 +279,6 @@ def _mebibytes(n_bytes: int | None) -> str:
 
 
 def error_text(found: Mapping[str, Any]) -> str:
-    """Errors for a table: words, characters, or both."""
+    """Error rates for a table: words, characters, or both."""
     rates = [f"{found[kind]:.1f}" for kind in ("wer", "cer") if kind in found]
     return "/".join(rates) or "-"

@@ -1,4 +1,4 @@
-"""Word errors: whisper's own normalizers (package ``whisper-normalizer``), counted by ``jiwer``."""
+"""Word errors after Whisper's text normalization (``whisper-normalizer``), by ``jiwer``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _BRACKETS = re.compile(r"[\[\](){}<>♪♫*]")
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """Errors of a text, or of many."""
+    """Errors of one text, or of several."""
 
     words: int = 0
     substitutions: int = 0
@@ -33,26 +33,26 @@ class Score:
 
     @property
     def errors(self) -> int:
-        """All of them."""
+        """All errors."""
         return self.substitutions + self.deletions + self.insertions
 
     @property
     def rate(self) -> float:
-        """Errors a hundred reference words."""
+        """Errors per hundred reference words."""
         return 100 * self.errors / self.words if self.words else 0.0
 
 
 def whole(scores: Iterable[Score]) -> Score:
-    """The sum: long texts weigh more."""
+    """The sum of scores, so that longer texts have more weight."""
     rows = [dataclasses.astuple(score) for score in scores]
     return Score(*map(sum, zip(*rows))) if rows else Score()
 
 
 def check_scoring() -> None:
-    """Do nothing where errors can be counted.
+    """Check that errors can be counted.
 
     Raises:
-        BackendUnavailable: a package for it is missing.
+        BackendUnavailable: a package is missing.
     """
     try:
         import jiwer  # noqa: F401
@@ -94,19 +94,19 @@ def score(reference: str, hypothesis: str, language: str) -> Score:
 def unspoken(reference: str, hypothesis: str, language: str) -> int:
     """Hallucinated words of ``hypothesis``: insertions, or all words if there is no speech.
 
-    What a normalizer would drop counts: text in brackets, notes, lone punctuation. A compound
-    written apart ("my self") does not: where the letters are the same, the words were said.
+    Text that the normalizer drops counts: text in brackets, notes, lone punctuation. A compound
+    written apart ("my self") does not count: its letters are the same.
     """
     if not reference:
         return len(hypothesis.split())
     found = _aligned(reference, _BRACKETS.sub(" ", hypothesis), language)
-    wanted, found_words = found.references[0], found.hypotheses[0]
+    expected, found_words = found.references[0], found.hypotheses[0]
     count = 0
     for equal, group in itertools.groupby(found.alignments[0], lambda c: c.type == "equal"):
         chunks = list(group)
         first, last = chunks[0], chunks[-1]
         ours = found_words[first.hyp_start_idx : last.hyp_end_idx]
-        theirs = wanted[first.ref_start_idx : last.ref_end_idx]
+        theirs = expected[first.ref_start_idx : last.ref_end_idx]
         if not equal and "".join(ours) != "".join(theirs):
             count += sum(c.hyp_end_idx - c.hyp_start_idx for c in chunks if c.type == "insert")
     return count

@@ -1,11 +1,11 @@
-"""A system to be measured, in a process of its own: JSON jobs on standard input, one a line.
+"""Runs a system to be measured in its own process: one JSON job per line of standard input.
 
 Run as a file, with the folder and the name of a module that has a class ``System``::
 
     python serve.py FOLDER MODULE
 
-Only the standard library is needed here, so that any environment's Python can serve. What a system
-prints goes to standard error; answers are all there is on standard output.
+It needs only the standard library, so that the Python of any environment can run it. The output of
+the system goes to standard error; standard output has only the responses.
 
     {"job": "load", ...}          the other fields are arguments of ``System``
         {"ok": true, "seconds": ..., "memory": {...}, ...}
@@ -13,7 +13,7 @@ prints goes to standard error; answers are all there is on standard output.
         {"ok": true, "memory": {...}, "text": ..., "segments": ..., "seconds": ...}
     {"job": "quit"}
 
-What goes wrong is ``{"ok": false, "error": "..."}``; the process lives on.
+The response to a job that fails is ``{"ok": false, "error": "..."}``; the process continues.
 """
 
 from __future__ import annotations
@@ -35,11 +35,10 @@ Job = dict[str, Any]
 
 
 def memory() -> dict[str, int]:
-    """Resident memory in bytes: now, where the system tells it, and at its peak.
+    """Resident memory in bytes: the peak and, if the system reports it, the current value.
 
-    The peak is that of this process, or of a process it ran and waited for if that was larger.
-    Linux keeps the peak of the program that runs now; ``getrusage`` there counts what the parent
-    held before the program was started.
+    The peak is that of this process or of its largest finished child. On Linux it comes from
+    ``/proc``, because ``getrusage`` includes the memory of the parent before ``exec``.
     """
     try:
         import resource
@@ -56,15 +55,15 @@ def memory() -> dict[str, int]:
     return {"resident_bytes": now, "peak_bytes": max(peak, children)}
 
 
-def serve(load: Callable[..., Any], jobs: TextIO, answers: TextIO) -> None:
-    """Do jobs until there are no more or one says so.
+def serve(load: Callable[..., Any], jobs: TextIO, responses: TextIO) -> None:
+    """Run jobs until the input ends or a job is ``quit``.
 
     Args:
         load: makes a system from the fields of a ``load`` job; the system has ``transcribe``, which
-            returns the fields of an answer, and may have ``about``, a mapping for the answer to
-            ``load``.
-        jobs: a JSON object a line.
-        answers: where answers go, a JSON object a line.
+            returns the fields of a response, and may have ``about``, further fields of the
+            response to ``load``.
+        jobs: one JSON object per line.
+        responses: one JSON object per line.
     """
     system: Any = None
     for job in _jobs(jobs):
@@ -75,19 +74,19 @@ def serve(load: Callable[..., Any], jobs: TextIO, answers: TextIO) -> None:
             if kind == "load":
                 begin = time.perf_counter()
                 system = load(**job)
-                answer = {"seconds": time.perf_counter() - begin, **getattr(system, "about", {})}
+                response = {"seconds": time.perf_counter() - begin, **getattr(system, "about", {})}
             elif kind == "transcribe":
                 if system is None:
                     raise ValueError("nothing is loaded yet")
-                answer = dict(system.transcribe(**job))
+                response = dict(system.transcribe(**job))
             else:
                 raise ValueError(f"unknown job {kind!r}; expected load, transcribe or quit")
-            answer = {"ok": True, **answer, "memory": memory()}
-        except Exception as error:  # whatever a system raises is its answer
+            response = {"ok": True, **response, "memory": memory()}
+        except Exception as error:  # any error of the system is the response
             traceback.print_exc()
-            answer = {"ok": False, "error": f"{type(error).__name__}: {error}"}
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
+            response = {"ok": False, "error": f"{type(error).__name__}: {error}"}
+        responses.write(json.dumps(response) + "\n")
+        responses.flush()
 
 
 def _jobs(lines: TextIO) -> Iterator[Job]:
@@ -98,7 +97,7 @@ def _jobs(lines: TextIO) -> Iterator[Job]:
 
 
 def _die_with_parent() -> None:
-    """A stopped process does not notice that its parent is gone; Linux can end it."""
+    """On Linux, end with the parent: a stopped process does not notice that the parent ended."""
     if sys.platform == "linux":
         import ctypes
 
@@ -107,15 +106,15 @@ def _die_with_parent() -> None:
 
 
 def main() -> None:
-    """Serve the system that the arguments name."""
+    """Run the system that the arguments name."""
     folder, module = sys.argv[1:]
     _die_with_parent()
-    sys.path[0] = folder  # instead of the folder of this file, whose names are for the library
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what a system prints, in C too, is no answer
+    sys.path[0] = folder  # instead of the folder of this file
+    responses = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # output of the system, also from C, is no response
     sys.stdout = sys.stderr
     system = importlib.import_module(module).System
-    serve(system, sys.stdin, answers)
+    serve(system, sys.stdin, responses)
 
 
 if __name__ == "__main__":

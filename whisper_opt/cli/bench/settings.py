@@ -1,4 +1,4 @@
-"""How to measure, apart from what measures: a command line can be read without loading that."""
+"""Settings of a benchmark, in a module that is fast to import."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any
 __all__ = ["LISTS", "Settings"]
 
 LISTS = ("encoder_precision", "threads", "beam_size", "batch_size", "seconds")
-"""Of what every combination is measured, besides engines."""
+"""Settings of which every combination is measured, besides engines."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How to measure.
+    """Settings of the measurement.
 
     Attributes:
-        rounds: runs of every configuration that count.
-        warm_up: runs without a clock in every new process.
+        rounds: timed runs of every configuration.
+        warm_up: untimed runs in every new process.
         pause: seconds before each run.
         load: fields of ``LoadOptions`` other than those of the grid.
         options: fields of ``TranscribeOptions`` other than beam and batch.
-        arrays: sound is read before the clock runs.
+        arrays: decode audio files before timing starts.
     """
 
     rounds: int = 5

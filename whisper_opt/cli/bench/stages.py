@@ -1,8 +1,8 @@
-"""Where the time of a transcription goes, seen from outside.
+"""Time per stage of a transcription, measured from outside.
 
-The backend, its sessions and its scores are wrapped, and so are the functions that read sound,
-compute log-mels, look for speech and align words, wherever the library has imported them. What runs
-is what always runs; no clock is read in the library itself.
+The backend, its sessions and its logits are wrapped, and so are the functions that read audio,
+compute log-mels, detect speech and align words, in every module that imported them. The library
+itself has no timing code.
 """
 
 from __future__ import annotations
@@ -36,38 +36,38 @@ from whisper_opt.core.backend import (
 from whisper_opt.core.dims import ModelDims
 from whisper_opt.transcription import alignment as align
 
-__all__ = ["STAGES", "Clock", "TimedBackend", "watching"]
+__all__ = ["STAGES", "Clock", "TimedBackend", "timing"]
 
 STAGES = ("audio", "mel", "vad", "encode", "prefill", "step", "align")
-"""Reading sound; log-mel; looking for speech; the encoder; prompts, language detection included;
-single tokens, choice and reordering included; word times. The rest is ``other``: rules, text and
-whatever else is done on the host."""
+"""Audio decoding; log-mel; speech detection; encoder; prompts, including language detection;
+decoding steps, including selection and reordering; word timestamps. The rest is ``other``:
+constraints, text and other work on the host."""
 
 _Run = TypeVar("_Run", bound=Callable[..., Any])
 
 
 class Clock:
-    """Adds up seconds by stage; a stage within a stage stops the outer one.
+    """Sums seconds by stage; time in a nested stage does not count for the outer one.
 
-    Threads have stages of their own, so the sum of all may exceed the time that passed.
+    Threads have their own stages, so the sum may exceed the elapsed time.
     """
 
     def __init__(self) -> None:
-        """Everything at zero."""
+        """All counters are zero."""
         self._open = threading.local()
         self.reset()
 
     def reset(self) -> None:
-        """Everything at zero again."""
+        """Set all counters to zero."""
         self.seconds: collections.defaultdict[str, float] = collections.defaultdict(float)
         self.steps: list[float] = []
-        """Seconds of every call that fed one token to every row."""
+        """Seconds of every decoding step."""
         self.encoded = 0
-        """Windows encoded."""
+        """Number of windows encoded."""
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Count the time within as ``name``."""
+        """Count the time in the ``with`` block as ``name``."""
         stack: list[float] = self._open.__dict__.setdefault("stack", [])
         begin = time.perf_counter()
         stack.append(0.0)
@@ -80,7 +80,7 @@ class Clock:
                 stack[-1] += whole
 
     def of(self, name: str, run: _Run) -> _Run:
-        """``run``, counted as ``name``; what an iterator that it returns takes is counted too."""
+        """``run``, timed as ``name``; if it returns a generator, its items are timed too."""
 
         @functools.wraps(run)
         def timed(*args: Any, **kwargs: Any) -> Any:
@@ -102,7 +102,7 @@ class Clock:
 
 @dataclasses.dataclass(frozen=True)
 class _TimedLogits:
-    """Scores; choosing among them belongs to the call that made them."""
+    """Logits; selection counts for the call that computed them."""
 
     scores: Logits
     owner: TimedSession
@@ -121,7 +121,7 @@ class _TimedLogits:
 
 
 class TimedSession:
-    """A session whose first ``extend`` is the prefill; all that follow are steps."""
+    """A timed session: the first ``extend`` is the prefill, the others are steps."""
 
     def __init__(self, session: Session, clock: Clock) -> None:
         """Time ``session``."""
@@ -132,7 +132,7 @@ class TimedSession:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Count what is done within towards the call that is under way."""
+        """Count the time in the ``with`` block for the current call."""
         begin = time.perf_counter()
         try:
             with self._clock.stage(self._stage):
@@ -156,7 +156,7 @@ class TimedSession:
             self.session.gather(rows)
 
     def append(self, other: Session) -> None:
-        """As the session; it is part of the newcomer's prefill."""
+        """As the session; counts as prefill of the appended rows."""
         inner = other.session if isinstance(other, TimedSession) else other
         with self._clock.stage("prefill"):
             self.session.append(inner)
@@ -170,7 +170,7 @@ class TimedSession:
 
 
 class TimedMultiStepSession(TimedSession):
-    """The same for a session that can take several steps by itself; each counts."""
+    """The same for a session with multi-step decoding; each step counts."""
 
     session: MultiStepSession
 
@@ -191,7 +191,7 @@ class TimedMultiStepSession(TimedSession):
 
 
 class TimedBackend:
-    """A backend that tells a clock how long it takes."""
+    """A timed backend."""
 
     def __init__(self, backend: Backend, clock: Clock) -> None:
         """Time ``backend``."""
@@ -200,7 +200,7 @@ class TimedBackend:
         self.dims: ModelDims = backend.dims
 
     def encode(self, mel: F32) -> Encoded:
-        """As the backend; waits for the result where that is not done yet."""
+        """As the backend; waits for asynchronous work to complete."""
         with self._clock.stage("encode"):
             found = self._backend.encode(mel)
             wait = getattr(self._backend, "synchronize", None)
@@ -213,7 +213,7 @@ class TimedBackend:
         """As the backend."""
         with self._clock.stage("prefill"):
             session = self._backend.open(audio)
-        # the decode loop asks for the type, so what cannot run by itself must not look as if
+        # the decode loop checks the type: only a multi-step session may have this one
         timed = TimedMultiStepSession if isinstance(session, MultiStepSession) else TimedSession
         return timed(session, self._clock)
 
@@ -226,8 +226,8 @@ class TimedBackend:
         return getattr(self._backend, name)
 
 
-def _watched() -> Iterator[tuple[str, Callable[..., Any]]]:
-    """Functions, wherever they are imported, and the stages that they are."""
+def _timed_functions() -> Iterator[tuple[str, Callable[..., Any]]]:
+    """Functions to time, and their stages."""
     yield "audio", audio.load_audio
     yield "audio", audio.open_audio
     yield "mel", features.log_mel
@@ -235,7 +235,7 @@ def _watched() -> Iterator[tuple[str, Callable[..., Any]]]:
     yield "align", align.align_words
 
 
-def _methods() -> Iterator[tuple[str, type[Any], str]]:
+def _timed_methods() -> Iterator[tuple[str, type[Any], str]]:
     yield "audio", audio.AudioStream, "__next__"
     yield "vad", vad.SpeechDetector, "spans"
 
@@ -249,16 +249,16 @@ def _library() -> list[ModuleType]:
 
 
 @contextlib.contextmanager
-def watching(clock: Clock) -> Iterator[None]:
-    """Time the library's functions for the length of a ``with`` block."""
+def timing(clock: Clock) -> Iterator[None]:
+    """Time the functions of the library during a ``with`` block."""
     with contextlib.ExitStack() as undo:
-        for stage, function in _watched():
+        for stage, function in _timed_functions():
             timed = clock.of(stage, function)
             for module in _library():
                 names = [name for name, value in vars(module).items() if value is function]
                 for name in names:
                     _set(undo, module, name, timed)
-        for stage, owner, name in _methods():
+        for stage, owner, name in _timed_methods():
             _set(undo, owner, name, clock.of(stage, getattr(owner, name)))
         yield
 

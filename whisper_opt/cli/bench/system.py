@@ -1,4 +1,4 @@
-"""This library, as :mod:`whisper_opt.cli.bench.serve` wants a system to be."""
+"""This library as a system for :mod:`whisper_opt.cli.bench.serve`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from whisper_opt.audio.decode import load_audio
 from whisper_opt.cli.bench.machine import versions
-from whisper_opt.cli.bench.stages import STAGES, Clock, TimedBackend, watching
+from whisper_opt.cli.bench.stages import STAGES, Clock, TimedBackend, timing
 from whisper_opt.core.options import LoadOptions, TranscribeOptions
 from whisper_opt.runtime.devices import open_backend
 from whisper_opt.runtime.engine import read_engine
@@ -49,18 +49,18 @@ class System:
         batch: bool = False,
         arrays: bool = False,
     ) -> dict[str, Any]:
-        """Transcribe recordings, one by one or, with ``batch``, side by side.
+        """Transcribe recordings, one by one or, with ``batch``, together.
 
         Args:
             audio: paths.
             options: fields of ``TranscribeOptions``.
-            languages: of every recording, where ``options`` name none.
-            batch: side by side, as many windows at a time as ``options`` say.
-            arrays: read the recordings before the clock runs.
+            languages: of every recording; used if ``options`` have no language.
+            batch: transcribe together, in batches of ``batch_size`` windows.
+            arrays: decode audio files before timing starts.
 
         Returns:
-            Text and segments of every recording, seconds of each (one by one) and of all, seconds
-            by stage, milliseconds of the steps.
+            Text and segments of every recording, seconds of each (if one by one) and of all,
+            seconds by stage, milliseconds of the steps.
         """
         given = TranscribeOptions(**(options or {}))
         each = [
@@ -70,7 +70,7 @@ class System:
         sources: list[Any] = [load_audio(path) for path in audio] if arrays else list(audio)
         clock = self._clock
         clock.reset()
-        with watching(clock):
+        with timing(clock):
             begin = time.perf_counter()
             run = self._together if batch else self._in_turn
             transcripts, seconds = run(sources, each)

@@ -1,6 +1,6 @@
-"""Processes that do jobs (see :mod:`whisper_opt.cli.bench.serve`), seen from the one that asks.
+"""Worker processes that run jobs (see :mod:`whisper_opt.cli.bench.serve`).
 
-A process that is not asked is stopped: the worker threads of most libraries spin for up to 0.2 s
+A process without a job is stopped (SIGSTOP): the threads of most libraries spin for up to 0.2 s
 after their last work, and would take a core from the next process.
 """
 
@@ -30,19 +30,19 @@ _CAN_STOP = hasattr(signal, "SIGSTOP")
 
 
 class WorkerError(WhisperOptError):
-    """A process that was to be measured failed, or died."""
+    """A worker process failed or ended."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What a worker runs.
+    """The program that a worker runs.
 
     Attributes:
         name: for messages.
-        folder: where ``module`` is imported from.
+        folder: folder from which ``module`` is imported.
         module: a module with a class ``System``.
         python: the Python of its environment.
-        environment: variables that are set for it.
+        environment: additional environment variables.
     """
 
     name: str
@@ -62,31 +62,31 @@ class Worker:
         self._errors: Any = None
         self._at_work = False
 
-    def ask(self, job: str, **fields: Any) -> dict[str, Any]:
-        """Do a job and return its answer.
+    def request(self, job: str, **fields: Any) -> dict[str, Any]:
+        """Run a job and return its response.
 
         Raises:
-            WorkerError: it failed, or the process died; the message is the system's own.
+            WorkerError: the job failed, or the process ended; the message is that of the system.
         """
         process = self._start()
         self._signal(process, "SIGCONT")
         assert process.stdin is not None
         assert process.stdout is not None
         line, self._at_work = "", True
-        with contextlib.suppress(OSError):  # it died: no line comes either
+        with contextlib.suppress(OSError):  # the process ended: there is no response either
             process.stdin.write(json.dumps({"job": job, **fields}) + "\n")
             process.stdin.flush()
             line = process.stdout.readline()
         if not line:
-            said, status = self._last_words(), process.wait()
+            message, status = self._last_message(), process.wait()
             self.close()
-            raise WorkerError(f"{self.program.name} died with status {status}: {said}")
+            raise WorkerError(f"{self.program.name} ended with status {status}: {message}")
         self._at_work = False
         self._signal(process, "SIGSTOP")
-        answer: dict[str, Any] = json.loads(line)
-        if not answer.pop("ok"):
-            raise WorkerError(f"{self.program.name}: {answer['error']}")
-        return answer
+        response: dict[str, Any] = json.loads(line)
+        if not response.pop("ok"):
+            raise WorkerError(f"{self.program.name}: {response['error']}")
+        return response
 
     def _start(self) -> subprocess.Popen[str]:
         if self._process is None:
@@ -100,17 +100,17 @@ class Worker:
                     stderr=self._errors,
                     encoding="utf-8",
                     env={**os.environ, **program.environment},
-                    start_new_session=True,  # Ctrl-C is the asking process's to deal with
+                    start_new_session=True,  # Ctrl-C is handled by the parent
                 )
             except OSError as error:
                 self._errors.close()
                 raise WorkerError(f"{program.name} cannot be started: {error}") from error
         return self._process
 
-    def _last_words(self) -> str:
+    def _last_message(self) -> str:
         self._errors.seek(0)
         lines = self._errors.read().decode("utf-8", "replace").strip().splitlines()
-        return lines[-1] if lines else "it said nothing"
+        return lines[-1] if lines else "no message"
 
     def _signal(self, process: subprocess.Popen[str], name: str) -> None:
         if _CAN_STOP:
@@ -130,7 +130,7 @@ class Worker:
             _kill(process)
         pipes: tuple[Any, ...] = (process.stdin, process.stdout, self._errors)
         for pipe in pipes:
-            with contextlib.suppress(OSError):  # it may not have read all
+            with contextlib.suppress(OSError):  # unread input
                 pipe.close()
         self._at_work = False
 
@@ -149,32 +149,32 @@ class Worker:
 
 
 def _kill(process: subprocess.Popen[str]) -> None:
-    """End a process and whatever it runs."""
+    """Kill a process and its children."""
     if hasattr(os, "killpg"):
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # it leads a session of its own
+            os.killpg(process.pid, signal.SIGKILL)  # it is the leader of its session
     else:
         process.kill()
     process.wait()
 
 
 class Pool:
-    """Workers by key, the longest unused of which are ended when there are too many."""
+    """Workers by key; the least recently used ones are ended if there are too many."""
 
     def __init__(self, size: int) -> None:
-        """``size``: processes alive at once at most."""
+        """``size``: maximum number of processes."""
         self._size = size
         self._alive: collections.OrderedDict[str, Worker] = collections.OrderedDict()
 
     def get(self, key: str) -> Worker | None:
-        """The worker of ``key`` if it is alive, now the last used."""
+        """The worker of ``key``, now the most recently used, or None."""
         worker = self._alive.get(key)
         if worker is not None:
             self._alive.move_to_end(key)
         return worker
 
     def put(self, key: str, worker: Worker) -> None:
-        """Keep a worker; room is made first."""
+        """Add a worker; ends others first if there are too many."""
         while len(self._alive) >= self._size:
             self._alive.popitem(last=False)[1].close()
         self._alive[key] = worker

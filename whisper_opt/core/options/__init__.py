@@ -1,6 +1,6 @@
-"""The single list of options: the API, the command line and the docs are made from it.
+"""All options: the API, the command line and docs/options.md are generated from these classes.
 
-Every option is validated here, once, and honoured everywhere or refused with a reason.
+Every option is validated here, once. A mode that cannot honour an option refuses it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which transcription options contradict one another, or have no effect beside others."""
+"""Checks of transcription options that contradict one another or have no effect together."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ if TYPE_CHECKING:
 __all__ = ["LANGUAGE_OPTIONS", "check_transcription"]
 
 AUTO = "auto"
-"""The language that other programs take for "detect it"; the same as leaving the option out."""
+"""A language name that means "detect it"; the same as leaving the option out."""
 LANGUAGE_OPTIONS = (
     "multilingual",
     "language_detection_segments",
     "language_detection_threshold",
 )
-"""Fields of :class:`TranscribeOptions` that are about detecting the language."""
-_WHERE_SPEECH_IS = ("vad_speech_pad", "vad_max_speech_duration")
-"""Options that change where speech begins and ends, not whether there is any."""
+"""Fields of :class:`TranscribeOptions` that control language detection."""
+_SPEECH_BOUNDS = ("vad_speech_pad", "vad_max_speech_duration")
+"""VAD options that change where speech begins and ends, not whether there is any."""
 
 
 def check_transcription(options: TranscribeOptions) -> None:
-    """Check options together, and turn sequences into tuples.
+    """Check options against one another, and turn sequences into tuples.
 
     Raises:
-        OptionError: one is out of range, contradicts another, or has no effect beside it.
+        OptionError: one is out of range, contradicts another, or has no effect with another.
     """
     _check_search(options)
     _check_choice(options)
@@ -52,19 +52,21 @@ def _default(options: TranscribeOptions, name: str) -> Any:
 
 def _check_search(options: TranscribeOptions) -> None:
     given = options.temperature
-    ladder = (given,) if isinstance(given, (int, float)) else items(given)
-    if not ladder or not all(
-        isinstance(t, (int, float)) and not isinstance(t, bool) and 0 <= t <= 10 for t in ladder
+    temperatures = (given,) if isinstance(given, (int, float)) else items(given)
+    if not temperatures or not all(
+        isinstance(t, (int, float)) and not isinstance(t, bool) and 0 <= t <= 10
+        for t in temperatures
     ):
         raise OptionError(f"temperature is {given!r}; expected numbers from 0 to 10")
-    object.__setattr__(options, "temperature", tuple(float(t) for t in ladder))
-    if options.beam_size is not None and 0 not in ladder:
+    object.__setattr__(options, "temperature", tuple(float(t) for t in temperatures))
+    if options.beam_size is not None and 0 not in temperatures:
         raise OptionError(
-            "beam_size is given, but no temperature is 0, and beam search works at 0 only"
+            "beam_size is given, but no temperature is 0, and beam search is used at temperature 0"
+            " only; add 0 to temperature, or leave beam_size out"
         )
-    if options.best_of is not None and not any(t > 0 for t in ladder):
+    if options.best_of is not None and not any(t > 0 for t in temperatures):
         raise OptionError(
-            "best_of is given, but every temperature is 0, where all answers are the same;"
+            "best_of is given, but every temperature is 0, where all samples are the same;"
             " give a temperature above 0"
         )
     if options.patience is not None:
@@ -73,27 +75,27 @@ def _check_search(options: TranscribeOptions) -> None:
         if round(options.beam_size * options.patience) < 1:
             raise OptionError(
                 f"patience is {options.patience}; with beam_size {options.beam_size} the search"
-                " would end before any answer"
+                " would end before any hypothesis is complete"
             )
 
 
 def _check_choice(options: TranscribeOptions) -> None:
-    """What chooses between answers needs several of them, and what draws needs draws."""
+    """Options about ranking need several hypotheses, and a seed needs sampling."""
     if options.seed != _default(options, "seed") and not any(t > 0 for t in options.temperatures):
         raise OptionError(
-            f"seed is {options.seed}, but every temperature is 0, where nothing is drawn; leave it"
+            f"seed is {options.seed}, but every temperature is 0, so nothing is sampled; leave it"
             " out, or give a temperature above 0"
         )
     n_found = (options.beam_size or 1) * (options.patience or 1.0)
     if options.length_penalty is not None and max(round(n_found), options.best_of or 1) == 1:
         raise OptionError(
-            f"length_penalty is {options.length_penalty}, but there is one answer only to choose"
-            " from; give beam_size, or best_of with a temperature above 0"
+            f"length_penalty is {options.length_penalty}, but there is only one hypothesis to"
+            " choose from; give beam_size, or best_of with a temperature above 0"
         )
 
 
 def _check_thresholds(options: TranscribeOptions) -> None:
-    """Thresholds that send a window to the next temperature need one to send it to."""
+    """Thresholds that make a window retry at the next temperature need several temperatures."""
     if len(options.temperatures) > 1:
         return
     names = ["compression_ratio_threshold"]
@@ -103,7 +105,7 @@ def _check_thresholds(options: TranscribeOptions) -> None:
         value = getattr(options, name)
         if value is not None and value != _default(options, name):
             raise OptionError(
-                f"{name} is {value}, but there is one temperature only, so that no window is"
+                f"{name} is {value}, but there is only one temperature, so no window is"
                 " decoded again; give several temperatures, or leave it out"
             )
 
@@ -112,14 +114,14 @@ def _check_timestamps(options: TranscribeOptions) -> None:
     latest = options.max_initial_timestamp
     if latest == 0:
         raise OptionError(
-            "max_initial_timestamp is 0; expected more than 0, or None for no limit (which is"
-            " what openai-whisper takes 0 for)"
+            "max_initial_timestamp is 0; expected more than 0, or None for no limit (openai-whisper"
+            " takes 0 as no limit)"
         )
     default = _default(options, "max_initial_timestamp")
     if options.without_timestamps and latest is not None and latest != default:
         raise OptionError(
-            f"max_initial_timestamp is {latest}, but without_timestamps is on, and then there"
-            " are none; leave one of them out"
+            f"max_initial_timestamp is {latest}, but without_timestamps is on, so there"
+            " are no timestamps; leave one of them out"
         )
 
 
@@ -141,8 +143,8 @@ def _check_language(options: TranscribeOptions) -> None:
     for name in LANGUAGE_OPTIONS:
         if getattr(options, name) != _default(options, name):
             raise OptionError(
-                f"{name} is given, but so is language ({options.language!r}), so that none is"
-                " detected; leave one of them out"
+                f"{name} is given, but so is language ({options.language!r}), so no language"
+                " is detected; leave one of them out"
             )
 
 
@@ -152,8 +154,8 @@ def _check_strategy(options: TranscribeOptions) -> None:
         if options.condition_on_previous_text:
             raise OptionError(
                 "condition_on_previous_text is on, but in batched mode the text before a"
-                " stretch of speech is not known when it is decoded; leave the option out"
-                " (windows are told the text of their own stretch) or use the sequential"
+                " chunk of speech is not known when the chunk is decoded; leave the option out"
+                " (windows then get the previous text of their own chunk), or use the sequential"
                 " strategy"
             )
         if options.vad_mode != "cut" and not options.clip_timestamps:
@@ -163,8 +165,8 @@ def _check_strategy(options: TranscribeOptions) -> None:
             )
     if options.vad_mode == "cut" and options.clip_timestamps:
         raise OptionError(
-            "vad is 'cut' and clip_timestamps are given; only one of them can say what to"
-            " transcribe: leave one out"
+            "vad is 'cut' and clip_timestamps are given; only one of them can choose what to"
+            " transcribe; leave one out"
         )
     _check_vad(options)
 
@@ -176,10 +178,10 @@ def _check_vad(options: TranscribeOptions) -> None:
             continue
         if mode == "off":
             raise OptionError(f"{name} is given, but vad is 'off'; leave one out")
-        if mode == "check" and name in _WHERE_SPEECH_IS:
+        if mode == "check" and name in _SPEECH_BOUNDS:
             raise OptionError(
-                f"{name} is given, but vad is 'check', which asks only whether anybody speaks;"
-                " leave it out, or use vad='cut'"
+                f"{name} is given, but vad is 'check', which only decides whether there is"
+                " speech; leave it out, or use vad='cut'"
             )
 
 

@@ -1,4 +1,4 @@
-"""Option fields: a value's kind and range, stated where the option is declared and checked here."""
+"""Option fields: the kind and range of each value, declared as field metadata, checked here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from whisper_opt.core.errors import OptionError
 __all__ = ["KINDS", "check_fields", "items", "option"]
 
 KINDS = ("text", "flag", "integer", "number", "integers", "numbers")
-"""What an option holds; the last two are sequences and check themselves."""
+"""Kinds of values. The option class itself checks the last two, which are sequences."""
 
 
 def option(
@@ -25,17 +25,17 @@ def option(
     choices: Sequence[str] | None = None,
     metavar: str | None = None,
 ) -> Any:
-    """A dataclass field; its metadata tells front ends how to read it from text.
+    """Declare an option: a dataclass field whose metadata says how to parse and check its value.
 
     Args:
-        default: the value when none is given.
+        default: value if the option is not given.
         kind: one of ``KINDS``.
-        help: one line for people.
+        help: one sentence for the command's help and docs/options.md.
         low: smallest number allowed.
         high: largest number allowed.
-        optional: None is allowed; it always is where it is the default.
-        choices: the texts allowed.
-        metavar: what stands for the value in a command's help.
+        optional: None is allowed; it always is if it is the default.
+        choices: the only strings allowed.
+        metavar: placeholder of the value in the command's help.
     """
     metadata: dict[str, Any] = {"kind": kind, "help": help, "low": low, "high": high}
     metadata["optional"] = optional or default is None
@@ -78,10 +78,10 @@ def _integer(value: Any, meta: Any) -> str | None:
     is_integer = isinstance(value, int) and not isinstance(value, bool)
     if is_integer and (low is None or value >= low) and (high is None or value <= high):
         return None
-    what = "a positive integer" if low == 1 else f"an integer of {low} or more"
+    expected = "a positive integer" if low == 1 else f"an integer of {low} or more"
     if high is not None:
-        what = f"an integer from {low} to {high}"
-    return what + (" or None" if meta["optional"] else "")
+        expected = f"an integer from {low} to {high}"
+    return expected + (" or None" if meta["optional"] else "")
 
 
 def _number(value: Any, meta: Any) -> str | None:
@@ -91,7 +91,7 @@ def _number(value: Any, meta: Any) -> str | None:
     return f"a number from {low} to {high}" + (", or None" if meta["optional"] else "")
 
 
-def _itself(value: Any, meta: Any) -> str | None:
+def _unchecked(value: Any, meta: Any) -> str | None:
     return None
 
 
@@ -100,8 +100,8 @@ _CHECKS: dict[str, Callable[[Any, Any], Union[str, None]]] = {
     "flag": _flag,
     "integer": _integer,
     "number": _number,
-    "integers": _itself,
-    "numbers": _itself,
+    "integers": _unchecked,
+    "numbers": _unchecked,
 }
 
 

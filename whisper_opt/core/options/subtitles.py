@@ -1,4 +1,4 @@
-"""Options of subtitles: how words are laid out in cues and lines."""
+"""Options of subtitles: the layout of words in cues and lines."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["SubtitleOptions"]
 
 @dataclasses.dataclass(frozen=True)
 class SubtitleOptions:
-    """How words are laid out in subtitles; every option needs word times.
+    """Layout of words in subtitles; every option needs word timestamps.
 
     Raises:
-        OptionError: a value is of the wrong type or out of range, or two contradict one another.
+        OptionError: a value is of the wrong type or out of range, or two options contradict.
     """
 
     highlight_words: bool = option(
@@ -25,15 +25,15 @@ class SubtitleOptions:
         "mark each word as it is spoken: underlined in srt and vtt, karaoke in ass, timed in lrc",
     )
     max_line_width: Union[int, None] = option(
-        None, "integer", "characters in a line of a subtitle at most", low=1, metavar="N"
+        None, "integer", "maximum characters per subtitle line", low=1, metavar="N"
     )
     max_line_count: Union[int, None] = option(
-        None, "integer", "lines in a subtitle at most; needs max_line_width", low=1, metavar="N"
+        None, "integer", "maximum lines per subtitle; needs max_line_width", low=1, metavar="N"
     )
     max_words_per_line: Union[int, None] = option(
         None,
         "integer",
-        "words in a line of a subtitle at most; not together with max_line_width",
+        "maximum words per subtitle line; not together with max_line_width",
         low=1,
         metavar="N",
     )
@@ -42,13 +42,11 @@ class SubtitleOptions:
         check_fields(self)
         if self.max_line_count is not None and self.max_line_width is None:
             raise OptionError(
-                f"max_line_count is {self.max_line_count}, but lines only end at max_line_width;"
-                " give that too"
+                f"max_line_count is {self.max_line_count}, but it needs max_line_width; give both"
             )
         if self.max_words_per_line is not None and self.max_line_width is not None:
             raise OptionError(
-                "max_words_per_line and max_line_width are both given; lines can be broken by one"
-                " of them only"
+                "max_words_per_line and max_line_width are both given; leave one of them out"
             )
 
     @property

@@ -1,4 +1,4 @@
-"""Options of a transcription, the largest part of the list."""
+"""Options of transcription."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ VAD_MODES = ("off", "check", "cut")
 
 
 def _vad(name: str) -> Any:
-    """The field of :class:`TranscribeOptions` that stands for one of :class:`VadOptions`."""
+    """The field ``vad_<name>``, made from that of :class:`VadOptions`."""
     meta = VadOptions.__dataclass_fields__[name]
     return dataclasses.field(default=meta.default, metadata=meta.metadata)
 
 
-_MOST_ANSWERS = 100
-"""Decoded side by side for one window; each takes as much memory as a window of a batch."""
+_MAX_HYPOTHESES = 100
+"""Largest beam_size and best_of: each hypothesis takes as much memory as a window of a batch."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TranscribeOptions:
-    """How to transcribe one recording. Names and defaults are openai-whisper's where it has them.
+    """Options of transcription. Names and defaults are those of openai-whisper if it has them.
 
     Raises:
         OptionError: a value is of the wrong type or out of range.
@@ -40,13 +40,11 @@ class TranscribeOptions:
     language: Union[str, None] = option(
         None,
         "text",
-        "spoken language, by code (pt, pt-BR, por) or English name; default, or auto: detected in the"
-        " first 30 s that hold speech",
+        "spoken language: a code (pt, pt-BR, por) or an English name; default, or auto: detect it"
+        " from the first windows of 30 s with speech",
     )
-    task: str = option(
-        "transcribe", "text", "write what is said, or translate it to English", choices=TASKS
-    )
-    without_timestamps: bool = option(False, "flag", "sample text only, no segment times")
+    task: str = option("transcribe", "text", "transcribe, or translate to English", choices=TASKS)
+    without_timestamps: bool = option(False, "flag", "decode text only, without timestamps")
     max_initial_timestamp: Union[float, None] = option(
         1.0,
         "number",
@@ -59,43 +57,45 @@ class TranscribeOptions:
     condition_on_previous_text: Union[bool, None] = option(
         None,
         "flag",
-        "give each window the text before it as a prompt; default: yes, in batched mode that of the"
-        " same stretch of speech",
+        "prompt each window with the text of the windows before it; default: yes, in batched mode"
+        " within the same chunk of speech only",
     )
     initial_prompt: Union[str, None] = option(
         None,
         "text",
-        "text the model takes as said before the first window: names, spelling, style",
+        "prompt of the first window: names, spelling, style",
     )
     carry_initial_prompt: bool = option(
-        False, "flag", "put the initial prompt before every window, not the first only"
+        False, "flag", "prompt every window with the initial prompt, not only the first"
     )
     prefix: Union[str, None] = option(
-        None, "text", "text that every window's answer must begin with"
+        None, "text", "text that the result of every window must begin with"
     )
     hotwords: Union[str, None] = option(
-        None, "text", "words to expect: put before the previous text in every window's prompt"
+        None,
+        "text",
+        "words to expect; they come before the previous text in the prompt of every window",
     )
     suppress_tokens: Union[Sequence[int], None] = option(
         (-1,),
         "integers",
-        "token ids never to sample; -1 stands for the model's list of non-speech symbols",
+        "token ids that are never sampled; -1 means the non-speech symbols of the tokenizer",
         metavar="ID",
     )
     suppress_blank: bool = option(
-        True, "flag", "do not let a window begin with a blank or end at once"
+        True, "flag", "suppress a blank or the end of text as the first token of a window"
     )
     max_new_tokens: Union[int, None] = option(
         None,
         "integer",
-        "tokens sampled per window at most; default: half the model's context",
+        "maximum tokens sampled per window; default: half the text context of the model",
         metavar="N",
         low=1,
     )
     repetition_penalty: float = option(
         1.0,
         "number",
-        "divides the score of tokens already in the answer; above 1 discourages repetition",
+        "divide the score of tokens that are already in the result; above 1 discourages repetition",
         low=0.01,
         high=100,
         metavar="FACTOR",
@@ -103,29 +103,29 @@ class TranscribeOptions:
     no_repeat_ngram_size: int = option(
         0,
         "integer",
-        "never repeat a run of N text tokens in an answer; 0: no limit",
+        "never repeat N consecutive text tokens in the result of a window; 0: no limit",
         low=0,
         metavar="N",
     )
     temperature: Union[float, Sequence[float]] = option(
         (0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
         "numbers",
-        "sampling temperatures, tried in turn until an answer passes the thresholds; 0 always takes"
-        " the likeliest",
+        "sampling temperatures, tried in turn until a result passes the thresholds; at 0 the most"
+        " likely token is taken",
         metavar="T",
     )
     beam_size: Union[int, None] = option(
         None,
         "integer",
-        "hypotheses of beam search at temperature 0; default: greedy",
+        "number of hypotheses of beam search at temperature 0; default: greedy decoding",
         metavar="N",
         low=1,
-        high=_MOST_ANSWERS,
+        high=_MAX_HYPOTHESES,
     )
     patience: Union[float, None] = option(
         None,
         "number",
-        "beam search ends when beam_size * patience answers are complete; default: 1",
+        "beam search ends when beam_size * patience hypotheses are complete; default: 1",
         metavar="FACTOR",
         low=0,
         high=1000,
@@ -133,7 +133,7 @@ class TranscribeOptions:
     length_penalty: Union[float, None] = option(
         None,
         "number",
-        "exponent of Google NMT's length penalty, 0 to 1; default: the plain length",
+        "exponent of Google NMT's length penalty; default: divide by the length",
         metavar="ALPHA",
         low=0,
         high=1,
@@ -141,16 +141,18 @@ class TranscribeOptions:
     best_of: Union[int, None] = option(
         None,
         "integer",
-        "answers drawn above temperature 0, the best of which is kept",
+        "number of samples at temperatures above 0, of which the best is kept",
         metavar="N",
         low=1,
-        high=_MOST_ANSWERS,
+        high=_MAX_HYPOTHESES,
     )
-    seed: int = option(0, "integer", "seed of the draws above temperature 0", low=0, metavar="N")
+    seed: int = option(
+        0, "integer", "random seed of sampling at temperatures above 0", low=0, metavar="N"
+    )
     compression_ratio_threshold: Union[float, None] = option(
         2.4,
         "number",
-        "text that compresses better than this repeats itself: try the next temperature",
+        "try the next temperature if the text has a higher compression ratio: it repeats itself",
         metavar="RATIO",
         low=0,
         high=math.inf,
@@ -159,7 +161,8 @@ class TranscribeOptions:
     no_speech_threshold: Union[float, None] = option(
         0.6,
         "number",
-        "skip a window whose no-speech probability exceeds this (unless its text is likely)",
+        "skip a window if its no-speech probability is higher (unless its mean log-probability is"
+        " above logprob_threshold)",
         metavar="P",
         low=0,
         high=1,
@@ -168,7 +171,7 @@ class TranscribeOptions:
     logprob_threshold: Union[float, None] = option(
         -1.0,
         "number",
-        "mean log-probability below which a window's text is unlikely: try the next temperature",
+        "try the next temperature if the mean log-probability of the tokens is lower",
         metavar="LOGPROB",
         low=-math.inf,
         high=0,
@@ -177,63 +180,68 @@ class TranscribeOptions:
     clip_timestamps: Sequence[float] = option(
         (),
         "numbers",
-        "start,end,start,end,... in seconds: transcribe these parts only; default: all",
+        "start,end,start,end,... in seconds: transcribe only these parts; default: all",
         metavar="SECONDS",
     )
 
-    word_timestamps: bool = option(False, "flag", "find when each word is spoken")
+    word_timestamps: bool = option(False, "flag", "find the start and end of each word")
     prepend_punctuations: str = option(
-        "\"'“¿([{-", "text", "punctuation that belongs to the word after it"
+        "\"'“¿([{-", "text", "with word_timestamps: punctuation to merge with the next word"
     )
     append_punctuations: str = option(
         "\"'.。,，!！?？:：”)]}、",  # noqa: RUF001 - full-width marks are meant
         "text",
-        "punctuation that belongs to the word before it",
+        "with word_timestamps: punctuation to merge with the previous word",
     )
     hallucination_silence_threshold: Union[float, None] = option(
         None,
         "number",
-        "with word times: skip silences longer than this, in seconds, around text that was"
-        " probably made up",
+        "with word_timestamps: skip silences longer than this, in seconds, around probable"
+        " hallucinations",
         low=0,
         high=math.inf,
         metavar="SECONDS",
     )
     multilingual: bool = option(
-        False, "flag", "detect the language of every window: for recordings in several languages"
+        False, "flag", "detect the language of every window, for recordings in several languages"
     )
     language_detection_segments: Union[int, None] = option(
         None,
         "integer",
-        "windows of 30 s with speech to look at until the language is sure; default: 4, or 1 as in"
+        "maximum windows of 30 s with speech for language detection; default: 4, or 1 as in"
         " openai-whisper if vad is off",
         low=1,
         metavar="N",
     )
     language_detection_threshold: float = option(
-        0.5, "number", "probability from which a language is sure", low=0, high=1, metavar="P"
+        0.5,
+        "number",
+        "stop detection when a language is at least this probable (mean of the windows so far)",
+        low=0,
+        high=1,
+        metavar="P",
     )
     strategy: str = option(
         "sequential",
         "text",
         "sequential: each window begins where the one before ended, as openai-whisper does;"
-        " batched: stretches of speech are decoded side by side",
+        " batched: chunks of speech are decoded together",
         choices=STRATEGIES,
     )
     batch_size: int = option(
         8,
         "integer",
-        "windows decoded at once: batched mode, or several recordings",
+        "maximum windows decoded together, in batched mode or from several recordings",
         low=1,
         metavar="N",
     )
     vad: Union[str, None] = option(
         None,
         "text",
-        "voice activity detection; off: as openai-whisper; check: drop text if nobody speaks;"
-        " cut: transcribe only the speech; default: cut in batched mode without clip_timestamps,"
-        " else check. Unless it is off, speech also decides which windows tell the language, and"
-        " whether text that repeats itself was said",
+        "voice activity detection; off: none, as openai-whisper; check: drop text if there is no"
+        " speech; cut: transcribe only the speech; default: cut in batched mode without"
+        " clip_timestamps, else check. Unless it is off, the language is detected from windows"
+        " with speech, and repetitive text is kept only if there is speech for it",
         choices=VAD_MODES,
     )
     vad_threshold: float = _vad("threshold")
@@ -245,7 +253,7 @@ class TranscribeOptions:
     max_duration: float = option(
         86_400.0,
         "number",
-        "refuse a recording that lasts longer, in seconds",
+        "refuse longer recordings, in seconds",
         low=0,
         high=math.inf,
         metavar="SECONDS",
@@ -253,16 +261,16 @@ class TranscribeOptions:
     max_audio_bytes: int = option(
         2 << 30,
         "integer",
-        "refuse a recording of which more has to be held in memory, in bytes: samples of the"
-        " sequential strategy (64,000 bytes per second), or what a pipe or file object gives",
+        "refuse a recording that needs more memory, in bytes: samples of the sequential strategy"
+        " (64,000 bytes per second), or the contents of a pipe or file object",
         low=1,
         metavar="N",
     )
     strict_audio: bool = option(
         False,
         "flag",
-        "refuse a recording that is damaged or cut off; default: put silence in place of what"
-        " cannot be decoded, and log a warning",
+        "refuse a recording that is damaged or cut off; default: replace what cannot be decoded by"
+        " silence, and log a warning",
     )
 
     def __post_init__(self) -> None:
@@ -271,12 +279,12 @@ class TranscribeOptions:
 
     @property
     def conditions(self) -> bool:
-        """Whether a window is told the text that is known to come before it."""
+        """Whether windows are prompted with the previous text."""
         return self.condition_on_previous_text is not False
 
     @property
     def vad_mode(self) -> str:
-        """``vad``, decided."""
+        """``vad`` with its default resolved."""
         if self.vad is None:
             cut = self.strategy == "batched" and not self.clip_timestamps
             return "cut" if cut else "check"
@@ -284,7 +292,7 @@ class TranscribeOptions:
 
     @property
     def detection_windows(self) -> int:
-        """``language_detection_segments``, decided."""
+        """``language_detection_segments`` with its default resolved."""
         given = self.language_detection_segments
         return given or (1 if self.vad_mode == "off" else 4)
 
@@ -296,16 +304,16 @@ class TranscribeOptions:
 
     @property
     def temperatures(self) -> tuple[float, ...]:
-        """``temperature`` as a ladder of at least one."""
+        """``temperature`` as a tuple of at least one."""
         given = self.temperature
         return (given,) if isinstance(given, float) else tuple(given)
 
     def check_model(self, *, is_multilingual: bool, n_audio_ctx: int) -> None:
-        """Refuse what a model cannot honour.
+        """Refuse options that a model cannot honour.
 
         Args:
-            is_multilingual: whether the model knows other languages than English.
-            n_audio_ctx: positions of its encoder, one less than it has timestamps.
+            is_multilingual: whether the model supports languages other than English.
+            n_audio_ctx: positions of its encoder; it has one timestamp more.
 
         Raises:
             OptionError: an option needs another model.
@@ -313,22 +321,22 @@ class TranscribeOptions:
         for name in () if is_multilingual else LANGUAGE_OPTIONS:
             if getattr(self, name) != _default(name):
                 raise OptionError(
-                    f"{name} is given, but this model knows English only and detects no language;"
+                    f"{name} is given, but this model is English-only and detects no language;"
                     " leave it out, or use a multilingual model (whose name does not end in .en)"
                 )
         if self.beam_size is not None and self.beam_size > n_audio_ctx:
             raise OptionError(
-                f"beam_size is {self.beam_size}; expected {n_audio_ctx} at most, because this model"
-                f" has {n_audio_ctx + 1} timestamps to choose from"
+                f"beam_size is {self.beam_size}; expected at most {n_audio_ctx}, because a window"
+                f" begins with one of the {n_audio_ctx + 1} timestamps of this model"
             )
 
     def check_alone(self) -> None:
-        """Refuse what only several recordings, or several parts of one, can honour.
+        """Refuse options that need several recordings, or several chunks of one.
 
         Raises:
-            OptionError: ``batch_size`` is given for one recording that is decoded window by window.
+            OptionError: ``batch_size`` is given for one recording with the sequential strategy.
         """
-        honoured = (1, _default("batch_size"))  # one window at a time is what is done
+        honoured = (1, _default("batch_size"))  # 1 is what the sequential strategy does
         if self.strategy == "sequential" and self.batch_size not in honoured:
             raise OptionError(
                 f"batch_size is {self.batch_size}, but the sequential strategy decodes the windows"
@@ -337,12 +345,12 @@ class TranscribeOptions:
 
     @property
     def reading(self) -> dict[str, Any]:
-        """The arguments of ``load_audio`` and ``open_audio`` that are options."""
+        """The options that are arguments of ``load_audio`` and ``open_audio``."""
         names = ("max_duration", "max_audio_bytes", "strict_audio")
         return {name: getattr(self, name) for name in names}
 
     def for_speech(self, clip_timestamps: Sequence[float] = ()) -> TranscribeOptions:
-        """The same options for sound already known to be speech: sequential, without VAD."""
+        """The same options for audio that is known to be speech: sequential, without VAD."""
         plain: dict[str, Any] = {
             f"vad_{field.name}": field.default for field in dataclasses.fields(VadOptions)
         }

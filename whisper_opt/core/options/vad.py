@@ -13,19 +13,24 @@ __all__ = ["VadOptions"]
 
 @dataclasses.dataclass(frozen=True)
 class VadOptions:
-    """How speech is told from other sound; the names and their meaning are Silero VAD's.
+    """Options of the speech detector; names and meaning are those of Silero VAD.
 
     Raises:
         OptionError: a value is of the wrong type or out of range.
     """
 
     threshold: float = option(
-        0.35, "number", "probability from which a frame is speech", low=0, high=1, metavar="P"
+        0.35,
+        "number",
+        "a frame is speech if its speech probability is at least this",
+        low=0,
+        high=1,
+        metavar="P",
     )
     min_speech_duration: float = option(
         0.1,
         "number",
-        "stretches of speech shorter than this, in seconds, are dropped",
+        "drop speech shorter than this, in seconds",
         low=0,
         high=30,
         metavar="SECONDS",
@@ -33,7 +38,7 @@ class VadOptions:
     min_silence_duration: float = option(
         0.5,
         "number",
-        "silences shorter than this, in seconds, do not end a stretch of speech",
+        "a silence shorter than this, in seconds, does not end a span of speech",
         low=0,
         high=30,
         metavar="SECONDS",
@@ -41,7 +46,7 @@ class VadOptions:
     speech_pad: float = option(
         0.2,
         "number",
-        "seconds of sound kept on either side of speech",
+        "seconds of audio to add before and after each span of speech",
         low=0,
         high=5,
         metavar="SECONDS",
@@ -49,7 +54,7 @@ class VadOptions:
     max_speech_duration: float = option(
         30.0,
         "number",
-        "longer stretches of speech, in seconds, are split at their longest silence",
+        "split speech longer than this, in seconds, at its longest silence",
         low=1,
         high=math.inf,
         metavar="SECONDS",
@@ -65,5 +70,5 @@ class VadOptions:
         if self.max_speech_duration <= 2 * self.speech_pad + 0.1:
             raise OptionError(
                 f"max_speech_duration is {self.max_speech_duration}; expected more than twice"
-                f" speech_pad ({self.speech_pad}), which is part of every stretch"
+                f" speech_pad ({self.speech_pad}), which is part of every span"
             )

@@ -1,4 +1,4 @@
-"""What PyInstaller is told by this package; the entry point ``pyinstaller40`` is :func:`hooks`."""
+"""PyInstaller hooks of this package; the entry point ``pyinstaller40`` is :func:`hooks`."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ __all__ = ["hooks"]
 
 
 def hooks() -> list[str]:
-    """Directories of hooks."""
+    """Directories that contain hooks."""
     return [os.path.dirname(__file__)]

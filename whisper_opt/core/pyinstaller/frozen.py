@@ -1,4 +1,4 @@
-"""What a frozen application needs of this package, besides the modules that are imported."""
+"""Files and modules of this package that a frozen application needs, besides its imports."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ __all__ = ["binary_files", "data_files", "hidden_modules"]
 _PACKAGE = Path(__file__).resolve().parents[2]
 _VAD, _KERNELS = Path("audio", "vad"), Path("runtime", "native")
 _IMPORTED = ("onnxruntime", "soundfile", "soxr", "av")
-"""Packages that are imported when they are needed, which analysis of the source may not see."""
+"""Packages that are imported on first use, which static analysis may miss."""
 
 
 def data_files() -> list[tuple[str, str]]:
-    """Files to read, each with the directory of the application that it belongs in."""
+    """Data files, each with its target directory in the application."""
     home = f"whisper_opt/{_VAD.as_posix()}"
     found = [(str(path), home) for path in sorted((_PACKAGE / _VAD).glob("*silero*"))]
     return found + _metadata()
 
 
 def _metadata() -> list[tuple[str, str]]:
-    """The directories of metadata from which versions are read."""
+    """Distribution metadata, from which versions are read."""
     found: list[tuple[str, str]] = []
     for name in ("whisper-opt", "onnxruntime", "onnxruntime-gpu"):
         try:
@@ -41,5 +41,5 @@ def binary_files() -> list[tuple[str, str]]:
 
 
 def hidden_modules() -> list[str]:
-    """Modules to take along that are installed here."""
+    """Those of the packages imported on first use that are installed."""
     return [name for name in _IMPORTED if importlib.util.find_spec(name) is not None]

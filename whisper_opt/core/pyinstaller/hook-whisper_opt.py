@@ -1,4 +1,4 @@
-"""PyInstaller's hook: the files that the package reads, and the modules that it imports by name."""
+"""PyInstaller hook: data files, and modules that the package imports by name."""
 
 from whisper_opt.core.pyinstaller.frozen import binary_files, data_files, hidden_modules
 
