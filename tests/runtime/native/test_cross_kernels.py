@@ -296,21 +296,21 @@ def test_inputs_need_not_begin_at_a_cache_line(n_bytes: int, scores: bool) -> No
 def test_packing_keeps_nan_and_infinity_in_the_step(kind: str, fault: float) -> None:
     runner = session(pack_graph(1, kind), kernels=True)
     x = encoded(1, 130, 1)
-    _, sound = runner.run(None, {"x": x})
+    _, unchanged = runner.run(None, {"x": x})
     for channel, position in itertools.product(range(0, 64, 3), (0, 77, 129)):
         faulty = x.copy()
         faulty[0, position, channel] = fault
         _, step = runner.run(None, {"x": faulty})
         assert not np.isfinite(step[0, 0, channel])
         others = np.arange(64) != channel
-        np.testing.assert_array_equal(step[..., others], sound[..., others])
+        np.testing.assert_array_equal(step[..., others], unchanged[..., others])
 
 
 @pytest.mark.parametrize("fault", [np.nan, np.inf])
 def test_attention_keeps_nan_and_infinity(fault: float) -> None:
     """A query affects its row, an added score its audio, a step its head or channel."""
     runner, given = attending(0, True), feeds(2, 3, (300, 129))
-    sound = run(runner, **given).reshape(2, 3, HEADS, 64)
+    unchanged = run(runner, **given).reshape(2, 3, HEADS, 64)
     for place in range(64):
         places: dict[str, tuple[Any, Any]] = {
             "queries": ((1, 2, 64 + place), np.s_[1, 2, 1]),
@@ -326,7 +326,7 @@ def test_attention_keeps_nan_and_infinity(fault: float) -> None:
             spoilt = np.zeros(found.shape, bool)
             spoilt[where] = True
             assert not np.isfinite(found[spoilt]).any(), (name, place)
-            np.testing.assert_array_equal(found[~spoilt], sound[~spoilt])
+            np.testing.assert_array_equal(found[~spoilt], unchanged[~spoilt])
 
 
 def test_scores_keep_nan() -> None:

@@ -21,9 +21,9 @@ ROWS = (1, 2, 3, 4, 5, 6, 7, 40)
 def hidden(n_seq: int, n_at: int, n_in: int) -> F32:
     """Rows with very different magnitudes, also between channels."""
     rng = np.random.default_rng([n_seq, n_at, n_in])
-    loud = np.exp(2 * rng.standard_normal((n_seq, n_at, 1)))
+    scale = np.exp(2 * rng.standard_normal((n_seq, n_at, 1)))
     channels = np.exp(rng.standard_normal(n_in))
-    return (rng.standard_normal((n_seq, n_at, n_in)) * loud * channels).astype(np.float32)
+    return (rng.standard_normal((n_seq, n_at, n_in)) * scale * channels).astype(np.float32)
 
 
 def by_hand(given: F32, n_vocab: int) -> tuple[NDArray, NDArray]:

@@ -50,8 +50,8 @@ def feeds(operator: Operator, x: NDArray, n_out: int, seed: int = 0) -> dict[str
 def some_rows(shape: tuple[int, ...], seed: int) -> F32:
     """Random rows, some of which are ten times as large as others."""
     rng = np.random.default_rng(seed)
-    loud = np.exp(rng.standard_normal((*shape[:-1], 1)))
-    return (rng.standard_normal(shape) * loud).astype(np.float32)
+    scale = np.exp(rng.standard_normal((*shape[:-1], 1)))
+    return (rng.standard_normal(shape) * scale).astype(np.float32)
 
 
 # --- products -------------------------------------------------------------------------------------
@@ -137,13 +137,13 @@ def test_nan_and_infinity_are_kept(operator: Operator, fault: float) -> None:
     """A row with NaN or infinity gives no finite row; other rows do not change."""
     model = linear_graph(operator, 128, 70)
     rows = np.random.default_rng(3).standard_normal((1, 9, 128)).astype(np.float32)
-    sound = run(session(model, kernels=True), **feeds(operator, rows, 70))
+    unchanged = run(session(model, kernels=True), **feeds(operator, rows, 70))
     rows[0, 4, 77] = fault
     found = run(session(model, kernels=True), **feeds(operator, rows, 70))
     if not (operator is GELU_LINEAR_ADD and fault == -np.inf):  # whose GELU is 0, or NaN
         assert not np.isfinite(found[0, 4]).all()
     others = [i for i in range(9) if i != 4]
-    np.testing.assert_array_equal(found[0, others], sound[0, others])
+    np.testing.assert_array_equal(found[0, others], unchanged[0, others])
 
 
 @linears
@@ -316,7 +316,7 @@ def test_attention_keeps_nan_and_infinity(fault: float) -> None:
     runner = session(attention_graph(2), kernels=True)
     plain: dict[str, NDArray] = {"added": np.zeros(9, np.float32), "by_parts": np.array(False)}
     given = qkv(1, 9, 2)
-    sound = run(runner, qkv=given, **plain).reshape(9, 2, 64)
+    unchanged = run(runner, qkv=given, **plain).reshape(9, 2, 64)
     for channel in range(64):
         for kind in range(3):
             faulty = given.reshape(9, 3, 2, 64).copy()
@@ -325,7 +325,7 @@ def test_attention_keeps_nan_and_infinity(fault: float) -> None:
             spoilt = np.zeros((9, 2, 64), bool)
             spoilt[(np.s_[4, 1], np.s_[:, 1], np.s_[:, 1, channel])[kind]] = True
             assert not np.isfinite(found[spoilt]).any(), (channel, kind)
-            np.testing.assert_array_equal(found[~spoilt], sound[~spoilt])
+            np.testing.assert_array_equal(found[~spoilt], unchanged[~spoilt])
 
 
 @pytest.mark.parametrize("fault", [np.nan, np.inf])
