@@ -15,9 +15,20 @@ from typing import Callable
 import numpy as np
 
 from whisper_opt.core.arrays import F32, Int, NDArray
+from whisper_opt.core.backend import Backend, Encoded
 from whisper_opt.core.dims import CHUNK_LENGTH, N_FRAMES
+from whisper_opt.core.logits import log_softmax
+from whisper_opt.text.vocabulary import Vocab
 
-__all__ = ["Aligner", "CrossAttention", "WordTiming", "align_words", "dtw", "median_filter"]
+__all__ = [
+    "Aligner",
+    "CrossAttention",
+    "WordTiming",
+    "align_words",
+    "aligner",
+    "dtw",
+    "median_filter",
+]
 
 MEDIAN_WIDTH = 7
 """Width of the median filter in encoder positions (0.14 s)."""
@@ -57,6 +68,29 @@ class CrossAttention:
 
 Aligner = Callable[[Sequence[int]], CrossAttention]
 """Returns the cross-attention for the text tokens of a window."""
+
+
+def aligner(backend: Backend, vocab: Vocab, audio: Encoded, start: Sequence[int]) -> Aligner:
+    """A function that feeds text to the model and returns its cross-attention, for word times.
+
+    Args:
+        backend: the model.
+        vocab: its vocabulary.
+        audio: one encoded window.
+        start: ids before the text, including no_timestamps.
+    """
+
+    def align(text: Sequence[int]) -> CrossAttention:
+        tokens: Int = np.array([[*start, *text, vocab.eot]], np.int64)
+        attention = backend.attention(audio, tokens, np.array([tokens.shape[1]]))
+        # logits at the last token of ``start`` belong to the first text token
+        first = len(start) - 1
+        logits = attention.logits[0, first : first + len(text)]
+        logprobs = log_softmax(vocab.text.scores(logits))
+        logprobs = logprobs[np.arange(len(text)), vocab.text.columns(text)]
+        return CrossAttention(attention.scores[0], np.exp(logprobs))
+
+    return align
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,13 +28,14 @@ from whisper_opt.runtime.gpus import Gpu
 from whisper_opt.runtime.shared_backend import SharedBackend
 from whisper_opt.text.results import Transcript
 from whisper_opt.text.vocabulary import Vocab
+from whisper_opt.transcription.alignment import aligner
 from whisper_opt.transcription.alignment_heads import HeadScore, rank_heads
 from whisper_opt.transcription.arguments import ManyOptions, check_detection, merged
 from whisper_opt.transcription.chunking import JobFactory
 from whisper_opt.transcription.fallback import Suppression
 from whisper_opt.transcription.job import TranscriptionJob
 from whisper_opt.transcription.language import language_of_recording
-from whisper_opt.transcription.scheduler import Progress, Scheduler, Steps, aligner
+from whisper_opt.transcription.scheduler import Progress, Scheduler, Steps
 from whisper_opt.transcription.sources import MappedSource, ReadySource, Source, source_of
 from whisper_opt.transcription.stream import ManyProgress, Stream, as_they_finish
 

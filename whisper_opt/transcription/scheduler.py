@@ -19,20 +19,18 @@ from typing import Callable, Union
 
 import numpy as np
 
-from whisper_opt.core.arrays import Int
 from whisper_opt.core.backend import Backend, Encoded
 from whisper_opt.core.errors import EngineError, WhisperOptError
-from whisper_opt.core.logits import log_softmax
 from whisper_opt.decoding import Batch, Decoded
 from whisper_opt.text.results import Segment
 from whisper_opt.text.vocabulary import Vocab
-from whisper_opt.transcription.alignment import Aligner, CrossAttention
+from whisper_opt.transcription.alignment import Aligner, aligner
 from whisper_opt.transcription.fallback import Window, WindowResult
 from whisper_opt.transcription.job import Chunk, TranscriptionJob
 from whisper_opt.transcription.language import language_probabilities
 from whisper_opt.transcription.sources import ReadySource, Source, source_of
 
-__all__ = ["Progress", "Scheduler", "Steps", "Update", "aligner"]
+__all__ = ["Progress", "Scheduler", "Steps", "Update"]
 
 Progress = Callable[[float, float], None]
 """Called with (seconds done, total seconds) when a window is finished."""
@@ -376,26 +374,3 @@ class Scheduler:
         task = item.job.fallback.options.task
         start = self._vocab.start(language, task, timestamps=False)
         return aligner(self._backend, self._vocab, item.encoded(), start)
-
-
-def aligner(backend: Backend, vocab: Vocab, audio: Encoded, start: Sequence[int]) -> Aligner:
-    """A function that feeds text to the model and returns its cross-attention, for word times.
-
-    Args:
-        backend: the model.
-        vocab: its vocabulary.
-        audio: one encoded window.
-        start: ids before the text, including no_timestamps.
-    """
-
-    def align(text: Sequence[int]) -> CrossAttention:
-        tokens: Int = np.array([[*start, *text, vocab.eot]], np.int64)
-        attention = backend.attention(audio, tokens, np.array([tokens.shape[1]]))
-        # logits at the last token of ``start`` belong to the first text token
-        first = len(start) - 1
-        logits = attention.logits[0, first : first + len(text)]
-        logprobs = log_softmax(vocab.text.scores(logits))
-        logprobs = logprobs[np.arange(len(text)), vocab.text.columns(text)]
-        return CrossAttention(attention.scores[0], np.exp(logprobs))
-
-    return align
