@@ -117,7 +117,7 @@ def test_tokens_after_the_timestamps_are_text() -> None:
     ("word", "index", "said"),
     [
         ("word", 1499, r"'word' the id 1499, which is the timestamp <\|0\.00\|>"),
-        ("word", 2999, r"which is the timestamp <\|30\.00\|>; add tokens behind the 1501"),
+        ("word", 2999, r"which is the timestamp <\|30\.00\|>; add tokens after the 1501"),
         ("word", 3001, "'word' the id 3001, but the model's ids end at 3000"),
     ],
 )
