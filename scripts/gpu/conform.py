@@ -12,7 +12,7 @@ import numpy as np
 from gpu.measure import mels
 from whisper_opt import Whisper
 from whisper_opt.core.arrays import F32, Int
-from whisper_opt.core.backend import Backend, GreedyRows, Runner, TokenMask
+from whisper_opt.core.backend import Backend, GreedyRows, MultiStepSession, TokenMask
 
 __all__ = ["DisagreementError", "check_runs", "compare", "compare_speech", "program"]
 
@@ -99,7 +99,7 @@ def check_runs(backend: Backend, seed: int = 0, n_audio: int = 2, steps: int = 4
     sessions = [backend.open(encoded) for _ in range(2)]
     try:
         one, other = sessions
-        if not (isinstance(one, Runner) and one.runs):
+        if not (isinstance(one, MultiStepSession) and one.supports_multistep):
             return None
         prompt, tokens = draw.tokens(np.full(n_audio, 4)), draw.tokens(np.ones(n_audio, np.int64))
         for session in sessions:
@@ -109,7 +109,7 @@ def check_runs(backend: Backend, seed: int = 0, n_audio: int = 2, steps: int = 4
         ban = np.tile(np.arange(n_vocab) >= begin, (n_audio, 1))
         begins = np.where(np.arange(n_audio) % 2, begin, n_vocab)
         rows = GreedyRows(ban, begins, np.full(n_audio, -1, np.int64), begins, begins - 1)
-        found = one.run(tokens, rows, steps)
+        found = one.decode_steps(tokens, rows, steps)
         for step, (chosen, logprobs) in enumerate(zip(found.tokens, found.logprobs)):
             top = other.extend(tokens).top(1, TokenMask(ban, begins))
             far = np.abs(logprobs - top.logprobs[:, 0]).max()

@@ -11,7 +11,7 @@ from typing import Any, Callable
 import numpy as np
 
 from whisper_opt.core.arrays import F32, Int
-from whisper_opt.core.backend import Backend, GreedyRows, Runner, Session, TokenMask
+from whisper_opt.core.backend import Backend, GreedyRows, MultiStepSession, Session, TokenMask
 from whisper_opt.core.dims import N_FRAMES, ModelDims
 
 __all__ = ["CASES", "Case", "figures", "latency"]
@@ -113,7 +113,7 @@ def latency(backend: Backend, case: Case, at_most: float, rounds: int = 50) -> d
     session = backend.open(encoded)
     try:
         session.extend(prompt)
-        if case.beam == 1 and isinstance(session, Runner) and session.runs:
+        if case.beam == 1 and isinstance(session, MultiStepSession) and session.supports_multistep:
             found["run"] = _runs(session, dims, case.batch, at_most)
     finally:
         session.close()
@@ -124,7 +124,7 @@ RUN = 16
 """Steps per call of multi-step decoding."""
 
 
-def _runs(session: Runner, dims: ModelDims, n_seq: int, at_most: float) -> dict[str, Any]:
+def _runs(session: MultiStepSession, dims: ModelDims, n_seq: int, at_most: float) -> dict[str, Any]:
     """Seconds per step of multi-step calls of ``RUN`` steps without an end."""
     every = np.full(n_seq, dims.n_vocab, np.int64)
     ban = np.zeros((n_seq, dims.n_vocab), np.bool_)
@@ -134,7 +134,7 @@ def _runs(session: Runner, dims: ModelDims, n_seq: int, at_most: float) -> dict[
     end = time.perf_counter() + at_most
     for run in range((dims.n_text_ctx - PAST) // RUN):
         begin = time.perf_counter()
-        tokens = session.run(tokens, rows, RUN).tokens[-1:].T
+        tokens = session.decode_steps(tokens, rows, RUN).tokens[-1:].T
         now = time.perf_counter()
         if run:  # the first one captures graphs
             seconds.append((now - begin) / RUN)

@@ -29,7 +29,7 @@ from whisper_opt.cli.bench.recordings import Recording, from_files, from_manifes
 from whisper_opt.cli.bench.settings import Settings
 from whisper_opt.cli.bench.stages import STAGES, Clock, TimedBackend, timing
 from whisper_opt.cli.bench.workers import Pool, Program, Worker, WorkerError
-from whisper_opt.core.backend import Run, Runner, TokenMask
+from whisper_opt.core.backend import MultiStepResult, MultiStepSession, TokenMask
 from whisper_opt.core.errors import BackendUnavailable, OptionError, WhisperOptError
 from whisper_opt.runtime.native import why_no_kernels
 
@@ -242,11 +242,11 @@ def test_timed_backend_returns_what_the_backend_returns(
 
 def test_multistep_sessions_stay_multistep(passing: Passing) -> None:
     class Running(FakeSession):
-        runs = True
+        supports_multistep = True
 
-        def run(self, tokens: Any, rows: Any, steps: int) -> Run:
+        def decode_steps(self, tokens: Any, rows: Any, steps: int) -> MultiStepResult:
             passing.sleep(3)
-            return Run(np.zeros((steps, 1), np.int64), np.zeros((steps, 1), np.float32))
+            return MultiStepResult(np.zeros((steps, 1), np.int64), np.zeros((steps, 1), np.float32))
 
     class Backend(FakeBackend):
         def open(self, audio: Any) -> FakeSession:
@@ -255,14 +255,14 @@ def test_multistep_sessions_stay_multistep(passing: Passing) -> None:
     clock, mel = Clock(), np.zeros((1, 80, 3000), np.float32)
     backend = TimedBackend(Backend(random_dims()), clock)
     session: Any = backend.open(backend.encode(mel))
-    assert isinstance(session, Runner)
+    assert isinstance(session, MultiStepSession)
     session.extend(np.array([[1]]))
     rows: Any = None
-    session.run(np.array([[2]]), rows, 3)
+    session.decode_steps(np.array([[2]]), rows, 3)
     assert clock.steps == [1, 1, 1]
     assert clock.seconds["step"] == 3
     plain = TimedBackend(FakeBackend(random_dims()), clock)
-    assert not isinstance(plain.open(plain.encode(mel)), Runner)
+    assert not isinstance(plain.open(plain.encode(mel)), MultiStepSession)
 
 
 def test_timing_patches_and_restores_functions() -> None:

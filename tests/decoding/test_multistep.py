@@ -15,7 +15,7 @@ from tests.decoding.test_constraints import BEGIN, EOT, N_VOCAB, NO_TIMESTAMPS
 from tests.decoding.test_loop import DIMS
 from tests.support.fake_backend import FakeBackend, FakeEncoded, FakeSession
 from whisper_opt.core.arrays import Int
-from whisper_opt.core.backend import Encoded, GreedyRows, Run, TokenMask
+from whisper_opt.core.backend import Encoded, GreedyRows, MultiStepResult, TokenMask
 from whisper_opt.decoding import Batch, Decoded
 from whisper_opt.decoding.constraints import TimestampRules
 
@@ -24,11 +24,11 @@ class RunningSession(FakeSession):
     """Runs by itself as a device does: from its state alone, seeing late that a row has ended."""
 
     late = 2
-    runs = True
+    supports_multistep = True
     n_runs = 0
     fail: BaseException | None = None
 
-    def run(self, tokens: Int, rows: GreedyRows, steps: int) -> Run:
+    def decode_steps(self, tokens: Int, rows: GreedyRows, steps: int) -> MultiStepResult:
         type(self).n_runs += 1
         room = DIMS.n_text_ctx - max(len(held) for _, held in self._rows)
         assert room > 0
@@ -51,7 +51,7 @@ class RunningSession(FakeSession):
                 self._rows = before
                 raise self.fail
         chosen, logprobs = zip(*found)
-        return Run(np.stack(chosen), np.stack(logprobs).astype(np.float32))
+        return MultiStepResult(np.stack(chosen), np.stack(logprobs).astype(np.float32))
 
 
 def mask(rows: GreedyRows, last: Int, previous: Int, latest: Int) -> TokenMask:
@@ -134,7 +134,7 @@ def test_one_window_that_needs_the_host_takes_all_there(change: dict[str, object
 
 def test_a_session_may_decline() -> None:
     backend = RunningBackend()
-    backend.session_type.runs = False
+    backend.session_type.supports_multistep = False
     case = Case(5, (31,), 0, FREE, 8, "greedy")
     assert together(backend, [case], 1) == [alone(case)]
     assert backend.session_type.n_runs == 0

@@ -17,9 +17,9 @@ from whisper_opt.export import export
 from whisper_opt.export.build import _with_special_rows
 from whisper_opt.export.checkpoints import Checkpoint
 from whisper_opt.export.checkpoints.checkpoint import OUTPUT_HEAD
-from whisper_opt.export.graphs.groups import HEAD, chosen
+from whisper_opt.export.graphs.groups import HEAD, matches
 from whisper_opt.export.graphs.precision import make_precision
-from whisper_opt.export.quantization.int4 import SPECIAL
+from whisper_opt.export.quantization.int4 import N_SPECIAL
 from whisper_opt.export.verification.openai import openai_logits
 from whisper_opt.export.verification.reference import Reference
 from whisper_opt.export.verification.verify import noise_mel
@@ -76,11 +76,11 @@ def test_scores_are_those_of_its_own_head(
 def test_special_tokens_are_never_rounded_to_4_bits() -> None:
     """Rows of 4 bits are all but the last; added tokens move the special ones away from the end."""
     types = make_precision("int4")
-    assert _with_special_rows(types, SPECIAL) is types
-    assert chosen(HEAD, _with_special_rows(types, SPECIAL + 1).kept)
-    assert _with_special_rows(types, SPECIAL + 1).head.bits == 8
+    assert _with_special_rows(types, N_SPECIAL) is types
+    assert matches(HEAD, _with_special_rows(types, N_SPECIAL + 1).kept)
+    assert _with_special_rows(types, N_SPECIAL + 1).head.bits == 8
     whole = make_precision("int8")
-    assert _with_special_rows(whole, SPECIAL + 1) is whole
+    assert _with_special_rows(whole, N_SPECIAL + 1) is whole
 
 
 def test_the_reference_has_it_too(tied: Checkpoint, untied: Checkpoint) -> None:

@@ -23,7 +23,7 @@ from tests.support.engines import random_engine, require, runs
 from tests.support.fake_backend import FakeBackend
 from tests.support.models import random_dims
 from whisper_opt.core.arrays import Int
-from whisper_opt.core.backend import GreedyRows, Run
+from whisper_opt.core.backend import GreedyRows, MultiStepResult
 from whisper_opt.runtime.device.backend import DeviceBackend
 from whisper_opt.runtime.device.session import DeviceSession
 from whisper_opt.runtime.gpus import Driver, Gpu
@@ -371,14 +371,16 @@ def test_multistep_decoding(device: DeviceBackend, monkeypatch: pytest.MonkeyPat
     found = measure.latency(device, measure.Case(1, 1), 0.05, 4)
     assert found["run"]["p50_ms"] > 0
     assert "run" not in measure.latency(device, measure.Case(1, 5), 0.05, 4)
-    real = DeviceSession.run
+    real = DeviceSession.decode_steps
 
-    def run(session: DeviceSession, tokens: Int, rows: GreedyRows, steps: int) -> Run:
+    def decode_steps(
+        session: DeviceSession, tokens: Int, rows: GreedyRows, steps: int
+    ) -> MultiStepResult:
         found = real(session, tokens, rows, steps)
         found.tokens[7, 1] ^= 1
         return found
 
-    monkeypatch.setattr(DeviceSession, "run", run)
+    monkeypatch.setattr(DeviceSession, "decode_steps", decode_steps)
     with pytest.raises(conform.DisagreementError, match="multi-step 7"):
         conform.check_runs(device)
 

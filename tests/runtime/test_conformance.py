@@ -1,22 +1,20 @@
-"""What every backend promises about sessions; the fake one included. Random programs, and whether
-the backends agree with one another, are in ``test_programs.py``.
+"""Contract of the sessions of every backend, including the fake one.
 
-The truth of every test is the simplest use of the backend itself: one audio, one row, all tokens at
-once in a fresh session. That this is also what the checkpoint computes is tested in
-``tests/export/graphs/test_graph_parity.py``.
+Random programs, which also compare the backends with each other, are in ``test_programs.py``. The
+expected scores come from the backend itself: one audio and one row in a new session, with all
+tokens fed at once. ``tests/export/graphs/test_graph_parity.py`` compares them with the checkpoint.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.support.backend_subjects import BACKENDS, DIMS, N_CTX, TOLERANCE, make_backend, mels, pad
-from whisper_opt.core.arrays import F32, Int
-from whisper_opt.core.backend import Backend, Encoded, Session, TokenMask
+from tests.support.conformance import ExpectedScores, Fed, Rows, close, draw, last, opened
+from whisper_opt.core.backend import Backend, TokenMask
 from whisper_opt.core.errors import EngineError
 from whisper_opt.core.logits import top_k
 from whisper_opt.runtime.onnxruntime.session import CAPACITIES
@@ -27,61 +25,29 @@ def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return make_backend(request.param, tmp_path_factory.mktemp("engine") / request.param)
 
 
-def draw(seed: int, *lengths: int) -> list[Int]:
-    rng = np.random.default_rng(seed)
-    return [rng.integers(0, DIMS.n_vocab, n).astype(np.int64) for n in lengths]
-
-
-class Truth:
-    """Scores after every token of a sequence, from a fresh session of one row."""
-
-    def __init__(self, backend: Backend, n_audio: int) -> None:
-        self.backend = backend
-        self.encoded: list[Encoded] = [backend.encode(mel[None]) for mel in mels(n_audio)]
-        self._known: dict[tuple[int, bytes], F32] = {}
-
-    def __call__(self, audio: int, tokens: Int) -> F32:
-        """[len(tokens), n_vocab]."""
-        key = (audio, tokens.tobytes())
-        if key not in self._known:
-            session = self.backend.open(self.encoded[audio])
-            at = np.arange(len(tokens) - 1)[None]
-            self._known[key] = session.extend(tokens[None], at=at).numpy()[0].copy()
-            session.close()
-        return self._known[key]
-
-
-def close(found: F32, expected: F32) -> None:
-    np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
-
-
-def opened(backend: Backend, n_audio: int) -> Session:
-    return backend.open(backend.encode(mels(n_audio)))
-
-
-def last(session: Session, tokens: Any, lengths: Int | None = None) -> F32:
-    """Scores [n_seq, n_vocab] after each row's last token."""
-    scores: F32 = session.extend(np.asarray(tokens, np.int64), lengths).numpy()[:, -1].copy()
-    return scores
-
-
 def test_encoding_counts_windows(backend: Backend) -> None:
     assert backend.dims == DIMS
     for n_audio in (1, 3):
         assert len(backend.encode(mels(n_audio))) == n_audio
 
 
-def test_audios_and_pasts_are_told_apart(backend: Backend) -> None:
-    """What the other tests are worth: mistaken rows would be far off."""
-    truth = Truth(backend, 2)
+def test_other_audios_and_tokens_give_other_scores(backend: Backend) -> None:
+    """So that the other tests would detect mixed-up rows."""
+    expected_scores = ExpectedScores(backend, 2)
     (tokens,) = draw(1, 12)
     other = np.concatenate([tokens[:1] ^ 1, tokens[1:]])
-    assert np.abs(truth(0, tokens) - truth(1, tokens)).max(axis=1).min() > 100 * TOLERANCE
-    assert np.abs(truth(0, tokens) - truth(0, other)).max(axis=1).min() > 100 * TOLERANCE
+    assert (
+        np.abs(expected_scores(0, tokens) - expected_scores(1, tokens)).max(axis=1).min()
+        > 100 * TOLERANCE
+    )
+    assert (
+        np.abs(expected_scores(0, tokens) - expected_scores(0, other)).max(axis=1).min()
+        > 100 * TOLERANCE
+    )
 
 
 def test_a_batch_equals_single_rows(backend: Backend) -> None:
-    truth = Truth(backend, 3)
+    expected_scores = ExpectedScores(backend, 3)
     sequences = draw(2, 6, 6, 6)
     session = opened(backend, 3)
     tokens = np.stack(sequences)
@@ -89,41 +55,41 @@ def test_a_batch_equals_single_rows(backend: Backend) -> None:
     assert found.shape == (3, 4, DIMS.n_vocab)
     assert found.dtype == np.float32
     for audio, sequence in enumerate(sequences):
-        close(found[audio], truth(audio, sequence)[:4])
+        close(found[audio], expected_scores(audio, sequence)[:4])
     for step in (4, 5):
         found = last(session, tokens[:, step : step + 1])
         for audio, sequence in enumerate(sequences):
-            close(found[audio], truth(audio, sequence)[step])
+            close(found[audio], expected_scores(audio, sequence)[step])
 
 
 @pytest.mark.parametrize("cuts", [[1], [3], [3, 4], [1, 2, 3, 4, 5, 6, 7, 8, 9], [2, 8]])
 def test_a_cache_changes_nothing(backend: Backend, cuts: list[int]) -> None:
-    truth = Truth(backend, 1)
+    expected_scores = ExpectedScores(backend, 1)
     (tokens,) = draw(3, 10)
     session = opened(backend, 1)
     for begin, end in zip([0, *cuts], [*cuts, len(tokens)]):
         at = np.arange(end - begin - 1)[None]
         found = session.extend(tokens[None, begin:end], at=at).numpy()
         assert found.shape[1] == end - begin
-        close(found[0], truth(0, tokens)[begin:end])
+        close(found[0], expected_scores(0, tokens)[begin:end])
 
 
 def test_ragged_prompts_equal_single_ones(backend: Backend) -> None:
-    truth = Truth(backend, 4)
+    expected_scores = ExpectedScores(backend, 4)
     sequences = draw(4, 9 + 3, 1 + 3, 5 + 3, 9 + 3)
     prompts = [sequence[:-3] for sequence in sequences]
     session = opened(backend, 4)
     found = last(session, *pad(prompts))
     for audio, prompt in enumerate(prompts):
-        close(found[audio], truth(audio, sequences[audio])[len(prompt) - 1])
+        close(found[audio], expected_scores(audio, sequences[audio])[len(prompt) - 1])
     for step in range(3):  # the padding was never there
         found = last(session, [[sequence[step - 3]] for sequence in sequences])
         for audio, (prompt, sequence) in enumerate(zip(prompts, sequences)):
-            close(found[audio], truth(audio, sequence)[len(prompt) + step])
+            close(found[audio], expected_scores(audio, sequence)[len(prompt) + step])
 
 
 def test_ragged_tokens_on_top_of_a_ragged_past(backend: Backend) -> None:
-    truth = Truth(backend, 3)
+    expected_scores = ExpectedScores(backend, 3)
     sequences = draw(5, 20, 20, 20)
     held = [0, 0, 0]
     session = opened(backend, 3)
@@ -132,12 +98,12 @@ def test_ragged_tokens_on_top_of_a_ragged_past(backend: Backend) -> None:
         found = last(session, *pad(new))
         held = [n + more for n, more in zip(held, lengths)]
         for audio, sequence in enumerate(sequences):
-            close(found[audio], truth(audio, sequence)[held[audio] - 1])
+            close(found[audio], expected_scores(audio, sequence)[held[audio] - 1])
 
 
 @pytest.mark.parametrize("past", [0, 3])
 def test_wanted_positions_equal_shorter_prefixes(backend: Backend, past: int) -> None:
-    truth = Truth(backend, 2)
+    expected_scores = ExpectedScores(backend, 2)
     sequences = draw(6, past + 8, past + 5)
     session = opened(backend, 2)
     if past:
@@ -150,44 +116,14 @@ def test_wanted_positions_equal_shorter_prefixes(backend: Backend, past: int) ->
         wanted = [*at[audio], lengths[audio] - 1]
         for column, index in enumerate(wanted):
             prefix = sequence[: past + index + 1]
-            close(found[audio, column], truth(audio, prefix)[-1])
+            close(found[audio, column], expected_scores(audio, prefix)[-1])
 
 
 def test_more_positions_wanted_than_tokens_fed(backend: Backend) -> None:
-    """Ragged rows want different positions, so that no two columns are the same."""
+    """Rows of different lengths request different positions, so that no two columns are equal."""
     rows = Rows(backend, 3)
     rows.extend([2, 2, 1], np.array([[1, 0], [0, 1], [0, 0]]))
     rows.step()
-
-
-class Rows:
-    """A session beside a list of what its rows hold; every answer is compared with the truth."""
-
-    def __init__(self, backend: Backend, n_audio: int, seed: int = 0) -> None:
-        self.truth = Truth(backend, n_audio)
-        self.session = opened(backend, n_audio)
-        self.held: list[tuple[int, Int]] = [
-            (audio, np.zeros(0, np.int64)) for audio in range(n_audio)
-        ]
-        self._rng = np.random.default_rng(seed)
-
-    def extend(self, lengths: Sequence[int], at: Int | None = None) -> None:
-        new = [self._rng.integers(0, DIMS.n_vocab, n).astype(np.int64) for n in lengths]
-        found = self.session.extend(*pad(new), at).numpy()
-        assert len(found) == len(self.held)
-        for row, ((audio, before), tokens) in enumerate(zip(self.held, new)):
-            self.held[row] = (audio, np.concatenate([before, tokens]))
-            wanted = [*([] if at is None else at[row]), len(tokens) - 1]
-            expected = self.truth(*self.held[row])[len(before) + np.array(wanted)]
-            close(found[row], expected)
-
-    def step(self, n: int = 1) -> None:
-        for _ in range(n):
-            self.extend([1] * len(self.held))
-
-    def gather(self, *rows: int) -> None:
-        self.session.gather(np.array(rows, np.int64))
-        self.held = [self.held[row] for row in rows]
 
 
 def test_an_identity_gather_changes_nothing(backend: Backend) -> None:
@@ -208,11 +144,11 @@ def test_an_identity_gather_changes_nothing(backend: Backend) -> None:
         [(2, 0, 1)],  # a permutation of audios
         [(0, 0, 0, 1, 1, 1, 2, 2, 2)],  # equal groups
         [(0, 0, 1, 2, 2, 2, 2)],  # unequal groups
-        [(0, 1, 0, 2, 1, 0)],  # an audio's rows need not stand together
-        [(0, 0, 1, 1), (3, 1, 0, 2)],  # an audio is gone, rows cross
+        [(0, 1, 0, 2, 1, 0)],  # rows of an audio need not be adjacent
+        [(0, 0, 1, 1), (3, 1, 0, 2)],  # an audio is removed, rows cross
         [(0, 0, 0, 1, 1, 1, 2, 2, 2), (1, 1, 0, 5, 3, 4, 8, 8, 8)],  # beams reordered
         [(0, 0, 0, 1, 1, 1, 2, 2, 2), (2, 5, 8)],  # back to one each
-        [(2,)],  # two audios gone
+        [(2,)],  # two audios are removed
         [(1, 1, 1)],
         [(0, 2), (1,), (0, 0)],
         [(0, 0, 1, 1, 2, 2), (0, 1, 4, 5), (2, 3, 0), (1, 1, 2)],
@@ -230,7 +166,7 @@ def test_gather(backend: Backend, gathers: list[tuple[int, ...]], steps: int) ->
     rows.step()
 
 
-def test_beams_that_change_places_again_and_again(backend: Backend) -> None:
+def test_beams_change_slots_repeatedly(backend: Backend) -> None:
     rows = Rows(backend, 2)
     rows.extend([3, 2])
     rows.gather(0, 0, 0, 1, 1, 1)
@@ -240,14 +176,14 @@ def test_beams_that_change_places_again_and_again(backend: Backend) -> None:
     rows.step(2)
 
 
-def test_gather_before_anything_is_fed(backend: Backend) -> None:
+def test_gather_before_the_first_tokens(backend: Backend) -> None:
     rows = Rows(backend, 3)
     rows.gather(2, 2, 0)
     rows.extend([3, 1, 4])
     rows.step(2)
 
 
-def test_audios_leave_one_by_one(backend: Backend) -> None:
+def test_audios_are_removed_one_by_one(backend: Backend) -> None:
     rows = Rows(backend, 5)
     rows.extend([2, 3, 1, 4, 2])
     rows.gather(0, 0, 1, 2, 2, 2, 3, 4, 4)
@@ -298,7 +234,7 @@ def test_a_prompt_longer_than_the_context_is_refused(backend: Backend) -> None:
 
 
 def test_sessions_do_not_share_anything(backend: Backend) -> None:
-    truth = Truth(backend, 2)
+    expected_scores = ExpectedScores(backend, 2)
     encoded = backend.encode(mels(2))
     sequences = draw(9, 5, 5)
     one, two = backend.open(encoded), backend.open(encoded)
@@ -308,11 +244,11 @@ def test_sessions_do_not_share_anything(backend: Backend) -> None:
     two.close()
     found = last(one, [sequence[3:] for sequence in sequences])
     for audio, sequence in enumerate(sequences):
-        close(found[audio], truth(audio, sequence)[-1])
+        close(found[audio], expected_scores(audio, sequence)[-1])
     three = backend.open(encoded)
     found = last(three, np.stack(sequences))
     for audio, sequence in enumerate(sequences):
-        close(found[audio], truth(audio, sequence)[-1])
+        close(found[audio], expected_scores(audio, sequence)[-1])
 
 
 def test_closing_twice_is_closing(backend: Backend) -> None:
@@ -324,7 +260,7 @@ def test_closing_twice_is_closing(backend: Backend) -> None:
     fresh.close()  # nothing was fed
 
 
-def test_the_best_tokens_are_those_of_the_specification(backend: Backend) -> None:
+def test_the_best_tokens_equal_the_reference_implementation(backend: Backend) -> None:
     session = opened(backend, 3)
     logits = session.extend(*pad(draw(10, 4, 2, 3)))
     scores = logits.numpy()[:, -1]
@@ -350,75 +286,47 @@ def test_audio_of_another_backend_is_refused(backend: Backend) -> None:
         backend.open(Foreign())
 
 
-# --- sessions that join -------------------------------------------------------------------------
+# --- append -------------------------------------------------------------------------------------
 
 
-class Fed:
-    """A session and what each of its rows was fed."""
-
-    def __init__(self, backend: Backend, truth: Truth, audios: Sequence[int], seed: int) -> None:
-        self.truth = truth
-        self.rows = list(zip(audios, draw(seed, *(3 + 2 * i for i in range(len(audios))))))
-        self.session = backend.open(backend.encode(mels(4)).take(audios))
-        self.check(last(self.session, *pad([tokens for _, tokens in self.rows])))
-
-    def check(self, found: F32) -> None:
-        assert len(found) == len(self.rows)
-        for scores, (audio, tokens) in zip(found, self.rows):
-            close(scores, self.truth(audio, tokens)[-1])
-
-    def step(self, seed: int) -> None:
-        new = np.random.default_rng(seed).integers(0, DIMS.n_vocab, (len(self.rows), 1))
-        self.rows = [(a, np.append(tokens, n)) for (a, tokens), n in zip(self.rows, new)]
-        self.check(last(self.session, new))
-
-    def gather(self, *rows: int) -> None:
-        self.rows = [self.rows[row] for row in rows]
-        self.session.gather(np.array(rows))
-
-    def append(self, other: Fed) -> None:
-        self.rows += other.rows
-        self.session.append(other.session)
-
-
-def test_appended_rows_are_as_if_alone(backend: Backend) -> None:
-    truth = Truth(backend, 4)
-    rows = Fed(backend, truth, [0, 1], 20)
+def test_appended_rows_have_the_scores_of_single_rows(backend: Backend) -> None:
+    expected_scores = ExpectedScores(backend, 4)
+    rows = Fed(backend, expected_scores, [0, 1], 20)
     rows.step(1)
-    rows.append(Fed(backend, truth, [2, 3], 21))
+    rows.append(Fed(backend, expected_scores, [2, 3], 21))
     rows.step(2)
     rows.gather(3, 0)
     rows.step(3)
-    rows.append(Fed(backend, truth, [1], 22))
+    rows.append(Fed(backend, expected_scores, [1], 22))
     rows.step(4)
 
 
 def test_appended_hypotheses_keep_their_audio(backend: Backend) -> None:
-    truth = Truth(backend, 4)
-    rows = Fed(backend, truth, [0], 23)
+    expected_scores = ExpectedScores(backend, 4)
+    rows = Fed(backend, expected_scores, [0], 23)
     rows.gather(0, 0, 0)
     rows.step(1)
-    other = Fed(backend, truth, [3, 2], 24)
+    other = Fed(backend, expected_scores, [3, 2], 24)
     other.gather(0, 0, 1)
     rows.append(other)
     rows.step(2)
     rows.gather(2, 2, 5, 4, 3)
     rows.step(3)
-    rows.append(Fed(backend, truth, [1, 1], 25))
+    rows.append(Fed(backend, expected_scores, [1, 1], 25))
     rows.step(4)
 
 
-def test_what_was_encoded_outlives_a_session_that_grew(backend: Backend) -> None:
-    """The audio of a window is needed again when it falls back; sessions must not write to it."""
-    truth = Truth(backend, 4)
+def test_sessions_do_not_change_encoded_audio(backend: Backend) -> None:
+    """Encoded audio is reused at the next temperature, so sessions must not write to it."""
+    expected_scores = ExpectedScores(backend, 4)
     encoded = backend.encode(mels(4)).take([0, 1])
     (tokens,) = draw(26, 5)
     for _ in range(2):
         session = backend.open(encoded)
-        close(last(session, [tokens, tokens])[1], truth(1, tokens)[-1])
-        session.append(Fed(backend, truth, [2], 27).session)
+        close(last(session, [tokens, tokens])[1], expected_scores(1, tokens)[-1])
+        session.append(Fed(backend, expected_scores, [2], 27).session)
         session.gather(np.array([2, 1]))
-        session.append(Fed(backend, truth, [3, 0], 28).session)
+        session.append(Fed(backend, expected_scores, [3, 0], 28).session)
         last(session, [[1], [2], [3], [4]])
         session.gather(np.array([3]))
         last(session, [[1]])
@@ -434,10 +342,10 @@ def test_only_sessions_of_the_same_backend_join(backend: Backend) -> None:
         session.append(Other())  # type: ignore[arg-type]
 
 
-# --- where the model listens --------------------------------------------------------------------
+# --- attention ----------------------------------------------------------------------------------
 
 
-def test_attention_is_that_of_each_audio_alone(backend: Backend) -> None:
+def test_attention_of_a_batch_equals_single_audios(backend: Backend) -> None:
     encoded = backend.encode(mels(3))
     sequences = draw(40, 9, 4, 6)
     tokens, lengths = pad(sequences)
@@ -445,15 +353,15 @@ def test_attention_is_that_of_each_audio_alone(backend: Backend) -> None:
     assert together.scores.shape[0] == 3
     assert together.scores.shape[2] == tokens.shape[1]
     assert together.logits.shape == (*tokens.shape, DIMS.n_vocab)
-    truth = Truth(backend, 3)
+    expected_scores = ExpectedScores(backend, 3)
     for audio, sequence in enumerate(sequences):
         n = len(sequence)
         alone = backend.attention(encoded.take([audio]), sequence[None], np.array([n]))
         close(alone.scores[0], together.scores[audio, :, :n])
-        close(together.logits[audio, :n], truth(audio, sequence))
+        close(together.logits[audio, :n], expected_scores(audio, sequence))
 
 
-def test_attention_differs_between_audios_and_pasts(backend: Backend) -> None:
+def test_attention_differs_between_audios_and_tokens(backend: Backend) -> None:
     encoded = backend.encode(mels(2))
     (tokens,) = draw(41, 8)
     changed = tokens.copy()

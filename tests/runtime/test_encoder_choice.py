@@ -1,4 +1,4 @@
-"""In what the encoder is computed: the rule of ``auto``, the options, what doctor says."""
+"""Precision of the encoder: the rule of ``auto``, the options, the report of doctor."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from whisper_opt.core.errors import BackendUnavailable, EngineError, OptionError
 from whisper_opt.core.options import ENCODER_PRECISIONS, LoadOptions
 from whisper_opt.runtime import devices
 from whisper_opt.runtime.devices import Machine, open_backend
-from whisper_opt.runtime.encoder_choice import WORTH_IT, choose_encoder, fastest
+from whisper_opt.runtime.encoder_choice import MIN_SPEEDUP, choose_encoder, fastest
 from whisper_opt.runtime.engine import Engine
 from whisper_opt.runtime.gpus import Driver, Gpu
 from whisper_opt.runtime.openvino import encoder as openvino_encoder
@@ -34,7 +34,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
 
 
 def machine(times: Mapping[str, float] | None, gpus: int = 0) -> Machine:
-    """One whose products take these seconds; None: without OpenVINO."""
+    """A machine with these matrix multiplication times; None: without OpenVINO."""
     found = Machine()
     card = Gpu(0, "NVIDIA L4", (8, 9), 24 << 30)
     found.driver = Driver((card,) * gpus, (13, 0) if gpus else None, "" if gpus else "none")
@@ -54,8 +54,8 @@ def no_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("whisper_opt.runtime.openvino.probe.import_openvino", refuse)
 
 
-class Stand:
-    """Stands in for the encoder of OpenVINO."""
+class FakeEncoder:
+    """Replaces the encoder in OpenVINO."""
 
     def __init__(self, engine: Engine, precision: str, *, threads: int | None = None) -> None:
         self.precision, self.threads = precision, threads
@@ -73,20 +73,22 @@ class Stand:
         (SLOW_BF16, "int8"),
         ({"fp32": 1.0, "bf16": 0.5, "int8": 0.45}, "bf16"),
         ({"fp32": 1.0, "bf16": 0.5, "int8": 0.2}, "int8"),
-        ({"fp32": 1.0, "bf16": 1 / WORTH_IT}, "bf16"),
+        ({"fp32": 1.0, "bf16": 1 / MIN_SPEEDUP}, "bf16"),
     ],
 )
-def test_the_most_exact_that_is_clearly_faster(times: dict[str, float], chosen: str) -> None:
+def test_auto_chooses_the_most_exact_that_is_clearly_faster(
+    times: dict[str, float], chosen: str
+) -> None:
     assert fastest(times).precision == chosen
 
 
-def test_the_figures_are_said() -> None:
+def test_the_reason_has_the_speedups() -> None:
     assert "bf16 0.7, int8 3.3" in fastest(SLOW_BF16).reason
     assert "nothing else" in fastest({"fp32": 1.0}).reason
 
 
 @pytest.mark.parametrize("wanted", ["engine", "bf16", "int8"])
-def test_nothing_is_measured_unless_asked(wanted: str) -> None:
+def test_nothing_is_measured_without_auto(wanted: str) -> None:
     def never() -> dict[str, float]:
         raise AssertionError
 
@@ -98,22 +100,22 @@ def test_nothing_is_measured_unless_asked(wanted: str) -> None:
 # opening
 
 
-def test_the_default_is_what_was_exported(engine: Engine) -> None:
+def test_the_default_is_the_precision_of_the_engine(engine: Engine) -> None:
     assert LoadOptions().encoder_precision == "engine"
     assert open_backend(engine, LoadOptions(), machine(SLOW_BF16)).encoder_precision == "engine"
 
 
-def test_auto_takes_what_pays(
+def test_auto_uses_the_choice(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(openvino_encoder, "OpenVinoEncoder", Stand)
+    monkeypatch.setattr(openvino_encoder, "OpenVinoEncoder", FakeEncoder)
     caplog.set_level(logging.INFO, logger="whisper_opt.runtime.devices")
     options = LoadOptions(encoder_precision="auto", threads=1)
     opened = open_backend(engine, options, machine(SLOW_BF16))
     assert opened.encoder_precision == "int8"
     encoder: Any = opened.backend.encoder  # type: ignore[attr-defined]
     assert (encoder.precision, encoder.threads) == ("int8", 1)
-    assert "encoder in int8: products of OpenVINO" in caplog.text
+    assert "encoder in int8: speed of OpenVINO" in caplog.text
     opened = open_backend(engine, options, machine({"fp32": 1.0, "int8": 1.0}))
     assert opened.encoder_precision == "engine"
 
@@ -141,14 +143,14 @@ def test_auto_falls_back_and_a_name_does_not(
         open_backend(engine, LoadOptions(encoder_precision="int8"), machine(SLOW_BF16))
 
 
-@pytest.mark.parametrize(("asked", "device"), [("int8", "cpu"), ("auto", "tensorrt")])
-def test_a_gpu_computes_what_was_exported(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch, asked: str, device: str
+@pytest.mark.parametrize(("requested", "device"), [("int8", "cpu"), ("auto", "tensorrt")])
+def test_a_gpu_uses_the_precision_of_the_engine(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, requested: str, device: str
 ) -> None:
-    monkeypatch.setattr(openvino_encoder, "OpenVinoEncoder", Stand)
+    monkeypatch.setattr(openvino_encoder, "OpenVinoEncoder", FakeEncoder)
     monkeypatch.setitem(devices._LOADERS, "tensorrt", lambda *_: object())
     manifest = dataclasses.replace(engine.manifest, precision="fp16", dialect="standard")
-    options = LoadOptions(encoder_precision=asked)
+    options = LoadOptions(encoder_precision=requested)
     opened = open_backend(Engine(engine.path, manifest), options, machine(SLOW_BF16, gpus=1))
     assert opened.device == device
     assert opened.encoder_precision == ("int8" if device == "cpu" else "engine")
@@ -181,13 +183,15 @@ def report(found: Machine, monkeypatch: pytest.MonkeyPatch) -> str:
     return out.getvalue()
 
 
-def test_doctor_says_what_auto_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_reports_the_choice_of_auto(monkeypatch: pytest.MonkeyPatch) -> None:
     text = report(machine(SLOW_BF16), monkeypatch)
     assert "encoder      auto: int8 through OpenVINO 2026.4.1 with fp32 engines" in text
     assert "bf16 0.7, int8 3.3" in text
 
 
-def test_doctor_says_how_to_get_it(no_openvino: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_reports_missing_openvino(
+    no_openvino: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = report(machine(None), monkeypatch)
     assert "encoder      auto: engine with fp32 engines (OpenVINO is not there" in text
 

@@ -1,4 +1,4 @@
-"""Asking the CUDA driver, against a library made of Python functions."""
+"""Queries of the CUDA driver, against a library of Python functions."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ CARDS = [("NVIDIA GeForce RTX 3060", (8, 6), 12 << 30), ("NVIDIA H100", (9, 0), 
 
 
 class Library:
-    """The seven functions of libcuda that are called; ``failing`` names one that gives an error."""
+    """The seven functions of libcuda that are used; ``failing`` names one that returns an error."""
 
     def __init__(self, cards: list[Any], failing: str = "nothing", status: int = 3) -> None:
         self._cards, self._failing, self._status = cards, failing, status
 
-    def _answer(self, name: str, target: Any, value: Any) -> int:
+    def _return(self, name: str, target: Any, value: Any) -> int:
         if name == self._failing:
             return self._status
         target._obj.value = value
@@ -29,13 +29,13 @@ class Library:
         return self._status if self._failing == "cuInit" else 0
 
     def cuDriverGetVersion(self, target: Any) -> int:  # noqa: N802
-        return self._answer("cuDriverGetVersion", target, 13010)
+        return self._return("cuDriverGetVersion", target, 13010)
 
     def cuDeviceGetCount(self, target: Any) -> int:  # noqa: N802
-        return self._answer("cuDeviceGetCount", target, len(self._cards))
+        return self._return("cuDeviceGetCount", target, len(self._cards))
 
     def cuDeviceGet(self, target: Any, index: int) -> int:  # noqa: N802
-        return self._answer("cuDeviceGet", target, index + 40)
+        return self._return("cuDeviceGet", target, index + 40)
 
     def cuDeviceGetName(self, target: Any, size: int, device: Any) -> int:  # noqa: N802
         assert size == ctypes.sizeof(target)
@@ -43,10 +43,10 @@ class Library:
         return 0
 
     def cuDeviceGetAttribute(self, target: Any, which: int, device: Any) -> int:  # noqa: N802
-        return self._answer("", target, self._cards[device.value - 40][1][{75: 0, 76: 1}[which]])
+        return self._return("", target, self._cards[device.value - 40][1][{75: 0, 76: 1}[which]])
 
     def cuDeviceTotalMem_v2(self, target: Any, device: Any) -> int:  # noqa: N802
-        return self._answer("cuDeviceTotalMem_v2", target, self._cards[device.value - 40][2])
+        return self._return("cuDeviceTotalMem_v2", target, self._cards[device.value - 40][2])
 
 
 def test_gpus_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,7 +57,7 @@ def test_gpus_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert driver.error == ""
 
 
-def test_no_driver_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_driver_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing() -> Any:
         raise OSError("libcuda.so.1: cannot open shared object file")
 
@@ -75,7 +75,7 @@ def test_no_driver_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
         ("cuDeviceTotalMem_v2", 2, "cuDeviceTotalMem_v2 gave CUDA error 2"),
     ],
 )
-def test_a_driver_in_trouble_is_quoted(
+def test_driver_errors_are_reported(
     monkeypatch: pytest.MonkeyPatch, failing: str, status: int, words: str
 ) -> None:
     monkeypatch.setattr(gpus, "_load", lambda: Library(CARDS, failing, status))
@@ -84,11 +84,11 @@ def test_a_driver_in_trouble_is_quoted(
     assert words in driver.error
 
 
-def test_a_driver_without_gpus_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_driver_without_gpus_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpus, "_load", lambda: Library([]))
     assert find_gpus().error == "the driver sees no GPU"
 
 
-def test_a_library_that_is_something_else_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_library_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpus, "_load", lambda: object())
-    assert "does not answer" in find_gpus().error
+    assert "does not respond" in find_gpus().error

@@ -1,7 +1,7 @@
-"""Engines of 8 and 4 bits: keys and values packed for kernels, and what the runtime does with them.
+"""Engines in int8 and int4: keys and values packed for the compiled kernels, and their sessions.
 
-The packed graphs run in two ways, and all of this holds of both: with compiled kernels, and by the
-functions that define them, so that machines without the instructions test the runtime too.
+Each test runs the packed graphs with the compiled kernels, and with the ONNX functions that define
+the operators, so that machines without the instructions test the runtime too.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from whisper_opt.runtime.onnxruntime.backend import OrtBackend
 from whisper_opt.runtime.padding import BLOCK
 
 DIMS = random_dims(n_vocab=2000)
-WAYS = ("kernels", "definition")
+MODES = ("kernels", "definition")
 Open = Callable[[str], OrtBackend]
 
 
@@ -46,11 +46,11 @@ def engine(request: pytest.FixtureRequest, engines: dict[str, Engine]) -> Engine
     return engines[request.param]
 
 
-@pytest.fixture(params=WAYS)
+@pytest.fixture(params=MODES)
 def packed(
     request: pytest.FixtureRequest, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> OrtBackend:
-    """The packed graphs; skipped where the way cannot be gone."""
+    """A backend with the packed graphs; skipped if there are no kernels."""
     if request.param == "definition":
         monkeypatch.setattr(ort, "kernel_library", lambda: Path("unused"))
         monkeypatch.setattr(ort_graph, "kernel_library", lambda: None)
@@ -61,17 +61,17 @@ def packed(
     return backend
 
 
-def windows(*seeds: int, sounds: Sequence[int] = (400,)) -> F32:
-    """Windows of noise with padding behind it; ``sounds``: frames of noise, in turn."""
+def windows(*seeds: int, n_frames: Sequence[int] = (400,)) -> F32:
+    """Windows of noise followed by padding; ``n_frames``: frames of noise, in turn."""
     found = np.zeros((len(seeds), DIMS.n_mels, 3000), np.float32)
     for i, (window, seed) in enumerate(zip(found, seeds)):
-        n = sounds[i % len(sounds)]
+        n = n_frames[i % len(n_frames)]
         window[:, :n] = np.random.default_rng(seed).standard_normal((DIMS.n_mels, n)) * 0.4
     return found
 
 
-def far(found: F32, expected: F32) -> float:
-    """Root mean square of the difference, as a share of what was expected."""
+def relative_error(found: F32, expected: F32) -> float:
+    """Root mean square of the difference, relative to that of the expected values."""
     assert found.shape == expected.shape
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
@@ -84,18 +84,18 @@ def tokens(n_seq: int, n: int, seed: int = 1) -> Int:
 # --- files ----------------------------------------------------------------------------------------
 
 
-def test_what_files_there_are(engines: dict[str, Engine]) -> None:
+def test_the_files_of_an_engine(engines: dict[str, Engine]) -> None:
     for name, engine in engines.items():
-        there = {path.name for path in engine.path.iterdir()} - {MANIFEST}
-        assert there == set(engine.manifest.files)
-        assert {each for each in there if "packed" in each} == (
+        files = {path.name for path in engine.path.iterdir()} - {MANIFEST}
+        assert files == set(engine.manifest.files)
+        assert {each for each in files if "packed" in each} == (
             set(PACKED) if name in ("int8", "int4") else set()
         )
         assert ("packed" in engine.manifest.parity) is (name in ("int8", "int4"))
 
 
-def test_they_have_no_weights_of_their_own(engine: Engine) -> None:
-    """But they name all files beside them that they read."""
+def test_packed_graphs_share_the_weights(engine: Engine) -> None:
+    """They name all external files that they read."""
     for name in PACKED:
         graph = engine.file(name).read_bytes()
         assert len(graph) < 200_000
@@ -132,37 +132,37 @@ def forget(engine: Engine, folder: Path, *names: str) -> Path:
 
 
 @pytest.mark.parametrize("name", PACKED)
-def test_one_without_the_other_is_refused(engine: Engine, name: str, tmp_path: Path) -> None:
+def test_an_incomplete_pair_of_graphs_is_refused(engine: Engine, name: str, tmp_path: Path) -> None:
     folder = forget(engine, tmp_path / "engine", name)
     with pytest.raises(EngineError, match=f"does not list {name}"):
         read_engine(folder)
 
 
-def test_engines_from_before_are_read(engine: Engine, tmp_path: Path) -> None:
-    """Their plain graphs run, with kernels where there are."""
+def test_older_engines_are_read(engine: Engine, tmp_path: Path) -> None:
+    """Their plain graphs run, with kernels if there are any."""
     old = read_engine(forget(engine, tmp_path / "engine", *PACKED), verify=True)
     plain, backend = OrtBackend(engine, threads=1, kernels=False), OrtBackend(old, threads=1)
     found, expected = (each.encode(windows(1, 2)) for each in (backend, plain))
     assert found.cross[0].dtype == np.float32
     assert len(found.cross) == 2 * DIMS.n_text_layer
-    assert far(scores(backend, found), scores(plain, expected)) < 0.1
+    assert relative_error(scores(backend, found), scores(plain, expected)) < 0.1
     Whisper.load(old.path, device="cpu", threads=1).close()
 
 
 # --- with and without -----------------------------------------------------------------------------
 
 
-def scores(backend: OrtBackend, heard: ort.OrtEncoded, n: int = 6) -> F32:
+def scores(backend: OrtBackend, encoded: ort.OrtEncoded, n: int = 6) -> F32:
     """[A, n, n_vocab] after every token of a prompt."""
-    session = backend.open(heard)
-    fed = tokens(len(heard), n)
-    at = np.repeat(np.arange(n - 1)[None], len(heard), axis=0)
+    session = backend.open(encoded)
+    fed = tokens(len(encoded), n)
+    at = np.repeat(np.arange(n - 1)[None], len(encoded), axis=0)
     found: F32 = session.extend(fed, at=at).numpy().copy()
     session.close()
     return found
 
 
-def test_without_kernels_it_is_as_if_none_were_compiled(
+def test_disabled_kernels_equal_missing_kernels(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Bit for bit."""
@@ -180,36 +180,39 @@ def test_without_kernels_it_is_as_if_none_were_compiled(
     np.testing.assert_array_equal(scores(off, found), scores(none, expected))
 
 
-@pytest.mark.parametrize("sounds", [(30,), (400,), (1500,), (3000,), (3000, 30, 1500)])
-def test_packed_is_as_plain(packed: OrtBackend, engine: Engine, sounds: tuple[int, ...]) -> None:
-    """But for what 8 bits lose, in the encoder too where there are kernels.
+@pytest.mark.parametrize("n_frames", [(30,), (400,), (1500,), (3000,), (3000, 30, 1500)])
+def test_packed_equals_plain(packed: OrtBackend, engine: Engine, n_frames: tuple[int, ...]) -> None:
+    """Up to the error of 8-bit attention, with kernels in the encoder too.
 
-    Measured: 0.02 and 0.09 of the scores of prompts, 0.04 and 0.13 of single ones, 0.04 and 0.22 of
-    attention, by definition and with kernels.
+    Measured without and with kernels: 0.02 and 0.09 for scores of prompts, 0.04 and 0.13 for single
+    ones, 0.04 and 0.22 for attention.
     """
     plain = OrtBackend(engine, threads=1, kernels=False)
-    mels = windows(1, 2, 3, sounds=sounds)
+    mels = windows(1, 2, 3, n_frames=n_frames)
     found, expected = packed.encode(mels), plain.encode(mels)
     assert [len(counts) for counts in found.counts] == [len(c) for c in expected.counts]
     assert found.cross[-1].shape[1] % BLOCK == 0
-    assert far(scores(packed, found), scores(plain, expected)) < SCORES
+    assert relative_error(scores(packed, found), scores(plain, expected)) < SCORES
     fed, lengths = tokens(3, 9), np.array([9, 4, 6])
-    heard = [each.attention(e, fed, lengths) for each, e in ((packed, found), (plain, expected))]
-    assert heard[0].scores.shape[-1] == 1500
+    attention = [b.attention(e, fed, lengths) for b, e in ((packed, found), (plain, expected))]
+    assert attention[0].scores.shape[-1] == 1500
     for row, n in enumerate(lengths):
-        assert far(heard[0].scores[row, :, :n], heard[1].scores[row, :, :n]) < ATTENTION
-        assert far(heard[0].logits[row, :n], heard[1].logits[row, :n]) < SCORES
+        assert (
+            relative_error(attention[0].scores[row, :, :n], attention[1].scores[row, :, :n])
+            < ATTENTION
+        )
+        assert relative_error(attention[0].logits[row, :n], attention[1].logits[row, :n]) < SCORES
 
 
 SCORES = 0.2
 ATTENTION = 0.3
 
 
-# --- rows and windows are strangers ---------------------------------------------------------------
+# --- rows and windows are independent -------------------------------------------------------------
 
 
 class Rows:
-    """A session, and what each of its rows was fed, to compare with that row alone."""
+    """A session and the tokens of each row, to compare with that row alone."""
 
     def __init__(self, backend: OrtBackend, mels: F32, audios: Sequence[int]) -> None:
         self.backend, self.mels = backend, mels
@@ -236,13 +239,13 @@ class Rows:
 
 
 SAME = 0.01
-"""A last bit of attention to the past moves an integer here and there: up to 0.004 of the largest
-score in 4 bits. Another window, or another past, moves scores by more than a third."""
+"""A difference in the last bit of self-attention can change rounded integers: scores differ by up
+to 0.004 of the largest one in int4. Other windows or tokens change them by more than a third."""
 
 
 @pytest.fixture
 def mels() -> F32:
-    return windows(1, 2, 3, 4, 5, sounds=(400, 3000, 30, 1500, 700))
+    return windows(1, 2, 3, 4, 5, n_frames=(400, 3000, 30, 1500, 700))
 
 
 def test_windows_of_other_lengths_in_a_batch(packed: OrtBackend, mels: F32) -> None:
@@ -267,7 +270,7 @@ def test_windows_of_other_lengths_in_a_batch(packed: OrtBackend, mels: F32) -> N
 
 
 def test_other_windows_give_other_scores(packed: OrtBackend, mels: F32) -> None:
-    """What :data:`SAME` is worth."""
+    """The difference is much larger than :data:`SAME`."""
     session = packed.open(packed.encode(mels))
     found = session.extend(np.repeat(tokens(1, 6), 5, axis=0)).numpy()[:, -1].copy()
     session.close()
@@ -276,7 +279,7 @@ def test_other_windows_give_other_scores(packed: OrtBackend, mels: F32) -> None:
 
 
 @pytest.mark.parametrize(("first", "second"), [((2,), (1, 0)), ((1, 3), (2,)), ((0,), (0, 4))])
-def test_windows_that_join_are_longer_or_shorter(
+def test_windows_of_other_lengths_join(
     packed: OrtBackend, mels: F32, first: tuple[int, ...], second: tuple[int, ...]
 ) -> None:
     rows, others = Rows(packed, mels, first), Rows(packed, mels, second)
@@ -284,7 +287,7 @@ def test_windows_that_join_are_longer_or_shorter(
     others.extend(3)
     rows.append(others)
     rows.extend(1)
-    rows.gather(len(rows.rows) - 1, 0)  # the others go
+    rows.gather(len(rows.rows) - 1, 0)  # the others leave
     rows.extend(2)
     more = Rows(packed, mels, [1])
     more.extend(4)
@@ -294,7 +297,7 @@ def test_windows_that_join_are_longer_or_shorter(
     rows.extend(1)
 
 
-def test_windows_that_join_before_anything_is_fed(packed: OrtBackend, mels: F32) -> None:
+def test_windows_join_before_the_first_tokens(packed: OrtBackend, mels: F32) -> None:
     rows, others = Rows(packed, mels, [2]), Rows(packed, mels, [1])
     rows.append(others)
     rows.extend(4)
@@ -313,12 +316,12 @@ def test_beams(packed: OrtBackend, mels: F32) -> None:
     rows.extend(1)
 
 
-def test_what_was_encoded_outlives_a_session(packed: OrtBackend, mels: F32) -> None:
-    """Sessions that grow and shrink do not write to it."""
-    heard = packed.encode(mels[:3])
-    before = [array.copy() for array in heard.cross]
+def test_sessions_do_not_change_encoded_audio(packed: OrtBackend, mels: F32) -> None:
+    """Even if they grow and shrink."""
+    encoded = packed.encode(mels[:3])
+    before = [array.copy() for array in encoded.cross]
     for _ in range(2):
-        session = packed.open(heard)
+        session = packed.open(encoded)
         session.extend(tokens(3, 4))
         session.append(packed.open(packed.encode(mels[3:5])))
         session.gather(np.array([2, 4, 0]))
@@ -326,7 +329,7 @@ def test_what_was_encoded_outlives_a_session(packed: OrtBackend, mels: F32) -> N
         session.gather(np.array([1]))
         session.extend(tokens(1, 1))
         session.close()
-    arrays: list[NDArray] = list(heard.cross)
+    arrays: list[NDArray] = list(encoded.cross)
     for array, held in zip(arrays, before):
         np.testing.assert_array_equal(array, held)
 
@@ -344,7 +347,7 @@ def test_past_a_capacity(packed: OrtBackend, mels: F32) -> None:
 
 
 def test_word_times(engine: Engine, packed: OrtBackend, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model of noise has nothing to say, but it does so to the end."""
+    """Word times of a random model are within the window."""
     rng = np.random.default_rng(3)
     audio = (rng.standard_normal(16000 * 3) * 0.1).astype(np.float32)
     with Whisper.load(engine.path, device="cpu", threads=1) as model:

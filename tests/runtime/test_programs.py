@@ -1,8 +1,8 @@
-"""Random programs give the same scores on every backend: 500 of them, 0 mismatches.
+"""500 random programs give the same scores on every backend, with 0 mismatches.
 
-A few are run by default, all with ``WHISPER_OPT_PROGRAMS=all`` in the environment. The backends of
-the model are compared with one truth, which makes them equal to one another; the fake one and that
-of 8 bits, which have scores of their own, with themselves.
+One in ten is run by default, all with ``WHISPER_OPT_PROGRAMS=all`` in the environment. The backends
+of the float model are compared with the same expected scores. The fake backend and the 8-bit one
+have other scores, and are compared with themselves.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from tests.support.backend_subjects import (
     mels,
 )
 from tests.support.engines import runs
-from tests.support.programs import N_AUDIO, Truths, mismatch, program, run
+from tests.support.program_runs import ExpectedScores, mismatch, run
+from tests.support.programs import N_AUDIO, program
 from whisper_opt.core.backend import Backend
 
 N_PROGRAMS = 500
@@ -47,31 +48,31 @@ def test_random_programs(backends: dict[str, Backend], name: str) -> None:
         pytest.skip("not tested: this ONNX Runtime does not run the standard dialect")
     backend = backends[name]
     encoded = backend.encode(mels(N_AUDIO))
-    truths = Truths(backend if name in ("fake", ROUNDED) else backends["contrib"])
+    reference = ExpectedScores(backend if name in ("fake", ROUNDED) else backends["contrib"])
     tolerance = ROUNDED_TOLERANCE if name == ROUNDED else TOLERANCE
     for seed in SEEDS:
-        answers = run(backend, encoded, program(seed))
-        expected = truths.of(answers)
-        for answer in answers:
-            error = mismatch(answer, expected[answer.audio, answer.tokens])
-            assert error < tolerance, f"program {seed}: off by {error:.1e}: {answer}"
+        results = run(backend, encoded, program(seed))
+        expected = reference.of(results)
+        for result in results:
+            error = mismatch(result, expected[result.audio, result.tokens])
+            assert error < tolerance, f"program {seed}: off by {error:.1e}: {result}"
 
 
-def test_programs_ask_everything() -> None:
-    """What the bar is worth: every verb, every size of group, both ends of the context."""
-    verbs: collections.Counter[str] = collections.Counter()
+def test_programs_cover_everything() -> None:
+    """Every operation, every group size, and both ends of the context occur often enough."""
+    counts: collections.Counter[str] = collections.Counter()
     full = grown = 0
     for seed in range(N_PROGRAMS):
         lengths = [0]
         for step in program(seed):
-            verbs[step.verb] += 1
-            if step.verb == "extend":
-                lengths += [len(tokens) for tokens in step.what[0]]
-            grown += step.verb == "gather" and len(step.what) > 4
+            counts[step.operation] += 1
+            if step.operation == "extend":
+                lengths += [len(tokens) for tokens in step.arguments[0]]
+            grown += step.operation == "gather" and len(step.arguments) > 4
         full += max(lengths) > N_CTX - 15
     every = "open extend gather append attention overfull top close run"
-    for verb in every.split():
-        assert verbs[verb] > 100, verbs
+    for operation in every.split():
+        assert counts[operation] > 100, counts
     assert full > 40
     assert grown > 200
-    assert [step.verb for step in program(7)] == [step.verb for step in program(7)]
+    assert [step.operation for step in program(7)] == [step.operation for step in program(7)]

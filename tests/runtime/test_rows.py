@@ -1,4 +1,4 @@
-"""What of a cache has to move is found, and nothing that differs is left behind."""
+"""The cache positions that must be copied are found, and no other positions differ."""
 
 from __future__ import annotations
 
@@ -6,34 +6,34 @@ import numpy as np
 import pytest
 
 from whisper_opt.core.arrays import Int
-from whisper_opt.runtime.rows import Past
+from whisper_opt.runtime.rows import CacheHistory
 
 CAPACITY = 40
 
 
 class Cache:
-    """A cache that holds, at every position, which write it was; moved as Past says."""
+    """A cache whose positions contain the index of their write; moved as CacheHistory returns."""
 
     def __init__(self, n_slots: int) -> None:
-        self.past = Past(n_slots, CAPACITY)
+        self.history = CacheHistory(n_slots, CAPACITY)
         self.held = np.zeros((n_slots, CAPACITY), np.int64)
-        self.wanted = self.held.copy()  # what it would hold if everything moved
+        self.wanted = self.held.copy()  # the contents if everything were copied
         self.moved = 0
         self.n_written = 0
 
     def write(self, start: Int, n_new: int) -> None:
-        self.past.write(start, n_new)
+        self.history.write(start, n_new)
         for slot, first in enumerate(start):
-            for place in range(first, first + n_new):
+            for position in range(first, first + n_new):
                 self.n_written += 1
-                self.held[slot, place] = self.wanted[slot, place] = self.n_written
+                self.held[slot, position] = self.wanted[slot, position] = self.n_written
 
     def arrange(self, source: Int, length: Int) -> None:
-        """``length``: how much of every slot matters afterwards; the rest may be anything."""
+        """``length``: positions of every slot that must be right afterwards."""
         n_old = len(self.wanted)
         self.wanted = self.wanted[source]
-        parts = self.past.arrange(source, int(length.max()))
-        if len(source) > len(self.held):  # as after growing: anything finite
+        parts = self.history.rearrange(source, int(length.max()))
+        if len(source) > len(self.held):  # as after growing: the contents are arbitrary
             more = np.full((len(source) - n_old, CAPACITY), -1)
             self.held = np.concatenate([self.held[:n_old], more])
         values = [self.held[source[slots], span] for slots, span in parts]
@@ -46,7 +46,7 @@ class Cache:
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_slots_hold_what_they_would_if_everything_moved(seed: int) -> None:
+def test_slots_are_as_if_everything_were_copied(seed: int) -> None:
     rng = np.random.default_rng(seed)
     n = int(rng.integers(1, 7))
     cache, length = Cache(n), np.zeros(n, np.int64)
@@ -63,7 +63,7 @@ def test_slots_hold_what_they_would_if_everything_moved(seed: int) -> None:
         cache.arrange(source, length)
 
 
-def test_only_what_differs_moves() -> None:
+def test_only_differences_are_copied() -> None:
     cache = Cache(1)
     cache.write(np.array([0]), 30)
     cache.arrange(np.array([0, 0, 0]), np.full(3, 30))
@@ -72,21 +72,21 @@ def test_only_what_differs_moves() -> None:
     cache.arrange(np.array([1, 0, 0]), np.full(3, 31))
     assert cache.moved == 63
     cache.write(np.full(3, 31), 1)
-    cache.arrange(np.array([0, 1, 1]), np.full(3, 32))  # slots 1 and 2 have parted at 31 alone
+    cache.arrange(np.array([0, 1, 1]), np.full(3, 32))  # slots 1 and 2 differ at 31 only
     assert cache.moved == 64
 
 
-def test_rows_of_another_cache_share_nothing_with_those_here() -> None:
-    mine, other = Past(2, CAPACITY), Past(1, CAPACITY)
-    mine.write(np.array([0, 0]), 5)
+def test_rows_of_another_cache_share_nothing() -> None:
+    history, other = CacheHistory(2, CAPACITY), CacheHistory(1, CAPACITY)
+    history.write(np.array([0, 0]), 5)
     other.write(np.array([0]), 5)
-    mine.take(np.array([1]), other, np.array([0]), 5)
-    ((slots, span),) = mine.arrange(np.array([1, 1]), 5)
+    history.copy_from(np.array([1]), other, np.array([0]), 5)
+    ((slots, span),) = history.rearrange(np.array([1, 1]), 5)
     assert slots.tolist() == [0]
     assert span == slice(0, 5)
 
 
-def test_nothing_written_is_nothing_to_move() -> None:
-    past = Past(2, CAPACITY)
-    assert past.arrange(np.array([1, 0, 1]), 0) == []
-    assert past.arrange(np.array([0, 0, 1]), 9) == []
+def test_an_empty_cache_is_not_copied() -> None:
+    history = CacheHistory(2, CAPACITY)
+    assert history.rearrange(np.array([1, 0, 1]), 0) == []
+    assert history.rearrange(np.array([0, 0, 1]), 9) == []

@@ -1,4 +1,4 @@
-"""The backends that must agree, on one random model."""
+"""The backends under test, on one random model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import onnxruntime
 from tests.support.cpu_executor import CpuExecutor
 from tests.support.engines import random_engine, sharp_checkpoint
 from tests.support.fake_backend import FakeBackend
-from tests.support.fake_cuda import FakeCuda, fake_library, plan_reader
+from tests.support.fake_cuda import FakeCuda
+from tests.support.fake_trt_runtime import fake_library, plan_reader
 from tests.support.models import random_dims
 from whisper_opt.core.arrays import F32, Int
 from whisper_opt.core.backend import Backend
@@ -46,18 +47,18 @@ DIMS = random_dims(n_vocab=2000)
 N_CTX = DIMS.n_text_ctx
 TOLERANCE = 1e-4
 BACKENDS = ("fake", "contrib", "standard", "device", "tensorrt", "cuda-contrib")
-"""``device``: the session of a GPU, its executor replaced by the one for the CPU. ``tensorrt``: the
-executor for TensorRT too, over a CUDA and a TensorRT that are fakes. ``cuda-contrib``: the executor
-of ONNX Runtime on a GPU, over that CUDA and computed on the CPU."""
+"""``device``: the sessions of a GPU on the executor for the CPU. ``tensorrt``: also the executor of
+TensorRT, on a fake CUDA and a fake TensorRT. ``cuda-contrib``: the executor of ONNX Runtime on a
+GPU, on the fake CUDA and computed on the CPU."""
 ROUNDED = "int8"
-"""Runs random programs too, with compiled kernels where they can be used. A last bit of attention
-to the past turns an integer into the next one, hence a tolerance of its own."""
+"""Also runs random programs, with compiled kernels if possible. A difference in the last bit of
+self-attention can change a rounded integer, so it has its own tolerance."""
 ROUNDED_TOLERANCE = 0.05
 PLANS = PlanSpec(max_batch=12, max_beam=8)
 
 
 def make_backend(name: str, folder: Path) -> Backend:
-    """One of ``BACKENDS``; skips where the installed ONNX Runtime cannot run it."""
+    """One of ``BACKENDS``; skips if the installed ONNX Runtime cannot run it."""
     if name == "fake":
         return FakeBackend(DIMS)
     if name == ROUNDED:
@@ -73,7 +74,7 @@ def make_backend(name: str, folder: Path) -> Backend:
 
 
 def cuda_backend(engine: Engine, cuda: FakeCuda) -> OrtDeviceBackend:
-    """ONNX Runtime on a GPU that is none; small graphs that the engine lacks are built."""
+    """ONNX Runtime on a fake GPU; small graphs that the engine lacks are built."""
     dims, dialect = engine.manifest.dims, engine.manifest.dialect
     small = {
         "choose": build_choose(dims.n_vocab, dialect=dialect),
@@ -89,7 +90,7 @@ def cuda_backend(engine: Engine, cuda: FakeCuda) -> OrtDeviceBackend:
 
 
 def trt_executor(engine: Engine, cuda: FakeCuda, plans: PlanSpec = PLANS) -> TrtExecutor:
-    """The executor for TensorRT over fakes."""
+    """The executor of TensorRT on fakes."""
     graphs = graphs_of(engine.manifest)
     return TrtExecutor(fake_library(cuda), plan_reader(engine, plans), graphs=graphs, runtime=cuda)
 
@@ -102,7 +103,7 @@ def mels(n_audio: int, n_frames: int = 160) -> F32:
 
 
 def pad(sequences: Sequence[Int]) -> tuple[Int, Int]:
-    """Right-padded [n_seq, n_new] and the lengths; the padding is no token to be seen."""
+    """Right-padded [n_seq, n_new] and the lengths; the padding must be ignored."""
     lengths = np.array([len(sequence) for sequence in sequences], np.int64)
     tokens = np.full((len(sequences), int(lengths.max())), DIMS.n_vocab - 1, np.int64)
     for row, sequence in zip(tokens, sequences):

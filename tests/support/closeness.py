@@ -1,4 +1,4 @@
-"""How close a call it was where a transcript differs from the reference's."""
+"""How close the reference's decisions were if a transcript differs from it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def _at(seek: int, segments: list[Segment]) -> list[list[int]]:
 
 
 def _threshold_distance(attempts: list[Ranking], config: str) -> float:
-    """How near any answer was to the thresholds that decide about the next temperature."""
+    """Least distance of any attempt from the thresholds of temperature fallback."""
     chosen = options(config)
     likely, repetitive = chosen["logprob_threshold"], chosen["compression_ratio_threshold"]
     distances: list[float] = [abs(attempt["avg_logprob"] - likely) for attempt in attempts]
@@ -25,8 +25,8 @@ def _threshold_distance(attempts: list[Ranking], config: str) -> float:
 def _window_closeness(window: Window, config: str, theirs: list[int], found: list[Found]) -> float:
     """How close the decisions of the first window that differs were, in nats.
 
-    Greedy decoding: the margin at the first token that differs. Beam search weighs whole answers:
-    the distance of the best two candidates, or of the reference's answer from ours.
+    Greedy decoding: the margin at the first token that differs. Beam search compares complete
+    hypotheses: the distance of the best two, or of the reference's result from ours.
     """
     if found and found[0].temperature != window.get("temperature", 0.0):
         return _threshold_distance([window, *window.get("rejected", [])], config)
@@ -41,9 +41,9 @@ def _window_closeness(window: Window, config: str, theirs: list[int], found: lis
 
 
 def closeness(config: str, want: GoldenClip, found: Transcript) -> float:
-    """How close the decisions of the reference were where a transcript parts from it, in nats.
+    """How close the decisions of the reference were at the first difference, in nats.
 
-    Infinite where it does not: a difference after a small margin is a near-tie, not an error.
+    Infinite without a difference. A difference at a small margin is a near-tie, not an error.
     """
     for window in want["windows"]:
         seek = window["seek"]

@@ -1,7 +1,7 @@
-"""The device that is none: numpy buffers, and ONNX Runtime bound to them in place.
+"""Executor for tests on the CPU: numpy buffers, with ONNX Runtime bound to them in place.
 
-It runs what the sessions of a GPU do, call for call, where there is no GPU. It also refuses what a
-GPU would answer with silence: memory that was freed, buffers that overlap or have another shape.
+It runs every call of the sessions of a GPU. It also raises for errors that a GPU does not report:
+freed memory, overlapping buffers and wrong shapes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,14 @@ import numpy as np
 
 from whisper_opt.core.arrays import NDArray
 from whisper_opt.core.errors import EngineError
-from whisper_opt.runtime.device.executor import ALIGNMENT, GRAPHS, OPTIONAL, Buffer, Chain, Tensor
+from whisper_opt.runtime.device.executor import (
+    ALIGNMENT,
+    GRAPHS,
+    OPTIONAL,
+    Buffer,
+    GraphSequence,
+    Tensor,
+)
 from whisper_opt.runtime.engine import Engine
 from whisper_opt.runtime.onnxruntime.graph import graph_tensors, load_graph
 
@@ -23,10 +30,10 @@ __all__ = ["CpuExecutor"]
 
 
 class _Block:
-    """Device memory that is host memory; counted, and unusable once freed."""
+    """Host memory as device memory; it is counted, and cannot be used after it was freed."""
 
     def __init__(self, owner: CpuExecutor, n_bytes: int) -> None:
-        raw = np.full(n_bytes + ALIGNMENT, 0xFF, np.uint8)  # NaN: nothing counts on zeros
+        raw = np.full(n_bytes + ALIGNMENT, 0xFF, np.uint8)  # NaN, to find code that relies on zeros
         self._memory: NDArray | None = raw[-raw.ctypes.data % ALIGNMENT :][:n_bytes]
         self._owner = owner
         self.n_bytes = n_bytes
@@ -102,46 +109,46 @@ class _Bound:
         self._buffers.clear()
 
 
-class _Call:
-    """Graphs and their bindings; a replay is another run."""
+class _BoundSequence:
+    """Bound graphs; a replay runs them again."""
 
-    def __init__(self, lane: _Lane, runs: Sequence[_Bound], chain: Chain) -> None:
-        self._lane, self._runs, self._downloads = lane, runs, chain.downloads
+    def __init__(self, stream: _Stream, runs: Sequence[_Bound], sequence: GraphSequence) -> None:
+        self._stream, self._runs, self._downloads = stream, runs, sequence.downloads
 
     def run(self) -> None:
         for bound in self._runs:
             bound.run()
         for target, source in self._downloads:
-            self._lane.download(target, source)
+            self._stream.download(target, source)
 
     def close(self) -> None:
         for bound in self._runs:
             bound.close()
 
 
-class _Mark:
-    """Everything is done when it is set."""
+class _Event:
+    """An event; the work before it is always done."""
 
     def __init__(self) -> None:
         self._is_set = False
 
-    def set(self) -> None:
+    def record(self) -> None:
         self._is_set = True
 
     def wait(self) -> None:
         if not self._is_set:
-            raise EngineError("a mark is waited for that was never set")
+            raise EngineError("wait for an event that was never recorded")
 
     def close(self) -> None:
         self._is_set = False
 
 
-class _Lane:
-    """Everything happens at once."""
+class _Stream:
+    """A stream whose work runs immediately."""
 
     def __init__(self, owner: CpuExecutor, graphs: Sequence[str]) -> None:
         self._owner, self._graphs, self.closed = owner, tuple(graphs), False
-        owner.lanes.append(self)
+        owner.streams.append(self)
 
     def upload(self, target: Buffer, source: NDArray) -> None:
         np.copyto(_view(target), source)
@@ -151,7 +158,7 @@ class _Lane:
 
     def copy(self, target: Buffer, source: Buffer) -> None:
         if target.shape != source.shape or np.shares_memory(_view(target), _view(source)):
-            raise EngineError(f"a copy from {source} to {target} is not one")
+            raise EngineError(f"a copy from {source} to {target} has wrong shapes or overlaps")
         np.copyto(_view(target), _view(source))
 
     def zero(self, target: Buffer) -> None:
@@ -160,15 +167,17 @@ class _Lane:
     def run(self, graph: str, buffers: Mapping[str, Buffer]) -> None:
         self._bound(graph, buffers).run()
 
-    def bind(self, chain: Chain) -> _Call:
-        return _Call(self, [self._bound(graph, buffers) for graph, buffers in chain.runs], chain)
+    def bind(self, sequence: GraphSequence) -> _BoundSequence:
+        return _BoundSequence(
+            self, [self._bound(graph, buffers) for graph, buffers in sequence.runs], sequence
+        )
 
-    def mark(self) -> _Mark:
-        return _Mark()
+    def create_event(self) -> _Event:
+        return _Event()
 
     def _bound(self, graph: str, buffers: Mapping[str, Buffer]) -> _Bound:
         if self.closed or graph not in self._graphs:
-            raise EngineError(f"{graph} is not to be run here")
+            raise EngineError(f"{graph} cannot run in this stream")
         return _Bound(self._owner.session(graph), self._owner.tensors(graph), buffers)
 
     def synchronize(self) -> None:
@@ -177,7 +186,7 @@ class _Lane:
     def close(self) -> None:
         if not self.closed:
             self.closed = True
-            self._owner.lanes.remove(self)
+            self._owner.streams.remove(self)
 
 
 class CpuExecutor:
@@ -190,8 +199,8 @@ class CpuExecutor:
 
         Args:
             engine: an opened engine in the ``standard`` dialect.
-            threads: threads within an operator; None leaves the choice to ONNX Runtime.
-            memory: bytes that count as the device's memory; None: no limit.
+            threads: threads per operator; None: ONNX Runtime's default.
+            memory: size of the device memory in bytes; None: no limit.
 
         Raises:
             BackendUnavailable: ONNX Runtime is missing, or too old for the dialect.
@@ -212,10 +221,10 @@ class CpuExecutor:
         self._lock = threading.Lock()
         self.used = 0
         self.peak = 0
-        self.lanes: list[_Lane] = []
+        self.streams: list[_Stream] = []
 
     def count(self, n_bytes: int) -> None:
-        """Note that memory was taken (or, negative, given back)."""
+        """Record an allocation in bytes (negative: memory that was freed)."""
         with self._lock:
             self.used += n_bytes
             self.peak = max(self.peak, self.used)
@@ -242,11 +251,11 @@ class CpuExecutor:
     def available(self) -> int:
         return self._memory - self.used
 
-    def lane_memory(self, graphs: Sequence[str]) -> int:
+    def stream_memory(self, graphs: Sequence[str]) -> int:
         return 0
 
-    def lane(self, graphs: Sequence[str]) -> _Lane:
-        return _Lane(self, graphs)
+    def open_stream(self, graphs: Sequence[str]) -> _Stream:
+        return _Stream(self, graphs)
 
     def close(self) -> None:
         self._sessions.clear()

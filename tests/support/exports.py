@@ -1,4 +1,4 @@
-"""What the tests of exports share: a model that is exported in a moment, and ways to spoil it."""
+"""Helpers of the tests of exports: a model that is exported quickly, and ways to damage it."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 
 def change_weight(monkeypatch: pytest.MonkeyPatch, name: str, change: Callable[[F32], F32]) -> None:
-    """Let the graph of an export hold something else than the checkpoint."""
+    """Change a weight in the graph of an export, but not in the checkpoint."""
 
-    def spoil(weight: Weight) -> Weight:
+    def damage(weight: Weight) -> Weight:
         if weight.name != name:
             return weight
         return dataclasses.replace(weight, read=lambda: change(weight.read()))
 
-    def spoiled(make: Callable[..., Any]) -> Callable[..., Any]:
-        def build_spoiled(*arguments: Any, **named: Any) -> tuple[OnnxGraph, Any]:
+    def damaged(make: Callable[..., Any]) -> Callable[..., Any]:
+        def build_damaged(*arguments: Any, **named: Any) -> tuple[OnnxGraph, Any]:
             graph, cuts = make(*arguments, **named)
-            return OnnxGraph(graph.model, tuple(map(spoil, graph.weights))), cuts
+            return OnnxGraph(graph.model, tuple(map(damage, graph.weights))), cuts
 
-        return build_spoiled
+        return build_damaged
 
     for stem, make in BUILDERS.items():
-        monkeypatch.setattr(build, f"build_{stem}", spoiled(make))
+        monkeypatch.setattr(build, f"build_{stem}", damaged(make))
 
 
 def nan_first(values: F32) -> F32:

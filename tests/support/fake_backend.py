@@ -18,7 +18,7 @@ from whisper_opt.core.backend import Attention, Encoded, Session
 from whisper_opt.core.dims import ModelDims
 from whisper_opt.core.errors import EngineError
 from whisper_opt.core.logits import HostLogits
-from whisper_opt.runtime.inputs import closed
+from whisper_opt.runtime.inputs import closed_session
 
 __all__ = ["FakeBackend", "FakeEncoded", "FakeSession"]
 
@@ -107,7 +107,7 @@ class FakeSession:
 
     def _check_open(self) -> None:
         if not self._rows:
-            raise closed()
+            raise closed_session()
 
     def gather(self, rows: Int) -> None:
         self._check_open()

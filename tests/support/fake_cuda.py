@@ -1,40 +1,24 @@
-"""A CUDA runtime and a TensorRT that run on the CPU, and are stricter than the real ones.
+"""Fake CUDA runtime on the CPU, stricter than the real one.
 
-Memory of the "device" is host memory. A stream keeps what is asked of it and does nothing before
-it is synchronized, so that whoever reads too early, or writes again what is still to be copied, is
-found out. What uses memory that was freed fails, and so does what real ones answer with undefined
-behaviour. A plan is the path of an ONNX file and the ranges of its profiles.
+Device memory is host memory. A stream does no work before it is synchronized, which exposes code
+that reads too early, or overwrites memory that is still to be copied. The use of freed memory and
+all undefined behaviour raise.
 """
 
 from __future__ import annotations
 
 import ctypes
 import enum
-import json
 import threading
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Callable
 
 import numpy as np
-import onnxruntime
 
-from whisper_opt.runtime.engine import Engine
-from whisper_opt.runtime.tensorrt.library import Library
-from whisper_opt.runtime.tensorrt.plan_spec import PlanSpec
-
-__all__ = ["FakeCuda", "FakeTensorrt", "fake_library", "plan_reader"]
-
-_TYPES = {
-    "tensor(float)": np.float32,
-    "tensor(float16)": np.float16,
-    "tensor(int64)": np.int64,
-    "tensor(bool)": np.bool_,
-}
+__all__ = ["FakeCuda", "ViolationError"]
 
 
 class ViolationError(AssertionError):
-    """What the real library would have answered with undefined behaviour."""
+    """A call with undefined behaviour in the real library."""
 
 
 class _Error(enum.Enum):
@@ -56,7 +40,7 @@ class _Mode(enum.Enum):
 
 
 class _Stream:
-    """A handle, as the bindings have them: an object that is an integer to others."""
+    """A stream handle as in the bindings: an object that converts to an integer."""
 
     def __init__(self, number: int, device: int) -> None:
         self.number, self.device = number, device
@@ -70,10 +54,10 @@ class _Stream:
 
 
 class FakeCuda:
-    """Stands in for ``cuda.bindings.runtime``.
+    """Replaces ``cuda.bindings.runtime``.
 
-    ``calls`` has every call by name, in order, but those that select or ask for the current device,
-    which is a thread's own.
+    ``calls`` has every call by name, in order, except those that select or get the current device,
+    which each thread has for itself.
     """
 
     cudaError_t = _Error  # noqa: N815
@@ -87,12 +71,12 @@ class FakeCuda:
         self.memory, self.n_devices = memory, n_devices
         self.calls: list[tuple[Any, ...]] = []
         self.fail: dict[str, int] = {}
-        """Calls that fail, by name: how many succeed before."""
+        """Functions that fail once, by name: number of calls that succeed before."""
         self.device: dict[int, Any] = {}
         self.pinned: dict[int, Any] = {}
         self.streams: dict[int, _Stream] = {}
         self.events: dict[int, tuple[_Stream, int] | None] = {}
-        """Where each one was recorded: the stream, and how much had been asked of that."""
+        """Stream and number of enqueued tasks at which each event was recorded."""
         self.graphs: set[Any] = set()
         self.replays: set[Any] = set()
         self.homes: dict[int, int] = {}
@@ -114,7 +98,7 @@ class FakeCuda:
                 if fails and name not in ("cudaStreamSynchronize", "cudaStreamEndCapture"):
                     return _Error.cudaErrorInvalidValue, None
                 found: tuple[Any, ...] = call(self, *args)
-                if fails:  # these end what they are about all the same
+                if fails:  # these take effect even if they fail
                     self.graphs.discard(found[-1])
                     return _Error.cudaErrorInvalidValue, None
                 return found
@@ -136,7 +120,7 @@ class FakeCuda:
                 raise ViolationError(f"{name} on {self.current} with a stream of {arg.device}")
 
     def _fails(self, name: str) -> bool:
-        """Once: the call after it works again."""
+        """Whether this call fails; the next one succeeds again."""
         if name not in self.fail:
             return False
         self.fail[name] -= 1
@@ -146,7 +130,7 @@ class FakeCuda:
         return True
 
     def count(self, name: str) -> int:
-        """How often a function was called."""
+        """Number of calls of a function."""
         return sum(call[0] == name for call in self.calls)
 
     @property
@@ -155,7 +139,7 @@ class FakeCuda:
 
     @property
     def leaks(self) -> dict[str, int]:
-        """What is still held."""
+        """Number of unreleased objects by kind."""
         held = {
             "device": self.device,
             "pinned": self.pinned,
@@ -228,7 +212,7 @@ class FakeCuda:
         return _Error.cudaSuccess, stream
 
     def _cudaStreamDestroy(self, stream: _Stream) -> tuple[Any, ...]:  # noqa: N802
-        self.streams.pop(int(stream))  # what it has to do is still done, but nobody can know when
+        self.streams.pop(int(stream))  # its work would still be done, at an unknown time
         return (_Error.cudaSuccess,)
 
     def _cudaStreamSynchronize(self, stream: _Stream) -> tuple[Any, ...]:  # noqa: N802
@@ -238,7 +222,7 @@ class FakeCuda:
         return (_Error.cudaSuccess,)
 
     def _work(self, stream: _Stream, n: int) -> None:
-        """Do the first ``n`` things that are left to do in a stream."""
+        """Do the first ``n`` pending tasks of a stream."""
         work, stream.work = stream.work[:n], stream.work[n:]
         stream.n_done += n
         for task in work:
@@ -257,10 +241,10 @@ class FakeCuda:
         return (_Error.cudaSuccess,)
 
     def _cudaEventSynchronize(self, event: int) -> tuple[Any, ...]:  # noqa: N802
-        """Does what comes before the event, and nothing of what comes after."""
+        """Do the work before the event, and none after it."""
         recorded = self.events[event]
         if recorded is None:
-            raise ViolationError("an event is waited for that was never recorded")
+            raise ViolationError("wait for an event that was never recorded")
         stream, n_before = recorded
         self._work(stream, max(n_before - stream.n_done, 0))
         return (_Error.cudaSuccess,)
@@ -326,209 +310,3 @@ class FakeCuda:
         for task in replay[1]:
             self.enqueue(stream, task)
         return (_Error.cudaSuccess,)
-
-
-class _Severity(enum.Enum):
-    INTERNAL_ERROR = 0
-    ERROR = 1
-
-
-class FakeTensorrt:
-    """Stands in for the module ``tensorrt``, as far as running goes."""
-
-    __version__ = "11.4.0"
-
-    class ILogger:
-        INTERNAL_ERROR = _Severity.INTERNAL_ERROR
-        ERROR = _Severity.ERROR
-
-    class TensorIOMode(enum.Enum):
-        INPUT = 1
-        OUTPUT = 2
-
-    class ExecutionContextAllocationStrategy(enum.Enum):
-        USER_MANAGED = 2
-
-    def __init__(self, cuda: FakeCuda) -> None:
-        self.cuda = cuda
-        self.capturable = True
-        self.contexts: list[_Context] = []
-
-    def Runtime(self, logger: Any) -> _Runtime:  # noqa: N802
-        return _Runtime(self, logger)
-
-    @staticmethod
-    def nptype(dtype: Any) -> Any:
-        return dtype
-
-
-class _Runtime:
-    def __init__(self, trt: FakeTensorrt, logger: Any) -> None:
-        self._trt, self._logger = trt, logger
-        self.engine_host_code_allowed = False
-
-    def deserialize_cuda_engine(self, plan: bytes) -> _Engine | None:
-        try:
-            values = json.loads(plan)
-        except ValueError:
-            self._logger.log(_Severity.ERROR, "magic tag does not match")
-            return None
-        return _Engine(self._trt, self._logger, **values)
-
-
-class _Engine:
-    """A graph in ONNX Runtime, and the ranges of its profiles."""
-
-    def __init__(
-        self, trt: FakeTensorrt, logger: Any, path: str, profiles: list[dict[str, list[int]]]
-    ) -> None:
-        self.trt, self.logger, self.ranges = trt, logger, profiles
-        self.device = trt.cuda.current
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.log_severity_level = 3
-        self.session = onnxruntime.InferenceSession(
-            path, options, providers=["CPUExecutionProvider"]
-        )
-        self.inputs = {value.name: value for value in self.session.get_inputs()}
-        self.outputs = {value.name: value for value in self.session.get_outputs()}
-        self.values = {**self.inputs, **self.outputs}
-        self.num_io_tensors = len(self.values)
-        self.num_optimization_profiles = len(profiles)
-
-    def check_current(self) -> None:
-        if self.device != self.trt.cuda.current:
-            raise ViolationError(f"a plan on {self.device} is used on {self.trt.cuda.current}")
-
-    def get_tensor_name(self, index: int) -> str:
-        return str(list(self.values)[index])
-
-    def get_tensor_dtype(self, name: str) -> Any:
-        return _TYPES[self.values[name].type]
-
-    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        shape = self.values[name].shape
-        return tuple(size if isinstance(size, int) else -1 for size in shape)
-
-    def get_tensor_mode(self, name: str) -> Any:
-        modes = FakeTensorrt.TensorIOMode
-        return modes.INPUT if name in self.inputs else modes.OUTPUT
-
-    def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
-        ranges = {**self.ranges[profile], "capacity": [448] * 3}
-        found = [
-            [size] * 3 if isinstance(size, int) else ranges.get(size, [1, 1, 1 << 30])
-            for size in self.inputs[name].shape
-        ]
-        return [tuple(sizes[i] for sizes in found) for i in range(3)]
-
-    def get_device_memory_size_for_profile_v2(self, profile: int) -> int:
-        return 1000 * (profile + 1)
-
-    def create_execution_context(self, strategy: Any) -> _Context:
-        assert strategy is FakeTensorrt.ExecutionContextAllocationStrategy.USER_MANAGED
-        self.check_current()
-        context = _Context(self)
-        self.trt.contexts.append(context)
-        return context
-
-
-class _Context:
-    """Shapes and addresses, which a launch takes as they are at that moment."""
-
-    def __init__(self, engine: _Engine) -> None:
-        self.engine = engine
-        self.profile: int | None = None
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self.ran_with: dict[str, tuple[int, ...]] | None = None
-        self.addresses: dict[str, int] = {}
-        self.memory = (0, 0)
-
-    def set_device_memory(self, address: int, size: int) -> None:
-        self.memory = address, size
-
-    def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
-        assert isinstance(stream, int)
-        self.engine.check_current()
-        self.profile = profile
-        return True
-
-    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        if self.profile is None:
-            raise ViolationError("a shape is set before a profile")
-        low, _, high = self.engine.get_tensor_profile_shape(name, self.profile)
-        if len(low) != len(shape) or any(
-            not a <= size <= b for a, size, b in zip(low, shape, high)
-        ):
-            self.engine.logger.log(_Severity.ERROR, f"{name} {shape} is outside the profile")
-            return False
-        self.shapes[name] = tuple(shape)
-        return True
-
-    def set_tensor_address(self, name: str, address: int) -> bool:
-        if address % 256 or not address:
-            raise ViolationError(f"{name} lies at {address}")
-        self.addresses[name] = address
-        return name in self.engine.values
-
-    def execute_async_v3(self, stream: int) -> bool:
-        cuda, engine = self.engine.trt.cuda, self.engine
-        engine.check_current()
-        capturing = cuda.streams[stream].captured is not None
-        if set(self.addresses) != set(engine.values) or set(self.shapes) != set(engine.inputs):
-            engine.logger.log(_Severity.ERROR, "something is not bound")
-            return False
-        if capturing and (self.ran_with != self.shapes or not engine.trt.capturable):
-            engine.logger.log(_Severity.ERROR, "cannot be captured")
-            return False
-        self.ran_with = dict(self.shapes)
-        assert self.profile is not None
-        if self.memory[1] < engine.get_device_memory_size_for_profile_v2(self.profile):
-            raise ViolationError("the working memory is too small")
-        shapes, addresses, memory = dict(self.shapes), dict(self.addresses), self.memory
-        cuda.enqueue(stream, lambda: self._compute(shapes, addresses, memory))
-        return True
-
-    def _compute(
-        self,
-        shapes: dict[str, tuple[int, ...]],
-        addresses: dict[str, int],
-        memory: tuple[int, int],
-    ) -> None:
-        engine, cuda = self.engine, self.engine.trt.cuda
-        cuda.find(*memory)[:] = 0xFF  # whoever shares it must not count on it
-        feeds = {
-            name: self._view(name, addresses[name], shape).copy() for name, shape in shapes.items()
-        }
-        for name, found in zip(engine.outputs, engine.session.run(list(engine.outputs), feeds)):
-            self._view(name, addresses[name], found.shape)[...] = found
-        in_place = {name for name in engine.outputs if name[:-4] in engine.inputs}
-        in_place = {name for name in in_place if name[:5] == "self_" and "start" in engine.inputs}
-        for name in in_place:
-            assert addresses[name] == addresses[name[:-4]], "the cache is not in place"
-        for name in set(engine.outputs) - in_place:
-            if addresses[name] in (addresses[other] for other in engine.inputs):
-                raise ViolationError(f"{name} is written over an input")
-
-    def _view(self, name: str, address: int, shape: Sequence[int]) -> Any:
-        dtype = np.dtype(self.engine.get_tensor_dtype(name))
-        n_bytes = int(np.prod(shape)) * dtype.itemsize
-        memory = self.engine.trt.cuda.find(address, n_bytes)
-        return memory.view(dtype).reshape(shape)
-
-
-def fake_library(cuda: FakeCuda) -> Library:
-    """A real :class:`Library` over a fake TensorRT."""
-    return Library("tensorrt", FakeTensorrt(cuda))
-
-
-def plan_reader(engine: Engine, spec: PlanSpec) -> Callable[[str], bytes]:
-    """Reads "plans" of an engine's ONNX files, with the profiles that a build would give them."""
-    profiles = spec.profiles(engine.manifest.dims)
-
-    def read(graph: str) -> bytes:
-        path: Path = engine.file(f"{graph}.onnx")
-        ranges = [dict(profile.ranges) for profile in profiles[graph]]
-        return json.dumps({"path": str(path), "profiles": ranges}).encode()
-
-    return read

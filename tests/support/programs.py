@@ -1,28 +1,22 @@
-"""Random programs over a session: what a search, or many, may ask of a cache, and in any order.
+"""Random programs on a session: calls as token decoders make them, in any order.
 
-A program is made from its seed alone, so every backend runs the same one. What each call must give
-is said by the tokens of the rows at that time (:class:`Answer`), and computed by feeding them to a
-fresh session of one row.
+A program depends on its seed only, so every backend runs the same one
+(:mod:`tests.support.program_runs`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any, Union
+from typing import Any
 
 import numpy as np
-import pytest
 
-from tests.support.backend_subjects import DIMS, N_CTX, TOLERANCE, mels, pad
-from whisper_opt.core.arrays import F32, Bool
-from whisper_opt.core.backend import Backend, Encoded, Run, Runner, Session, TokenMask, Top
-from whisper_opt.core.errors import EngineError
-from whisper_opt.core.logits import top_k, top_row
+from tests.support.backend_subjects import DIMS, N_CTX
+from whisper_opt.core.backend import TokenMask
 from whisper_opt.decoding.constraints import SuppressTokens, TimestampRules, TokenConstraint
-from whisper_opt.decoding.multistep import greedy_row, greedy_rows
 
-__all__ = ["N_AUDIO", "Answer", "Choice", "GreedyDecoder", "Truths", "mismatch", "program", "run"]
+__all__ = ["BEGIN", "EOT", "N_AUDIO", "GreedyState", "Step", "program"]
 
 N_AUDIO = 5
 """Windows that programs choose from."""
@@ -30,41 +24,23 @@ MAX_ROWS = 7
 BEGIN = DIMS.n_vocab - DIMS.n_audio_ctx - 1
 EOT = 100
 
-Row = tuple[int, tuple[int, ...]]
-"""An audio and the tokens fed after it."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One call: its verb, and what it needs."""
+    """One call: the operation and its arguments."""
 
-    verb: str
-    what: Any
-
-
-@dataclasses.dataclass(frozen=True)
-class Answer:
-    """What a backend said, and about which rows.
-
-    Attributes:
-        audio: the window.
-        tokens: everything fed to that row.
-        scores: float32 [n_vocab] after the last of them.
-    """
-
-    audio: int
-    tokens: tuple[int, ...]
-    scores: F32
+    operation: str
+    arguments: Any
 
 
 @dataclasses.dataclass(frozen=True)
-class GreedyDecoder:
-    """How a row goes on by itself.
+class GreedyState:
+    """State of a row in multi-step decoding.
 
     Attributes:
-        sampled: what it has sampled so far; the last one is to be fed.
+        sampled: tokens sampled so far; the last one is fed next.
         allowed: ids that may be sampled.
-        timed: whether it is under the timestamp rules.
+        timed: whether the row is under the timestamp rules.
     """
 
     sampled: tuple[int, ...]
@@ -90,47 +66,12 @@ class GreedyDecoder:
             rule(self.sampled, ban[0])
         return TokenMask(ban, np.array([self.begin or DIMS.n_vocab]))
 
-    def after(self, token: int) -> GreedyDecoder:
+    def after(self, token: int) -> GreedyState:
         return dataclasses.replace(self, sampled=(*self.sampled, token))
 
 
-@dataclasses.dataclass(frozen=True)
-class Choice:
-    """A token that a row took as its best.
-
-    Attributes:
-        audio: the window.
-        tokens: everything fed to that row.
-        mask: what it might have taken.
-        token: what it took.
-        logprob: what was said of that.
-    """
-
-    audio: int
-    tokens: tuple[int, ...]
-    mask: TokenMask
-    token: int
-    logprob: float
-
-
-def mismatch(answer: Union[Answer, Choice], truth: F32) -> float:
-    """How far an answer is from what follows from the true scores [n_vocab] after its tokens."""
-    if isinstance(answer, Answer):
-        return float(np.abs(answer.scores - truth).max())
-    if _near_tie(truth[None], answer.mask, 1e-3).any():
-        return 0.0
-    allowed = np.where(answer.mask.ban[0], np.float32(-np.inf), truth)
-    tokens, logprobs = top_row(allowed, int(answer.mask.timestamp_begin[0]), 5)
-    if answer.token not in tokens:
-        return np.inf
-    expected = logprobs[tokens.index(answer.token)]
-    if expected == -np.inf or answer.logprob == -np.inf:  # nothing was allowed
-        return 0.0 if (expected, answer.token) == (answer.logprob, 0) else np.inf
-    return max(abs(expected - answer.logprob), logprobs[0] - expected)
-
-
 class _Writer:
-    """Makes a program while keeping the books that the session under test must keep."""
+    """Makes a program, and tracks the lengths of the rows as the session under test does."""
 
     def __init__(self, seed: int) -> None:
         self.rng = np.random.default_rng([seed, 4])
@@ -149,7 +90,7 @@ class _Writer:
             longest = self.rng.choice([1, 1, 1, 2, 5, 40], p=[0.2, 0.2, 0.2, 0.15, 0.2, 0.05])
             lengths = self.rng.integers(1, longest + 1, len(self.lengths)).tolist()
         lengths = [min(n, N_CTX - held) for n, held in zip(lengths, self.lengths)]
-        if min(lengths) < 1:  # a row is full: it goes
+        if min(lengths) < 1:  # a row is full: remove it
             return self.gather([i for i, n in enumerate(lengths) if n > 0] or [0])
         self.lengths = [held + n for held, n in zip(self.lengths, lengths)]
         n_at = int(self.rng.choice([0, 0, 0, 1, 2]))
@@ -191,7 +132,7 @@ class _Writer:
         return Step("append", steps)
 
     def masks(self) -> Step:
-        """Bans of many kinds, for :func:`whisper_opt.core.logits.top_k`."""
+        """Masks of many kinds, for :func:`whisper_opt.core.logits.top_k`."""
         n = len(self.lengths)
         ban = self.rng.random((n, DIMS.n_vocab)) < self.rng.choice([0, 0.2, 0.999], (n, 1))
         ban[self.rng.random(n) < 0.1] = True
@@ -199,7 +140,7 @@ class _Writer:
         return Step("top", (int(self.rng.choice([1, 2, 6, 11, 13])), TokenMask(ban, begin)))
 
     def run(self) -> Step | None:
-        """Rows that go on by themselves: to the last step, or to an end that comes at once."""
+        """Multi-step decoding: rows run to the last step, or end at the first one."""
         room = N_CTX - max(self.lengths)
         if room < 1:
             return None
@@ -212,7 +153,7 @@ class _Writer:
             self.lengths = [n + steps for n, end in zip(self.lengths, ends) if not end]
         return Step("run", (rows, steps))
 
-    def _greedy(self, *, ending: bool) -> GreedyDecoder:
+    def _greedy(self, *, ending: bool) -> GreedyState:
         sampled = self.new_tokens(int(self.rng.integers(1, 5)))
         if self.rng.random() < 0.5:
             times = self.rng.integers(BEGIN, DIMS.n_vocab, len(sampled))
@@ -221,7 +162,7 @@ class _Writer:
         sampled = tuple(token + (token == EOT) for token in sampled)
         allowed = np.flatnonzero(self.rng.random(DIMS.n_vocab) < self.rng.choice([0.01, 0.7, 1]))
         allowed = np.array([EOT]) if ending else allowed[allowed != EOT]
-        return GreedyDecoder(sampled, tuple(allowed.tolist()), bool(self.rng.random() < 0.6))
+        return GreedyState(sampled, tuple(allowed.tolist()), bool(self.rng.random() < 0.6))
 
     def attention(self) -> Step:
         audios = self.rng.integers(0, N_AUDIO, self.rng.integers(1, 4)).tolist()
@@ -235,23 +176,23 @@ class _Writer:
             near = [N_CTX - int(n) for n in self.rng.integers(2, 12, len(self.lengths))]
             near[0] -= int(self.rng.choice([0, 300]))
             yield self.extend(near)
-        verbs = ["extend", "gather", "append", "attention", "overfull", "again", "run"]
+        operations = ["extend", "gather", "append", "attention", "overfull", "again", "run"]
         for _ in range(n_steps):
-            verb = self.rng.choice(verbs, p=[0.4, 0.3, 0.1, 0.03, 0.04, 0.03, 0.1])
-            if verb == "extend":
+            operation = self.rng.choice(operations, p=[0.4, 0.3, 0.1, 0.03, 0.04, 0.03, 0.1])
+            if operation == "extend":
                 step = self.extend()
                 yield step
-                if step.verb == "extend" and self.rng.random() < 0.5:
+                if step.operation == "extend" and self.rng.random() < 0.5:
                     yield self.masks()
-            elif verb == "gather":
+            elif operation == "gather":
                 yield self.gather()
-            elif verb in ("append", "run"):
-                step_or_none = self.append() if verb == "append" else self.run()
+            elif operation in ("append", "run"):
+                step_or_none = self.append() if operation == "append" else self.run()
                 if step_or_none is not None:
                     yield step_or_none
-            elif verb == "attention":
+            elif operation == "attention":
                 yield self.attention()
-            elif verb == "overfull":
+            elif operation == "overfull":
                 yield Step("overfull", N_CTX - max(self.lengths) + 1)
             else:
                 yield Step("close", None)
@@ -263,182 +204,3 @@ class _Writer:
 def program(seed: int) -> list[Step]:
     """The program of a seed."""
     return list(_Writer(seed).steps())
-
-
-class _Run:
-    """A program under way."""
-
-    def __init__(self, backend: Backend, encoded: Encoded) -> None:
-        self.backend, self.encoded = backend, encoded
-        self.rows: list[Row] = []
-        self.session: Session | None = None
-        self.logits: Any = None
-        self.answers: list[Union[Answer, Choice]] = []
-
-    def call(self, step: Step) -> None:
-        getattr(self, step.verb)(step.what)
-
-    def live(self) -> Session:
-        assert self.session is not None
-        return self.session
-
-    def open(self, audios: list[int]) -> None:
-        self.session = self.backend.open(self.encoded.take(audios))
-        self.rows = [(audio, ()) for audio in audios]
-
-    def extend(self, what: tuple[list[tuple[int, ...]], list[list[int]]]) -> None:
-        new, at = what
-        tokens, lengths = pad([np.array(sequence, np.int64) for sequence in new])
-        wanted = np.array(at, np.int64).reshape(len(new), -1)
-        self.logits = self.live().extend(tokens, lengths, wanted if wanted.size else None)
-        scores = self.logits.numpy().copy()
-        assert scores.shape == (len(new), wanted.shape[1] + 1, DIMS.n_vocab)
-        np.testing.assert_allclose(self.logits.requested(), scores[:, :-1], rtol=0, atol=TOLERANCE)
-        for i, ((audio, held), sequence) in enumerate(zip(self.rows, new)):
-            for index, found in zip([*at[i], len(sequence) - 1], scores[i]):
-                self.answers.append(Answer(audio, held + sequence[: index + 1], found))
-            self.rows[i] = audio, held + sequence
-
-    def top(self, what: tuple[int, TokenMask]) -> None:
-        k, mask = what
-        scores = self.logits.numpy()[:, -1].copy()
-        check_top(self.logits.top(k, mask), scores, k, mask)
-
-    def gather(self, rows: list[int]) -> None:
-        self.live().gather(np.array(rows, np.int64))
-        self.rows = [self.rows[row] for row in rows]
-
-    def run(self, what: tuple[list[GreedyDecoder], int]) -> None:
-        """By itself where the session can; the host asks it step by step where not."""
-        rows, steps = what
-        while steps:
-            session = self.live()
-            by_itself = isinstance(session, Runner) and session.runs
-            found = self._by_itself(rows, steps) if by_itself else self._by_host(rows)
-            assert 1 <= len(found.tokens) <= steps
-            steps -= len(found.tokens)
-            for tokens, logprobs in zip(found.tokens.tolist(), found.logprobs.tolist()):
-                rows = [
-                    self._took(i, row, *each)
-                    for i, (row, *each) in enumerate(zip(rows, tokens, logprobs))
-                ]
-            live = [i for i, row in enumerate(rows) if row.sampled[-1] != EOT]
-            if not live:
-                return
-            if len(live) < len(rows):
-                self.gather(live)
-                rows = [rows[i] for i in live]
-
-    def _took(self, i: int, row: GreedyDecoder, token: int, logprob: float) -> GreedyDecoder:
-        """Note a token of row i, which had ended already where it was fed none."""
-        if row.sampled[-1] == EOT:
-            assert (token, logprob) == (EOT, 0.0)
-            return row
-        audio, held = self.rows[i]
-        self.rows[i] = audio, (*held, row.sampled[-1])
-        self.answers.append(Choice(audio, self.rows[i][1], row.mask, token, logprob))
-        return row.after(token)
-
-    def _by_itself(self, rows: list[GreedyDecoder], steps: int) -> Run:
-        session = self.live()
-        assert isinstance(session, Runner)
-        found = [greedy_row(row.rules, row.begin, EOT, DIMS.n_vocab) for row in rows]
-        fixed = [row for row in found if row is not None]
-        assert len(fixed) == len(rows)
-        tokens = np.array([[row.sampled[-1]] for row in rows])
-        return session.run(tokens, greedy_rows(fixed, [row.sampled for row in rows]), steps)
-
-    def _by_host(self, rows: list[GreedyDecoder]) -> Run:
-        logits = self.live().extend(np.array([[row.sampled[-1]] for row in rows]))
-        ban = np.concatenate([row.mask.ban for row in rows])
-        begin = np.concatenate([row.mask.timestamp_begin for row in rows])
-        top = logits.top(1, TokenMask(ban, begin))
-        return Run(top.tokens.T, top.logprobs.T)
-
-    def append(self, steps: list[Step]) -> None:
-        other = _Run(self.backend, self.encoded)
-        for step in steps:
-            other.call(step)
-        self.live().append(other.live())
-        self.answers += other.answers
-        self.rows += other.rows
-        refused(other.live())
-
-    def attention(self, what: tuple[list[int], list[tuple[int, ...]]]) -> None:
-        audios, sequences = what
-        tokens, lengths = pad([np.array(sequence, np.int64) for sequence in sequences])
-        found = self.backend.attention(self.encoded.take(audios), tokens, lengths)
-        assert found.scores.shape[::2] == (len(audios), tokens.shape[1])
-        for audio, sequence, scores in zip(audios, sequences, found.logits):
-            for n in range(len(sequence)):
-                self.answers.append(Answer(audio, sequence[: n + 1], scores[n].copy()))
-
-    def overfull(self, n: int) -> None:
-        tokens = np.zeros((len(self.rows), n), np.int64)
-        with pytest.raises(EngineError, match=f"would grow to {N_CTX + 1} tokens"):
-            self.live().extend(tokens)
-
-    def close(self, _: None) -> None:
-        self.live().close()
-        refused(self.live())
-
-
-def refused(session: Session) -> None:
-    """A closed session says so, and can be closed again."""
-    with pytest.raises(EngineError, match="closed"):
-        session.extend(np.zeros((1, 1), np.int64))
-    with pytest.raises(EngineError, match="closed"):
-        session.gather(np.zeros(2, np.int64))
-    session.close()
-
-
-def check_top(found: Top, scores: F32, k: int, mask: TokenMask) -> None:
-    """The choice equals the specification's, but where the timestamp rule hangs on rounding."""
-    expected = top_k(scores, k, mask)
-    clear = ~_near_tie(scores, mask)
-    np.testing.assert_array_equal(found.tokens[clear], expected.tokens[clear])
-    # 3000 programs: within 1e-6, as every score that weighs in the sum is exact in so small a
-    # vocabulary; in real ones a screened head sums the tail in 8 bits
-    np.testing.assert_allclose(found.logprobs[clear], expected.logprobs[clear], rtol=0, atol=1e-5)
-
-
-def _near_tie(scores: F32, mask: TokenMask, within: float = 1e-6) -> Bool:
-    allowed = np.where(mask.ban, np.float64(-1e30), scores.astype(np.float64))
-    text, times = allowed[:, :BEGIN].max(axis=1), allowed[:, BEGIN:]
-    peak = times.max(axis=1)
-    together = peak + np.log(np.exp(times - peak[:, None]).sum(axis=1))
-    near: Bool = np.abs(together - text) < within * (1 + np.abs(text))
-    ruled: Bool = near & (mask.timestamp_begin < DIMS.n_vocab) & (text > -1e29)
-    return ruled
-
-
-def run(backend: Backend, encoded: Encoded, steps: Sequence[Step]) -> list[Union[Answer, Choice]]:
-    """Run a program on the windows of ``mels(N_AUDIO)``; returns everything it was told."""
-    going = _Run(backend, encoded)
-    for step in steps:
-        going.call(step)
-    return going.answers
-
-
-class Truths:
-    """Scores after any row, from fresh sessions of one row that are fed everything at once."""
-
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
-        self._encoded = [backend.encode(mel[None]) for mel in mels(N_AUDIO)]
-
-    def of(self, answers: Sequence[Union[Answer, Choice]]) -> dict[Row, F32]:
-        """Scores [n_vocab] for the row of each answer."""
-        wanted = {(answer.audio, answer.tokens) for answer in answers}
-        found: dict[Row, F32] = {}
-        for audio, tokens in sorted(wanted, key=lambda row: -len(row[1])):
-            if (audio, tokens) in found:
-                continue
-            fed = np.array(tokens, np.int64)[None]
-            session = self._backend.open(self._encoded[audio])
-            scores = session.extend(fed, at=np.arange(len(tokens) - 1)[None]).numpy()[0].copy()
-            session.close()
-            for n in range(1, len(tokens) + 1):
-                if (audio, tokens[:n]) in wanted:
-                    found[audio, tokens[:n]] = scores[n - 1]
-        return found

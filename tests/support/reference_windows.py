@@ -1,6 +1,6 @@
-"""openai-whisper's windowing said once more, in one plain loop: the oracle of ``transcribe``.
+"""openai-whisper's windowing as one plain loop: the reference of ``transcribe``.
 
-Written from the behaviour of whisper/transcribe.py without temperature fallback and word times.
+Written from the behaviour of whisper/transcribe.py, without temperature fallback and word times.
 """
 
 from __future__ import annotations
@@ -15,35 +15,35 @@ from whisper_opt.text.results import Segment
 from whisper_opt.text.vocabulary import Vocab
 from whisper_opt.transcription.fallback import WindowResult
 
-__all__ = ["BEGIN", "DIMS", "VOCAB", "Answer", "Heard", "reference", "reference_cut"]
+__all__ = ["BEGIN", "DIMS", "VOCAB", "DecodeWindow", "Decoded", "reference", "reference_cut"]
 
 DIMS = random_dims(n_vocab=2000, n_text_ctx=32)
-"""English-only, 1,500 positions a window, prompts of at most 15 tokens."""
+"""English-only, 1,500 positions per window, prompts of at most 15 tokens."""
 VOCAB = Vocab(tokenizer_json(DIMS), DIMS)
 BEGIN = VOCAB.timestamp_begin
 
-Answer = Callable[[int, int, tuple[int, ...]], WindowResult]
-"""(seek, size, prompt) -> what the model says."""
+DecodeWindow = Callable[[int, int, tuple[int, ...]], WindowResult]
+"""(seek, size, prompt) -> the result of the model."""
 
 
 @dataclasses.dataclass
-class Heard:
-    """Windows decoded (seek, size, prompt) and segments made."""
+class Decoded:
+    """Decoded windows (seek, size, prompt) and their segments."""
 
     windows: list[tuple[int, int, tuple[int, ...]]]
     segments: list[Segment]
 
 
-def reference_pieces(tokens: Sequence[int]) -> tuple[list[list[int]], list[int]]:
-    """Tokens split between neighbouring times; the last piece apart."""
-    pieces: list[list[int]] = []
+def split_at_timestamps(tokens: Sequence[int]) -> tuple[list[list[int]], list[int]]:
+    """Tokens split between adjacent timestamps; the last part is separate."""
+    parts: list[list[int]] = []
     current: list[int] = []
     for token in tokens:
         if current and token >= BEGIN and current[-1] >= BEGIN:
-            pieces.append(current)
+            parts.append(current)
             current = []
         current.append(token)
-    return pieces, current
+    return parts, current
 
 
 def reference_cut(
@@ -51,21 +51,21 @@ def reference_cut(
 ) -> tuple[list[tuple[float, float, list[int]]], int]:
     """(start, end, tokens) of a window's segments, and the next seek."""
     offset = float(seek * 160 / 16000)
-    pieces, tail = reference_pieces(tokens)
-    if not pieces:
+    parts, tail = split_at_timestamps(tokens)
+    if not parts:
         duration = size * 160 / 16000
         times = [token for token in tokens if token >= BEGIN]
         if times and times[-1] != BEGIN:
             duration = (times[-1] - BEGIN) * 0.02
         return [(offset, offset + duration, list(tokens))], seek + size
-    if len(tail) > 1 and tail[-1] >= BEGIN:  # one time at the end: silence follows
-        pieces.append(tail)
+    if len(tail) > 1 and tail[-1] >= BEGIN:  # one timestamp at the end: silence follows
+        parts.append(tail)
         following = seek + size
     else:
-        following = seek + 2 * (pieces[-1][-1] - BEGIN)
+        following = seek + 2 * (parts[-1][-1] - BEGIN)
     spans = [
-        (offset + (piece[0] - BEGIN) * 0.02, offset + (piece[-1] - BEGIN) * 0.02, piece)
-        for piece in pieces
+        (offset + (part[0] - BEGIN) * 0.02, offset + (part[-1] - BEGIN) * 0.02, part)
+        for part in parts
     ]
     return spans, following
 
@@ -98,9 +98,9 @@ def reference_skips(options: TranscribeOptions, result: WindowResult) -> bool:
     return skip
 
 
-def reference(n_frames: int, options: TranscribeOptions, answer: Answer) -> Heard:
-    """What whisper/transcribe.py does without fallback and word times."""
-    heard = Heard([], [])
+def reference(n_frames: int, options: TranscribeOptions, decode: DecodeWindow) -> Decoded:
+    """Result of whisper/transcribe.py without fallback and word times."""
+    decoded = Decoded([], [])
     initial: list[int] = []
     if options.initial_prompt is not None:
         initial = VOCAB.encode(" " + options.initial_prompt.strip())
@@ -113,8 +113,8 @@ def reference(n_frames: int, options: TranscribeOptions, answer: Answer) -> Hear
         while seek < end:
             size = min(3000, n_frames - seek, end - seek)
             prompt = reference_prompt(options, initial, history, reset)
-            heard.windows.append((seek, size, prompt))
-            result = answer(seek, size, prompt)
+            decoded.windows.append((seek, size, prompt))
+            result = decode(seek, size, prompt)
             if reference_skips(options, result):
                 seek += size
                 continue
@@ -125,10 +125,10 @@ def reference(n_frames: int, options: TranscribeOptions, answer: Answer) -> Hear
                     text, tokens = "", []
                 values = dataclasses.asdict(result)
                 del values["has_speech"], values["truncated"]  # not the reference's
-                values.update(tokens=tuple(tokens), id=len(heard.segments), seek=seek)
-                heard.segments.append(Segment(start=start, end=stop, text=text, **values))
+                values.update(tokens=tuple(tokens), id=len(decoded.segments), seek=seek)
+                decoded.segments.append(Segment(start=start, end=stop, text=text, **values))
                 history += tokens
             if not options.conditions or result.temperature > 0.5:
                 reset = len(history)
             seek = following
-    return heard
+    return decoded

@@ -20,7 +20,7 @@ from tests.transcription.test_model import noise
 from tests.transcription.test_transcribe_many import talkative_checkpoint
 from whisper_opt import Transcript, Whisper
 from whisper_opt.core.arrays import Int
-from whisper_opt.core.backend import Backend, GreedyRows, Run
+from whisper_opt.core.backend import Backend, GreedyRows, MultiStepResult
 from whisper_opt.export import export
 from whisper_opt.runtime.device.backend import DeviceBackend
 from whisper_opt.runtime.device.session import DeviceSession
@@ -127,18 +127,20 @@ def test_steps_at_once_change_nothing(
     }
     recordings = [noise(seconds, seed) for seed, seconds in enumerate((0.7, 4.0, 2.0))]
     steps: list[int] = []
-    real = DeviceSession.run
+    real = DeviceSession.decode_steps
 
-    def run(session: DeviceSession, tokens: Int, rows: GreedyRows, most: int) -> Run:
+    def decode_steps(
+        session: DeviceSession, tokens: Int, rows: GreedyRows, most: int
+    ) -> MultiStepResult:
         found = real(session, tokens, rows, most)
         steps.append(len(found.tokens))
         return found
 
-    monkeypatch.setattr(DeviceSession, "run", run)
+    monkeypatch.setattr(DeviceSession, "decode_steps", decode_steps)
     found = dict(Whisper(engine, device).transcribe_many(recordings, **options))
     assert sum(steps) > len(steps)
     n_runs = len(steps)
-    monkeypatch.setattr(DeviceSession, "runs", False)
+    monkeypatch.setattr(DeviceSession, "supports_multistep", False)
     expected = dict(Whisper(engine, device).transcribe_many(recordings, **options))
     assert len(steps) == n_runs
     assert len(found) == len(recordings)

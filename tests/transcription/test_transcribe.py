@@ -14,8 +14,8 @@ from tests.support.reference_windows import (
     BEGIN,
     DIMS,
     VOCAB,
-    Answer,
-    Heard,
+    Decoded,
+    DecodeWindow,
     reference,
     reference_cut,
 )
@@ -41,9 +41,9 @@ def said(*tokens: int, **fields: Any) -> WindowResult:
     return WindowResult(tokens=tokens, compression_ratio=1.5, **{**values, **fields})
 
 
-def ours(n_frames: int, options: TranscribeOptions, answer: Answer) -> Heard:
+def ours(n_frames: int, options: TranscribeOptions, answer: DecodeWindow) -> Decoded:
     state = WindowCursor(n_frames, VOCAB, DIMS, options, "en")
-    heard = Heard([], [])
+    heard = Decoded([], [])
     while (window := state.next_window()) is not None:
         assert window.prompt[window.sot_index] == VOCAB.sot
         assert VOCAB.sot not in window.prompt[: window.sot_index]
@@ -53,7 +53,7 @@ def ours(n_frames: int, options: TranscribeOptions, answer: Answer) -> Heard:
     return heard
 
 
-def same(ours: Heard, theirs: Heard) -> None:
+def same(ours: Decoded, theirs: Decoded) -> None:
     assert ours.windows == theirs.windows
     assert len(ours.segments) == len(theirs.segments)
     for mine, other in zip(ours.segments, theirs.segments):
@@ -62,10 +62,10 @@ def same(ours: Heard, theirs: Heard) -> None:
         assert mine.end == pytest.approx(other.end, abs=1e-9)
 
 
-def script(*results: WindowResult) -> Callable[[], Answer]:
+def script(*results: WindowResult) -> Callable[[], DecodeWindow]:
     """Answers one after another, from the first again when they run out."""
 
-    def start() -> Answer:
+    def start() -> DecodeWindow:
         calls = iter(range(10_000))
         return lambda seek, size, prompt: results[next(calls) % len(results)]
 
@@ -127,15 +127,15 @@ def test_equals_the_reference_at_any_length(n_frames: int, results: list[WindowR
     same(ours(n_frames, options, start()), reference(n_frames, options, start()))
 
 
-def heard_of(*results: WindowResult, n_frames: int = 4000, **options: Any) -> Heard:
+def heard_of(*results: WindowResult, n_frames: int = 4000, **options: Any) -> Decoded:
     return ours(n_frames, TranscribeOptions(**options), script(*results)())
 
 
-def spans(heard: Heard) -> list[tuple[int, float, float, tuple[int, ...]]]:
+def spans(heard: Decoded) -> list[tuple[int, float, float, tuple[int, ...]]]:
     return [(s.seek, round(s.start, 6), round(s.end, 6), s.tokens) for s in heard.segments]
 
 
-def seeks(heard: Heard) -> list[tuple[int, int]]:
+def seeks(heard: Decoded) -> list[tuple[int, int]]:
     return [(seek, size) for seek, size, _ in heard.windows]
 
 
@@ -189,7 +189,7 @@ def test_a_silent_window_leaves_no_segment() -> None:
     assert heard_of(said(A, no_speech_prob=0.61), logprob_threshold=None).segments == []
 
 
-def previous(heard: Heard) -> list[tuple[int, ...]]:
+def previous(heard: Decoded) -> list[tuple[int, ...]]:
     """What stands between startofprev and startoftranscript, window by window."""
     found = []
     for _, _, prompt in heard.windows:

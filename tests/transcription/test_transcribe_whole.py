@@ -13,7 +13,7 @@ import pytest
 from tests.support.fake_backend import FakeBackend, FakeEncoded, FakeSession
 from tests.support.models import random_dims, tokenizer_json
 from tests.support.reference_rules import Reference, reference_log_softmax
-from tests.support.reference_windows import BEGIN, DIMS, VOCAB, Answer, reference
+from tests.support.reference_windows import BEGIN, DIMS, VOCAB, DecodeWindow, reference
 from whisper_opt.audio.features import LogMel
 from whisper_opt.core.arrays import F32
 from whisper_opt.core.backend import Encoded
@@ -110,7 +110,7 @@ def window_of(mel: LogMel, seek: int, size: int) -> F32:
     return window
 
 
-def naive_answer(mel: LogMel, options: TranscribeOptions) -> Answer:
+def naive_answer(mel: LogMel, options: TranscribeOptions) -> DecodeWindow:
     """Greedy decoding of one window by the reference's filters, one sequence, no cache."""
     suppress = None
     if options.suppress_tokens:

@@ -1,8 +1,9 @@
-"""The seams between the decode loop and whatever computes the model.
+"""Interfaces between the decode loop and the backends that compute the model.
 
-A backend never knows a search and a search never knows a backend: they meet in five verbs
-(``encode``, ``open``, ``extend``, ``gather``, ``append``) and in :class:`Logits`; word times need a
-sixth (``attention``). A seventh (``run``) is optional: sessions that have it are :class:`Runner`.
+Token decoders and backends do not depend on each other. They share five methods (``encode``,
+``open``, ``extend``, ``gather``, ``append``) and :class:`Logits`. Word times need a sixth
+(``attention``). A seventh (``decode_steps``) is optional: sessions that have it are
+:class:`MultiStepSession`.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ __all__ = [
     "Encoded",
     "GreedyRows",
     "Logits",
-    "Run",
-    "Runner",
+    "MultiStepResult",
+    "MultiStepSession",
     "Session",
     "TokenMask",
     "Top",
@@ -33,13 +34,13 @@ __all__ = [
 
 
 class Encoded(Protocol):
-    """Encoded audio (cross-attention keys and values); only its backend looks inside."""
+    """Encoded audio: cross-attention keys and values, opaque to everything but their backend."""
 
     def __len__(self) -> int:
-        """How many windows (n_audio)."""
+        """Number of windows (n_audio)."""
 
     def take(self, audios: Sequence[int]) -> Encoded:
-        """Some of the windows, by index and in this order."""
+        """The windows with these indices, in this order."""
 
 
 class BannedTokens:
@@ -133,10 +134,10 @@ class Top:
 
 
 class Logits(Protocol):
-    """Scores of the next token at the wanted positions, wherever they live (host or device)."""
+    """Scores of the next token at the requested positions, in host or device memory."""
 
     def top(self, k: int, mask: TokenMask) -> Top:
-        """The k best allowed tokens after each row's last token; see ``decode.topk``."""
+        """The k best allowed next tokens of each row; see :mod:`whisper_opt.core.logits`."""
 
     def requested(self) -> F32:
         """Scores at the positions that were asked for, float32 [n_seq, n_at, n_vocab]."""
@@ -149,7 +150,7 @@ class Logits(Protocol):
 
 
 class Session(Protocol):
-    """The key/value cache of n_seq live hypotheses: the only device state of decoding."""
+    """Key/value cache of n_seq active hypotheses: the only decoding state on the device."""
 
     def extend(self, tokens: Int, lengths: Int | None = None, at: Int | None = None) -> Logits:
         """Append tokens to every row.
@@ -157,47 +158,49 @@ class Session(Protocol):
         Args:
             tokens: int64 [n_seq, n_new], right-padded.
             lengths: int64 [n_seq] real tokens in each row (default: all of them).
-            at: int64 [n_seq, n_at] indices among the new tokens whose scores are wanted besides
-                the last real token's (default: none).
+            at: int64 [n_seq, n_at] indices of new tokens whose scores are returned in addition to
+                those of the last real token (default: none).
 
         Returns:
-            Scores [n_seq, n_at + 1, n_vocab], the last position being the row's last real token.
+            Scores [n_seq, n_at + 1, n_vocab]; the last position is the row's last real token.
             Valid until the next call on this session.
 
         Raises:
-            EngineError: the rows would grow past ``dims.n_text_ctx``.
+            EngineError: a row would grow past ``dims.n_text_ctx``.
         """
 
     def gather(self, rows: Int) -> None:
-        """Row i becomes old row ``rows[i]``; ``len(rows)`` is the new n_seq. Identity is free."""
+        """Row i becomes old row ``rows[i]``; ``len(rows)`` is the new n_seq.
+
+        The identity costs nothing.
+        """
 
     def append(self, other: Session) -> None:
-        """Take over the rows of another session of the same backend, after one's own.
+        """Append the rows of another session of the same backend, and close that session.
 
-        ``other`` is closed by it. Windows join a running batch this way: they are prefilled in a
-        session of their own, so that nobody waits for their prompts.
+        Windows join a running batch this way. Their prompts are prefilled in their own session, so
+        that the rows of the batch do not wait for them.
         """
 
     def close(self) -> None:
-        """Release the cache; the session is unusable afterwards."""
+        """Release the cache; the session cannot be used afterwards."""
 
 
 @dataclasses.dataclass(frozen=True)
 class GreedyRows:
-    """Rows that go on with their best tokens, under rules that can be followed without the host.
+    """State of rows that are decoded greedily without the host.
 
-    Each has sampled a token at least. What follows from its last token, which is the one to be fed,
-    from the one before and from its latest timestamp are the rules of
-    :class:`whisper_opt.decoding.constraints.TimestampRules`.
+    Each row has sampled at least one token; the last one is fed next. The rules of
+    :class:`whisper_opt.decoding.constraints.TimestampRules` depend on the last token, on the one
+    before it and on the latest timestamp.
 
     Attributes:
         ban: [n_seq, n_vocab] bool, True for tokens that are never sampled.
         timestamp_begin: [n_seq] id of ``<|0.00|>`` for rows under the timestamp rules; n_vocab for
-            rows that are not.
-        eot: [n_seq] id that ends a row.
-        previous: [n_seq] the token sampled before the last; ``timestamp_begin`` where there is
-            none.
-        latest: [n_seq] the latest timestamp sampled; ``timestamp_begin - 1`` where there is none.
+            other rows.
+        eot: [n_seq] id of the end-of-text token.
+        previous: [n_seq] token sampled before the last one; ``timestamp_begin`` if there is none.
+        latest: [n_seq] latest timestamp sampled; ``timestamp_begin - 1`` if there is none.
     """
 
     ban: Bool
@@ -208,11 +211,11 @@ class GreedyRows:
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """What a session sampled by itself.
+class MultiStepResult:
+    """Tokens that a session sampled in several steps.
 
     Attributes:
-        tokens: [n_steps, n_seq] int64; after a row's end of text nothing but that.
+        tokens: [n_steps, n_seq] int64; after its end of text, a row repeats the end of text.
         logprobs: [n_steps, n_seq] float32, as in :class:`Top`; 0 after a row's end of text.
     """
 
@@ -221,38 +224,39 @@ class Run:
 
 
 @runtime_checkable
-class Runner(Session, Protocol):
-    """A session that can feed and sample several tokens in a row by itself."""
+class MultiStepSession(Session, Protocol):
+    """A session that can run several greedy decode steps without the host."""
 
     @property
-    def runs(self) -> bool:
-        """Whether it can, as it stands; where not, one goes on step by step."""
+    def supports_multistep(self) -> bool:
+        """Whether :meth:`decode_steps` can be called now; if not, use single steps."""
 
-    def run(self, tokens: Int, rows: GreedyRows, steps: int) -> Run:
-        """Feed every row a token, sample the best one, feed that, and so on.
+    def decode_steps(self, tokens: Int, rows: GreedyRows, steps: int) -> MultiStepResult:
+        """Feed one token to every row, sample the best next token, feed that, and so on.
 
-        It ends after ``steps``, or soon after a row has ended. A row then holds the tokens fed to
-        it: ``tokens`` and all that it sampled but the last one, and never the end of text.
+        Stops after ``steps`` steps, or soon after a row has ended. Each row then contains the
+        tokens fed to it: ``tokens`` and all that it sampled except the last one; never the end of
+        text.
 
         Args:
             tokens: int64 [n_seq, 1], not yet fed.
-            rows: how each goes on.
-            steps: tokens sampled at most, at least 1.
+            rows: state of each row.
+            steps: maximum number of tokens to sample, at least 1.
 
         Raises:
-            EngineError: the rows could grow past ``dims.n_text_ctx``. Whatever fails leaves the
-                rows as they were.
+            EngineError: a row could grow past ``dims.n_text_ctx``. After any failure the rows are
+                unchanged.
         """
 
 
 @dataclasses.dataclass(frozen=True)
 class Attention:
-    """What one teacher-forced pass heard.
+    """Cross-attention of the alignment heads in one teacher-forced pass.
 
     Attributes:
-        scores: float32 [n_audio, n_heads, n_tokens, n_audio_ctx], query times key over the square
-            root of the head's width, before the softmax, of the alignment heads.
-        logits: float32 [n_audio, n_tokens, n_vocab], scores of the token after each one.
+        scores: float32 [n_audio, n_heads, n_tokens, n_audio_ctx], attention scores of the alignment
+            heads before the softmax: query times key divided by the square root of the head width.
+        logits: float32 [n_audio, n_tokens, n_vocab], scores of the token after each position.
     """
 
     scores: F32
@@ -268,16 +272,16 @@ class Backend(Protocol):
         """Encode log-mel windows, float32 [n_audio, n_mels, n_frames]."""
 
     def open(self, audio: Encoded) -> Session:
-        """A session with one empty row an audio."""
+        """Open a session with one empty row per window."""
 
     def attention(self, audio: Encoded, tokens: Int, lengths: Int) -> Attention:
-        """Feed whole token sequences and return what the alignment heads look at.
+        """Feed whole token sequences and return the attention of the alignment heads.
 
         Args:
             audio: n_audio windows.
             tokens: int64 [n_audio, n_tokens], right-padded.
-            lengths: int64 [n_audio] real tokens in each row; results at padding mean nothing.
+            lengths: int64 [n_audio] real tokens in each row; results at padding are meaningless.
 
         Raises:
-            EngineError: the rows are longer than ``dims.n_text_ctx``.
+            EngineError: a row is longer than ``dims.n_text_ctx``.
         """

@@ -21,7 +21,7 @@ from whisper_opt.core.backend import (
     BannedTokens,
     Encoded,
     Logits,
-    Runner,
+    MultiStepSession,
     Session,
     TokenMask,
     Top,
@@ -186,10 +186,12 @@ def _advance(session: Session, rows: list[_Row], top: Top) -> Int:
     return np.array(tokens, np.int64)[:, None]
 
 
-def _run(session: Runner, tokens: Int, rows: Sequence[_Row], greedy: Sequence[GreedyRow]) -> Int:
+def _run(
+    session: MultiStepSession, tokens: Int, rows: Sequence[_Row], greedy: Sequence[GreedyRow]
+) -> Int:
     """Let the session sample by itself until a row is done; returns the new tokens [n_seq, 1]."""
     state = greedy_rows(greedy, [row.search.rows[0] for row in rows])
-    found = session.run(tokens, state, min(row.left for row in rows))
+    found = session.decode_steps(tokens, state, min(row.left for row in rows))
     for tokens_now, logprobs in zip(found.tokens, found.logprobs):
         for i, row in enumerate(rows):
             if row.live:
@@ -287,7 +289,7 @@ class Batch:
 
     def _sample(self, session: Session) -> tuple[Int, list[_Row]]:
         """One token in every window, or several where the session needs nobody for that."""
-        if getattr(session, "runs", False) and isinstance(session, Runner):
+        if getattr(session, "supports_multistep", False) and isinstance(session, MultiStepSession):
             greedy = [row.greedy for row in self._rows if row.greedy is not None]
             if len(greedy) == len(self._rows):
                 tokens = _run(session, self._tokens, self._rows, greedy)

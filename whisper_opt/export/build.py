@@ -24,11 +24,15 @@ from whisper_opt.export.graphs.dialects import make_dialect
 from whisper_opt.export.graphs.graph import build_decoder, build_encoder
 from whisper_opt.export.graphs.groups import HEAD
 from whisper_opt.export.graphs.precision import Precision, make_precision
-from whisper_opt.export.quantization.activation_stats import Spread, made_up, observe
-from whisper_opt.export.quantization.int4 import SPECIAL, as_stored
+from whisper_opt.export.quantization.activation_stats import (
+    ActivationStats,
+    collect_stats,
+    synthetic_samples,
+)
+from whisper_opt.export.quantization.int4 import N_SPECIAL, dequantized
 from whisper_opt.export.quantization.padding_parts import padding_parts
 from whisper_opt.export.quantization.sensitivity import calibrate, find_recordings
-from whisper_opt.export.verification.partitioned import PiecewiseGraph, require_onnxruntime
+from whisper_opt.export.verification.partitioned import PartitionedGraph, require_onnxruntime
 from whisper_opt.export.verification.verify import verify, verify_packed
 from whisper_opt.export.writer import directory, write_bytes, write_graph, write_text
 from whisper_opt.runtime.engine import (
@@ -115,10 +119,10 @@ def export(
         # refuses a tokenizer that does not fit
         vocab = Vocab(checkpoint.tokenizer_json, checkpoint.dims, checkpoint.multilingual)
         types = _with_special_rows(types, checkpoint.dims.n_vocab - vocab.eot)
-        types, spreads, calibration = _calibrated(checkpoint, types, calibrate_on, keep, report)
-        parts = _build(checkpoint, dialect, types, spreads)
+        types, stats, calibration = _calibrated(checkpoint, types, calibrate_on, keep, report)
+        parts = _build(checkpoint, dialect, types, stats)
         files, tensors = _write(checkpoint, dialect, types, parts, folder, report)
-        padding = padding_parts(checkpoint) if types.partial else None
+        padding = padding_parts(checkpoint) if types.compresses_padding else None
         parity: Mapping[str, Any] = {"input": "none: not verified"}
         if verified:
             report("verify", 0, 1)
@@ -149,7 +153,7 @@ def _with_special_rows(types: Precision, n_rows: int) -> Precision:
 
     ``n_rows``: of the end of text and all ids after it.
     """
-    if types.bits != 4 or n_rows <= SPECIAL:
+    if types.bits != 4 or n_rows <= N_SPECIAL:
         return types
     return dataclasses.replace(types, kept=types.kept | {HEAD})
 
@@ -173,12 +177,12 @@ def _calibrated(
     folder: Union[str, Path, None],
     keep: float,
     report: ExportProgress,
-) -> tuple[Precision, Mapping[str, Spread] | None, Mapping[str, Any]]:
+) -> tuple[Precision, Mapping[str, ActivationStats] | None, Mapping[str, Any]]:
     """The policy, what products are given, and what is said of it in the manifest."""
     if types.bits is None:
         return types, None, {}
     if folder is None:
-        return types, observe(checkpoint, made_up(checkpoint)), {}
+        return types, collect_stats(checkpoint, synthetic_samples(checkpoint)), {}
     weights = sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
     budget = round(keep * weights * types.bits / 8)
     found = calibrate(
@@ -188,27 +192,27 @@ def _calibrated(
         budget,
         lambda done, total: report("calibrate", done, total),
     )
-    return found.precision, found.spreads, found.report
+    return found.precision, found.stats, found.report
 
 
 def _build(
     checkpoint: Checkpoint,
     dialect: str,
     types: Precision,
-    spreads: Mapping[str, Spread] | None,
+    stats: Mapping[str, ActivationStats] | None,
 ) -> _Parts:
     dims, tensors = checkpoint.dims, checkpoint.tensors
     if types.storage is not None and types.bits is None:
         # the screened head's proof is about the values that are stored
         tensors = {name: _rounded(tensor, types.storage) for name, tensor in tensors.items()}
     found: dict[str, tuple[OnnxGraph, list[str]]] = {}
-    for suffix in ("", ".packed") if types.partial else ("",):
+    for suffix in ("", ".packed") if types.compresses_padding else ("",):
         packed = bool(suffix)
         found[f"encoder{suffix}"] = build_encoder(
-            dims, tensors, make_dialect(dialect), types, spreads, packed=packed
+            dims, tensors, make_dialect(dialect), types, stats, packed=packed
         )
         found[f"decoder{suffix}"] = build_decoder(
-            dims, tensors, make_dialect(dialect), checkpoint.heads, types, spreads, packed=packed
+            dims, tensors, make_dialect(dialect), checkpoint.heads, types, stats, packed=packed
         )
     return found
 
@@ -319,8 +323,8 @@ def _verified(
     tensors: Mapping[str, TensorEntry],
     padding: tuple[int, ...] | None,
 ) -> Mapping[str, Any]:
-    """What a comparison with the checkpoint found; see :func:`whisper_opt.export.verification.verify.verify`."""
-    graphs = {stem: PiecewiseGraph(*part, folder, stem) for stem, part in parts.items()}
+    """The verification's entry of the manifest: errors against the checkpoint."""
+    graphs = {stem: PartitionedGraph(*part, folder, stem) for stem, part in parts.items()}
     encoder, decoder = (graphs[stem] for stem in _STEMS)
     screen = None
     if tensors:
@@ -328,7 +332,7 @@ def _verified(
     judge = checkpoint
     note: dict[str, Any] = {}
     if types.bits == 4:  # what 4 bits lose is not an error of the graphs
-        judge = dataclasses.replace(checkpoint, tensors=as_stored(checkpoint.tensors, types.kept))
+        judge = dataclasses.replace(checkpoint, tensors=dequantized(checkpoint.tensors, types.kept))
         note = {"reference": "numpy fp32, decoder weights as rounded to 4 bits"}
     parity = verify(judge, encoder, decoder, screen, precision=types, parts=padding)
     if padding is not None:

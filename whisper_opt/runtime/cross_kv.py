@@ -1,6 +1,6 @@
-"""Keys and values of what was heard, as arrays of one engine: names, lengths, widening.
+"""Cross-attention keys and values of one engine: names, lengths and padding of the arrays.
 
-Plain or packed: :mod:`whisper_opt.export.graphs.cross` says what each array holds.
+They are plain or packed; :mod:`whisper_opt.export.graphs.cross` documents each array.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from collections.abc import Sequence
 import numpy as np
 
 from whisper_opt.core.arrays import NDArray
-from whisper_opt.runtime.padding import MASKED, widened
+from whisper_opt.runtime.padding import MASKED, pad_positions
 
 __all__ = ["CrossLayout"]
 
 
 @dataclasses.dataclass(frozen=True)
 class CrossLayout:
-    """How one engine's arrays lie; all of them have the audios first.
+    """Layout of the cross-attention arrays of one engine; their first axis is the window.
 
     Attributes:
-        n_layer: decoder layers.
-        packed: whether they are packed for kernels.
+        n_layer: number of decoder layers.
+        packed: whether the arrays are packed for the compiled kernels.
     """
 
     n_layer: int
@@ -30,22 +30,22 @@ class CrossLayout:
 
     @property
     def names(self) -> list[str]:
-        """What the graphs call the arrays, in their order."""
+        """Names of the arrays in the graphs, in order."""
         pairs = [f"cross_{kind}_{i}" for i in range(self.n_layer) for kind in ("k", "v")]
         return [*pairs, "cross_steps", "cross_added"] if self.packed else pairs
 
     def n_keys(self, arrays: Sequence[NDArray]) -> int:
-        """For how many positions there is room."""
+        """Number of positions that the arrays can store."""
         return int(arrays[-1].shape[1] if self.packed else arrays[1].shape[2])
 
-    def widened(self, arrays: Sequence[NDArray], n_keys: int) -> list[NDArray]:
-        """The same with room for ``n_keys`` positions, of which new ones are mute.
+    def pad_positions(self, arrays: Sequence[NDArray], n_keys: int) -> list[NDArray]:
+        """The same arrays padded to ``n_keys`` positions; the new positions are masked.
 
         Raises:
-            EngineError: these keys have no row that says how often they count, so none can be mute.
+            EngineError: these keys have no row of counts, so positions cannot be masked.
         """
         if not self.packed:
-            return widened(arrays, n_keys)
+            return pad_positions(arrays, n_keys)
         have = self.n_keys(arrays)
         if have == n_keys:
             return list(arrays)

@@ -93,9 +93,9 @@ class Machine:
         Raises:
             BackendUnavailable: OpenVINO is missing.
         """
-        from whisper_opt.runtime.openvino.probe import product_times
+        from whisper_opt.runtime.openvino.probe import matmul_times
 
-        return product_times()
+        return matmul_times()
 
 
 def _version(distribution: str) -> Union[str, None]:

@@ -1,8 +1,8 @@
-"""In what an encoder is computed on the CPU: as the engine says, or faster, through OpenVINO.
+"""Choice of the encoder's precision on the CPU: that of the engine, or a faster one in OpenVINO.
 
-The default is the engine's own precision, whose words are those of the reference. ``auto`` measures
-what this CPU gains (:mod:`whisper_opt.runtime.openvino.probe`) and takes the most exact arithmetic
-that is worth it.
+The default is the precision of the engine, which gives the same words as the reference. ``auto``
+measures the speedup on this CPU (:mod:`whisper_opt.runtime.openvino.probe`) and chooses the most
+exact arithmetic whose speedup is large enough.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from typing import Callable
 
 from whisper_opt.core.errors import BackendUnavailable
 
-__all__ = ["WORTH_IT", "EncoderChoice", "choose_encoder", "fastest"]
+__all__ = ["MIN_SPEEDUP", "EncoderChoice", "choose_encoder", "fastest"]
 
-WORTH_IT = 1.3
-"""How many times as fast its products must be for a less exact arithmetic to be taken."""
+MIN_SPEEDUP = 1.3
+"""Smallest speedup of matrix multiplications for which a less exact arithmetic is chosen."""
 
 
 @dataclasses.dataclass(frozen=True)
 class EncoderChoice:
-    """What computes the encoder.
+    """Precision in which the encoder is computed.
 
     Attributes:
         precision: ``engine``: ONNX Runtime, in the precision of the engine; ``bf16`` or ``int8``:
             OpenVINO.
-        reason: one line for people.
+        reason: one line that explains the choice to users.
     """
 
     precision: str
@@ -37,30 +37,31 @@ def fastest(times: Mapping[str, float]) -> EncoderChoice:
     """The choice of ``auto`` for an fp32 engine.
 
     Args:
-        times: seconds of a product in ``fp32``, and in ``bf16`` and ``int8`` where there is that.
+        times: seconds per matrix multiplication in ``fp32``, and in ``bf16`` and ``int8`` if the
+            CPU supports them.
     """
     best = "fp32"
-    for name in ("bf16", "int8"):  # the more exact one first: int8 has to beat it as clearly
-        if name in times and times[best] >= WORTH_IT * times[name]:
+    for name in ("bf16", "int8"):  # the more exact one first: int8 must beat it by the same factor
+        if name in times and times[best] >= MIN_SPEEDUP * times[name]:
             best = name
     gains = [f"{name} {times['fp32'] / times[name]:.1f}" for name in times if name != "fp32"]
-    said = f"products of OpenVINO, times the speed of fp32: {', '.join(gains) or 'nothing else'}"
-    return EncoderChoice("engine" if best == "fp32" else best, said)
+    reason = f"speed of OpenVINO relative to its fp32: {', '.join(gains) or 'nothing else'}"
+    return EncoderChoice("engine" if best == "fp32" else best, reason)
 
 
 def choose_encoder(
     wanted: str, exported: str, measure: Callable[[], Mapping[str, float]]
 ) -> EncoderChoice:
-    """What the option ``encoder_precision`` comes to.
+    """Resolve the option ``encoder_precision``.
 
     Args:
         wanted: ``engine``, ``bf16``, ``int8`` or ``auto``.
         exported: precision of the engine.
-        measure: times products, as :func:`fastest` takes them; called for ``auto`` alone. May raise
+        measure: returns the times for :func:`fastest`; called for ``auto`` only. May raise
             BackendUnavailable.
     """
     if wanted != "auto":
-        return EncoderChoice(wanted, "as asked")
+        return EncoderChoice(wanted, "as requested")
     if exported != "fp32":
         return EncoderChoice("engine", f"the engine is {exported}")
     try:

@@ -1,6 +1,6 @@
-"""NVIDIA GPUs of this machine, as the driver itself lists them: no package is needed to ask.
+"""NVIDIA GPUs of this machine, as listed by the driver; no package is needed.
 
-The CUDA driver API (``libcuda``), through ctypes; it honours ``CUDA_VISIBLE_DEVICES``.
+Uses the CUDA driver API (``libcuda``) through ctypes, which honours ``CUDA_VISIBLE_DEVICES``.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ class Gpu:
     """One GPU.
 
     Attributes:
-        index: number among the visible ones, from 0.
-        name: what NVIDIA calls it.
+        index: index among the visible GPUs, from 0.
+        name: product name.
         sm: compute capability, (8, 6) for an RTX 3060.
-        memory: bytes.
+        memory: total memory in bytes.
     """
 
     index: int
@@ -35,12 +35,12 @@ class Gpu:
 
 @dataclasses.dataclass(frozen=True)
 class Driver:
-    """What the driver answered.
+    """What the driver reports.
 
     Attributes:
         gpus: in the driver's order.
         cuda: newest CUDA version the driver supports, (13, 0), or None without a driver.
-        error: why there are no GPUs; empty where there are.
+        error: why there are no GPUs; empty if there are some.
     """
 
     gpus: tuple[Gpu, ...] = ()
@@ -55,15 +55,15 @@ def _load() -> Any:
 
 
 def find_gpus() -> Driver:
-    """Ask the driver; never raises."""
+    """Query the driver; never raises."""
     try:
         library = _load()
     except OSError as error:
         return Driver(error=f"no NVIDIA driver ({error})")
     try:
-        return _ask(library)
+        return _query(library)
     except (AttributeError, _DriverError) as error:
-        return Driver(error=f"the NVIDIA driver does not answer ({error})")
+        return Driver(error=f"the NVIDIA driver does not respond ({error})")
 
 
 class _DriverError(Exception):
@@ -78,7 +78,7 @@ def _call(library: Any, name: str, *arguments: Any) -> None:
         raise _DriverError(f"{name} gave CUDA error {status}")
 
 
-def _ask(library: Any) -> Driver:
+def _query(library: Any) -> Driver:
     number, total = ctypes.c_int(), ctypes.c_size_t()
     _call(library, "cuInit", 0)
     _call(library, "cuDriverGetVersion", ctypes.byref(number))

@@ -1,4 +1,4 @@
-"""What every backend asks of what it is given."""
+"""Checks on the input of every backend."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from whisper_opt.core.arrays import F32
 from whisper_opt.core.dims import ModelDims
 from whisper_opt.core.errors import EngineError
 
-__all__ = ["checked_mel", "closed"]
+__all__ = ["checked_mel", "closed_session"]
 
 
-def closed() -> EngineError:
-    """What to raise when a session is used after its end."""
+def closed_session() -> EngineError:
+    """The error for a session that is used after it was closed."""
     return EngineError("the session was closed; open another one")
 
 
 def checked_mel(dims: ModelDims, mel: F32) -> F32:
-    """The mel as contiguous float32 [n_audio, n_mels, n_frames].
+    """A log-mel spectrogram as contiguous float32 [n_audio, n_mels, n_frames].
 
     Raises:
-        EngineError: it has another shape, or more frames than the model hears at once.
+        EngineError: the shape is wrong, or there are more frames than one window has.
     """
     if mel.ndim != 3 or mel.shape[1] != dims.n_mels:
         raise EngineError(

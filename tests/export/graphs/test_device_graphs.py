@@ -1,5 +1,5 @@
-"""``choose`` against its specification, on any mask there can be; ``advance`` against the rules and
-that specification; ``reorder`` against numpy.
+"""The device graphs: ``choose`` against ``top_k``, ``advance`` against token constraints and
+``top_k``, ``reorder`` against numpy.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def random_logits(rng: np.random.Generator, n: int, kind: str) -> F32:
 
 
 def random_mask(rng: np.random.Generator, n: int) -> TokenMask:
-    """Rows under the timestamp rule and not; bans of nothing, a few, most, all, one family."""
+    """Rows with and without timestamps; bans of no, few, most or all tokens, or of one kind."""
     ban = rng.random((n, N_VOCAB)) < rng.choice([0.0, 0.1, 0.5, 0.97], (n, 1))
     family = rng.random(n)
     ban[family < 0.1] = True
@@ -87,7 +87,7 @@ def random_mask(rng: np.random.Generator, n: int) -> TokenMask:
 
 
 def near_tie(logits: F32, mask: TokenMask) -> Bool:
-    """Rows where timestamps together and the best text token differ by rounding alone."""
+    """Rows in which all timestamps and the best text token differ by no more than rounding."""
     allowed = np.where(mask.ban, -np.inf, logits.astype(np.float64))
     text, times = allowed[:, :BEGIN].max(axis=1), allowed[:, BEGIN:]
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -108,7 +108,7 @@ def test_choice_equals_the_specification_on_random_masks(choose: Any, kind: str)
     assert mask.ban.all(axis=1).sum() > 50
     expected = top_k(logits, CHOICES, mask)
     won = (mask.timestamp_begin < N_VOCAB) & (expected.tokens[:, 0] >= BEGIN)
-    assert 50 < won.sum() < 1100  # both outcomes of the timestamp rule are there
+    assert 50 < won.sum() < 1100  # both outcomes of the timestamp rule occur
     same(run(choose, logits, mask), expected)
 
 
@@ -123,7 +123,7 @@ def test_nothing_but_equal_scores(choose: Any) -> None:
 
 
 def test_fewer_allowed_than_wanted(choose: Any) -> None:
-    """What fills up is the lowest ids not chosen; of the timestamps where they have won."""
+    """The rest is the lowest ids not chosen, or the lowest timestamps if timestamps have won."""
     rng = np.random.default_rng(3)
     logits = rng.standard_normal((4, N_VOCAB)).astype(np.float32)
     ban = np.ones((4, N_VOCAB), np.bool_)
@@ -155,7 +155,7 @@ class _LastFirst(OpRun):
 _LastFirst.__name__ = "TopK"
 
 
-def test_ties_do_not_rest_on_the_operator() -> None:
+def test_ties_do_not_depend_on_topk() -> None:
     graph = ReferenceEvaluator(build_choose(N_VOCAB).model, new_ops=[_LastFirst])
     rng = np.random.default_rng(4)
     logits = random_logits(rng, 200, "ties")
@@ -171,8 +171,8 @@ def test_ties_do_not_rest_on_the_operator() -> None:
 EOT, NO_TIMESTAMPS = 70, 79
 
 
-class Answer:
-    """An answer under way: the host's rules, and the tokens sampled so far, one at least."""
+class Hypothesis:
+    """An unfinished hypothesis: the host's constraints and at least one sampled token."""
 
     def __init__(self, rng: np.random.Generator, n: int) -> None:
         self.timed = rng.random() < 0.7
@@ -188,7 +188,7 @@ class Answer:
         self.sampled = np.where(
             times, rng.integers(BEGIN, N_VOCAB, n), rng.integers(0, EOT, n)
         ).tolist()
-        if rng.random() < 0.8:  # as they come: they grow
+        if rng.random() < 0.8:  # timestamps grow, as in real results
             self.sampled = [
                 max(token, *(t for t in self.sampled[: i + 1])) if token >= BEGIN else token
                 for i, token in enumerate(self.sampled)
@@ -202,7 +202,7 @@ class Answer:
         return found
 
     def best(self, logits: F32) -> tuple[Top, Bool]:
-        """What the host samples, and whether that is beyond rounding."""
+        """The token that the host samples, and whether that does not depend on rounding."""
         ban = np.zeros((1, N_VOCAB), np.bool_)
         for rule in self.rules:
             rule(self.sampled, ban[0])
@@ -211,16 +211,18 @@ class Answer:
 
 
 class Rows:
-    """The same answers on the device's side: what ``advance`` is fed, and what it hands on."""
+    """The same hypotheses on the device: inputs and outputs of ``advance``."""
 
-    def __init__(self, answers: list[Answer], start: Int) -> None:
-        rows = greedy_rows([answer.row() for answer in answers], [a.sampled for a in answers])
+    def __init__(self, hypotheses: list[Hypothesis], start: Int) -> None:
+        rows = greedy_rows(
+            [hypothesis.row() for hypothesis in hypotheses], [a.sampled for a in hypotheses]
+        )
         self.fixed: dict[str, Any] = {
             "ban": rows.ban,
             "timestamp_begin": rows.timestamp_begin,
             "eot": rows.eot,
         }
-        self.tokens = np.array([[answer.sampled[-1]] for answer in answers])
+        self.tokens = np.array([[hypothesis.sampled[-1]] for hypothesis in hypotheses])
         self.previous, self.latest, self.start = rows.previous[:, None], rows.latest, start
 
     def step(self, graph: Any, logits: F32) -> F32:
@@ -238,40 +240,40 @@ class Rows:
 
 
 @pytest.mark.parametrize("kind", ["plain", "flat", "ties", "half"])
-def test_steps_equal_the_rules_of_the_host(kind: str) -> None:
+def test_steps_equal_the_constraints_of_the_host(kind: str) -> None:
     """Hundreds of windows of 1 to 12 tokens, each decoded for ten more."""
     graph = session(build_advance(N_VOCAB).model)
     rng = np.random.default_rng([len(kind), 7])
-    answers = [Answer(rng, int(rng.integers(1, 13))) for _ in range(300)]
-    start = rng.integers(1, 400, len(answers))
-    rows = Rows(answers, start)
+    hypotheses = [Hypothesis(rng, int(rng.integers(1, 13))) for _ in range(300)]
+    start = rng.integers(1, 400, len(hypotheses))
+    rows = Rows(hypotheses, start)
     n_kinds: dict[str, int] = dict.fromkeys(("text", "time", "end", "banned"), 0)
     for _ in range(10):
-        logits = random_logits(rng, len(answers), kind)
-        logits[rng.random(len(answers)) < 0.05, EOT] = 1e4
+        logits = random_logits(rng, len(hypotheses), kind)
+        logits[rng.random(len(hypotheses)) < 0.05, EOT] = 1e4
         logprobs, moved = rows.step(graph, logits), rows.start - start
         start = rows.start
-        for i, answer in enumerate(answers):
+        for i, hypothesis in enumerate(hypotheses):
             token = int(rows.tokens[i, 0])
-            assert moved[i] == (0 if answer.ended else 1)
-            if answer.ended:
+            assert moved[i] == (0 if hypothesis.ended else 1)
+            if hypothesis.ended:
                 assert (token, logprobs[i]) == (EOT, 0.0)
                 continue
-            best, clear = answer.best(logits[i])
+            best, clear = hypothesis.best(logits[i])
             if clear.all():
-                assert token == best.tokens[0, 0], (answer.sampled, token)
+                assert token == best.tokens[0, 0], (hypothesis.sampled, token)
                 np.testing.assert_allclose(logprobs[i], best.logprobs[0, 0], rtol=0, atol=2e-5)
-            answer.ended = token == EOT
-            answer.sampled.append(token)
-            kind_of = "end" if token == EOT else "time" if token >= BEGIN else "text"
-            n_kinds["banned" if np.isneginf(logprobs[i]) else kind_of] += 1
+            hypothesis.ended = token == EOT
+            hypothesis.sampled.append(token)
+            outcome = "end" if token == EOT else "time" if token >= BEGIN else "text"
+            n_kinds["banned" if np.isneginf(logprobs[i]) else outcome] += 1
     assert min(n_kinds[name] for name in ("text", "time", "end")) > 50, n_kinds
 
 
 def test_a_step_without_anything_allowed() -> None:
-    """The lowest id, as everywhere, with no likelihood."""
+    """The lowest id, with log-probability -inf."""
     graph = session(build_advance(N_VOCAB).model)
-    rows = Rows([Answer(np.random.default_rng(seed), 1) for seed in range(8)], np.arange(8))
+    rows = Rows([Hypothesis(np.random.default_rng(seed), 1) for seed in range(8)], np.arange(8))
     rows.fixed["ban"][...] = True
     logprobs = rows.step(graph, random_logits(np.random.default_rng(0), 8, "plain"))
     assert rows.tokens.ravel().tolist() == [0] * 8
@@ -279,22 +281,22 @@ def test_a_step_without_anything_allowed() -> None:
 
 
 def test_likeliest_tokens_are_those_of_choose(choose: Any) -> None:
-    """To the last bit: whether the host or the device takes the steps cannot be told."""
+    """Bit-identical: results do not depend on multi-step decoding."""
     graph = session(build_advance(N_VOCAB).model)
     rng = np.random.default_rng(11)
-    answers = [Answer(rng, 3) for _ in range(300)]
-    rows, logits = Rows(answers, np.arange(300)), random_logits(rng, 300, "plain")
+    hypotheses = [Hypothesis(rng, 3) for _ in range(300)]
+    rows, logits = Rows(hypotheses, np.arange(300)), random_logits(rng, 300, "plain")
     ban = np.zeros((300, N_VOCAB), np.bool_)
-    for banned, answer in zip(ban, answers):
-        for rule in answer.rules:
-            rule(answer.sampled, banned)
+    for banned, hypothesis in zip(ban, hypotheses):
+        for rule in hypothesis.rules:
+            rule(hypothesis.sampled, banned)
     found = run(choose, logits, TokenMask(ban, rows.fixed["timestamp_begin"]))
     logprobs = rows.step(graph, logits)
     np.testing.assert_array_equal(rows.tokens[:, 0], found.tokens[:, 0])
     np.testing.assert_array_equal(logprobs, found.logprobs[:, 0])
 
 
-def test_what_needs_the_host() -> None:
+def test_constraints_that_need_the_host() -> None:
     fixed: list[TokenConstraint] = [SuppressTokens(np.array([1]))]
     timed = TimestampRules(BEGIN, EOT, NO_TIMESTAMPS, 5)
     assert greedy_row(fixed, None, EOT, N_VOCAB) is not None
@@ -334,7 +336,7 @@ def test_reorder_copies_drops_and_permutes(half: bool) -> None:
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-def test_engines_of_the_standard_dialect_hold_them(tmp_path: Path, dialect: str) -> None:
+def test_engines_of_the_standard_dialect_contain_them(tmp_path: Path, dialect: str) -> None:
     if not runs(dialect):
         pytest.skip("not tested: this ONNX Runtime does not run the standard dialect")
     dims = random_dims(n_vocab=2000)

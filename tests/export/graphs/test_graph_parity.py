@@ -1,7 +1,6 @@
-"""Both dialects against the plain numpy model: cross keys and values, and every score.
+"""Both dialects against the numpy reference: cross-attention keys and values, and all scores.
 
-The session is driven as the decode loop drives it, and the decoder graph once more directly, in
-every cache capacity.
+Sessions are used as in decoding. The decoder graph is also run directly, in every cache capacity.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from whisper_opt.export.checkpoints import Checkpoint, load_checkpoint
 from whisper_opt.export.verification.reference import Reference, gelu, layer_norm
 from whisper_opt.export.verification.verify import noise_mel
 from whisper_opt.runtime.engine import Engine
+from whisper_opt.runtime.head_names import APPROXIMATE, EXACT
 from whisper_opt.runtime.onnxruntime.backend import OrtBackend, OrtEncoded
 from whisper_opt.runtime.onnxruntime.session import CAPACITIES
 from whisper_opt.text.vocabulary import Vocab
@@ -47,8 +47,8 @@ class Model:
         vocab = Vocab(checkpoint.tokenizer_json, checkpoint.dims)
         self.n_vocab = checkpoint.dims.n_vocab
         self.start = vocab.start("en", "transcribe", timestamps=False)
-        held = {name: as_tensor(tensor.read()) for name, tensor in checkpoint.tensors.items()}
-        self.reference = Reference(dataclasses.replace(checkpoint, tensors=held))
+        tensors = {name: as_tensor(tensor.read()) for name, tensor in checkpoint.tensors.items()}
+        self.reference = Reference(dataclasses.replace(checkpoint, tensors=tensors))
         self._make = make
         self._backends: dict[str, OrtBackend] = {}
         self._encoded: dict[str, OrtEncoded] = {}
@@ -56,7 +56,7 @@ class Model:
         self.mels: F32
         self.audio: list[F32]
 
-    def listen(self, mels: F32) -> None:
+    def encode(self, mels: F32) -> None:
         """Encode each window by the reference, once."""
         self.mels = mels
         self.audio = [self.reference.encode(mel) for mel in mels]
@@ -95,16 +95,16 @@ def model(
         found = Model(checkpoint, lambda d: engines.engine(name, d))
     dims = checkpoint.dims
     n_frames = 1000 if name == "turbo-shaped" else N_FRAMES
-    found.listen(np.stack([noise_mel(dims, seed)[:, :n_frames] for seed in (1, 2)]))
+    found.encode(np.stack([noise_mel(dims, seed)[:, :n_frames] for seed in (1, 2)]))
     yield found
     found._backends.clear()
 
 
 def draw(model: Model, seed: int, *lengths: int) -> list[Int]:
-    """Random token sequences over the whole vocabulary that begin as every transcript does.
+    """Random token sequences over the whole vocabulary, after the start-of-transcript tokens.
 
-    Without a start of transcript the real models are ill-conditioned: two correct computations in
-    float32, and one of them in float64, then differ by more than the tolerance.
+    Without these tokens real models are ill-conditioned: even correct computations in float32 and
+    float64 then differ by more than the tolerance.
     """
     rng = np.random.default_rng(seed)
     tokens = rng.integers(0, model.n_vocab, (len(lengths), max(lengths)))
@@ -137,7 +137,7 @@ def test_cross_keys_and_values(model: Model, dialect: str) -> None:
 
 @dataclasses.dataclass
 class Driven:
-    """A session, and what each of its rows has been fed."""
+    """A session, and the number of tokens fed to each of its rows."""
 
     model: Model
     dialect: str
@@ -154,17 +154,17 @@ class Driven:
         n_seq = len(self.rows)
         tokens = np.zeros((n_seq, n_new), np.int64)
         at = np.zeros((n_seq, n_at), np.int64)
-        for i, (_, held) in enumerate(self.rows):
-            tokens[i, : lengths[i]] = sequences[i][held : held + lengths[i]]
+        for i, (_, n_fed) in enumerate(self.rows):
+            tokens[i, : lengths[i]] = sequences[i][n_fed : n_fed + lengths[i]]
             at[i] = np.linspace(0, lengths[i] - 1, n_at)
         sizes = np.array(lengths, np.int64)
         found = self.session.extend(tokens, sizes, at).numpy()
         assert found.shape[:2] == (n_seq, n_at + 1)
         wanted = np.concatenate([at, sizes[:, None] - 1], axis=1)
-        for i, (audio, held) in enumerate(self.rows):
-            expected = self.model.truth(audio, sequences[i])[held + wanted[i]]
-            close(found[i], expected, (n_new, i, held))
-            self.rows[i] = (audio, held + lengths[i])
+        for i, (audio, n_fed) in enumerate(self.rows):
+            expected = self.model.truth(audio, sequences[i])[n_fed + wanted[i]]
+            close(found[i], expected, (n_new, i, n_fed))
+            self.rows[i] = (audio, n_fed + lengths[i])
             self.n_checked += len(expected)
 
     def gather(self, rows: list[int]) -> None:
@@ -243,7 +243,7 @@ class Decoder:
         self.cache_names = [name.replace("cross", "self") for name in names]
 
     def empty(self, capacity: int) -> dict[str, F32]:
-        """A cache of arbitrary values: whatever was not written must not be seen."""
+        """A cache of arbitrary values: unwritten values must not affect results."""
         shape = (len(AUDIO_OF_ROW), self.dims.n_text_head, capacity, HEAD_DIM)
         rng = np.random.default_rng(3)
         return {name: rng.standard_normal(shape, np.float32) * 3 for name in self.cache_names}
@@ -255,8 +255,8 @@ class Decoder:
         names = ["logits", *(f"{name}_out" for name in cache)]
         feeds: dict[str, NDArray] = {"tokens": tokens, "start": start, "at": at}
         feeds["aligned"] = np.zeros(0, np.int64)
-        if any(value.name == "screened" for value in self.session.get_inputs()):
-            feeds["exact"], feeds["screened"] = np.arange(at.shape[1]), np.zeros(0, np.int64)
+        if any(value.name == APPROXIMATE for value in self.session.get_inputs()):
+            feeds[EXACT], feeds[APPROXIMATE] = np.arange(at.shape[1]), np.zeros(0, np.int64)
         logits, *new = self.session.run(names, {**feeds, **self.cross, **cache})
         return logits, dict(zip(cache, new))
 
@@ -269,8 +269,8 @@ class Decoder:
         _, cache = self.run(tokens, start, at, self.empty(capacity))
         noise = self.empty(capacity)
         for name, values in cache.items():
-            for row, held in enumerate(STARTS):
-                values[row, :, held:] = noise[name][row, :, held:]
+            for row, n_fed in enumerate(STARTS):
+                values[row, :, n_fed:] = noise[name][row, :, n_fed:]
         return cache
 
 
@@ -297,7 +297,7 @@ def test_decoder_in_every_capacity(model: Model, dialect: str, n_new: int, capac
     for row, audio in enumerate(AUDIO_OF_ROW):
         expected = model.truth(audio, sequences[row])[start[row] + at[row]]
         close(found[row], expected, ("extend", row))
-    # what was written is what the next step reads, and padding is overwritten
+    # the next step reads the written values and overwrites padding
     start = start + lengths
     tokens = np.array([[row[i]] for row, i in zip(sequences, start)], np.int64)
     found, _ = decoder.run(tokens, start, np.zeros((6, 1), np.int64), cache)
@@ -306,7 +306,7 @@ def test_decoder_in_every_capacity(model: Model, dialect: str, n_new: int, capac
 
 
 def test_scores_are_far_apart_compared_with_the_tolerance(model: Model) -> None:
-    """What parity is worth: another audio, another past or another position changes scores."""
+    """Another audio, another past or another position changes scores by more than the tolerance."""
     (tokens,) = draw(model, 4, 40)
     scores = model.truth(0, tokens)
     other_audio = model.truth(1, tokens)

@@ -1,4 +1,4 @@
-"""Strongly typed graphs: every node's inputs agree, casts are where the policy puts them."""
+"""Strongly typed graphs: the inputs of every node have one type, and casts are explicit."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ HALF, SINGLE = TensorProto.FLOAT16, TensorProto.FLOAT
 
 
 def graph_of(stem: str, dialect: str, precision: str) -> ModelProto:
-    """The encoder or decoder, its weights located nowhere."""
+    """The encoder or decoder, without locations of weights."""
     make = build_encoder if stem == "encoder" else build_decoder
     types = make_precision(precision)
     graph, _ = make(DIMS, CHECKPOINT.tensors, make_dialect(dialect), types=types)
@@ -43,7 +43,7 @@ def graph_of(stem: str, dialect: str, precision: str) -> ModelProto:
 
 
 def types_of(model: ModelProto) -> dict[str, int]:
-    """Element type of every value that strict inference knows."""
+    """Element type of every value, by strict shape inference."""
     found = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
     values = [*found.graph.input, *found.graph.output, *found.graph.value_info]
     types = {value.name: value.type.tensor_type.elem_type for value in values}
@@ -62,7 +62,7 @@ def test_every_operator_gets_values_of_one_type(stem: str, precision: str) -> No
 
 
 @pytest.mark.parametrize("dialect", ["contrib", "standard"])
-def test_what_goes_in_and_out(dialect: str) -> None:
+def test_types_of_inputs_and_outputs(dialect: str) -> None:
     for stem in ("encoder", "decoder"):
         graph = graph_of(stem, dialect, "fp16").graph
         for value in (*graph.input, *graph.output):
@@ -102,7 +102,7 @@ def test_softmax_of_self_attention_is_float32(stem: str) -> None:
 
 
 def head_scores(hidden: F32, folder: Path, change: Callable[[ModelProto], ModelProto]) -> F32:
-    """Scores [N, P, n_vocab] that the output head alone gives in fp16, its graph changed."""
+    """Scores [N, P, n_vocab] of the output head alone in fp16, after ``change`` of its graph."""
     dialect = make_dialect("contrib")
     builder = GraphBuilder("head")
     tokens = builder.input("tokens", TensorProto.INT64, ["n", "s"])
@@ -123,10 +123,10 @@ def head_scores(hidden: F32, folder: Path, change: Callable[[ModelProto], ModelP
 
 
 @pytest.mark.parametrize("product", ["of ONNX Runtime", "rounded"])
-def test_scores_are_of_the_head_s_input_and_not_of_that_rounded(
+def test_the_input_of_the_head_is_not_rounded(
     product: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The CPU provider does not round the product; a GPU does, and benchmarks/rounded.py."""
+    """The CPU provider does not round the product; GPUs and benchmarks/rounded.py do."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     from rounded import rounded
 
@@ -159,7 +159,7 @@ def test_the_head_reads_its_weights_once() -> None:
     assert sorted(n.op_type for n in nodes if EMBEDDING in n.input) == ["Gather", "Gemm"]
 
 
-def test_what_enters_the_stream_of_the_encoder_is_not_rounded_after_its_gelu() -> None:
+def test_the_residual_stream_of_the_encoder_begins_in_float32() -> None:
     model = graph_of("encoder", "standard", "fp16")
     types = types_of(model)
     gelus = [node for node in model.graph.node if node.op_type == "Gelu"]
@@ -199,7 +199,7 @@ def test_fp16_engine_decodes_as_fp32(dialect: str, tmp_path: Path) -> None:
         session = backend.open(backend.encode(mel))
         session.extend(tokens[:, :60])
         session.gather(np.array([1, 0, 1]))
-        session.extend(tokens[[1, 0, 1], 60:65])  # on top of a past, out of the first capacity
+        session.extend(tokens[[1, 0, 1], 60:65])  # after a past, beyond the first capacity
         session.append(backend.open(backend.encode(mel[:1])))
         session.gather(np.array([0, 1, 2]))
         found.append(session.extend(tokens[[1, 0, 1], 65:66]).numpy())
@@ -211,13 +211,13 @@ def test_fp16_engine_decodes_as_fp32(dialect: str, tmp_path: Path) -> None:
 # --- large values ---------------------------------------------------------------------------------
 
 PEAK = 4e4
-"""What each layer adds to two channels of the residual stream: two layers exceed float16."""
+"""Added to two channels of the residual stream per layer: two layers exceed float16."""
 
 
-def loud_checkpoint(dims: ModelDims, peak: float) -> Checkpoint:
-    """Two channels of the residual stream grow by ``peak`` a layer; norms undo it for the others.
+def checkpoint_with_large_channels(dims: ModelDims, peak: float) -> Checkpoint:
+    """Two channels of the residual stream grow by ``peak`` per layer; norms correct the others.
 
-    Real models have such channels, only lower: tiny.en reaches 650, base 570.
+    Real models have such channels, but smaller ones: tiny.en reaches 650, base 570.
     """
     plain = random_checkpoint(dims)
     tensors = dict(plain.tensors)
@@ -237,10 +237,10 @@ def loud_checkpoint(dims: ModelDims, peak: float) -> Checkpoint:
         width = tensors[f"{side}.{last}.weight"].shape[0]
         after = {1: [f"{side}.blocks.1.{norm}" for norm in norms], 2: [f"{side}.{last}"]}
         for n, names in after.items():
-            spread = n * peak * (2 / width) ** 0.5
+            deviation = n * peak * (2 / width) ** 0.5
 
-            def undo(values: F32, spread: float = spread) -> None:
-                values[2:] *= spread
+            def undo(values: F32, deviation: float = deviation) -> None:
+                values[2:] *= deviation
 
             for name in names:
                 change(f"{name}.weight", undo)
@@ -250,17 +250,17 @@ def loud_checkpoint(dims: ModelDims, peak: float) -> Checkpoint:
 @pytest.mark.parametrize("dialect", ["contrib", "standard"])
 @pytest.mark.parametrize("peak", [1e3, PEAK])
 def test_large_residual_streams_agree(peak: float, dialect: str, tmp_path: Path) -> None:
-    """Beyond 255, where a square is no float16, and beyond 65504, where the sum is none.
+    """Beyond 255, squares exceed float16; beyond 65504, sums do.
 
-    The numpy reference is float32, as an fp32 engine is, but more exact: ONNX Runtime's layer
+    The numpy reference is float32, as an fp32 engine, but more exact: ONNX Runtime's layer
     normalization in float32 loses three digits here.
     """
     require(dialect)
-    checkpoint = loud_checkpoint(DIMS, peak)
+    checkpoint = checkpoint_with_large_channels(DIMS, peak)
     engine = export(checkpoint, tmp_path / "engine", precision="fp16", dialect=dialect)
     parity = engine.manifest.parity
-    for what in ("cross", "logits", "attention"):
-        assert 0 < parity[f"{what}_error"] < 2e-3 * parity[f"{what}_scale"]
+    for name in ("cross", "logits", "attention"):
+        assert 0 < parity[f"{name}_error"] < 2e-3 * parity[f"{name}_scale"]
     encoder = OrtBackend(engine, threads=1)
     found = encoder.encode(noise_mel(DIMS)[None]).cross
     assert all(np.isfinite(array).all() for array in found)
@@ -270,4 +270,4 @@ def test_a_float16_stream_would_overflow(tmp_path: Path, monkeypatch: pytest.Mon
     narrow = dataclasses.replace(FP16, residual=np.dtype(np.float16))
     monkeypatch.setattr(build, "make_precision", lambda _: narrow)
     with pytest.raises(VerificationError, match="differ from the checkpoint's by inf"):
-        export(loud_checkpoint(DIMS, PEAK), tmp_path / "engine", precision="fp16")
+        export(checkpoint_with_large_channels(DIMS, PEAK), tmp_path / "engine", precision="fp16")

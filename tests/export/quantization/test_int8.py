@@ -1,17 +1,13 @@
-"""Engines whose weights are integers: their arithmetic in numpy, and what must hold of them."""
+"""Engines with integer weights: their arithmetic against numpy, and their properties."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
-from onnx import TensorProto
 
 from tests.conftest import Engines
 from tests.support.engines import sharp_checkpoint
@@ -24,18 +20,16 @@ from whisper_opt.core.errors import OptionError, VerificationError
 from whisper_opt.export import export
 from whisper_opt.export.checkpoints import Checkpoint
 from whisper_opt.export.checkpoints.checkpoint import expected_shapes
-from whisper_opt.export.graphs.builder import GraphBuilder
 from whisper_opt.export.graphs.dialects import make_dialect
 from whisper_opt.export.graphs.graph import build_decoder
-from whisper_opt.export.graphs.operators import GELU_LOW, GELU_ZERO
-from whisper_opt.export.graphs.precision import INT4, INT8
-from whisper_opt.export.quantization.activation_stats import Spread, made_up, observe
-from whisper_opt.export.quantization.int4 import BLOCK, SPECIAL, NibbleLinear, pack, unpack
-from whisper_opt.export.quantization.int8 import QuantizedLinear, round_columns
-from whisper_opt.export.quantization.smoothing import fold
-from whisper_opt.export.verification.reference import gelu
+from whisper_opt.export.graphs.precision import INT4
+from whisper_opt.export.quantization.activation_stats import (
+    ActivationStats,
+    collect_stats,
+    synthetic_samples,
+)
+from whisper_opt.export.quantization.int4 import BLOCK, N_SPECIAL
 from whisper_opt.export.verification.verify import noise_mel
-from whisper_opt.export.writer import write_graph
 from whisper_opt.runtime.engine import Engine
 from whisper_opt.runtime.onnxruntime.backend import OrtBackend
 
@@ -54,193 +48,19 @@ def integers(small: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> dic
     return {name: export(small, folder / name, precision=name) for name in INTEGERS}
 
 
-# --- single products against numpy ----------------------------------------------------------------
-
-RNG = np.random.default_rng(3)
-LOUD = np.exp(RNG.standard_normal(64)).astype(np.float32) * 3
-
-
-def tensors(n_in: int, n_out: int, name: str) -> dict[str, Any]:
-    weight = RNG.standard_normal((n_out, n_in)).astype(np.float32)
-    bias = RNG.standard_normal(n_out).astype(np.float32)
-    found = {f"{name}.weight": as_tensor(weight), f"{name}.bias": as_tensor(bias)}
-    block = name.rsplit(".", 2)[0]
-    for norm in ("mlp_ln", "attn_ln", "cross_attn_ln"):
-        for part in ("weight", "bias"):
-            values = RNG.standard_normal(n_in).astype(np.float32)
-            found[f"{block}.{norm}.{part}"] = as_tensor(values)
-    return found
-
-
-def run_product(
-    folder: Path,
-    make: Callable[[GraphBuilder], Callable[[str, str], str]],
-    name: str,
-    value: F32,
-) -> F32:
-    """What a graph of one product makes of ``value``."""
-    builder = GraphBuilder("one")
-    builder.input("x", TensorProto.FLOAT, ["m", value.shape[1]])
-    product = make(builder)("x", name)
-    builder.output(product, "y", TensorProto.FLOAT, ["m", "n"])
-    write_graph(builder.finish(20, 10), folder, "one", lambda _: None)
-    session = onnxruntime.InferenceSession(
-        str(folder / "one.onnx"), providers=["CPUExecutionProvider"]
-    )
-    found: F32 = session.run(None, {"x": value})[0]
-    return found
-
-
-def by_row(value: F32, weight: F32, steps: int, zero: int, loudest: F32) -> F32:
-    """The integer product of rows that were divided by ``loudest``."""
-    columns, scale = round_columns(np.ascontiguousarray(weight.T))
-    step = np.float32(1 / steps)
-    integers = np.clip(np.rint((value / loudest) / step) + zero, 0, 255).astype(np.int64) - zero
-    product: F32 = (integers @ columns.astype(np.int64)).astype(np.float32) * (step * scale)
-    return product * loudest
-
-
-def test_rows_are_rounded_one_by_one(tmp_path: Path) -> None:
-    name = "decoder.blocks.0.attn.out"
-    held = tensors(64, 96, name)
-    value = (RNG.standard_normal((7, 64)) * 10.0 ** np.arange(-3, 4)[:, None]).astype(np.float32)
-    found = run_product(tmp_path, lambda b: QuantizedLinear(b, held, INT8, {}), name, value)
-    weight, bias = held[f"{name}.weight"].read(), held[f"{name}.bias"].read()
-    loudest = np.abs(value).max(axis=1, keepdims=True)
-    expected = by_row(value, weight, 127, 128, loudest) + bias
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
-    exact = value @ weight.T
-    error = np.linalg.norm(found - bias - exact, axis=1) / np.linalg.norm(exact, axis=1)
-    assert (error < 0.03).all()  # of small rows as of large ones
-    assert (error > 1e-4).all()
-
-
-def test_a_row_of_zeros_is_no_division_by_zero(tmp_path: Path) -> None:
-    name = "decoder.blocks.0.attn.out"
-    held = tensors(64, 96, name)
-    value = np.zeros((2, 64), np.float32)
-    found = run_product(tmp_path, lambda b: QuantizedLinear(b, held, INT8, {}), name, value)
-    np.testing.assert_array_equal(found, np.stack([held[f"{name}.bias"].read()] * 2))
-
-
-def test_after_a_gelu_zero_is_near_the_lower_end(tmp_path: Path) -> None:
-    name = "encoder.blocks.0.mlp.2"
-    held = tensors(128, 96, name)
-    before = RNG.standard_normal((9, 128)).astype(np.float32) * 3
-    before[0] = -0.75  # nothing but the least value
-    value, residual = gelu(before), RNG.standard_normal(96).astype(np.float32)
-
-    def make(builder: GraphBuilder) -> Callable[[str, str], str]:
-        linear, other = QuantizedLinear(builder, held, INT8, {}), builder.constant(residual)
-        return lambda x, name: linear.gelu_added(other, x, name, lambda *_: "unused")
-
-    found = run_product(tmp_path, make, name, before) - residual
-    weight, bias = held[f"{name}.weight"].read(), held[f"{name}.bias"].read()
-    steps = 255 - GELU_ZERO
-    least = np.float32(GELU_LOW * steps / GELU_ZERO)
-    loudest = np.maximum(value.max(axis=1, keepdims=True), least)
-    expected = by_row(value, weight, steps, GELU_ZERO, loudest) + bias
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
-    exact = value @ weight.T + bias
-    assert np.linalg.norm(found - exact) < 0.01 * np.linalg.norm(exact)
-
-
-def folded_case(name: str) -> tuple[dict[str, Any], F32, Spread]:
-    """Tensors, a normalized value and its spread, with a mean and loud channels."""
-    held = tensors(64, 96, name)
-    norm = f"{name.rsplit('.', 2)[0]}.mlp_ln"
-    gain, shift = LOUD, 5 * LOUD
-    held[f"{norm}.weight"], held[f"{norm}.bias"] = as_tensor(gain), as_tensor(shift)
-    rows = RNG.standard_normal((50, 64)).astype(np.float32)
-    rows = (rows - rows.mean(axis=1, keepdims=True)) / rows.std(axis=1, keepdims=True)
-    value = rows * gain + shift
-    mean = value.mean(axis=0)
-    return held, rows, Spread(mean, np.abs(value - mean).max(axis=0))
-
-
-@pytest.mark.parametrize("block", ["encoder.blocks.0", "decoder.blocks.0"])
-def test_what_is_folded_into_a_normalization_changes_nothing_but_rounding(
-    block: str, tmp_path: Path
-) -> None:
-    name = f"{block}.mlp.0"
-    held, rows, spread = folded_case(name)
-    builder = GraphBuilder("norm")
-    linear = QuantizedLinear(builder, held, INT8, {name: spread})
-    linear.norm(f"{block}.mlp_ln")
-    gain, shift = (weight.read() for weight in builder.finish(20, 10).weights)
-    # what the graph's own normalization would hand on
-    value = (rows * gain + shift).astype(np.float32)
-    assert np.abs(value.mean(axis=0)).max() < 0.1 * np.abs(value).max()
-    found = run_product(
-        tmp_path, lambda b: QuantizedLinear(b, held, INT8, {name: spread}), name, value
-    )
-    plain = rows * LOUD + 5 * LOUD
-    weight, bias = held[f"{name}.weight"].read(), held[f"{name}.bias"].read()
-    exact = plain @ weight.T + bias
-    error = np.linalg.norm(found - exact) / np.linalg.norm(exact - exact.mean(axis=0))
-    loudest = np.abs(plain).max(axis=1, keepdims=True)
-    naive = by_row(plain, weight, 127, 128, loudest) + bias
-    plainly = np.linalg.norm(naive - exact) / np.linalg.norm(exact - exact.mean(axis=0))
-    assert error < 0.025
-    assert error < plainly / 2
-
-
-def test_no_sound_is_out_of_range(tmp_path: Path) -> None:
-    """A row that is ten times as large as what was seen at export is rounded as well."""
-    name = "encoder.blocks.1.mlp.0"
-    held, rows, spread = folded_case(name)
-    make = functools.partial(QuantizedLinear, tensors=held, types=INT8, spreads={name: spread})
-    folded = fold(spread, np.abs(held[f"{name}.weight"].read()).max(axis=0))
-    value = 10 * ((rows * LOUD + 5 * LOUD - folded.mean) / folded.quiet).astype(np.float32)
-    found = run_product(tmp_path, make, name, value)
-    weight, bias = held[f"{name}.weight"].read(), held[f"{name}.bias"].read()
-    exact = (value * folded.quiet + folded.mean) @ weight.T + bias
-    assert np.linalg.norm(found - exact) < 0.03 * np.linalg.norm(exact)
-
-
-def test_what_is_folded_is_powers_of_two() -> None:
-    spread = Spread(np.zeros(64, np.float32), LOUD)
-    folded = fold(spread, np.abs(RNG.standard_normal(64)).astype(np.float32))
-    np.testing.assert_array_equal(np.exp2(np.rint(np.log2(folded.quiet))), folded.quiet)
-
-
-def test_nibbles_come_back() -> None:
-    weight = RNG.standard_normal((70, 4 * BLOCK)).astype(np.float32)
-    weight[3] = 0
-    packed, steps = pack(weight)
-    assert packed.dtype == np.uint8
-    assert (packed.shape, steps.shape) == ((70, 4, 16), (70, 4))
-    back = unpack(packed, steps)
-    assert np.linalg.norm(back - weight) < 0.11 * np.linalg.norm(weight)
-    np.testing.assert_array_equal(back[3], 0)
-    again = unpack(*pack(back))
-    np.testing.assert_allclose(again, back, rtol=1e-5, atol=1e-6)
-
-
-def test_a_product_of_nibbles_is_that_of_numpy(tmp_path: Path) -> None:
-    name = "decoder.blocks.0.attn.out"
-    held = tensors(64, 96, name)
-    value = RNG.standard_normal((5, 64)).astype(np.float32)
-    found = run_product(tmp_path, lambda b: NibbleLinear(b, held, INT4), name, value)
-    weight = unpack(*pack(held[f"{name}.weight"].read()))
-    expected = value @ weight.T + held[f"{name}.bias"].read()
-    # what is left is the rounding of the input to 8 bits
-    assert np.linalg.norm(found - expected) < 0.01 * np.linalg.norm(expected)
-
-
 # --- whole engines --------------------------------------------------------------------------------
 
 
 def decode(engine: Engine, mels: F32, rows: list[int], tokens: Int) -> tuple[Any, list[F32]]:
     """Cross keys and values, and scores of a prompt and of steps, of hypotheses of some audios."""
     backend = OrtBackend(engine, threads=1)
-    heard = backend.encode(mels)
-    session = backend.open(heard)
+    encoded = backend.encode(mels)
+    session = backend.open(encoded)
     session.gather(np.array(rows))
     scores = [session.extend(tokens[:, :6]).numpy()[:, -1]]
     scores += [session.extend(tokens[:, i : i + 1]).numpy()[:, -1] for i in range(6, 10)]
     session.close()
-    return heard.cross, scores
+    return encoded.cross, scores
 
 
 @pytest.mark.parametrize("precision", INTEGERS)
@@ -260,7 +80,7 @@ def test_a_batch_is_the_same_bits_as_single_runs(
 
 
 @pytest.mark.parametrize("precision", INTEGERS)
-def test_hypotheses_do_not_disturb_each_other(precision: str, integers: dict[str, Engine]) -> None:
+def test_hypotheses_do_not_affect_each_other(precision: str, integers: dict[str, Engine]) -> None:
     mels = noise_mel(DIMS)[None, :, :800]
     tokens = np.random.default_rng(2).integers(0, 2000, (4, 10)).astype(np.int64)
     tokens[3] = 0
@@ -277,31 +97,31 @@ def test_sizes(integers: dict[str, Engine], small: Checkpoint) -> None:
     def size(engine: Engine) -> int:
         return sum(engine.manifest.files[f"{s}.data"].size for s in ("encoder", "decoder"))
 
-    pages = 4096 * 80  # a tensor begins on a page of its own, and few are large here
+    pages = 4096 * 80  # each tensor begins on a new page, and few are large here
     assert size(integers["int8"]) < 2 * weights + pages
 
 
 def test_int4_takes_five_eighths_of_a_byte_where_it_has_4_bits() -> None:
     dims = random_dims()
     state, layers = dims.n_text_state, dims.n_text_layer
-    held = random_checkpoint(dims).tensors
-    spreads = {
-        name[:-7]: Spread(np.zeros(shape[-1], np.float32), np.ones(shape[-1], np.float32))
+    tensors = random_checkpoint(dims).tensors
+    stats = {
+        name[:-7]: ActivationStats(np.zeros(shape[-1], np.float32), np.ones(shape[-1], np.float32))
         for name, shape in expected_shapes(dims).items()
         if name.endswith(".weight")
     }
-    graph, _ = build_decoder(dims, held, make_dialect("contrib"), None, INT4, spreads)
-    share = 4 / 8 + 2 / BLOCK  # a step of two bytes a block
-    words = (dims.n_vocab - SPECIAL) * state * share + SPECIAL * state * 2
-    products = layers * state**2 * (4 + 10 * share)  # self-attention keeps 8 bits
+    graph, _ = build_decoder(dims, tensors, make_dialect("contrib"), None, INT4, stats)
+    bytes_per_weight = 4 / 8 + 2 / BLOCK  # a scale of two bytes per block
+    words = (dims.n_vocab - N_SPECIAL) * state * bytes_per_weight + N_SPECIAL * state * 2
+    products = layers * state**2 * (4 + 10 * bytes_per_weight)  # self-attention keeps 8 bits
     positions = dims.n_text_ctx * state * 2
     found = sum(weight.nbytes for weight in graph.weights)
     assert found - words - products - positions < 100 * state * layers  # vectors
 
 
 @pytest.mark.parametrize("precision", INTEGERS)
-def test_the_embedding_is_there_once(precision: str, integers: dict[str, Engine]) -> None:
-    """The head's matrix is looked up in, and the runtime has no other copy of it."""
+def test_the_embedding_is_stored_once(precision: str, integers: dict[str, Engine]) -> None:
+    """Embeddings are looked up in the head's matrix, and the runtime has no other copy."""
     assert integers[precision].manifest.tensors == {}
     assert integers[precision].manifest.precision == precision
 
@@ -315,16 +135,16 @@ def test_exporting_twice_gives_the_same_bytes(
     assert snapshot(tmp_path / "a") == snapshot(tmp_path / "b")
 
 
-def test_spreads_are_those_of_what_the_products_are_given(small: Checkpoint) -> None:
-    samples = made_up(small)
-    spreads = observe(small, samples)
+def test_activation_stats(small: Checkpoint) -> None:
+    samples = synthetic_samples(small)
+    stats = collect_stats(small, samples)
     assert len(samples) == 3
-    one = observe(small, samples[:1])["encoder.blocks.0.mlp.0"]
-    for spread in (spreads["encoder.blocks.0.mlp.0"], one):
-        assert (spread.peak > 0).all()
-    reach = spreads["encoder.blocks.0.mlp.0"]
-    assert ((reach.mean + reach.peak) >= (one.mean + one.peak) * 0.5).all()
-    assert set(spreads) == {n[:-7] for n in small.tensors if n.endswith(".weight") and _linear(n)}
+    one = collect_stats(small, samples[:1])["encoder.blocks.0.mlp.0"]
+    for input_stats in (stats["encoder.blocks.0.mlp.0"], one):
+        assert (input_stats.peak > 0).all()
+    all_samples = stats["encoder.blocks.0.mlp.0"]
+    assert ((all_samples.mean + all_samples.peak) >= (one.mean + one.peak) * 0.5).all()
+    assert set(stats) == {n[:-7] for n in small.tensors if n.endswith(".weight") and _linear(n)}
 
 
 def _linear(name: str) -> bool:
@@ -393,13 +213,13 @@ def test_storage_in_float16_computes_as_fp32(small: Checkpoint, tmp_path: Path) 
 def test_the_best_tokens_of_storage_in_float16(small: Checkpoint, tmp_path: Path) -> None:
     engine = export(small, tmp_path / "engine", precision="fp16-storage")
     backend = OrtBackend(engine, threads=1)
-    heard = backend.encode(noise_mel(DIMS)[None, :, :800])
+    encoded = backend.encode(noise_mel(DIMS)[None, :, :800])
     tokens = np.random.default_rng(2).integers(0, 2000, (1, 6)).astype(np.int64)
     best = []
-    for choose in ("top", "numpy"):
-        session = backend.open(heard)
+    for method in ("top", "numpy"):
+        session = backend.open(encoded)
         scores = session.extend(tokens)
-        if choose == "top":
+        if method == "top":
             mask = TokenMask(np.zeros((1, 2000), np.bool_), np.array([2000]))
             best.append(scores.top(5, mask).tokens[0].tolist())
         else:
@@ -412,16 +232,16 @@ def test_storage_in_float16_refuses_what_does_not_fit(small: Checkpoint, tmp_pat
     from whisper_opt.core.errors import CheckpointError
 
     name = "encoder.blocks.0.mlp.0.weight"
-    loud = {**small.tensors, name: as_tensor(small.tensors[name].read() * np.float32(1e6))}
+    large = {**small.tensors, name: as_tensor(small.tensors[name].read() * np.float32(1e6))}
     with pytest.raises(CheckpointError, match=r"mlp\.0\.weight reaches .*--precision fp32"):
-        export(dataclasses.replace(small, tensors=loud), tmp_path / "e", precision="fp16-storage")
+        export(dataclasses.replace(small, tensors=large), tmp_path / "e", precision="fp16-storage")
 
 
 # --- real weights ---------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_int8_of_tiny_en_hears_what_was_said(engines: Engines) -> None:
+def test_int8_of_tiny_en_transcribes_speech(engines: Engines) -> None:
     engine = engines.engine("tiny.en", precision="int8")
     checkpoint_parameters = 37_760_640  # openai-whisper's count
     assert sum(f.size for f in engine.manifest.files.values()) < 1.15 * checkpoint_parameters

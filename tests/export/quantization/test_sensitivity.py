@@ -1,4 +1,4 @@
-"""What rounding costs: the numpy imitation against the graphs, the choice, and whole exports."""
+"""Costs of quantization: numpy against the graphs, the selection of groups, and exports."""
 
 from __future__ import annotations
 
@@ -19,17 +19,22 @@ from whisper_opt.core.errors import AudioError, EngineError, OptionError
 from whisper_opt.export import build, export
 from whisper_opt.export.checkpoints import Checkpoint
 from whisper_opt.export.checkpoints.checkpoint import Tensor
-from whisper_opt.export.graphs.groups import CROSS, HEAD, chosen, group_of, groups_of, products_of
+from whisper_opt.export.graphs.groups import CROSS, HEAD, group_of, groups_of, matches, products_of
 from whisper_opt.export.graphs.precision import INT4, INT8, Precision
 from whisper_opt.export.quantization import sensitivity as module
-from whisper_opt.export.quantization.activation_stats import made_up, observe
-from whisper_opt.export.quantization.rounding import Rounded
-from whisper_opt.export.quantization.sensitivity import Cost, calibrate, choose, find_recordings
-from whisper_opt.export.verification.partitioned import PiecewiseGraph
+from whisper_opt.export.quantization.activation_stats import collect_stats, synthetic_samples
+from whisper_opt.export.quantization.rounding import QuantizedReference
+from whisper_opt.export.quantization.sensitivity import (
+    Cost,
+    calibrate,
+    find_recordings,
+    select_groups,
+)
+from whisper_opt.export.verification.partitioned import PartitionedGraph
 from whisper_opt.export.verification.reference import Reference
 from whisper_opt.export.verification.verify import noise_mel
 from whisper_opt.runtime.engine import Engine, read_engine
-from whisper_opt.runtime.padding import Heard
+from whisper_opt.runtime.padding import EncoderInput
 
 DIMS = random_dims(n_vocab=8000, n_audio_state=64, n_text_state=64, n_audio_layer=2, n_text_layer=1)
 TOKENS = np.random.default_rng(5).integers(0, 8000, 12).astype(np.int64)
@@ -74,13 +79,13 @@ def test_a_normalization_belongs_to_what_reads_it() -> None:
     assert group_of("encoder.ln_post") == CROSS
 
 
-def test_patterns() -> None:
-    assert chosen("decoder.blocks.3.attn.out", INT4.kept)
-    assert not chosen("decoder.blocks.3.cross_attn.out", INT4.kept)
-    assert not chosen("encoder.blocks.3.attn.out", INT4.kept)
+def test_patterns_of_groups() -> None:
+    assert matches("decoder.blocks.3.attn.out", INT4.kept)
+    assert not matches("decoder.blocks.3.cross_attn.out", INT4.kept)
+    assert not matches("encoder.blocks.3.attn.out", INT4.kept)
 
 
-# --- the imitation --------------------------------------------------------------------------------
+# --- the quantized reference ----------------------------------------------------------------------
 
 
 def scores_of(engine: Engine, mel: F32) -> tuple[F32, F32]:
@@ -89,11 +94,13 @@ def scores_of(engine: Engine, mel: F32) -> tuple[F32, F32]:
 
     from whisper_opt.export.graphs.builder import OnnxGraph
 
-    def graph(stem: str) -> PiecewiseGraph:
+    def graph(stem: str) -> PartitionedGraph:
         model = onnx.load(str(engine.file(f"{stem}.onnx")), load_external_data=False)
-        return PiecewiseGraph(OnnxGraph(model, ()), [], engine.path, stem)
+        return PartitionedGraph(OnnxGraph(model, ()), [], engine.path, stem)
 
-    cross = graph("encoder").run(Heard.whole(mel[None], DIMS.frames_per_position).feeds())
+    cross = graph("encoder").run(
+        EncoderInput.uncompressed(mel[None], DIMS.frames_per_position).feeds()
+    )
     cache = {
         f"self_{kind}_0": np.zeros((1, DIMS.n_text_head, 64, 64), np.float32) for kind in ("k", "v")
     }
@@ -110,7 +117,7 @@ def scores_of(engine: Engine, mel: F32) -> tuple[F32, F32]:
     return cross["cross_k_0"][0, :, :64], out["logits"][0]
 
 
-def share(found: F32, expected: F32) -> float:
+def relative_error(found: F32, expected: F32) -> float:
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
@@ -131,7 +138,7 @@ ALONE = [
 @pytest.mark.parametrize(
     ("types", "group"), ALONE, ids=[f"{types.name}-{group}" for types, group in ALONE]
 )
-def test_the_imitation_is_the_engine(
+def test_the_quantized_reference_equals_the_engine(
     types: Precision,
     group: str,
     small: Checkpoint,
@@ -148,18 +155,20 @@ def test_the_imitation_is_the_engine(
     engine = export(checkpoint, tmp_path / "engine", precision=types.name)
     mel = noise_mel(DIMS)[:, :600]
     keys, scores = scores_of(engine, mel)
-    # what int4 keeps in the decoder has 8 bits
+    # kept groups of an int4 decoder have 8 bits
     rounded = [group] if types.bits == 8 else [g for g in groups_of(DIMS) if g not in ENCODER]
-    model = Rounded(checkpoint, observe(checkpoint, made_up(checkpoint)), types, rounded)
+    model = QuantizedReference(
+        checkpoint, collect_stats(checkpoint, synthetic_samples(checkpoint)), types, rounded
+    )
     audio = model.encode(mel)
-    imitated = model.cross(audio, 0)[0].transpose(1, 2, 0), model.logits(audio, [TOKENS])[0]
+    emulated = model.cross(audio, 0)[0].transpose(1, 2, 0), model.logits(audio, [TOKENS])[0]
     exact = Reference(checkpoint)
     audio = exact.encode(mel)
     wanted = exact.cross(audio, 0)[0].transpose(1, 2, 0), exact.logits(audio, [TOKENS])[0]
-    assert share(scores, wanted[1]) > 1e-4
-    for found, like, real in zip((keys, scores), imitated, wanted):
-        # a value at the border of two integers may fall on either side
-        assert share(found, like) < max(0.2 * share(found, real), 2e-5)
+    assert relative_error(scores, wanted[1]) > 1e-4
+    for found, like, real in zip((keys, scores), emulated, wanted):
+        # a value between two integers may be rounded either way
+        assert relative_error(found, like) < max(0.2 * relative_error(found, real), 2e-5)
 
 
 def halved(tensor: Tensor) -> Callable[[], F32]:
@@ -167,30 +176,30 @@ def halved(tensor: Tensor) -> Callable[[], F32]:
     return lambda: tensor.read().astype(np.float16).astype(np.float32)
 
 
-def test_nothing_rounded_is_the_reference(small: Checkpoint) -> None:
+def test_without_groups_it_is_the_reference(small: Checkpoint) -> None:
     mel = noise_mel(DIMS)[:, :600]
-    model, exact = Rounded(small, {}, INT8), Reference(small)
+    model, exact = QuantizedReference(small, {}, INT8), Reference(small)
     np.testing.assert_array_equal(model.encode(mel), exact.encode(mel))
 
 
-# --- the choice -----------------------------------------------------------------------------------
+# --- the selection --------------------------------------------------------------------------------
 
 
 def test_the_costliest_for_their_size_are_kept() -> None:
     costs = [
         Cost("large", 100, 0, 5e-3),
-        Cost("dear", 10, 0, 4e-3),
+        Cost("costly", 10, 0, 4e-3),
         Cost("cheap", 10, 0, 1e-4),
         Cost("better without", 1, 0, -1e-5),
         Cost("too large", 1000, 0, 1.0),
     ]
-    assert choose(costs, 115) == {"dear", "large"}
-    assert choose(costs, 25) == {"dear", "cheap"}
-    assert choose(costs, 0) == frozenset()
+    assert select_groups(costs, 115) == {"costly", "large"}
+    assert select_groups(costs, 25) == {"costly", "cheap"}
+    assert select_groups(costs, 0) == frozenset()
 
 
-def loud(checkpoint: Checkpoint, name: str) -> Checkpoint:
-    """A product whose weights are coarse in 8 bits: one of each column is 300 times the rest."""
+def coarse(checkpoint: Checkpoint, name: str) -> Checkpoint:
+    """A product whose weights are coarse in 8 bits: one per column is 300 times the others."""
     tensors = dict(checkpoint.tensors)
     weight = tensors[f"{name}.weight"].read()
     weight[:, 7] *= 300
@@ -202,7 +211,7 @@ def loud(checkpoint: Checkpoint, name: str) -> Checkpoint:
 def test_a_product_that_rounds_badly_is_found_and_kept(
     name: str, small: Checkpoint, speech: Path
 ) -> None:
-    checkpoint = loud(small, name)
+    checkpoint = coarse(small, name)
     size = int(np.prod(checkpoint.tensors[f"{name}.weight"].shape))
     found = calibrate(checkpoint, INT8, speech, size)
     costs = found.report["groups"]
@@ -215,23 +224,23 @@ def test_a_product_that_rounds_badly_is_found_and_kept(
     assert all(c["cross_error"] > 0 for g, c in costs.items() if g not in decoder)
 
 
-def test_no_budget_no_change(small: Checkpoint, speech: Path) -> None:
+def test_without_a_budget_nothing_changes(small: Checkpoint, speech: Path) -> None:
     found = calibrate(small, INT8, speech, 0)
     assert found.precision == INT8
     assert found.report["divergence"] == found.report["kept_divergence"]
 
 
-def test_what_int4_keeps_anyway_is_not_chosen_again(small: Checkpoint, speech: Path) -> None:
+def test_groups_that_int4_keeps_are_not_candidates(small: Checkpoint, speech: Path) -> None:
     found = calibrate(small, INT4, speech, 10**9)
     assert "decoder.blocks.0.attn.qkv" not in found.report["groups"]
     assert found.precision.kept > INT4.kept
     assert found.report["kept_divergence"] < found.report["divergence"]
 
 
-def test_recordings_are_spread_over_those_there_are(
+def test_recordings_are_taken_at_equal_distances(
     small: Checkpoint, speech: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "RECORDINGS", 1)
+    monkeypatch.setattr(module, "MAX_RECORDINGS", 1)
     seen: list[tuple[float, float]] = []
     found = calibrate(small, INT8, speech, 0, lambda done, total: seen.append((done, total)))
     assert found.report["recordings"] == ["a.wav"]
@@ -257,7 +266,7 @@ def test_an_engine_of_a_calibration(precision: str, small: Checkpoint, speech: P
     assert sum(found["groups"][name]["more_bytes"] for name in kept) <= found["budget_bytes"]
     size, more = (sum(f.size for f in e.manifest.files.values()) for e in (plain, engine))
     assert size < more < 1.6 * size
-    # and it really is more exact, as verification measures it
+    # and its errors are smaller
     assert error(engine) < error(plain)
 
 
@@ -275,12 +284,12 @@ def test_any_group_can_be_kept(
     speech: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "choose", lambda costs, budget: frozenset({group}))
+    monkeypatch.setattr(module, "select_groups", lambda costs, budget: frozenset({group}))
     engine = export(small, speech.parent / "engine", precision=precision, calibrate_on=speech)
     assert engine.manifest.calibration["groups"][group]["kept"]
 
 
-def test_it_is_for_integers(small: Checkpoint, speech: Path) -> None:
+def test_only_for_integer_precisions(small: Checkpoint, speech: Path) -> None:
     with pytest.raises(OptionError, match="precision is 'fp32', expected int8 or int4"):
         export(small, speech.parent / "engine", calibrate_on=speech)
     with pytest.raises(OptionError, match=r"keep is 2; expected a share"):
@@ -297,7 +306,7 @@ def test_no_recordings(tmp_path: Path, small: Checkpoint) -> None:
     assert not (tmp_path / "engine").exists()
 
 
-def test_a_recording_that_is_none(small: Checkpoint, speech: Path) -> None:
+def test_a_file_that_is_no_recording(small: Checkpoint, speech: Path) -> None:
     (speech / "a.wav").write_bytes(b"RIFF but nothing else")
     with pytest.raises(AudioError, match=r"a\.wav"):
         export(small, speech.parent / "engine", precision="int8", calibrate_on=speech)
@@ -341,7 +350,7 @@ def test_the_command(
     assert "calibrated   on 2 recordings" in capsys.readouterr().out
 
 
-def test_a_manifest_says_what_was_measured(small: Checkpoint, speech: Path) -> None:
+def test_calibration_in_the_manifest(small: Checkpoint, speech: Path) -> None:
     engine = export(small, speech.parent / "engine", precision="int8", calibrate_on=speech)
     assert read_engine(engine.path).manifest == engine.manifest
     path = engine.path / "manifest.json"

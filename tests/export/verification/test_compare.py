@@ -1,4 +1,4 @@
-"""The comparison of plans with their ONNX engine finds what plans could get wrong."""
+"""The comparison of plans with their ONNX engine finds faults of plans."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from whisper_opt.core.backend import (
     Encoded,
     GreedyRows,
     Logits,
-    Run,
+    MultiStepResult,
     Session,
     TokenMask,
     Top,
@@ -50,7 +50,7 @@ def vocab() -> Vocab:
 
 @dataclasses.dataclass
 class Faulty:
-    """A backend with one fault: what is wrong is decided by its fields."""
+    """A backend with one fault, selected by its fields."""
 
     backend: OrtBackend
     scores: Change = np.copy
@@ -120,37 +120,37 @@ def test_rounding_is_equal(backend: OrtBackend, vocab: Vocab) -> None:
 
 
 class Unruly(DeviceBackend):
-    """A device whose own steps are wrong in one way."""
+    """A device whose multi-step decoding has one fault."""
 
-    change: Callable[[Run], Run]
+    change: Callable[[MultiStepResult], MultiStepResult]
 
     def open(self, audio: Encoded) -> DeviceSession:
         session, change = super().open(audio), self.change
-        real = session.run
+        real = session.decode_steps
 
-        def run(tokens: Int, rows: GreedyRows, steps: int) -> Run:
+        def run(tokens: Int, rows: GreedyRows, steps: int) -> MultiStepResult:
             return change(real(tokens, rows, steps))
 
-        session.run = run  # type: ignore[method-assign]
+        session.decode_steps = run  # type: ignore[method-assign]
         return session
 
 
-def other_token(run: Run) -> Run:
+def other_token(run: MultiStepResult) -> MultiStepResult:
     run.tokens[3, 0] = (run.tokens[3, 0] + 1) % 100
     return run
 
 
-def other_likelihood(run: Run) -> Run:
+def other_likelihood(run: MultiStepResult) -> MultiStepResult:
     run.logprobs[5, 1] -= 1.0
     return run
 
 
-def no_likelihood(run: Run) -> Run:
+def no_likelihood(run: MultiStepResult) -> MultiStepResult:
     run.logprobs[0, 0] = np.nan
     return run
 
 
-def a_rule_forgotten(run: Run) -> Run:
+def a_rule_forgotten(run: MultiStepResult) -> MultiStepResult:
     run.tokens[1, 0] = 7  # text after a timestamp that stands alone
     run.tokens[0, 0] = DIMS.n_vocab - 1
     return run
@@ -167,7 +167,11 @@ def a_rule_forgotten(run: Run) -> Run:
     ],
 )
 def test_steps_of_the_device(
-    engine: Engine, backend: OrtBackend, vocab: Vocab, change: Callable[[Run], Run], status: str
+    engine: Engine,
+    backend: OrtBackend,
+    vocab: Vocab,
+    change: Callable[[MultiStepResult], MultiStepResult],
+    status: str,
 ) -> None:
     device = Unruly(CpuExecutor(engine, threads=1), DIMS)
     device.change = change
@@ -183,7 +187,7 @@ def nan_in_one_row(scores: F32) -> F32:
 
 
 def one_is_far_off(scores: F32) -> F32:
-    """A token that is not the best, so that the best stays the best."""
+    """Change the score of a token that is not the best."""
     scores = scores.copy()
     scores[:, -1, scores[0, -1].argmin()] -= 0.2 * np.abs(scores).max()
     return scores

@@ -1,4 +1,4 @@
-"""An export whose packed graphs are not what the plain ones are fails, and leaves nothing."""
+"""An export whose packed graphs differ from the plain ones fails and leaves no files."""
 
 from __future__ import annotations
 
@@ -36,38 +36,38 @@ def swap_inputs(node: NodeProto, one: int, other: int) -> None:
 
 
 def wrong_sign_of_steps(model: Any) -> None:
-    """Of all steps that the encoder hands over."""
+    """Negate all scales of keys and values."""
     producer = next(node for node in model.graph.node if "cross_steps" in node.output)
     producer.output[0] = "steps_before"
     model.graph.node.append(helper.make_node("Neg", ["steps_before"], ["cross_steps"]))
 
 
 def swapped_steps(model: Any) -> None:
-    """Those of keys for values."""
-    together = next(
+    """Swap the scales of keys and values."""
+    stacked = next(
         node
         for node in nodes(model, "Concat")
         if len(node.input) == 2 * DIMS.n_text_layer and node.name.startswith("cross")
     )
     for layer in range(DIMS.n_text_layer):
-        swap_inputs(together, 2 * layer, 2 * layer + 1)
+        swap_inputs(stacked, 2 * layer, 2 * layer + 1)
 
 
 def swapped_values(model: Any) -> None:
-    """Those of one layer for another's."""
+    """Swap the values of two layers."""
     one, other = nodes(model, "CrossAttention")
     one.input[2], other.input[2] = other.input[2], one.input[2]
 
 
 def another_layer(model: Any) -> None:
-    """Its steps."""
+    """Use the scales of another layer."""
     node = nodes(model, "CrossAttention")[0]
     (attribute,) = (each for each in node.attribute if each.name == "layer")
     attribute.i = 1
 
 
 def another_layer_of_scores(model: Any) -> None:
-    """Which word times are read from."""
+    """Use the scales of another layer for alignment scores."""
     (node, *_) = nodes(model, "CrossScores")
     (attribute,) = (each for each in node.attribute if each.name == "layer")
     attribute.i = 1 - attribute.i
@@ -77,28 +77,28 @@ def other_heads(model: Any) -> None:
     (node, *_) = nodes(model, "CrossScores")
     for tensor in model.graph.initializer:
         if tensor.name == node.input[4]:
-            turned: NDArray = numpy_helper.to_array(tensor)[::-1].copy()
-            tensor.CopyFrom(numpy_helper.from_array(turned, tensor.name))
+            reversed_heads: NDArray = numpy_helper.to_array(tensor)[::-1].copy()
+            tensor.CopyFrom(numpy_helper.from_array(reversed_heads, tensor.name))
             return
     constant = next(each for each in model.graph.node if node.input[4] in each.output)
     value = constant.attribute[0]
     if value.HasField("t"):
-        turned = numpy_helper.to_array(value.t)[::-1].copy()
-        value.t.CopyFrom(numpy_helper.from_array(turned))
+        reversed_heads = numpy_helper.to_array(value.t)[::-1].copy()
+        value.t.CopyFrom(numpy_helper.from_array(reversed_heads))
     else:
         value.ints[:] = list(value.ints)[::-1]
 
 
-def heard_behind_the_end(model: Any) -> None:
-    """Keys that there are not count as much as others."""
+def unmasked_behind_the_end(model: Any) -> None:
+    """Keys behind the end have the same weight as others."""
     (pad,) = (node for node in nodes(model, "Pad") if node.name.startswith("cross"))
-    name = f"{pad.input[2]}_heard"
+    name = f"{pad.input[2]}_unmasked"
     model.graph.initializer.append(numpy_helper.from_array(np.array(0, np.float32), name))
     pad.input[2] = name
 
 
-def nothing_is_counted(model: Any) -> None:
-    """A key that stands for many counts once."""
+def counts_are_ignored(model: Any) -> None:
+    """A key that represents many positions has the weight of one."""
     (pad,) = (node for node in nodes(model, "Pad") if node.name.startswith("cross"))
     at = list(model.graph.node).index(pad)
     found = "nothing_added"
@@ -107,7 +107,7 @@ def nothing_is_counted(model: Any) -> None:
 
 
 FAULTS: dict[str, list[Callable[[Any], None]]] = {
-    "encoder": [wrong_sign_of_steps, swapped_steps, heard_behind_the_end, nothing_is_counted],
+    "encoder": [wrong_sign_of_steps, swapped_steps, unmasked_behind_the_end, counts_are_ignored],
     "decoder": [swapped_values, another_layer, another_layer_of_scores, other_heads],
 }
 
@@ -124,13 +124,13 @@ def test_faults_are_found(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def spoiled(*arguments: Any, packed: bool = False, **named: Any) -> tuple[OnnxGraph, Any]:
+    def damaged(*arguments: Any, packed: bool = False, **named: Any) -> tuple[OnnxGraph, Any]:
         graph, cuts = BUILDERS[stem](*arguments, packed=packed, **named)
         if packed:
             fault(graph.model)
         return graph, cuts
 
-    monkeypatch.setattr(build, f"build_{stem}", spoiled)
+    monkeypatch.setattr(build, f"build_{stem}", damaged)
     with pytest.raises(VerificationError, match="packed"):
         export(checkpoint, tmp_path / "engine", precision="int8")
     assert not list(tmp_path.iterdir())

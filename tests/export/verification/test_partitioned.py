@@ -1,4 +1,4 @@
-"""Models larger than memory: weights are streamed, and a graph is run in pieces."""
+"""Models larger than memory: weights are streamed, and a graph is run in partitions."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ from whisper_opt.export.graphs.dialects import make_dialect
 from whisper_opt.export.graphs.graph import build_decoder, build_encoder
 from whisper_opt.export.graphs.head import EMBEDDING
 from whisper_opt.export.graphs.precision import FP16, FP32, Precision
-from whisper_opt.export.verification import partitioned as pieces
-from whisper_opt.export.verification.partitioned import PiecewiseGraph
+from whisper_opt.export.verification import partitioned as module
+from whisper_opt.export.verification.partitioned import PartitionedGraph
 from whisper_opt.export.verification.reference import Reference
 from whisper_opt.export.writer import write_graph
 from whisper_opt.runtime.engine import ENGINE_FILES, MANIFEST
+from whisper_opt.runtime.head_names import APPROXIMATE, EXACT, SCOPE
 
 # --- weights are streamed -------------------------------------------------------------------------
 
@@ -80,7 +81,7 @@ def test_weights_are_dropped_when_written(place: Path, small: Checkpoint) -> Non
 
     graph, _ = build_decoder(SMALL, small.tensors, make_dialect("contrib"))
     # the parts of the 8-bit head are made together
-    weights = [weight for weight in graph.weights if not weight.name.startswith("screen.")]
+    weights = [weight for weight in graph.weights if not weight.name.startswith(f"{SCOPE}.")]
     spied = OnnxGraph(graph.model, tuple(held(weight) for weight in weights))
     write_graph(spied, place, "decoder", lambda _: None)
     assert len(alive) == len(weights)
@@ -100,7 +101,7 @@ def test_building_a_graph_reads_nothing(small: Checkpoint) -> None:
             assert graph.weights
 
 
-# --- a graph in pieces ----------------------------------------------------------------------------
+# --- a graph in partitions ------------------------------------------------------------------------
 
 DEEP = random_dims(n_vocab=2000, n_audio_state=64, n_text_state=64, n_audio_layer=8, n_text_layer=8)
 _BLOCK = 4 * 12 * 64 * 64  # bytes of the matrices of one encoder layer
@@ -121,7 +122,7 @@ def feeds_of(stem: str, dialect: str, types: Precision) -> dict[str, NDArray]:
         "aligned": np.zeros(0, np.int64),
     }
     if dialect == "contrib":
-        feeds.update(exact=np.zeros(1, np.int64), screened=np.zeros(1, np.int64))
+        feeds.update({name: np.zeros(1, np.int64) for name in (EXACT, APPROXIMATE)})
     for i in range(DEEP.n_text_layer):
         for kind in "kv":
             feeds[f"self_{kind}_{i}"] = normal(4, DEEP.n_text_head, 64, HEAD_DIM)
@@ -131,32 +132,32 @@ def feeds_of(stem: str, dialect: str, types: Precision) -> dict[str, NDArray]:
 
 
 @pytest.mark.parametrize(
-    ("piece_bytes", "n_encoder", "n_decoder"), [(1 << 10, 9, 9), (int(2.6 * _BLOCK), 5, 5)]
+    ("partition_bytes", "n_encoder", "n_decoder"), [(1 << 10, 9, 9), (int(2.6 * _BLOCK), 5, 5)]
 )
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize("types", [FP32, FP16], ids=["fp32", "fp16"])
-def test_pieces_compute_what_the_whole_computes(
+def test_partitions_compute_the_same_as_the_whole(
     place: Path,
     monkeypatch: pytest.MonkeyPatch,
     types: Precision,
     dialect: str,
-    piece_bytes: int,
+    partition_bytes: int,
     n_encoder: int,
     n_decoder: int,
 ) -> None:
     require(dialect)
     checkpoint = random_checkpoint(DEEP)
     block = _BLOCK * types.compute.itemsize // 4
-    piece_bytes = piece_bytes * types.compute.itemsize // 4
-    for stem, n_pieces in (("encoder", n_encoder), ("decoder", n_decoder)):
+    partition_bytes = partition_bytes * types.compute.itemsize // 4
+    for stem, n_partitions in (("encoder", n_encoder), ("decoder", n_decoder)):
         graph, cuts = BUILDERS[stem](DEEP, checkpoint.tensors, make_dialect(dialect), types=types)
         write_graph(graph, place, stem, lambda _: None)
-        whole = PiecewiseGraph(graph, cuts, place, stem)
+        whole = PartitionedGraph(graph, cuts, place, stem)
         assert len(whole) == 1
         with monkeypatch.context() as patch:
-            patch.setattr(pieces, "PIECE_BYTES", piece_bytes)
-            cut = PiecewiseGraph(graph, cuts, place, stem)
-        assert len(cut) == n_pieces
+            patch.setattr(module, "PARTITION_BYTES", partition_bytes)
+            cut = PartitionedGraph(graph, cuts, place, stem)
+        assert len(cut) == n_partitions
         feeds = feeds_of(stem, dialect, types)
         expected, found = whole.run(feeds), cut.run(feeds)
         assert list(found) == list(expected) == [value.name for value in graph.model.graph.output]
@@ -167,58 +168,58 @@ def test_pieces_compute_what_the_whole_computes(
         for name, values in found.items():
             np.testing.assert_array_equal(again[name], values)
         _every_node_runs(graph, cut)
-        heaviest = max(_weight_bytes(graph, piece) for piece in cut._pieces)
+        heaviest = max(_weight_bytes(graph, partition) for partition in cut._partitions)
         head = 5 * DEEP.n_vocab * (DEEP.n_text_state + 1)  # in fp32 and in 8 bits
-        assert heaviest <= max(piece_bytes, 2 * block) + head
-    assert not list(place.glob("*.piece.onnx"))
+        assert heaviest <= max(partition_bytes, 2 * block) + head
+    assert not list(place.glob("*.partition.onnx"))
 
 
-def _weight_bytes(graph: OnnxGraph, piece: onnx.ModelProto) -> int:
-    used = {tensor.name for tensor in piece.graph.initializer}
+def _weight_bytes(graph: OnnxGraph, partition: onnx.ModelProto) -> int:
+    used = {tensor.name for tensor in partition.graph.initializer}
     return sum(weight.nbytes for weight in graph.weights if weight.name in used)
 
 
-def _every_node_runs(graph: OnnxGraph, cut: PiecewiseGraph) -> None:
-    inside = [{node.name for node in piece.graph.node} for piece in cut._pieces]
+def _every_node_runs(graph: OnnxGraph, cut: PartitionedGraph) -> None:
+    inside = [{node.name for node in partition.graph.node} for partition in cut._partitions]
     assert set.union(*inside) == {node.name for node in graph.model.graph.node}
     weights = {weight.name for weight in graph.weights}
     places: dict[str, int] = {}
-    for piece in cut._pieces:
-        for tensor in piece.graph.initializer:
+    for partition in cut._partitions:
+        for tensor in partition.graph.initializer:
             if tensor.name in weights:
                 places[tensor.name] = places.get(tensor.name, 0) + 1
     assert set(places) == weights
     twice = {name for name, count in places.items() if count > 1}
-    assert twice <= {"decoder.token_embedding.weight"}  # the first and the last piece
+    assert twice <= {"decoder.token_embedding.weight"}  # the first and the last partition
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-def test_an_export_is_verified_in_pieces(
+def test_an_export_is_verified_in_partitions(
     place: Path, monkeypatch: pytest.MonkeyPatch, dialect: str
 ) -> None:
     require(dialect)
     checkpoint = random_checkpoint(DEEP)
     whole = export(checkpoint, place / "whole", dialect=dialect)
     counts: list[int] = []
-    plan = PiecewiseGraph._plan
+    plan = PartitionedGraph._plan
 
-    def counted(self: PiecewiseGraph, *arguments: Any) -> Any:
+    def counted(self: PartitionedGraph, *arguments: Any) -> Any:
         planned = plan(self, *arguments)
         counts.append(len(planned))
         return planned
 
-    monkeypatch.setattr(PiecewiseGraph, "_plan", counted)
-    monkeypatch.setattr(pieces, "PIECE_BYTES", 1 << 10)
+    monkeypatch.setattr(PartitionedGraph, "_plan", counted)
+    monkeypatch.setattr(module, "PARTITION_BYTES", 1 << 10)
     cut = export(checkpoint, place / "cut", dialect=dialect)
     assert counts == [9, 9]  # a layer each, and what stands before the first
     assert cut.manifest.files == whole.manifest.files
     names = {path.name for path in cut.path.iterdir()}
-    assert names == {*whole.manifest.files, MANIFEST} >= {*ENGINE_FILES}  # no piece is left
+    assert names == {*whole.manifest.files, MANIFEST} >= {*ENGINE_FILES}  # no partition is left
     scale = whole.manifest.parity["logits_scale"]
     assert cut.manifest.parity["logits_scale"] == pytest.approx(scale)
     change_weight(monkeypatch, "decoder.blocks.5.mlp.2.weight", np.negative)
     with pytest.raises(VerificationError):
-        export(checkpoint, place / "spoiled", dialect=dialect)
+        export(checkpoint, place / "damaged", dialect=dialect)
     assert sorted(os.listdir(place)) == ["cut", "whole"]
 
 
@@ -227,7 +228,7 @@ def test_a_piece_that_cannot_run_is_a_failed_verification(place: Path, small: Ch
     write_graph(graph, place, "encoder", lambda _: None)
     (place / "encoder.data").write_bytes(b"")
     with pytest.raises(VerificationError, match="cannot run the exported encoder"):
-        PiecewiseGraph(graph, cuts, place, "encoder").run(
+        PartitionedGraph(graph, cuts, place, "encoder").run(
             {"mel": np.zeros((1, 80, 100), np.float32)}
         )
 
@@ -235,7 +236,7 @@ def test_a_piece_that_cannot_run_is_a_failed_verification(place: Path, small: Ch
 def test_a_wrong_reference_would_be_noticed(
     place: Path, small: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both sides of the comparison matter: it is not the graph compared with itself."""
+    """The graph is not compared with itself."""
     encode = Reference.encode
     monkeypatch.setattr(Reference, "encode", lambda self, mel: encode(self, mel) * np.float32(1.01))
     with pytest.raises(VerificationError):

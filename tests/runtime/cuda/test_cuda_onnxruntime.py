@@ -1,7 +1,7 @@
-"""ONNX Runtime on a GPU without the GPU: its executor over a CUDA of host memory, and the CPU.
+"""Executor of ONNX Runtime on a GPU, with a fake CUDA and the CPU provider.
 
-The conformance suite runs on it too (``test_conformance.py``). What is left out is CUDA itself
-and the CUDA provider of ONNX Runtime.
+The conformance suite also runs on it (``test_conformance.py``). CUDA itself and the CUDA provider
+of ONNX Runtime are not tested.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def half(tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    """What a GPU is given: an fp16 contrib engine."""
+    """An fp16 contrib engine, as for a GPU."""
     target = tmp_path_factory.mktemp("half") / "e"
     return export(sharp_checkpoint(DIMS), target, precision="fp16", dialect="contrib")
 
@@ -78,10 +78,10 @@ def steps(backend: Any, n: int = 5) -> list[F32]:
     return scores
 
 
-# the whole
+# sessions
 
 
-def test_scores_are_those_of_the_cpu(engine: Engine, cuda: FakeCuda) -> None:
+def test_scores_equal_the_cpu(engine: Engine, cuda: FakeCuda) -> None:
     backend = cuda_backend(engine, cuda)
     for found, expected in zip(steps(backend), steps(OrtBackend(engine, threads=1))):
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
@@ -89,7 +89,7 @@ def test_scores_are_those_of_the_cpu(engine: Engine, cuda: FakeCuda) -> None:
     assert not cuda.leaks
 
 
-def test_an_fp16_engine_has_all_that_a_gpu_needs(half: Engine, cuda: FakeCuda) -> None:
+def test_an_fp16_engine_has_all_graphs_for_a_gpu(half: Engine, cuda: FakeCuda) -> None:
     sessions = {name: load_graph(half, f"{name}.onnx", 1) for name in (*GRAPHS, *OPTIONAL)}
     executor = OrtExecutor(sessions, Cuda(0, cuda), ("cpu", 0))
     assert executor.tensors("decoder")["self_k_0"].dtype == np.float16
@@ -99,24 +99,24 @@ def test_an_fp16_engine_has_all_that_a_gpu_needs(half: Engine, cuda: FakeCuda) -
     backend.close()
 
 
-def test_several_tokens_on_a_past_are_fed_singly_where_they_must_be(
+def test_contrib_feeds_tokens_one_by_one_to_a_non_empty_cache(
     engine: Engine, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backend = cuda_backend(engine, cuda)
     widths = []
     real = ort_cuda._Bound.__init__
 
-    def bind(bound: Any, executor: Any, lane: Any, graph: str, buffers: Any) -> None:
+    def bind(bound: Any, executor: Any, stream: Any, graph: str, buffers: Any) -> None:
         if graph == "decoder":
             widths.append(buffers["tokens"].shape[1])
-        real(bound, executor, lane, graph, buffers)
+        real(bound, executor, stream, graph, buffers)
 
     monkeypatch.setattr(ort_cuda._Bound, "__init__", bind)
     session = backend.open(backend.encode(mels(1)))
     session.extend(np.array([[1, 2, 3]]))
     session.extend(np.array([[4, 5, 6]]))
     one_by_one = engine.manifest.dialect == "contrib"
-    assert widths == ([3, 1] if one_by_one else [3, 3])  # a bound call of one is run again
+    assert widths == ([3, 1] if one_by_one else [3, 3])  # a bound call of one token is run again
     session.close()
     backend.close()
 
@@ -124,9 +124,7 @@ def test_several_tokens_on_a_past_are_fed_singly_where_they_must_be(
 # memory
 
 
-def test_a_batch_that_does_not_fit_names_the_largest_that_does(
-    engine: Engine, cuda: FakeCuda
-) -> None:
+def test_too_large_a_batch_names_the_largest_that_fits(engine: Engine, cuda: FakeCuda) -> None:
     backend = cuda_backend(engine, cuda)
     encoded = backend.encode(mels(1, 3000))
     backend.open(encoded).close()
@@ -141,7 +139,7 @@ GPUS = Driver((Gpu(0, "NVIDIA GeForce RTX 3060", (8, 6), 12 << 30),), (13, 0))
 
 
 class Runtime:
-    """Stands in for onnxruntime-gpu: records how graphs are loaded."""
+    """Replaces onnxruntime-gpu: records how graphs are loaded."""
 
     __version__ = "1.31.1"
 
@@ -235,7 +233,7 @@ def test_a_directory_that_cannot_be_written_caches_nothing(
         ("TensorrtExecutionProvider", True, "libraries of TensorRT 10"),
     ],
 )
-def test_a_provider_that_does_not_load_is_no_quiet_cpu(
+def test_a_provider_that_does_not_load_is_an_error(
     half: Engine,
     cuda: FakeCuda,
     monkeypatch: pytest.MonkeyPatch,
@@ -262,12 +260,12 @@ def test_an_error_of_the_runtime_is_an_engine_error(
     backend = cuda_backend(engine, cuda)
     executor = backend.executor
     assert isinstance(executor, OrtExecutor)
-    lane = executor.lane(["encoder"])
+    stream = executor.open_stream(["encoder"])
     block = executor.allocate(1 << 20)
     tensors = executor.tensors("encoder")
     buffers = {name: Buffer(block, tensor.dtype, (1, 1, 1)) for name, tensor in tensors.items()}
     with pytest.raises(EngineError, match="ONNX Runtime failed on the GPU"):
-        lane.run("encoder", buffers)
+        stream.run("encoder", buffers)
     block.free()
-    lane.close()
+    stream.close()
     backend.close()

@@ -1,4 +1,4 @@
-"""Sessions on a device: memory, what stays there, and what one session leaves to the next."""
+"""Sessions on a device: memory, transfers, reuse of workspaces, plan shapes and threads."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from tests.support.backend_subjects import DIMS, TOLERANCE, mels, trt_executor
 from tests.support.cpu_executor import CpuExecutor
 from tests.support.engines import random_engine
 from tests.support.fake_cuda import FakeCuda
-from tests.support.programs import BEGIN, N_AUDIO, Truths, check_top, mismatch, program, run
+from tests.support.program_runs import ExpectedScores, check_top, mismatch, run
+from tests.support.programs import BEGIN, N_AUDIO, program
 from whisper_opt.core.arrays import F32, Int
 from whisper_opt.core.backend import TokenMask
 from whisper_opt.core.errors import EngineError
 from whisper_opt.core.logits import top_k
 from whisper_opt.runtime.device import backend as device_backend
-from whisper_opt.runtime.device import workspace
 from whisper_opt.runtime.device.backend import DeviceBackend
 from whisper_opt.runtime.device.session import DeviceSession
 from whisper_opt.runtime.engine import Engine
@@ -43,8 +43,8 @@ def backend(engine: Engine) -> DeviceBackend:
 
 
 @pytest.fixture(scope="module")
-def truths(backend: DeviceBackend) -> Truths:
-    return Truths(backend)
+def reference(backend: DeviceBackend) -> ExpectedScores:
+    return ExpectedScores(backend)
 
 
 def limited(engine: Engine, memory: int) -> tuple[DeviceBackend, CpuExecutor]:
@@ -71,12 +71,12 @@ def step(session: DeviceSession, tokens: Int) -> F32:
 
 
 @pytest.mark.parametrize("memory", [4_000_000, 7_000_000, 10_500_000])
-def test_what_does_not_fit_is_refused_before_it_is_tried(engine: Engine, memory: int) -> None:
-    """The number named in the message fits, and one more does not."""
+def test_too_many_windows_are_refused_before_allocation(engine: Engine, memory: int) -> None:
+    """The number in the message fits, and one more does not."""
     backend, executor = limited(engine, memory)
     encoded = backend.encode(mels(9))
     used = executor.used
-    with pytest.raises(EngineError, match=r"9 window.* more of the device's memory") as refused:
+    with pytest.raises(EngineError, match=r"9 window.* more device memory") as refused:
         backend.open(encoded)
     assert executor.used == used
     found = re.search(r"(\d+) would fit: lower batch_size", str(refused.value))
@@ -88,7 +88,7 @@ def test_what_does_not_fit_is_refused_before_it_is_tried(engine: Engine, memory:
             session.extend(np.ones((n, 1), np.int64)).top(1, nothing(n))
             session.close()
         else:
-            with pytest.raises(EngineError, match="more of the device's memory"):
+            with pytest.raises(EngineError, match="more device memory"):
                 backend.open(encoded.take(range(n)))
     assert 1 <= fitting < 9
 
@@ -96,7 +96,7 @@ def test_what_does_not_fit_is_refused_before_it_is_tried(engine: Engine, memory:
 def test_a_single_window_that_does_not_fit(engine: Engine) -> None:
     backend, executor = limited(engine, 400_000)
     encoded = backend.encode(mels(1))
-    with pytest.raises(EngineError, match="not one would fit, or lower beam_size"):
+    with pytest.raises(EngineError, match="not even one fits, or lower beam_size"):
         backend.open(encoded)
     backend, executor = limited(engine, 10_000)
     with pytest.raises(EngineError, match=r"1 window.* need 0\.\d MiB"):
@@ -105,7 +105,7 @@ def test_a_single_window_that_does_not_fit(engine: Engine) -> None:
 
 
 def test_a_beam_that_does_not_fit_leaves_the_session_as_it_was(
-    engine: Engine, truths: Truths
+    engine: Engine, reference: ExpectedScores
 ) -> None:
     backend, executor = limited(engine, 9_000_000)
     session = prompted(backend, 2)
@@ -135,7 +135,7 @@ def test_a_window_that_does_not_fit_leaves_both_sessions_as_they_were(engine: En
     two = backend.open(encoded.take([0]))
     two.extend(PROMPT)
     two.gather(np.zeros(3, np.int64))
-    with pytest.raises(EngineError, match="more of the device's memory"):
+    with pytest.raises(EngineError, match="more device memory"):
         one.append(two)
     expected = step_alone(engine, [7, 8])
     assert np.abs(step(one, np.array([7, 8])) - expected).max() < TOLERANCE
@@ -144,7 +144,7 @@ def test_a_window_that_does_not_fit_leaves_both_sessions_as_they_were(engine: En
     )
 
 
-def test_memory_that_idles_is_given_to_those_who_need_it(engine: Engine) -> None:
+def test_idle_workspaces_are_freed_if_memory_is_needed(engine: Engine) -> None:
     backend, executor = limited(engine, 11_000_000)
     encoded = backend.encode(mels(5))
     first = backend.open(encoded.take([0, 1, 2]))
@@ -152,13 +152,13 @@ def test_memory_that_idles_is_given_to_those_who_need_it(engine: Engine) -> None
     first.close()
     second.close()
     held = executor.used
-    session = backend.open(encoded)  # in the workspace of the one, and that of the other goes
+    session = backend.open(encoded)  # reuses the workspace of one, and frees that of the other
     session.extend(np.repeat(PROMPT, 5, axis=0))
     session.extend(np.ones((5, 1), np.int64)).top(1, nothing(5))
     assert held < executor.used <= 11_000_000
 
 
-def test_everything_is_given_back(engine: Engine) -> None:
+def test_all_memory_is_freed(engine: Engine) -> None:
     backend, executor = limited(engine, 1 << 30)
     encoded = backend.encode(mels(3))
     sessions = [backend.open(encoded.take([i, 1])) for i in range(3)]
@@ -167,19 +167,19 @@ def test_everything_is_given_back(engine: Engine) -> None:
         session.gather(np.array([1, 1, 0]))
     for session in sessions:
         session.close()
-    assert len(executor.lanes) == 1 + device_backend.N_IDLE
+    assert len(executor.streams) == 1 + device_backend.N_IDLE
     part = encoded.take([2])
     del encoded, session, sessions
     assert executor.used > 0
     before = executor.used
-    del part  # the last that knows of what was encoded
+    del part  # the last reference to the encoded audio
     assert executor.used < before
     backend.close()
-    assert (executor.used, executor.lanes) == (0, [])
+    assert (executor.used, executor.streams) == (0, [])
 
 
 def test_a_greedy_batch_needs_no_second_cache(engine: Engine) -> None:
-    """Windows that finish, and others that come, move a few rows in place."""
+    """When windows finish and others join, a few rows move in place."""
     backend, _ = limited(engine, 1 << 30)
     session = prompted(backend, 4)
     one = session._open._workspace
@@ -188,18 +188,18 @@ def test_a_greedy_batch_needs_no_second_cache(engine: Engine) -> None:
         step(session, np.ones(len(rows), np.int64))
         session.append(prompted(backend, 1))
         step(session, np.ones(len(rows) + 1, np.int64))
-    assert one.room("self_a") > 0
-    assert one.room("self_b") == 0
+    assert one.capacity("self_a") > 0
+    assert one.capacity("self_b") == 0
     session.gather(np.array([0, 0, 1, 1]))
-    session.gather(np.array([1, 0, 3, 2]))  # these change places
-    assert one.room("self_b") > 0
+    session.gather(np.array([1, 0, 3, 2]))  # these swap slots
+    assert one.capacity("self_b") > 0
 
 
-# --- what stays on the device --------------------------------------------------------------------
+# --- transfers ------------------------------------------------------------------------------------
 
 
 class Traced:
-    """A backend over a fake GPU, and what was asked of that since the last look."""
+    """A backend on a fake GPU, and the CUDA calls since the last :meth:`since`."""
 
     def __init__(self, engine: Engine, plans: PlanSpec | None = None) -> None:
         self.cuda = FakeCuda()
@@ -215,7 +215,7 @@ def copied(calls: list[tuple[Any, ...]], kind: str) -> int:
     return sum(call[3] for call in calls if call[0] == "cudaMemcpyAsync" and call[4].name == kind)
 
 
-def test_a_step_brings_back_a_few_tokens(engine: Engine) -> None:
+def test_a_step_downloads_a_few_tokens(engine: Engine) -> None:
     gpu = Traced(engine)
     session = prompted(gpu.backend, 2)
     session.gather(np.repeat([0, 1], 5))
@@ -228,7 +228,7 @@ def test_a_step_brings_back_a_few_tokens(engine: Engine) -> None:
         assert 10 * 11 * 12 <= copied(calls, "cudaMemcpyDeviceToHost") < 2000
         assert copied(calls, "cudaMemcpyHostToDevice") < 10 * N_VOCAB + 1000
         assert copied(calls, "cudaMemcpyDeviceToDevice") == 0
-        if n > 2:  # what changes is sent, and two graphs are launched
+        if n > 2:  # inputs are uploaded, and one graph is launched
             assert [call[0] for call in calls].count("cudaGraphLaunch") == 1
             assert not any(call[0] in ("cudaMalloc", "cudaHostAlloc") for call in calls)
         expected = top_k(logits.numpy()[:, -1], 6, nothing(10))
@@ -255,8 +255,8 @@ def test_an_identity_costs_nothing_and_a_beam_one_graph(engine: Engine) -> None:
     assert {call[0] for call in gpu.since()} == {"cudaMemcpyAsync"}
 
 
-def test_the_next_window_finds_everything_ready(engine: Engine) -> None:
-    """Nothing but its audio is allocated, and every step of it is a graph that is there already."""
+def test_the_next_window_reuses_everything(engine: Engine) -> None:
+    """Only its audio is allocated, and all its steps use captured graphs."""
     gpu = Traced(engine)
 
     def window() -> list[tuple[Any, ...]]:
@@ -303,7 +303,7 @@ def test_choice_on_the_device_and_on_the_host(
     assert bool(chosen) == (k <= 11)
 
 
-def test_scores_that_were_overwritten_are_not_given(backend: DeviceBackend) -> None:
+def test_overwritten_scores_are_refused(backend: DeviceBackend) -> None:
     session = prompted(backend, 2)
     logits = session.extend(np.array([[1], [2]]))
     session.gather(np.array([1, 0]))
@@ -320,108 +320,13 @@ def test_scores_that_were_overwritten_are_not_given(backend: DeviceBackend) -> N
         logits.numpy()
 
 
-# --- plans of other shapes -----------------------------------------------------------------------
-
-
-TIGHT = (
-    "prefill.n_new=1:2:3,prefill.n_at=1:1:1,align.n_new=1:2:4,align.n_at=1:2:4,"
-    "align.n_aligned=1:2:4"
-)
-
-
-def test_programs_on_plans_of_few_tokens(
-    engine: Engine, truths: Truths, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Prompts are fed in parts, calls forgotten, workspaces closed; the scores are the same."""
-    monkeypatch.setattr(workspace, "MAX_CALLS", 2)
-    monkeypatch.setattr(device_backend, "N_IDLE", 0)
-    gpu = Traced(engine, PlanSpec(max_batch=12, max_beam=8, profile=TIGHT))
-    encoded = gpu.backend.encode(mels(N_AUDIO))
-    for seed in range(2, 500, 40):
-        answers = run(gpu.backend, encoded, program(seed))
-        expected = truths.of(answers)
-        for answer in answers:
-            error = mismatch(answer, expected[answer.audio, answer.tokens])
-            assert error < TOLERANCE, f"program {seed}"
-    assert len(gpu.cuda.streams) == 1
-    del encoded
-    gpu.backend.close()
-    assert gpu.cuda.leaks == {}
-
-
-def test_attention_is_the_same_in_parts(engine: Engine) -> None:
-    tokens, lengths = np.arange(4, 4 + 22).reshape(2, 11), np.array([11, 8])
-    whole, parts = Traced(engine), Traced(engine, PlanSpec(profile=TIGHT))
-    found = [
-        backend.attention(backend.encode(mels(2)), tokens, lengths)
-        for backend in (OrtBackend(engine, threads=1), whole.backend, parts.backend)
-    ]
-    for other in found[1:]:
-        for row, n in enumerate(lengths):
-            np.testing.assert_allclose(
-                other.scores[row, :, :n], found[0].scores[row, :, :n], rtol=0, atol=TOLERANCE
-            )
-            np.testing.assert_allclose(
-                other.logits[row, :n], found[0].logits[row, :n], rtol=0, atol=TOLERANCE
-            )
-
-
-def test_more_windows_than_the_encoder_takes(engine: Engine, truths: Truths) -> None:
-    gpu = Traced(engine, PlanSpec(max_batch=2, max_beam=2))
-    encoded = gpu.backend.encode(mels(N_AUDIO))
-    for audio in range(N_AUDIO):
-        answers = run(gpu.backend, encoded, [])
-        session = gpu.backend.open(encoded.take([audio]))
-        found = session.extend(PROMPT).numpy()[0, -1]
-        session.close()
-        assert answers == []
-        alone = truths._backend.open(truths._encoded[audio]).extend(PROMPT).numpy()[0, -1]
-        assert np.abs(found - alone).max() < TOLERANCE
-
-
-def test_more_rows_than_the_plans_were_built_for(engine: Engine) -> None:
-    gpu = Traced(engine, PlanSpec(max_batch=3, max_beam=2))
-    session = gpu.backend.open(gpu.backend.encode(mels(3)))
-    session.extend(np.repeat(PROMPT, 3, axis=0))
-    session.gather(np.repeat([0, 1, 2], 3))  # the device copies what the graph cannot gather
-    with pytest.raises(EngineError, match=r"3 window\(s\) of 3 hypotheses: at most 2 of them"):
-        session.extend(np.ones((9, 1), np.int64))
-    session.gather(np.array([0, 3, 6]))
-    assert np.abs(
-        step(session, np.array([7, 8, 9]))[1] - step_alone(engine, [7, 8, 9])[1]
-    ).max() < (TOLERANCE)
-
-
-def test_frames_the_encoder_was_not_built_for(
-    engine: Engine, backend: DeviceBackend, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(backend.executor, "fits", lambda graph, shapes: False)
-    with pytest.raises(
-        EngineError, match="not built for 160 frames; it hears whole windows of 3000"
-    ):
-        backend.encode(mels(1))
-
-
-def test_windows_of_another_length_do_not_join(backend: DeviceBackend) -> None:
-    session = prompted(backend, 1)
-    other = backend.open(backend.encode(mels(1, 200)))
-    with pytest.raises(EngineError, match="windows of the same length"):
-        session.append(other)
-    step(session, np.array([3]))
-    other.close()
-
-
-def test_audio_of_another_device_is_refused(engine: Engine, backend: DeviceBackend) -> None:
-    other = DeviceBackend(CpuExecutor(engine, threads=1), DIMS)
-    with pytest.raises(EngineError, match="encoded by another backend"):
-        backend.open(other.encode(mels(1)))
-
-
 # --- threads -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fake_gpu", [False, True])
-def test_sessions_of_several_threads(engine: Engine, truths: Truths, fake_gpu: bool) -> None:
+def test_sessions_of_several_threads(
+    engine: Engine, reference: ExpectedScores, fake_gpu: bool
+) -> None:
     gpu = Traced(engine, PlanSpec(max_batch=12, max_beam=8))
     backend = gpu.backend if fake_gpu else DeviceBackend(CpuExecutor(engine, threads=1), DIMS)
     found: dict[int, Any] = {}
@@ -438,11 +343,11 @@ def test_sessions_of_several_threads(engine: Engine, truths: Truths, fake_gpu: b
         thread.start()
     for thread in threads:
         thread.join()
-    for answers in found.values():
-        assert isinstance(answers, list), answers
-        expected = truths.of([answer for part in answers for answer in part])
-        for answer in (answer for part in answers for answer in part):
-            error = mismatch(answer, expected[answer.audio, answer.tokens])
+    for results in found.values():
+        assert isinstance(results, list), results
+        expected = reference.of([result for part in results for result in part])
+        for result in (result for part in results for result in part):
+            error = mismatch(result, expected[result.audio, result.tokens])
             assert error < TOLERANCE
     backend.close()
     if fake_gpu:
@@ -450,7 +355,7 @@ def test_sessions_of_several_threads(engine: Engine, truths: Truths, fake_gpu: b
         assert gpu.cuda.leaks == {}
 
 
-# --- the executor for the CPU --------------------------------------------------------------------
+# --- the executor on the CPU --------------------------------------------------------------------
 
 
 def test_an_engine_without_the_graphs_is_refused(tmp_path: Path) -> None:
@@ -459,10 +364,10 @@ def test_an_engine_without_the_graphs_is_refused(tmp_path: Path) -> None:
         CpuExecutor(engine)
 
 
-def test_memory_that_was_freed_is_not_used(engine: Engine) -> None:
+def test_use_of_freed_memory_is_an_error(engine: Engine) -> None:
     backend, executor = limited(engine, 1 << 30)
     encoded = backend.encode(mels(1))
     encoded.cross.arena.block.free()
     with pytest.raises(EngineError, match="after it was freed"):
         backend.open(encoded)
-    assert executor.lanes
+    assert executor.streams

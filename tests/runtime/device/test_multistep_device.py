@@ -1,4 +1,4 @@
-"""Steps that a device takes by itself: what the host does meanwhile, and what fails."""
+"""Multi-step decoding on a device: results, launches, limits and failures."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from tests.support.engines import random_engine
 from tests.support.fake_cuda import FakeCuda
 from tests.support.programs import BEGIN, EOT
 from whisper_opt.core.arrays import F32, Int
-from whisper_opt.core.backend import GreedyRows, Run, Runner, TokenMask
+from whisper_opt.core.backend import GreedyRows, MultiStepResult, MultiStepSession, TokenMask
 from whisper_opt.core.errors import EngineError
-from whisper_opt.runtime.device import multistep as device_run
+from whisper_opt.runtime.device import multistep
 from whisper_opt.runtime.device.backend import DeviceBackend
-from whisper_opt.runtime.device.multistep import AHEAD, PLACES
+from whisper_opt.runtime.device.multistep import AHEAD, RING_SIZE
 from whisper_opt.runtime.device.session import DeviceSession
 from whisper_opt.runtime.device.workspace import Workspace
 from whisper_opt.runtime.engine import Engine
@@ -41,7 +41,7 @@ def backend(request: pytest.FixtureRequest, engine: Engine) -> DeviceBackend:
 
 
 def free(n: int, eot: Int | int = EOT) -> GreedyRows:
-    """Rows under no rules, of which those end that take ``eot``."""
+    """Rows without rules; a row ends when it samples ``eot``."""
     return GreedyRows(
         ban=np.zeros((n, N_VOCAB), np.bool_),
         timestamp_begin=np.full(n, N_VOCAB, np.int64),
@@ -57,8 +57,8 @@ def prompted(backend: DeviceBackend, n_audio: int) -> DeviceSession:
     return session
 
 
-def by_host(backend: DeviceBackend, n_audio: int, steps: int) -> Run:
-    """What rows sample that never end, asked for step by step."""
+def by_host(backend: DeviceBackend, n_audio: int, steps: int) -> MultiStepResult:
+    """Tokens of endless rows, sampled in single steps."""
     session, rows = prompted(backend, n_audio), free(n_audio)
     tokens, found = np.full((n_audio, 1), 7), []
     ban = rows.ban.copy()
@@ -69,7 +69,7 @@ def by_host(backend: DeviceBackend, n_audio: int, steps: int) -> Run:
         tokens = top.tokens
     session.close()
     chosen, logprobs = zip(*found)
-    return Run(np.stack(chosen), np.stack(logprobs))
+    return MultiStepResult(np.stack(chosen), np.stack(logprobs))
 
 
 def endless(n: int) -> GreedyRows:
@@ -78,7 +78,7 @@ def endless(n: int) -> GreedyRows:
     return rows
 
 
-def same(found: Run, expected: Run) -> None:
+def same(found: MultiStepResult, expected: MultiStepResult) -> None:
     np.testing.assert_array_equal(found.tokens, expected.tokens)
     np.testing.assert_array_equal(found.logprobs, expected.logprobs)
 
@@ -87,30 +87,30 @@ def same(found: Run, expected: Run) -> None:
 def test_the_same_tokens_and_likelihoods(backend: DeviceBackend, n_audio: int) -> None:
     expected = by_host(backend, n_audio, 20)
     session = prompted(backend, n_audio)
-    assert isinstance(session, Runner)
-    assert session.runs
-    found = session.run(np.full((n_audio, 1), 7), endless(n_audio), 20)
+    assert isinstance(session, MultiStepSession)
+    assert session.supports_multistep
+    found = session.decode_steps(np.full((n_audio, 1), 7), endless(n_audio), 20)
     same(found, expected)
     session.close()
-    assert not session.runs
+    assert not session.supports_multistep
 
 
 @pytest.mark.parametrize("ahead", [1, 2, 5])
-def test_rows_end_late_and_keep_what_they_hold(
+def test_rows_that_end_keep_their_tokens(
     backend: DeviceBackend, ahead: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every row ends at its own step; a few more are taken, and change nothing."""
-    monkeypatch.setattr(device_run, "AHEAD", ahead)
-    monkeypatch.setattr(device_run, "PLACES", max(ahead + 1, 3))
+    """Each row ends at another step; the extra steps change nothing."""
+    monkeypatch.setattr(multistep, "AHEAD", ahead)
+    monkeypatch.setattr(multistep, "RING_SIZE", max(ahead + 1, 3))
     expected = by_host(backend, 3, 12)
     launched: list[int] = []
-    real = Workspace.mark
+    real = Workspace.record_event
 
-    def mark(workspace: Workspace, number: int) -> None:
+    def record_event(workspace: Workspace, number: int) -> None:
         launched.append(number)
         real(workspace, number)
 
-    monkeypatch.setattr(Workspace, "mark", mark)
+    monkeypatch.setattr(Workspace, "record_event", record_event)
     for row, n in ((0, 1), (1, 4), (2, 9)):
         eot = np.full(3, EOT)
         eot[row] = expected.tokens[n - 1, row]
@@ -119,13 +119,13 @@ def test_rows_end_late_and_keep_what_they_hold(
         session = prompted(backend, 3)
         rows = dataclasses.replace(endless(3), eot=eot)
         launched.clear()
-        found = session.run(np.full((3, 1), 7), rows, 12)
+        found = session.decode_steps(np.full((3, 1), 7), rows, 12)
         n_steps = len(found.tokens)
         assert len(launched) == n_steps <= min(n + ahead, 12)
         others = [i for i in range(3) if i != row]
         same(
-            Run(found.tokens[:, others], found.logprobs[:, others]),
-            Run(expected.tokens[:n_steps, others], expected.logprobs[:n_steps, others]),
+            MultiStepResult(found.tokens[:, others], found.logprobs[:, others]),
+            MultiStepResult(expected.tokens[:n_steps, others], expected.logprobs[:n_steps, others]),
         )
         assert found.tokens[n - 1 :, row].tolist() == [eot[row]] * (n_steps - n + 1)
         np.testing.assert_array_equal(found.logprobs[:n, row], expected.logprobs[:n, row])
@@ -147,11 +147,13 @@ def alone(backend: DeviceBackend, audio: int, tokens: list[int]) -> F32:
     return found
 
 
-def test_when_all_have_ended_nobody_waits_for_the_rest(engine: Engine) -> None:
+def test_if_all_rows_have_ended_the_host_stops_waiting(engine: Engine) -> None:
     gpu = Traced(engine)
     session = prompted(gpu.backend, 2)
     gpu.since()
-    found = session.run(np.full((2, 1), 7), dataclasses.replace(free(2), ban=only(2, EOT)), 50)
+    found = session.decode_steps(
+        np.full((2, 1), 7), dataclasses.replace(free(2), ban=only(2, EOT)), 50
+    )
     assert found.tokens.tolist() == [[EOT, EOT]]
     calls = [call[0] for call in gpu.since()]
     assert calls.count("cudaEventRecord") == 1 + AHEAD
@@ -169,16 +171,16 @@ def only(n: int, token: int) -> Any:
 
 
 def test_a_step_is_one_launch(engine: Engine) -> None:
-    """Once graphs are captured: a launch and a mark a step, one wait, and nothing is copied."""
+    """With captured graphs: one launch, one event and one wait per step, and no copies."""
     gpu = Traced(engine)
     session = prompted(gpu.backend, 2)
-    session.run(np.full((2, 1), 7), endless(2), 2 * PLACES)
+    session.decode_steps(np.full((2, 1), 7), endless(2), 2 * RING_SIZE)
     gpu.since()
-    session.run(np.full((2, 1), 7), endless(2), 30)
+    session.decode_steps(np.full((2, 1), 7), endless(2), 30)
     calls = [call[0] for call in gpu.since()]
     assert [calls.count(f"cuda{name}") for name in ("GraphLaunch", "EventRecord")] == [30, 30]
     assert calls.count("cudaEventSynchronize") == 30
-    assert calls.count("cudaMemcpyAsync") == 3  # the rules, and where the rows stand
+    assert calls.count("cudaMemcpyAsync") == 3  # the rules, and the state of the rows
     assert calls.count("cudaStreamSynchronize") <= 1
     assert len(calls) < 30 * 3 + 6
     first = calls.index("cudaEventSynchronize")
@@ -186,22 +188,22 @@ def test_a_step_is_one_launch(engine: Engine) -> None:
 
 
 def test_the_end_of_the_context(backend: DeviceBackend) -> None:
-    """No step is taken that there is no room for, and none after it."""
+    """Steps stop at the end of the context, and further ones are refused."""
     for left in (1, 2, 5):
         session = backend.open(backend.encode(mels(2)))
         tokens = np.random.default_rng(left).integers(0, N_VOCAB, (2, N_CTX - left))
         session.extend(tokens)
-        found = session.run(np.full((2, 1), 7), endless(2), 50)
+        found = session.decode_steps(np.full((2, 1), 7), endless(2), 50)
         assert len(found.tokens) == left
         assert session._layout.length.tolist() == [N_CTX] * 2
         with pytest.raises(EngineError, match=f"would grow to {N_CTX + 1} tokens"):
-            session.run(found.tokens[-1:].T, endless(2), 1)
+            session.decode_steps(found.tokens[-1:].T, endless(2), 1)
         assert session._layout.length.tolist() == [N_CTX] * 2
         session.close()
 
 
 def test_timestamps_come_in_pairs_and_grow(backend: DeviceBackend) -> None:
-    """The rules that depend on what was sampled, many steps in a row."""
+    """The rules that depend on sampled tokens, for many steps."""
     session = prompted(backend, 3)
     rows = dataclasses.replace(
         endless(3),
@@ -210,7 +212,7 @@ def test_timestamps_come_in_pairs_and_grow(backend: DeviceBackend) -> None:
         latest=np.array([BEGIN, BEGIN + 9, BEGIN + 4]),
     )
     rows.ban[:, EOT:BEGIN] = True
-    found = session.run(np.array([[BEGIN], [BEGIN + 9], [6]]), rows, 40)
+    found = session.decode_steps(np.array([[BEGIN], [BEGIN + 9], [6]]), rows, 40)
     for i, before in enumerate(([BEGIN], [5, BEGIN + 9], [BEGIN + 4, 6])):
         allowed = np.isfinite(found.logprobs[:, i])
         n_allowed = len(allowed) if allowed.all() else int(allowed.argmin())
@@ -224,10 +226,10 @@ def test_timestamps_come_in_pairs_and_grow(backend: DeviceBackend) -> None:
     session.close()
 
 
-# --- without --------------------------------------------------------------------------------------
+# --- fallback to single steps ---------------------------------------------------------------------
 
 
-def test_an_engine_from_before_goes_step_by_step(
+def test_an_older_engine_uses_single_steps(
     engine: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
@@ -239,7 +241,7 @@ def test_an_engine_from_before_goes_step_by_step(
         assert "advance" not in executor.graphs
         backend = DeviceBackend(executor, DIMS)
         session = prompted(backend, 2)
-        assert not session.runs
+        assert not session.supports_multistep
         step(session, np.array([1, 2]))
         session.close()
     assert caplog.text.count("the engine has no advance.onnx") == 2
@@ -247,22 +249,22 @@ def test_an_engine_from_before_goes_step_by_step(
 
 def test_plans_for_fewer_rows(engine: Engine) -> None:
     gpu = Traced(engine, PlanSpec(max_batch=3, max_beam=2, profile="advance.n_seq=1:1:2"))
-    assert prompted(gpu.backend, 2).runs
-    assert not prompted(gpu.backend, 3).runs
+    assert prompted(gpu.backend, 2).supports_multistep
+    assert not prompted(gpu.backend, 3).supports_multistep
 
 
-def test_no_memory_for_the_ring_is_no_failure(engine: Engine) -> None:
+def test_without_memory_for_the_ring_there_are_single_steps(engine: Engine) -> None:
     backend, executor = limited(engine, 1 << 30)
     session = prompted(backend, 2)
     step(session, np.array([1, 2]))
-    answers = [session.runs]
+    supported = [session.supports_multistep]
     executor._memory = executor.used + 1000
-    answers.append(session.runs)
-    assert answers == [True, False]
+    supported.append(session.supports_multistep)
+    assert supported == [True, False]
     step(session, np.array([1, 2]))
 
 
-# --- what fails -----------------------------------------------------------------------------------
+# --- failures -------------------------------------------------------------------------------------
 
 
 FAILING = (
@@ -278,8 +280,8 @@ FAILING = (
 
 
 @pytest.mark.parametrize("name", FAILING)
-def test_what_fails_leaves_the_rows_as_they_were(engine: Engine, name: str) -> None:
-    """Whichever call it is; the next run gives what this one would have given."""
+def test_failures_leave_the_rows_unchanged(engine: Engine, name: str) -> None:
+    """For a failure of each CUDA call; the next run gives the expected tokens."""
     expected = by_host(DeviceBackend(CpuExecutor(engine, threads=1), DIMS), 2, 14)
     failed = 0
     for n in (0, 2, 7, 19):
@@ -287,12 +289,12 @@ def test_what_fails_leaves_the_rows_as_they_were(engine: Engine, name: str) -> N
         session = prompted(gpu.backend, 2)
         gpu.cuda.fail[name] = n
         try:
-            session.run(np.full((2, 1), 7), endless(2), 14)
+            session.decode_steps(np.full((2, 1), 7), endless(2), 14)
         except EngineError as error:
             failed += 1
             assert f"{name} failed" in str(error)  # noqa: PT017
             assert session._layout.length.tolist() == [3, 3]
-            found = session.run(np.full((2, 1), 7), endless(2), 14)
+            found = session.decode_steps(np.full((2, 1), 7), endless(2), 14)
             np.testing.assert_array_equal(found.tokens, expected.tokens)
             np.testing.assert_allclose(found.logprobs, expected.logprobs, rtol=0, atol=TOLERANCE)
         gpu.cuda.fail.clear()
@@ -303,12 +305,12 @@ def test_what_fails_leaves_the_rows_as_they_were(engine: Engine, name: str) -> N
 
 
 @pytest.mark.parametrize("after", [0, 1, 4])
-def test_an_interrupt_leaves_the_rows_as_they_were(
+def test_an_interrupt_leaves_the_rows_unchanged(
     backend: DeviceBackend, after: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = by_host(backend, 2, 10)
     session = prompted(backend, 2)
-    real, waits = Workspace.wait, []
+    real, waits = Workspace.wait_event, []
 
     def wait(workspace: Workspace, number: int) -> None:
         waits.append(number)
@@ -316,16 +318,16 @@ def test_an_interrupt_leaves_the_rows_as_they_were(
             raise KeyboardInterrupt
         real(workspace, number)
 
-    monkeypatch.setattr(Workspace, "wait", wait)
+    monkeypatch.setattr(Workspace, "wait_event", wait)
     with pytest.raises(KeyboardInterrupt):
-        session.run(np.full((2, 1), 7), endless(2), 10)
+        session.decode_steps(np.full((2, 1), 7), endless(2), 10)
     assert session._layout.length.tolist() == [3, 3]
-    found = session.run(np.full((2, 1), 7), endless(2), 10)
+    found = session.decode_steps(np.full((2, 1), 7), endless(2), 10)
     same(found, expected)
     session.close()
 
 
-def test_what_cannot_be_captured_is_launched(
+def test_sequences_that_cannot_be_captured_are_launched(
     engine: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:
     gpu = Traced(engine)
@@ -333,7 +335,7 @@ def test_what_cannot_be_captured_is_launched(
     executor: Any = gpu.backend.executor
     executor.plan("advance")._library.module.capturable = False
     session = prompted(gpu.backend, 1)
-    found = session.run(np.full((1, 1), 7), endless(1), 12)
+    found = session.decode_steps(np.full((1, 1), 7), endless(1), 12)
     same(found, expected)
     assert "decoder and advance is launched without a CUDA graph" in caplog.text
     session.close()

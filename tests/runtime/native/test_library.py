@@ -177,10 +177,10 @@ def test_the_numbers_of_kernels_are_those_of_graphs() -> None:
         "PANEL": operators.PANEL,
         "BLOCK": padding.BLOCK,
         "MASKED": padding.MASKED,
-        "GELU_ZERO": operators.GELU_ZERO,
+        "GELU_ZERO": operators.GELU_ZERO_POINT,
         "GELU_STEPS": operators.GELU_STEPS,
-        "GELU_LOW": operators.GELU_LOW,
-        "LEAST": operators.LEAST,
+        "GELU_LOW": operators.GELU_MIN,
+        "LEAST": operators.MIN_ABSMAX,
         "HEAD_ZERO": screen.STEPS + 1,
         "HEAD_STEPS": screen.STEPS,
     }

@@ -1,4 +1,4 @@
-"""The encoder in OpenVINO: how close it is, what it refuses, and sessions over what it gives."""
+"""The encoder in OpenVINO: accuracy, errors, and sessions that use its output."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from tests.support import programs
 from tests.support.backend_subjects import DIMS, TOLERANCE, mels
 from tests.support.engines import random_engine
 from tests.support.models import random_dims
+from tests.support.program_runs import ExpectedScores, mismatch, run
 from whisper_opt import Whisper
 from whisper_opt.core.arrays import F32
 from whisper_opt.core.errors import BackendUnavailable, EngineError
@@ -25,12 +26,12 @@ from whisper_opt.runtime.openvino import encoder as openvino_encoder
 from whisper_opt.runtime.openvino import int8 as openvino_int8
 from whisper_opt.runtime.openvino.encoder import OpenVinoEncoder
 from whisper_opt.runtime.openvino.int8 import pack
-from whisper_opt.runtime.openvino.probe import product_times
+from whisper_opt.runtime.openvino.probe import matmul_times
 
 INSTALLED = importlib.util.find_spec("openvino") is not None
 needs_openvino = pytest.mark.skipif(not INSTALLED, reason="not tested: OpenVINO is not installed")
-ROUGHEST = {"fp32": 1e-5, "bf16": 0.05, "int8": 0.1}
-"""Root mean square of the error, as a share of that of the values."""
+MAX_ERRORS = {"fp32": 1e-5, "bf16": 0.05, "int8": 0.1}
+"""Largest root mean square error, relative to that of the values."""
 
 
 def has_bf16() -> bool:
@@ -41,7 +42,7 @@ def has_bf16() -> bool:
 
 def precisions() -> list[Any]:
     no_bf16 = pytest.mark.skipif(not has_bf16(), reason="not tested: this CPU has no bfloat16")
-    return [pytest.param(p, marks=no_bf16 if p == "bf16" else ()) for p in ROUGHEST]
+    return [pytest.param(p, marks=no_bf16 if p == "bf16" else ()) for p in MAX_ERRORS]
 
 
 @pytest.fixture(scope="module")
@@ -64,27 +65,27 @@ def error_of(found: F32, exact: F32) -> float:
     return float(np.sqrt(np.square(found - exact).mean() / np.square(exact).mean()))
 
 
-# what it computes
+# results
 
 
 @needs_openvino
 @pytest.mark.parametrize("dialect", ["engine", "standard"])
 @pytest.mark.parametrize("precision", precisions())
-def test_it_hears_what_onnx_runtime_hears(
+def test_the_output_is_close_to_that_of_onnx_runtime(
     request: pytest.FixtureRequest, dialect: str, precision: str
 ) -> None:
-    heard_by: Engine = request.getfixturevalue(dialect)
-    exact, rough = OrtBackend(heard_by, threads=1), encoder_of(heard_by, precision)
+    chosen: Engine = request.getfixturevalue(dialect)
+    reference, backend = OrtBackend(chosen, threads=1), encoder_of(chosen, precision)
     errors = []
     for n_audio, n_frames in ((1, 1200), (3, 301), (2, 1)):
         mel = mels(n_audio, n_frames)
-        found, expected = rough.encode(mel), exact.encode(mel)
+        found, expected = backend.encode(mel), reference.encode(mel)
         assert [a.shape for a in found.cross] == [a.shape for a in expected.cross]
         assert {a.dtype for a in found.cross} == {np.dtype(np.float32)}
         errors += [error_of(*pair) for pair in zip(found.cross, expected.cross)]
-    assert max(errors) < ROUGHEST[precision]
+    assert max(errors) < MAX_ERRORS[precision]
     if precision != "fp32":
-        assert min(errors) > 1e-4  # it is what it says
+        assert min(errors) > 1e-4  # the precision is really lower
 
 
 @needs_openvino
@@ -99,7 +100,7 @@ def test_windows_do_not_disturb_each_other(engine: Engine, precision: str) -> No
 
 
 @needs_openvino
-def test_what_was_heard_stays_when_more_is_heard(engine: Engine) -> None:
+def test_encoding_does_not_change_earlier_output(engine: Engine) -> None:
     backend = encoder_of(engine, "int8")
     first = backend.encode(mels(1))
     held = [array.copy() for array in first.cross]
@@ -112,10 +113,10 @@ def test_what_was_heard_stays_when_more_is_heard(engine: Engine) -> None:
 @needs_openvino
 def test_two_threads_may_encode(engine: Engine) -> None:
     backend = encoder_of(engine, "int8")
-    heard = [mels(1, n_frames) for n_frames in (80, 160, 240, 320)]
-    expected = [backend.encode(mel).cross[0] for mel in heard]
+    windows = [mels(1, n_frames) for n_frames in (80, 160, 240, 320)]
+    expected = [backend.encode(mel).cross[0] for mel in windows]
     with ThreadPoolExecutor(2) as pool:
-        found = list(pool.map(backend.encode, heard * 4))
+        found = list(pool.map(backend.encode, windows * 4))
     for i, encoded in enumerate(found):
         np.testing.assert_array_equal(encoded.cross[0], expected[i % 4])
 
@@ -123,13 +124,13 @@ def test_two_threads_may_encode(engine: Engine) -> None:
 @needs_openvino
 @pytest.mark.parametrize("precision", precisions())
 @pytest.mark.parametrize("seed", range(3))
-def test_programs_over_what_it_gives(standard: Engine, precision: str, seed: int) -> None:
+def test_programs_on_its_output(standard: Engine, precision: str, seed: int) -> None:
     backend = encoder_of(standard, precision)
     encoded = backend.encode(mels(programs.N_AUDIO))
-    answers = programs.run(backend, encoded, programs.program(seed))
-    truths = programs.Truths(backend).of(answers)
-    for answer in answers:
-        assert programs.mismatch(answer, truths[answer.audio, answer.tokens]) < TOLERANCE
+    results = run(backend, encoded, programs.program(seed))
+    reference = ExpectedScores(backend).of(results)
+    for result in results:
+        assert mismatch(result, reference[result.audio, result.tokens]) < TOLERANCE
 
 
 @needs_openvino
@@ -156,31 +157,31 @@ def test_packed_weights_are_within_half_a_scale(group: int) -> None:
     assert {values.dtype.name for values in (packed, zero)} == {"uint8"}
     assert packed.shape == (6, 256 // group, group)
     back = ((packed.astype(np.float32) - zero) * scale).reshape(weights.shape)
-    room = np.repeat(scale[..., 0], group, axis=1)
-    assert (np.abs(back - weights) <= 0.5001 * room).all()
+    steps = np.repeat(scale[..., 0], group, axis=1)
+    assert (np.abs(back - weights) <= 0.5001 * steps).all()
     assert not back[1, :group].any()
 
 
 @needs_openvino
 @pytest.mark.parametrize(("n_state", "group"), [(128, 128), (192, 64)])
-def test_groups_divide_every_product(tmp_path: Path, n_state: int, group: int) -> None:
+def test_groups_divide_every_matrix(tmp_path: Path, n_state: int, group: int) -> None:
     dims = random_dims(n_vocab=2000, n_audio_state=n_state, n_text_state=n_state)
     engine = random_engine(tmp_path / "engine", dims)
     model = openvino_encoder.import_openvino().Core().read_model(engine.file("encoder.onnx"))
     products = [node for node in model.get_ops() if node.get_type_name() == "MatMul"]
-    constant = len([node for node in products if openvino_int8._is_product(node)])
+    constant = len([node for node in products if openvino_int8._is_matmul(node)])
     assert constant == 4 * dims.n_audio_layer + 2 * dims.n_text_layer
-    assert openvino_int8.pack_products(model) == group
+    assert openvino_int8.pack_matmuls(model) == group
     packed = [
         node
         for node in model.get_ops()
         if node.get_type_name() == "Constant" and str(node.get_element_type().to_dtype()) == "uint8"
     ]
     assert len(packed) == 2 * constant  # weights and zero points
-    assert not any(openvino_int8._is_product(node) for node in model.get_ops())
+    assert not any(openvino_int8._is_matmul(node) for node in model.get_ops())
 
 
-# what it refuses
+# errors
 
 
 def test_without_openvino_the_extra_is_named(
@@ -191,7 +192,7 @@ def test_without_openvino_the_extra_is_named(
         with pytest.raises(BackendUnavailable, match=r"whisper-opt\[openvino\]"):
             Whisper.load(engine.path, encoder_precision=precision)
     with pytest.raises(BackendUnavailable, match=r"whisper-opt\[openvino\]"):
-        product_times()
+        matmul_times()
     with Whisper.load(engine.path, threads=1, encoder_precision="auto") as model:
         assert model.encoder_precision == "engine"
 
@@ -220,7 +221,7 @@ def test_a_damaged_graph_is_an_engine_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "kind", "words"),
+    ("text", "kind", "words"),
     [
         (
             "Exception from src/core.cpp:84:\nCheck 'false' failed at report.cpp:151:\n"
@@ -238,18 +239,18 @@ def test_a_damaged_graph_is_an_engine_error(tmp_path: Path) -> None:
         ("", EngineError, "cannot load e: RuntimeError"),
     ],
 )
-def test_what_openvino_says_is_understood(said: str, kind: type[Exception], words: str) -> None:
-    error = openvino_encoder._refused("2026.2", Path("e"), RuntimeError(said))
+def test_errors_of_openvino_are_classified(text: str, kind: type[Exception], words: str) -> None:
+    error = openvino_encoder._load_error("2026.2", Path("e"), RuntimeError(text))
     assert type(error) is kind
     with pytest.raises(kind, match=words):
         raise error
 
 
-# how fast it is
+# speed
 
 
 @needs_openvino
-def test_products_are_timed() -> None:
-    found = product_times(threads=1)
+def test_the_times_of_matrix_multiplications() -> None:
+    found = matmul_times(threads=1)
     assert {"fp32", "int8"} <= found.keys() <= {"fp32", "bf16", "int8"}
     assert all(0 < seconds < 60 for seconds in found.values())

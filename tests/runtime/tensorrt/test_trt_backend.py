@@ -11,7 +11,8 @@ import pytest
 
 from tests.support.backend_subjects import DIMS, PLANS, mels
 from tests.support.engines import random_engine
-from tests.support.fake_cuda import FakeCuda, fake_library, plan_reader
+from tests.support.fake_cuda import FakeCuda
+from tests.support.fake_trt_runtime import fake_library, plan_reader
 from whisper_opt.core.errors import BackendUnavailable, EngineError
 from whisper_opt.core.options import LoadOptions
 from whisper_opt.export.tensorrt import token_check as plan_check

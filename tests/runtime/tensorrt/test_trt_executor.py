@@ -12,12 +12,13 @@ import pytest
 
 from tests.support.backend_subjects import DIMS, mels, trt_executor
 from tests.support.engines import random_engine
-from tests.support.fake_cuda import FakeCuda, FakeTensorrt, fake_library, plan_reader
+from tests.support.fake_cuda import FakeCuda
+from tests.support.fake_trt_runtime import FakeTensorrt, fake_library, plan_reader
 from whisper_opt.core.backend import GreedyRows, TokenMask
 from whisper_opt.core.errors import BackendUnavailable, EngineError
 from whisper_opt.runtime.cuda.runtime import Copies, Cuda, DeviceBlock, load_runtime
 from whisper_opt.runtime.device.backend import DeviceBackend
-from whisper_opt.runtime.device.executor import GRAPHS, Buffer, Chain
+from whisper_opt.runtime.device.executor import GRAPHS, Buffer, GraphSequence
 from whisper_opt.runtime.engine import Engine
 from whisper_opt.runtime.tensorrt.executor import TrtExecutor, _opened
 from whisper_opt.runtime.tensorrt.plan_spec import PlanSpec
@@ -63,26 +64,30 @@ def chosen(executor: TrtExecutor, n: int) -> tuple[dict[str, Buffer], Any]:
 
 def test_a_lane_is_a_stream_of_its_own(executor: TrtExecutor, cuda: FakeCuda) -> None:
     names(cuda)
-    lane = executor.lane(("decoder", "choose"))
+    stream = executor.open_stream(("decoder", "choose"))
     assert names(cuda) == ["cudaMalloc", "cudaStreamCreateWithFlags"]
-    assert cuda.used == executor.lane_memory(("decoder", "choose")) == 3072  # 3 profiles
-    lane.close()
-    lane.close()
+    assert cuda.used == executor.stream_memory(("decoder", "choose")) == 3072  # 3 profiles
+    stream.close()
+    stream.close()
     assert names(cuda) == ["cudaStreamSynchronize", "cudaFree", "cudaStreamDestroy"]
     assert cuda.leaks == {}
 
 
 def test_copies_go_where_they_should(executor: TrtExecutor, cuda: FakeCuda) -> None:
-    lane, block, host = executor.lane(("choose",)), executor.allocate(512), executor.pin(512)
+    stream, block, host = (
+        executor.open_stream(("choose",)),
+        executor.allocate(512),
+        executor.pin(512),
+    )
     one, two = Buffer(block, I64, (4,)), Buffer(block, I64, (4,), 256)
     sent, got = host.array[:32].view(np.int64), host.array[256:288].view(np.int64)
     sent[...] = [1, 2, 3, 4]
     names(cuda)
-    lane.upload(one, sent)
-    lane.copy(two, one)
-    lane.zero(one)
-    lane.download(got, two)
-    lane.copy(Buffer(block, I64, (0, 4)), Buffer(block, I64, (0, 4), 256))  # nothing
+    stream.upload(one, sent)
+    stream.copy(two, one)
+    stream.zero(one)
+    stream.download(got, two)
+    stream.copy(Buffer(block, I64, (0, 4)), Buffer(block, I64, (0, 4), 256))  # nothing
     calls = cuda.calls
     kinds = [getattr(call[-2], "name", call[-2]) for call in calls]
     assert [kind[10:] for kind in (kinds[0], kinds[1], kinds[3])] == [
@@ -90,18 +95,18 @@ def test_copies_go_where_they_should(executor: TrtExecutor, cuda: FakeCuda) -> N
         "DeviceToDevice",
         "DeviceToHost",
     ]
-    assert calls[2] == ("cudaMemsetAsync", one.address, 0, 32, lane.stream)
+    assert calls[2] == ("cudaMemsetAsync", one.address, 0, 32, stream.handle)
     assert len(calls) == 4
     assert got.tolist() != [1, 2, 3, 4]  # nothing has happened
-    lane.synchronize()
+    stream.synchronize()
     assert got.tolist() == [1, 2, 3, 4]
 
 
 def test_a_call_is_captured_the_second_time(executor: TrtExecutor, cuda: FakeCuda) -> None:
-    lane = executor.lane(("decoder", "choose"))
+    stream = executor.open_stream(("decoder", "choose"))
     buffers, _ = chosen(executor, 2)
-    lane.zero(Buffer(buffers["logits"].block, I64, (1 << 13,)))
-    call = lane.bind(Chain((("choose", buffers),)))
+    stream.zero(Buffer(buffers["logits"].block, I64, (1 << 13,)))
+    call = stream.bind(GraphSequence((("choose", buffers),)))
     names(cuda)
     call.run()
     assert names(cuda) == []  # launched by TensorRT
@@ -115,7 +120,7 @@ def test_a_call_is_captured_the_second_time(executor: TrtExecutor, cuda: FakeCud
     for _ in range(3):
         call.run()
     assert names(cuda) == ["cudaGraphLaunch"] * 3
-    lane.synchronize()
+    stream.synchronize()
     call.close()
     call.close()
     assert names(cuda) == ["cudaStreamSynchronize", "cudaGraphExecDestroy"]
@@ -123,21 +128,21 @@ def test_a_call_is_captured_the_second_time(executor: TrtExecutor, cuda: FakeCud
 
 def test_replays_keep_their_own_shapes(executor: TrtExecutor, cuda: FakeCuda) -> None:
     """Two calls share a context; neither replay is touched by what the other one binds."""
-    lane = executor.lane(("choose",))
+    stream = executor.open_stream(("choose",))
     calls, tokens = [], []
     for n in (2, 4):
         buffers, block = chosen(executor, n)
-        lane.zero(Buffer(block, I64, (1 << 13,)))
-        calls.append(lane.bind(Chain((("choose", buffers),))))
+        stream.zero(Buffer(block, I64, (1 << 13,)))
+        calls.append(stream.bind(GraphSequence((("choose", buffers),))))
         tokens.append(buffers["tokens"])
     for _ in range(4):
         for call in calls:
             call.run()
-    lane.synchronize()
+    stream.synchronize()
     for buffer in tokens:
         host = executor.pin(buffer.n_bytes)
-        lane.download(host.array, buffer)
-        lane.synchronize()
+        stream.download(host.array, buffer)
+        stream.synchronize()
         found = host.array.view(np.int64).reshape(buffer.shape)
         np.testing.assert_array_equal(found, np.tile(np.arange(11), (buffer.shape[0], 1)))
 
@@ -147,13 +152,13 @@ def test_what_cannot_be_captured_is_launched(
 ) -> None:
     trt: FakeTensorrt = executor.plan("choose")._library.module
     trt.capturable = False
-    lane = executor.lane(("choose",))
+    stream = executor.open_stream(("choose",))
     buffers, block = chosen(executor, 1)
-    lane.zero(Buffer(block, I64, (1 << 13,)))
-    call = lane.bind(Chain((("choose", buffers),)))
+    stream.zero(Buffer(block, I64, (1 << 13,)))
+    call = stream.bind(GraphSequence((("choose", buffers),)))
     for _ in range(5):
         call.run()
-    lane.synchronize()
+    stream.synchronize()
     assert "choose is launched without a CUDA graph" in caplog.text
     assert names(cuda).count("cudaStreamBeginCapture") == 1
     assert cuda.graphs == cuda.replays == set()
@@ -210,7 +215,7 @@ def scenario(backend: DeviceBackend) -> None:
             one.extend(np.ones((4, 1), np.int64)).top(2, _nothing(4))
             one.gather(np.array([1, 0, 3, 2]))
         for _ in range(2):
-            one.run(np.ones((4, 1), np.int64), _greedy(4), 4)
+            one.decode_steps(np.ones((4, 1), np.int64), _greedy(4), 4)
         sessions.append(backend.open(encoded.take([1])))
         sessions[1].extend(np.ones((1, 2), np.int64))
         one.append(sessions[1])
@@ -302,10 +307,10 @@ def test_a_plan_that_is_none(engine: Engine, cuda: FakeCuda) -> None:
 
 
 def test_shapes_without_a_profile(executor: TrtExecutor) -> None:
-    lane = executor.lane(("choose",))
+    stream = executor.open_stream(("choose",))
     buffers, _ = chosen(executor, 13)
     with pytest.raises(EngineError, match=r"plan of choose has no profile for logits \[13, 2000\]"):
-        lane.run("choose", buffers)
+        stream.run("choose", buffers)
 
 
 def test_two_gpus_in_one_thread() -> None:
@@ -315,9 +320,9 @@ def test_two_gpus_in_one_thread() -> None:
     blocks = [DeviceBlock(gpus[index], 100) for index in (0, 1, 0)]
     assert [cuda.homes[block.address] for block in blocks] == [0, 1, 0]
     copies = [Copies(gpu) for gpu in gpus]
-    for lane in copies * 2:
-        lane.zero(Buffer(blocks[0], I64, (4,)))
-        lane.mark().set()
+    for stream in copies * 2:
+        stream.zero(Buffer(blocks[0], I64, (4,)))
+        stream.create_event().record()
     cuda.current = 1  # another library
     copies[0].synchronize()
     assert cuda.homes[DeviceBlock(gpus[0], 100).address] == 0
@@ -349,18 +354,18 @@ def test_two_models_on_two_gpus(engine: Engine) -> None:
     cuda = FakeCuda(n_devices=2)
     library, read = fake_library(cuda), plan_reader(engine, PlanSpec())
     executors = [TrtExecutor(library, read, device_index=index, runtime=cuda) for index in range(2)]
-    lanes = [executor.lane(("choose",)) for executor in executors]
+    streams = [executor.open_stream(("choose",)) for executor in executors]
     calls = []
-    for executor, lane in zip(executors, lanes):
+    for executor, stream in zip(executors, streams):
         buffers, block = chosen(executor, 2)
-        lane.zero(Buffer(block, I64, (1 << 13,)))
-        calls.append(lane.bind(Chain((("choose", buffers),))))
+        stream.zero(Buffer(block, I64, (1 << 13,)))
+        calls.append(stream.bind(GraphSequence((("choose", buffers),))))
     for _ in range(3):  # launched, captured, replayed
-        for call, lane in zip(calls, lanes):
+        for call, stream in zip(calls, streams):
             call.run()
-            lane.synchronize()
-    for lane in lanes:
-        lane.close()
+            stream.synchronize()
+    for stream in streams:
+        stream.close()
 
 
 def test_memory_is_freed_when_it_is_forgotten(executor: TrtExecutor, cuda: FakeCuda) -> None:

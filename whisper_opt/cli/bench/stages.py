@@ -27,8 +27,8 @@ from whisper_opt.core.backend import (
     Encoded,
     GreedyRows,
     Logits,
-    Run,
-    Runner,
+    MultiStepResult,
+    MultiStepSession,
     Session,
     TokenMask,
     Top,
@@ -169,21 +169,21 @@ class TimedSession:
         return getattr(self.session, name)
 
 
-class TimedRunner(TimedSession):
+class TimedMultiStepSession(TimedSession):
     """The same for a session with multi-step decoding; each step counts."""
 
-    session: Runner
+    session: MultiStepSession
 
     @property
-    def runs(self) -> bool:
+    def supports_multistep(self) -> bool:
         """As the session."""
-        return self.session.runs
+        return self.session.supports_multistep
 
-    def run(self, tokens: Int, rows: GreedyRows, steps: int) -> Run:
+    def decode_steps(self, tokens: Int, rows: GreedyRows, steps: int) -> MultiStepResult:
         """As the session."""
         begin = time.perf_counter()
         with self._clock.stage("step"):
-            found = self.session.run(tokens, rows, steps)
+            found = self.session.decode_steps(tokens, rows, steps)
         n = len(found.tokens)
         self._clock.steps += [(time.perf_counter() - begin) / n] * n
         self._stage = "step"
@@ -213,8 +213,8 @@ class TimedBackend:
         """As the backend."""
         with self._clock.stage("prefill"):
             session = self._backend.open(audio)
-        # the decode loop checks the type: only a multi-step session may be a Runner
-        timed = TimedRunner if isinstance(session, Runner) else TimedSession
+        # the decode loop checks the type: only multi-step sessions may be a MultiStepSession
+        timed = TimedMultiStepSession if isinstance(session, MultiStepSession) else TimedSession
         return timed(session, self._clock)
 
     def attention(self, audio: Encoded, tokens: Int, lengths: Int) -> Attention:

@@ -1,8 +1,8 @@
 """A small graph builder over ``onnx.helper``.
 
-Graphs are written node by node instead of being traced, so the same graph comes out on every Python
-and no torch is needed. Big weights are only *declared* here (:class:`Weight`); the writer streams
-their values to the external-data file one at a time.
+Graphs are written node by node, not traced: they are the same on every Python, and no torch is
+needed. Large weights are only declared here (:class:`Weight`). The writer streams their values to
+the external-data file one at a time.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ __all__ = ["MICROSOFT", "OWN", "GraphBuilder", "OnnxGraph", "Weight"]
 
 MICROSOFT = "com.microsoft"
 OWN = "whisper_opt"
-"""The domain of operators that a graph defines itself (:meth:`GraphBuilder.define`)."""
+"""The domain of operators that are model-local functions (:meth:`GraphBuilder.define`)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Weight:
-    """One initializer whose values live in the external-data file.
+    """One initializer whose values are in the external-data file.
 
     Attributes:
         name: initializer name in the graph.
         shape: dimensions as stored.
         read: returns the values, computed from the checkpoint when called.
-        dtype: what they are stored as.
+        dtype: type in the file.
     """
 
     name: str
@@ -57,17 +57,16 @@ class Weight:
 
 @dataclasses.dataclass(frozen=True)
 class OnnxGraph:
-    """A finished graph and the weights that its external-data file must hold, in file order."""
+    """A finished graph and the weights of its external-data file, in file order."""
 
     model: ModelProto
     weights: tuple[Weight, ...]
     host: tuple[Weight, ...] = ()
-    """Tensors for the runtime itself, kept in the same file; some of the weights may be among them.
-    """
+    """Tensors that the runtime reads from the same file; they may include weights."""
 
     @property
     def stored(self) -> tuple[Weight, ...]:
-        """Everything the data file holds, in file order."""
+        """All tensors of the data file, in file order."""
         own = {weight.name for weight in self.weights}
         return (*self.weights, *(weight for weight in self.host if weight.name not in own))
 
@@ -116,7 +115,7 @@ class GraphBuilder:
     def weight(
         self, name: str, shape: Sequence[int], read: Callable[[], NDArray], dtype: Any = np.float32
     ) -> str:
-        """Declare a streamed initializer; the same name may be used by several nodes."""
+        """Declare a streamed initializer; several nodes may use it."""
         if name not in self._weights:
             self._weights[name] = Weight(name, tuple(shape), read, np.dtype(dtype))
         return name
@@ -124,11 +123,11 @@ class GraphBuilder:
     def host(
         self, name: str, shape: Sequence[int], read: Callable[[], NDArray], dtype: Any = np.float32
     ) -> None:
-        """Keep a tensor in the data file for the runtime; it may be one of the weights."""
+        """Store a tensor in the data file for the runtime; it may also be a weight."""
         self._host[name] = Weight(name, tuple(shape), read, np.dtype(dtype))
 
     def cast(self, value: str, given: Any, wanted: Any) -> str:
-        """``value``, of type ``given``, as type ``wanted``; no node where they are the same."""
+        """``value``, of type ``given``, as type ``wanted``; no node if they are equal."""
         if np.dtype(given) == np.dtype(wanted):
             return value
         return self.node("Cast", value, to=helper.np_dtype_to_tensor_dtype(np.dtype(wanted)))
@@ -158,10 +157,11 @@ class GraphBuilder:
         """Add a node with one output and return its name."""
         return self.nodes(op, inputs, 1, domain, **attrs)[0]
 
-    def either(self, condition: str, then: Callable[[], str], otherwise: Callable[[], str]) -> str:
-        """What ``then`` builds where ``condition`` (a bool scalar) holds, else the other.
+    def if_else(self, condition: str, then: Callable[[], str], otherwise: Callable[[], str]) -> str:
+        """An ``If`` node on ``condition``, a bool scalar.
 
-        Both return the name of a float32 value, and may read whatever the graph has.
+        ``then`` and ``otherwise`` build the branches. Each returns the name of a float32 value and
+        may read any value of the graph.
         """
         branches, around = {}, self._nodes
         for branch, build in (("then_branch", then), ("else_branch", otherwise)):
@@ -181,14 +181,13 @@ class GraphBuilder:
         body: Callable[[GraphBuilder], Sequence[str]],
         attributes: Sequence[str] = (),
     ) -> None:
-        """Define an operator of domain :data:`OWN`, unless the graph has it already.
+        """Define a function of domain :data:`OWN`, unless the graph has it already.
 
         Args:
-            name: of the operator.
+            name: name of the operator.
             inputs: names of its inputs, which ``body`` reads.
-            body: builds what it computes, in a builder of its own, and returns the outputs.
-            attributes: names of its attributes, for :meth:`attribute` and for what implements the
-                operator otherwise.
+            body: builds the function in a builder of its own and returns the outputs.
+            attributes: names of its attributes, for :meth:`attribute` and for native kernels.
         """
         if name in self._functions:
             return
@@ -197,7 +196,7 @@ class GraphBuilder:
         self._functions[name] = _Function(builder, tuple(inputs), outputs, tuple(attributes))
 
     def attribute(self, name: str) -> str:
-        """An integer attribute of the operator that is being defined, as int64 scalar."""
+        """An integer attribute of the function being defined, as int64 scalar."""
         value = self.node("Constant")
         attribute = self._nodes[-1].attribute.add()
         attribute.name, attribute.ref_attr_name = "value_int", name
@@ -217,7 +216,7 @@ class GraphBuilder:
         return self.node("Shape", value, start=axis, end=axis + 1)
 
     def finish(self, opset: int, ir_version: int) -> OnnxGraph:
-        """Assemble the model; initializers of weights point nowhere until the writer fills them."""
+        """Assemble the model; the writer sets the locations of the weights later."""
         initializers = list(self._constants.values())
         for weight in self._weights.values():
             data_type = helper.np_dtype_to_tensor_dtype(weight.dtype)
@@ -241,7 +240,7 @@ class GraphBuilder:
         return [helper.make_opsetid("", opset), *(helper.make_opsetid(name, 1) for name in others)]
 
     def _body(self) -> list[NodeProto]:
-        """The nodes, behind nodes that make the constants: a function has no initializers."""
+        """The nodes, after ``Constant`` nodes: a function has no initializers."""
         constants = [
             helper.make_node("Constant", [], [tensor.name], value=tensor)
             for tensor in self._constants.values()
@@ -251,7 +250,7 @@ class GraphBuilder:
 
 @dataclasses.dataclass(frozen=True)
 class _Function:
-    """An operator that a graph defines."""
+    """A model-local function."""
 
     builder: GraphBuilder
     inputs: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Graphs without weights that keep decoding on a device: choice of tokens, steps, and reordering.
+"""Graphs without weights that keep decoding on a device: token choice, steps and reordering.
 
     choose    logits f32 [N, V], ban bool [N, V], timestamp_begin i64 [N]
               -> tokens i64 [N, K], logprobs f32 [N, K]
@@ -6,17 +6,18 @@
               tokens i64 [N, 1], previous i64 [N, 1], latest i64 [N], start i64 [N]
               -> tokens_out i64 [N, 1], latest_out i64 [N], start_out i64 [N], logprobs f32 [N]
     reorder   rows i64 [M], self_k_i, self_v_i [N, H, C, 64]
-              -> self_k_i_out, self_v_i_out [M, H, C, 64], entry m being old entry rows[m]
+              -> self_k_i_out, self_v_i_out [M, H, C, 64], entry m is old entry rows[m]
 
 ``choose`` computes :func:`whisper_opt.core.logits.top_k` (without a repetition penalty) for K =
-:data:`CHOICES`. Equal scores come lowest id first, which ONNX promises of ``TopK`` and TensorRT
-does not; so where several are equal, their order is not taken from it.
+:data:`CHOICES`. Equal scores come lowest id first. ONNX promises that order of ``TopK`` but
+TensorRT does not, so the order of equal scores is computed separately.
 
-``advance`` is one greedy step of rows whose rules need no host: ``topk`` with one choice after
-``decode/rules.py``. ``ban`` holds what is never sampled. What else may not be sampled follows from
-the token just fed, the one before it (``timestamp_begin`` where there is none) and the latest
-timestamp (``timestamp_begin - 1`` where there is none). The first token of an answer is not its
-business. A row that was fed ``eot`` has ended: it gives ``eot`` again and stays where it is.
+``advance`` is one greedy step for rows whose token constraints need no host: ``top_k`` with one
+choice after :mod:`whisper_opt.decoding.constraints`. ``ban`` holds the tokens that are never
+sampled. The other bans follow from the token just fed, the previous token (``timestamp_begin`` if
+there is none) and the latest timestamp (``timestamp_begin - 1`` if there is none). ``advance`` does
+not choose the first token of a window. A row that was fed ``eot`` has ended: it returns ``eot``
+again and its position stays.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ from whisper_opt.export.graphs.dialects import DIALECTS
 __all__ = ["CHOICES", "build_advance", "build_choose", "build_device_graphs", "build_reorder"]
 
 CHOICES = 11
-"""How many tokens ``choose`` returns a row: enough for ten beams."""
+"""Tokens that ``choose`` returns per row: enough for ten beams."""
 _LOWEST: F32 = np.array(np.finfo(np.float32).min, np.float32)
-"""The score of a banned token: below every score, above what the timestamp rule takes out."""
+"""Score of a banned token: below every score, but above text that the timestamp rule excludes."""
 _OUT: F32 = np.array(-np.inf, np.float32)
 
 
@@ -51,7 +52,7 @@ def _column(builder: GraphBuilder, values: str) -> str:
 
 
 def _candidates(builder: GraphBuilder, ids: str, ban: str) -> str:
-    """Scores [N, V] of what may be chosen; text is out where timestamps are likelier together."""
+    """Scores [N, V] of the candidates; text is excluded if all timestamps together are likelier."""
     low, logits = builder.constant(_LOWEST), "logits"
     scores = builder.node("Where", ban, low, builder.node("Max", logits, low))
     begin = _column(builder, "timestamp_begin")
@@ -69,8 +70,8 @@ def _best(
 ) -> tuple[str, str]:
     """Scores and ids, float32 [N, 2 k] each: the k best in some order, the rest (-inf, n_vocab).
 
-    Above the k-th best score stand fewer than k, all of them among the best; of those that equal
-    it, the lowest ids are taken.
+    Tokens above the k-th best score are all among the best. Of the tokens equal to it, the lowest
+    ids are taken.
     """
     count, out = builder.constant([k]), builder.constant(_OUT)
     none = builder.constant(np.array(n_vocab, np.float32))
@@ -117,7 +118,7 @@ def _sorted(builder: GraphBuilder, values: str, tokens: str, k: int) -> tuple[st
 
 
 def build_choose(n_vocab: int, k: int = CHOICES, dialect: str = "standard") -> OnnxGraph:
-    """The k best allowed tokens of each row; see the module."""
+    """The graph ``choose``: the k best allowed tokens of each row."""
     builder = GraphBuilder("whisper_choose")
     builder.input("logits", TensorProto.FLOAT, ["n_seq", n_vocab])
     builder.input("ban", TensorProto.BOOL, ["n_seq", n_vocab])
@@ -134,35 +135,36 @@ def build_choose(n_vocab: int, k: int = CHOICES, dialect: str = "standard") -> O
 
 
 def _logprobs(builder: GraphBuilder, candidates: str, values: str) -> str:
-    """Log-probabilities of some of the candidates' scores; -inf for those that were banned."""
+    """Log-probabilities of ``values``, scores of some candidates; -inf for banned ones."""
     allowed = builder.node("Greater", values, builder.constant(_LOWEST))
     relative = builder.node("Sub", values, _log_sum_exp(builder, candidates))
     return builder.node("Where", allowed, relative, builder.constant(_OUT))
 
 
 def _banned(builder: GraphBuilder, ids: str, n_vocab: int) -> str:
-    """What may not follow, bool [N, V]: :class:`whisper_opt.decoding.constraints.TimestampRules`, and ``ban``.
+    """Banned tokens, bool [N, V]: ``ban`` and the timestamp rules.
 
-    For a row without timestamps, which begin at n_vocab, all of it comes to ``ban``.
+    The rules are those of :class:`whisper_opt.decoding.constraints.TimestampRules`. A row without
+    timestamps has ``timestamp_begin`` n_vocab, so only ``ban`` remains.
     """
     begin, eot, latest = (_column(builder, name) for name in ("timestamp_begin", "eot", "latest"))
     is_time = builder.node("GreaterOrEqual", "tokens", begin)
     after_time = builder.node("GreaterOrEqual", "previous", begin)
     closes = builder.node("And", is_time, after_time)
     opens = builder.node("And", is_time, builder.node("Not", after_time))
-    # an opening timestamp may be repeated, anything else must grow; after a pair there is none
+    # an opening timestamp may be repeated, other timestamps must grow; none follows a pair
     grown = builder.node("Add", latest, builder.constant(1))
     until = builder.node("Where", opens, latest, grown)
     until = builder.node("Where", closes, builder.constant(n_vocab), until)
     from_begin = builder.node("GreaterOrEqual", ids, begin)
     passed = builder.node("And", from_begin, builder.node("Less", ids, until))
-    # a timestamp that stands alone is followed by another one, or by the end
+    # a single timestamp is followed by another one or by the end
     text = builder.node("Less", ids, builder.node("Where", opens, eot, builder.constant(0)))
     return builder.node("Or", "ban", builder.node("Or", passed, text))
 
 
 def build_advance(n_vocab: int, dialect: str = "standard") -> OnnxGraph:
-    """One greedy step of rows that follow no rules but these; see the module."""
+    """The graph ``advance``: one greedy step under the timestamp rules."""
     builder = GraphBuilder("whisper_advance")
     builder.input("logits", TensorProto.FLOAT, ["n_seq", n_vocab])
     builder.input("ban", TensorProto.BOOL, ["n_seq", n_vocab])
@@ -176,7 +178,7 @@ def build_advance(n_vocab: int, dialect: str = "standard") -> OnnxGraph:
     ids = builder.node("Range", *map(builder.constant, (0, n_vocab, 1)))
     candidates = _candidates(builder, ids, _banned(builder, ids, n_vocab))
     best = builder.node("ReduceMax", candidates, axis)  # [N, 1]
-    # of equal scores the lowest id, which is the one farthest from the end
+    # of equal scores the lowest id, the farthest from the end
     count = builder.constant(np.array(n_vocab, np.float32))
     from_end = builder.node("Sub", count, builder.node("Cast", ids, to=TensorProto.FLOAT))
     equal = builder.node("Where", builder.node("Equal", candidates, best), from_end, zero)
@@ -201,12 +203,12 @@ def build_advance(n_vocab: int, dialect: str = "standard") -> OnnxGraph:
 def build_reorder(
     dims: ModelDims, cache_type: int = TensorProto.FLOAT, dialect: str = "standard"
 ) -> OnnxGraph:
-    """Self caches with their entries copied, dropped or permuted.
+    """The graph ``reorder``: self-attention caches with rows copied, dropped or permuted.
 
     Args:
         dims: model dimensions.
-        cache_type: ONNX type of the decoder's self cache.
-        dialect: whose versions of operators and format the graph is in.
+        cache_type: ONNX type of the decoder's self-attention cache.
+        dialect: defines the versions of the operators and of the format.
     """
     builder = GraphBuilder("whisper_reorder")
     rows = builder.input("rows", TensorProto.INT64, ["n_rows"])
@@ -222,7 +224,7 @@ def build_reorder(
 def build_device_graphs(
     dims: ModelDims, decoder: OnnxGraph, dialect: str = "standard"
 ) -> dict[str, OnnxGraph]:
-    """All of them by file stem, for the cache type of ``decoder``, in its dialect."""
+    """All device graphs by file stem, for the cache type of ``decoder``."""
     types = {value.name: value.type.tensor_type.elem_type for value in decoder.model.graph.input}
     return {
         "choose": build_choose(dims.n_vocab, dialect=dialect),

@@ -1,10 +1,10 @@
-"""The operator families an engine can be written in. Both compute the same model.
+"""The operator families of engines. Both compute the same model.
 
 ``contrib``   ONNX Runtime's own operators (com.microsoft), opset 20 and IR 10: runs on ONNX Runtime
               1.19 (the newest for Python 3.9) and later, on the CPU.
 ``standard``  opset 24 ``TensorScatter`` and ``Attention`` with a boolean mask built in the graph:
-              what TensorRT 10.15 and later reads, and ONNX Runtime from 1.24 on. In float16
-              ``Attention`` is written out (``Precision.fused``).
+              for TensorRT 10.15 and later, and ONNX Runtime 1.24 and later. In float16 the graph
+              spells ``Attention`` out in simpler operators (``Precision.fused``).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from onnx import TensorProto
 from whisper_opt.core.dims import HEAD_DIM
 from whisper_opt.core.errors import OptionError
 from whisper_opt.export.graphs.builder import MICROSOFT, GraphBuilder
-from whisper_opt.export.graphs.graph import Dialect, Rows
+from whisper_opt.export.graphs.graph import DecoderInputs, Dialect
 from whisper_opt.export.graphs.precision import Precision
 
 __all__ = ["DIALECTS", "Contrib", "Standard", "make_dialect"]
@@ -27,14 +27,14 @@ class Contrib:
     """GroupQueryAttention over a shared past/present buffer, MultiHeadAttention elsewhere.
 
     GroupQueryAttention masks causally and takes each row's length from ``seqlens_k``. It is exact
-    for a prefill at position 0 (ragged, right-padded) and for single steps; several tokens on top
-    of a past are not, on ONNX Runtime 1.19, and must not be asked of an engine in this dialect.
+    for a prefill at position 0 (ragged, right-padded) and for single steps. It is not exact for
+    several tokens after a past on ONNX Runtime 1.19: engines of this dialect must not do that.
     """
 
     name = "contrib"
     opset = 20
     ir_version = 10
-    screens = True
+    two_stage_head = True
 
     def gelu(self, builder: GraphBuilder, value: str) -> str:
         return builder.node("Gelu", value, domain=MICROSOFT)
@@ -47,15 +47,15 @@ class Contrib:
             "MultiHeadAttention", query, key, val, domain=MICROSOFT, num_heads=n_head
         )
 
-    def begin_decoder(self, builder: GraphBuilder, rows: Rows) -> None:
+    def begin_decoder(self, builder: GraphBuilder, inputs: DecoderInputs) -> None:
         last = builder.node(
-            "Gather", rows.at, builder.constant(-1), axis=1
+            "Gather", inputs.at, builder.constant(-1), axis=1
         )  # index of each row's last real token
         self._seqlens = builder.node(
-            "Cast", builder.node("Add", rows.start, last), to=TensorProto.INT32
+            "Cast", builder.node("Add", inputs.start, last), to=TensorProto.INT32
         )
-        longest = builder.node("ReduceMax", rows.start, keepdims=0)
-        total = builder.node("Add", longest, builder.node("Squeeze", rows.n_new))
+        longest = builder.node("ReduceMax", inputs.start, keepdims=0)
+        total = builder.node("Add", longest, builder.node("Squeeze", inputs.n_new))
         self._total = builder.node("Cast", total, to=TensorProto.INT32)
 
     def self_attention(
@@ -83,7 +83,7 @@ class Standard:
     name = "standard"
     opset = 24
     ir_version = 11
-    screens = False
+    two_stage_head = False
 
     def gelu(self, builder: GraphBuilder, value: str) -> str:
         return builder.node("Gelu", value, approximate="none")
@@ -107,7 +107,10 @@ class Standard:
     def _attend(
         builder: GraphBuilder, types: Precision, query: str, key: str, val: str, *mask: str
     ) -> str:
-        """Attention of [N, H, S, 64] to [N, H, C, 64], where ``mask`` [N, 1, S, C] is true."""
+        """Attention of [N, H, S, 64] to [N, H, C, 64] at the positions where ``mask`` is true.
+
+        ``mask``: bool [N, 1, S, C].
+        """
         if types.fused:
             return builder.node("Attention", query, key, val, *mask)
         scale = builder.constant(np.array(HEAD_DIM**-0.5, types.compute))
@@ -120,13 +123,13 @@ class Standard:
         weights = builder.node("Softmax", scores, axis=-1)
         return builder.node("MatMul", builder.cast(weights, np.float32, types.compute), val)
 
-    def begin_decoder(self, builder: GraphBuilder, rows: Rows) -> None:
-        self._start = rows.start
-        self._positions = builder.node("Unsqueeze", rows.positions, builder.constant([1, 3]))
+    def begin_decoder(self, builder: GraphBuilder, inputs: DecoderInputs) -> None:
+        self._start = inputs.start
+        self._positions = builder.node("Unsqueeze", inputs.positions, builder.constant([1, 3]))
         self._mask = ""
 
     def _causal_mask(self, builder: GraphBuilder, cache: str) -> str:
-        """[N, 1, S, C]: a slot is visible when it is not after the query's position."""
+        """[N, 1, S, C]: true for cache positions up to the query's position."""
         capacity = builder.node("Squeeze", builder.dim(cache, 2))
         slots = builder.node("Range", builder.constant(0), capacity, builder.constant(1))
         slots = builder.node("Unsqueeze", slots, builder.constant([0, 1, 2]))
@@ -156,11 +159,11 @@ DIALECTS: Mapping[str, type[Contrib] | type[Standard]] = {
     "contrib": Contrib,
     "standard": Standard,
 }
-"""Dialect classes by name. An instance holds the state of one graph: make a new one a graph."""
+"""Dialect classes by name. An instance holds the state of one graph: make one per graph."""
 
 
 def make_dialect(name: str) -> Dialect:
-    """A fresh dialect by name.
+    """A new dialect by name.
 
     Raises:
         OptionError: no such dialect.

@@ -1,27 +1,26 @@
-"""The two Whisper graphs, written directly from the weights.
+"""The encoder and decoder graphs of a Whisper model.
 
 Architecture: Radford et al. 2022 (arXiv:2212.04356) and whisper/model.py of openai-whisper.
-Signatures (A audios, G hypotheses an audio, N = A * G rows, S new tokens, P wanted positions, C
+Signatures (A audios, G hypotheses per audio, N = A * G rows, S new tokens, P requested positions, C
 cache capacity, T encoder positions, H heads of 64):
 
     encoder   mel f32 [A, n_mels, F] -> cross_k_i kv [A, H, 64, T], cross_v_i kv [A, H, T, 64]
-              (one pair a decoder layer; keys lie as the product with a query reads them; or
-              packed: see ``cross``)
-              one of integers takes more, and its keys have 65 rows: see ``partial``
+              (one pair per decoder layer; keys are transposed; or packed: see ``cross``)
+              integer encoders have more inputs, and keys of 65 rows: see ``partial``
     decoder   tokens i64 [N, S], start i64 [N], at i64 [N, P], aligned i64 [Q],
               self_k_i, self_v_i kv [N, H, C, 64], cross_k_i, cross_v_i as above
               -> logits f32 [N, P, n_vocab], self_k_i_out, self_v_i_out kv [N, H, C, 64],
                  attention_i f32 [A, n_heads_i, Q, T] for every layer that has alignment heads
-              a screened head takes and gives more: see ``head.screened_head``
+              a two-stage head has more inputs and outputs: see ``head.two_stage_head``
 
 ``kv`` is f32 or f16, as :class:`~whisper_opt.export.graphs.precision.Precision` says.
 
-``start`` is the position of each row's first new token; ``at`` lists, for each row, the indices
-among the new tokens whose scores are wanted, the last of them being the row's last real token (what
-follows is padding). The self cache is written in place when one buffer is bound as input and
+``start`` is the position of each row's first new token. ``at`` lists, for each row, the indices of
+the new tokens whose scores are requested; the last index is the row's last real token (padding
+follows it). The self-attention cache is written in place if one buffer is bound as input and
 output. ``aligned`` lists the new tokens whose cross-attention scores (before the softmax) are
-wanted, of the alignment heads in the order of layers: none in ordinary decoding, which then costs
-nothing; for word times N must equal A.
+requested, for the alignment heads in the order of layers. In ordinary decoding it is empty and
+costs nothing. For word timestamps N must equal A.
 """
 
 from __future__ import annotations
@@ -35,23 +34,23 @@ from onnx import TensorProto
 from whisper_opt.core.dims import HEAD_DIM, ModelDims
 from whisper_opt.export.checkpoints.checkpoint import Tensor
 from whisper_opt.export.graphs.builder import GraphBuilder, OnnxGraph
-from whisper_opt.export.graphs.cross import Cross, PackedCross, PlainCross
-from whisper_opt.export.graphs.head import embed, exact_head, screened_head
+from whisper_opt.export.graphs.cross import CrossKV, PackedCrossKV, PlainCrossKV
+from whisper_opt.export.graphs.head import embed, exact_head, two_stage_head
 from whisper_opt.export.graphs.linear import Linear
 from whisper_opt.export.graphs.mixed import MixedLinear
-from whisper_opt.export.graphs.partial import PartialPadding
+from whisper_opt.export.graphs.partial import CompressedPositions
 from whisper_opt.export.graphs.precision import FP32, Precision
-from whisper_opt.export.quantization.activation_stats import Spread
-from whisper_opt.export.quantization.int4 import NibbleLinear
-from whisper_opt.export.quantization.int8 import QuantizedLinear
+from whisper_opt.export.quantization.activation_stats import ActivationStats
+from whisper_opt.export.quantization.int4 import Int4Linear
+from whisper_opt.export.quantization.int8 import Int8Linear
 
-__all__ = ["Dialect", "Rows", "build_decoder", "build_encoder"]
+__all__ = ["DecoderInputs", "Dialect", "build_decoder", "build_encoder"]
 
 _FLOAT, _INT64 = TensorProto.FLOAT, TensorProto.INT64
 
 
-class Rows:
-    """Graph values shared by every decoder layer: where each row's tokens stand."""
+class DecoderInputs:
+    """Token inputs of the decoder and the positions of the tokens."""
 
     def __init__(self, builder: GraphBuilder, dims: ModelDims) -> None:
         """Declare the token inputs and derive the positions."""
@@ -62,20 +61,23 @@ class Rows:
         zero, one = builder.constant(0), builder.constant(1)
         steps = builder.node("Range", zero, builder.node("Squeeze", self.n_new), one)
         first = builder.node("Unsqueeze", self.start, builder.constant([1]))
-        # [n_seq, n_new]; padding after the last real token may run past the table, hence the cap
+        # [n_seq, n_new]; the cap is for padding, which may exceed the table of positions
         self.positions = builder.node(
             "Min", builder.node("Add", first, steps), builder.constant(dims.n_text_ctx - 1)
         )
 
 
 class Dialect(Protocol):
-    """How one family of operators expresses attention over a fixed-capacity cache."""
+    """A family of operators for attention over a fixed-capacity cache."""
 
     name: str
     opset: int
     ir_version: int
-    screens: bool
-    """Whether the output head is screened (:mod:`whisper_opt.runtime.head_bounds`): a matter of CPUs."""
+    two_stage_head: bool
+    """Whether fp32 engines have a two-stage output head (:mod:`whisper_opt.runtime.head_bounds`).
+
+    It saves time on CPUs only.
+    """
 
     def gelu(self, builder: GraphBuilder, value: str) -> str:
         """Exact (erf) GELU."""
@@ -85,8 +87,8 @@ class Dialect(Protocol):
     ) -> str:
         """Bidirectional attention of packed [A, T, 3 * n_state] -> [A, T, n_state]."""
 
-    def begin_decoder(self, builder: GraphBuilder, rows: Rows) -> None:
-        """Derive whatever the layers share (lengths or masks)."""
+    def begin_decoder(self, builder: GraphBuilder, inputs: DecoderInputs) -> None:
+        """Compute the values that all layers share (lengths or masks)."""
 
     def self_attention(
         self,
@@ -100,31 +102,31 @@ class Dialect(Protocol):
 
 
 def _add(builder: GraphBuilder, linear: Linear, value: str, branch: str) -> str:
-    """A value of the residual stream and one that was computed."""
+    """The residual stream plus a branch."""
     types = linear.types
     return builder.node("Add", value, builder.cast(branch, types.compute, types.residual))
 
 
 def _mlp(linear: Linear, dialect: Dialect, value: str, block: str) -> str:
-    hidden = linear.of_norm(value, f"{block}.mlp_ln", f"{block}.mlp.0")
-    return linear.gelu_added(value, hidden, f"{block}.mlp.2", dialect.gelu)
+    hidden = linear.norm_linear(value, f"{block}.mlp_ln", f"{block}.mlp.0")
+    return linear.gelu_linear_add(value, hidden, f"{block}.mlp.2", dialect.gelu)
 
 
 def _linear(
     builder: GraphBuilder,
     tensors: Mapping[str, Tensor],
     types: Precision,
-    spreads: Mapping[str, Spread] | None,
+    stats: Mapping[str, ActivationStats] | None,
     bits: int | None,
 ) -> Linear:
     if bits is None:
         return Linear(builder, tensors, types)
-    whole = QuantizedLinear(builder, tensors, types, spreads or {})
-    most: Linear = whole
-    better = Linear(builder, tensors, types)
+    int8 = Int8Linear(builder, tensors, types, stats or {})
+    low: Linear = int8
+    high = Linear(builder, tensors, types)
     if bits == 4:
-        most, better = NibbleLinear(builder, tensors, types), whole
-    return MixedLinear(most, better, types.kept) if types.kept else most
+        low, high = Int4Linear(builder, tensors, types), int8
+    return MixedLinear(low, high, types.kept) if types.kept else low
 
 
 def build_encoder(
@@ -132,7 +134,7 @@ def build_encoder(
     tensors: Mapping[str, Tensor],
     dialect: Dialect,
     types: Precision = FP32,
-    spreads: Mapping[str, Spread] | None = None,
+    stats: Mapping[str, ActivationStats] | None = None,
     *,
     packed: bool = False,
 ) -> tuple[OnnxGraph, list[str]]:
@@ -140,21 +142,22 @@ def build_encoder(
 
     Args:
         dims: model dimensions.
-        tensors: canonical checkpoint tensors (:func:`~whisper_opt.export.checkpoints.expected_shapes`).
+        tensors: checkpoint tensors by canonical name
+            (:func:`~whisper_opt.export.checkpoints.expected_shapes`).
         dialect: operator family.
         types: the type of every value.
-        spreads: what the products are given, where their weights become integers.
-        packed: whether keys and values are handed over as kernels read them.
+        stats: statistics of the inputs of the products, if their weights are integers.
+        packed: whether keys and values have the layout of the kernels.
 
     Returns:
-        The graph, and the names of the residual stream between layers: places where the graph can
-        be cut into pieces that compute the same thing.
+        The graph, and the names of the residual stream between layers, at which the graph can be
+        partitioned.
     """
     builder = GraphBuilder("whisper_encoder")
     encoder_bits = None if types.bits is None else 8
-    linear = _linear(builder, tensors, types, spreads, encoder_bits)
+    linear = _linear(builder, tensors, types, stats, encoder_bits)
     mel = builder.input("mel", _FLOAT, ["n_audio", dims.n_mels, "n_frames"])
-    padding = PartialPadding(builder) if types.partial else None
+    padding = CompressedPositions(builder) if types.compresses_padding else None
     value, cuts = _stem(builder, linear, dialect, dims, mel), []
     builder.scope("encoder.positional_embedding")
     table = linear.vector("encoder.positional_embedding", types.residual)
@@ -167,18 +170,18 @@ def build_encoder(
         block = f"encoder.blocks.{i}"
         builder.scope(block)
         cuts.append(value)
-        qkv = linear.qkv_of_norm(value, f"{block}.attn_ln", f"{block}.attn")
+        qkv = linear.norm_qkv(value, f"{block}.attn_ln", f"{block}.attn")
         if padding is None:
             mixed = dialect.encoder_attention(builder, qkv, dims.n_audio_head, types)
         else:
             mixed = padding.attention(qkv, dims.n_audio_head, first=i == 0)
-            value = padding.heard(value) if i == 0 else value
-        value = linear.added(value, mixed, f"{block}.attn.out")
+            value = padding.select(value) if i == 0 else value
+        value = linear.linear_add(value, mixed, f"{block}.attn.out")
         value = _mlp(linear, dialect, value, block)
     builder.scope("encoder.ln_post")
     cuts.append(value)
     value = linear.inputs(value, "encoder.ln_post")
-    cross = PackedCross if packed else PlainCross
+    cross = PackedCrossKV if packed else PlainCrossKV
     cross(builder, linear, dims).outputs(value, padding)
     return builder.finish(dialect.opset, dialect.ir_version), cuts
 
@@ -195,14 +198,14 @@ def _stem(
         value = builder.node(
             "Conv", value, *weights, kernel_shape=[3], pads=[1, 1], strides=[stride]
         )
-        if conv == "encoder.conv2":  # what follows is the residual stream
+        if conv == "encoder.conv2":  # the residual stream begins here
             value = builder.cast(value, types.compute, types.residual)
         value = dialect.gelu(builder, value)
     return builder.transpose(value, [0, 2, 1])
 
 
-def _fold(builder: GraphBuilder, value: str, n_audio: str, n_state: int) -> str:
-    """[A * G, S, n_state] -> [A, G * S, n_state]: hypotheses share the keys of their audio."""
+def _group_by_audio(builder: GraphBuilder, value: str, n_audio: str, n_state: int) -> str:
+    """[A * G, S, n_state] -> [A, G * S, n_state], as hypotheses share the keys of their audio."""
     shape = builder.node(
         "Concat", n_audio, builder.constant([-1]), builder.constant([n_state]), axis=0
     )
@@ -215,7 +218,7 @@ def build_decoder(
     dialect: Dialect,
     alignment_heads: Sequence[tuple[int, int]] | None = None,
     types: Precision = FP32,
-    spreads: Mapping[str, Spread] | None = None,
+    stats: Mapping[str, ActivationStats] | None = None,
     *,
     packed: bool = False,
 ) -> tuple[OnnxGraph, list[str]]:
@@ -225,23 +228,23 @@ def build_decoder(
     in the order of layers (default: :attr:`ModelDims.default_alignment_heads`).
     """
     builder = GraphBuilder("whisper_decoder")
-    linear = _linear(builder, tensors, types, spreads, types.bits)
-    watched = alignment_heads or dims.default_alignment_heads
-    cross = (PackedCross if packed else PlainCross)(builder, linear, dims)
-    layers = _DecoderLayers(builder, linear, dialect, dims, watched, cross)
-    rows = layers.rows
-    value = embed(builder, rows.tokens, tensors, types.head)
+    linear = _linear(builder, tensors, types, stats, types.bits)
+    alignment_heads = alignment_heads or dims.default_alignment_heads
+    cross = (PackedCrossKV if packed else PlainCrossKV)(builder, linear, dims)
+    layers = _DecoderLayers(builder, linear, dialect, dims, alignment_heads, cross)
+    inputs = layers.inputs
+    value = embed(builder, inputs.tokens, tensors, types.head)
     table = linear.vector("decoder.positional_embedding", types.residual)
-    value = _add(builder, linear, builder.node("Gather", table, rows.positions), value)
+    value = _add(builder, linear, builder.node("Gather", table, inputs.positions), value)
     cuts = []
     for i in range(dims.n_text_layer):
         cuts.append(value)
         value = layers.layer(value, i)
     builder.scope("decoder.ln")
     cuts.append(value)
-    hidden = _wanted(builder, linear, rows, value)
-    if dialect.screens and types.compute == np.float32 and types.bits is None:
-        screened_head(builder, hidden, dims, tensors, types)
+    hidden = _head_input(builder, linear, inputs, value)
+    if dialect.two_stage_head and types.compute == np.float32 and types.bits is None:
+        two_stage_head(builder, hidden, dims, tensors, types)
     else:
         logits = exact_head(builder, hidden, dims, tensors, types.head)
         builder.output(logits, "logits", _FLOAT, ["n_seq", "n_at", dims.n_vocab])
@@ -250,7 +253,7 @@ def build_decoder(
 
 
 class _DecoderLayers:
-    """The layers of one decoder, and what they share."""
+    """The layers of one decoder and their shared values."""
 
     def __init__(
         self,
@@ -258,14 +261,14 @@ class _DecoderLayers:
         linear: Linear,
         dialect: Dialect,
         dims: ModelDims,
-        watched: Sequence[tuple[int, int]],
-        cross: Cross,
+        alignment_heads: Sequence[tuple[int, int]],
+        cross: CrossKV,
     ) -> None:
-        """Declare the inputs; ``watched`` are the (layer, head) pairs whose scores are outputs."""
+        """Declare the inputs."""
         self._builder, self._linear, self._dialect, self._dims = builder, linear, dialect, dims
-        self._watched = watched
-        self.rows = Rows(builder, dims)
-        dialect.begin_decoder(builder, self.rows)
+        self._alignment_heads = alignment_heads
+        self.inputs = DecoderInputs(builder, dims)
+        dialect.begin_decoder(builder, self.inputs)
         self._aligned = builder.input("aligned", _INT64, ["n_aligned"])
         self._own: list[int | str] = ["n_seq", dims.n_text_head, "capacity", HEAD_DIM]
         self._caches = [
@@ -274,8 +277,10 @@ class _DecoderLayers:
         ]
         self._cross = cross
         self._n_audio = cross.inputs()
-        shape = builder.node("Shape", self.rows.tokens)
-        self._unfold = builder.node("Concat", shape, builder.constant([dims.n_text_state]), axis=0)
+        shape = builder.node("Shape", self.inputs.tokens)
+        self._row_shape = builder.node(
+            "Concat", shape, builder.constant([dims.n_text_state]), axis=0
+        )
         self._updated: list[Sequence[str]] = []
         self._scores: dict[int, tuple[int, str]] = {}
 
@@ -283,28 +288,28 @@ class _DecoderLayers:
         return self._builder.input(name, self._linear.types.kv, self._own)
 
     def layer(self, value: str, i: int) -> str:
-        """What layer ``i`` makes of the residual stream."""
+        """The residual stream after layer ``i``."""
         builder, linear, dims = self._builder, self._linear, self._dims
         block = f"decoder.blocks.{i}"
         builder.scope(block)
-        qkv = linear.qkv_of_norm(value, f"{block}.attn_ln", f"{block}.attn")
+        qkv = linear.norm_qkv(value, f"{block}.attn_ln", f"{block}.attn")
         mixed, *cache = self._dialect.self_attention(
             builder, qkv, self._caches[i], dims.n_text_head, linear.types
         )
         self._updated.append(cache)
-        value = linear.added(value, mixed, f"{block}.attn.out")
-        query = linear.of_norm(value, f"{block}.cross_attn_ln", f"{block}.cross_attn.query")
-        query = _fold(builder, query, self._n_audio, dims.n_text_state)
-        heads = [head for layer, head in self._watched if layer == i]
+        value = linear.linear_add(value, mixed, f"{block}.attn.out")
+        query = linear.norm_linear(value, f"{block}.cross_attn_ln", f"{block}.cross_attn.query")
+        query = _group_by_audio(builder, query, self._n_audio, dims.n_text_state)
+        heads = [head for layer, head in self._alignment_heads if layer == i]
         mixed, scores = self._cross.attend(i, query, heads, self._aligned)
         if scores is not None:
             self._scores[i] = len(heads), scores
-        mixed = builder.node("Reshape", mixed, self._unfold)
-        value = linear.added(value, mixed, f"{block}.cross_attn.out")
+        mixed = builder.node("Reshape", mixed, self._row_shape)
+        value = linear.linear_add(value, mixed, f"{block}.cross_attn.out")
         return _mlp(linear, self._dialect, value, block)
 
     def outputs(self) -> None:
-        """Declare what the layers give beside the residual stream."""
+        """Declare the caches and the alignment scores as outputs."""
         builder, kv = self._builder, self._linear.types.kv
         for i, (heads, scores) in self._scores.items():
             shape: list[int | str] = ["n_audio", heads, "n_aligned", "n_ctx"]
@@ -314,8 +319,8 @@ class _DecoderLayers:
             builder.output(value, f"self_v_{i}_out", kv, self._own)
 
 
-def _wanted(builder: GraphBuilder, linear: Linear, rows: Rows, value: str) -> str:
-    """What the head is given, f32 [N, P, n_text_state], at the wanted positions."""
-    index = builder.node("Unsqueeze", rows.at, builder.constant([2]))
-    wanted = builder.node("GatherND", value, index, batch_dims=1)
-    return linear.normalized(wanted, "decoder.ln")
+def _head_input(builder: GraphBuilder, linear: Linear, inputs: DecoderInputs, value: str) -> str:
+    """Inputs of the output head, f32 [N, P, n_text_state], at the requested positions."""
+    index = builder.node("Unsqueeze", inputs.at, builder.constant([2]))
+    requested = builder.node("GatherND", value, index, batch_dims=1)
+    return linear.normalized(requested, "decoder.ln")

@@ -1,6 +1,7 @@
-"""The products of a model in groups that are rounded, or kept exact, together.
+"""Groups of matrix products that are quantized, or kept at higher precision, together.
 
-A layer normalization takes in what is folded for all products that read it; so these are one group.
+All products that read one layer normalization are one group, because its smoothing scales apply to
+all of them.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Iterable
 
 from whisper_opt.core.dims import ModelDims
 
-__all__ = ["CROSS", "HEAD", "chosen", "group_of", "groups_of", "products_of"]
+__all__ = ["CROSS", "HEAD", "group_of", "groups_of", "matches", "products_of"]
 
 HEAD = "decoder.head"
 """The output head and the embedding, which are one matrix in most models."""
@@ -45,13 +46,13 @@ def groups_of(dims: ModelDims) -> list[str]:
     return [*found, HEAD]
 
 
-def chosen(group: str, patterns: Iterable[str]) -> bool:
-    """Whether a group is one of ``patterns``, in which ``*`` stands for anything."""
+def matches(group: str, patterns: Iterable[str]) -> bool:
+    """Whether a group matches one of ``patterns`` (``*`` matches any text)."""
     return any(fnmatch.fnmatchcase(group, pattern) for pattern in patterns)
 
 
 def products_of(group: str, dims: ModelDims) -> list[str]:
-    """The checkpoint's names of a group's matrices, without ``.weight``."""
+    """Checkpoint names of a group's matrices, without ``.weight``."""
     if group == HEAD:
         return ["decoder.token_embedding"]
     if group == CROSS:

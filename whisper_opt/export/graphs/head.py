@@ -1,13 +1,13 @@
-"""The token embedding and the output head, which is the same tensor once more in most models.
+"""The token embedding and the output head, which are the same tensor in most models.
 
-A fine-tuned model may have a head of its own (:data:`OUTPUT_HEAD`); then both are stored.
+A fine-tuned model may have a separate head (:data:`OUTPUT_HEAD`). Then both are stored.
 
-Scores of a Whisper are about 20, where neighbouring float16 numbers are 0.016 apart: rounding them
-costs more than all other rounding of a float16 model together. In float16 the head therefore
-computes scores less a guess at the best one, which are exact where it matters, and gives the guess
-back in float32. The guess is taken inside the product: the embedding has a further column of ones,
-its input minus the guess, so that nothing is rounded before it is subtracted. The input has two
-rows, it rounded to float16 and what that left over, which one reading of the embedding serves.
+Scores of Whisper are about 20, where the spacing of float16 numbers is 0.016. Rounding them costs
+more accuracy than all other rounding in a float16 model. In float16 the head therefore computes
+scores minus an estimate of the best one, which are exact where it matters, and adds the estimate
+in float32. The estimate is subtracted inside the product, before any rounding: the embedding has a
+further column of ones, whose input is minus the estimate. The input has two rows, its rounding to
+float16 and the remainder, so the embedding is read once for both.
 """
 
 from __future__ import annotations
@@ -29,19 +29,20 @@ from whisper_opt.export.quantization.head8 import QuantizedHead, quantize_head
 from whisper_opt.export.quantization.int4 import (
     BLOCK,
     EMBEDDING,
-    SPECIAL,
-    NibbleHead,
-    nibble_product,
+    N_SPECIAL,
+    Int4Head,
+    int4_product,
 )
 from whisper_opt.runtime.head_bounds import STEPS
+from whisper_opt.runtime.head_names import APPROXIMATE, APPROXIMATE_SCORES, EXACT, HIDDEN, SCOPE
 
-__all__ = ["EMBEDDING", "embed", "exact_head", "head8", "screened_head"]
+__all__ = ["EMBEDDING", "embed", "exact_head", "head8", "two_stage_head"]
 
 LIFT = 17.0
-"""The guess: how far the best score lies above the mean one. On speech 12 to 21 in tiny.en; where
-probabilities are sharp and there are 50,000 tokens it cannot be far from that in any model."""
+"""The estimate: distance of the best score from the mean. On speech it is 12 to 21 in tiny.en. With
+sharp probabilities and 50,000 tokens it cannot be much different in any model."""
 _COLUMNS = 8
-"""Columns that the embedding gets in float16, for one: tensor cores want multiples of 8."""
+"""Columns added to the embedding in float16. One is used; tensor cores need multiples of 8."""
 _FLOAT, _INT64 = TensorProto.FLOAT, TensorProto.INT64
 
 
@@ -52,7 +53,7 @@ def embed(
     tensor = tensors[EMBEDDING]
     state = tensor.shape[1]
     if types.bits is not None:
-        make = _embed_nibbles if types.bits == 4 else _embed_integers
+        make = _embed_int4 if types.bits == 4 else _embed_int8
         return make(builder, tokens, tensors)
     if types.compute == np.float32:
         stored = types.storage or types.compute
@@ -65,12 +66,12 @@ def embed(
 
 
 def _matrix(tensors: Mapping[str, Tensor]) -> str:
-    """Which tensor is the output head."""
+    """The name of the output head's tensor."""
     return OUTPUT_HEAD if OUTPUT_HEAD in tensors else EMBEDDING
 
 
 def _widened(builder: GraphBuilder, name: str, tensor: Tensor, types: Precision) -> str:
-    """A table [n_vocab, n_text_state] with its further column of ones, and zeros beside that."""
+    """A table [n_vocab, n_text_state] with a further column of ones, and columns of zeros."""
     vocab, state = tensor.shape
 
     def read() -> NDArray:
@@ -89,7 +90,7 @@ def exact_head(
 ) -> str:
     """Scores f32 [N, P, n_vocab] of the head's inputs [N, P, n_text_state]."""
     if types.bits is not None:
-        make = _nibble_head if types.bits == 4 else _quantized_head
+        make = _int4_head if types.bits == 4 else _int8_head
         return make(builder, hidden, tensors)
     flat, name = builder.reshape(hidden, [-1, dims.n_text_state]), _matrix(tensors)
     tensor = tensors[name]
@@ -103,9 +104,9 @@ def exact_head(
 
 
 def _centred(builder: GraphBuilder, flat: str, name: str, tensor: Tensor, types: Precision) -> str:
-    """Scores f32 [n, n_vocab] of f32 [n, n_text_state], rounded relative to a guess at the best.
+    """Scores f32 [n, n_vocab] of f32 [n, n_text_state], rounded relative to the estimate.
 
-    ``name``: of the head's ``tensor``.
+    ``name``: name of ``tensor``, the output head.
     """
 
     def minus_mean() -> NDArray:
@@ -118,10 +119,10 @@ def _centred(builder: GraphBuilder, flat: str, name: str, tensor: Tensor, types:
     lift = builder.constant((-LIFT * np.eye(1, _COLUMNS)[0]).astype(types.compute))
     rounded = builder.cast(flat, np.float32, types.compute)
     minus = builder.node("MatMul", rounded, weight)
-    minus = builder.node("Add", minus, lift)  # [n, 8]: -guess, 0...
+    minus = builder.node("Add", minus, lift)  # [n, 8]: -estimate, 0...
     rest = builder.node("Sub", flat, builder.cast(rounded, types.compute, np.float32))
     rest = builder.cast(rest, np.float32, types.compute)
-    zeros = builder.node("Sub", minus, minus)  # not Pad, which CUDA has not in every opset
+    zeros = builder.node("Sub", minus, minus)  # not Pad, which CUDA lacks in some opsets
     pair = builder.node("Concat", rounded, minus, rest, zeros, axis=1)
     pair = builder.reshape(pair, [-1, state + _COLUMNS])  # [2 n, n_text_state + 8]
     both = builder.node("Gemm", pair, table, transB=1)
@@ -140,37 +141,40 @@ def _unflatten(builder: GraphBuilder, value: str, like: str, tail: list[int]) ->
     return builder.node("Reshape", value, shape, allowzero=1)
 
 
-def screened_head(
+def two_stage_head(
     builder: GraphBuilder,
     hidden: str,
     dims: ModelDims,
     tensors: Mapping[str, Tensor],
     types: Precision = FP32,
 ) -> None:
-    """Declare what :mod:`whisper_opt.runtime.head_bounds` works with: inputs, outputs and tensors.
+    """Declare a two-stage head: its inputs, outputs and tensors for the runtime.
 
-    Inputs ``exact`` i64 [E] and ``screened`` i64 [R] choose among the P wanted positions; outputs
-    are ``logits`` f32 [N, E, n_vocab], ``rough`` f32 [N, R, n_vocab] and ``hidden`` f32
-    [N, P, n_text_state]. Nothing is computed where none is chosen.
+    Approximate 8-bit scores select candidates, which :mod:`whisper_opt.runtime.head_bounds` scores
+    exactly. Inputs :data:`EXACT` i64 [E] and :data:`APPROXIMATE` i64 [R] select among the P
+    requested positions. Outputs are ``logits`` f32 [N, E, n_vocab], :data:`APPROXIMATE_SCORES` f32
+    [N, R, n_vocab] and :data:`HIDDEN` f32 [N, P, n_text_state]. Without positions nothing is
+    computed.
     """
-    builder.scope("decoder.screen")
-    exact = builder.input("exact", _INT64, ["n_exact"])
-    screened = builder.input("screened", _INT64, ["n_screened"])
+    builder.scope(f"decoder.{SCOPE}")
+    exact = builder.input(EXACT, _INT64, [f"n_{EXACT}"])
+    at = builder.input(APPROXIMATE, _INT64, [f"n_{APPROXIMATE}"])
     chosen = builder.node("Gather", hidden, exact, axis=1)
     logits = exact_head(builder, chosen, dims, tensors, types)
-    rough = _rough(builder, hidden, screened, dims, tensors)
-    builder.output(logits, "logits", _FLOAT, ["n_seq", "n_exact", dims.n_vocab])
-    builder.output(rough, "rough", _FLOAT, ["n_seq", "n_screened", dims.n_vocab])
-    builder.output(hidden, "hidden", _FLOAT, ["n_seq", "n_at", dims.n_text_state])
+    approximate = _approximate_logits(builder, hidden, at, dims, tensors)
+    shape: list[int | str] = ["n_seq", f"n_{APPROXIMATE}", dims.n_vocab]
+    builder.output(logits, "logits", _FLOAT, ["n_seq", f"n_{EXACT}", dims.n_vocab])
+    builder.output(approximate, APPROXIMATE_SCORES, _FLOAT, shape)
+    builder.output(hidden, HIDDEN, _FLOAT, ["n_seq", "n_at", dims.n_text_state])
 
 
 def _scope(tensors: Mapping[str, Tensor]) -> str:
-    """Where the weights of the embedding lie: with those of the head, unless it has its own."""
+    """The scope of the embedding's weights: that of the head unless the head is separate."""
     return "decoder.embedding" if OUTPUT_HEAD in tensors else "decoder.head"
 
 
-class _Integers:
-    """Weights of the head, or the embedding, in 8 bits, declared as used; quantized once."""
+class _Int8Weights:
+    """Weights of the head or the embedding in 8 bits, declared when used and quantized once."""
 
     def __init__(
         self, builder: GraphBuilder, tensors: Mapping[str, Tensor], scope: str, matrix: str
@@ -203,47 +207,47 @@ class _Integers:
             self.builder.host(f"{self._scope}.{name}", self.shapes[name], self.read(name))
 
 
-def _rough(
+def _approximate_logits(
     builder: GraphBuilder,
     hidden: str,
-    screened: str,
+    at: str,
     dims: ModelDims,
     tensors: Mapping[str, Tensor],
 ) -> str:
     name = _matrix(tensors)
-    weights = _Integers(builder, tensors, "screen", name)
+    weights = _Int8Weights(builder, tensors, SCOPE, name)
     builder.host(name, (dims.n_vocab, dims.n_text_state), tensors[name].read)
     weights.host("mean", "shrink", "error", "norm")
-    shrunk, loudest = _shrunk(builder, hidden, weights("shrink"))
-    shrunk, loudest = (builder.node("Gather", x, screened, axis=1) for x in (shrunk, loudest))
+    shrunk, absmax = _scaled_input(builder, hidden, weights("shrink"))
+    shrunk, absmax = (builder.node("Gather", x, at, axis=1) for x in (shrunk, absmax))
     shape = weights.shapes["weight"]
-    return _products(builder, shrunk, loudest, weights("weight"), weights("scale"), shape)
+    return _int8_logits(builder, shrunk, absmax, weights("weight"), weights("scale"), shape)
 
 
-def _shrunk(builder: GraphBuilder, hidden: str, shrink: str) -> tuple[str, str]:
-    """The head's input with quieter channels, and the largest magnitude of each row."""
+def _scaled_input(builder: GraphBuilder, hidden: str, shrink: str) -> tuple[str, str]:
+    """The head's input times ``shrink``, and the largest magnitude of each row."""
     shrunk = builder.node("Mul", hidden, shrink)
     # of all positions: ONNX Runtime 1.19 does not reduce an empty tensor to the right shape
-    loudest = builder.node(
+    absmax = builder.node(
         "ReduceMax", builder.node("Abs", shrunk), builder.constant([-1]), keepdims=1
     )
-    return shrunk, loudest
+    return shrunk, absmax
 
 
-def _products(
+def _int8_logits(
     builder: GraphBuilder,
     shrunk: str,
-    loudest: str,
+    absmax: str,
     weight: str,
     scale: str,
     shape: tuple[int, ...],
 ) -> str:
-    """Scores [N, R, n_vocab] in 8 bits, without what the mean row adds.
+    """Scores [N, R, n_vocab] in 8 bits, without the product of the mean row.
 
-    ``shape``: of the weight.
+    ``shape``: shape of the weight.
     """
     state, vocab = shape
-    pair, worth = _two_rows(builder, shrunk, loudest)
+    pair, scales = _int7_rows(builder, shrunk, absmax)
     products = builder.node(
         "MatMulIntegerToFloat",
         builder.reshape(pair, [-1, state]),
@@ -254,12 +258,12 @@ def _products(
         domain=MICROSOFT,
     )
     products = _unflatten(builder, products, shrunk, [2, vocab])
-    return builder.node("Squeeze", builder.node("MatMul", worth, products), builder.constant([2]))
+    return builder.node("Squeeze", builder.node("MatMul", scales, products), builder.constant([2]))
 
 
-def _embed_integers(builder: GraphBuilder, tokens: str, tensors: Mapping[str, Tensor]) -> str:
-    """Columns of the head's weights as embeddings [N, S, n_text_state]: one matrix for both."""
-    weights = _Integers(builder, tensors, _scope(tensors), EMBEDDING)
+def _embed_int8(builder: GraphBuilder, tokens: str, tensors: Mapping[str, Tensor]) -> str:
+    """Embeddings [N, S, n_text_state] from columns of the weights."""
+    weights = _Int8Weights(builder, tensors, _scope(tensors), EMBEDDING)
     columns = builder.node("Gather", weights("weight"), tokens, axis=1)
     columns = builder.node("Cast", builder.transpose(columns, [1, 2, 0]), to=_FLOAT)
     scale = builder.node("Gather", weights("scale"), tokens)
@@ -268,9 +272,9 @@ def _embed_integers(builder: GraphBuilder, tokens: str, tensors: Mapping[str, Te
     return builder.node("Add", rows, weights("mean"))
 
 
-def _quantized_head(builder: GraphBuilder, hidden: str, tensors: Mapping[str, Tensor]) -> str:
+def _int8_head(builder: GraphBuilder, hidden: str, tensors: Mapping[str, Tensor]) -> str:
     """Scores f32 [N, P, n_vocab] from 8-bit weights; inputs keep 14 bits."""
-    weights = _Integers(builder, tensors, "decoder.head", _matrix(tensors))
+    weights = _Int8Weights(builder, tensors, "decoder.head", _matrix(tensors))
     operator = head8(weights.shapes["weight"])
     names = ("shrink", "weight", "scale", "mean")
     return operator(builder, hidden, *(weights(name) for name in names))
@@ -285,28 +289,28 @@ def head8(shape: tuple[int, ...]) -> Operator:
     """
 
     def body(builder: GraphBuilder) -> list[str]:
-        shrunk, loudest = _shrunk(builder, "hidden", "shrink")
-        scores = _products(builder, shrunk, loudest, "weight", "scale", shape)
+        shrunk, absmax = _scaled_input(builder, "hidden", "shrink")
+        scores = _int8_logits(builder, shrunk, absmax, "weight", "scale", shape)
         return [_add_mean(builder, scores, "hidden", "mean")]
 
     return Operator("Head8", ("hidden", "shrink", "weight", "scale", "mean"), body)
 
 
 def _add_mean(builder: GraphBuilder, scores: str, hidden: str, mean: str) -> str:
-    """Scores to which the mean row of the embedding is given back."""
+    """Add the product of the mean row to scores."""
     column = builder.node("Unsqueeze", mean, builder.constant([1]))
     return builder.node("Add", scores, builder.node("MatMul", hidden, column))
 
 
-class _Nibbles:
-    """Weights of the head, or the embedding, in 4 bits, declared as used; rounded once."""
+class _Int4Weights:
+    """Weights of the head or the embedding in 4 bits, declared when used and quantized once."""
 
     def __init__(
         self, builder: GraphBuilder, tensors: Mapping[str, Tensor], scope: str, matrix: str
     ) -> None:
-        head = functools.lru_cache(maxsize=1)(lambda: NibbleHead(tensors, matrix))
+        head = functools.lru_cache(maxsize=1)(lambda: Int4Head(tensors, matrix))
         vocab, self.state = tensors[matrix].shape
-        self.words, self.blocks = vocab - SPECIAL, self.state // BLOCK
+        self.words, self.blocks = vocab - N_SPECIAL, self.state // BLOCK
 
         def weight(name: str, shape: tuple[int, ...], dtype: Any = np.float32) -> str:
             read = functools.partial(lambda name: getattr(head(), name), name)
@@ -314,16 +318,16 @@ class _Nibbles:
 
         self.packed = weight("packed", (self.words, self.blocks, BLOCK // 2), np.uint8)
         self.steps = weight("steps", (self.words, self.blocks), np.float16)
-        self.special = weight("special", (SPECIAL, self.state), np.float16)
+        self.special = weight("special", (N_SPECIAL, self.state), np.float16)
         self.shrink = weight("shrink", (self.state,))
         self.mean = weight("mean", (self.state,))
 
 
-def _embed_nibbles(builder: GraphBuilder, tokens: str, tensors: Mapping[str, Tensor]) -> str:
-    """Rows of the head's weights as embeddings [N, S, n_text_state]."""
-    head = _Nibbles(builder, tensors, _scope(tensors), EMBEDDING)
+def _embed_int4(builder: GraphBuilder, tokens: str, tensors: Mapping[str, Tensor]) -> str:
+    """Embeddings [N, S, n_text_state] from rows of the weights."""
+    head = _Int4Weights(builder, tensors, _scope(tensors), EMBEDDING)
     last, first = builder.constant(head.words - 1), builder.constant(head.words)
-    rows = _words(builder, builder.node("Min", tokens, last), head)
+    rows = _int4_rows(builder, builder.node("Min", tokens, last), head)
     beyond = builder.node("Max", builder.node("Sub", tokens, first), builder.constant(0))
     special = builder.node("Gather", head.special, beyond)
     special = builder.cast(special, np.float16, np.float32)
@@ -331,8 +335,8 @@ def _embed_nibbles(builder: GraphBuilder, tokens: str, tensors: Mapping[str, Ten
     return builder.node("Where", is_word, rows, special)
 
 
-def _words(builder: GraphBuilder, tokens: str, head: _Nibbles) -> str:
-    """Embeddings [N, S, n_text_state] of tokens whose rows have 4 bits."""
+def _int4_rows(builder: GraphBuilder, tokens: str, head: _Int4Weights) -> str:
+    """Embeddings [N, S, n_text_state] of tokens with 4-bit rows."""
     pairs = builder.node("Cast", builder.node("Gather", head.packed, tokens), to=TensorProto.INT32)
     sixteen = builder.constant(np.array(16, np.int32))
     high = builder.node("Div", pairs, sixteen)
@@ -348,11 +352,11 @@ def _words(builder: GraphBuilder, tokens: str, head: _Nibbles) -> str:
     return builder.node("Add", builder.node("Mul", rows, head.shrink), head.mean)
 
 
-def _nibble_head(builder: GraphBuilder, hidden: str, tensors: Mapping[str, Tensor]) -> str:
-    """Scores f32 [N, P, n_vocab] from weights of 4 bits, and of float16 for special tokens."""
-    head = _Nibbles(builder, tensors, "decoder.head", _matrix(tensors))
+def _int4_head(builder: GraphBuilder, hidden: str, tensors: Mapping[str, Tensor]) -> str:
+    """Scores f32 [N, P, n_vocab] from 4-bit weights, and float16 weights of special tokens."""
+    head = _Int4Weights(builder, tensors, "decoder.head", _matrix(tensors))
     shrunk = builder.node("Mul", hidden, head.shrink)
-    scores = nibble_product(builder, shrunk, head.packed, head.steps, head.state, head.words)
+    scores = int4_product(builder, shrunk, head.packed, head.steps, head.state, head.words)
     words = _add_mean(builder, scores, hidden, head.mean)
     special = builder.transpose(builder.cast(head.special, np.float16, np.float32), [1, 0])
     return builder.node("Concat", words, builder.node("MatMul", hidden, special), axis=2)
@@ -362,13 +366,13 @@ def _number(builder: GraphBuilder, value: float) -> str:
     return builder.constant(np.array(value, np.float32))
 
 
-def _two_rows(builder: GraphBuilder, value: str, loudest: str) -> tuple[str, str]:
-    """[N, R, n] -> uint8 [N, R, 2, n] about STEPS + 1, and what a step is worth, [N, R, 1, 2].
+def _int7_rows(builder: GraphBuilder, value: str, absmax: str) -> tuple[str, str]:
+    """[N, R, n] -> uint8 [N, R, 2, n] with zero point STEPS + 1, and scales [N, R, 1, 2].
 
-    ``loudest``: [N, R, 1] largest magnitudes.
+    The second row is the remainder of the first. ``absmax``: [N, R, 1] largest magnitudes.
     """
-    loudest = builder.node("Max", loudest, _number(builder, 1e-30))
-    step = builder.node("Div", loudest, _number(builder, STEPS))
+    absmax = builder.node("Max", absmax, _number(builder, 1e-30))
+    step = builder.node("Div", absmax, _number(builder, STEPS))
     steps = builder.node("Div", value, step)
     high = builder.node("Round", steps)
     rest = builder.node("Mul", builder.node("Sub", steps, high), _number(builder, 2 * STEPS))
@@ -376,5 +380,5 @@ def _two_rows(builder: GraphBuilder, value: str, loudest: str) -> tuple[str, str
     rows = [builder.node("Unsqueeze", row, axis) for row in (high, builder.node("Round", rest))]
     pair = builder.node("Add", builder.node("Concat", *rows, axis=2), _number(builder, STEPS + 1))
     small = builder.node("Div", step, _number(builder, 2 * STEPS))
-    worth = builder.node("Unsqueeze", builder.node("Concat", step, small, axis=2), axis)
-    return builder.node("Cast", pair, to=TensorProto.UINT8), worth
+    scales = builder.node("Unsqueeze", builder.node("Concat", step, small, axis=2), axis)
+    return builder.node("Cast", pair, to=TensorProto.UINT8), scales

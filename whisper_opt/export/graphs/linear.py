@@ -1,4 +1,4 @@
-"""The projections of a model as nodes of a graph."""
+"""The projections (linear layers) of a model as nodes of a graph."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from whisper_opt.core.arrays import F32
 from whisper_opt.export.checkpoints.checkpoint import Tensor
 from whisper_opt.export.graphs.builder import GraphBuilder
 from whisper_opt.export.graphs.precision import Precision
-from whisper_opt.export.quantization.hadamard import rotated
+from whisper_opt.export.quantization.hadamard import apply_hadamard
 
 __all__ = ["Gelu", "Linear"]
 
@@ -20,12 +20,12 @@ Gelu = Callable[[GraphBuilder, str], str]
 
 
 class Linear:
-    """The projections of one attention, by name, as [n_in, n_out] weights and [n_out] biases."""
+    """Projections by name, as [n_in, n_out] weights and [n_out] biases, in floats."""
 
     def __init__(
         self, builder: GraphBuilder, tensors: Mapping[str, Tensor], types: Precision
     ) -> None:
-        """Bind a builder, the checkpoint tensors and the types they are used in."""
+        """Bind a builder, the checkpoint tensors and the precision."""
         self.builder = builder
         self.tensors = tensors
         self.types = types
@@ -34,11 +34,11 @@ class Linear:
         return self._declare(name, shape, read, self.types.compute)
 
     def _declare(self, name: str, shape: Sequence[int], read: Callable[[], F32], dtype: Any) -> str:
-        """A weight of a type; what is large may be stored in another (``Precision.storage``)."""
+        """A weight of type ``dtype``; a matrix may be stored in another (``Precision.storage``)."""
         stored = self.types.storage
         if stored is None or len(shape) == 1:
             return self.builder.weight(name, shape, read, dtype)
-        # constant: ONNX Runtime converts it once, when it loads the graph
+        # a constant expression: ONNX Runtime evaluates it once, when it loads the graph
         return self.builder.cast(self.builder.weight(name, shape, read, stored), stored, dtype)
 
     def _matrix(self, name: str) -> str:
@@ -49,7 +49,7 @@ class Linear:
         )
 
     def vector(self, name: str, dtype: Any = None) -> str:
-        """Declare a tensor as it stands in the checkpoint, in the type of products or another."""
+        """Declare a checkpoint tensor, in ``dtype`` or the type of products."""
         tensor = self.tensors[name]
         return self._declare(name, tensor.shape, tensor.read, dtype or self.types.compute)
 
@@ -69,25 +69,31 @@ class Linear:
         """Layer normalization of the residual stream, as an input of products."""
         return self.builder.cast(self.normalized(value, norm), np.float32, self.types.compute)
 
-    def of_norm(self, value: str, norm: str, name: str) -> str:
-        """The projection called ``name`` of the residual stream, normalized."""
+    def norm_linear(self, value: str, norm: str, name: str) -> str:
+        """The projection ``name`` of the normalized residual stream."""
         return self(self.inputs(value, norm), name)
 
-    def qkv_of_norm(self, value: str, norm: str, name: str) -> str:
-        """Its query, key and value projections side by side, [.., 3 * n_state] (key bias is 0)."""
+    def norm_qkv(self, value: str, norm: str, name: str) -> str:
+        """Query, key and value projections of the normalized residual stream.
+
+        Concatenated, [.., 3 * n_state]; the key bias is 0.
+        """
         return self._qkv(self.inputs(value, norm), name)
 
-    def added(self, value: str, inner: str, name: str) -> str:
-        """The residual stream and a projection, whose bias is not rounded to its product."""
+    def linear_add(self, value: str, inner: str, name: str) -> str:
+        """The residual stream plus a projection of ``inner``.
+
+        The bias is added in the type of the residual stream, not in that of the product.
+        """
         product = self.builder.cast(
             self(inner, name, bias=False), self.types.compute, self.types.residual
         )
         branch = self.builder.node("Add", product, self.vector(f"{name}.bias", self.types.residual))
         return self.builder.node("Add", value, branch)
 
-    def gelu_added(self, value: str, inner: str, name: str, gelu: Gelu) -> str:
-        """As :meth:`added`, of the GELU of ``inner``."""
-        return self.added(value, gelu(self.builder, inner), name)
+    def gelu_linear_add(self, value: str, inner: str, name: str, gelu: Gelu) -> str:
+        """The residual stream plus a projection of the GELU of ``inner``."""
+        return self.linear_add(value, gelu(self.builder, inner), name)
 
     def __call__(self, value: str, name: str, *, bias: bool = True) -> str:
         """``value @ weight.T + bias`` of the ``nn.Linear`` called ``name``."""
@@ -100,7 +106,7 @@ class Linear:
 
         def weight() -> F32:
             whole = np.ascontiguousarray(np.concatenate([part.read() for part in parts]).T)
-            return self._turned(whole, name)
+            return self._with_hadamard(whole, name)
 
         product = self.builder.node(
             "MatMul", value, self._weight(f"{name}.qkv.weight", (state, 3 * state), weight)
@@ -114,13 +120,13 @@ class Linear:
 
         def bias() -> F32:
             whole = np.concatenate([query.read(), np.zeros(state, np.float32), val.read()])
-            return self._turned(whole, name)
+            return self._with_hadamard(whole, name)
 
         return self._weight(f"{name}.qkv.bias", (3 * state,), bias)
 
-    def _turned(self, whole: F32, name: str) -> F32:
-        """Queries and keys of [.., 3 * n_state] as they are rounded: see ``Precision.rotated``."""
-        if not (self.types.rotated and name.startswith("decoder.")):
+    def _with_hadamard(self, whole: F32, name: str) -> F32:
+        """Queries and keys of [.., 3 * n_state] in the Hadamard basis (``Precision.hadamard``)."""
+        if not (self.types.hadamard and name.startswith("decoder.")):
             return whole
         queries_and_keys, values = np.split(whole, [2 * whole.shape[-1] // 3], axis=-1)
-        return np.concatenate([rotated(queries_and_keys), values], axis=-1)
+        return np.concatenate([apply_hadamard(queries_and_keys), values], axis=-1)

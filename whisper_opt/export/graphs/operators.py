@@ -1,9 +1,9 @@
-"""Operators of this library, defined in the graph that has them.
+"""Fused operators, defined in the graphs as ONNX model-local functions.
 
-Each is a function of ordinary operators (ONNX model-local functions): what ONNX Runtime runs as it
-stands, and what says exactly what is meant. Where :mod:`whisper_opt.runtime.native` can be loaded, ONNX
-Runtime calls its kernel of the same name instead, which does the same in fewer passes over memory:
-same integers, same sums, for :data:`LINEAR` and its kin; for attention 8 bits instead of float32.
+Each is a function of ordinary operators, which ONNX Runtime can run and which define the operator
+exactly. If :mod:`whisper_opt.runtime.native` is loaded, ONNX Runtime calls the kernel of the same
+name instead, which needs fewer passes over memory. Kernels of :data:`LINEAR` and the like compute
+the same integers and the same sums. Kernels of attention compute in 8 bits instead of float32.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from whisper_opt.export.graphs.builder import MICROSOFT, OWN, GraphBuilder
 from whisper_opt.runtime.padding import BLOCK
 
 __all__ = [
-    "COUNTED",
+    "COUNTED_HEAD_DIM",
     "GELU_LINEAR_ADD",
-    "GELU_LOW",
+    "GELU_MIN",
     "GELU_STEPS",
-    "GELU_ZERO",
-    "LEAST",
+    "GELU_ZERO_POINT",
     "LINEAR",
     "LINEAR_ADD",
+    "MIN_ABSMAX",
     "NORM_LINEAR",
     "PANEL",
     "Operator",
-    "counted_keys",
-    "counting_queries",
+    "append_log_counts",
+    "append_ones",
     "cross_attention",
     "cross_scores",
     "encoder_attention",
@@ -41,18 +41,18 @@ __all__ = [
     "pack_values",
 ]
 
-COUNTED = HEAD_DIM + 1
-"""Rows of keys whose last one says how often they count."""
+COUNTED_HEAD_DIM = HEAD_DIM + 1
+"""Components of a key with its log-count appended (:func:`append_log_counts`)."""
 PANEL = 64
-"""Keys that lie side by side in packed keys (:mod:`whisper_opt.export.graphs.cross`)."""
+"""Keys per panel of packed keys (:mod:`whisper_opt.export.graphs.cross`)."""
 
-GELU_LOW = 0.17
-"""A GELU is nowhere less than minus this."""
-GELU_ZERO = 16
-"""The integer that stands for zero after a GELU."""
-GELU_STEPS = 255 - GELU_ZERO
-LEAST = 1e-20
-"""Rows smaller than this are taken to be this large: no division by zero."""
+GELU_MIN = 0.17
+"""Minus the least value of a GELU, rounded up."""
+GELU_ZERO_POINT = 16
+"""Zero point of quantized rows after a GELU."""
+GELU_STEPS = 255 - GELU_ZERO_POINT
+MIN_ABSMAX = 1e-20
+"""Least scale basis of a row: prevents division by zero."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,10 +60,10 @@ class Operator:
     """An operator of domain ``whisper_opt``.
 
     Attributes:
-        name: of the operator.
+        name: name of the operator.
         inputs: names of its inputs.
-        body: builds what it computes of inputs of these names, and returns the outputs.
-        attributes: names of its attributes, which the kernel reads and ``body`` need not.
+        body: builds the function of inputs of these names and returns the outputs.
+        attributes: names of its attributes. The kernel reads them; ``body`` may ignore them.
     """
 
     name: str
@@ -72,13 +72,13 @@ class Operator:
     attributes: tuple[str, ...] = ()
 
     def __call__(self, builder: GraphBuilder, *inputs: str, **attributes: Any) -> str:
-        """Add a node, and the definition if the graph has none yet; returns the output's name."""
+        """Add a node, and the function if the graph lacks it; returns the name of the output."""
         return self.nodes(builder, inputs, 1, **attributes)[0]
 
     def nodes(
         self, builder: GraphBuilder, inputs: Sequence[str], n_outputs: int, **attributes: Any
     ) -> list[str]:
-        """As calling it, for operators with several outputs; returns their names."""
+        """As :meth:`__call__`, for operators with several outputs; returns their names."""
         builder.define(self.name, self.inputs, self.body, self.attributes)
         return builder.nodes(self.name, inputs, n_outputs, OWN, **attributes)
 
@@ -87,40 +87,40 @@ def _number(builder: GraphBuilder, value: float) -> str:
     return builder.constant(np.array(value, np.float32))
 
 
-def _product(builder: GraphBuilder, value: str, *, after_gelu: bool = False) -> str:
-    """``value @ weight * scale + bias``, of the value rounded row by row."""
-    steps, zero, least = 127, 128, LEAST
+def _int8_product(builder: GraphBuilder, value: str, *, after_gelu: bool = False) -> str:
+    """``value @ weight * scale + bias``, with ``value`` quantized row by row."""
+    steps, zero, least = 127, 128, MIN_ABSMAX
     sizes = value
-    if after_gelu:  # so large that the least value of a GELU is no less than integer 0
-        steps, zero, least = GELU_STEPS, GELU_ZERO, GELU_LOW * GELU_STEPS / GELU_ZERO
+    if after_gelu:  # the scale is large enough for the least value of a GELU to fit
+        steps, zero, least = GELU_STEPS, GELU_ZERO_POINT, GELU_MIN * GELU_STEPS / GELU_ZERO_POINT
     else:
         sizes = builder.node("Abs", value)
-    loudest = builder.node("ReduceMax", sizes, builder.constant([-1]), keepdims=1)
-    loudest = builder.node("Max", loudest, _number(builder, least))
-    even = builder.node("Div", value, loudest)
+    absmax = builder.node("ReduceMax", sizes, builder.constant([-1]), keepdims=1)
+    absmax = builder.node("Max", absmax, _number(builder, least))
+    normalized = builder.node("Div", value, absmax)
     step, middle = _number(builder, 1 / steps), builder.constant(np.array(zero, np.uint8))
-    integers = builder.node("QuantizeLinear", even, step, middle)
+    integers = builder.node("QuantizeLinear", normalized, step, middle)
     factors = [integers, "weight", step, "scale", middle]
     product = builder.node("MatMulIntegerToFloat", *factors, domain=MICROSOFT)
-    return builder.node("Add", builder.node("Mul", product, loudest), "bias")
+    return builder.node("Add", builder.node("Mul", product, absmax), "bias")
 
 
 def _linear(builder: GraphBuilder) -> list[str]:
-    return [_product(builder, "x")]
+    return [_int8_product(builder, "x")]
 
 
 def _norm_linear(builder: GraphBuilder) -> list[str]:
     normed = builder.node("LayerNormalization", "x", "gain", "shift", axis=-1, epsilon=1e-5)
-    return [_product(builder, normed)]
+    return [_int8_product(builder, normed)]
 
 
 def _linear_add(builder: GraphBuilder) -> list[str]:
-    return [builder.node("Add", "residual", _product(builder, "x"))]
+    return [builder.node("Add", "residual", _int8_product(builder, "x"))]
 
 
 def _gelu_linear_add(builder: GraphBuilder) -> list[str]:
     after = builder.node("Gelu", "x", domain=MICROSOFT)
-    return [builder.node("Add", "residual", _product(builder, after, after_gelu=True))]
+    return [builder.node("Add", "residual", _int8_product(builder, after, after_gelu=True))]
 
 
 _WEIGHTS: Sequence[str] = ("weight", "scale", "bias")
@@ -138,22 +138,24 @@ GELU_LINEAR_ADD = Operator("GeluLinear8Add", ("x", *_WEIGHTS, "residual"), _gelu
 def encoder_attention(n_head: int) -> Operator:
     """Every position attends to all: qkv [A, n, 3 * n_state] -> [A, n, n_state].
 
-    Inputs ``added`` [n], what is added to the scores of a key, and ``by_parts``, a bool scalar:
-    whether anything is.
+    Inputs ``added`` [n] (values added to the scores of each key) and ``by_parts`` (a bool scalar:
+    whether to add them).
     """
 
     def body(builder: GraphBuilder) -> list[str]:
         query, key, val = builder.nodes("Split", ["qkv"], 3, axis=-1, num_outputs=3)
 
-        def counting() -> str:
-            wide = [0, 0, n_head * COUNTED]
+        def with_counts() -> str:
+            wide = [0, 0, n_head * COUNTED_HEAD_DIM]
             heads = [builder.reshape(part, [0, 0, n_head, HEAD_DIM]) for part in (query, key)]
-            queries = builder.reshape(counting_queries(builder, heads[0], 1.0), wide)
-            keys = builder.reshape(counted_keys(builder, heads[1], "added", n_head), wide)
+            queries = builder.reshape(append_ones(builder, heads[0], 1.0), wide)
+            keys = builder.reshape(append_log_counts(builder, heads[1], "added", n_head), wide)
             return _attend(builder, n_head, queries, keys, val)
 
         return [
-            builder.either("by_parts", counting, lambda: _attend(builder, n_head, query, key, val))
+            builder.if_else(
+                "by_parts", with_counts, lambda: _attend(builder, n_head, query, key, val)
+            )
         ]
 
     return Operator("EncoderAttention", ("qkv", "added", "by_parts"), body, ("num_heads",))
@@ -175,36 +177,46 @@ def _attend(builder: GraphBuilder, n_head: int, *qkv: str) -> str:
     return builder.node("MultiHeadAttention", *qkv, domain=MICROSOFT, **attributes)
 
 
-def counted_keys(builder: GraphBuilder, heads: str, added: str, n_head: int) -> str:
-    """Keys [A, n, H, 64] with what is added to a scaled score, [n]: [A, n, H, 65]."""
+def append_log_counts(builder: GraphBuilder, heads: str, added: str, n_head: int) -> str:
+    """Append ``added`` [n], which is added to scaled scores, to keys [A, n, H, 64]: [A, n, H, 65].
+
+    The appended component is ``added`` times 8, as scores are divided by 8.
+    """
     unscaled = builder.node("Mul", added, _number(builder, HEAD_DIM**0.5))
     column = builder.node("Unsqueeze", unscaled, builder.constant([1, 2]))
-    n_audio, n_heard = builder.dim(heads, 0), builder.dim(heads, 1)
-    shape = builder.node("Concat", n_audio, n_heard, builder.constant([n_head, 1]), axis=0)
+    n_audio, n_keys = builder.dim(heads, 0), builder.dim(heads, 1)
+    shape = builder.node("Concat", n_audio, n_keys, builder.constant([n_head, 1]), axis=0)
     return builder.node("Concat", heads, builder.node("Expand", column, shape), axis=3)
 
 
-def counting_queries(builder: GraphBuilder, query: str, one: float) -> str:
-    """Queries [a, b, c, 64] for keys that count: [a, b, c, 65]; scaled ones end in a scaled one."""
+def append_ones(builder: GraphBuilder, query: str, one: float) -> str:
+    """Append ``one`` to queries [a, b, c, 64] for :func:`append_log_counts`: [a, b, c, 65].
+
+    ``one``: 1, or the scale of the scores if the queries are scaled already.
+    """
     ending = builder.constant(np.array(one, np.float32))
     return builder.node("Pad", query, builder.constant([0, 1]), ending, builder.constant([3]))
 
 
-def _integers(builder: GraphBuilder, n_head: int) -> tuple[str, str]:
-    """``x`` [A, n, n_state] by heads as whole floats [A, H, n', 64], and steps [A, H, 64]."""
+def _quantize_heads(builder: GraphBuilder, n_head: int) -> tuple[str, str]:
+    """``x`` [A, n, n_state] by heads as integers in floats [A, H, n', 64], and scales [A, H, 64].
+
+    n' is n rounded up to :data:`~whisper_opt.runtime.padding.BLOCK`.
+    """
     heads = _heads(builder, "x", n_head)
-    loudest = builder.node(
+    absmax = builder.node(
         "ReduceMax", builder.node("Abs", heads), builder.constant([2]), keepdims=1
     )
-    loudest = builder.node("Max", loudest, _number(builder, LEAST))
-    step = builder.node("Div", loudest, _number(builder, 127))
-    whole = builder.node("Round", builder.node("Div", heads, step))
-    behind = builder.node(
+    absmax = builder.node("Max", absmax, _number(builder, MIN_ABSMAX))
+    scale = builder.node("Div", absmax, _number(builder, 127))
+    integers = builder.node("Round", builder.node("Div", heads, scale))
+    n_padded = builder.node(
         "Mod", builder.node("Neg", builder.dim(heads, 2)), builder.constant([BLOCK])
     )
     none = builder.constant([0])
-    sizes = builder.node("Concat", builder.constant([0] * 6), behind, none, axis=0)
-    return builder.node("Pad", whole, sizes), builder.node("Squeeze", step, builder.constant([2]))
+    sizes = builder.node("Concat", builder.constant([0] * 6), n_padded, none, axis=0)
+    padded = builder.node("Pad", integers, sizes)
+    return padded, builder.node("Squeeze", scale, builder.constant([2]))
 
 
 def _heads(builder: GraphBuilder, value: str, n_head: int) -> str:
@@ -213,32 +225,40 @@ def _heads(builder: GraphBuilder, value: str, n_head: int) -> str:
 
 
 def pack_keys(n_head: int) -> Operator:
-    """X [A, n, n_state] -> keys as :mod:`whisper_opt.export.graphs.cross` says, and steps [A, H, 64]."""
+    """``x`` [A, n, n_state] -> packed keys and their scales [A, H, 64].
+
+    The layout is that of :mod:`whisper_opt.export.graphs.cross`.
+    """
 
     def body(builder: GraphBuilder) -> list[str]:
-        whole, step = _integers(builder, n_head)
-        # what is behind the last key is 0 or 128: nobody looks at it
-        shifted = builder.node("Add", whole, _number(builder, 128))
+        integers, scale = _quantize_heads(builder, n_head)
+        # values after the last key are never read
+        shifted = builder.node("Add", integers, _number(builder, 128))
         panels = builder.reshape(shifted, [0, 0, -1, PANEL, HEAD_DIM // 4, 4])
         panels = builder.transpose(panels, [0, 1, 2, 4, 3, 5])
-        return [builder.node("Cast", panels, to=TensorProto.UINT8), step]
+        return [builder.node("Cast", panels, to=TensorProto.UINT8), scale]
 
     return Operator("PackKeys", ("x",), body, ("num_heads",))
 
 
 def pack_values(n_head: int) -> Operator:
-    """X [A, n, n_state] -> values as :mod:`whisper_opt.export.graphs.cross` says, and steps [A, H, 64]."""
+    """``x`` [A, n, n_state] -> packed values and their scales [A, H, 64].
+
+    The layout is that of :mod:`whisper_opt.export.graphs.cross`.
+    """
 
     def body(builder: GraphBuilder) -> list[str]:
-        whole, step = _integers(builder, n_head)
-        quads = builder.transpose(builder.reshape(whole, [0, 0, -1, 4, HEAD_DIM]), [0, 1, 2, 4, 3])
-        return [builder.node("Cast", quads, to=TensorProto.INT8), step]
+        integers, scale = _quantize_heads(builder, n_head)
+        quads = builder.transpose(
+            builder.reshape(integers, [0, 0, -1, 4, HEAD_DIM]), [0, 1, 2, 4, 3]
+        )
+        return [builder.node("Cast", quads, to=TensorProto.INT8), scale]
 
     return Operator("PackValues", ("x",), body, ("num_heads",))
 
 
-def _steps(builder: GraphBuilder, which: int) -> str:
-    """Steps of this layer's keys (0) or values (1): [A, H, 1, 64]."""
+def _scales(builder: GraphBuilder, which: int) -> str:
+    """Scales of this layer's keys (0) or values (1): [A, H, 1, 64]."""
     layer = builder.node("Gather", "steps", builder.attribute("layer"), axis=1)
     own = builder.node("Gather", layer, builder.constant(which), axis=1)
     return builder.node("Unsqueeze", own, builder.constant([2]))
@@ -246,7 +266,7 @@ def _steps(builder: GraphBuilder, which: int) -> str:
 
 def _scores(builder: GraphBuilder, n_head: int) -> str:
     """Scores [A, H, n, T'] of queries [A, n, n_state] with packed keys."""
-    queries = builder.node("Mul", _heads(builder, "queries", n_head), _steps(builder, 0))
+    queries = builder.node("Mul", _heads(builder, "queries", n_head), _scales(builder, 0))
     queries = builder.node("Mul", queries, _number(builder, HEAD_DIM**-0.5))
     keys = builder.node("Cast", "keys", to=TensorProto.FLOAT)
     keys = builder.node("Sub", keys, _number(builder, 128))
@@ -256,7 +276,7 @@ def _scores(builder: GraphBuilder, n_head: int) -> str:
 
 
 def cross_attention(n_head: int) -> Operator:
-    """Queries [A, n, n_state] attend to packed keys and values of a layer -> [A, n, n_state].
+    """Attention of queries [A, n, n_state] to packed keys and values of a layer -> [A, n, n_state].
 
     Inputs ``steps`` and ``added``: :mod:`whisper_opt.export.graphs.cross`.
     """
@@ -266,7 +286,7 @@ def cross_attention(n_head: int) -> Operator:
         values = builder.node("Cast", "values", to=TensorProto.FLOAT)
         values = builder.transpose(values, [0, 1, 2, 4, 3])
         values = builder.reshape(values, [0, 0, -1, HEAD_DIM])
-        mixed = builder.node("Mul", builder.node("MatMul", weights, values), _steps(builder, 1))
+        mixed = builder.node("Mul", builder.node("MatMul", weights, values), _scales(builder, 1))
         merged = builder.transpose(mixed, [0, 2, 1, 3])
         return [builder.reshape(merged, [0, 0, n_head * HEAD_DIM])]
 
@@ -275,7 +295,10 @@ def cross_attention(n_head: int) -> Operator:
 
 
 def cross_scores(n_head: int) -> Operator:
-    """Its scores [A, n_heads, n_rows, T'], of some heads i64 [n_heads] and rows i64 [n_rows]."""
+    """Scores [A, n_heads, n_rows, T'] of that attention.
+
+    Inputs ``heads`` i64 [n_heads] and ``rows`` i64 [n_rows] select heads and queries.
+    """
 
     def body(builder: GraphBuilder) -> list[str]:
         scores = builder.node("Gather", _scores(builder, n_head), "rows", axis=2)

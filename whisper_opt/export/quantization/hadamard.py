@@ -1,11 +1,11 @@
-"""Queries and keys in a basis of each head in which rounding costs less.
+"""Queries and keys in a Hadamard basis of each head, in which rounding errors are smaller.
 
-A score is ``q @ k``: the same in every basis that both are in. Rounding them moves it by about the
-root of ``sum(q_j ** 2 * k_j ** 2)`` float16 steps, which is large where queries and keys lie in the
-same few channels. Whisper's often do: a query's bias reaches 8 in single channels of a head whose
-others are below 1. Multiplied by a Hadamard matrix, channels hold about equal shares. The matrix
-goes into the projections' weights and costs nothing at run time, whatever the kernel. Quantized
-language models are rotated for the same reason (QuaRot: Ashkboos et al. 2024, arXiv:2404.00456).
+A score ``q @ k`` is the same in every orthonormal basis. Rounding ``q`` and ``k`` changes it by
+about the root of ``sum(q_j ** 2 * k_j ** 2)`` float16 steps, which is large if both have most of
+their norm in the same few channels. Whisper's often do: the bias of a query reaches 8 in single
+channels of a head, and is below 1 in the others. A Hadamard matrix spreads the norm about evenly
+over the channels. It is multiplied into the weights of the projections and costs nothing at run
+time. QuaRot does the same for language models (Ashkboos et al. 2024, arXiv:2404.00456).
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ import numpy as np
 from whisper_opt.core.arrays import F32
 from whisper_opt.core.dims import HEAD_DIM
 
-__all__ = ["rotated"]
+__all__ = ["apply_hadamard"]
 
 
-def rotated(values: F32) -> F32:
-    """Each head's channels times the Hadamard matrix of order 64 over 8.
+def apply_hadamard(values: F32) -> F32:
+    """Multiply each head's channels by the Hadamard matrix of order 64 over 8.
 
     Args:
         values: float32 [..., n_head * 64], a projection's weights as [n_in, n_out] or its bias.
 
     Returns:
-        float32 of the same shape; sums are taken in one order on every machine.
+        float32 of the same shape. The order of summation is the same on every machine.
     """
     heads = values.reshape(-1, HEAD_DIM)
     half = 1

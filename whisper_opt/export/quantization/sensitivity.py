@@ -1,9 +1,9 @@
-"""What rounding each group of products costs on recordings, and which are worth keeping exact.
+"""Measures the cost of quantizing each group of products, and selects groups to keep.
 
-``whisper-opt export --calibrate``: the checkpoint hears a few recordings in numpy float32 and
-writes down what it hears; then one group of products after the other is rounded as the engine would
-round it, and the scores along that text are compared. What costs most for its size is kept a step
-more exact, as far as a budget of bytes goes.
+``whisper-opt export --calibrate``: the checkpoint transcribes a few recordings in numpy float32.
+Then each group of products alone is quantized as in the engine, and its scores along the same text
+are compared. The groups with the highest cost per byte keep a higher precision, within a budget of
+bytes.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from whisper_opt.core.arrays import F32, Int
 from whisper_opt.core.dims import HOP_LENGTH, SAMPLE_RATE
 from whisper_opt.core.errors import OptionError
 from whisper_opt.export.checkpoints.checkpoint import Checkpoint, Tensor
-from whisper_opt.export.graphs.groups import CROSS, chosen, groups_of, products_of
+from whisper_opt.export.graphs.groups import CROSS, groups_of, matches, products_of
 from whisper_opt.export.graphs.precision import Precision
 from whisper_opt.export.quantization.activation_stats import (
     ActivationSample,
-    Spread,
-    made_up,
-    observe,
+    ActivationStats,
+    collect_stats,
+    synthetic_samples,
 )
 from whisper_opt.export.quantization.int4 import BLOCK
-from whisper_opt.export.quantization.rounding import Rounded
+from whisper_opt.export.quantization.rounding import QuantizedReference
 from whisper_opt.text.vocabulary import Vocab
 
-__all__ = ["RECORDINGS", "Calibration", "Cost", "calibrate", "choose", "find_recordings"]
+__all__ = ["MAX_RECORDINGS", "Calibration", "Cost", "calibrate", "find_recordings", "select_groups"]
 
-RECORDINGS = 8
-"""How many recordings are heard, spread evenly over those that are there."""
+MAX_RECORDINGS = 8
+"""Largest number of recordings, taken at equal distances from those found."""
 _SECONDS = 10
 _TOKENS = 48
-_HELD = 1 << 30
-"""Weights of up to so many bytes (as float32) stay in memory between passes."""
+_MAX_CACHED_BYTES = 1 << 30
+"""Models of up to so many bytes (as float32) stay in memory between passes."""
 _SUFFIXES = {
     *(".aac", ".aif", ".aiff", ".flac", ".m4a", ".mp3", ".mp4"),
     *(".oga", ".ogg", ".opus", ".wav", ".webm", ".wma"),
@@ -50,42 +50,42 @@ _SUFFIXES = {
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What rounding one group of products does, all others being exact.
+    """Errors from quantizing one group of products alone.
 
     Attributes:
         group: name (:mod:`whisper_opt.export.graphs.groups`).
-        more_bytes: what it takes on disk to keep the group a step more exact.
-        cross: error of the cross-attention keys and values, root mean square, as a share of theirs;
-            0 for groups of the decoder.
-        divergence: of the scores, nats a token (Kullback and Leibler).
+        extra_bytes: additional bytes on disk if the group keeps the higher precision.
+        cross: relative root mean square error of the cross-attention keys and values; 0 for groups
+            of the decoder.
+        divergence: Kullback-Leibler divergence of the scores, nats per token.
     """
 
     group: str
-    more_bytes: int
+    extra_bytes: int
     cross: float
     divergence: float
 
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """What was measured, and what follows from it.
+    """Results of a calibration.
 
     Attributes:
-        spreads: what every product was given, in recordings and made-up sounds.
-        precision: the one asked for, with more groups kept.
-        report: for the manifest.
+        stats: statistics of the inputs of all products, on recordings and synthetic audio.
+        precision: the requested precision with the selected groups kept.
+        report: entry of the manifest.
     """
 
-    spreads: Mapping[str, Spread]
+    stats: Mapping[str, ActivationStats]
     precision: Precision
     report: Mapping[str, Any]
 
 
 def find_recordings(folder: Path) -> list[Path]:
-    """Files below a folder that look like sound, by their names.
+    """Audio files below a folder, recognised by their suffixes.
 
     Raises:
-        OptionError: it is no folder, or there are none.
+        OptionError: ``folder`` is not a folder, or has no recordings.
     """
     if not folder.is_dir():
         raise OptionError(f"--calibrate {folder} is not a folder; expected one with recordings")
@@ -96,33 +96,34 @@ def find_recordings(folder: Path) -> list[Path]:
     return found
 
 
-class _Model(Rounded):
-    """A model that remembers the cross-attention keys and values of one audio, while exact."""
+class _CachedCrossReference(QuantizedReference):
+    """A model that caches the cross-attention keys and values of one audio."""
 
-    heard: tuple[F32, list[tuple[F32, F32]]] | None = None
+    cached: tuple[F32, list[tuple[F32, F32]]] | None = None
 
-    def hear(self, audio: F32) -> list[tuple[F32, F32]]:
-        self.heard = None
+    def cache_cross(self, audio: F32) -> list[tuple[F32, F32]]:
+        """Compute and cache the pairs of all layers."""
+        self.cached = None
         pairs = [self.cross(audio, i) for i in range(self._dims.n_text_layer)]
-        self.heard = audio, pairs
+        self.cached = audio, pairs
         return pairs
 
     def cross(self, audio: F32, layer: int) -> tuple[F32, F32]:
-        if self.heard is not None and audio is self.heard[0] and CROSS not in self.groups:
-            return self.heard[1][layer]
+        if self.cached is not None and audio is self.cached[0] and CROSS not in self.groups:
+            return self.cached[1][layer]
         return super().cross(audio, layer)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Exact:
-    """What the exact model makes of a sample.
+class _ExactResult:
+    """Results of the exact model for one recording.
 
     Attributes:
         layers: float32 [n_ctx, n_audio_state], input of every encoder layer.
         audio: float32 [n_ctx, n_audio_state], encoder output.
         cross: keys and values of every decoder layer.
         tokens: int64 [n].
-        first: position whose scores are the first to count: the last of the prompt.
+        first: first position whose scores are compared: the last of the prompt.
         scores: float32 [n - first, n_vocab] logarithms of probabilities.
     """
 
@@ -141,14 +142,14 @@ def _log_softmax(scores: F32) -> F32:
 
 
 def _mel(path: Path, n_mels: int) -> F32:
-    """Log-mel of the first seconds of a recording, and of no silence after its end."""
+    """Log-mel of the first seconds of a recording, without padding."""
     samples = load_audio(path)[: _SECONDS * SAMPLE_RATE]
     frames = max(2, len(samples) // HOP_LENGTH // 2 * 2)
     return np.ascontiguousarray(log_mel(samples, n_mels).head()[:, :frames])
 
 
-def _prompt(model: _Model, audio: F32, vocab: Vocab) -> list[int]:
-    """Start of the text, in the language that is likeliest."""
+def _prompt(model: _CachedCrossReference, audio: F32, vocab: Vocab) -> list[int]:
+    """Start-of-transcript tokens in the detected language."""
     language = vocab.default_language
     if vocab.is_multilingual:
         scores = model.logits(audio, [np.array([vocab.sot])])[0][0]
@@ -156,8 +157,10 @@ def _prompt(model: _Model, audio: F32, vocab: Vocab) -> list[int]:
     return vocab.start(language, "transcribe", timestamps=False)
 
 
-def _said(model: _Model, audio: F32, vocab: Vocab, checkpoint: Checkpoint) -> tuple[Int, int]:
-    """Prompt and text by the exact model, greedily, and the length of the prompt."""
+def _decode_text(
+    model: _CachedCrossReference, audio: F32, vocab: Vocab, checkpoint: Checkpoint
+) -> tuple[Int, int]:
+    """Prompt and greedily decoded text, and the length of the prompt."""
     tokens = _prompt(model, audio, vocab)
     n_prompt = len(tokens)
     never = np.zeros(checkpoint.dims.n_vocab, np.bool_)
@@ -176,28 +179,31 @@ def _said(model: _Model, audio: F32, vocab: Vocab, checkpoint: Checkpoint) -> tu
     return np.array(tokens, np.int64), n_prompt
 
 
-def _listen(model: _Model, mel: F32, vocab: Vocab, checkpoint: Checkpoint) -> _Exact:
+def _run_exact(
+    model: _CachedCrossReference, mel: F32, vocab: Vocab, checkpoint: Checkpoint
+) -> _ExactResult:
+    """Encode and transcribe one recording without quantization."""
     model.groups = ()
     layers = [model.stem(mel)]
     for i in range(checkpoint.dims.n_audio_layer):
         layers.append(model.layer(layers[-1], i))
     audio = model.encode_from(layers[-1], len(layers) - 1)
-    cross = model.hear(audio)
-    tokens, n_prompt = _said(model, audio, vocab, checkpoint)
+    cross = model.cache_cross(audio)
+    tokens, n_prompt = _decode_text(model, audio, vocab, checkpoint)
     scores = _log_softmax(model.logits(audio, [tokens])[0][n_prompt - 1 :])
-    return _Exact(layers, audio, cross, tokens, n_prompt - 1, scores)
+    return _ExactResult(layers, audio, cross, tokens, n_prompt - 1, scores)
 
 
 def _first_layer(groups: Collection[str]) -> int | None:
-    """The first encoder layer that has one of the groups."""
+    """The first encoder layer that contains one of the groups."""
     layers = [int(group.split(".")[2]) for group in groups if group.startswith("encoder.blocks.")]
     return min(layers, default=None)
 
 
 def _measure(
-    model: _Model, samples: Sequence[_Exact], groups: Collection[str]
+    model: _CachedCrossReference, samples: Sequence[_ExactResult], groups: Collection[str]
 ) -> tuple[float, float]:
-    """Error of keys and values and divergence of scores with some groups rounded."""
+    """Error of keys and values and divergence of scores with some groups quantized."""
     model.groups = groups
     first = _first_layer(groups)
     squares = np.zeros(2)
@@ -206,9 +212,9 @@ def _measure(
         audio = sample.audio
         if first is not None:
             audio = model.encode_from(sample.layers[first], first)
-        model.heard = (audio, list(sample.cross)) if audio is sample.audio else None
+        model.cached = (audio, list(sample.cross)) if audio is sample.audio else None
         if first is not None or CROSS in groups:
-            found = model.hear(audio)
+            found = model.cache_cross(audio)
             for pair, exact in zip(found, sample.cross):
                 for a, b in zip(pair, exact):
                     squares += np.square(a - b).sum(), np.square(b).sum()
@@ -218,8 +224,8 @@ def _measure(
     return math.sqrt(squares[0] / squares[1]) if squares[1] else 0.0, divergence / n
 
 
-def more_bytes(group: str, checkpoint: Checkpoint, precision: Precision) -> int:
-    """What a group takes more on disk when it is kept: 16 bits for 8, or 8 for 4."""
+def extra_bytes(group: str, checkpoint: Checkpoint, precision: Precision) -> int:
+    """Additional bytes on disk if a group is kept: 16 bits instead of 8, or 8 instead of 4."""
     names = [f"{name}.weight" for name in products_of(group, checkpoint.dims)]
     weights = sum(math.prod(checkpoint.tensors[name].shape) for name in names)
     if precision.bits == 4 and not group.startswith("encoder."):
@@ -227,23 +233,24 @@ def more_bytes(group: str, checkpoint: Checkpoint, precision: Precision) -> int:
     return weights
 
 
-def choose(costs: Sequence[Cost], budget: int) -> frozenset[str]:
-    """Groups to keep: what costs most a byte first, as long as it fits into ``budget`` bytes."""
+def select_groups(costs: Sequence[Cost], budget: int) -> frozenset[str]:
+    """Groups to keep, by descending cost per byte, while they fit into ``budget`` bytes."""
     found = []
-    for cost in sorted(costs, key=lambda cost: -cost.divergence / cost.more_bytes):
-        if cost.divergence > 0 and cost.more_bytes <= budget:
-            budget -= cost.more_bytes
+    for cost in sorted(costs, key=lambda cost: -cost.divergence / cost.extra_bytes):
+        if cost.divergence > 0 and cost.extra_bytes <= budget:
+            budget -= cost.extra_bytes
             found.append(cost.group)
     return frozenset(found)
 
 
-def _held(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint with its weights in memory, if it is small: they are read many times."""
-    if 4 * sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values()) > _HELD:
+def _cached(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint with its weights cached in memory, if it is small."""
+    n_weights = sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
+    if 4 * n_weights > _MAX_CACHED_BYTES:
         return checkpoint
     known: dict[str, F32] = {}
 
-    def hold(name: str, tensor: Tensor) -> Tensor:
+    def cached(name: str, tensor: Tensor) -> Tensor:
         def read() -> F32:
             if name not in known:
                 known[name] = tensor.read()
@@ -251,7 +258,7 @@ def _held(checkpoint: Checkpoint) -> Checkpoint:
 
         return Tensor(tensor.shape, read)
 
-    tensors = {name: hold(name, tensor) for name, tensor in checkpoint.tensors.items()}
+    tensors = {name: cached(name, tensor) for name, tensor in checkpoint.tensors.items()}
     return dataclasses.replace(checkpoint, tensors=tensors)
 
 
@@ -262,77 +269,77 @@ def calibrate(
     budget: int,
     on_progress: Callable[[float, float], None] | None = None,
 ) -> Calibration:
-    """Measure what rounding costs on recordings, and keep what is worth it.
+    """Measure the cost of quantization on recordings, and select groups to keep.
 
     Args:
         checkpoint: the model.
         precision: int8 or int4.
-        folder: recordings; the first 10 s of up to :data:`RECORDINGS` of them are heard.
-        budget: bytes on disk that may be spent on keeping groups a step more exact.
-        on_progress: called with what is done, and all, in passes.
+        folder: folder of recordings. The first 10 s of up to :data:`MAX_RECORDINGS` are used.
+        budget: additional bytes on disk for groups at higher precision.
+        on_progress: called with passes done and their total number.
 
     Raises:
         OptionError: there are no recordings.
-        AudioError: one cannot be read.
+        AudioError: a recording cannot be read.
     """
     paths = find_recordings(folder)
-    n = min(RECORDINGS, len(paths))
+    n = min(MAX_RECORDINGS, len(paths))
     paths = [paths[i * len(paths) // n] for i in range(n)]
     report = on_progress or (lambda done, total: None)
-    checkpoint = _held(checkpoint)
+    checkpoint = _cached(checkpoint)
     vocab = Vocab(checkpoint.tokenizer_json, checkpoint.dims, checkpoint.multilingual)
     groups = groups_of(checkpoint.dims)
-    loose = [group for group in groups if not chosen(group, precision.kept)]
-    total = 2 * len(paths) + len(loose) + 2
+    candidates = [group for group in groups if not matches(group, precision.kept)]
+    total = 2 * len(paths) + len(candidates) + 2
     mels = [_mel(path, checkpoint.dims.n_mels) for path in paths]
-    # what the products are given does not hang on rounding: exact, with no spread known yet
-    model = _Model(checkpoint, {}, precision)
+    # activation statistics are those of the exact model
+    model = _CachedCrossReference(checkpoint, {}, precision)
     samples = []
     for done, mel in enumerate(mels):
         report(done, total)
-        samples.append(_listen(model, mel, vocab, checkpoint))
+        samples.append(_run_exact(model, mel, vocab, checkpoint))
     report(len(paths), total)
-    heard = [ActivationSample(mel, sample.tokens) for mel, sample in zip(mels, samples)]
-    spreads = observe(checkpoint, [*made_up(checkpoint), *heard])
-    model = _Model(checkpoint, spreads, precision)
+    recorded = [ActivationSample(mel, sample.tokens) for mel, sample in zip(mels, samples)]
+    stats = collect_stats(checkpoint, [*synthetic_samples(checkpoint), *recorded])
+    model = _CachedCrossReference(checkpoint, stats, precision)
     costs = []
-    for done, group in enumerate(loose, 2 * len(paths)):
+    for done, group in enumerate(candidates, 2 * len(paths)):
         report(done, total)
-        size = more_bytes(group, checkpoint, precision)
+        size = extra_bytes(group, checkpoint, precision)
         costs.append(Cost(group, size, *_measure(model, samples, [group])))
-    kept = choose(costs, budget)
+    kept = select_groups(costs, budget)
     report(total - 2, total)
     before = _measure(model, samples, groups)
     report(total - 1, total)
     final = dataclasses.replace(precision, kept=precision.kept | kept)
-    after = _after(model, samples, groups, final, spreads, checkpoint)
+    after = _after(model, samples, groups, final, stats, checkpoint)
     report(total, total)
     found = _report(paths, samples, budget, costs, kept, (before, after))
-    return Calibration(spreads, final, found)
+    return Calibration(stats, final, found)
 
 
 def _after(
-    model: _Model,
-    samples: Sequence[_Exact],
+    model: _CachedCrossReference,
+    samples: Sequence[_ExactResult],
     groups: Sequence[str],
     final: Precision,
-    spreads: Mapping[str, Spread],
+    stats: Mapping[str, ActivationStats],
     checkpoint: Checkpoint,
 ) -> tuple[float, float]:
-    """Errors with the groups kept that were chosen."""
-    if final.bits == 4:  # what is kept in the decoder has 8 bits now
-        model = _Model(checkpoint, spreads, final)
+    """Errors with the selected groups kept."""
+    if final.bits == 4:  # kept groups of the decoder have 8 bits
+        model = _CachedCrossReference(checkpoint, stats, final)
     exact = [
         group
         for group in groups
-        if chosen(group, final.kept) and (final.bits == 8 or group.startswith("encoder."))
+        if matches(group, final.kept) and (final.bits == 8 or group.startswith("encoder."))
     ]
     return _measure(model, samples, [group for group in groups if group not in exact])
 
 
 def _report(
     paths: Sequence[Path],
-    samples: Sequence[_Exact],
+    samples: Sequence[_ExactResult],
     budget: int,
     costs: Sequence[Cost],
     kept: Collection[str],
@@ -352,7 +359,7 @@ def _report(
         "kept_divergence": rounded(divergence_kept),
         "groups": {
             cost.group: {
-                "more_bytes": cost.more_bytes,
+                "more_bytes": cost.extra_bytes,
                 "cross_error": rounded(cost.cross),
                 "divergence": rounded(cost.divergence),
                 "kept": cost.group in kept,

@@ -1,8 +1,9 @@
-"""What is moved from the inputs of products into their weights before these are rounded.
+"""SmoothQuant: makes the channels of inputs more even before quantization.
 
-Exact but for rounding: each channel's mean is taken out (``x @ W = (x - m) @ W + m @ W``) and loud
-channels are made quieter while their weights grow (SmoothQuant: Xiao et al. 2022,
-arXiv:2211.10438), by powers of two. A layer normalization before the product takes both in.
+SmoothQuant (Xiao et al. 2022, arXiv:2211.10438) divides large channels of an input by scales and
+multiplies their weights by the same scales, here powers of two. Each channel's mean is subtracted
+too (``x @ W = (x - m) @ W + m @ W``). Both are exact but for rounding. The layer normalization
+before the product applies them to the input at no cost.
 """
 
 from __future__ import annotations
@@ -13,39 +14,39 @@ import numpy as np
 
 from whisper_opt.core.arrays import F32
 from whisper_opt.export.checkpoints.checkpoint import Tensor
-from whisper_opt.export.quantization.activation_stats import Spread
+from whisper_opt.export.quantization.activation_stats import ActivationStats
 
-__all__ = ["Folded", "Folds", "fold", "norm_before"]
+__all__ = ["NormSmoothing", "Smoothing", "norm_before", "smooth"]
 
 
-class Folded:
-    """What is moved from the inputs of some products into their weights and biases.
+class Smoothing:
+    """The shift and scales of the input of some products.
 
     Attributes:
-        mean: float32 [n_in], taken from the input.
-        quiet: float32 [n_in], what the input is divided by, powers of two.
+        mean: float32 [n_in], subtracted from the input.
+        scale: float32 [n_in], powers of two by which the input is divided.
     """
 
-    def __init__(self, mean: F32, quiet: F32) -> None:
+    def __init__(self, mean: F32, scale: F32) -> None:
         """See the attributes."""
         self.mean = mean
-        self.quiet = quiet
+        self.scale = scale
 
 
-def fold(spread: Spread, loudest_weights: F32) -> Folded:
-    """Share the unevenness of channels between an input and the weights that multiply it.
+def smooth(stats: ActivationStats, weight_absmax: F32) -> Smoothing:
+    """Divide the unevenness of channels between an input and its weights.
 
     Args:
-        spread: of the input.
-        loudest_weights: float32 [n_in], largest magnitude of each channel's weights.
+        stats: statistics of the input.
+        weight_absmax: float32 [n_in], largest magnitude of each channel's weights.
     """
-    ratio = np.log2(np.maximum(spread.peak, 1e-6) / np.maximum(loudest_weights, 1e-6))
-    quiet = np.exp2(np.rint((ratio - ratio.mean()) / 2)).astype(np.float32)
-    return Folded(spread.mean, quiet)
+    ratio = np.log2(np.maximum(stats.peak, 1e-6) / np.maximum(weight_absmax, 1e-6))
+    scale = np.exp2(np.rint((ratio - ratio.mean()) / 2)).astype(np.float32)
+    return Smoothing(stats.mean, scale)
 
 
 def norm_before(product: str) -> str:
-    """The layer normalization that a projection reads, or nothing."""
+    """The layer normalization before a projection, or an empty string."""
     block, _, part = product.rpartition(".")
     if part in ("key", "value") and block.endswith(".cross_attn"):
         return "encoder.ln_post"
@@ -54,14 +55,14 @@ def norm_before(product: str) -> str:
     return f"{block}_ln" if product.endswith(".mlp.0") else ""
 
 
-class Folds:
-    """What is folded into every layer normalization of a model."""
+class NormSmoothing:
+    """The smoothing of every layer normalization of a model."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], spreads: Mapping[str, Spread]) -> None:
-        """``spreads``: of the inputs of all products, by their names."""
+    def __init__(self, tensors: Mapping[str, Tensor], stats: Mapping[str, ActivationStats]) -> None:
+        """``stats``: statistics of the inputs of all products, by their names."""
         self._tensors = tensors
-        self._spreads = spreads
-        self._known: dict[str, Folded] = {}
+        self._stats = stats
+        self._smoothing: dict[str, Smoothing] = {}
 
     def consumers(self, norm: str) -> list[str]:
         """The projections whose input is a layer normalization; none for the output head's."""
@@ -76,10 +77,10 @@ class Folds:
         }
         return [f"{block}.{part}" for part in parts.get(kind, ())]
 
-    def into(self, norm: str) -> Folded:
-        """What goes into one layer normalization."""
-        if norm not in self._known:
+    def of(self, norm: str) -> Smoothing:
+        """The smoothing of one layer normalization."""
+        if norm not in self._smoothing:
             names = self.consumers(norm)
-            loudest = [np.abs(self._tensors[f"{name}.weight"].read()).max(axis=0) for name in names]
-            self._known[norm] = fold(self._spreads[names[0]], np.max(loudest, axis=0))
-        return self._known[norm]
+            absmax = [np.abs(self._tensors[f"{name}.weight"].read()).max(axis=0) for name in names]
+            self._smoothing[norm] = smooth(self._stats[names[0]], np.max(absmax, axis=0))
+        return self._smoothing[norm]

@@ -1,11 +1,12 @@
-"""Whether plans compute what the ONNX engine computes: the same tokens, through the same sessions.
+"""Compares TensorRT plans with the ONNX engine: same windows, same sessions, same tokens.
 
-Plans may build without complaint and compute garbage on one kind of GPU. So two windows are decoded
-by both, in every way that sessions decode: a prompt at once, hypotheses that fan out, swap and go,
-single steps. The ONNX engine chooses the tokens; both are given them, and the likeliest next tokens
-are compared at every position. Tokens whose scores are as close as 16-bit arithmetic errs count as
-equal. The plans' own choices (``choose``, and ``advance`` in steps that the device takes by itself)
-must be those of their scores, and no score, nor what the alignment heads look at, may be far off.
+Plans may build without errors and yet compute wrong values on some GPU. So both decode two windows
+with all operations of sessions: a prompt at once, hypotheses that are copied, swapped and dropped,
+and single steps. The ONNX engine chooses the tokens. Both are fed these tokens, and their likeliest
+next tokens are compared at every position. Tokens count as equal if their scores differ by no more
+than rounding in 16 bits. The plans' own choices (``choose``, and ``advance`` in multi-step
+decoding) must agree with their scores. No score and no attention of the alignment heads may have a
+large error.
 """
 
 from __future__ import annotations
@@ -17,13 +18,21 @@ import numpy as np
 
 from whisper_opt.audio.features import log_mel
 from whisper_opt.core.arrays import F32, Int
-from whisper_opt.core.backend import Backend, Encoded, Logits, Run, Runner, Session, TokenMask
+from whisper_opt.core.backend import (
+    Backend,
+    Encoded,
+    Logits,
+    MultiStepResult,
+    MultiStepSession,
+    Session,
+    TokenMask,
+)
 from whisper_opt.core.dims import N_SAMPLES
 from whisper_opt.core.logits import log_sum_exp, top_row
 from whisper_opt.decoding.constraints import SuppressTokens, TimestampRules, TokenConstraint
 from whisper_opt.decoding.multistep import GreedyRow, greedy_row, greedy_rows
 from whisper_opt.export.graphs.precision import FP16
-from whisper_opt.export.verification.synthetic_audio import seconds, voice
+from whisper_opt.export.verification.synthetic_audio import sample_times, synthetic_voice
 from whisper_opt.text.vocabulary import Vocab
 
 __all__ = ["compare_backends"]
@@ -31,16 +40,16 @@ __all__ = ["compare_backends"]
 N_STEPS = 12
 """Steps after the prompt."""
 N_BEST = 5
-FAR = 0.05
-"""A score that errs by this share of the largest one is not rounding."""
+MAX_ERROR = 0.05
+"""Largest error of a score that can be rounding, relative to the largest score."""
 _FAN_OUT = (0, 0, 1, 1)
-_MOVES = {4: (1, 0, 3, 2), 8: (2, 0, 0, 3), 10: (3, 1)}
-"""Rows that go on after a step: they swap, one of them is copied and one dropped, two go."""
+_REORDERS = {4: (1, 0, 3, 2), 8: (2, 0, 0, 3), 10: (3, 1)}
+"""Rows that continue after a step: two swap; one is copied and one dropped; two are dropped."""
 
 
 @dataclasses.dataclass
 class _Tally:
-    """What was compared, and what came out."""
+    """Counts and errors of the comparison."""
 
     tokens: int = 0
     differing: int = 0
@@ -50,7 +59,7 @@ class _Tally:
     attention: float = 0.0
 
     def add(self, expected: F32, found: F32) -> None:
-        """Scores [n_seq, n_vocab] of both."""
+        """Compare scores [n_seq, n_vocab]."""
         rows = np.arange(len(expected))
         finite = bool(np.isfinite(found).all())
         chosen = np.where(np.isfinite(found), found, -np.inf).argmax(axis=1)
@@ -64,8 +73,9 @@ class _Tally:
             self.error = max(self.error, float(np.abs(expected - found).max()))
 
     def result(self) -> dict[str, Any]:
-        """What the build record keeps."""
-        near = self.error <= FAR * self.scale and self.attention <= FAR  # false where not a number
+        """The entry of the build record."""
+        # false if an error is not a number
+        near = self.error <= MAX_ERROR * self.scale and self.attention <= MAX_ERROR
         bad = self.differing or self.choices or not near
         detail = (
             f"{self.differing} of {self.tokens} tokens differ; scores of up to {self.scale:.3g} by"
@@ -76,12 +86,12 @@ class _Tally:
         return {"status": "differ" if bad else "equal", "detail": detail}
 
 
-def _sounds(n_mels: int) -> F32:
-    """Two windows [2, n_mels, 3000] of tones that glide and pause, as voices do."""
-    time = seconds(N_SAMPLES)
+def _windows(n_mels: int) -> F32:
+    """Two windows [2, n_mels, 3000] of synthetic audio."""
+    time = sample_times(N_SAMPLES)
     windows = []
     for pitch, pace in ((120.0, 3.0), (210.0, 4.5)):
-        windows.append(log_mel(voice(time, pitch, pace, time % 10 < 7), n_mels).head())
+        windows.append(log_mel(synthetic_voice(time, pitch, pace, time % 10 < 7), n_mels).head())
     return np.stack(windows)
 
 
@@ -91,7 +101,7 @@ def _last(logits: Logits) -> F32:
 
 
 def _wrong_choices(logits: Logits, scores: F32) -> int:
-    """How many of the tokens that the backend chooses are not the best by its own scores."""
+    """Number of tokens chosen by the backend that are not the best by its own scores."""
     n_seq, n_vocab = scores.shape
     mask = TokenMask(np.zeros((n_seq, n_vocab), np.bool_), np.full(n_seq, n_vocab, np.int64))
     top = logits.top(N_BEST, mask)
@@ -101,7 +111,7 @@ def _wrong_choices(logits: Logits, scores: F32) -> int:
 
 
 def _extend(pair: tuple[Session, Session], tokens: Int, tally: _Tally) -> F32:
-    """Give both the tokens; the reference's scores [n_seq, n_vocab]."""
+    """Feed both the tokens; returns the reference's scores [n_seq, n_vocab]."""
     expected = _last(pair[0].extend(tokens))
     logits = pair[1].extend(tokens)
     found = _last(logits)
@@ -110,18 +120,18 @@ def _extend(pair: tuple[Session, Session], tokens: Int, tally: _Tally) -> F32:
     return expected
 
 
-def _run(session: Session, first: Int, rows: list[GreedyRow]) -> Run | None:
-    """Let a session go on by itself; None where it does not."""
-    if not (isinstance(session, Runner) and session.runs):
+def _run(session: Session, first: Int, rows: list[GreedyRow]) -> MultiStepResult | None:
+    """Multi-step decoding of a session; None if it has none."""
+    if not (isinstance(session, MultiStepSession) and session.supports_multistep):
         return None
     state = greedy_rows(rows, [[token] for token in first.tolist()])
-    return session.run(first[:, None], state, N_STEPS)
+    return session.decode_steps(first[:, None], state, N_STEPS)
 
 
-def _wrong_steps(backend: Backend, heard: Encoded, prompt: Int, vocab: Vocab) -> int:
-    """How many tokens of steps that the device takes by itself are not those of single steps.
+def _wrong_steps(backend: Backend, encoded: Encoded, prompt: Int, vocab: Vocab) -> int:
+    """Number of tokens of multi-step decoding that differ from those of single steps.
 
-    One window is under the timestamp rules, the other is not.
+    One window has timestamps, the other does not.
     """
     never = SuppressTokens(np.array(sorted(set(vocab.never_sampled())), np.int64))
     begin, eot, n_vocab = vocab.timestamp_begin, vocab.eot, backend.dims.n_vocab
@@ -130,7 +140,7 @@ def _wrong_steps(backend: Backend, heard: Encoded, prompt: Int, vocab: Vocab) ->
     begins = [begin, None]
     rows = [greedy_row(rule, start, eot, n_vocab) for rule, start in zip(rules, begins)]
     first = np.array([begin, 1], np.int64)
-    sessions = [backend.open(heard) for _ in range(2)]
+    sessions = [backend.open(encoded) for _ in range(2)]
     try:
         for session in sessions:
             session.extend(prompt)
@@ -155,46 +165,46 @@ def _wrong_steps(backend: Backend, heard: Encoded, prompt: Int, vocab: Vocab) ->
 
 
 def _is_wrong(scores: F32, begin: int, token: int, logprob: float) -> bool:
-    """Whether a token is not the best of scores [n_vocab] by more than rounding."""
+    """Whether a token is worse than the best of scores [n_vocab] by more than rounding."""
     within = FP16.logits_tolerance * float(np.abs(scores[np.isfinite(scores)]).max(initial=1.0))
     (best,), (expected,) = top_row(scores.copy(), begin, 1)
     if token == best:
         return not abs(logprob - expected) <= within
-    if (token < begin) != (best < begin):  # timestamps together against the best text
+    if (token < begin) != (best < begin):  # all timestamps against the best text token
         return not abs(log_sum_exp(scores[begin:]) - scores[:begin].max()) <= within
     return not scores[best] - scores[token] <= within
 
 
 def compare_backends(reference: Backend, candidate: Backend, vocab: Vocab) -> dict[str, Any]:
-    """Decode the same windows with both and compare every next token.
+    """Decode the same windows with both backends and compare every next token.
 
     Args:
         reference: the ONNX engine's backend.
         candidate: the plans' backend.
-        vocab: of the engine.
+        vocab: vocabulary of the engine.
 
     Returns:
-        ``status`` (``equal`` or ``differ``) and ``detail`` (figures, in words): for the build
+        ``status`` (``equal`` or ``differ``) and ``detail`` (the measured errors), for the build
         record.
     """
-    mel, tally = _sounds(reference.dims.n_mels), _Tally()
+    mel, tally = _windows(reference.dims.n_mels), _Tally()
     prompt = np.array([vocab.start(vocab.default_language, "transcribe", timestamps=False)] * 2)
-    heard = (reference.encode(mel), candidate.encode(mel))
+    encoded = (reference.encode(mel), candidate.encode(mel))
     lengths = np.full(len(prompt), prompt.shape[1])
-    expected = reference.attention(heard[0], prompt, lengths).scores
-    found = candidate.attention(heard[1], prompt, lengths).scores
+    expected = reference.attention(encoded[0], prompt, lengths).scores
+    found = candidate.attention(encoded[1], prompt, lengths).scores
     tally.attention = float(np.abs(found - expected).max() / np.abs(expected).max())
-    pair = (reference.open(heard[0]), candidate.open(heard[1]))
+    pair = (reference.open(encoded[0]), candidate.open(encoded[1]))
     try:
         scores = _extend(pair, prompt, tally)
         for session in pair:
             session.gather(np.array(_FAN_OUT))
-        # the two hypotheses of a window part at once
+        # the two hypotheses of a window differ from the first token
         order = np.argsort(-scores, axis=1)
         tokens = order[[0, 0, 1, 1], [0, 1, 0, 1]]
         for step in range(N_STEPS):
             tokens = _extend(pair, tokens[:, None], tally).argmax(axis=1)
-            rows = _MOVES.get(step)
+            rows = _REORDERS.get(step)
             if rows is not None:
                 for session in pair:
                     session.gather(np.array(rows))
@@ -202,5 +212,5 @@ def compare_backends(reference: Backend, candidate: Backend, vocab: Vocab) -> di
     finally:
         for session in pair:
             session.close()
-    tally.choices += _wrong_steps(candidate, heard[1], prompt, vocab)
+    tally.choices += _wrong_steps(candidate, encoded[1], prompt, vocab)
     return tally.result()

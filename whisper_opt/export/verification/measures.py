@@ -1,4 +1,4 @@
-"""How far an export is off, and whether that is too far."""
+"""Measures of the errors of an export, and their limits."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import numpy as np
 
 from whisper_opt.core.errors import VerificationError
 
-__all__ = ["MEASURES", "judge", "largest", "rms"]
+__all__ = ["MEASURES", "largest", "require_error_below", "rms"]
 
 
 def largest(pairs: Any) -> tuple[float, float]:
-    """Largest difference, and largest value expected; infinite where not all are finite."""
+    """Largest error and largest expected value; the error is infinite if a value is not finite."""
     error = scale = 0.0
     for expected, found in pairs:
         if not (np.isfinite(found).all() and np.isfinite(expected).all()):
@@ -23,7 +23,7 @@ def largest(pairs: Any) -> tuple[float, float]:
 
 
 def rms(pairs: Any) -> tuple[float, float]:
-    """Root mean squares, of the differences and of the values expected; of all pairs together."""
+    """Root mean squares of the errors and of the expected values, over all pairs."""
     squares = np.zeros(2)
     n = 0
     for expected, found in pairs:
@@ -39,15 +39,15 @@ def rms(pairs: Any) -> tuple[float, float]:
 MEASURES = {"largest": largest, "rms": rms}
 
 
-def judge(what: str, error: float, allowed: float) -> None:
-    """Refuse an engine of which ``what`` is further off than is allowed.
+def require_error_below(name: str, error: float, allowed: float) -> None:
+    """Check that the error of ``name`` is at most ``allowed``.
 
     Raises:
-        VerificationError: it is.
+        VerificationError: the error is larger, or is not a number.
     """
     if not error <= allowed:
         raise VerificationError(
-            f"the exported engine's {what} differ from the checkpoint's by {error:.3g}; at most"
+            f"the exported engine's {name} differ from the checkpoint's by {error:.3g}; at most"
             f" {allowed:.3g} is allowed. No engine was written. Try another ONNX Runtime version;"
-            " if it stays, report it"
+            " if the error remains, report it"
         )

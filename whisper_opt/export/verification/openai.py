@@ -1,4 +1,4 @@
-"""A second opinion at export: openai-whisper itself, where it is installed."""
+"""Scores of openai-whisper itself, a second reference if it is installed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from whisper_opt.export.checkpoints.checkpoint import OUTPUT_HEAD, Checkpoint
 __all__ = ["MAX_BYTES", "openai_logits"]
 
 MAX_BYTES = 2 << 30
-"""Largest fp32 model that is also built in torch: a second copy must fit in memory."""
+"""Largest fp32 model that is also built in torch, as a second copy must fit in memory."""
 
 
 def openai_logits(checkpoint: Checkpoint, mel: F32, sequences: Sequence[Int]) -> list[F32] | None:
@@ -25,9 +25,9 @@ def openai_logits(checkpoint: Checkpoint, mel: F32, sequences: Sequence[Int]) ->
         sequences: int64 [n] tokens each.
 
     Returns:
-        Scores [n, n_vocab] of each sequence, or None where openai-whisper or torch is not
-        installed, the model is larger than :data:`MAX_BYTES`, or it has an output head of its own,
-        which openai-whisper does not know.
+        Scores [n, n_vocab] of each sequence, or None if openai-whisper or torch is not installed,
+        the model is larger than :data:`MAX_BYTES`, or it has a separate output head, which
+        openai-whisper does not support.
     """
     if OUTPUT_HEAD in checkpoint.tensors:
         return None

@@ -1,8 +1,8 @@
-"""Runs a graph in pieces, so that a model larger than memory can still be checked.
+"""Runs a graph in partitions, so that a model larger than memory can be verified.
 
-A piece is the part of the graph between two values of the residual stream; the pieces, run one
-after another, execute every node of the graph on the same data file. A small model is one piece:
-the graph as it is.
+A partition is the part of the graph between two values of the residual stream. The partitions run
+one after another and together execute every node, on the same data file. A small model is one
+partition: the graph itself.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from whisper_opt.core.remedies import install_hint
 from whisper_opt.export.graphs.builder import OnnxGraph
 from whisper_opt.runtime.onnxruntime.graph import sums_overflow
 
-__all__ = ["PIECE_BYTES", "PiecewiseGraph", "extract", "require_onnxruntime"]
+__all__ = ["PARTITION_BYTES", "PartitionedGraph", "extract", "require_onnxruntime"]
 
-PIECE_BYTES = 256 << 20
-"""Weights loaded at once; a model with less than four times this is run whole."""
+PARTITION_BYTES = 256 << 20
+"""Weights loaded at once. A model of up to four times this is one partition."""
 
 
 def extract(model: ModelProto, inputs: Sequence[str], outputs: Sequence[str]) -> ModelProto:
-    """The part of ``model`` that computes ``outputs`` when ``inputs`` are already known.
+    """The part of ``model`` that computes ``outputs`` from ``inputs``.
 
-    Graph inputs that the part needs are added; weights keep pointing at the same data file.
+    Further graph inputs are added if the part needs them. Weights stay in the same data file.
     """
     producers = {name: node for node in model.graph.node for name in node.output}
     known, needed = set(inputs), _needed(producers, inputs, outputs)
     nodes = [node for node in model.graph.node if node.name in needed]
-    used = {name for node in nodes for name in _read(node)}
+    used = {name for node in nodes for name in _inputs(node)}
     infos = {info.name: info for info in (*model.graph.input, *model.graph.output)}
 
     def info(name: str) -> Any:
@@ -59,7 +59,7 @@ def extract(model: ModelProto, inputs: Sequence[str], outputs: Sequence[str]) ->
 def _needed(
     producers: Mapping[str, NodeProto], known: Iterable[str], outputs: Iterable[str]
 ) -> set[str]:
-    """Names of the nodes that compute ``outputs`` when ``known`` values are given."""
+    """Names of the nodes that compute ``outputs`` from the values ``known``."""
     given, needed, wanted = set(known), set(), list(outputs)
     while wanted:
         name = wanted.pop()
@@ -67,12 +67,12 @@ def _needed(
         if name in given or node is None or node.name in needed:
             continue
         needed.add(node.name)
-        wanted.extend(_read(node))
+        wanted.extend(_inputs(node))
     return needed
 
 
-def _read(node: NodeProto) -> list[str]:
-    """What a node reads, the branches of an ``If`` included."""
+def _inputs(node: NodeProto) -> list[str]:
+    """Inputs of a node, including those of the branches of an ``If``."""
     inner = (one for attribute in node.attribute for one in attribute.g.node)
     return [*node.input, *(name for one in inner for name in one.input)]
 
@@ -81,7 +81,7 @@ def require_onnxruntime(dialect: str = "contrib") -> Any:
     """The ``onnxruntime`` module.
 
     Raises:
-        BackendUnavailable: it is not installed, or cannot run ``dialect``.
+        BackendUnavailable: ONNX Runtime is not installed, or cannot run ``dialect``.
     """
     try:
         import onnxruntime
@@ -99,76 +99,76 @@ def require_onnxruntime(dialect: str = "contrib") -> Any:
     return onnxruntime
 
 
-class PiecewiseGraph:
-    """One exported graph, run piece by piece with ONNX Runtime on the CPU."""
+class PartitionedGraph:
+    """One exported graph, run in partitions with ONNX Runtime on the CPU."""
 
     def __init__(self, graph: OnnxGraph, cuts: Sequence[str], folder: Path, stem: str) -> None:
-        """Plan the pieces.
+        """Plan the partitions.
 
         Args:
-            graph: the graph as written to ``folder/stem.onnx`` (its weights located).
+            graph: the graph as written to ``folder/stem.onnx``, with locations of weights.
             cuts: values of the residual stream at which the graph may be cut, in order.
-            folder: where the graph and its data file are; pieces are written there for a moment.
-            stem: file name without ending.
+            folder: folder of the graph and its data file. Partitions are temporary files in it.
+            stem: file name without suffix.
         """
         self._runtime = require_onnxruntime()
         self._folder = folder
         self._stem = stem
         self.inputs = [value.name for value in graph.model.graph.input]
         self._outputs = [value.name for value in graph.model.graph.output]
-        self._pieces = self._plan(graph, cuts)
+        self._partitions = self._plan(graph, cuts)
         self._single: Any = None
 
     def _plan(self, graph: OnnxGraph, cuts: Sequence[str]) -> list[ModelProto]:
         sizes = {weight.name: weight.nbytes for weight in graph.weights}
-        if sum(sizes.values()) <= 4 * PIECE_BYTES:
+        if sum(sizes.values()) <= 4 * PARTITION_BYTES:
             return [graph.model]
-        pieces: list[ModelProto] = []
+        partitions: list[ModelProto] = []
         known: list[str] = []
         left = list(self._outputs)
         producers = {name: node for node in graph.model.graph.node for name in node.output}
         for cut, following in zip(cuts, cuts[1:]):
-            if _weigh(extract(graph.model, known, [following]), sizes) <= PIECE_BYTES:
-                continue  # the next layer still fits into this piece
+            if _weight_bytes(extract(graph.model, known, [following]), sizes) <= PARTITION_BYTES:
+                continue  # the next layer still fits into this partition
             if [cut] == known:
                 continue
-            piece = extract(graph.model, known, [cut])
-            inside = {name for node in piece.graph.node for name in node.output}
-            # an output belongs here if it can be had without the value that goes on
+            partition = extract(graph.model, known, [cut])
+            inside = {name for node in partition.graph.node for name in node.output}
+            # an output belongs to this partition if it does not depend on ``cut``
             given = {*known, *inside} - {cut}
             last = producers[cut].name
             here = [name for name in left if last not in _needed(producers, given, [name])]
-            pieces.append(extract(graph.model, known, [*here, cut]))
+            partitions.append(extract(graph.model, known, [*here, cut]))
             left = [name for name in left if name not in here]
             known = [cut]
-        pieces.append(extract(graph.model, known, left))
-        return pieces
+        partitions.append(extract(graph.model, known, left))
+        return partitions
 
     def __len__(self) -> int:
-        """How many pieces."""
-        return len(self._pieces)
+        """Number of partitions."""
+        return len(self._partitions)
 
     def run(self, feeds: Mapping[str, NDArray]) -> dict[str, NDArray]:
-        """Every graph output for ``feeds`` (all graph inputs by name).
+        """All graph outputs for ``feeds`` (all graph inputs by name).
 
         Raises:
-            VerificationError: ONNX Runtime cannot load or run a piece.
+            VerificationError: ONNX Runtime cannot load or run a partition.
         """
         values = dict(feeds)
         results: dict[str, NDArray] = {}
-        for piece in self._pieces:
-            names = [value.name for value in piece.graph.output]
-            needed = {value.name: values[value.name] for value in piece.graph.input}
-            outputs = dict(zip(names, self._run_piece(piece, names, needed)))
+        for partition in self._partitions:
+            names = [value.name for value in partition.graph.output]
+            needed = {value.name: values[value.name] for value in partition.graph.input}
+            outputs = dict(zip(names, self._run_partition(partition, names, needed)))
             values.update(outputs)
             results.update(outputs)
         return {name: results[name] for name in self._outputs}
 
-    def _run_piece(
-        self, piece: ModelProto, names: list[str], feeds: Mapping[str, NDArray]
+    def _run_partition(
+        self, partition: ModelProto, names: list[str], feeds: Mapping[str, NDArray]
     ) -> list[NDArray]:
         try:
-            outputs: list[NDArray] = self._session(piece).run(names, dict(feeds))
+            outputs: list[NDArray] = self._session(partition).run(names, dict(feeds))
         except Exception as error:  # the runtime's errors share no base class
             raise VerificationError(
                 f"ONNX Runtime {self._runtime.__version__} cannot run the exported {self._stem}:"
@@ -176,26 +176,27 @@ class PiecewiseGraph:
             ) from error
         return outputs
 
-    def _session(self, piece: ModelProto) -> Any:
+    def _session(self, partition: ModelProto) -> Any:
         options = self._runtime.SessionOptions()
         options.log_severity_level = 3
         if sums_overflow():
             options.add_session_config_entry("session.x64quantprecision", "1")
         providers = ["CPUExecutionProvider"]
-        if len(self._pieces) == 1:
+        if len(self._partitions) == 1:
             if self._single is None:
                 path = self._folder / f"{self._stem}.onnx"
                 self._single = self._runtime.InferenceSession(
                     str(path), options, providers=providers
                 )
             return self._single
-        path = self._folder / f"{self._stem}.piece.onnx"
-        path.write_bytes(piece.SerializeToString())
+        path = self._folder / f"{self._stem}.partition.onnx"
+        path.write_bytes(partition.SerializeToString())
         try:
             return self._runtime.InferenceSession(str(path), options, providers=providers)
         finally:
             path.unlink()
 
 
-def _weigh(piece: ModelProto, sizes: Mapping[str, int]) -> int:
-    return sum(sizes.get(tensor.name, 0) for tensor in piece.graph.initializer)
+def _weight_bytes(partition: ModelProto, sizes: Mapping[str, int]) -> int:
+    """Bytes of the weights of a partition."""
+    return sum(sizes.get(tensor.name, 0) for tensor in partition.graph.initializer)

@@ -1,8 +1,8 @@
-"""A plain numpy forward pass of Whisper: what exported graphs are verified against.
+"""A plain numpy forward pass of Whisper, the reference of exported graphs.
 
 Written from the paper's architecture (arXiv:2212.04356) and the layer order of openai-whisper's
-whisper/model.py, sharing no code with the graph builder. No cache, no batching tricks, float32
-throughout; weights are read layer by layer and dropped.
+whisper/model.py. It shares no code with the graph builder, and has no cache and no batches.
+Everything is float32. Weights are read layer by layer and dropped.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ def _attend(
     value: F32,
     *,
     causal: bool,
-    weighed: Callable[..., None],
+    record: Callable[..., None],
     counts: Int | None = None,
 ) -> F32:
-    """Scaled dot-product attention of [n, H, d] arrays -> [n_query, H * d], a head at a time.
+    """Scaled dot-product attention of [n, H, d] arrays -> [n_query, H * d], one head at a time.
 
-    ``weighed`` is called with the weights [n_query, n_key] of every head, and ``causal``;
-    ``counts`` says for how many keys each one stands.
+    ``record`` is called with the weights [n_query, n_key] of every head and ``causal``. ``counts``:
+    number of positions that each key represents.
     """
     n_query, n_head, width = query.shape
     mixed = np.empty((n_query, n_head * width), np.float32)
@@ -66,7 +66,7 @@ def _attend(
         scores -= scores.max(axis=-1, keepdims=True)
         np.exp(scores, out=scores)
         scores /= scores.sum(axis=-1, keepdims=True)
-        weighed(scores, causal=causal)
+        record(scores, causal=causal)
         mixed[:, head * width : (head + 1) * width] = scores @ value[:, head]
     return mixed
 
@@ -75,7 +75,7 @@ class Reference:
     """The model of one checkpoint, one audio and one token sequence at a time."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        """Nothing is read yet."""
+        """Read nothing yet."""
         self._tensors = checkpoint.tensors
         self._dims = checkpoint.dims
 
@@ -91,7 +91,7 @@ class Reference:
         return self._read("decoder.token_embedding.weight")
 
     def _output_head(self, embedding: F32) -> F32:
-        """[n_vocab, n_text_state], the embedding in models without a head of their own."""
+        """[n_vocab, n_text_state], the embedding in models without a separate head."""
         return self._read(OUTPUT_HEAD) if OUTPUT_HEAD in self._tensors else embedding
 
     def _norm(self, x: F32, name: str) -> F32:
@@ -103,16 +103,18 @@ class Reference:
     def _self_attention(
         self, x: F32, name: str, *, causal: bool, at: Int | None = None, counts: Int | None = None
     ) -> F32:
-        """``at``: the positions that ask (default: all)."""
-        asking = x if at is None else x[at]
-        query = self._heads(self._linear(asking, f"{name}.query"))
+        """``at``: positions of the queries (default: all)."""
+        queries = x if at is None else x[at]
+        query = self._heads(self._linear(queries, f"{name}.query"))
         key = self._heads(self._linear(x, f"{name}.key", bias=False))
         value = self._heads(self._linear(x, f"{name}.value"))
-        mixed = _attend(query, key, value, causal=causal, weighed=self._weighed, counts=counts)
+        mixed = _attend(
+            query, key, value, causal=causal, record=self._record_attention, counts=counts
+        )
         return self._linear(mixed, f"{name}.out")
 
-    def _weighed(self, weights: F32, *, causal: bool) -> None:
-        """Called with the attention [n_query, n_key] of every head; here nobody wants to know."""
+    def _record_attention(self, weights: F32, *, causal: bool) -> None:
+        """Called with the attention [n_query, n_key] of every head; subclasses may record it."""
 
     def _mlp(self, x: F32, block: str) -> F32:
         hidden = gelu(self._linear(self._norm(x, f"{block}.mlp_ln"), f"{block}.mlp.0"))
@@ -130,10 +132,11 @@ class Reference:
         """Encoder output [n_ctx, n_audio_state] of one log-mel window [n_mels, n_frames]."""
         return self.encode_from(self.stem(mel), 0)
 
-    def encode_heard(self, mel: F32, positions: Int, counts: Int) -> F32:
-        """Encoder output [n_heard, n_audio_state] where padding is heard by parts.
+    def encode_compressed(self, mel: F32, positions: Int, counts: Int) -> F32:
+        """Encoder output [n_encoded, n_audio_state] with padding compression.
 
-        Arguments as of :class:`whisper_opt.runtime.padding.Heard`, but a whole window [n_mels, n_frames].
+        ``positions`` and ``counts`` are as of :mod:`whisper_opt.runtime.padding`; ``mel`` is a
+        whole window [n_mels, n_frames].
         """
         x = self.layer(self.stem(mel), 0, at=positions)
         for i in range(1, self._dims.n_audio_layer):
@@ -141,21 +144,22 @@ class Reference:
         return self._norm(x, "encoder.ln_post")
 
     def stem(self, mel: F32) -> F32:
-        """What the first encoder layer is given [n_ctx, n_audio_state]."""
+        """Input of the first encoder layer [n_ctx, n_audio_state]."""
         x = gelu(self._conv(mel, "encoder.conv1", 1))
         x = gelu(self._conv(x, "encoder.conv2", self._dims.frames_per_position)).T
         return cast(F32, x + self._read("encoder.positional_embedding")[: len(x)])
 
     def encode_from(self, x: F32, first: int) -> F32:
-        """Encoder output of what layer ``first`` is given."""
+        """Encoder output from ``x``, the input of layer ``first``."""
         for i in range(first, self._dims.n_audio_layer):
             x = self.layer(x, i)
         return self._norm(x, "encoder.ln_post")
 
     def layer(self, x: F32, i: int, *, at: Int | None = None, counts: Int | None = None) -> F32:
-        """What an encoder layer makes of the residual stream [n_ctx, n_audio_state].
+        """The residual stream [n_ctx, n_audio_state] after an encoder layer.
 
-        ``at``: the positions that go on (default: all); ``counts``: for how many each stands.
+        ``at``: positions to continue with (default: all). ``counts``: number of positions that each
+        represents.
         """
         block = f"encoder.blocks.{i}"
         mixed = self._self_attention(
@@ -189,10 +193,10 @@ class Reference:
         """Scores as :meth:`logits`, and cross-attention scores before the softmax.
 
         The latter are those of ``heads``, (layer, head) pairs in the order of layers:
-        [len(heads), len(tokens), n_ctx] a sequence. ``counts``: for how many positions each of the
-        audio stands.
+        [len(heads), len(tokens), n_ctx] per sequence. ``counts``: number of positions that each
+        position of the audio represents.
         """
-        watched: list[list[F32]] = [[] for _ in sequences]
+        alignment: list[list[F32]] = [[] for _ in sequences]
         embedding = self._embedding()
         positions = self._read("decoder.positional_embedding")
         states = [embedding[tokens] + positions[: len(tokens)] for tokens in sequences]
@@ -205,13 +209,13 @@ class Reference:
                 )
                 normed = self._norm(x, f"{block}.cross_attn_ln")
                 query = self._heads(self._linear(normed, f"{block}.cross_attn.query"))
-                watched[j].extend(
+                alignment[j].extend(
                     query[:, head] @ key[:, head].T * np.float32(HEAD_DIM**-0.5)
                     for layer, head in heads
                     if layer == i
                 )
                 mixed = _attend(
-                    query, key, value, causal=False, weighed=self._weighed, counts=counts
+                    query, key, value, causal=False, record=self._record_attention, counts=counts
                 )
                 x = x + self._linear(mixed, f"{block}.cross_attn.out")
                 states[j] = x + self._mlp(x, block)
@@ -219,5 +223,5 @@ class Reference:
         head = self._output_head(embedding)
         return (
             [self._norm(x, "decoder.ln") @ head.T for x in states],
-            [np.stack(scores) if scores else empty for scores in watched],
+            [np.stack(scores) if scores else empty for scores in alignment],
         )

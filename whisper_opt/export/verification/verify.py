@@ -1,9 +1,8 @@
-"""Every export ends here: does the new engine compute what its checkpoint computes?
+"""Verifies that a new engine computes what its checkpoint computes. Every export ends with it.
 
-Encoder outputs and teacher-forced decoder scores are compared with the plain numpy forward pass of
-``reference`` (and, where openai-whisper is installed, with that), on a seeded noise window. The
-decoder is driven as the decode loop drives it: a ragged, right-padded prefill of two hypotheses of
-one audio, then single steps.
+Encoder outputs and teacher-forced decoder scores are compared with the numpy forward pass of
+``reference`` on a seeded noise window, and with openai-whisper if it is installed. The decoder runs
+as in decoding: a ragged, right-padded prefill of two hypotheses of one audio, then single steps.
 """
 
 from __future__ import annotations
@@ -18,47 +17,49 @@ from whisper_opt.core.arrays import F32, Int, NDArray
 from whisper_opt.core.dims import HEAD_DIM, N_FRAMES, ModelDims
 from whisper_opt.export.checkpoints.checkpoint import Checkpoint
 from whisper_opt.export.graphs.precision import FP32, Precision
-from whisper_opt.export.verification.measures import MEASURES, judge, rms
+from whisper_opt.export.verification.measures import MEASURES, require_error_below, rms
 from whisper_opt.export.verification.openai import openai_logits
-from whisper_opt.export.verification.partitioned import PiecewiseGraph
+from whisper_opt.export.verification.partitioned import PartitionedGraph
 from whisper_opt.export.verification.reference import Reference
 from whisper_opt.runtime.head_bounds import Inputs, Screen
-from whisper_opt.runtime.padding import MASKED, Heard, Padding
+from whisper_opt.runtime.head_names import APPROXIMATE, APPROXIMATE_SCORES, EXACT, HIDDEN
+from whisper_opt.runtime.padding import MASKED, EncoderInput, PaddingCompression
 
-__all__ = ["PACKED_TOLERANCE", "Parity", "noise_mel", "unpacked", "verify", "verify_packed"]
+__all__ = ["PACKED_TOLERANCE", "Parity", "noise_mel", "unpack_cross", "verify", "verify_packed"]
 
 SEED = 20220921
 _PREFILL = 8
 _STEPS = 3
 PACKED_TOLERANCE = {"cross": 0.02, "logits": 0.2, "attention": 0.1}
-"""Largest errors of what is computed from packed keys and values, root mean square. Rounding them
-moves other integers of the decoder, and noise is no speech: docs/accuracy.md."""
+"""Largest root mean square errors with packed keys and values. Their rounding changes other
+integers of the decoder, and errors on noise are larger than on speech (docs/accuracy.md)."""
 _COUNTS = 1e-5
-"""Largest error of the logarithm of how many a key stands for."""
+"""Largest error of the logarithm of the number of positions per key."""
+_MANIFEST_KEYS = {"bound_ratio": "screen_share"}
+"""Fields of :class:`Parity` that have another name in the manifest (format 4)."""
 _SHORT = 150
-"""Frames of sound in the window whose padding is heard by parts."""
+"""Frames before the padding in the window with padding compression."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Parity:
-    """What verification measured.
+    """Results of a verification.
 
     Attributes:
-        input: what the model was fed.
+        input: input of the model.
         cross_error: error of the cross-attention keys and values: the largest, or the root mean
             square (see ``measure``).
-        cross_scale: those values themselves, measured likewise.
+        cross_scale: the largest, or the root mean square, of those values themselves.
         logits_error: error of the decoder's scores.
-        logits_scale: the scores.
+        logits_scale: size of the scores.
         attention_error: error of the alignment heads' scores.
-        attention_scale: the alignment heads' scores.
-        screen_share: largest error of a rough score, as a share of its bound; None where the head
-            is not screened.
-        openai_whisper: difference from openai-whisper's scores; None where it is
-            not installed.
-        cross_tolerance: largest error allowed, as a share of ``cross_scale`` (and of
+        attention_scale: size of the alignment heads' scores.
+        bound_ratio: largest error of an approximate score relative to its bound; None without a
+            two-stage output head.
+        openai_whisper: error against openai-whisper's scores; None if it is not installed.
+        cross_tolerance: largest allowed error relative to ``cross_scale`` (and to
             ``attention_scale``).
-        logits_tolerance: largest error allowed, as a share of ``logits_scale``.
+        logits_tolerance: largest allowed error relative to ``logits_scale``.
         measure: ``largest`` absolute value, or root mean square (``rms``).
     """
 
@@ -69,16 +70,17 @@ class Parity:
     logits_scale: float
     attention_error: float
     attention_scale: float
-    screen_share: float | None
+    bound_ratio: float | None
     openai_whisper: float | None
     cross_tolerance: float = FP32.cross_tolerance
     logits_tolerance: float = FP32.logits_tolerance
     measure: str = FP32.measure
 
     def to_dict(self) -> dict[str, Any]:
-        """For the manifest."""
+        """The entry of the manifest."""
+        measured = dataclasses.asdict(self)
         return {
-            **dataclasses.asdict(self),
+            **{_MANIFEST_KEYS.get(name, name): value for name, value in measured.items()},
             "reference": "numpy fp32",
             "provider": "CPUExecutionProvider",  # other providers' kernels were not run
         }
@@ -93,9 +95,9 @@ def noise_mel(dims: ModelDims, seed: int = SEED) -> F32:
 
 def verify(
     checkpoint: Checkpoint,
-    encoder: PiecewiseGraph,
-    decoder: PiecewiseGraph,
-    screen: Screen | None = None,
+    encoder: PartitionedGraph,
+    decoder: PartitionedGraph,
+    head: Screen | None = None,
     *,
     precision: Precision = FP32,
     parts: Sequence[int] | None = None,
@@ -103,12 +105,12 @@ def verify(
     """Compare an exported engine with its checkpoint.
 
     Args:
-        checkpoint: what was exported.
+        checkpoint: the exported checkpoint.
         encoder: the encoder graph.
         decoder: the decoder graph.
-        screen: the output head, if the decoder screens it.
-        precision: what is measured, and how large errors may be.
-        parts: in which padding is heard, where it is heard by parts.
+        head: the output head and its bounds, if the decoder has a two-stage head.
+        precision: defines the measure and the tolerances.
+        parts: lengths of the parts of padding, if the encoder compresses padding.
 
     Raises:
         VerificationError: a value is not finite, or an error exceeds its tolerance.
@@ -118,28 +120,25 @@ def verify(
     mel = noise_mel(dims)
     reference = Reference(checkpoint)
     audio = reference.encode(mel)
-    cross = _encode(encoder, Heard.whole(mel[None], dims.frames_per_position))
+    cross = _encode(encoder, EncoderInput.uncompressed(mel[None], dims.frames_per_position))
     cross_error, cross_scale = _compare_cross(reference, audio, cross, dims, measure)
-    judge("cross-attention keys and values", cross_error, precision.cross_tolerance * cross_scale)
+    require_error_below(
+        "cross-attention keys and values", cross_error, precision.cross_tolerance * cross_scale
+    )
     if parts is not None:
-        _verify_parts(checkpoint, encoder, decoder, parts, precision)
+        _verify_compression(checkpoint, encoder, decoder, parts, precision)
     sequences = _sequences(dims)
-    found, screen_share = _drive(decoder, cross, sequences, dims, screen)
-    expected, watched = reference.decode(audio, sequences[:1], checkpoint.heads)
+    found, bound_ratio = _decode_stepwise(decoder, cross, sequences, dims, head)
+    expected, alignment = reference.decode(audio, sequences[:1], checkpoint.heads)
     expected += reference.logits(audio, sequences[1:])
     error, scale = measure(zip(expected, found))
-    judge("decoder scores", error, precision.logits_tolerance * scale)
+    require_error_below("decoder scores", error, precision.logits_tolerance * scale)
     attention_error, attention_scale = measure(
-        zip(watched, [_attention(decoder, cross, sequences[0], dims)])
+        zip(alignment, [_attention(decoder, cross, sequences[0], dims)])
     )
-    judge("attention scores", attention_error, precision.cross_tolerance * attention_scale)
-    oracle = openai_logits(checkpoint, mel, sequences)
-    oracle_error = None
-    if oracle is not None:
-        oracle_error, oracle_scale = measure(zip(oracle, found))
-        judge(
-            "scores against openai-whisper", oracle_error, precision.logits_tolerance * oracle_scale
-        )
+    require_error_below(
+        "attention scores", attention_error, precision.cross_tolerance * attention_scale
+    )
     return Parity(
         input=f"seeded noise ({SEED})",
         cross_error=cross_error,
@@ -148,75 +147,91 @@ def verify(
         logits_scale=scale,
         attention_error=attention_error,
         attention_scale=attention_scale,
-        screen_share=screen_share,
-        openai_whisper=oracle_error,
+        bound_ratio=bound_ratio,
+        openai_whisper=_verify_openai(checkpoint, mel, sequences, found, precision),
         cross_tolerance=precision.cross_tolerance,
         logits_tolerance=precision.logits_tolerance,
         measure=precision.measure,
     )
 
 
+def _verify_openai(
+    checkpoint: Checkpoint,
+    mel: F32,
+    sequences: Sequence[Int],
+    found: Sequence[F32],
+    precision: Precision,
+) -> float | None:
+    """Error of scores against openai-whisper; None if that is not available."""
+    expected = openai_logits(checkpoint, mel, sequences)
+    if expected is None:
+        return None
+    error, scale = MEASURES[precision.measure](zip(expected, found))
+    require_error_below("scores against openai-whisper", error, precision.logits_tolerance * scale)
+    return error
+
+
 def verify_packed(
     dims: ModelDims,
-    plain: tuple[PiecewiseGraph, PiecewiseGraph],
-    packed: tuple[PiecewiseGraph, PiecewiseGraph],
+    plain: tuple[PartitionedGraph, PartitionedGraph],
+    packed: tuple[PartitionedGraph, PartitionedGraph],
     parts: Sequence[int],
 ) -> dict[str, float]:
-    """Compare the graphs that hand packed keys and values over with those that do not.
+    """Compare the graphs with packed keys and values with the plain ones.
 
-    On a seeded noise window with padding behind it, and the prefill and steps of :func:`verify`.
+    On a seeded noise window with padding, with the prefill and steps of :func:`verify`.
 
     Returns:
-        Errors of keys and values, scores and attention scores: root mean square, as a share of that
-        of what is expected.
+        Relative root mean square errors of keys and values, scores and attention scores.
 
     Raises:
-        VerificationError: an error exceeds :data:`PACKED_TOLERANCE`, or keys count otherwise than
-            they should.
+        VerificationError: an error exceeds :data:`PACKED_TOLERANCE`, or a key has a wrong weight.
     """
     mel = noise_mel(dims, SEED + 1)
     mel[:, _SHORT:] = 0
-    heard = Padding(parts, dims.frames_per_position).heard(mel[None])
+    encoder_input = PaddingCompression(parts, dims.frames_per_position).compress(mel[None])
     sequences = _sequences(dims)
     found = []
     for encoder, decoder in (plain, packed):
-        cross = _encode(encoder, heard)
-        scores, _ = _drive(decoder, cross, sequences, dims, None)
-        attention = _attention(decoder, cross, sequences[0], dims)[..., : len(heard.counts)]
+        cross = _encode(encoder, encoder_input)
+        scores, _ = _decode_stepwise(decoder, cross, sequences, dims, None)
+        attention = _attention(decoder, cross, sequences[0], dims)[..., : len(encoder_input.counts)]
         if "cross_added" in cross:
-            judge("packed counts", _count_error(cross["cross_added"], heard), _COUNTS)
-            cross = unpacked(cross, dims)
+            require_error_below(
+                "packed counts", _count_error(cross["cross_added"], encoder_input), _COUNTS
+            )
+            cross = unpack_cross(cross, dims)
         found.append((cross, scores, attention))
     names = [f"cross_{kind}_{i}" for i in range(dims.n_text_layer) for kind in ("k", "v")]
-    n = len(heard.counts)
+    n = len(encoder_input.counts)
     pairs = {
         "cross": [_same_part(found[0][0][name], found[1][0][name], n) for name in names],
         "logits": list(zip(found[0][1], found[1][1])),
         "attention": [(found[0][2], found[1][2])],
     }
     errors = {}
-    for what, each in pairs.items():
+    for name, each in pairs.items():
         error, scale = rms(each)
-        judge(f"packed {what}", error, PACKED_TOLERANCE[what] * scale)
-        errors[what] = error / scale
+        require_error_below(f"packed {name}", error, PACKED_TOLERANCE[name] * scale)
+        errors[name] = error / scale
     return errors
 
 
-def _count_error(added: F32, heard: Heard) -> float:
-    """Error of what is added to scores; that of keys that there are not, in units of ``MASKED``."""
-    n = len(heard.counts)
-    counts = np.abs(added[:, :n] - np.log(heard.counts)).max()
+def _count_error(added: F32, encoder_input: EncoderInput) -> float:
+    """Error of the values added to scores; for masked keys relative to ``MASKED``."""
+    n = len(encoder_input.counts)
+    counts = np.abs(added[:, :n] - np.log(encoder_input.counts)).max()
     return float(max(counts, np.abs(added[:, n:] / MASKED - 1).max(initial=0)))
 
 
 def _same_part(plain: NDArray, packed: NDArray, n: int) -> tuple[NDArray, NDArray]:
-    """Keys [A, H, 65, n] or values [A, H, n, 64] and what was packed of them, where both are."""
+    """Keys [A, H, 65, n] or values [A, H, n, 64], plain and packed, without padding."""
     if plain.shape[2] == n and plain.shape[3] == HEAD_DIM:
         return plain, packed[:, :, :n]
     return plain[:, :, :HEAD_DIM], packed[..., :n]
 
 
-def unpacked(cross: Mapping[str, NDArray], dims: ModelDims) -> dict[str, NDArray]:
+def unpack_cross(cross: Mapping[str, NDArray], dims: ModelDims) -> dict[str, NDArray]:
     """Packed keys and values as floats: keys [A, H, 64, T'] and values [A, H, T', 64]."""
     found: dict[str, NDArray] = {}
     for i in range(dims.n_text_layer):
@@ -231,41 +246,43 @@ def unpacked(cross: Mapping[str, NDArray], dims: ModelDims) -> dict[str, NDArray
     return found
 
 
-def _encode(encoder: PiecewiseGraph, heard: Heard) -> dict[str, NDArray]:
-    feeds = heard.feeds()
+def _encode(encoder: PartitionedGraph, encoder_input: EncoderInput) -> dict[str, NDArray]:
+    feeds = encoder_input.feeds()
     return encoder.run({name: feeds[name] for name in encoder.inputs})
 
 
-def _verify_parts(
+def _verify_compression(
     checkpoint: Checkpoint,
-    encoder: PiecewiseGraph,
-    decoder: PiecewiseGraph,
+    encoder: PartitionedGraph,
+    decoder: PartitionedGraph,
     parts: Sequence[int],
     precision: Precision,
 ) -> None:
-    """Compare with the reference what is heard of a short sound, and the scores after a prompt.
+    """Verify padding compression: keys and values of short audio, and scores after a prompt.
 
-    Integers round padding more coarsely than sound (base: 0.21 of the keys and values, and 0.07
-    where there is no padding), hence twice the tolerances.
+    Quantization errors of padding are larger than those of audio (base: 0.21 of the keys and
+    values; 0.07 without padding), hence twice the tolerances.
     """
     dims, reference = checkpoint.dims, Reference(checkpoint)
     measure = MEASURES[precision.measure]
     mel = noise_mel(dims, SEED + 1)
     mel[:, _SHORT:] = 0
-    heard = Padding(parts, dims.frames_per_position).heard(mel[None])
-    audio = reference.encode_heard(mel, heard.positions, heard.counts)
-    cross = _encode(encoder, heard)
+    encoder_input = PaddingCompression(parts, dims.frames_per_position).compress(mel[None])
+    audio = reference.encode_compressed(mel, encoder_input.positions, encoder_input.counts)
+    cross = _encode(encoder, encoder_input)
     error, scale = _compare_cross(reference, audio, cross, dims, measure)
-    judge("keys and values of padding", error, 2 * precision.cross_tolerance * scale)
+    require_error_below("keys and values of padding", error, 2 * precision.cross_tolerance * scale)
     tokens = _sequences(dims)[0]
-    found = _fed_whole(decoder, cross, tokens, dims, at=np.arange(len(tokens)))["logits"]
-    expected = reference.decode(audio, [tokens], counts=heard.counts)[0]
+    found = _decode_at_once(decoder, cross, tokens, dims, at=np.arange(len(tokens)))["logits"]
+    expected = reference.decode(audio, [tokens], counts=encoder_input.counts)[0]
     error, scale = measure(zip(expected, found))
-    judge("decoder scores after padding", error, 2 * precision.logits_tolerance * scale)
+    require_error_below(
+        "decoder scores after padding", error, 2 * precision.logits_tolerance * scale
+    )
 
 
 def _sequences(dims: ModelDims) -> list[Int]:
-    """Two token sequences whose prefills differ in length and whose steps begin there."""
+    """Two token sequences whose prefills differ in length."""
     draw = np.random.default_rng(SEED)
     lengths = (_PREFILL + _STEPS, _PREFILL - 3 + _STEPS)
     return [draw.integers(0, dims.n_vocab, n).astype(np.int64) for n in lengths]
@@ -287,14 +304,17 @@ def _compare_cross(
     return measure(pairs())
 
 
-def _drive(
-    decoder: PiecewiseGraph,
+def _decode_stepwise(
+    decoder: PartitionedGraph,
     cross: dict[str, NDArray],
     sequences: Sequence[Int],
     dims: ModelDims,
-    screen: Screen | None,
+    head: Screen | None,
 ) -> tuple[list[F32], float | None]:
-    """Scores [len(sequence), n_vocab] after every token, as a session would get them."""
+    """Scores [len(sequence), n_vocab] after every token, by a prefill and single steps.
+
+    And, for a two-stage head, the largest error of an approximate score relative to its bound.
+    """
     n_seq = len(sequences)
     cache = _empty_cache(n_seq, dims, cross)
     aligned = np.zeros(0, np.int64)
@@ -302,44 +322,47 @@ def _drive(
     tokens = np.zeros((n_seq, int(prefill.max())), np.int64)
     for padded, sequence, n in zip(tokens, sequences, prefill.tolist()):
         padded[:n] = sequence[:n]
-    # every position of the prefill is wanted; the last column is each row's last real token
+    # every position of the prefill is requested; the last column is each row's last real token
     at = np.minimum(np.arange(tokens.shape[1])[None], prefill[:, None] - 1)
     start = np.zeros(n_seq, np.int64)
     scores: list[list[F32]] = [[] for _ in sequences]
-    share = 0.0
+    ratio = 0.0
     for step in range(_STEPS + 1):
         feeds = {"tokens": tokens, "start": start, "at": at, "aligned": aligned}
         out = decoder.run({**feeds, **_all_columns(decoder, at), **cross, **cache})
         for row, count in enumerate(prefill.tolist() if step == 0 else [1] * n_seq):
             scores[row].extend(out["logits"][row, :count])
-        if screen is not None:
-            share = max(share, _screen_share(screen, out))
+        if head is not None:
+            ratio = max(ratio, _bound_ratio(head, out))
         cache = {name: out[f"{name}_out"] for name in cache}
         start = prefill + step
         if step < _STEPS:
             tokens = np.array([[sequences[i][start[i]]] for i in range(n_seq)], np.int64)
             at = np.zeros((n_seq, 1), np.int64)
-    return [np.stack(rows) for rows in scores], None if screen is None else share
+    return [np.stack(rows) for rows in scores], None if head is None else ratio
 
 
-def _all_columns(decoder: PiecewiseGraph, at: Int) -> dict[str, NDArray]:
-    """Every wanted position, exact and screened, for a decoder that asks."""
+def _all_columns(decoder: PartitionedGraph, at: Int) -> dict[str, NDArray]:
+    """All requested positions in both stages of the head, if the decoder has these inputs."""
     every = np.arange(at.shape[1])
-    return {name: every for name in ("exact", "screened") if name in decoder.inputs}
+    return {name: every for name in (EXACT, APPROXIMATE) if name in decoder.inputs}
 
 
-def _screen_share(screen: Screen, out: dict[str, NDArray]) -> float:
-    """The largest error of a rough score as a share of its bound, which must hold."""
+def _bound_ratio(head: Screen, out: dict[str, NDArray]) -> float:
+    """The largest error of an approximate score relative to its bound, which it must not exceed."""
     rows = zip(
-        *(out[name].reshape(-1, out[name].shape[2]) for name in ("logits", "rough", "hidden"))
+        *(
+            out[name].reshape(-1, out[name].shape[2])
+            for name in ("logits", APPROXIMATE_SCORES, HIDDEN)
+        )
     )
-    share = 0.0
-    every = np.arange(len(screen.error))
-    for exact, rough, hidden in rows:
-        error = np.abs(rough + hidden @ screen.mean - exact)
-        share = max(share, float((error / Inputs(screen, hidden[None]).bounds(0, every)).max()))
-    judge("screened scores, in units of their bounds,", share, 1.0)
-    return share
+    ratio = 0.0
+    every = np.arange(len(head.error))
+    for exact, approximate, hidden in rows:
+        error = np.abs(approximate + hidden @ head.mean - exact)
+        ratio = max(ratio, float((error / Inputs(head, hidden[None]).bounds(0, every)).max()))
+    require_error_below("approximate scores, relative to their bounds,", ratio, 1.0)
+    return ratio
 
 
 def _empty_cache(n_seq: int, dims: ModelDims, cross: Mapping[str, NDArray]) -> dict[str, NDArray]:
@@ -353,18 +376,18 @@ def _empty_cache(n_seq: int, dims: ModelDims, cross: Mapping[str, NDArray]) -> d
 
 
 def _attention(
-    decoder: PiecewiseGraph, cross: dict[str, NDArray], tokens: Int, dims: ModelDims
+    decoder: PartitionedGraph, cross: dict[str, NDArray], tokens: Int, dims: ModelDims
 ) -> F32:
     """Cross-attention scores [n_heads, n_tokens, n_ctx] of one sequence fed at once."""
-    out = _fed_whole(decoder, cross, tokens, dims, at=np.array([len(tokens) - 1]))
+    out = _decode_at_once(decoder, cross, tokens, dims, at=np.array([len(tokens) - 1]))
     layers = [out[name][0] for name in out if name.startswith("attention_")]
     return np.concatenate(layers)
 
 
-def _fed_whole(
-    decoder: PiecewiseGraph, cross: dict[str, NDArray], tokens: Int, dims: ModelDims, at: Int
+def _decode_at_once(
+    decoder: PartitionedGraph, cross: dict[str, NDArray], tokens: Int, dims: ModelDims, at: Int
 ) -> dict[str, NDArray]:
-    """What the decoder gives for one sequence fed at once, with scores at ``at``."""
+    """Outputs of the decoder for one sequence fed at once, with scores at ``at``."""
     feeds = {
         "tokens": tokens[None],
         "start": np.zeros(1, np.int64),

@@ -1,13 +1,13 @@
 """ONNX Runtime on an NVIDIA GPU: the graphs of an engine, bound to device memory.
 
-The sessions are those of every device (``device_session.py``): cross keys and values and the caches
-stay on the GPU and are written in place, tokens are chosen there, and a step moves a few bytes each
-way. This module is the :class:`~whisper_opt.runtime.device.executor.Executor` of ONNX Runtime's CUDA
-provider, and may let its TensorRT provider (TensorRT 10) run the encoder.
+The sessions are those of every device (:mod:`whisper_opt.runtime.device.session`): caches stay on
+the GPU and are written in place, tokens are chosen there, and a step copies a few bytes each way.
+This module has the :class:`~whisper_opt.runtime.device.executor.Executor` of ONNX Runtime's CUDA
+provider. Its TensorRT provider (TensorRT 10) can run the encoder.
 
-CUDA graphs are not used: a captured graph allows neither copies between host and device nor work
-on the CPU within it, and ``GroupQueryAttention`` takes the total length from the host, where every
-step has another one.
+CUDA graphs are not used. A captured graph allows no copies between host and device and no work on
+the CPU, but ``GroupQueryAttention`` reads the total length from the host, and it changes at every
+step.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from whisper_opt.core.errors import BackendUnavailable, EngineError
 from whisper_opt.core.remedies import install_hint
 from whisper_opt.runtime.cuda.runtime import Copies, Cuda, DeviceBlock, PinnedBlock
 from whisper_opt.runtime.device.backend import DeviceBackend
-from whisper_opt.runtime.device.executor import GRAPHS, OPTIONAL, Buffer, Chain, Tensor
+from whisper_opt.runtime.device.executor import GRAPHS, OPTIONAL, Buffer, GraphSequence, Tensor
 from whisper_opt.runtime.device.session import DeviceSession
 from whisper_opt.runtime.engine import Engine
 from whisper_opt.runtime.gpus import find_gpus
+from whisper_opt.runtime.head_names import APPROXIMATE, APPROXIMATE_SCORES, EXACT, HIDDEN
 from whisper_opt.runtime.onnxruntime.graph import graph_tensors, import_onnxruntime, load_graph
 
 __all__ = ["CudaBackend", "OrtExecutor", "cuda_providers"]
@@ -36,18 +37,19 @@ __all__ = ["CudaBackend", "OrtExecutor", "cuda_providers"]
 _log = logging.getLogger(__name__)
 
 ENCODER_BATCH = 16
-"""Windows that the TensorRT provider's encoder takes at once."""
+"""Largest batch of windows of the TensorRT provider's encoder."""
 RESERVE = 256 << 20
-"""Bytes of GPU memory left to ONNX Runtime for what lies between the layers."""
-_HIDDEN = ("exact", "screened", "rough", "hidden")
-"""A head that is screened on the CPU; here all scores are exact, and nothing is screened."""
+"""GPU memory in bytes that is left to ONNX Runtime for intermediate tensors."""
+_TWO_STAGE = (EXACT, APPROXIMATE, APPROXIMATE_SCORES, HIDDEN)
+"""Inputs and outputs of the two-stage head, which is for the CPU; here all scores are exact."""
 
 
 def cuda_providers(device_index: int) -> list[Any]:
     """The CUDA execution provider with its options, as ONNX Runtime takes them.
 
-    Products stay in the types of the graph (no TF32); convolutions are not searched for at the
-    first run of every shape; the arena grows by what is needed, as most memory is not its own.
+    Matrix multiplications keep the types of the graph (no TF32). There is no search for convolution
+    algorithms at the first run of every shape. The arena grows by the requested size only, since
+    most memory is allocated outside it.
     """
     options = {
         "device_id": str(device_index),
@@ -59,10 +61,10 @@ def cuda_providers(device_index: int) -> list[Any]:
 
 
 def tensorrt_providers(engine: Engine, device_index: int) -> list[Any]:
-    """The TensorRT execution provider for the encoder, and CUDA for what it leaves.
+    """The TensorRT execution provider for the encoder, with CUDA for unsupported operators.
 
-    One profile from one window to ``ENCODER_BATCH``; engines and timings are kept beside the ONNX
-    engine, a directory for each kind of GPU and version of ONNX Runtime.
+    It has one profile, from one window to ``ENCODER_BATCH``. TensorRT engines and timings are
+    cached beside the ONNX engine, in one directory per GPU architecture and ONNX Runtime version.
     """
     n_mels = engine.manifest.dims.n_mels
     shapes = {"min": 1, "opt": 1, "max": ENCODER_BATCH}
@@ -102,25 +104,25 @@ class _Bound:
     """A graph and the buffers bound to it."""
 
     def __init__(
-        self, executor: OrtExecutor, lane: _Lane, graph: str, buffers: Mapping[str, Buffer]
+        self, executor: OrtExecutor, stream: _Stream, graph: str, buffers: Mapping[str, Buffer]
     ) -> None:
-        self._lane, self._session = lane, executor.session(graph)
+        self._stream, self._session = stream, executor.session(graph)
         self._io = self._session.io_binding()
         self._keep = dict(buffers)  # bound by address: must outlive the binding
-        where = executor.device
+        device = executor.device
         inputs = [value.name for value in self._session.get_inputs()]
         for name, buffer in buffers.items():
             bind = self._io.bind_input if name in inputs else self._io.bind_output
-            bind(name, *where, buffer.dtype.type, buffer.shape, buffer.address)
-        if "screened" in inputs:
+            bind(name, *device, buffer.dtype.type, buffer.shape, buffer.address)
+        if APPROXIMATE in inputs:
             every = np.arange(buffers["at"].shape[1])
-            self._io.bind_cpu_input("exact", every)
-            self._io.bind_cpu_input("screened", every[:0])
-            for name in ("rough", "hidden"):
-                self._io.bind_output(name, *where)
+            self._io.bind_cpu_input(EXACT, every)
+            self._io.bind_cpu_input(APPROXIMATE, every[:0])
+            for name in (APPROXIMATE_SCORES, HIDDEN):
+                self._io.bind_output(name, *device)
 
     def run(self) -> None:
-        self._lane.synchronize()  # ONNX Runtime computes in a stream of its own
+        self._stream.synchronize()  # ONNX Runtime uses another stream
         try:
             self._session.run_with_iobinding(self._io)
             self._io.synchronize_outputs()
@@ -132,17 +134,17 @@ class _Bound:
         self._keep.clear()
 
 
-class _Call:
-    """Graphs and their buffers, and what is downloaded after them."""
+class _BoundSequence:
+    """Bound graphs that run one after another, followed by copies to the host."""
 
-    def __init__(self, lane: _Lane, runs: Sequence[_Bound], chain: Chain) -> None:
-        self._lane, self._runs, self._downloads = lane, runs, list(chain.downloads)
+    def __init__(self, stream: _Stream, runs: Sequence[_Bound], sequence: GraphSequence) -> None:
+        self._stream, self._runs, self._downloads = stream, runs, list(sequence.downloads)
 
     def run(self) -> None:
         for bound in self._runs:
             bound.run()
         for target, source in self._downloads:
-            self._lane.download(target, source)
+            self._stream.download(target, source)
 
     def close(self) -> None:
         self._downloads.clear()
@@ -150,8 +152,8 @@ class _Call:
             bound.close()
 
 
-class _Lane(Copies):
-    """Copies, and runs of graphs, each of which waits for the copies before it."""
+class _Stream(Copies):
+    """A stream of copies, and of graph runs that wait for the copies before them."""
 
     def __init__(self, executor: OrtExecutor) -> None:
         super().__init__(executor.cuda)
@@ -160,9 +162,9 @@ class _Lane(Copies):
     def run(self, graph: str, buffers: Mapping[str, Buffer]) -> None:
         _Bound(self._executor, self, graph, buffers).run()
 
-    def bind(self, chain: Chain) -> _Call:
-        runs = [_Bound(self._executor, self, graph, buffers) for graph, buffers in chain.runs]
-        return _Call(self, runs, chain)
+    def bind(self, sequence: GraphSequence) -> _BoundSequence:
+        runs = [_Bound(self._executor, self, graph, buffers) for graph, buffers in sequence.runs]
+        return _BoundSequence(self, runs, sequence)
 
 
 class OrtExecutor:
@@ -175,13 +177,13 @@ class OrtExecutor:
         device: tuple[str, int],
         encoder_batch: int | None = None,
     ) -> None:
-        """Take over loaded graphs.
+        """Use loaded graphs.
 
         Args:
             sessions: inference sessions of ``GRAPHS`` and any of ``OPTIONAL``, by name.
             cuda: the GPU.
-            device: what ONNX Runtime calls the device, and its index: ``("cuda", 0)``.
-            encoder_batch: whole windows that the encoder takes at once; None: anything.
+            device: name of the device in ONNX Runtime, and its index: ``("cuda", 0)``.
+            encoder_batch: largest batch of the encoder, of whole windows; None: no limit.
         """
         self._sessions, self.cuda, self.device = dict(sessions), cuda, device
         self._encoder_batch = encoder_batch
@@ -190,7 +192,7 @@ class OrtExecutor:
             name: {
                 value: tensor
                 for value, tensor in graph_tensors(session).items()
-                if value not in _HIDDEN
+                if value not in _TWO_STAGE
             }
             for name, session in sessions.items()
         }
@@ -218,23 +220,23 @@ class OrtExecutor:
         free, _ = self.cuda("cudaMemGetInfo")
         return max(int(free) - RESERVE, 0)
 
-    def lane_memory(self, graphs: Sequence[str]) -> int:
+    def stream_memory(self, graphs: Sequence[str]) -> int:
         return 0
 
-    def lane(self, graphs: Sequence[str]) -> _Lane:
-        return _Lane(self)
+    def open_stream(self, graphs: Sequence[str]) -> _Stream:
+        return _Stream(self)
 
     def close(self) -> None:
         self._sessions.clear()
 
 
 class _OneByOne(DeviceSession):
-    """A session whose graph takes several tokens at once only where nothing was fed before.
+    """A session that feeds several tokens at once only to an empty cache, otherwise one by one.
 
-    ``GroupQueryAttention`` of ONNX Runtime 1.19 computes several tokens on top of a past wrong.
+    ``GroupQueryAttention`` of ONNX Runtime 1.19 is wrong for several tokens on a non-empty cache.
     """
 
-    def _widest(self, n_new: int, n_at: int, *, aligned: bool) -> int:
+    def _tokens_per_call(self, n_new: int, n_at: int, *, aligned: bool) -> int:
         return 1 if self._layout.length.any() else n_new
 
 
@@ -242,7 +244,7 @@ class OrtDeviceBackend(DeviceBackend):
     """A model over an :class:`OrtExecutor`."""
 
     def __init__(self, executor: OrtExecutor, dims: ModelDims, dialect: str) -> None:
-        """``dialect``: of the decoder's graph."""
+        """``dialect``: dialect of the decoder graph."""
         super().__init__(executor, dims)
         if dialect == "contrib":
             self.session_type = _OneByOne
@@ -264,10 +266,10 @@ class CudaBackend(OrtDeviceBackend):
 
         Args:
             engine: an opened engine directory, fp16.
-            device_index: which GPU.
-            threads: threads of what is left to the CPU; None leaves the choice to ONNX Runtime.
+            device_index: index of the GPU.
+            threads: threads for operators on the CPU; None: ONNX Runtime's default.
             tensorrt_provider: let ONNX Runtime's TensorRT provider run the encoder.
-            runtime: stands in for ``cuda.bindings.runtime``.
+            runtime: replaces ``cuda.bindings.runtime`` in tests.
 
         Raises:
             BackendUnavailable: ONNX Runtime cannot use CUDA, or TensorRT, on this machine.
@@ -276,8 +278,8 @@ class CudaBackend(OrtDeviceBackend):
         lacking = [name for name in GRAPHS if f"{name}.onnx" not in engine.manifest.files]
         if lacking:
             raise EngineError(
-                f"{engine.path} has no {lacking[0]}.onnx, which sessions on a GPU need; export it"
-                " again with --precision fp16"
+                f"{engine.path} has no {lacking[0]}.onnx, which a GPU needs; export it again with"
+                " --precision fp16"
             )
         onnxruntime = import_onnxruntime()
         if hasattr(onnxruntime, "preload_dlls"):  # 1.21 and later: CUDA from its Python packages
@@ -300,13 +302,13 @@ class CudaBackend(OrtDeviceBackend):
 
 
 def _check_provider(session: Any, providers: Sequence[Any]) -> None:
-    """A provider whose libraries do not load is left out with a line on standard error only."""
+    """Raise if a provider was dropped: ONNX Runtime only writes a line to standard error."""
     wanted, found = providers[0][0], session.get_providers()
     if wanted in found:
         return
-    what = "TensorRT 10" if wanted.startswith("Tensorrt") else "CUDA and cuDNN"
+    libraries = "TensorRT 10" if wanted.startswith("Tensorrt") else "CUDA and cuDNN"
     raise BackendUnavailable(
         f"ONNX Runtime could not load its {wanted} (it has {', '.join(found)}); it needs the"
-        f" libraries of {what} that it was built for: {install_hint('cuda13', 'cuda12')}, and see"
-        " what it wrote to standard error"
+        f" libraries of {libraries} that it was built for: {install_hint('cuda13', 'cuda12')}, and"
+        " see what it wrote to standard error"
     )

@@ -163,7 +163,7 @@ class PinnedBlock:
 
 
 class Event:
-    """A place in a stream; see :class:`whisper_opt.runtime.device.executor.Mark`."""
+    """A place in a stream; see :class:`whisper_opt.runtime.device.executor.DeviceEvent`."""
 
     def __init__(self, cuda: Cuda, stream: Any) -> None:
         """Create it; it takes no time stamps."""
@@ -171,7 +171,7 @@ class Event:
         self._event = cuda("cudaEventCreateWithFlags", cuda.runtime.cudaEventDisableTiming)
         self._destroy = cuda.owned(self, "cudaEventDestroy", self._event)
 
-    def set(self) -> None:
+    def record(self) -> None:
         self._cuda("cudaEventRecord", self._event, self._stream)
 
     def wait(self) -> None:
@@ -187,13 +187,13 @@ class Copies:
     def __init__(self, cuda: Cuda) -> None:
         """Open the stream."""
         self.cuda = cuda
-        self.stream: Any = cuda("cudaStreamCreateWithFlags", cuda.runtime.cudaStreamNonBlocking)
-        self._destroy = cuda.owned(self, "cudaStreamDestroy", self.stream)
+        self.handle: Any = cuda("cudaStreamCreateWithFlags", cuda.runtime.cudaStreamNonBlocking)
+        self._destroy = cuda.owned(self, "cudaStreamDestroy", self.handle)
 
     def _copy(self, target: int, source: int, n_bytes: int, kind: str) -> None:
         if n_bytes:
             kinds = self.cuda.runtime.cudaMemcpyKind
-            self.cuda("cudaMemcpyAsync", target, source, n_bytes, getattr(kinds, kind), self.stream)
+            self.cuda("cudaMemcpyAsync", target, source, n_bytes, getattr(kinds, kind), self.handle)
 
     def upload(self, target: Buffer, source: NDArray) -> None:
         address = source.ctypes.data
@@ -208,16 +208,16 @@ class Copies:
         self._copy(target.address, source.address, n_bytes, "cudaMemcpyDeviceToDevice")
 
     def zero(self, target: Buffer) -> None:
-        self.cuda("cudaMemsetAsync", target.address, 0, target.n_bytes, self.stream)
+        self.cuda("cudaMemsetAsync", target.address, 0, target.n_bytes, self.handle)
 
-    def mark(self) -> Event:
-        return Event(self.cuda, self.stream)
+    def create_event(self) -> Event:
+        return Event(self.cuda, self.handle)
 
     def synchronize(self) -> None:
-        self.cuda("cudaStreamSynchronize", self.stream)
+        self.cuda("cudaStreamSynchronize", self.handle)
 
     def close(self) -> None:
-        stream, self.stream = self.stream, None
+        stream, self.handle = self.handle, None
         if stream is not None:
             self.cuda.release("cudaStreamSynchronize", stream)
             self._let_go()

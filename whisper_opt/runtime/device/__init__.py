@@ -1,1 +1,1 @@
-"""Sessions on a device with memory of its own; the same code for every executor."""
+"""Sessions on a device with its own memory; the same code for every executor."""

@@ -1,8 +1,8 @@
-"""What a session needs of a device, and nothing else: memory, copies, and a few graphs to run.
+"""Interface of a device: memory, streams, copies and graphs.
 
-Everything above (slots, caches, reordering, choice, limits) is the same code on every device, in
-``device_backend.py`` and below. An executor is the only part that a test on the CPU leaves out; so
-it decides nothing.
+Everything above it (slots, caches, reordering, token choice, limits) is the same code on every
+device: see :mod:`whisper_opt.runtime.device.backend`. Tests on the CPU replace only the executor,
+so it makes no decisions.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ __all__ = [
     "OPTIONAL",
     "Block",
     "Buffer",
-    "Call",
-    "Chain",
+    "CapturedGraph",
+    "DeviceEvent",
+    "DeviceStream",
     "Executor",
+    "GraphSequence",
     "HostBlock",
-    "Lane",
-    "Mark",
     "Tensor",
     "aligned",
 ]
 
 GRAPHS = ("encoder", "decoder", "choose", "reorder")
-"""What every executor has loaded."""
+"""Graphs that every executor loads."""
 OPTIONAL = ("advance",)
-"""What engines have that were exported since: without it, a session goes step by step."""
+"""Graphs that older engines lack. Without ``advance``, decoding uses single steps."""
 
 ALIGNMENT = 256
-"""Bytes: where a tensor may begin in device memory (CUDA and TensorRT)."""
+"""Alignment of tensors in device memory, in bytes (CUDA and TensorRT)."""
 
 
 def aligned(n_bytes: int) -> int:
@@ -48,41 +48,41 @@ def aligned(n_bytes: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """An input or output of a graph; its shape holds -1 where a size varies."""
+    """Type of a graph input or output; -1 in the shape stands for a variable size."""
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
 
 
 class Block(Protocol):
-    """Memory on the device; ``free`` may be called twice."""
+    """Device memory; ``free`` may be called twice."""
 
     @property
     def address(self) -> int:
-        """Of its first byte."""
+        """Address of the first byte."""
 
     @property
     def n_bytes(self) -> int:
-        """Its size."""
+        """Size in bytes."""
 
     def free(self) -> None:
-        """Give it back; the work that uses it must be done."""
+        """Free the memory; the work that uses it must be done."""
 
 
 class HostBlock(Protocol):
-    """Host memory that the device copies from and to without the processor (pinned)."""
+    """Pinned host memory: the device copies to and from it without the CPU."""
 
     @property
     def array(self) -> NDArray:
-        """Its bytes, uint8 [n_bytes]."""
+        """The bytes, uint8 [n_bytes]."""
 
     def free(self) -> None:
-        """Give it back; the work that uses it must be done."""
+        """Free the memory; the work that uses it must be done."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Buffer:
-    """An array in a block."""
+    """An array in a block of device memory."""
 
     block: Block
     dtype: np.dtype[Any]
@@ -91,124 +91,124 @@ class Buffer:
 
     @property
     def address(self) -> int:
-        """Of its first byte."""
+        """Address of the first byte."""
         return self.block.address + self.offset
 
     @property
     def n_bytes(self) -> int:
-        """Its size."""
+        """Size in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def entries(self, first: int, n: int) -> Buffer:
-        """``n`` entries of the first axis."""
+        """``n`` entries along the first axis."""
         step = math.prod(self.shape[1:]) * self.dtype.itemsize
         return Buffer(self.block, self.dtype, (n, *self.shape[1:]), self.offset + first * step)
 
 
 @dataclasses.dataclass(frozen=True)
-class Chain:
-    """Graphs run one after another, and what then comes to the host.
+class GraphSequence:
+    """Graphs that run one after another, followed by copies to the host.
 
     Attributes:
-        runs: graphs, each at most once, and the buffers of all their inputs and outputs by name.
-        downloads: pinned host memory, and what is copied there.
+        runs: graphs, each at most once, with the buffers of all inputs and outputs by name.
+        downloads: pinned host arrays, each with the buffer that is copied to it.
     """
 
     runs: tuple[tuple[str, Mapping[str, Buffer]], ...]
     downloads: tuple[tuple[NDArray, Buffer], ...] = ()
 
 
-class Call(Protocol):
-    """A chain bound to its buffers, to be run again and again (a CUDA graph after two runs)."""
+class CapturedGraph(Protocol):
+    """A graph sequence bound to its buffers, for repeated runs (a CUDA graph after two runs)."""
 
     def run(self) -> None:
-        """Enqueue it."""
+        """Enqueue the sequence."""
 
     def close(self) -> None:
-        """Forget it; its runs must be done."""
+        """Release it; its runs must be done."""
 
 
-class Mark(Protocol):
-    """A place in a lane's queue, to be waited for while what comes after it goes on."""
+class DeviceEvent(Protocol):
+    """A point in a stream; the host can wait for it while later work continues."""
 
-    def set(self) -> None:
-        """Place it after everything asked so far."""
+    def record(self) -> None:
+        """Record the event after the work enqueued so far."""
 
     def wait(self) -> None:
-        """Wait until what was asked before it is done."""
+        """Wait until the work before the event is done."""
 
     def close(self) -> None:
-        """Forget it."""
+        """Release the event."""
 
 
-class Lane(Protocol):
-    """A queue of work: everything asked of one lane happens in order, after the call returns.
+class DeviceStream(Protocol):
+    """A queue of asynchronous work; the work of one stream runs in order.
 
-    One thread at a time uses a lane; lanes do not wait for one another.
+    A stream is used by one thread at a time. Streams do not wait for each other.
     """
 
     def upload(self, target: Buffer, source: NDArray) -> None:
-        """Copy pinned host memory, which must not change before :meth:`synchronize`."""
+        """Copy from pinned host memory, which must not change before :meth:`synchronize`."""
 
     def download(self, target: NDArray, source: Buffer) -> None:
-        """Copy to pinned host memory, to be read after :meth:`synchronize` or a mark."""
+        """Copy to pinned host memory; valid after :meth:`synchronize` or an event."""
 
     def copy(self, target: Buffer, source: Buffer) -> None:
-        """Copy on the device; the two do not overlap."""
+        """Copy on the device; the buffers must not overlap."""
 
     def zero(self, target: Buffer) -> None:
         """Fill with zero bytes."""
 
     def run(self, graph: str, buffers: Mapping[str, Buffer]) -> None:
-        """Run a graph once, on every input and output by name."""
+        """Run a graph once; ``buffers`` has every input and output by name."""
 
-    def bind(self, chain: Chain) -> Call:
-        """Prepare runs of graphs on the same buffers."""
+    def bind(self, sequence: GraphSequence) -> CapturedGraph:
+        """Prepare repeated runs of graphs on the same buffers."""
 
-    def mark(self) -> Mark:
-        """A new mark, not yet set."""
+    def create_event(self) -> DeviceEvent:
+        """Create an event that is not yet recorded."""
 
     def synchronize(self) -> None:
-        """Wait until everything asked so far is done."""
+        """Wait until all work enqueued so far is done."""
 
     def close(self) -> None:
-        """Wait, and release what the lane holds."""
+        """Synchronize, and release the resources of the stream."""
 
 
 class Executor(Protocol):
-    """A device that has loaded ``GRAPHS``, and those of ``OPTIONAL`` that the engine has.
+    """A device with the graphs of an engine: ``GRAPHS``, and those of ``OPTIONAL`` that it has.
 
-    Safe to use from several threads, each in a lane of its own.
+    May be used from several threads, each with its own stream.
     """
 
     @property
     def graphs(self) -> tuple[str, ...]:
-        """Names of the graphs that are loaded."""
+        """Names of the loaded graphs."""
 
     def tensors(self, graph: str) -> Mapping[str, Tensor]:
         """Inputs and outputs of a graph by name."""
 
     def fits(self, graph: str, shapes: Mapping[str, Sequence[int]]) -> bool:
-        """Whether a graph runs on inputs of these shapes."""
+        """Whether a graph accepts inputs of these shapes."""
 
     def allocate(self, n_bytes: int) -> Block:
-        """Device memory, contents undefined.
+        """Allocate device memory with undefined contents.
 
         Raises:
-            EngineError: there is not enough.
+            EngineError: there is not enough memory.
         """
 
     def pin(self, n_bytes: int) -> HostBlock:
-        """Pinned host memory."""
+        """Allocate pinned host memory."""
 
     def available(self) -> int:
-        """Bytes of device memory that are free."""
+        """Free device memory in bytes."""
 
-    def lane_memory(self, graphs: Sequence[str]) -> int:
-        """Bytes that a lane for these graphs takes."""
+    def stream_memory(self, graphs: Sequence[str]) -> int:
+        """Device memory that a stream for these graphs needs, in bytes."""
 
-    def lane(self, graphs: Sequence[str]) -> Lane:
-        """A new lane, on which these graphs can be run."""
+    def open_stream(self, graphs: Sequence[str]) -> DeviceStream:
+        """Open a stream that can run these graphs."""
 
     def close(self) -> None:
-        """Release the graphs; the lanes must be closed."""
+        """Release the graphs; all streams must be closed."""

@@ -1,9 +1,9 @@
-"""Steps that a device takes by itself: it feeds what it sampled, and the host looks at it late.
+"""Multi-step decoding: the device feeds the tokens it sampled, and the host reads them later.
 
-A step is one call, the decoder and then ``advance``, from one place of a small ring into the next
-one, and a copy of that to pinned memory. The host launches steps ahead of the one it looks at, so
-that the device never waits for it; when a row ends, as many steps have been taken too many. They
-change nothing: a row that has ended stays where it is.
+A step is one graph sequence: the decoder, then ``advance``, then a copy to pinned memory. It reads
+one entry of a small ring buffer and writes the next one. The host launches steps ahead of the one
+it reads, so that the device never waits for it. When a row ends, up to ``AHEAD`` extra steps have
+been launched. They change nothing, since a finished row does not advance.
 """
 
 from __future__ import annotations
@@ -13,34 +13,36 @@ from typing import Callable
 import numpy as np
 
 from whisper_opt.core.arrays import F32, Int
-from whisper_opt.core.backend import GreedyRows, Run
+from whisper_opt.core.backend import GreedyRows, MultiStepResult
 from whisper_opt.runtime.device.executor import Buffer
-from whisper_opt.runtime.device.workspace import Fields, Pack, Workspace, size_of
+from whisper_opt.runtime.device.workspace import Fields, StagingBuffer, Workspace, size_of
 
-__all__ = ["AHEAD", "Ring"]
+__all__ = ["AHEAD", "StepRing"]
 
 AHEAD = 2
-"""Steps launched beyond the one that the host looks at."""
-PLACES = max(AHEAD + 1, 3)
-"""Of the ring: those not looked at yet; and a step reads two and writes a third."""
+"""Steps launched beyond the one that the host reads."""
+RING_SIZE = max(AHEAD + 1, 3)
+"""Entries of the ring: those not read yet; and a step reads two and writes a third."""
 
 
-class Ring:
-    """What steps hand on to one another: last token, latest timestamp, position, likelihood."""
+class StepRing:
+    """Ring buffer of the state between steps: token, latest timestamp, position, logprob."""
 
     def __init__(self, workspace: Workspace, n_slots: int, n_vocab: int) -> None:
-        """Take the memory; whatever the device still does with it has to end first."""
-        workspace.settle()
+        """Allocate the memory, after synchronizing with work that may still use it."""
+        workspace.synchronize()
         self._workspace = workspace
-        self._places = [workspace.pack(f"place {i}", self._fields(n_slots)) for i in range(PLACES)]
-        self._rules = workspace.pack("rules", self._rule_fields(n_slots, n_vocab))
+        self._entries = [
+            workspace.staging(f"ring {i}", self._fields(n_slots)) for i in range(RING_SIZE)
+        ]
+        self._rules = workspace.staging("rules", self._rule_fields(n_slots, n_vocab))
 
     @staticmethod
     def size(n_slots: int, n_vocab: int) -> dict[str, int]:
-        """Bytes of device memory, by block."""
-        place = size_of(Ring._fields(n_slots))
-        rules = size_of(Ring._rule_fields(n_slots, n_vocab))
-        return {**{f"place {i}": place for i in range(PLACES)}, "rules": rules}
+        """Device memory in bytes, by block."""
+        entry = size_of(StepRing._fields(n_slots))
+        rules = size_of(StepRing._rule_fields(n_slots, n_vocab))
+        return {**{f"ring {i}": entry for i in range(RING_SIZE)}, "rules": rules}
 
     @staticmethod
     def _fields(n_slots: int) -> Fields:
@@ -61,83 +63,85 @@ class Ring:
             "at": (np.int64, (n_slots, 1)),
         }
 
-    def feed(self, tokens: Int, start: Int, rows: GreedyRows, owner: Int) -> None:
-        """Send how rows stand before the first step.
+    def upload(self, tokens: Int, start: Int, rows: GreedyRows, row_of_slot: Int) -> None:
+        """Upload the state of the rows before the first step.
 
         Args:
-            tokens: int64 [n_seq] that are fed first.
+            tokens: int64 [n_seq] tokens that are fed first.
             start: int64 [n_seq] their positions.
-            rows: how each goes on.
-            owner: the row of each slot.
+            rows: state of each row.
+            row_of_slot: row of each slot.
         """
-        rules, now, before = self._rules, self._places[0], self._places[-1]
-        np.take(rows.ban, owner, axis=0, out=rules.host["ban"], mode="clip")
-        rules.host["timestamp_begin"][...] = rows.timestamp_begin[owner]
-        rules.host["eot"][...] = rows.eot[owner]
+        rules, now, before = self._rules, self._entries[0], self._entries[-1]
+        np.take(rows.ban, row_of_slot, axis=0, out=rules.host["ban"], mode="clip")
+        rules.host["timestamp_begin"][...] = rows.timestamp_begin[row_of_slot]
+        rules.host["eot"][...] = rows.eot[row_of_slot]
         rules.host["at"][...] = 0
-        now.host["tokens"][:, 0] = tokens[owner]
-        now.host["latest"][...] = rows.latest[owner]
-        now.host["start"][...] = start[owner]
-        before.host["tokens"][:, 0] = rows.previous[owner]
-        for pack in (rules, now, before):
-            self._workspace.upload(pack)
+        now.host["tokens"][:, 0] = tokens[row_of_slot]
+        now.host["latest"][...] = rows.latest[row_of_slot]
+        now.host["start"][...] = start[row_of_slot]
+        before.host["tokens"][:, 0] = rows.previous[row_of_slot]
+        for staging in (rules, now, before):
+            self._workspace.upload(staging)
 
-    def decoder_inputs(self, place: int) -> dict[str, Buffer]:
-        """What the decoder is fed in a step from one place to the next."""
+    def decoder_inputs(self, entry: int) -> dict[str, Buffer]:
+        """Inputs of the decoder in a step from one entry to the next."""
         fixed = {name: self._rules.device[name] for name in ("at", "aligned")}
-        now = self._places[place].device
+        now = self._entries[entry].device
         return {"tokens": now["tokens"], "start": now["start"], **fixed}
 
-    def advance_buffers(self, place: int, logits: Buffer) -> dict[str, Buffer]:
-        """Everything ``advance`` reads and writes in that step."""
+    def advance_buffers(self, entry: int, logits: Buffer) -> dict[str, Buffer]:
+        """Inputs and outputs of ``advance`` in that step."""
         fixed = {name: self._rules.device[name] for name in ("ban", "timestamp_begin", "eot")}
-        now = {name: self._places[place].device[name] for name in ("tokens", "latest", "start")}
+        now = {name: self._entries[entry].device[name] for name in ("tokens", "latest", "start")}
         n_slots, _, n_vocab = logits.shape
-        then = self._next(place).device
+        then = self._next(entry).device
         return {
             **fixed,
             **now,
             "logits": Buffer(logits.block, logits.dtype, (n_slots, n_vocab), logits.offset),
-            "previous": self._places[place - 1].device["tokens"],
+            "previous": self._entries[entry - 1].device["tokens"],
             **{f"{name}_out": then[name] for name in now},
             "logprobs": then["logprobs"],
         }
 
-    def download(self, place: int) -> tuple[Int, Buffer]:
-        """Where to, and what comes to the host after that step."""
-        then = self._next(place)
+    def download(self, entry: int) -> tuple[Int, Buffer]:
+        """Pinned memory, and the buffer that is copied to it after that step."""
+        then = self._next(entry)
         return then.host_bytes, then.device_bytes
 
-    def _next(self, place: int) -> Pack:
-        return self._places[(place + 1) % PLACES]
+    def _next(self, entry: int) -> StagingBuffer:
+        return self._entries[(entry + 1) % RING_SIZE]
 
-    def run(self, launch: Callable[[int], None], steps: int, eot: Int, of_row: Int) -> Run:
-        """Take steps until a row is seen to have ended, ``steps`` at most.
+    def run_steps(
+        self, launch: Callable[[int], None], steps: int, eot: Int, slot_of_row: Int
+    ) -> MultiStepResult:
+        """Run steps until the host reads that a row has ended, at most ``steps``.
 
         Args:
-            launch: enqueues a step from the place of this number.
-            steps: at least 1.
-            eot: int64 [n_seq] what ends each row.
-            of_row: the slot of each row.
+            launch: enqueues a step that reads the entry of this index.
+            steps: maximum number of steps, at least 1.
+            eot: int64 [n_seq] end-of-text token of each row.
+            slot_of_row: slot of each row.
         """
         tokens: list[Int] = []
         logprobs: list[F32] = []
 
-        def look() -> None:
-            place = len(tokens) % PLACES
-            self._workspace.wait(place)
-            found = self._next(place).host
-            tokens.append(found["tokens"][of_row, 0])
-            logprobs.append(found["logprobs"][of_row])
+        def read_step() -> None:
+            entry = len(tokens) % RING_SIZE
+            self._workspace.wait_event(entry)
+            found = self._next(entry).host
+            tokens.append(found["tokens"][slot_of_row, 0])
+            logprobs.append(found["logprobs"][slot_of_row])
 
         for step in range(steps):
-            place = step % PLACES
-            launch(place)
-            self._workspace.mark(place)
+            entry = step % RING_SIZE
+            launch(entry)
+            self._workspace.record_event(entry)
             if step >= AHEAD:
-                look()
+                read_step()
                 if (tokens[-1] == eot).any():
                     break
         while len(tokens) <= step and not (tokens and (tokens[-1] == eot).all()):
-            look()
-        return Run(np.stack(tokens), np.stack(logprobs))
+            read_step()
+        return MultiStepResult(np.stack(tokens), np.stack(logprobs))

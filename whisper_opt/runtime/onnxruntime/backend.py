@@ -21,7 +21,7 @@ from whisper_opt.runtime.inputs import checked_mel
 from whisper_opt.runtime.native import kernel_library
 from whisper_opt.runtime.onnxruntime.graph import failed_run, load_graph
 from whisper_opt.runtime.onnxruntime.session import Decoder, OrtSession
-from whisper_opt.runtime.padding import Heard, Padding, spread
+from whisper_opt.runtime.padding import EncoderInput, PaddingCompression, expand_scores
 
 __all__ = ["Graph", "OrtBackend", "OrtEncoded"]
 
@@ -39,7 +39,8 @@ class OrtEncoded:
 
     Float32, or float16 where the engine computes in that. Of an engine that hears padding by parts,
     ``counts`` says for how many positions of each audio those heard stand
-    (:class:`whisper_opt.runtime.padding.Heard`), and keys have 65 rows; or all is packed for kernels
+    (:class:`whisper_opt.runtime.padding.EncoderInput`), and keys have 65 rows; or all is packed for
+    kernels
     (:class:`whisper_opt.runtime.cross_kv.CrossLayout`).
     """
 
@@ -105,9 +106,11 @@ class OrtBackend:
         self._cross = CrossLayout(self.dims.n_text_layer, packed)
         self.decoder = Decoder(graph, self.dims, self.dialect, screen, self._cross)
         parts = engine.manifest.padding
-        self._padding: Padding | None = None
+        self._padding: PaddingCompression | None = None
         if parts is not None:
-            self._padding = Padding(parts, self.dims.frames_per_position, whole=whole_padding)
+            self._padding = PaddingCompression(
+                parts, self.dims.frames_per_position, disabled=whole_padding
+            )
 
     def encode(self, mel: F32) -> OrtEncoded:
         """See :meth:`whisper_opt.core.backend.Backend.encode`.
@@ -118,17 +121,17 @@ class OrtBackend:
         mel = checked_mel(self.dims, mel)
         if self._padding is None:
             return OrtEncoded(tuple(self._run_encoder({"mel": mel})))
-        heard = [self._padding.heard(window[None]) for window in mel]
+        heard = [self._padding.compress(window[None]) for window in mel]
         return OrtEncoded(self._hear(heard), tuple(each.counts for each in heard))
 
-    def _hear(self, heard: Sequence[Heard]) -> tuple[NDArray, ...]:
+    def _hear(self, heard: Sequence[EncoderInput]) -> tuple[NDArray, ...]:
         """Keys and values of windows; each is heard as it would be alone."""
         if len({each.mel.shape[2] for each in heard}) == 1:
             together = heard[0]._replace(mel=np.concatenate([each.mel for each in heard]))
             return tuple(self._run_encoder(together.feeds()))
         each = [self._run_encoder(one.feeds()) for one in heard]
         n_keys = max(map(self._cross.n_keys, each))
-        rows = zip(*(self._cross.widened(arrays, n_keys) for arrays in each))
+        rows = zip(*(self._cross.pad_positions(arrays, n_keys) for arrays in each))
         return tuple(np.concatenate(arrays) for arrays in rows)
 
     def _run_encoder(self, feeds: Mapping[str, NDArray]) -> Sequence[NDArray]:
@@ -154,6 +157,6 @@ class OrtBackend:
             session.close()
         if isinstance(audio, OrtEncoded) and audio.counts:
             rows = zip(found.scores, audio.counts)
-            scores = [spread(row[..., : len(counts)], counts) for row, counts in rows]
+            scores = [expand_scores(row[..., : len(counts)], counts) for row, counts in rows]
             return dataclasses.replace(found, scores=np.stack(scores))
         return found

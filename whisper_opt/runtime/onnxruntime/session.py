@@ -16,10 +16,11 @@ from whisper_opt.core.errors import EngineError
 from whisper_opt.core.logits import HostLogits
 from whisper_opt.runtime.cross_kv import CrossLayout
 from whisper_opt.runtime.head_bounds import Screen
+from whisper_opt.runtime.head_names import APPROXIMATE, APPROXIMATE_SCORES, EXACT, HIDDEN
 from whisper_opt.runtime.head_select import ScreenedLogits
-from whisper_opt.runtime.inputs import closed
+from whisper_opt.runtime.inputs import closed_session
 from whisper_opt.runtime.onnxruntime.graph import failed_run, graph_tensors
-from whisper_opt.runtime.rows import Layout, Past
+from whisper_opt.runtime.rows import CacheHistory, RowLayout
 
 __all__ = ["CAPACITIES", "Decoder", "OrtSession"]
 
@@ -131,9 +132,9 @@ class OrtSession:
         n_audio = len(cross[0])
         self._cross = _Buffers(cross, n_audio)
         self._own_cross = False  # the arrays are the caller's until they have to change
-        self._layout = Layout(n_audio)
+        self._layout = RowLayout(n_audio)
         self._cache = _Buffers((), n_audio)
-        self._past = Past(n_audio, 0)
+        self._history = CacheHistory(n_audio, 0)
         self._pending: Int | None = None  # the old slot that each slot shall take, when it is time
         self._capacity = 0
         self._bindings: dict[tuple[int, ...], _Binding] = {}
@@ -184,7 +185,7 @@ class OrtSession:
 
     def _check_open(self) -> None:
         if not self._cross.arrays:
-            raise closed()
+            raise closed_session()
 
     def _check_room(self, lengths: Int) -> None:
         self._check_open()
@@ -220,7 +221,7 @@ class OrtSession:
         ``n_exact``: at how many of the wanted positions the scores shall be exact (default: all);
         behind them the head is screened.
         """
-        owner = self._layout.slots.owner
+        owner = self._layout.slots.row_of_slot
         n_at = wanted.shape[1]
         n_exact = n_at if n_exact is None else n_exact
         binding = self._binding(_Call(tokens.shape[1], n_at, n_exact, len(aligned)))
@@ -228,13 +229,13 @@ class OrtSession:
         binding.start[...] = start[owner]
         binding.at[...] = wanted[owner]
         binding.aligned[...] = aligned
-        self._past.write(binding.start, tokens.shape[1])
+        self._history.write(binding.start, tokens.shape[1])
         binding.run(self._model.session)
         return binding
 
     def _own(self, values: F32) -> F32:
         """The rows among the slots."""
-        return values if self._layout.slots.plain else values[self._layout.slots.of_row]
+        return values if self._layout.slots.is_identity else values[self._layout.slots.slot_of_row]
 
     def _binding(self, call: _Call) -> _Binding:
         key = (self._cache.n, self._cross.n, *call)
@@ -251,7 +252,7 @@ class OrtSession:
         if n > self._capacity:
             sizes = CAPACITIES[self._model.dialect]
             self._capacity = next((size for size in sizes if size >= n), -(-n // 64) * 64)
-        n_slots, n_old = len(self._layout.slots.owner), self._cache.n
+        n_slots, n_old = len(self._layout.slots.row_of_slot), self._cache.n
         # twice as many as before, so that a batch that fills up one by one is not copied each time
         room = n_slots if self._pending is None else max(n_slots, 2 * n_old)
         shape = (room, self._dims.n_text_head, self._capacity, HEAD_DIM)
@@ -261,9 +262,9 @@ class OrtSession:
         new = [np.zeros(shape, self._model.kv) for _ in range(2 * self._dims.n_text_layer)]
         for array, past in zip(new, old):
             array[:n_slots, :, :used] = past[source, :, :used]
-        before, self._past = self._past, Past(n_slots, self._capacity)
+        before, self._history = self._history, CacheHistory(n_slots, self._capacity)
         if old:
-            self._past.take(np.arange(n_slots), before, source, used)
+            self._history.copy_from(np.arange(n_slots), before, source, used)
         self._cache = _Buffers(new, n_slots)
         self._pending = None
         self._bindings.clear()
@@ -288,21 +289,21 @@ class OrtSession:
             self._pending = source
         else:
             self._cache.arrange(
-                source, self._past.arrange(source, int(self._length.max(initial=0)))
+                source, self._history.rearrange(source, int(self._length.max(initial=0)))
             )
 
     def _drop_audios(self) -> None:
-        compaction = self._layout.compact()
-        if compaction is None:
+        plan = self._layout.compact()
+        if plan is None:
             return
-        source = compaction.audios
+        source = plan.audios
         if self._own_cross:
             self._cross.arrange(source)
         else:
             self._cross = _Buffers([array[source] for array in self._cross.arrays], len(source))
             self._own_cross = True
             self._bindings.clear()
-        self._rearrange(compaction.slots)
+        self._rearrange(plan.slots)
 
     def append(self, other: Session) -> None:
         if not isinstance(other, OrtSession) or other._model is not self._model:
@@ -312,20 +313,22 @@ class OrtSession:
         used = int(other._length.max(initial=0))
         self._reserve(used)
         self._widen(other._n_heard)
-        joining = self._layout.append(other._layout)
+        plan = self._layout.append(other._layout)
         if self._cross.resize(self._layout.n_audio, copy=not self._own_cross):
             self._bindings.clear()
         self._own_cross = True
-        wide = self._model.cross.widened(other._cross.views(), self._n_heard)
+        wide = self._model.cross.pad_positions(other._cross.views(), self._n_heard)
         for array, heard in zip(self._cross.arrays, wide):
-            array[joining.place] = heard
-        self._rearrange(joining.slots)
+            array[plan.audios] = heard
+        self._rearrange(plan.slots)
         if used:
             self._reserve(used)
-            source = joining.source if other._pending is None else other._pending[joining.source]
+            source = (
+                plan.source_slots if other._pending is None else other._pending[plan.source_slots]
+            )
             for array, past in zip(self._cache.arrays, other._cache.arrays):
-                array[joining.joined, :, :used] = past[source, :, :used]
-            self._past.take(joining.joined, other._past, source, used)
+                array[plan.new_slots, :, :used] = past[source, :, :used]
+            self._history.copy_from(plan.new_slots, other._history, source, used)
         other.close()
 
     @property
@@ -336,7 +339,7 @@ class OrtSession:
     def _widen(self, n_heard: int) -> None:
         """Make room for audios of ``n_heard`` positions."""
         if n_heard > self._n_heard:
-            wide = self._model.cross.widened(self._cross.arrays, n_heard)
+            wide = self._model.cross.pad_positions(self._cross.arrays, n_heard)
             self._cross = _Buffers(wide, self._cross.n)
             self._own_cross = True
             self._bindings.clear()
@@ -389,12 +392,12 @@ class _Binding:
     def _bind_screen(self, dims: ModelDims, n_at: int, n_exact: int) -> None:
         n_seq = len(self.tokens)
         self._columns = np.split(np.arange(n_at), [n_exact])
-        for name, columns in zip(("exact", "screened"), self._columns):
+        for name, columns in zip((EXACT, APPROXIMATE), self._columns):
             self._input(name, columns)
         self.rough = np.zeros((n_seq, n_at - n_exact, dims.n_vocab), np.float32)
         self.hidden = np.zeros((n_seq, n_at, dims.n_text_state), np.float32)
-        self._output("rough", self.rough)
-        self._output("hidden", self.hidden)
+        self._output(APPROXIMATE_SCORES, self.rough)
+        self._output(HIDDEN, self.hidden)
 
     def _input(self, name: str, array: NDArray) -> None:
         self._io.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)

@@ -1,1 +1,1 @@
-"""The encoder through OpenVINO on the CPU."""
+"""The encoder in OpenVINO on the CPU."""

@@ -1,10 +1,10 @@
 """The encoder in OpenVINO, for CPUs that multiply bfloat16 or 8-bit numbers faster than float32.
 
-It reads the encoder of an fp32 engine, in either dialect, as it lies on disk. ``bf16`` is
-OpenVINO's own rounding of weights and activations. ``int8`` packs the weights of all products when
-the engine is loaded (``openvino_int8.py``) and lets OpenVINO round the activations, of every
-position and in groups of neighbouring channels, so that one loud channel does not cost the others
-their precision. Attention, normalization and convolutions stay float32 in ``int8``.
+It loads the encoder graph of an fp32 engine, in either dialect. In ``bf16``, OpenVINO rounds
+weights and activations. In ``int8``, the weights of all matrix multiplications are packed when the
+engine is loaded (:mod:`whisper_opt.runtime.openvino.int8`), and OpenVINO rounds the activations. It
+does so per position and per group of adjacent channels, so that outliers in one channel do not
+reduce the precision of the others. Attention, normalization and convolutions stay float32.
 """
 
 from __future__ import annotations
@@ -21,62 +21,62 @@ from whisper_opt.core.dims import HEAD_DIM, ModelDims
 from whisper_opt.core.errors import BackendUnavailable, EngineError, WhisperOptError
 from whisper_opt.core.remedies import install_hint
 from whisper_opt.runtime.engine import Engine
-from whisper_opt.runtime.openvino.int8 import pack_products
+from whisper_opt.runtime.openvino.int8 import pack_matmuls
 
 __all__ = ["OpenVinoEncoder", "capabilities", "compiled", "import_openvino"]
 
 HINTS: Mapping[str, str] = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
-"""What OpenVINO is told of the arithmetic of everything that is not packed."""
+"""OpenVINO's precision hint for operators that are not packed."""
 
 
 def import_openvino() -> Any:
-    """OpenVINO; raises BackendUnavailable where it does not import."""
+    """Import OpenVINO; raises BackendUnavailable if that fails."""
     try:
         import openvino
     except ImportError as error:
         raise BackendUnavailable(
-            f"OpenVINO does not import ({error}), and it is what computes an encoder in bf16 or"
-            f" int8; {install_hint('openvino')} (Python 3.10 or later)"
+            f"OpenVINO cannot be imported ({error}); it is needed for an encoder in bf16 or int8;"
+            f" {install_hint('openvino')} (Python 3.10 or later)"
         ) from error
     return openvino
 
 
 def capabilities(core: Any) -> tuple[str, ...]:
-    """Arithmetic that OpenVINO says this CPU has, such as ``BF16`` and ``INT8``."""
+    """Arithmetic that OpenVINO finds on this CPU, such as ``BF16`` and ``INT8``."""
     return tuple(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
 
 def compiled(core: Any, model: Any, precision: str, threads: int | None) -> Any:
-    """An inference request for a model on the CPU.
+    """Compile a model for the CPU and return an inference request.
 
     Args:
         core: ``openvino.Core``.
-        model: ``openvino.Model`` in float32; its products are packed in place for ``int8``.
+        model: ``openvino.Model`` in float32; for ``int8`` its weights are packed in place.
         precision: ``fp32``, ``bf16`` or ``int8``.
-        threads: how many; None leaves the choice to OpenVINO (one a physical core).
+        threads: number of threads; None: OpenVINO's default (one per physical core).
     """
     settings: dict[str, Any] = {
         "INFERENCE_PRECISION_HINT": HINTS[precision],
         "PERFORMANCE_HINT": "LATENCY",
-        # pinned, several processes would crowd the same cores; alone it changes nothing
+        # with pinning, several processes would share the same cores; one process gains nothing
         "ENABLE_CPU_PINNING": False,
     }
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
     if precision == "int8":
-        settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = pack_products(model)
+        settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = pack_matmuls(model)
     return core.compile_model(model, "CPU", settings).create_infer_request()
 
 
 class OpenVinoEncoder:
-    """The encoder of one engine; called as ONNX Runtime calls its sessions (:meth:`run`)."""
+    """The encoder of one engine, called like a session of ONNX Runtime (:meth:`run`)."""
 
     def __init__(self, engine: Engine, precision: str, *, threads: int | None = None) -> None:
         """Read and compile the graph.
 
         Args:
             engine: an opened fp32 engine.
-            precision: ``bf16`` or ``int8``; ``fp32`` to compare with.
+            precision: ``bf16`` or ``int8``; ``fp32`` for comparison.
             threads: as for :func:`compiled`.
 
         Raises:
@@ -88,8 +88,8 @@ class OpenVinoEncoder:
         manifest = engine.manifest
         if manifest.precision != "fp32":
             raise EngineError(
-                f"this engine is {manifest.precision}; an encoder is computed in {precision} from"
-                " fp32 weights: whisper-opt export SOURCE DIR --precision fp32"
+                f"this engine is {manifest.precision}; an encoder in {precision} needs fp32"
+                " weights: whisper-opt export SOURCE DIR --precision fp32"
             )
         core = runtime.Core()
         self._dims: ModelDims = manifest.dims
@@ -102,16 +102,16 @@ class OpenVinoEncoder:
         path = engine.file("encoder.onnx")
         try:
             self._request = compiled(core, core.read_model(path), precision, threads)
-        except Exception as error:  # OpenVINO's errors are RuntimeError, and not only that
-            raise _refused(runtime.__version__, path, error) from error
+        except Exception as error:  # not all of OpenVINO's errors are RuntimeError
+            raise _load_error(runtime.__version__, path, error) from error
         self._tensor = runtime.Tensor
         self._lock = threading.Lock()
 
     def run(self, names: Sequence[str], feeds: Mapping[str, NDArray]) -> list[F32]:
-        """Keys and values of new arrays.
+        """Encode log-mel windows into new arrays.
 
         Args:
-            names: outputs, of those that the graph has.
+            names: names of the outputs to return.
             feeds: ``mel``, float32 [n_audio, n_mels, n_frames].
 
         Raises:
@@ -121,7 +121,7 @@ class OpenVinoEncoder:
         outputs = [np.empty(self._shape(name, mel), np.float32) for name in names]
         with self._lock:
             try:
-                # OpenVINO writes where the result shall be: base's 37 MB a window are not copied
+                # OpenVINO writes into these arrays, so base's 37 MB per window are not copied
                 for name, array in zip(names, outputs):
                     self._request.set_tensor(name, self._tensor(array, shared_memory=True))
                 self._request.infer({"mel": mel}, share_inputs=True, share_outputs=True)
@@ -135,8 +135,8 @@ class OpenVinoEncoder:
         return (len(mel), self._dims.n_text_head, *tail)
 
 
-def _refused(version: str, path: Path, error: Exception) -> WhisperOptError:
-    """What to raise for a graph that does not load."""
+def _load_error(version: str, path: Path, error: Exception) -> WhisperOptError:
+    """The error for a graph that does not load."""
     reason = _first_line(error)
     if any(words in str(error) for words in ("does not support the following", "No conversion")):
         return BackendUnavailable(
@@ -147,8 +147,8 @@ def _refused(version: str, path: Path, error: Exception) -> WhisperOptError:
 
 
 def _first_line(error: Exception) -> str:
-    """The line of an OpenVINO error that says most: the first ones name source files."""
+    """The most informative line of an OpenVINO error; the first lines name source files."""
     lines = [line for line in str(error).splitlines() if line.strip()]
-    said = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
-    said.sort(key=lambda line: "operations:" not in line)  # the others stay in order
-    return (said or lines or [type(error).__name__])[0][:300]
+    useful = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
+    useful.sort(key=lambda line: "operations:" not in line)  # the sort is stable
+    return (useful or lines or [type(error).__name__])[0][:300]

@@ -1,8 +1,8 @@
-"""Weights of an OpenVINO model in 8 bits: what OpenVINO calls weight compression.
+"""8-bit weights of an OpenVINO model (OpenVINO's weight compression).
 
-Every product with a constant matrix gets unsigned 8-bit weights with a scale and a zero point for
-each output and each group of inputs. OpenVINO then rounds what is multiplied with them in groups of
-the same size, position by position, and adds up in 32 bits.
+Every matrix multiplication by a constant gets unsigned 8-bit weights, with a scale and a zero point
+per output and group of inputs. OpenVINO rounds the activations per position in groups of the same
+size, and accumulates in 32 bits.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ import numpy as np
 from whisper_opt.core.arrays import F32, NDArray
 from whisper_opt.core.dims import HEAD_DIM
 
-__all__ = ["GROUP", "pack", "pack_products"]
+__all__ = ["GROUP", "pack", "pack_matmuls"]
 
 GROUP = 2 * HEAD_DIM
-"""Inputs that share a scale, where the width of all products is a multiple of it."""
+"""Inputs that share a scale, if the widths of all matrices are multiples of it."""
 
 
 def pack(weights: F32, group: int) -> tuple[NDArray, F32, NDArray]:
-    """Round to 8 bits.
+    """Round weights to 8 bits.
 
     Args:
-        weights: [n_out, n_in], n_in a multiple of ``group``.
-        group: how many inputs share a scale.
+        weights: [n_out, n_in]; n_in is a multiple of ``group``.
+        group: number of inputs that share a scale.
 
     Returns:
-        uint8 [n_out, n_groups, group], scales float32 and zero points uint8 [n_out, n_groups, 1]:
-        weights are about (packed - zero point) * scale, within half a scale.
+        uint8 [n_out, n_groups, group], scales float32 and zero points uint8 [n_out, n_groups, 1].
+        Weights equal (packed - zero point) * scale to within half a scale.
     """
     blocks = weights.reshape(len(weights), -1, group)
     low = np.minimum(blocks.min(axis=2, keepdims=True), 0)
@@ -40,13 +40,13 @@ def pack(weights: F32, group: int) -> tuple[NDArray, F32, NDArray]:
     return packed.astype(np.uint8), scale.astype(np.float32), zero.astype(np.uint8)
 
 
-def pack_products(model: Any) -> int:
-    """Replace the constant matrices of an ``openvino.Model`` in place.
+def pack_matmuls(model: Any) -> int:
+    """Replace the constant weight matrices of an ``openvino.Model`` in place.
 
     Returns:
-        The size of the groups, which OpenVINO has to be told: all products have the same.
+        The group size, the same for all matrices; OpenVINO needs it as a setting.
     """
-    found = [node for node in model.get_ordered_ops() if _is_product(node)]
+    found = [node for node in model.get_ordered_ops() if _is_matmul(node)]
     wide = all(_matrix(node).shape[1] % GROUP == 0 for node in found)
     group = GROUP if wide else HEAD_DIM
     for node in found:
@@ -55,7 +55,7 @@ def pack_products(model: Any) -> int:
     return group
 
 
-def _is_product(node: Any) -> bool:
+def _is_matmul(node: Any) -> bool:
     if node.get_type_name() != "MatMul":
         return False
     source = node.input_value(1).get_node()

@@ -1,7 +1,7 @@
-"""How fast this CPU really multiplies in each arithmetic: having it says little.
+"""Measures the speed of this CPU in each arithmetic, since instruction sets do not predict it.
 
-An Intel CPU whose AMX is masked (Emerald Rapids in a virtual machine) has AVX512-BF16 and does half
-as many multiplications a second with it as in float32. So products are timed.
+An Intel CPU with masked AMX (Emerald Rapids in a virtual machine) has AVX512-BF16, but does half as
+many multiplications per second with it as in float32.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ import numpy as np
 
 from whisper_opt.runtime.openvino.encoder import capabilities, compiled, import_openvino
 
-__all__ = ["product_times"]
+__all__ = ["matmul_times"]
 
 SHAPE = (512, 512, 1024)
-"""Rows, inputs and outputs of the product: 5 ms in float32 on one slow core."""
+"""Rows, inputs and outputs of the matrix multiplication: 5 ms in float32 on one slow core."""
 ROUNDS = 7
 
 
-def product_times(threads: int | None = None) -> dict[str, float]:
-    """Seconds that one product takes in ``fp32`` and whatever else OpenVINO does on this CPU.
+def matmul_times(threads: int | None = None) -> dict[str, float]:
+    """Seconds per matrix multiplication in ``fp32``, and in others that this CPU supports.
 
-    The least of a few rounds in turn, so that a busy machine slows all of them alike.
+    The minimum of a few interleaved rounds, so that load on the machine slows all of them equally.
 
     Raises:
         BackendUnavailable: OpenVINO is missing.
@@ -39,18 +39,18 @@ def product_times(threads: int | None = None) -> dict[str, float]:
     n_rows, n_in, n_out = SHAPE
     value = rng.standard_normal((n_rows, n_in), np.float32)
     weights = rng.standard_normal((n_in, n_out), np.float32)
-    requests = {name: compiled(core, _product(weights), name, threads) for name in names}
+    requests = {name: compiled(core, _matmul_model(weights), name, threads) for name in names}
     best = dict.fromkeys(names, float("inf"))
-    for turn in range(ROUNDS):
+    for i in range(ROUNDS):
         for name, request in requests.items():
             start = time.perf_counter()
             request.infer({0: value}, share_inputs=True, share_outputs=True)
-            if turn:  # the first one prepares
+            if i:  # the first round is a warm-up
                 best[name] = min(best[name], time.perf_counter() - start)
     return best
 
 
-def _product(weights: Any) -> Any:
+def _matmul_model(weights: Any) -> Any:
     import openvino
     from openvino import opset13 as op
 

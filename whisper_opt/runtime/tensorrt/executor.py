@@ -1,7 +1,7 @@
 """TensorRT plans as an executor: streams, contexts, CUDA graphs. It decides nothing.
 
-A lane is a stream of its own, and execution contexts that share one working memory, since what is
-asked of a lane happens in order. A call is launched twice as it stands and captured as a CUDA graph
+A stream has execution contexts that share one working memory, since its work runs in order. A graph
+sequence is launched twice as it stands and captured as a CUDA graph
 after the second time: what runs once is not worth a capture.
 """
 
@@ -13,7 +13,7 @@ from typing import Any, Callable
 
 from whisper_opt.core.errors import EngineError
 from whisper_opt.runtime.cuda.runtime import Copies, Cuda, DeviceBlock, PinnedBlock
-from whisper_opt.runtime.device.executor import GRAPHS, Buffer, Chain, Tensor, aligned
+from whisper_opt.runtime.device.executor import GRAPHS, Buffer, GraphSequence, Tensor, aligned
 from whisper_opt.runtime.tensorrt.library import Context, Library, Plan
 from whisper_opt.runtime.tensorrt.plan_spec import PlanSpec
 
@@ -112,27 +112,27 @@ class TrtExecutor:
         free, _ = self.cuda("cudaMemGetInfo")
         return int(free)
 
-    def lane_memory(self, graphs: Sequence[str]) -> int:
+    def stream_memory(self, graphs: Sequence[str]) -> int:
         return max(
             aligned(plan.memory(profile))
             for plan in (self._plans[graph] for graph in graphs)
             for profile in range(plan.n_profiles)
         )
 
-    def lane(self, graphs: Sequence[str]) -> _Lane:
-        return _Lane(self, graphs)
+    def open_stream(self, graphs: Sequence[str]) -> _Stream:
+        return _Stream(self, graphs)
 
     def close(self) -> None:
         self._plans.clear()
 
 
-class _Lane(Copies):
+class _Stream(Copies):
     """A stream, and the contexts that run on it."""
 
     def __init__(self, owner: TrtExecutor, graphs: Sequence[str]) -> None:
         self._owner, self._graphs = owner, tuple(graphs)
         self._contexts: dict[tuple[str, int], Context] = {}
-        self._work = DeviceBlock(owner.cuda, max(owner.lane_memory(graphs), 1))
+        self._work = DeviceBlock(owner.cuda, max(owner.stream_memory(graphs), 1))
         try:
             super().__init__(owner.cuda)
         except BaseException:
@@ -145,7 +145,7 @@ class _Lane(Copies):
         if key not in self._contexts:
             context = self._owner.plan(graph).context()
             context.set_memory(self._work.address, self._work.n_bytes)
-            context.select(profile, int(self.stream))
+            context.select(profile, int(self.handle))
             self._contexts[key] = context
         return self._contexts[key]
 
@@ -163,48 +163,48 @@ class _Lane(Copies):
             context.set_shape(name, buffers[name].shape)
         for name, buffer in buffers.items():
             context.set_address(name, buffer.address)
-        context.run(int(self.stream))
+        context.run(int(self.handle))
         return context
 
     def run(self, graph: str, buffers: Mapping[str, Buffer]) -> None:
         self.enqueue(graph, buffers)
 
-    def bind(self, chain: Chain) -> _Call:
-        return _Call(self, chain, self._owner.cuda_graphs)
+    def bind(self, sequence: GraphSequence) -> _CapturedGraph:
+        return _CapturedGraph(self, sequence, self._owner.cuda_graphs)
 
     def _let_go(self) -> None:
         self._contexts.clear()
         self._work.free()
 
 
-class _Call:
+class _CapturedGraph:
     """Graphs on fixed buffers: launched, launched and captured, then replayed as one."""
 
-    def __init__(self, lane: _Lane, chain: Chain, cuda_graphs: bool) -> None:
+    def __init__(self, stream: _Stream, sequence: GraphSequence, cuda_graphs: bool) -> None:
         self._cuda_graphs = cuda_graphs
-        self._lane, self._chain = lane, chain
+        self._stream, self._sequence = stream, sequence
         self._n_runs = 0
         self._replay: Any = None
         self._destroy: Callable[[], object] = lambda: None
 
     def run(self) -> None:
-        lane = self._lane
+        stream = self._stream
         if self._replay is not None:
-            lane.cuda("cudaGraphLaunch", self._replay, lane.stream)
+            stream.cuda("cudaGraphLaunch", self._replay, stream.handle)
             return
-        contexts = [lane.enqueue(graph, buffers) for graph, buffers in self._chain.runs]
+        contexts = [stream.enqueue(graph, buffers) for graph, buffers in self._sequence.runs]
         self._download()
         self._n_runs += 1
         if self._n_runs == 2 and self._cuda_graphs:
             self._capture(contexts)
 
     def _download(self) -> None:
-        for target, source in self._chain.downloads:
-            self._lane.download(target, source)
+        for target, source in self._sequence.downloads:
+            self._stream.download(target, source)
 
     def _capture(self, contexts: Sequence[Context]) -> None:
         """Record what was just run; a context must have run with its shapes before."""
-        cuda, stream = self._lane.cuda, self._lane.stream
+        cuda, stream = self._stream.cuda, self._stream.handle
         graph = None
         try:
             # relaxed: another thread may allocate meanwhile, and so may a finalizer in this one
@@ -219,7 +219,7 @@ class _Call:
             self._replay = cuda("cudaGraphInstantiate", graph, 0)
             self._destroy = cuda.owned(self, "cudaGraphExecDestroy", self._replay)
         except EngineError as error:
-            names = " and ".join(graph for graph, _ in self._chain.runs)
+            names = " and ".join(graph for graph, _ in self._sequence.runs)
             _log.warning("%s is launched without a CUDA graph: %s", names, str(error))
         finally:
             if graph is not None:
@@ -227,4 +227,4 @@ class _Call:
 
     def close(self) -> None:
         self._destroy()
-        self._chain = Chain(())
+        self._sequence = GraphSequence(())
