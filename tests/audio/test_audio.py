@@ -82,7 +82,7 @@ def test_every_kind_of_source_gives_the_same_samples(tmp_path: pathlib.Path) -> 
             np.testing.assert_array_equal(samples, expected)
 
 
-def test_a_file_object_is_read_from_where_it_stands() -> None:
+def test_a_file_object_is_read_from_its_position() -> None:
     file = io.BytesIO(b"prefix" + wav())
     file.seek(6)
     np.testing.assert_array_equal(load_audio(file), sound())
@@ -101,7 +101,7 @@ def test_a_pipe_is_read(tmp_path: pathlib.Path) -> None:
     np.testing.assert_array_equal(samples, sound())
 
 
-def test_a_wav_may_be_called_raw(tmp_path: pathlib.Path) -> None:
+def test_a_wav_may_be_named_raw(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "sound.raw"
     path.write_bytes(wav())
     np.testing.assert_allclose(load_audio(path), sound(), atol=1e-6)
@@ -227,14 +227,14 @@ def test_a_format_that_needs_pyav_names_the_extra(monkeypatch: pytest.MonkeyPatc
         load_audio(data)
 
 
-def test_text_called_wav(tmp_path: pathlib.Path) -> None:
+def test_text_named_wav(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "notes.wav"
     path.write_text("not audio at all\n" * 500)
     with pytest.raises(AudioError, match=r"notes.wav.* cannot be decoded as audio"):
         load_audio(path)
 
 
-def test_a_video_without_sound() -> None:
+def test_a_video_without_audio() -> None:
     import av
 
     file = io.BytesIO()
@@ -262,19 +262,19 @@ def test_channels_are_averaged(tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.parametrize("rate", [1_000, 8_000, 11_025, 22_050, 44_100, 48_000, 192_000, 768_000])
 def test_the_stream_of_blocks_equals_one_resampling(rate: int) -> None:
-    samples = sound(min(3.0, 300_000 / rate), rate)  # several blocks, but for the lowest rates
+    samples = sound(min(3.0, 300_000 / rate), rate)  # several blocks, except at the lowest rates
     expected = soxr.resample(samples, rate, 16_000, quality="HQ")
     np.testing.assert_allclose(load_audio(samples, sample_rate=rate), expected, atol=1e-6)
     np.testing.assert_allclose(load_audio(wav(samples, rate)), expected, atol=1e-6)
 
 
-def test_resampling_keeps_the_sound() -> None:
+def test_resampling_keeps_the_signal() -> None:
     samples = load_audio(sound(3.0, 44_100), sample_rate=44_100)
     assert len(samples) == 48_000
     np.testing.assert_allclose(samples[200:-200], sound(3.0)[200:-200], atol=1e-3)
 
 
-def test_memory_is_the_result_and_little_more(tmp_path: pathlib.Path) -> None:
+def test_memory_is_little_more_than_the_result(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "long.wav"
     soundfile.write(path, np.zeros((1_200_000, 2), np.int16), 8_000)  # 150 s
     load_audio(path)
@@ -292,7 +292,7 @@ def test_memory_is_the_result_and_little_more(tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.parametrize("rate", [1_000, 8_000, 16_000, 44_100, 96_000])
 @pytest.mark.parametrize("kind", ["array", "wav", "pyav"])
-def test_a_stream_gives_the_samples_of_the_whole_in_even_blocks(
+def test_a_stream_has_the_samples_of_the_whole_in_equal_blocks(
     rate: int, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     samples = sound(9.5, rate, 2)
@@ -329,7 +329,7 @@ def test_duration_by_the_header_of_a_file(format: str) -> None:
         assert stream.duration == pytest.approx(3.0, abs=0.15)
 
 
-def test_what_is_no_sound_is_refused_when_it_is_opened() -> None:
+def test_invalid_audio_is_refused_when_it_is_opened() -> None:
     refused: list[tuple[Any, str]] = [
         (np.zeros(0, np.float32), "no samples"),
         (wav(np.zeros(0, np.float32)), "no samples"),
@@ -341,7 +341,7 @@ def test_what_is_no_sound_is_refused_when_it_is_opened() -> None:
             open_audio(source)
 
 
-def test_damage_further_on_ends_a_stream_there() -> None:
+def test_later_damage_raises_at_its_place() -> None:
     samples = sound(20.0)
     samples[200_000] = np.nan
     stream = open_audio(wav(samples))
@@ -352,7 +352,7 @@ def test_damage_further_on_ends_a_stream_there() -> None:
     assert list(stream) == []
 
 
-def test_closing_a_stream_gives_the_file_back(tmp_path: pathlib.Path) -> None:
+def test_closing_a_stream_closes_the_file(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "sound.wav"
     path.write_bytes(wav(sound(20.0)))
     folder = pathlib.Path("/proc/self/fd")
@@ -376,7 +376,7 @@ def test_closing_a_stream_gives_the_file_back(tmp_path: pathlib.Path) -> None:
         assert not is_open(), leave
 
 
-def test_a_stream_holds_a_block_not_the_recording(tmp_path: pathlib.Path) -> None:
+def test_a_stream_keeps_a_block_not_the_recording(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "long.flac"
     soundfile.write(path, np.zeros((3_200_000, 2), np.int16), 16_000)  # 200 s, 12.8 MB
     load_audio(path)
@@ -392,7 +392,7 @@ def test_a_stream_holds_a_block_not_the_recording(tmp_path: pathlib.Path) -> Non
 
 @pytest.mark.parametrize("parts", [1, 2])
 def test_another_decoder_takes_over_before_the_first_block_only(parts: int) -> None:
-    """libsndfile would read only the first of two: what it gave would be lost or doubled."""
+    """libsndfile would read only the first of two; no samples may be lost or repeated."""
     data = encode(sound(8.0), 16_000, "OGG") * parts
     with open_audio(data) as stream:
         blocks = list(stream)
@@ -464,7 +464,7 @@ def test_the_result_never_shares_memory_with_the_array() -> None:
         (np.array([65535, 32768], np.uint32), r"astype\(numpy.uint16\)"),
     ],
 )
-def test_arrays_that_are_not_sound(array: NDArray, message: str) -> None:
+def test_arrays_that_are_not_audio(array: NDArray, message: str) -> None:
     with pytest.raises(AudioError, match=message):
         load_audio(array)
 
@@ -515,7 +515,9 @@ def test_cut_off(format: str, kept: float, caplog: pytest.LogCaptureFixture) -> 
     with pytest.raises(AudioError, match=r"cut off.*20.0\d s"):
         load_audio(cut, strict_audio=True)
     samples = load_audio(cut)
-    assert len(samples) / 16_000 == pytest.approx(20 * kept, abs=5)  # a sweep is not even in size
+    assert len(samples) / 16_000 == pytest.approx(
+        20 * kept, abs=5
+    )  # the bit rate of a sweep varies
     np.testing.assert_allclose(samples[:16_000], load_audio(data)[:16_000], atol=1e-6)
     assert "cut off: it holds" in caplog.text
 
@@ -532,7 +534,7 @@ def test_cut_off_without_pyav(format: str, caplog: pytest.LogCaptureFixture) -> 
         load_audio(data[: len(data) // 2], strict_audio=True)
 
 
-def test_cut_off_behind_an_id3_tag() -> None:
+def test_cut_off_after_an_id3_tag() -> None:
     data = encode(sound(20.0), 16_000, "MP3")
     assert data[:3] != b"ID3"
     tag = b"ID3\4\0\0" + bytes([0, 0, 0x40, 0]) + bytes(0x40 << 7)
@@ -552,12 +554,12 @@ def test_a_cut_m4a(options: dict[str, str], tmp_path: pathlib.Path) -> None:
     if options:
         assert 8 < len(load_audio(data)) / 16_000 < 12
         np.testing.assert_array_equal(load_audio(data)[:100_000], whole[:100_000])
-    else:  # nothing says where its packets are
+    else:  # the index of packets is missing
         with pytest.raises(AudioError):
             load_audio(data)
 
 
-def test_what_cannot_be_noticed_is_read_as_far_as_it_goes() -> None:
+def test_undetectable_cuts_are_read_to_the_end() -> None:
     for format in ("WAV", "OGG"):
         data = encode(sound(20.0), 16_000, format)
         assert 5 < len(load_audio(data[: len(data) // 2])) / 16_000 < 15
@@ -574,7 +576,7 @@ def joined_mp3() -> bytes:
     return b"".join(pieces)
 
 
-def test_an_mp3_whose_length_is_guessed_wrong_is_not_cut() -> None:
+def test_an_mp3_with_a_wrong_length_estimate_is_read_whole() -> None:
     data = joined_mp3()
     with soundfile.SoundFile(io.BytesIO(data)) as file:
         assert file.frames < 30 * 16_000  # libsndfile would stop there
@@ -599,11 +601,11 @@ def test_a_flac_that_does_not_state_its_length() -> None:
     np.testing.assert_allclose(load_audio(bytes(data)), sound(3.0), atol=2**-14)
 
 
-# The ffmpeg program, played by a script
+# The ffmpeg program, replaced by a script
 
 
 def stub_ffmpeg(folder: pathlib.Path, body: str) -> None:
-    """An ``ffmpeg`` that has ``arguments``, ``source`` (bytes of its input) and ``out``."""
+    """A script ``ffmpeg`` with ``arguments``, ``source`` (bytes of its input) and ``out``."""
     program = folder / "ffmpeg"
     program.write_text(
         f"#!{sys.executable} -S\n"
@@ -623,13 +625,13 @@ def stub_ffmpeg(folder: pathlib.Path, body: str) -> None:
 @posix_only
 @pytest.mark.usefixtures("only_soundfile")
 class TestFfmpeg:
-    """The last resort: what is asked of it and what is made of its answer."""
+    """The ffmpeg program: its arguments, and the parsing of its output."""
 
     @pytest.fixture
     def folder(self, tmp_path: pathlib.Path) -> pathlib.Path:
         return tmp_path / "empty"
 
-    def test_sound(self, folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    def test_audio(self, folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
         stub_ffmpeg(
             folder,
             "assert arguments[arguments.index('-f') + 1] == 'au'\n"
@@ -650,7 +652,7 @@ class TestFfmpeg:
         with pytest.raises(AudioError, match=r"ffmpeg: Invalid data found"):
             load_audio(b"????" * 100)
 
-    def test_failure_after_some_sound(
+    def test_failure_after_some_audio(
         self, folder: pathlib.Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         stub_ffmpeg(folder, "header(16000, 1); out.write(bytes(4000)); sys.exit('corrupt packet')")
@@ -659,12 +661,12 @@ class TestFfmpeg:
         assert len(load_audio(b"????" * 100)) == 1000
         assert "ffmpeg: corrupt packet" in caplog.text
 
-    def test_no_sound(self, folder: pathlib.Path) -> None:
+    def test_no_audio(self, folder: pathlib.Path) -> None:
         stub_ffmpeg(folder, "header(16000, 1)")
         with pytest.raises(AudioError, match="no samples"):
             load_audio(b"????" * 100)
 
-    def test_more_complaints_than_a_pipe_holds(self, folder: pathlib.Path) -> None:
+    def test_more_messages_than_a_pipe_holds(self, folder: pathlib.Path) -> None:
         stub_ffmpeg(
             folder,
             "sys.stderr.write('complaint\\n' * 50000)\n"
@@ -674,7 +676,7 @@ class TestFfmpeg:
             load_audio(b"????" * 100), np.array([0, 0.5, -0.5], np.float32)
         )
 
-    def test_it_may_open_nothing_else(self, folder: pathlib.Path) -> None:
+    def test_it_may_open_no_other_file(self, folder: pathlib.Path) -> None:
         stub_ffmpeg(
             folder,
             "assert arguments[arguments.index('-protocol_whitelist') + 1] == 'file'\n"
@@ -709,7 +711,7 @@ class TestFfmpeg:
         with pytest.raises(AudioError, match=r"ffmpeg: .*No space left on device"):
             load_audio(b"????" * 100)
 
-    def test_damage_that_it_passes_over(
+    def test_damage_that_it_skips(
         self, folder: pathlib.Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         stub_ffmpeg(
@@ -724,12 +726,12 @@ class TestFfmpeg:
         with pytest.raises(AudioError, match="invalid data"):
             load_audio(b"????" * 100, strict_audio=True)
 
-    def test_sound_without_end(self, folder: pathlib.Path) -> None:
+    def test_endless_audio(self, folder: pathlib.Path) -> None:
         stub_ffmpeg(folder, "header(16000, 1)\nwhile True: out.write(bytes(65536))")
         with pytest.raises(AudioError, match="max_duration"):
             load_audio(b"????" * 100, max_duration=60)
 
-    def test_it_is_ended_when_its_sound_is_refused(self, folder: pathlib.Path) -> None:
+    def test_it_is_killed_if_its_output_is_refused(self, folder: pathlib.Path) -> None:
         stub_ffmpeg(
             folder,
             "header(16000, 1); out.write(struct.pack('>f', float('nan')) * 65536)\n"

@@ -23,7 +23,7 @@ def noise(n_samples: int, seed: int = 0) -> F32:
 
 
 def definition(samples: F32, n_mels: int) -> NDArray:
-    """All frames of the recording and 30 s of zeros after it, by the book."""
+    """All frames of the recording and of 30 s of zeros after it, by the definition."""
     padded = np.pad(np.concatenate([samples, np.zeros(480_000)]), 200, mode="reflect")
     n_frames = (len(samples) + 480_000) // 160
     window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(400) / 400)
@@ -74,13 +74,13 @@ def test_equals_the_definition_for_any_length(n_samples: int, n_mels: int, gain:
     n_computed = mel.frames.shape[1]
     assert mel.frames.shape[0] == n_mels
     assert mel.n_frames == n_samples // 160
-    assert n_computed <= mel.n_frames + 3  # the padding's frames are not computed
+    assert n_computed <= mel.n_frames + 3  # frames of the padding are not computed
     np.testing.assert_allclose(mel.frames, expected[:, :n_computed], atol=1e-4, rtol=0)
     np.testing.assert_allclose(expected[:, n_computed:], mel.silence, atol=1e-6, rtol=0)
     np.testing.assert_allclose(mel.head(), expected[:, :3000], atol=1e-4, rtol=0)
 
 
-def test_loudness_is_judged_over_the_whole_recording() -> None:
+def test_loudness_is_relative_to_the_whole_recording() -> None:
     quiet, loud = noise(16_000) * np.float32(1e-4), noise(16_000)
     alone, before_loud = log_mel(quiet, 80), log_mel(np.concatenate([quiet, loud]), 80)
     assert before_loud.frames[:, :90].min() == pytest.approx(before_loud.frames.max() - 2.0)
@@ -108,7 +108,7 @@ def test_samples_need_not_be_contiguous() -> None:
     )
 
 
-def test_samples_are_left_alone() -> None:
+def test_samples_are_not_modified() -> None:
     samples = noise(5_000)
     samples.flags.writeable = False
     log_mel(samples, 80)
@@ -117,7 +117,7 @@ def test_samples_are_left_alone() -> None:
 
 @pytest.fixture(scope="module")
 def long_mel() -> LogMel:
-    """35 s and a bit: 3,501 frames."""
+    """3,501 frames: a little more than 35 s."""
     return log_mel(noise(35 * 16_000 + 200), 80)
 
 

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def noise(seconds: float, rate: int = 16_000) -> F32:
-    """Noise that gets louder and quieter, so that every moment can be told from others."""
+    """Noise of varying loudness, so that every moment can be identified."""
     draw = np.random.default_rng(1).standard_normal(round(seconds * rate))
     smooth = np.convolve(draw, np.ones(8) / 8, "same")
     return (0.2 * smooth * (1.5 + np.sin(np.arange(len(draw)) / rate * 3))).astype(np.float32)
@@ -45,7 +45,7 @@ def by_av(
     at: Callable[[float], float] | None = None,
     options: dict[str, str] | None = None,
 ) -> bytes:
-    """Encode; with ``at``, beside a picture at 0 s, and packets at other times than their own."""
+    """Encode; with ``at``, beside a picture at 0 s, and with packets at other times."""
     import av
 
     file = io.BytesIO()
@@ -82,7 +82,7 @@ def envelope(samples: F32) -> F32:
 
 
 def offset(samples: F32, expected: F32) -> float:
-    """By how many seconds ``samples`` come after ``expected``."""
+    """Seconds by which ``samples`` are later than ``expected``."""
     a, b = (envelope(each) - envelope(each).mean() for each in (samples, expected))
     n = 1 << (len(a) + len(b)).bit_length()
     found = np.fft.irfft(np.fft.rfft(a, n) * np.conj(np.fft.rfft(b, n)), n)
@@ -128,7 +128,7 @@ class TestTime:
             load_audio(data, max_audio_bytes=1_000_000)
 
 
-def test_times_that_begin_again_lose_nothing() -> None:
+def test_times_that_restart_lose_nothing() -> None:
     data = by_av(noise(3), "mpegts", "aac")
     assert len(load_audio(data + data)) == pytest.approx(2 * len(load_audio(data)), abs=2048)
 
@@ -168,18 +168,18 @@ def test_damage_is_skipped_and_times_stay(
     assert len(samples) / 16_000 == pytest.approx(12, abs=0.15), name
     np.testing.assert_allclose(samples[:60_000], expected[:60_000], atol=1e-5)
     assert offset(samples[-48_000:], expected[-48_000:]) == pytest.approx(0, abs=0.11)
-    said = caplog.text
-    assert capfd.readouterr().err == ""  # no notes of decoders
-    if "could not be decoded" in said:
+    logged = caplog.text
+    assert capfd.readouterr().err == ""  # no output of decoders
+    if "could not be decoded" in logged:
         with pytest.raises(AudioError, match=r"is damaged: .* cannot be decoded"):
             load_audio(damaged, strict_audio=True)
     if name in ("flac", "aac") or (name == "alac" and n_bytes == 600):
-        assert "could not be decoded" in said
-    assert "Operation not permitted" not in said
+        assert "could not be decoded" in logged
+    assert "Operation not permitted" not in logged
 
 
 @pytest.mark.parametrize("format", ["FLAC", "WAV", "MP3"])
-def test_damage_in_whole_is_an_error(format: str) -> None:
+def test_a_damaged_whole_is_an_error(format: str) -> None:
     data = by_soundfile(noise(3), format)
     chance = np.random.default_rng(2).integers(0, 256, len(data), np.uint8).tobytes()
     with pytest.raises(AudioError):
@@ -234,7 +234,7 @@ def test_many_damaged_parts_are_counted(caplog: pytest.LogCaptureFixture) -> Non
 
 
 def endless() -> Any:
-    """A file object whose bytes never end."""
+    """An endless file object."""
 
     class Endless(io.RawIOBase):
         def read(self, size: int = -1) -> bytes:
@@ -270,7 +270,7 @@ def test_memory_is_limited() -> None:
     assert len(silent) < 20_000
     with pytest.raises(AudioError, match=r"max_audio_bytes \(1000000\).*batched"):
         load_audio(silent, max_audio_bytes=1_000_000)
-    with open_audio(silent, max_audio_bytes=1_000_000) as stream:  # which does not hold them all
+    with open_audio(silent, max_audio_bytes=1_000_000) as stream:  # a stream does not keep them all
         assert sum(map(len, stream)) == 1_600_000
 
 
@@ -374,11 +374,11 @@ def test_mixing_changes_over_without_a_click(caplog: pytest.LogCaptureFixture) -
     assert len(caplog.records) == 1
 
 
-# Notes of decoders
+# Output of decoders
 
 
 def test_an_mp3_writes_nothing_on_standard_error(tmp_path: Path) -> None:
-    """libmpg123 has a note about its tag, whose encoding is unknown, and about the junk behind."""
+    """libmpg123 prints messages about its tag, whose encoding is unknown, and the junk after it."""
     tag = b"ID3\3\0\0\0\0\0\x1aTIT2\0\0\0\x10\0\0\x09" + b"\xff" * 15
     path = tmp_path / "x.mp3"
     path.write_bytes(tag + by_soundfile(noise(2), "MP3") + bytes(400))

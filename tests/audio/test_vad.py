@@ -69,7 +69,7 @@ def test_probabilities_are_those_of_the_package(name: str) -> None:
 
 
 def pieces(samples: F32, seed: int) -> Iterator[F32]:
-    """The samples in blocks of random sizes, from none at all to many frames."""
+    """The samples in blocks of random sizes, from 0 to many frames."""
     dice = random.Random(seed)
     at = 0
     while at < len(samples):
@@ -79,7 +79,7 @@ def pieces(samples: F32, seed: int) -> Iterator[F32]:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_no_bit_depends_on_the_blocks(seed: int) -> None:
+def test_results_do_not_depend_on_the_blocks(seed: int) -> None:
     samples = load_audio(SPEECH / "en/en-leopard-test.wav")
     frames = network.Frames()
     found = [frames.feed(piece) for piece in pieces(samples, seed)]
@@ -89,7 +89,7 @@ def test_no_bit_depends_on_the_blocks(seed: int) -> None:
 
 
 @pytest.mark.parametrize("n_samples", [0, 1, 511, 512, 513, 16 * FRAME, 16 * FRAME + 1])
-def test_one_probability_a_frame(n_samples: int) -> None:
+def test_one_probability_per_frame(n_samples: int) -> None:
     found = SpeechDetector().probabilities(np.zeros(n_samples, np.float32))
     assert found.shape == (math.ceil(n_samples / FRAME),)
 
@@ -122,7 +122,7 @@ def test_recordings_in_several_threads_do_not_disturb_one_another() -> None:
         (np.array([np.inf], np.float32), "infinity"),
     ],
 )
-def test_what_is_no_sound_is_refused(samples: Any, message: str) -> None:
+def test_invalid_samples_are_refused(samples: Any, message: str) -> None:
     for call in (SpeechDetector().probabilities, SpeechDetector().spans):
         with pytest.raises(AudioError, match=message):
             call(samples)
@@ -144,7 +144,7 @@ def test_without_onnxruntime_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.usefixtures("fresh_network")
 @pytest.mark.parametrize("damage", ["missing", "cut", "changed"])
-def test_a_model_file_that_is_not_whole(
+def test_a_missing_or_damaged_model_file(
     damage: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     whole = (Path(whisper_opt.audio.vad.__file__).with_name("silero_vad.onnx")).read_bytes()
@@ -166,7 +166,7 @@ def test_the_model_comes_with_its_licence() -> None:
 
 
 def test_the_model_is_made_by_its_script(tmp_path: Path) -> None:
-    """From another copy of the weights: those of the file itself, put back into their old form."""
+    """Its input is the weights of the file itself, converted back to their original layout."""
     import onnx
     from make_vad_model import rewrite
 
@@ -177,7 +177,7 @@ def test_the_model_is_made_by_its_script(tmp_path: Path) -> None:
 
 
 def package_form(made: Any) -> Any:
-    """The weights of the model as the package names and shapes them, around an LSTM node."""
+    """The weights of the model with the names and shapes of the package, and an LSTM node."""
     from onnx import helper, numpy_helper
 
     arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in made.graph.initializer}
@@ -209,14 +209,14 @@ def package_form(made: Any) -> Any:
 
 
 def at_level(samples: F32, dbfs: float) -> F32:
-    """The samples with that root mean square, in dB of full scale."""
+    """The samples scaled to a root mean square in dB of full scale."""
     level = np.sqrt(np.mean(np.square(samples, dtype=np.float64)))
     scaled: F32 = (samples * (10 ** (dbfs / 20) / level)).astype(np.float32)
     return scaled
 
 
 def after_music(level: float) -> tuple[F32, F32]:
-    """Speech at that level, alone and after loud music."""
+    """Speech at a level, alone and after loud music."""
     music = at_level(load_audio(SPEECH / "nonspeech/ns-music-brahms-32s.ogg"), -20)
     speech = at_level(load_audio(SPEECH / "en/en-jfk.flac"), level)
     return speech, np.concatenate([music, speech])
@@ -243,7 +243,7 @@ def test_the_second_look_does_not_depend_on_the_blocks() -> None:
 @pytest.mark.parametrize(
     ("name", "n_looks"), [("en/en-jfk.flac", 0), ("nonspeech/ns-white-12s.flac", 22)]
 )
-def test_only_sound_without_speech_gets_a_second_look(
+def test_only_audio_without_speech_gets_a_second_look(
     name: str, n_looks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     n_calls = 0
@@ -260,11 +260,11 @@ def test_only_sound_without_speech_gets_a_second_look(
     assert n_calls == math.ceil(len(samples) / (16 * FRAME)) + n_looks
 
 
-# The rules, over probabilities made up
+# The rules, on synthetic probabilities
 
 
 class MadeUp:
-    """In place of the network: probabilities by the value of each frame's first sample."""
+    """Replaces the network: the first sample of each frame is its probability."""
 
     def __init__(self) -> None:
         self._held = np.empty(0, np.float32)
@@ -281,7 +281,7 @@ class MadeUp:
 
 @contextlib.contextmanager
 def made_up() -> Iterator[None]:
-    """Also a decorator of tests; a fixture would not go with hypothesis."""
+    """Also a decorator of tests, as hypothesis does not work with fixtures."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(detect, "Frames", MadeUp)
         patch.setattr(detect, "SecondLook", lambda threshold: MadeUp())
@@ -315,7 +315,7 @@ def test_spans_are_those_of_the_package(number: int) -> None:
     assert [[span.start, span.end] for span in found] == case["kept"]
 
 
-def test_the_package_is_followed_to_the_letter_but_where_the_note_says() -> None:
+def test_the_documented_exception_is_the_only_difference_from_the_package() -> None:
     differ = [case for case in CASES if case["spans"] != case["kept"]]
     assert 0 < len(differ) < len(CASES) / 10
     assert all("max_speech_duration_s" in case["options"] for case in differ)
@@ -327,17 +327,17 @@ def frames(*runs: tuple[float, float]) -> list[float]:
 
 
 @made_up()
-def test_a_long_stretch_is_cut_at_every_good_silence() -> None:
+def test_long_speech_is_split_at_every_good_silence() -> None:
     levels = frames((4.0, 0.9), (0.4, 0), (3.0, 0.9), (0.2, 0), (20.0, 0.9))
     options = VadOptions(max_speech_duration=8.0, speech_pad=0, min_silence_duration=0.5)
     found = [span.seconds for span in SpeechDetector(options).spans(recording(levels))]
     ends = [end for _, end in found]
-    assert ends[:2] == pytest.approx([4.0, 7.4], abs=0.1)  # the package would cut at 4 and 12 s
+    assert ends[:2] == pytest.approx([4.0, 7.4], abs=0.1)  # the package would split at 4 and 12 s
     assert all(end - start <= 8.0 for start, end in found)
 
 
 @made_up()
-def test_a_span_is_given_as_soon_as_it_is_certain() -> None:
+def test_a_span_is_returned_as_soon_as_it_is_final() -> None:
     options = VadOptions(min_silence_duration=0.5, speech_pad=0.2)
     stream = SpeechDetector(options).stream()
     assert stream.feed(recording(frames((1.0, 0.0), (2.0, 0.9)))) == []
@@ -361,7 +361,7 @@ def test_a_span_is_given_as_soon_as_it_is_certain() -> None:
         ([], None),
         ([(2.0, 0.0), (1.5, 0.9), (3.0, 0.0)], 2.0),
         ([(2.0, 0.0), (0.3, 0.9), (2.0, 0.0), (40.0, 0.9)], 4.3),  # the first is too short
-        ([(2.0, 0.0), (0.3, 0.9), (2.0, 0.0)], 2.0),  # there is nothing longer
+        ([(2.0, 0.0), (0.3, 0.9), (2.0, 0.0)], 2.0),  # no longer speech
         ([(5.0, 0.0), (1.5, 0.9)], 5.0),  # until the end
     ],
 )
@@ -375,7 +375,7 @@ def test_where_speech_begins(runs: list[tuple[float, float]], expected: float | 
 
 
 @made_up()
-def test_the_search_for_speech_reads_no_further_than_it_must() -> None:
+def test_the_search_for_speech_stops_early() -> None:
     sound = recording(frames((1.0, 0.0), (60.0, 0.9)))
     sound[5 * 16_000 :] = np.nan
     assert SpeechDetector().first_speech(sound) is not None
@@ -477,20 +477,20 @@ def test_utterances_joined_in_one_recording_are_all_found(spoken: dict[str, list
     for name in SOUND:
         for utterance in RECORDINGS[name].get("segments", []):
             inside = covered(utterance["start"], utterance["end"], spoken[name])
-            # the utterances begin and end with silence of their own, some with seconds of it
+            # the utterances begin and end with silence, some with seconds of it
             assert inside >= 0.5 * (utterance["end"] - utterance["start"]), (name, utterance)
             n_seen += 1
     assert n_seen > 40
 
 
-def test_padding_by_silence_is_no_speech(spoken: dict[str, list[Span]]) -> None:
+def test_silence_around_speech_is_not_speech(spoken: dict[str, list[Span]]) -> None:
     (utterance,) = RECORDINGS["en-derived-pad-silence"]["segments"]
     (span,) = spoken["en-derived-pad-silence"]
     assert span.seconds == pytest.approx((utterance["start"], utterance["end"]), abs=0.5)
 
 
 @pytest.mark.parametrize("name", SILENT)
-def test_noise_silence_and_music_are_no_speech(name: str, spoken: dict[str, list[Span]]) -> None:
+def test_noise_silence_and_music_are_not_speech(name: str, spoken: dict[str, list[Span]]) -> None:
     assert spoken[name] == []
 
 
@@ -525,7 +525,7 @@ def test_merging() -> None:
     assert list(merge([], 10)) == []
 
 
-def test_packing_fills_a_stretch_and_keeps_the_silence_inside() -> None:
+def test_packing_fills_a_chunk_and_keeps_the_silence_inside() -> None:
     spans = seconds((1, 5), (8, 20), (20.5, 30.9), (31.5, 40))
     assert list(pack(spans, LONGEST)) == seconds((1, 30.9), (31.5, 40))
 
@@ -541,7 +541,7 @@ def test_packing_takes_the_later_of_equal_gaps() -> None:
     assert list(pack(spans, LONGEST)) == seconds((0, 28), (29, 33))
 
 
-def test_packing_cuts_what_is_too_long() -> None:
+def test_packing_splits_long_spans() -> None:
     spans = seconds((0, 2), (3, 73), (73.5, 75))
     cut_at = [3 + 70 / 3, 3 + 140 / 3]
     expected = [(0, 2), (3, cut_at[0]), (cut_at[0], cut_at[1]), (cut_at[1], 75)]
@@ -551,13 +551,13 @@ def test_packing_cuts_what_is_too_long() -> None:
     assert len(found) == len(expected)
 
 
-def test_packing_does_not_bridge_what_is_too_far() -> None:
+def test_packing_does_not_bridge_long_gaps() -> None:
     spans = seconds((0, 2), (4, 5), (7.1, 8))
     assert list(pack(spans, LONGEST, max_gap=32_000)) == seconds((0, 5), (7.1, 8))
     assert list(pack(spans, LONGEST)) == seconds((0, 8))
 
 
-def test_packing_reads_no_further_than_it_must() -> None:
+def test_packing_is_lazy() -> None:
     n_read = 0
 
     def endless() -> Iterator[Span]:
@@ -583,7 +583,7 @@ def test_impossible_sizes(longest: int, gap: Union[int, None]) -> None:
     longest=st.integers(1, 100),
     gap=st.sampled_from([None, 0, 5, 20]),
 )
-def test_stretches_hold_every_span(
+def test_chunks_contain_every_span(
     steps: list[tuple[int, int]], longest: int, gap: Union[int, None]
 ) -> None:
     spans, at = [], 0
@@ -591,9 +591,9 @@ def test_stretches_hold_every_span(
         spans.append(Span(at + silence, at + silence + length))
         at += silence + length
     found = list(pack(spans, longest, max_gap=gap))
-    assert all(0 < stretch.end - stretch.start <= longest for stretch in found)
+    assert all(0 < chunk.end - chunk.start <= longest for chunk in found)
     assert all(before.end <= after.start for before, after in zip(found, found[1:]))
-    kept = {sample for stretch in found for sample in range(stretch.start, stretch.end)}
+    kept = {sample for chunk in found for sample in range(chunk.start, chunk.end)}
     assert {sample for span in spans for sample in range(span.start, span.end)} <= kept
     starts, ends = {span.start for span in spans}, {span.end for span in spans}
     whole = [s for s in spans if s.end - s.start <= longest]
@@ -622,9 +622,9 @@ def test_cutting_a_stream_equals_packing_the_whole(
     detector = SpeechDetector(options)
     expected = list(pack(detector.spans(samples), longest, max_gap=gap))
     found = list(cut(pieces(samples, seed), detector, longest, max_gap=gap))
-    assert [stretch for stretch, _ in found] == expected
-    for stretch, held in found:
-        np.testing.assert_array_equal(held, samples[stretch.start : stretch.end])
+    assert [chunk for chunk, _ in found] == expected
+    for chunk, held in found:
+        np.testing.assert_array_equal(held, samples[chunk.start : chunk.end])
 
 
 def test_cutting_a_real_recording() -> None:
@@ -632,21 +632,21 @@ def test_cutting_a_real_recording() -> None:
     samples, detector = load_audio(path), SpeechDetector()
     with open_audio(path) as stream:
         found = list(cut(stream, detector, LONGEST))
-    assert [stretch for stretch, _ in found] == list(pack(detector.spans(samples), LONGEST))
+    assert [chunk for chunk, _ in found] == list(pack(detector.spans(samples), LONGEST))
     assert len(found) == 4
-    for stretch, held in found:
-        np.testing.assert_array_equal(held, samples[stretch.start : stretch.end])
+    for chunk, held in found:
+        np.testing.assert_array_equal(held, samples[chunk.start : chunk.end])
 
 
 @made_up()
-def test_cutting_holds_a_window_not_the_recording() -> None:
+def test_cutting_keeps_a_chunk_not_the_recording() -> None:
     def blocks() -> Iterator[F32]:
         rng = random.Random(0)
         left = 0
         level = 0.0
         for number in range(400):  # 27 minutes, 102 MB
             if number == 200:
-                left, level = 2500, 0.0  # a silence longer than any stretch
+                left, level = 2500, 0.0  # a silence longer than any chunk
             block = np.empty(STREAM_BLOCK, np.float32)
             for at in range(0, STREAM_BLOCK, FRAME):
                 if not left:
@@ -663,5 +663,5 @@ def test_cutting_holds_a_window_not_the_recording() -> None:
     finally:
         tracemalloc.stop()
     assert total > 400 * STREAM_BLOCK / 2
-    # float32: a stretch and a span that are kept, copies of this stretch and of the one before
+    # float32: a chunk and a span in the buffer, copies of this chunk and of the one before
     assert peak < 4 * 4 * LONGEST

@@ -1,4 +1,4 @@
-"""Parts of the benchmark, without a model: workers, stages, grids, sound, figures, comparison."""
+"""Modules of the benchmark without a model: workers, stages, grids, recordings, comparison."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import soundfile
 
-import whisper_opt.transcription.chunking  # noqa: F401  # one of the modules that are watched
+import whisper_opt.transcription.chunking  # noqa: F401  # one of the modules that are patched
 from tests.support.fake_backend import FakeBackend, FakeSession
 from tests.support.models import random_dims
 from whisper_opt.audio import decode as audio
@@ -59,7 +59,7 @@ def test_jobs_over_pipes() -> None:
     assert "dance" in found[4]["error"]
 
 
-def test_worker_answers_and_what_it_prints_is_no_answer() -> None:
+def test_worker_output_is_not_part_of_the_response() -> None:
     with Worker(FAKE) as worker:
         assert worker.request("load", word="yes")["versions"] == {"fake": "1.0"}
         first = worker.request("transcribe", audio=["a"])
@@ -70,14 +70,14 @@ def test_worker_answers_and_what_it_prints_is_no_answer() -> None:
         assert again["pid"] == first["pid"] != os.getpid()
 
 
-def test_worker_that_dies_says_how() -> None:
+def test_worker_that_ends_is_reported() -> None:
     with Worker(FAKE) as worker:
         worker.request("load")
         with pytest.raises(WorkerError, match="ended with status 7: segmentation fault, say"):
             worker.request("transcribe", audio=[], fail="die")
 
 
-def test_worker_of_an_environment_that_is_not_there(tmp_path: Path) -> None:
+def test_worker_of_a_missing_environment(tmp_path: Path) -> None:
     absent = Program("absent", ROOT, "tests.support.fake_peer", tmp_path / "bin" / "python")
     with Worker(absent) as worker, pytest.raises(WorkerError, match="absent cannot be started"):
         worker.request("load")
@@ -88,7 +88,7 @@ def _state(pid: int) -> str:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux' /proc")
-def test_worker_is_stopped_while_nobody_asks_and_gone_when_closed() -> None:
+def test_worker_is_stopped_between_jobs_and_ends_when_closed() -> None:
     with Worker(FAKE) as worker:
         worker.request("load")
         pid = worker.request("transcribe", audio=[])["pid"]
@@ -100,7 +100,7 @@ def test_worker_is_stopped_while_nobody_asks_and_gone_when_closed() -> None:
     assert not Path(f"/proc/{pid}").exists()
 
 
-def test_closing_does_not_wait_for_a_job_in_flight() -> None:
+def test_closing_does_not_wait_for_a_running_job() -> None:
     # ignored in background jobs
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     worker = Worker(FAKE)
@@ -139,7 +139,7 @@ def test_stopped_worker_does_not_outlive_its_parent() -> None:
     pytest.fail(f"process {pid} is still there, in state {_state(pid)}")
 
 
-def test_pool_ends_the_longest_unused() -> None:
+def test_pool_ends_the_least_recently_used() -> None:
     workers = {key: Worker(FAKE) for key in "abc"}
     pool = Pool(2)
     pids = {}
@@ -162,7 +162,7 @@ def test_pool_ends_the_longest_unused() -> None:
 
 
 class Passing:
-    """A clock that only moves when told to."""
+    """A clock that advances only on request."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
@@ -187,7 +187,7 @@ def test_inner_stage_stops_the_outer_one(passing: Passing) -> None:
     assert clock.seconds == {"inner": 5, "outer": 3}
 
 
-def test_generators_are_counted_while_they_run_only(passing: Passing) -> None:
+def test_generators_are_timed_only_while_they_run(passing: Passing) -> None:
     def slow() -> Any:
         passing.sleep(3)
         yield 1
@@ -199,7 +199,7 @@ def test_generators_are_counted_while_they_run_only(passing: Passing) -> None:
     assert clock.seconds["slow"] == 3
 
 
-def test_timed_backend_gives_what_the_backend_gives(
+def test_timed_backend_returns_what_the_backend_returns(
     passing: Passing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     extend = FakeSession.extend
@@ -218,15 +218,15 @@ def test_timed_backend_gives_what_the_backend_gives(
         session = backend.open(backend.encode(mel))
         prompt = np.array([[1, 2], [3, 4]])
         found = [session.extend(prompt, at=np.array([[0], [0]])).requested()]
-        newcomer = backend.open(backend.encode(mel[:1]))
-        newcomer.extend(np.array([[5]]))
-        session.append(newcomer)
+        added = backend.open(backend.encode(mel[:1]))
+        added.extend(np.array([[5]]))
+        session.append(added)
         session.gather(np.array([2, 0]))
         found.append(session.extend(np.array([[5], [6]])).top(3, mask).tokens)
         found.append(session.extend(np.array([[7], [8]])).numpy())
         session.close()
-        heard = backend.attention(backend.encode(mel[:1]), np.array([[1, 2]]), np.array([2]))
-        return [*found, heard.scores]
+        attention = backend.attention(backend.encode(mel[:1]), np.array([[1, 2]]), np.array([2]))
+        return [*found, attention.scores]
 
     timed = run(TimedBackend(plain, clock))
     for ours, theirs in zip(timed, run(plain)):
@@ -240,7 +240,7 @@ def test_timed_backend_gives_what_the_backend_gives(
     assert not clock.seconds
 
 
-def test_sessions_that_run_by_themselves_still_do(passing: Passing) -> None:
+def test_multistep_sessions_stay_multistep(passing: Passing) -> None:
     class Running(FakeSession):
         supports_multistep = True
 
@@ -342,7 +342,7 @@ def test_grid_without_a_reader_of_toml(monkeypatch: pytest.MonkeyPatch, tmp_path
         read_grid(tmp_path / "grid.toml")
 
 
-# sound
+# recordings
 
 
 @pytest.fixture
@@ -373,7 +373,7 @@ def test_manifest(sounds: Path) -> None:
         from_manifest(sounds.with_name("absent"))
 
 
-def test_sound_of_a_length_is_joined_and_repeated(sounds: Path, tmp_path: Path) -> None:
+def test_a_recording_of_given_length_is_joined_and_repeated(sounds: Path, tmp_path: Path) -> None:
     found = of_length(from_manifest(sounds), 4.5, tmp_path)
     samples, rate = soundfile.read(found.path)
     assert (len(samples), rate, found.seconds) == (72000, 16000, 4.5)
@@ -383,7 +383,7 @@ def test_sound_of_a_length_is_joined_and_repeated(sounds: Path, tmp_path: Path) 
     assert of_length(from_files([sounds.parent / "1.wav"]), 0.5, tmp_path).seconds == 0.5
 
 
-# jobs and figures
+# jobs and results
 
 
 def _found(**changes: Any) -> Found:
@@ -410,7 +410,7 @@ def _run(seconds: float, steps: list[float], peak: int = 300) -> dict[str, Any]:
     }
 
 
-def test_everybody_runs_once_a_round_and_the_first_changes() -> None:
+def test_each_runs_once_per_round_in_rotating_order() -> None:
     assert turns(3, 3) == [0, 1, 2, 1, 2, 0, 2, 0, 1]
 
 
@@ -426,10 +426,10 @@ def test_job_of_a_batch_repeats_recordings() -> None:
     assert job["options"] == {"language": "en", "batch_size": 5, "beam_size": 5}
     assert job["batch"] is True
     job = jobs(wide, Settings(options={"strategy": "batched"}))
-    assert job["audio"] == ["a.wav", "b.wav"]  # each is cut into windows of its own
+    assert job["audio"] == ["a.wav", "b.wav"]  # each is split into windows
 
 
-def test_figures_are_medians_and_percentiles_over_all_rounds() -> None:
+def test_results_are_medians_and_percentiles_of_all_rounds() -> None:
     loaded = {"seconds": 1.0, "memory": {"resident_bytes": 100}, "precision": "fp32"}
     runs = [_run(1.0, [1.0, 2.0]), _run(4.0, [3.0]), _run(2.0, [4.0] * 97, peak=400)]
     entry = report.figures(_found(loaded=loaded, runs=runs, busy=[0.1, None, 0.2]), Settings())
@@ -450,7 +450,7 @@ def test_figures_are_medians_and_percentiles_over_all_rounds() -> None:
     assert "failed: tiny, greedy: no memory" in text
 
 
-def test_errors_or_the_reason_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_rates_or_the_reason_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = ["one two free four", "x"]
     unknown = report.errors(RECORDINGS[1:], texts[1:], {})
     assert unknown == {"reason": "no transcript"}
@@ -460,7 +460,7 @@ def test_errors_or_the_reason_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "whisper-opt[bench]" in report.errors(RECORDINGS, texts, {})["reason"]
 
 
-def test_json_is_whole_or_not_there(tmp_path: Path) -> None:
+def test_json_is_written_atomically(tmp_path: Path) -> None:
     path = tmp_path / "new" / "x.json"
     report.write_json(path, {"a": 1})
     with pytest.raises(TypeError):
@@ -472,7 +472,7 @@ def test_json_is_whole_or_not_there(tmp_path: Path) -> None:
         report.write_json(tmp_path / "file" / "x.json", {})
 
 
-def test_files_of_others_are_refused(tmp_path: Path) -> None:
+def test_other_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     for text in ("{", "[]", '{"format": 1}', '{"format": 1, "configurations": 3}'):
         path.write_text(text)
@@ -496,7 +496,7 @@ def _file(**medians: float) -> dict[str, Any]:
     return {"format": 1, "machine": {"cpu": "x"}, "configurations": entries}
 
 
-def test_comparison_of_what_both_have() -> None:
+def test_comparison_of_common_configurations() -> None:
     found = compare(_file(a=1.0, b=2.0, c=1.0), _file(a=1.05, b=2.4, d=1.0))
     assert found.ratios == {"a": pytest.approx(1.05), "b": pytest.approx(1.2)}
     assert (found.missing, found.added) == (["c"], ["d"])
@@ -537,7 +537,7 @@ def _content() -> dict[str, Any]:
     return {"recordings": [], "configurations": [*single, wide, failed]}
 
 
-def test_what_is_drawn() -> None:
+def test_plot_series() -> None:
     label = "e fp32, 2 threads, greedy"
     assert plots.series(_content()) == {
         "latency": {label: [(5, 0.5), (30, 3.0)]},
@@ -558,7 +558,7 @@ def test_plots_need_matplotlib(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 # the machine
 
 
-def test_commands_hold_no_absolute_paths(tmp_path: Path) -> None:
+def test_commands_have_no_absolute_paths(tmp_path: Path) -> None:
     given = ["whisper-opt", "bench", str(tmp_path / "base"), f"--json={tmp_path}/x.json", "a/b.wav"]
     found = machine.command_line([*given, "--threads", "2"])
     assert found == "whisper-opt bench base --json=x.json a/b.wav --threads 2"

@@ -37,13 +37,13 @@ SHORT = ("--max-new-tokens", "4", "--temperature", "0", "--vad", "off", "--langu
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random engine in a folder of its own."""
+    """An engine with random weights."""
     return random_engine(tmp_path_factory.mktemp("bench") / "random", random_dims()).path
 
 
 @pytest.fixture(scope="module")
 def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two seconds of noise in a manifest that claims to know what it says."""
+    """Two seconds of noise in a manifest with a transcript."""
     folder = tmp_path_factory.mktemp("sound")
     noise = np.random.default_rng(0).standard_normal(32000) * 0.1
     soundfile.write(folder / "noise.wav", noise, 16000)
@@ -66,7 +66,7 @@ def measured(engine: Path, speech: Path, tmp_path_factory: pytest.TempPathFactor
     return path
 
 
-def test_the_file_tells_everything(measured: Path, engine: Path) -> None:
+def test_the_file_is_complete(measured: Path, engine: Path) -> None:
     text = measured.read_text()
     found = json.loads(text)
     assert found["complete"] is True
@@ -93,12 +93,12 @@ def test_the_file_tells_everything(measured: Path, engine: Path) -> None:
         assert entry["step_ms"]["p50"] <= entry["step_ms"]["p95"] <= entry["step_ms"]["p99"]
         assert entry["memory"]["peak_bytes"] > entry["memory"]["growth_bytes"]
         assert (entry["precision"], entry["device"]) == ("fp32", "cpu")
-        assert entry["kernels"] is False  # an fp32 engine has nothing for them
+        assert entry["kernels"] is False  # an fp32 engine has no use for them
     single, double = found["configurations"][:2]
     assert (single["recordings"], double["recordings"]) == (1, 2)
     assert (single["windows"], double["windows"]) == (1, 2)
     assert single["each_s"].keys() == {"noise.wav"}
-    # three steps follow the token that the prompt gives, in every round
+    # in every round three steps follow the first token, which comes from the prompt
     assert single["step_ms"]["n"] == 6
 
 
@@ -116,7 +116,7 @@ def test_lengths_words_and_arrays(engine: Path, speech: Path, tmp_path: Path) ->
     found = json.loads(path.read_text())["configurations"]
     assert [(entry["length_s"], entry["audio_s"]) for entry in found] == [(1.0, 1.0), (3.0, 3.0)]
     assert found[0]["stages_s"]["align"] > 0
-    # the backend's figures hold, whatever is read when: arrays pass load_audio, but no file does
+    # the times of the backend do not depend on when files are read
     assert found[0]["errors"] == {"reason": "no transcript"}
     assert found[0]["busy_cores"] == [None]
 
@@ -178,7 +178,7 @@ def test_comparison_with_what_is_measured_now(
         ((".", "x.wav", "--batch-size", "0"), "batch_size has 0"),
     ],
 )
-def test_what_would_be_ignored_is_refused(
+def test_arguments_without_effect_are_refused(
     arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(*arguments) == 2
@@ -291,7 +291,7 @@ def test_with_the_extra_errors_are_counted_and_plots_drawn(
     assert first["errors"]["wer"] > 0
 
 
-def test_other_commands_do_not_load_what_measures() -> None:
+def test_other_commands_do_not_import_the_benchmark() -> None:
     code = "import sys, whisper_opt.cli.main; print([m for m in sys.modules if 'bench' in m])"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, check=True

@@ -1,4 +1,4 @@
-"""The command: what it prints, writes and returns; one clear line for everything that is wrong."""
+"""The command: output, files, exit status, and one clear line per error."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
     return lines[0]
 
 
-# what it does
+# commands
 
 
 def test_export_inspect_transcribe(
@@ -117,7 +117,7 @@ def test_every_option_has_an_argument(capsys: pytest.CaptureFixture[str]) -> Non
         assert f"\n  --{name.replace('_', '-')}" in text
 
 
-def test_help_tells_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_states_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         run("transcribe", "--help")
     _, *arguments = re.split(r"\n  --", capsys.readouterr().out)
@@ -211,7 +211,7 @@ def test_contradictions_are_found_before_any_work(
 def test_subtitle_options_with_one_format_that_takes_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Nothing is wrong but the engine."""
+    """Only the engine is missing."""
     options = ("--format", "txt,srt", "--highlight-words", WORDS, "--output-dir", tmp_path)
     assert run("transcribe", tmp_path / "no-engine", "no-audio.wav", *options) == 1
     assert "no-engine" in one_line(capsys)
@@ -228,7 +228,7 @@ def test_unknown_formats(given: str, capsys: pytest.CaptureFixture[str]) -> None
     )
 
 
-def test_doctor_is_content(capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_finds_no_problem(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("doctor") == 0
     text = capsys.readouterr().out
     assert "onnxruntime" in text
@@ -259,7 +259,7 @@ def test_one_bad_recording_does_not_stop_the_others(
     assert "1 of 2 recordings failed" in capsys.readouterr().err
 
 
-# what is wrong with a recording
+# errors of recordings
 
 
 def _bad_recording(kind: str, folder: Path) -> Path:
@@ -314,7 +314,7 @@ def test_bad_recording(
     assert list(out.iterdir()) == []
 
 
-# what is wrong with an option
+# errors of options
 
 
 def test_unknown_language_offers_near_matches(
@@ -415,7 +415,7 @@ def test_help_is_printed_anywhere(
 
 
 class Speaking:
-    """A model that says the same of every recording but those whose name holds ``bad``."""
+    """A model with the same result for every recording, except those named ``bad``."""
 
     def __enter__(self) -> Speaking:
         return self
@@ -470,7 +470,7 @@ def test_a_format_is_utf_8_anywhere(
 
 @pytest.mark.usefixtures("speaking")
 @pytest.mark.parametrize("more", [(), ("--format", "srt")])
-def test_what_one_cannot_print_does_not_stop_the_others(
+def test_unprintable_text_does_not_stop_other_recordings(
     more: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     console = Console(monkeypatch, "ascii")
@@ -482,7 +482,7 @@ def test_what_one_cannot_print_does_not_stop_the_others(
     assert "1 of 3 recordings failed" in errors
 
 
-# what is wrong with a checkpoint
+# errors of checkpoints
 
 
 def _without(checkpoint: Checkpoint, folder: Path) -> Path:
@@ -509,7 +509,7 @@ def test_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert not (tmp_path / "e").exists()
 
 
-# what is wrong with an engine
+# errors of engines
 
 
 def _copy(engine: Path, tmp_path: Path) -> Path:
@@ -585,7 +585,7 @@ def test_a_newer_format_is_refused(
     assert "upgrade whisper-opt" in one_line(capsys)
 
 
-# what is wrong with the disk, and Ctrl-C: in processes of their own
+# disk errors and Ctrl-C, in separate processes
 
 
 def python(code: str, *argv: object) -> subprocess.CompletedProcess[str]:
@@ -642,7 +642,7 @@ def test_interrupted_export_leaves_nothing(tmp_path: Path) -> None:
     assert list(target.parent.iterdir()) == []
 
 
-def test_a_terminal_is_shown_how_far_it_is(
+def test_a_terminal_shows_progress(
     engine: Path, short: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ("transcribe", engine, short, "--language", "en", "--max-new-tokens", "8")

@@ -1,4 +1,4 @@
-"""``whisper-opt build``: what it prints, how it fails, and what it passes on."""
+"""``whisper-opt build``: output, errors, and the arguments of ``build_plans``."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from whisper_opt.runtime.tensorrt.plans import graphs_of
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    """What passes for an fp16 engine."""
+    """A directory that is accepted as an fp16 engine."""
     require("standard")
     folder = tmp_path_factory.mktemp("engines") / "small"
     engine = export(random_checkpoint(SMALL), folder, dialect="standard")
@@ -50,7 +50,7 @@ def run(*arguments: object) -> int:
 
 
 def error_line(capsys: pytest.CaptureFixture[str]) -> str:
-    """The error the command printed, which must be a single line and all there is."""
+    """The error that the command printed, which must be the only line."""
     captured = capsys.readouterr()
     lines = captured.err.splitlines()
     assert captured.out == ""
@@ -195,7 +195,7 @@ def test_foreign_plans(
 
 
 def test_examples_are_valid(capsys: pytest.CaptureFixture[str]) -> None:
-    """They parse, and then fail for want of an engine."""
+    """They parse, and then fail because there is no engine."""
     for line in cli_build.EXAMPLES.splitlines():
         if line.startswith("  whisper-opt "):
             assert main(line.split()[1:]) == 1

@@ -1,4 +1,4 @@
-"""Options: defaults of openai-whisper, and every value checked where it is given."""
+"""Options: defaults of openai-whisper, and checks of every value."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ WITH: dict[str, dict[str, Any]] = {
     "vad_speech_pad": {"vad": "cut"},
     "vad_max_speech_duration": {"vad": "cut"},
 }
-"""Options without which another cannot be given."""
+"""Options that another option requires."""
 
 GOOD: dict[str, list[Any]] = {
     "language": [None, "en", "German"],
@@ -291,13 +291,13 @@ def test_bad_values_are_refused(kind: type[Any], name: str, value: Any, expected
 @pytest.mark.parametrize(
     "clips", [[-1.0], [math.nan], [math.inf], [2.0, 1.0], [1.0, 1.0], [0, 1, 5, 5], [1, math.nan]]
 )
-def test_clips_that_are_no_clips(clips: list[float]) -> None:
+def test_invalid_clips(clips: list[float]) -> None:
     expected = r"clip_timestamps is \[.*expected non-negative seconds, every end after its start"
     with pytest.raises(OptionError, match=expected):
         TranscribeOptions(clip_timestamps=clips)
 
 
-def test_a_prompt_to_carry_must_be_there() -> None:
+def test_carrying_a_prompt_requires_one() -> None:
     with pytest.raises(OptionError, match="without an initial_prompt to carry; give one"):
         TranscribeOptions(carry_initial_prompt=True)
     assert TranscribeOptions(carry_initial_prompt=True, initial_prompt="Ann").carry_initial_prompt
@@ -369,7 +369,7 @@ def test_contradictions_are_refused(given: dict[str, Any], expected: str) -> Non
         {"prepend_punctuations": TranscribeOptions().prepend_punctuations},
     ],
 )
-def test_what_does_not_contradict_is_taken(given: dict[str, Any]) -> None:
+def test_compatible_options_are_accepted(given: dict[str, Any]) -> None:
     options = TranscribeOptions(**given)
     assert {name: getattr(options, name) for name in given} == given
 
@@ -384,7 +384,7 @@ def test_what_does_not_contradict_is_taken(given: dict[str, Any]) -> None:
         ({"strategy": "batched", "condition_on_previous_text": False}, False),
     ],
 )
-def test_conditioning_is_decided(given: dict[str, Any], expected: bool) -> None:
+def test_conditioning_default(given: dict[str, Any], expected: bool) -> None:
     assert TranscribeOptions(**given).conditions is expected
 
 
@@ -401,7 +401,7 @@ def test_conditioning_is_decided(given: dict[str, Any], expected: bool) -> None:
         ({"vad": "off", "strategy": "batched", **CLIPS}, "off"),
     ],
 )
-def test_voice_activity_detection_is_decided(given: dict[str, Any], expected: str) -> None:
+def test_vad_default(given: dict[str, Any], expected: str) -> None:
     assert TranscribeOptions(**given).vad_mode == expected
 
 
@@ -418,7 +418,7 @@ def test_vad_options_are_those_of_vad() -> None:
         assert (ours.default, ours.metadata) == (theirs.default, theirs.metadata)
 
 
-def test_options_for_speech_are_the_same_but_for_how_it_is_found() -> None:
+def test_options_for_speech_differ_only_in_vad() -> None:
     given = TranscribeOptions(
         strategy="batched", vad="cut", vad_threshold=0.3, beam_size=5, batch_size=2, language="de"
     )
@@ -439,10 +439,10 @@ def test_options_for_speech_are_the_same_but_for_how_it_is_found() -> None:
     ("given", "expected"),
     [(0, (0.0,)), (0.5, (0.5,)), ((0, 1), (0.0, 1.0)), ([0.2], (0.2,)), (iter([0, 1]), (0.0, 1.0))],
 )
-def test_temperatures_are_a_ladder(given: Any, expected: tuple[float, ...]) -> None:
+def test_temperatures_are_a_tuple(given: Any, expected: tuple[float, ...]) -> None:
     options = TranscribeOptions(temperature=given)
     assert options.temperatures == options.temperature == expected
-    assert all(type(rung) is float for rung in options.temperatures)
+    assert all(type(value) is float for value in options.temperatures)
     assert options == dataclasses.replace(options)
 
 
@@ -483,7 +483,7 @@ def test_sequences_become_tuples(make: Any) -> None:
     assert hash(options) == hash(dataclasses.replace(options))
 
 
-def test_no_list_is_an_empty_one() -> None:
+def test_none_is_an_empty_sequence() -> None:
     assert TranscribeOptions(suppress_tokens=None).suppress_tokens == ()
 
 
@@ -506,20 +506,20 @@ def test_replacing_checks_again() -> None:
         dataclasses.replace(options, task="sing")
 
 
-def test_unknown_options_are_no_options() -> None:
+def test_unknown_options_are_refused() -> None:
     unknown: dict[str, Any] = {"langage": "en"}
     with pytest.raises(TypeError, match="langage"):
         TranscribeOptions(**unknown)
 
 
-def test_every_option_is_explained() -> None:
+def test_every_option_has_a_help_text() -> None:
     fields = [*dataclasses.fields(TranscribeOptions), *dataclasses.fields(SubtitleOptions)]
     explained = {field.name: field.metadata["help"] for field in fields}
     for name, text in explained.items():
         assert len(text) > 20, name
         assert not text.endswith("."), name
         assert text[0].islower() or text[0] == "-", name
-        assert "%" not in text, name  # argparse would read it as a format
+        assert "%" not in text, name  # argparse would parse it as a format
     assert len(set(explained.values())) == len(NAMES) + len(SUBTITLE_NAMES)
 
 
@@ -546,7 +546,7 @@ def test_choices() -> None:
     assert choices == {"task": TASKS, "strategy": STRATEGIES, "vad": VAD_MODES}
 
 
-def test_one_window_tells_the_language_only_where_the_reference_is_asked_for() -> None:
+def test_one_detection_window_only_without_vad() -> None:
     assert TranscribeOptions().detection_windows == 4
     assert TranscribeOptions(strategy="batched").detection_windows == 4
     assert TranscribeOptions(vad="off").detection_windows == 1

@@ -1,4 +1,4 @@
-"""What the package promises: its public names."""
+"""The public names of the package."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_public_names() -> None:
     ]
 
 
-def test_every_public_name_is_there_and_documented() -> None:
+def test_every_public_name_exists_and_is_documented() -> None:
     for name in set(whisper_opt.__all__) - {"__version__"}:
         value = getattr(whisper_opt, name)
         assert (value.__doc__ or "").strip(), name
@@ -72,7 +72,7 @@ def test_remedies_are_commands_that_work_without_an_index(monkeypatch: pytest.Mo
 
 
 def test_no_other_message_names_an_extra() -> None:
-    """They all ask :func:`whisper_opt.core.remedies.install_hint`."""
+    """They all use :func:`whisper_opt.core.remedies.install_hint`."""
     package = Path(whisper_opt.__file__).parent
     for path in package.rglob("*.py"):
         text = path.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The comparison with other systems: weights in their forms, and one table with fake peers."""
+"""The comparison with other systems: weight formats, and one table with fake systems."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def benchmarks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Scripts of ``benchmarks`` can be imported; their environments are nowhere."""
+    """Makes scripts of ``benchmarks`` importable, without environments."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     monkeypatch.setenv("WHISPER_OPT_PEERS", str(tmp_path / "environments"))
 
@@ -37,7 +37,7 @@ def module(name: str) -> ModuleType:
 
 
 def _dequantized(data: bytes, kind: str, n: int) -> Any:
-    """Values of blocks, from the formats' definition in ggml: y = d * q, y = d * (q - 16)."""
+    """Values of blocks by the definition of ggml: y = d * q, y = d * (q - 16)."""
     size = {"q8_0": 34, "q5_0": 22}[kind]
     values = []
     for block in (data[i : i + size] for i in range(0, len(data), size)):
@@ -62,13 +62,13 @@ def test_blocks_of_32_come_back(kind: str, steps: int) -> None:
     back = _dequantized(data, kind, values.size).reshape(-1, 32)
     blocks = values.reshape(-1, 32)
     step = np.abs(blocks).max(axis=1, keepdims=True) / steps
-    # half a step of rounding, a whole one where 5 bits have no code for the other sign's largest
+    # half a step of rounding; a whole step if 5 bits have no code for the largest value
     assert (np.abs(back - blocks) <= step * (0.51 if kind == "q8_0" else 1.01)).all()
     assert np.abs(back - blocks).mean() < step.mean() * 0.3
 
 
 @pytest.mark.usefixtures("benchmarks")
-def test_forms_hold_the_weights_of_the_checkpoint(tmp_path: Path) -> None:
+def test_formats_have_the_weights_of_the_checkpoint(tmp_path: Path) -> None:
     convert = module("peers.convert")
     source = write_ctranslate2(random_checkpoint(random_dims(n_vocab=2100)), tmp_path / "source")
     forms = ("ctranslate2", "huggingface", "openai.pt", "ggml-f16.bin", "ggml-q8_0.bin")
@@ -148,7 +148,7 @@ def test_every_peer_has_requirements_a_runner_and_a_form() -> None:
 
 
 @pytest.mark.usefixtures("benchmarks")
-def test_one_table_and_what_is_not_measured(
+def test_one_table_and_systems_not_measured(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     compare, catalog = module("compare_peers"), module("peers.catalog")
@@ -185,7 +185,7 @@ def test_one_table_and_what_is_not_measured(
 
 
 @pytest.mark.usefixtures("benchmarks")
-def test_what_a_peer_cannot_do_is_said(tmp_path: Path) -> None:
+def test_limitations_of_a_peer_are_reported(tmp_path: Path) -> None:
     compare, catalog = module("compare_peers"), module("peers.catalog")
     peers = {peer.name: peer for peer in catalog.PEERS}
     recording = compare.Recording("long", tmp_path / "x.wav", 40.0, "en")

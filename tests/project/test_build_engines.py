@@ -1,4 +1,4 @@
-"""``scripts/build_engines.py``: lists, what is made anew, what is kept, what is left behind."""
+"""``scripts/build_engines.py``: lists, rebuilt and kept engines, failures."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DIMS = random_dims(n_vocab=2000, n_audio_layer=1, n_text_layer=1)
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with a checkpoint called ``mine``."""
+    """A folder with a checkpoint named ``mine``."""
     write_huggingface(random_checkpoint(DIMS), tmp_path / "mine")
     return tmp_path
 
@@ -45,7 +45,7 @@ ONE = 'output = "out"\n[[engine]]\nsource = "mine"\n'
 
 
 def test_the_list_of_the_repository() -> None:
-    """It can be read, and is what is built without an argument."""
+    """It is valid, and the default of the script."""
     output, wanted = read_list(build_engines.DEFAULT)
     assert output.resolve() == build_engines.DEFAULT.parent
     assert {"tiny.en-fp32-contrib", "tiny.en-int8-contrib", "base-int8-contrib"} <= {
@@ -91,7 +91,7 @@ def test_a_list_is_built_once(folder: Path, capsys: pytest.CaptureFixture[str]) 
     assert "mine-fp32-contrib: kept" in capsys.readouterr().out
 
 
-def test_what_is_damaged_or_made_from_other_weights_is_made_again(folder: Path) -> None:
+def test_damaged_and_outdated_engines_are_rebuilt(folder: Path) -> None:
     path = listed(folder, ONE)
     build(path)
     home = folder / "out" / "mine-fp32-contrib"
@@ -110,7 +110,7 @@ def test_what_is_damaged_or_made_from_other_weights_is_made_again(folder: Path) 
     assert outcome() == "kept"
 
 
-def test_a_failure_stops_no_other_engine_and_is_remembered(folder: Path) -> None:
+def test_a_failure_does_not_stop_other_engines_and_is_recorded(folder: Path) -> None:
     (folder / "broken").mkdir()
     path = listed(folder, 'output = "out"\n[[engine]]\nsource = "broken"\n' + ONE.split("\n", 1)[1])
     status, index = build(path)
@@ -121,7 +121,7 @@ def test_a_failure_stops_no_other_engine_and_is_remembered(folder: Path) -> None
     assert not (folder / "out" / "broken-fp32-contrib").exists()
 
 
-def test_an_interrupted_list_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_list_continues(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = listed(folder, ONE + 'name = "a"\n' + ONE.split("\n", 1)[1] + 'name = "b"\n')
     from whisper_opt.export import export as real
 
@@ -154,7 +154,7 @@ def test_a_dry_run_writes_nothing(folder: Path, capsys: pytest.CaptureFixture[st
     assert all("export (not there)" in line for line in out)
 
 
-def test_an_output_that_cannot_be_written_is_said(
+def test_an_output_that_cannot_be_written_is_reported(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "out").write_text("a file", encoding="utf-8")
@@ -170,7 +170,7 @@ PLANS = (
 )
 
 
-def test_plans_are_built_as_asked_and_indexed(
+def test_plans_are_built_as_listed_and_indexed(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from whisper_opt.export.tensorrt import build as tensorrt
@@ -256,7 +256,7 @@ def test_no_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "cannot read" in capsys.readouterr().err
 
 
-def test_paths_lie_beside_the_list_and_hub_ids_stay(folder: Path) -> None:
+def test_paths_are_relative_to_the_list_and_hub_ids_stay(folder: Path) -> None:
     text = (
         ONE
         + 'tokenizer = "tok.json"\n[[engine]]\nsource = "openai/whisper-base"\nrevision = "main"'
@@ -280,7 +280,7 @@ def test_the_list_in_the_help_is_a_list(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 11), reason="TOML is read by Python itself")
-def test_a_python_that_reads_no_toml_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_python_without_tomllib_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tomli", None)
     with pytest.raises(ListError, match="pip install tomli"):
         parse_toml("")

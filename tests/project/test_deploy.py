@@ -1,4 +1,4 @@
-"""Images, docs/deploy.md and docs/troubleshooting.md: what they name or quote exists."""
+"""Images, docs/deploy.md and docs/troubleshooting.md: names and quotations exist."""
 
 from __future__ import annotations
 
@@ -70,12 +70,12 @@ def test_an_image_is_well_formed(path: Path) -> None:
         "CMD",
     ]
     users = [rest for name, rest in found if name == "USER"]
-    assert users == ["10001"]  # a number: what runs containers can tell that it is not root
+    assert users == ["10001"]  # a number, so that container runtimes can check that it is not root
     assert not [rest for name, rest in found if name == "FROM" and rest.endswith(":latest")]
 
 
 @pytest.mark.parametrize("path", IMAGES, ids=lambda path: path.name)
-def test_what_an_image_copies_is_there_and_not_ignored(path: Path) -> None:
+def test_copied_files_exist_and_are_not_ignored(path: Path) -> None:
     copies = [rest for name, rest in instructions(path) if name == "COPY"]
     for rest in copies:
         if rest.startswith("--from="):
@@ -89,7 +89,7 @@ def test_what_an_image_copies_is_there_and_not_ignored(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["models/base", "engines", ".git", "tests/data/tokens.json"])
-def test_what_no_image_needs_is_ignored(name: str) -> None:
+def test_unneeded_files_are_ignored(name: str) -> None:
     assert ignored(name)
 
 
@@ -122,7 +122,7 @@ def test_the_page_says_that_images_were_never_built() -> None:
 
 
 def _literals(path: Path) -> Iterator[str]:
-    """Texts of a module; what an f-string fills in is ``…``."""
+    """Strings of a module; values in f-strings are ``…``."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield node.value
@@ -144,7 +144,7 @@ def _quoted() -> list[str]:
 
 
 def _is_said(message: str, said: list[str]) -> bool:
-    """Whether a text has the message in it, ``…`` standing for anything."""
+    """Whether a text contains the message, in which ``…`` matches anything."""
     parts = [re.escape(part.strip()) for part in message.split("…") if part.strip(" .;:,")]
     pattern = re.compile(r".{0,80}?".join(parts))
     return any(pattern.search(text) for text in said)
@@ -156,7 +156,7 @@ def test_every_message_of_the_troubleshooting_tables_is_one_of_ours() -> None:
     assert [message for message in quoted if not _is_said(message, said)] == []
 
 
-def test_a_message_that_nobody_says_is_found() -> None:
+def test_an_unknown_message_is_found() -> None:
     said = _said()
     assert not _is_said("the GPU is on fire (…)", said)
     assert not _is_said("this ONNX Runtime (…) has no TPUExecutionProvider", said)
@@ -174,14 +174,14 @@ def test_files_that_the_page_names_exist() -> None:
     assert [name for name in named if not (ROOT / name).is_file()] == []
 
 
-# what never ran
+# code that never ran
 
 
-def test_the_list_of_what_never_ran_is_that_of_the_source() -> None:
+def test_the_table_of_untested_gpu_code_is_current() -> None:
     assert unrun.page(PAGE) == PAGE, "run: python scripts/gpu/unrun.py"
 
 
-def test_every_module_that_reaches_for_a_gpu_is_listed() -> None:
+def test_every_module_that_uses_a_gpu_is_listed() -> None:
     listed = {entry.module for entry in unrun.ENTRIES}
     assert set(unrun.gpu_modules()) - listed == set()
     for module in ("whisper_opt/runtime/gpus.py", "whisper_opt/runtime/cuda/onnxruntime.py"):
@@ -194,7 +194,7 @@ def test_every_check_of_the_list_is_one_of_gpu_check() -> None:
         assert fnmatch.filter(names, entry.check) or not entry.check, entry
 
 
-def test_a_name_that_is_gone_is_noticed(tmp_path: Path) -> None:
+def test_a_missing_name_is_found(tmp_path: Path) -> None:
     path = tmp_path / "m.py"
     path.write_text("class A:\n    def b(self):\n        pass\n", encoding="utf-8")
     assert unrun._part(path, ("A.b",)) == "`A.b`"
@@ -203,8 +203,8 @@ def test_a_name_that_is_gone_is_noticed(tmp_path: Path) -> None:
         unrun._part(path, ("A.c",))
 
 
-def test_no_figures_of_a_gpu_contradict_the_list() -> None:
-    """Once figures are committed, what they cover leaves the list."""
+def test_no_results_of_a_gpu_contradict_the_list() -> None:
+    """Entries that committed results cover must be removed."""
     measured = [
         json.loads(path.read_text(encoding="utf-8"))
         for path in (ROOT / "benchmarks" / "results").glob("gpu-*.json")

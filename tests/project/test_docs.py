@@ -1,4 +1,4 @@
-"""README, CONTRIBUTING and docs for users: their commands and snippets are right in form."""
+"""README, CONTRIBUTING and docs: commands, snippets, links and the map are valid."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_the_readme_fits_on_a_page() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_readme_has_two_commands(command: str) -> None:
-    """On lines of their own, and both can be run."""
+    """Each is on its own line, and both parse."""
     text = PAGES[0].read_text(encoding="utf-8")
     assert re.search(rf"^    {re.escape(command)}( |$)", text, re.M)
     assert (ROOT / command).stat().st_mode & 0o100
@@ -47,9 +47,9 @@ def test_lines_of_prose_are_short(path: Path) -> None:
 
 
 @by_page
-def test_commands_are_understood(path: Path) -> None:
+def test_commands_parse(path: Path) -> None:
     for arguments in commands(path.read_text(encoding="utf-8")):
-        _parser().parse_args(arguments)  # exits where it does not know one
+        _parser().parse_args(arguments)  # exits on unknown arguments
 
 
 def test_there_are_commands() -> None:
@@ -74,14 +74,14 @@ def test_snippets_are_python(path: Path) -> None:
 
 
 def anchors(path: Path) -> set[str]:
-    """Anchors of the headings, as GitHub makes them."""
+    """Anchors of the headings, by GitHub's rules."""
     headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.M)
     kept = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings)
     return {heading.replace(" ", "-") for heading in kept}
 
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: path.stem)
-def test_links_lead_somewhere(path: Path) -> None:
+def test_links_have_targets(path: Path) -> None:
     text = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.S)
     broken = []
     for link in re.findall(r"\]\(([^)\s]+)\)", text):

@@ -68,7 +68,7 @@ def strict_spec(text: str) -> Any:
 
 
 @environments
-def test_pip_section_names_what_exists(path: str, python: str) -> None:
+def test_pip_section_names_existing_files(path: str, python: str) -> None:
     constraint, editable = pip_lines(path)
     folder = (ROOT / path).parent
     option, _, relative = constraint.partition(" ")
@@ -83,7 +83,7 @@ def test_pip_section_names_what_exists(path: str, python: str) -> None:
 
 
 def copy_of_repository(target: Path) -> Path:
-    """What an install reads, so that nothing is written into the work tree."""
+    """A copy of the files that an install reads, so that the work tree stays unchanged."""
     target.mkdir()
     texts = ("README.md", "CHANGELOG.md", "LICENSE")
     for name in ("pyproject.toml", "hatch_build.py", "environment.yml", *texts):
@@ -114,7 +114,7 @@ def test_constraints_are_in_order(python: str) -> None:
     assert make_constraints.problems(python) == []
 
 
-def test_constraints_say_nothing_about_this_machine() -> None:
+def test_constraints_are_independent_of_this_machine() -> None:
     for python in PYTHONS:
         text = constraints_file(python).read_text(encoding="utf-8")
         assert "://" not in text
@@ -160,7 +160,7 @@ def test_direct_requirements_follow_extras_and_markers() -> None:
 
 
 FAKE_PYTHON = """#!/bin/sh
-# Stands in for an interpreter, in and out of an environment.
+# Replaces the interpreter, inside and outside an environment.
 echo "$*" >>"$FAKE_LOG"
 case "$*" in
     *"import sys, venv"*) echo 3.11.7 ;;
@@ -171,7 +171,7 @@ esac
 
 
 class Sandbox:
-    """make_venv of scripts/venv.sh in a folder of its own, with a stand-in for Python."""
+    """make_venv of scripts/venv.sh in a temporary folder, with a fake Python."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.log = root, root / "log"
@@ -185,13 +185,13 @@ class Sandbox:
         self.venv = root / ".venv"
 
     def make(self, *requirements: str, pip_exit: int = 0) -> tuple[int, list[str]]:
-        """Exit status, and what pip was asked to install."""
+        """Exit status, and the arguments of pip."""
         call = f"make_venv .venv '{self.python}' \"$@\""
         status, lines = self._run(call, *requirements, FAKE_PIP_EXIT=str(pip_exit))
         return status, [line.split(" install ")[1] for line in lines if " install " in line]
 
     def kernels(self) -> tuple[int, list[str]]:
-        """Exit status of make_kernels, and what Python was asked to run."""
+        """Exit status of make_kernels, and the scripts that Python was to run."""
         return self._run(f"make_kernels '{self.python}'")
 
     def _run(self, call: str, *arguments: str, **environment: str) -> tuple[int, list[str]]:
@@ -217,7 +217,7 @@ def test_an_environment_is_made_once(sandbox: Sandbox) -> None:
     assert sandbox.make(".[cpu]") == (0, [])
 
 
-def test_a_half_made_environment_is_made_anew(sandbox: Sandbox) -> None:
+def test_an_incomplete_environment_is_recreated(sandbox: Sandbox) -> None:
     status, _ = sandbox.make(".[cpu]", pip_exit=3)
     assert status == 3
     (sandbox.venv / "half-installed").touch()
@@ -237,7 +237,7 @@ def test_changed_requirements_are_installed_in_place(sandbox: Sandbox) -> None:
     assert (sandbox.venv / "added-by-the-user").exists()
 
 
-def test_an_environment_of_somebody_else_is_never_deleted(sandbox: Sandbox) -> None:
+def test_a_foreign_environment_is_never_deleted(sandbox: Sandbox) -> None:
     (sandbox.venv / "bin").mkdir(parents=True)
     shutil.copy(sandbox.python, sandbox.venv / "bin" / "python")
     for pip_exit in (3, 0, 0):
@@ -247,7 +247,7 @@ def test_an_environment_of_somebody_else_is_never_deleted(sandbox: Sandbox) -> N
     assert sandbox.make(".[cpu]") == (0, [])
 
 
-def test_a_folder_that_is_no_environment_is_refused(sandbox: Sandbox) -> None:
+def test_another_folder_is_refused(sandbox: Sandbox) -> None:
     sandbox.venv.mkdir()
     (sandbox.venv / "precious").touch()
     assert sandbox.make(".[cpu]") == (1, [])
@@ -264,7 +264,7 @@ def test_kernels_are_compiled_when_their_sources_are_newer(sandbox: Sandbox) -> 
     )
     build.touch()
     source.touch()
-    assert sandbox.kernels() == (0, ["hatch_build.py"])  # the stand-in makes no library
+    assert sandbox.kernels() == (0, ["hatch_build.py"])  # the fake Python makes no library
     library.touch()
     os.utime(library, (2e9, 2e9))
     assert sandbox.kernels() == (0, [])

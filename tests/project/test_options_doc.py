@@ -1,4 +1,4 @@
-"""The page of options says what the classes say."""
+"""docs/options.md is up to date."""
 
 from __future__ import annotations
 

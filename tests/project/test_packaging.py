@@ -1,4 +1,4 @@
-"""What is published: metadata, the contents of the built archives, and a clean install."""
+"""Published archives: metadata, contents, and a clean install."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hatch_build import compiler
 
 PROJECT = make_constraints.read_project()
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
-# pip and setuptools of the environment included, bytecode not: what the archives hold.
+# includes pip and setuptools of the environment, but no bytecode
 INSTALLED_LIMIT = 200_000_000
 COMPILES = sys.platform == "linux" and platform.machine() == "x86_64" and bool(compiler())
 
@@ -57,7 +57,7 @@ def test_the_core_is_small() -> None:
     }
 
 
-def test_no_extra_holds_two_builds_of_onnxruntime() -> None:
+def test_no_extra_has_two_builds_of_onnxruntime() -> None:
     both = {"onnxruntime", "onnxruntime-gpu"}
     for extra in EXTRAS:
         found = direct_requirements(ROOT / "pyproject.toml", "3.11", [extra])
@@ -67,7 +67,7 @@ def test_no_extra_holds_two_builds_of_onnxruntime() -> None:
 
 
 @pytest.mark.parametrize("extra", sorted(EXTRAS))
-def test_no_extra_asks_for_torch(extra: str) -> None:
+def test_no_extra_requires_torch(extra: str) -> None:
     found = direct_requirements(ROOT / "pyproject.toml", "3.11", [extra])
     assert not found & {"torch", "transformers", "optimum"}
 
@@ -95,7 +95,7 @@ def metadata(wheel: Path) -> Message:
 
 
 @pytest.mark.slow
-def test_the_wheel_holds_the_package_and_nothing_else(built: tuple[Path, Path]) -> None:
+def test_the_wheel_contains_only_the_package(built: tuple[Path, Path]) -> None:
     with zipfile.ZipFile(built[1]) as archive:
         names = archive.namelist()
     info = f"whisper_opt-{PROJECT['version']}.dist-info/"
@@ -108,8 +108,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(built: tuple[Path, Path]) 
 
 
 @pytest.mark.slow
-def test_the_wheel_holds_kernels_where_there_is_a_compiler(built: tuple[Path, Path]) -> None:
-    """Made from the source archive, not from the work tree, so they were compiled there."""
+def test_the_wheel_contains_kernels_if_there_is_a_compiler(built: tuple[Path, Path]) -> None:
+    """It was built from the source archive, not from the work tree."""
     with zipfile.ZipFile(built[1]) as archive:
         names = archive.namelist()
     assert not [name for name in names if name.endswith((".c", ".h"))]
@@ -123,7 +123,7 @@ def test_the_wheel_holds_kernels_where_there_is_a_compiler(built: tuple[Path, Pa
 
 
 @pytest.mark.slow
-def test_the_wheel_says_what_it_needs(built: tuple[Path, Path]) -> None:
+def test_the_wheel_states_its_requirements(built: tuple[Path, Path]) -> None:
     found = metadata(built[1])
     assert found["License-Expression"] == "MIT"
     assert found["Requires-Python"] == ">=3.9"
@@ -133,7 +133,7 @@ def test_the_wheel_says_what_it_needs(built: tuple[Path, Path]) -> None:
 
 
 @pytest.mark.slow
-def test_the_source_archive_holds_no_data(built: tuple[Path, Path]) -> None:
+def test_the_source_archive_contains_no_data(built: tuple[Path, Path]) -> None:
     with tarfile.open(built[0]) as archive:
         names = archive.getnames()
     top = {name.split("/")[1] for name in names}

@@ -31,7 +31,7 @@ def test_this_python(engines: Engines) -> None:
 
 
 def python_39() -> str:
-    """An interpreter; skips where there is none."""
+    """An interpreter; skips if there is none."""
     python = os.environ.get("WHISPER_OPT_PY39")
     if not python:
         pytest.skip("not tested: WHISPER_OPT_PY39 names no Python 3.9 (scripts/test.sh sets it)")
@@ -64,7 +64,7 @@ def test_kernels_of_python_39() -> None:
 @pytest.mark.slow
 def test_python_39(engines: Engines, tmp_path: Path) -> None:
     python = python_39()
-    # exported there too: the old onnx package writes the graphs that the old runtime reads
+    # exported there too: the old runtime needs graphs of the old onnx package
     target = tmp_path / "tiny.en"
     export = [python, "-m", "whisper_opt", "export", str(model_dir("tiny.en")), str(target)]
     subprocess.run(export, check=True, cwd=tmp_path, capture_output=True)

@@ -1,4 +1,4 @@
-"""The runtime needs none of what exports need: it works with those packages absent."""
+"""The runtime works without the packages that exports need."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ BLOCKED = (
     "huggingface_hub",
 )
 
-# Refuses the packages before anything else is imported, and notes whoever asks for one.
+# Blocks the packages, and records the imports of them.
 PREAMBLE = """
 import json, sys
 
-class Refuse:
-    asked = []
+class Block:
+    requested = []
 
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in BLOCKED:
-            self.asked.append(name)
+            self.requested.append(name)
             raise ImportError(f"No module named {name!r}")
 
-sys.meta_path.insert(0, Refuse())
+sys.meta_path.insert(0, Block())
 assert not any(name.split(".")[0] in BLOCKED for name in sys.modules)
 """
 
@@ -57,7 +57,7 @@ with whisper_opt.Whisper.load(sys.argv[1], threads=1) as model:
 print(json.dumps({
     "after_import": after_import,
     "modules": sorted(name for name, module in sys.modules.items() if module is not None),
-    "asked": Refuse.asked,
+    "requested": Block.requested,
     "tokens": sum(len(segment.tokens) for segment in found),
     "segments": len(found.segments),
     "duration": found.duration,
@@ -68,7 +68,7 @@ print(json.dumps({
 
 
 def run(script: str, *arguments: str, blocked: tuple[str, ...] = BLOCKED) -> Any:
-    """What ``script`` prints as JSON, run where ``blocked`` cannot be imported."""
+    """The JSON output of ``script``, run with the packages ``blocked`` blocked."""
     program = f"BLOCKED = {blocked!r}\n{PREAMBLE}\n{script}"
     command = [sys.executable, "-W", "error", "-c", program, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
@@ -76,12 +76,12 @@ def run(script: str, *arguments: str, blocked: tuple[str, ...] = BLOCKED) -> Any
     return json.loads(done.stdout)
 
 
-def test_transcribes_without_what_exports_need(tmp_path: Path) -> None:
+def test_transcribes_without_export_packages(tmp_path: Path) -> None:
     engine = random_engine(tmp_path / "engine", random_dims())
     found = run(TRANSCRIBE, str(engine.path))
     loaded = {name.split(".")[0] for name in found["modules"]}
     assert not loaded & set(BLOCKED)
-    assert found["asked"] == []  # not even tried
+    assert found["requested"] == []  # not even tried
     assert {"whisper_opt", "numpy", "onnxruntime"} <= loaded
     offline = ("whisper_opt.export", "whisper_opt.export.checkpoints")
     assert not [name for name in found["modules"] if name.startswith(offline)]
@@ -112,7 +112,7 @@ SLOW = (
 )
 
 
-def test_import_is_light_and_gives_every_name() -> None:
+def test_import_is_light_and_has_every_name() -> None:
     script = """
 import whisper_opt
 light = sorted(sys.modules)
@@ -139,7 +139,7 @@ def test_the_command_imports_no_more_than_transcribing_needs() -> None:
     assert not {*unused, "whisper_opt.backends", "whisper_opt.cli.doctor"} & {*loaded}
 
 
-def test_a_missing_package_is_named_and_not_what_was_asked_for() -> None:
+def test_a_missing_package_is_named() -> None:
     script = """
 sys.modules["numpy"] = None
 import whisper_opt
@@ -157,7 +157,7 @@ def test_transcribing_imports_nothing_for_prompts_or_devices(tmp_path: Path) -> 
     )
     engine = export(checkpoint, tmp_path / "engine")
     found = run(TRANSCRIBE, str(engine.path), blocked=(*BLOCKED, "tiktoken"))
-    assert found["asked"] == []
+    assert found["requested"] == []
     assert found["tokens"] >= 1
     slow = {"tiktoken", "importlib.metadata", "concurrent.futures", "tempfile", "soundfile"}
     assert not slow & {*found["modules"]}

@@ -27,7 +27,7 @@ REAL = {"tiny.en": 51864, "base": 51865}
 
 @functools.cache
 def golden(n_vocab: int) -> dict[str, Any]:
-    """What ``tools/goldens/make_token_golden.py`` wrote for a vocabulary size."""
+    """Golden of ``tools/goldens/make_token_golden.py`` for a vocabulary size."""
     file = Path(__file__).parents[1] / "data" / "tokens.json"
     values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))[str(n_vocab)]
     return values
@@ -82,7 +82,7 @@ class TestRealTokenizers:
             broken += "\ufffd" in without
         assert broken > 20
 
-    def test_there_and_back(self, name: str) -> None:
+    def test_round_trip(self, name: str) -> None:
         for text, tokens in golden(REAL[name])["encoded"]:
             assert real(name).decode(tokens) == text
 
@@ -90,7 +90,7 @@ class TestRealTokenizers:
         assert list(real(name).non_speech_tokens()) == golden(REAL[name])["non_speech_tokens"]
 
     def test_checkpoints_suppress_the_same(self, name: str) -> None:
-        """Converted checkpoints list the special tokens too, which we add ourselves."""
+        """Converted checkpoints also list the special tokens, which this library adds itself."""
         vocab = real(name)
         config = json.loads((model_dir(name) / "config.json").read_text(encoding="utf-8"))
         ours = {*vocab.non_speech_tokens(), *vocab.never_sampled()}
@@ -119,7 +119,7 @@ def test_any_bytes_decode_as_python_does(raw: list[int]) -> None:
     assert small().decode(raw) == bytes(order[i] for i in raw).decode("utf-8", errors="replace")
 
 
-def test_a_character_cut_in_two() -> None:
+def test_a_character_split_in_two() -> None:
     tokens = small().encode("日")
     assert len(tokens) == 3
     assert small().decode(tokens) == "日"
@@ -128,7 +128,7 @@ def test_a_character_cut_in_two() -> None:
     assert small().decode([*tokens[:2], *small().encode("a")]) == "\ufffda"
 
 
-def test_times_are_never_text_and_specials_only_when_asked() -> None:
+def test_times_are_never_text_and_specials_only_on_request() -> None:
     vocab = small()
     tokens = [
         vocab.sot,
@@ -217,7 +217,7 @@ def test_every_name_and_alias() -> None:
     }
 
 
-def test_a_tag_is_said_to_be_taken_for_a_language(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_language_of_a_tag_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     assert language_code("pt-BR") == "pt"
     assert "'pt-BR' is read as pt (portuguese)" in caplog.text
@@ -231,7 +231,7 @@ def test_auto_is_as_if_left_out(auto: str) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["none", "gsw", "xx"])
-def test_short_words_are_near_to_nothing(wrong: str) -> None:
+def test_short_words_have_no_suggestions(wrong: str) -> None:
     with pytest.raises(OptionError, match="Leave the language out to have it detected") as raised:
         language_code(wrong)
     assert "did you mean" not in str(raised.value)
@@ -240,7 +240,7 @@ def test_short_words_are_near_to_nothing(wrong: str) -> None:
 @pytest.mark.parametrize(
     ("wrong", "near"), [("Germn", "german"), ("engish", "english"), ("portugese", "portuguese")]
 )
-def test_an_unknown_language_names_near_ones(wrong: str, near: str) -> None:
+def test_an_unknown_language_has_suggestions(wrong: str, near: str) -> None:
     with pytest.raises(OptionError) as raised:
         small().check_language(wrong, "transcribe")
     message = str(raised.value)
@@ -250,7 +250,7 @@ def test_an_unknown_language_names_near_ones(wrong: str, near: str) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["", "klingonese-42", "<|en|>", "en-US!"])
-def test_an_unknown_language_without_near_ones(wrong: str) -> None:
+def test_an_unknown_language_without_suggestions(wrong: str) -> None:
     with pytest.raises(OptionError, match="unknown language") as raised:
         language_code(wrong)
     assert "did you mean" in str(raised.value) or " yue" in str(raised.value)
@@ -398,7 +398,7 @@ def test_no_token_is_lost_between_words(tokens: list[int], language: str) -> Non
 
 
 def test_words_of_broken_text() -> None:
-    """The reference loses all that follows half a character that was split in two tokens."""
+    """The reference loses the text after half of a character that is split into two tokens."""
     sun = small().encode("日")
     tokens = [*small().encode(" a"), *sun[:2], *small().encode(" b"), *sun, sun[0]]
     for language, expected in {
@@ -410,7 +410,7 @@ def test_words_of_broken_text() -> None:
         assert [token for part in parts for token in part] == tokens
 
 
-def test_where_words_begin() -> None:
+def test_beginnings_of_words() -> None:
     def words(text: str) -> list[str]:
         return small().split_words(small().encode(text), "en")[0]
 

@@ -1,4 +1,4 @@
-"""Results and the text formats they are written in."""
+"""Results and their output formats."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_subtitles_equal_the_reference_byte_for_byte(case: dict[str, Any]) -> No
 
 
 def without_moments(text: str, format: str) -> str:
-    """The reference's text without the entries that it shows for no time at all."""
+    """The reference's text without entries of no duration."""
     number = r"(?:\d+\n)?"
     entry = rf"{number}(\S+) --> (\S+)\n(.*?)\n\n(?={number}\S+ --> |\Z)"
     kept = [
@@ -99,7 +99,7 @@ def without_moments(text: str, format: str) -> str:
     return "".join(f"{i}\n{each}" for i, each in enumerate(kept, 1))
 
 
-def test_a_cue_of_no_time_borrows_some() -> None:
+def test_a_cue_of_no_duration_is_lengthened() -> None:
     alone = said((" a", 5.0, 5.0))
     options = SubtitleOptions(max_words_per_line=1)
     assert times(transcript(alone), options) == [(4.88, 5.0)]  # the end of the recording
@@ -138,10 +138,10 @@ WORD_TIMES = st.lists(
         + [{"max_line_width": 8, "max_line_count": n} for n in (1, 2)]
     ),
 )
-def test_every_cue_is_shown_for_a_moment(
+def test_every_cue_has_a_minimum_duration(
     spans: list[tuple[int, int]], close: bool, layout: dict[str, Any]
 ) -> None:
-    """In order, none over another, none far from where it was, and words within their cue."""
+    """Cues stay in order, without overlap, near their times, and contain their words."""
     words, clock = [], 0.0
     for i, (pause, length) in enumerate(spans):
         start = clock + (0 if close else pause * 0.02)
@@ -172,7 +172,7 @@ def test_a_long_cue_and_an_empty_one_stay_as_they_are() -> None:
     assert times(result, SubtitleOptions()) == [(1.0, 1.0), (1.0, 1.2), (1.2, 3.0)]
 
 
-def test_the_reference_was_asked_for_every_option_in_many_ways() -> None:
+def test_goldens_cover_every_option() -> None:
     files = [file for case in SUBTITLES for file in case["files"]]
     assert len(files) > 3000
     for name in SubtitleOptions.__dataclass_fields__:
@@ -189,13 +189,13 @@ def test_formats_are_those_of_the_reference_and_two_more() -> None:
     assert set(writers.SUBTITLE_FORMATS) < set(writers.FORMATS)
 
 
-# Where the reference writes what players misread
+# Output of the reference that players misread
 
 
 @pytest.mark.parametrize("format", ["srt", "vtt"])
 @pytest.mark.parametrize("options", [SubtitleOptions(), HIGHLIGHT])
 @pytest.mark.parametrize("arrow", ["-->", "--->", "----->"])
-def test_an_arrow_made_of_words_does_not_reach_a_subtitle(
+def test_an_arrow_made_of_words_is_not_written(
     format: str, options: SubtitleOptions, arrow: str
 ) -> None:
     words = [(" a", 0.0, 0.4), (f" {arrow[:2]}", 0.4, 0.5), (f"{arrow[2:]} b", 0.5, 1.0)]
@@ -206,7 +206,7 @@ def test_an_arrow_made_of_words_does_not_reach_a_subtitle(
 
 
 @pytest.mark.parametrize("arrow", ["-->", "--->", "-->-->"])
-def test_an_arrow_in_a_text_does_not_reach_a_subtitle(arrow: str) -> None:
+def test_an_arrow_in_a_text_is_not_written(arrow: str) -> None:
     text = writers.to_srt(transcript(segment(f" a {arrow} b")))
     assert text == f"1\n00:00:00,000 --> 00:00:01,000\na {'->' * (len(arrow) // 3)} b\n\n"
 
@@ -433,7 +433,7 @@ def test_dict_has_the_keys_of_the_reference_in_order() -> None:
     assert list(result["segments"][1]["words"][0]) == ["word", "start", "end", "probability"]
 
 
-def test_dict_says_what_was_dropped_if_anything_was() -> None:
+def test_dict_has_dropped_parts_if_there_are_any() -> None:
     part = Dropped(1.0, 2.5, "no speech", " Thank you.")
     result = dataclasses.replace(transcript(segment()), dropped=(part,)).to_dict()
     assert list(result) == ["text", "segments", "language", "dropped"]
@@ -442,7 +442,7 @@ def test_dict_says_what_was_dropped_if_anything_was() -> None:
 
 
 def read_by_ffmpeg(text: str, format: str) -> list[tuple[float, float, str]]:
-    """Start, length and text of what FFmpeg's reader of the format finds."""
+    """Start, duration and text of the packets that FFmpeg's demuxer finds."""
     with av.open(io.BytesIO(text.encode("utf-8")), format=format) as container:
         packets = [packet for packet in container.demux() if packet.size]
     return [
@@ -519,7 +519,7 @@ def test_a_new_file_has_the_permissions_of_the_umask(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="permissions of POSIX")
-def test_nobody_can_read_what_is_half_written(
+def test_a_partial_file_is_not_readable_by_others(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "talk.txt"
@@ -548,7 +548,7 @@ def test_a_pipe_is_written_to_and_stays_one(tmp_path: pathlib.Path) -> None:
     assert stat.S_ISFIFO(path.stat().st_mode)
 
 
-def test_write_takes_names_as_long_as_the_file_system_does(tmp_path: pathlib.Path) -> None:
+def test_write_accepts_the_longest_file_names(tmp_path: pathlib.Path) -> None:
     path = tmp_path / ("n" * 251 + ".txt")
     writers.write(transcript(segment()), str(path), "txt")
     assert path.read_text() == "hello\n"

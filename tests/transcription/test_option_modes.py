@@ -103,11 +103,11 @@ def checks_only(mode: Mode) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Effect:
-    """What an option does.
+    """Effect of an option.
 
     Attributes:
         value: one that is not the default.
-        seen: name of the test that sees the effect.
+        seen: name of the test of the effect.
         refused: whether it is refused in a mode.
         needs: other options that the value needs in every mode.
     """
@@ -209,7 +209,7 @@ EFFECTS: dict[str, Effect] = {
 
 
 def refusal(mode: Mode, name: str, effect: Effect) -> str | None:
-    """The message that refuses an option in a mode; None if it is accepted."""
+    """The error for an option in a mode; None if it is accepted."""
     try:
         options = TranscribeOptions(**{**mode.given, **effect.needs, name: effect.value})
         options.check_model(is_multilingual=mode.multilingual_model, n_audio_ctx=1500)
@@ -219,13 +219,13 @@ def refusal(mode: Mode, name: str, effect: Effect) -> str | None:
     return None
 
 
-def test_every_option_has_a_line() -> None:
+def test_every_option_is_listed() -> None:
     assert list(EFFECTS) == [field.name for field in dataclasses.fields(TranscribeOptions)]
     for name, effect in EFFECTS.items():
         assert effect.value != TranscribeOptions.__dataclass_fields__[name].default, name
 
 
-def test_the_tests_of_the_effects_exist() -> None:
+def test_the_tests_of_effects_exist() -> None:
     tests = set()
     for path in TESTS.rglob("test_*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -275,7 +275,7 @@ def test_defaults_are_never_refused(name: str) -> None:
         {"batch_size": 1},
     ],
 )
-def test_options_equal_to_the_default_behaviour_are_accepted(given: dict[str, Any]) -> None:
+def test_options_that_change_nothing_are_accepted(given: dict[str, Any]) -> None:
     options = TranscribeOptions(**given)
     options.check_alone()
     assert options == dataclasses.replace(options)

@@ -213,7 +213,7 @@ class TimedBackend:
         """As the backend."""
         with self._clock.stage("prefill"):
             session = self._backend.open(audio)
-        # the decode loop checks the type: only a multi-step session may have this one
+        # the decode loop checks the type: only multi-step sessions may be a MultiStepSession
         timed = TimedMultiStepSession if isinstance(session, MultiStepSession) else TimedSession
         return timed(session, self._clock)
 
