@@ -313,7 +313,7 @@ LOAD_EFFECTS: dict[str, LoadEffect] = {
     # with auto, threads are those of the CPU if that is what is chosen
     "threads": LoadEffect(2, "test_options_are_checked", ("tensorrt",)),
     "encoder_precision": LoadEffect("int8", "test_load_says_what_computes", GPU),
-    "padding": LoadEffect("whole", "test_attention_is_of_all_positions", GPU),
+    "padding": LoadEffect("whole", "test_attention_covers_all_positions", GPU),
     "kernels": LoadEffect("off", "test_load_says_what_computes", GPU),
     "cuda_graphs": LoadEffect(False, "test_options_are_checked", ONLY_TENSORRT),
     "tensorrt_library": LoadEffect("tensorrt", "test_options_are_checked", ONLY_TENSORRT),
