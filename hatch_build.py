@@ -1,6 +1,6 @@
-"""Compiles the C kernels when the package is built; without a compiler there are none.
+"""Compiles the C kernels when the package is built, if there is a compiler.
 
-As a program it does that alone, beside the sources: python hatch_build.py
+Run directly, it only compiles them beside their sources: python hatch_build.py
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 try:
     from hatchling.builders.hooks.plugin.interface import BuildHookInterface
-except ImportError:  # run as a program
+except ImportError:  # run directly
     BuildHookInterface = object
 
 NATIVE = "whisper_opt/runtime/native"
@@ -34,9 +34,9 @@ def compiler() -> list[str] | None:
 
 
 def compile_kernels(folder: Path) -> str | None:
-    """Compile the library beside its sources in ``folder``; returns why there is none, or None.
+    """Compile the library beside its sources in ``folder``; returns the problem, or None.
 
-    A library from before is replaced when the new one is whole, and removed if there will be none.
+    An old library is replaced when the new one is complete, and removed if compiling fails.
     """
     library = folder / LIBRARY
     problem = _compile(folder, library)
@@ -47,7 +47,7 @@ def compile_kernels(folder: Path) -> str | None:
 
 def _compile(folder: Path, library: Path) -> str | None:
     if sys.platform != "linux" or platform.machine() != "x86_64":
-        return f"they are for Linux on x86-64, this is {sys.platform} on {platform.machine()}"
+        return f"they need Linux on x86-64, this is {sys.platform} on {platform.machine()}"
     command = compiler()
     if command is None:
         return "no C compiler found"
@@ -68,10 +68,10 @@ def _compile(folder: Path, library: Path) -> str | None:
 
 
 class KernelHook(BuildHookInterface):  # type: ignore[misc]
-    """What hatchling calls before it makes a wheel."""
+    """Hatchling calls it before it builds a wheel."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Compile, and say so in the wheel's name."""
+        """Compile the kernels and set the platform tag of the wheel."""
         if self.target_name != "wheel":
             return
         problem = compile_kernels(Path(self.root) / NATIVE)

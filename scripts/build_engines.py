@@ -313,8 +313,8 @@ class Builder:
     def _plans(self, engine: Engine, wanted: Mapping[str, Any]) -> dict[str, Any]:
         from whisper_opt.export.tensorrt.build import build_plans
         from whisper_opt.export.tensorrt.token_check import token_check
+        from whisper_opt.runtime.tensorrt.plan_record import RECORD
         from whisper_opt.runtime.tensorrt.plan_spec import PlanSpec
-        from whisper_opt.runtime.tensorrt.plans import RECORD
 
         plans = build_plans(
             engine,

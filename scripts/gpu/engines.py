@@ -14,7 +14,7 @@ from whisper_opt.core.errors import BackendUnavailable, EngineError
 from whisper_opt.core.options import LIBRARIES, LoadOptions
 from whisper_opt.export import export
 from whisper_opt.export.checkpoints import Checkpoint
-from whisper_opt.runtime.devices import Machine, open_backend, usable
+from whisper_opt.runtime.devices import Machine, check_device, open_backend
 from whisper_opt.runtime.engine import Engine, read_engine
 from whisper_opt.runtime.gpus import find_gpus
 from whisper_opt.runtime.onnxruntime.backend import OrtBackend
@@ -97,7 +97,7 @@ def engine(setting: Setting, size: str, kind: tuple[str, str]) -> Engine:
 def _load(device: str, **options: Any) -> Callable[[Engine, Setting], Backend]:
     def load(found: Engine, setting: Setting) -> Backend:
         machine = Machine()
-        refused = usable(device, machine, index=setting.device_index, manifest=found.manifest)
+        refused = check_device(device, machine, index=setting.device_index, manifest=found.manifest)
         if isinstance(refused, BackendUnavailable):
             raise NotAvailableError(str(refused))
         on_cpu = device == "cpu"

@@ -190,7 +190,7 @@ def test_foreign_plans(
         build_plans(engine, check_tokens=lambda engine, plans: answer)
     assert run(engine.path) == 1
     line = error_line(capsys)
-    assert "will not be replaced: their tokens are not those of the ONNX engine" in line
+    assert "will not be replaced: their tokens differ from those of the ONNX engine" in line
     assert "--force" in line
 
 

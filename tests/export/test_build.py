@@ -23,7 +23,7 @@ from whisper_opt.export import export
 from whisper_opt.export.checkpoints import Checkpoint
 from whisper_opt.export.verification.reference import Reference
 from whisper_opt.runtime.engine import ENGINE_FILES, MANIFEST, Engine, Manifest, read_engine
-from whisper_opt.runtime.head_bounds import Screen
+from whisper_opt.runtime.head_bounds import HeadBounds
 
 FULL = random_dims()
 
@@ -121,12 +121,12 @@ def test_the_runtime_reads_its_own_tensors(exported: Engine) -> None:
         return
     assert 0 < exported.manifest.parity["screen_share"] < 1
     dims = exported.manifest.dims
-    screen = Screen.of(exported.tensor)
-    assert screen.embedding.shape == (dims.n_vocab, dims.n_text_state)
+    head = HeadBounds.from_tensors(exported.tensor)
+    assert head.embedding.shape == (dims.n_vocab, dims.n_text_state)
     model = onnx.load(str(exported.file("decoder.onnx")))
     (held,) = (t for t in model.graph.initializer if t.name == "decoder.token_embedding.weight")
-    np.testing.assert_array_equal(screen.embedding, onnx.numpy_helper.to_array(held))
-    np.testing.assert_allclose(screen.embedding.mean(axis=0), screen.mean, atol=1e-6)
+    np.testing.assert_array_equal(head.embedding, onnx.numpy_helper.to_array(held))
+    np.testing.assert_allclose(head.embedding.mean(axis=0), head.mean, atol=1e-6)
 
 
 def test_the_engine_transcribes(exported: Engine) -> None:

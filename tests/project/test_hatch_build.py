@@ -137,7 +137,7 @@ def test_as_a_program(sources: Path) -> None:
         check=False,
     )
     assert done.returncode == 1
-    assert "cannot be run" in done.stderr or "they are for Linux" in done.stderr
+    assert "cannot be run" in done.stderr or "they need Linux" in done.stderr
 
 
 # --- data of the wheel

@@ -1,4 +1,4 @@
-"""Which device an engine gets: every reason against one, the order of ``auto``, the options."""
+"""Selection of the device: reasons against each, the order of ``auto``, options."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from whisper_opt.cli import doctor as doctor_module
 from whisper_opt.core.errors import BackendUnavailable, EngineError, OptionError
 from whisper_opt.core.options import DEVICES, LoadOptions
 from whisper_opt.runtime import devices
-from whisper_opt.runtime.devices import SUITS, Machine, open_backend, usable
+from whisper_opt.runtime.devices import GPU_ENGINES, Machine, check_device, open_backend
 from whisper_opt.runtime.engine import Engine, Manifest
 from whisper_opt.runtime.gpus import Driver, Gpu
 from whisper_opt.runtime.onnxruntime.backend import OrtBackend
@@ -35,7 +35,7 @@ def machine(
     providers: tuple[str, ...] = CUDA,
     tensorrt: str | None = "tensorrt",
 ) -> Machine:
-    """A machine that has everything, less what is said."""
+    """A machine that has everything except the given parts."""
     found = Machine()
     cards = tuple(dataclasses.replace(CARD, index=index) for index in range(gpus))
     found.driver = Driver(cards, (13, 0) if gpus else None, "" if gpus else "no NVIDIA driver (-)")
@@ -51,17 +51,17 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
 
 
 def called(engine: Engine, precision: str, dialect: str) -> Engine:
-    """The same engine under another label: what is chosen depends on the manifest alone."""
+    """The same engine with another label: the device depends on the manifest only."""
     manifest = dataclasses.replace(engine.manifest, precision=precision, dialect=dialect)
     return Engine(engine.path, manifest)
 
 
 def suited(engine: Engine, device: str) -> Engine:
-    return called(engine, *SUITS[device])
+    return called(engine, *GPU_ENGINES[device])
 
 
 class Loaders:
-    """Stands in for the GPU backends, which cannot open here."""
+    """Replaces the GPU backends, which cannot open here."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **errors: Exception) -> None:
         self.asked: list[tuple[str, LoadOptions]] = []
@@ -83,20 +83,20 @@ class Loaders:
 
 
 def reason(device: str, found: Machine, manifest: Manifest | None = None, index: int = 0) -> Any:
-    return usable(device, found, index=index, manifest=manifest)
+    return check_device(device, found, index=index, manifest=manifest)
 
 
 def test_the_cpu_is_always_usable() -> None:
     assert reason("cpu", machine(gpus=0, providers=(), tensorrt=None)) is None
 
 
-def test_nothing_speaks_against_a_whole_installation(engine: Engine) -> None:
-    for device in SUITS:
+def test_a_complete_installation_is_usable(engine: Engine) -> None:
+    for device in GPU_ENGINES:
         assert reason(device, machine()) is None
         assert reason(device, machine(), suited(engine, device).manifest) is None
 
 
-@pytest.mark.parametrize("device", sorted(SUITS))
+@pytest.mark.parametrize("device", sorted(GPU_ENGINES))
 def test_no_gpu(device: str) -> None:
     error = reason(device, machine(gpus=0))
     assert isinstance(error, BackendUnavailable)
@@ -104,7 +104,7 @@ def test_no_gpu(device: str) -> None:
     assert "device='cpu'" in str(error)
 
 
-@pytest.mark.parametrize("device", sorted(SUITS))
+@pytest.mark.parametrize("device", sorted(GPU_ENGINES))
 def test_no_gpu_of_that_index(device: str) -> None:
     error = reason(device, machine(gpus=2), index=2)
     assert isinstance(error, OptionError)
@@ -147,12 +147,12 @@ def test_no_tensorrt_names_the_extras() -> None:
         assert f"whisper-opt[{extra}]" in str(error)
 
 
-@pytest.mark.parametrize("device", sorted(SUITS))
+@pytest.mark.parametrize("device", sorted(GPU_ENGINES))
 def test_an_engine_for_something_else_is_refused_with_the_export_to_make(
     engine: Engine, device: str
 ) -> None:
-    precision, dialect = SUITS[device]
-    for found in (("fp32", "contrib"), ("fp32", "standard"), *SUITS.values()):
+    precision, dialect = GPU_ENGINES[device]
+    for found in (("fp32", "contrib"), ("fp32", "standard"), *GPU_ENGINES.values()):
         error = reason(device, machine(), called(engine, *found).manifest)
         if found == (precision, dialect):
             assert error is None
@@ -176,7 +176,7 @@ def test_auto_is_the_cpu_for_an_engine_made_for_it(
     assert "this engine is fp32 contrib" in caplog.text
 
 
-@pytest.mark.parametrize("device", sorted(SUITS))
+@pytest.mark.parametrize("device", sorted(GPU_ENGINES))
 def test_auto_takes_the_gpu_for_an_engine_made_for_it(
     engine: Engine,
     device: str,
@@ -191,7 +191,7 @@ def test_auto_takes_the_gpu_for_an_engine_made_for_it(
     assert f"runs on {device} ({CARD.name})" in caplog.text
 
 
-@pytest.mark.parametrize("device", sorted(SUITS))
+@pytest.mark.parametrize("device", sorted(GPU_ENGINES))
 @pytest.mark.parametrize("error", [BackendUnavailable("no libcudnn"), EngineError("no plan")])
 def test_auto_falls_back_when_a_gpu_does_not_open(
     engine: Engine,
@@ -207,7 +207,7 @@ def test_auto_falls_back_when_a_gpu_does_not_open(
     assert f"auto: {device} cannot be used: {error}" in caplog.text
 
 
-@pytest.mark.parametrize("device", sorted(SUITS))
+@pytest.mark.parametrize("device", sorted(GPU_ENGINES))
 def test_a_device_by_name_never_falls_back(
     engine: Engine, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -234,24 +234,24 @@ def test_an_index_is_not_ignored_by_an_engine_for_the_cpu(engine: Engine) -> Non
 
 
 @pytest.mark.parametrize("device", ["auto", "cpu"])
-def test_padding_that_is_always_whole_need_not_be_asked_for(engine: Engine, device: str) -> None:
-    with pytest.raises(OptionError, match="padding is 'whole', but this fp32 engine always"):
+def test_whole_padding_is_refused_without_compression(engine: Engine, device: str) -> None:
+    with pytest.raises(OptionError, match="padding is 'whole', but this fp32 engine never"):
         open_backend(engine, LoadOptions(device=device, padding="whole"), machine())
 
 
-def test_a_16_bit_engine_on_the_cpu_is_said_to_be_slow(
+def test_an_fp16_engine_on_the_cpu_gives_a_warning(
     engine: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:
     open_backend(suited(engine, "cuda"), LoadOptions(device="cpu"), machine(gpus=0))
-    assert "which a CPU computes slowly" in caplog.text
+    assert "which is slow on a CPU" in caplog.text
 
 
-def test_the_real_machine_can_be_asked() -> None:
+def test_the_real_machine() -> None:
     found = Machine()
     assert found.builds
     assert "CPUExecutionProvider" in found.providers
     for device in DEVICES[1:]:
-        usable(device, found)  # an answer, whatever it is
+        check_device(device, found)  # any result, without an exception
 
 
 # doctor

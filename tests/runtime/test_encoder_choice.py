@@ -155,7 +155,7 @@ def test_a_gpu_uses_the_precision_of_the_engine(
     assert opened.device == device
     assert opened.encoder_precision == ("int8" if device == "cpu" else "engine")
     if device == "cpu":
-        assert "encoder_precision int8 is the CPU's" in opened.reason
+        assert "encoder_precision int8 runs on the CPU only" in opened.reason
 
 
 @pytest.mark.parametrize("device", ["cuda", "tensorrt"])

@@ -1,4 +1,4 @@
-"""Opening an engine directory, and what is said when it cannot be opened."""
+"""Opening an engine directory, and messages if it cannot be opened."""
 
 from __future__ import annotations
 
@@ -18,14 +18,13 @@ from whisper_opt.runtime.engine import (
     ENGINE_FILES,
     FORMAT_VERSION,
     MANIFEST,
-    TENSOR_SHAPES,
     FileEntry,
     Manifest,
-    TensorEntry,
-    map_tensor,
     read_engine,
     sha256,
 )
+from whisper_opt.runtime.head_names import EMBEDDING, NORM, OWN_HEAD
+from whisper_opt.runtime.tensors import TENSOR_SHAPES, TensorEntry, map_tensor
 
 Change = Callable[[dict[str, Any]], None]
 
@@ -50,7 +49,7 @@ def manifest_of(folder: Path) -> Manifest:
 
 @pytest.fixture
 def engine_dir(tmp_path: Path) -> Path:
-    """A directory that says of itself what an engine says; its graphs are any bytes."""
+    """A directory with a valid manifest; its graphs are arbitrary bytes."""
     folder = tmp_path / "engine"
     folder.mkdir()
     for i, name in enumerate(ENGINE_FILES):
@@ -82,7 +81,7 @@ def test_opens(engine_dir: Path, kind: Callable[[Path], Any], verify: bool) -> N
     assert engine.tokenizer_json() == "content of tokenizer.json"
 
 
-def test_a_manifest_survives_being_written(engine_dir: Path) -> None:
+def test_a_manifest_round_trip(engine_dir: Path) -> None:
     first = manifest_of(engine_dir)
     none = dataclasses.replace(first, alignment_heads=None, suppress_tokens=None)
     empty = dataclasses.replace(first, alignment_heads=(), suppress_tokens=())
@@ -94,10 +93,10 @@ def test_a_manifest_survives_being_written(engine_dir: Path) -> None:
     assert '"suppress_tokens": [1, 2, 50257]' in first.to_json()  # lists on one line
 
 
-def test_a_manifest_says_whether_the_model_is_multilingual(engine_dir: Path) -> None:
+def test_a_manifest_has_the_multilingual_flag(engine_dir: Path) -> None:
     first = manifest_of(engine_dir)
     assert first.dims.n_vocab == 51865
-    assert first.is_multilingual  # as older engines, by the size
+    assert first.is_multilingual  # from the size, as for older engines
     assert not dataclasses.replace(first, multilingual=False).is_multilingual
     small = dataclasses.replace(first, dims=random_dims(n_vocab=2000))
     assert not small.is_multilingual
@@ -182,7 +181,7 @@ OTHERWISE = (
     "calibration",
     "multilingual",
     "padding",
-)  # tested above; need not be there
+)  # tested above; optional
 FIELDS = [f.name for f in dataclasses.fields(Manifest) if f.name not in OTHERWISE]
 
 
@@ -229,7 +228,7 @@ def test_a_missing_field(engine_dir: Path, name: str) -> None:
         lambda values: values.update(precision=["fp32"]),
         lambda values: values.update(dialect=None),
         lambda values: values.update(dialect="latin"),
-        lambda values: values.update(tensors={"screen.norm": {}}),
+        lambda values: values.update(tensors={NORM: {}}),
         lambda values: values.update(tensors=[1]),
     ],
 )
@@ -259,9 +258,7 @@ OUTSIDE = [
 
 @pytest.mark.parametrize("name", OUTSIDE)
 @pytest.mark.parametrize("verify", [False, True])
-def test_only_files_of_the_directory_are_looked_at(
-    engine_dir: Path, name: str, verify: bool
-) -> None:
+def test_only_files_of_the_directory_are_read(engine_dir: Path, name: str, verify: bool) -> None:
     secret = engine_dir.parent / "secret"
     secret.write_bytes(b"secret")
     entry = {"size": 6, "sha256": sha256(secret)}
@@ -271,11 +268,12 @@ def test_only_files_of_the_directory_are_looked_at(
     assert "expected the name of a file in the engine directory" in said
 
 
-def with_tensors(folder: Path) -> dict[str, dict[str, Any]]:
-    """Give the engine the tensors that a runtime reads itself; returns their entries."""
+def with_tensors(folder: Path, head: str = EMBEDDING) -> dict[str, dict[str, Any]]:
+    """Add the tensors that a runtime reads itself to the engine; returns their entries."""
     sizes = random_dims().to_dict()
     entries, end = {}, 0
-    for name, shape in TENSOR_SHAPES.items():
+    names = [head, *(name for name in TENSOR_SHAPES if name not in (EMBEDDING, OWN_HEAD))]
+    for name, shape in ((name, TENSOR_SHAPES[name]) for name in names):
         numbers = [sizes[n] if isinstance(n, str) else n for n in shape]
         entries[name] = {"file": "decoder.data", "offset": end, "shape": numbers}
         entries[name]["dtype"] = "float16" if len(numbers) == 2 else "float32"
@@ -287,8 +285,9 @@ def with_tensors(folder: Path) -> dict[str, dict[str, Any]]:
     return entries
 
 
-def test_tensors_are_mapped(engine_dir: Path) -> None:
-    entries = with_tensors(engine_dir)
+@pytest.mark.parametrize("head", [EMBEDDING, OWN_HEAD])
+def test_tensors_are_mapped(engine_dir: Path, head: str) -> None:
+    entries = with_tensors(engine_dir, head)
     engine = read_engine(engine_dir, verify=True)
     for name, entry in entries.items():
         found = engine.tensor(name)
@@ -327,21 +326,21 @@ def test_tensors_are_mapped(engine_dir: Path) -> None:
 )
 def test_a_tensor_that_no_engine_has(engine_dir: Path, wrong: dict[str, Any]) -> None:
     with_tensors(engine_dir)
-    edit(engine_dir, lambda values: values["tensors"]["screen.norm"].update(wrong))
+    edit(engine_dir, lambda values: values["tensors"][NORM].update(wrong))
     said = message(engine_dir, verify=True)
     assert f"{engine_dir / MANIFEST} is malformed" in said
 
 
 def test_a_tensor_beyond_the_end_of_its_file(engine_dir: Path) -> None:
     entries = with_tensors(engine_dir)
-    offset = entries["screen.norm"]["offset"]
-    edit(engine_dir, lambda values: values["tensors"]["screen.norm"].update(offset=offset + 1))
-    assert "is no part of decoder.data" in message(engine_dir)
+    offset = entries[NORM]["offset"]
+    edit(engine_dir, lambda values: values["tensors"][NORM].update(offset=offset + 1))
+    assert "is not within decoder.data" in message(engine_dir)
 
 
 @pytest.mark.parametrize("name", TENSOR_SHAPES)
 def test_tensors_are_there_together(engine_dir: Path, name: str) -> None:
-    with_tensors(engine_dir)
+    with_tensors(engine_dir, OWN_HEAD if name == OWN_HEAD else EMBEDDING)
     edit(engine_dir, lambda values: values["tensors"].pop(name))
     assert "is malformed" in message(engine_dir)
 

@@ -1,4 +1,4 @@
-"""A backend is released when nobody uses it any more."""
+"""A backend is released when the last call ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A TensorRT that builds nothing: it notes what it is told and answers with a few bytes."""
+"""Fake TensorRT for builds: records calls and returns a few bytes as plans."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ class Runtime:
 class FakeTensorRT:
     """The module. What tests set: ``failure``, ``seconds``, ``refused_node``, ``loses_cache``.
 
-    What they look at: ``configs`` (one a build), ``parsed`` (graphs by name), ``threads``.
+    What they read: ``configs`` (one per build), ``parsed`` (graphs by name), ``threads``.
     """
 
     ILogger = ILogger
@@ -240,7 +240,7 @@ class FakeTensorRT:
 
 
 class Machine:
-    """The library and the driver that a build finds."""
+    """The library and the driver for a build."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.trt, self.driver, self.name = FakeTensorRT(), CARD, "tensorrt"

@@ -1,4 +1,4 @@
-"""Graphs of one operator, run by ONNX Runtime with the compiled kernels and without."""
+"""Graphs of one operator, run by ONNX Runtime with and without the compiled kernels."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def graph(
     result: Sequence[Any],
     **attributes: Any,
 ) -> bytes:
-    """The operator with these constants; its other inputs are the graph's."""
+    """A graph of the operator with these constants; its other inputs are inputs of the graph."""
     builder = GraphBuilder("one")
     for name, shape in shapes.items():
         builder.input(name, TYPES.get(name, TensorProto.FLOAT), list(shape))
@@ -77,7 +77,7 @@ def graph(
 def linear_graph(
     operator: Operator, n_in: int, n_out: int, seed: int = 0, *, rank: int = 3
 ) -> bytes:
-    """A product with random weights; x is [a, m, n_in], and residual as large, or of ``rank``."""
+    """A product with random weights; x is [a, m, n_in], residual the same shape, or of ``rank``."""
     rng = np.random.default_rng([seed, n_in, n_out])
     constants = {
         "weight": rng.integers(-127, 128, (n_in, n_out)).astype(np.int8),
@@ -125,7 +125,7 @@ def head_graph(n_in: int, n_vocab: int) -> bytes:
 
 
 def pack_graph(n_head: int, kind: str) -> bytes:
-    """What packs keys (``k``) or values (``v``): outputs ``packed`` and ``step``."""
+    """A graph that packs keys (``k``) or values (``v``): outputs ``packed`` and ``step``."""
     builder = GraphBuilder("pack")
     builder.input("x", TensorProto.FLOAT, ["a", "n", "w"])
     operator = pack_keys(n_head) if kind == "k" else pack_values(n_head)
@@ -140,7 +140,7 @@ def pack_graph(n_head: int, kind: str) -> bytes:
 
 
 def cross_graph(n_head: int, layer: int, *, scores: bool = False) -> bytes:
-    """Attention to what was heard, or its scores; inputs have any shape, so as to be refused."""
+    """A graph of cross-attention or its scores; inputs may have any shape, to test checks."""
     shapes: dict[str, list[Any]] = {
         "queries": ["a0", "n", "w"],
         "keys": ["a1", "h1", "p", "c1", "b1", "four1"],
@@ -157,10 +157,10 @@ def cross_graph(n_head: int, layer: int, *, scores: bool = False) -> bytes:
 
 
 def session(model: bytes, *, kernels: bool, threads: int = 1, library: Path = LIBRARY) -> Any:
-    """What runs a graph."""
+    """An ONNX Runtime session of a graph."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 4  # errors are looked at where they are raised
+    options.log_severity_level = 4  # errors are checked by the tests
     if kernels:
         options.register_custom_ops_library(str(library))
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
@@ -173,6 +173,6 @@ def run(runner: Any, **feeds: NDArray) -> F32:
 
 
 def difference(found: F32, expected: F32) -> float:
-    """Root mean square of the difference, as a share of what was expected."""
+    """Relative root mean square error."""
     far = np.linalg.norm(found.astype(np.float64) - expected)
     return float(far / np.linalg.norm(expected.astype(np.float64)))

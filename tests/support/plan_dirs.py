@@ -1,4 +1,4 @@
-"""Engines and plans made of any bytes, and libraries and drivers that only answer."""
+"""Engines and plans of arbitrary bytes, and fake libraries and drivers."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from pathlib import Path
 
 from tests.support.models import random_dims
 from whisper_opt.runtime.engine import ENGINE_FILES, MANIFEST, Engine, FileEntry, Manifest, sha256
+from whisper_opt.runtime.tensorrt.plan_record import RECORD, BuildRecord, Target
 from whisper_opt.runtime.tensorrt.plan_spec import PlanSpec
-from whisper_opt.runtime.tensorrt.plans import RECORD, BuildRecord, Target, graphs_of, source_hash
+from whisper_opt.runtime.tensorrt.plans import graphs_of, source_hash
 
 __all__ = ["HERE", "RTX", "entries", "fake_engine", "fake_plans"]
 
@@ -23,7 +24,7 @@ def entries(folder: Path, names: tuple[str, ...]) -> dict[str, FileEntry]:
 
 
 def fake_engine(folder: Path, weights: str = "weights") -> Engine:
-    """An fp16 engine of the standard dialect as far as its manifest tells."""
+    """An fp16 engine of the standard dialect according to its manifest."""
     folder.mkdir(parents=True, exist_ok=True)
     names = (*ENGINE_FILES, *DEVICE_GRAPHS)
     for name in names:
@@ -47,7 +48,7 @@ def fake_engine(folder: Path, weights: str = "weights") -> Engine:
 def fake_plans(
     engine: Engine, target: Target = HERE, spec: PlanSpec | None = None, status: str = "equal"
 ) -> Path:
-    """Plans that a build for ``target`` could have left, as far as their record tells."""
+    """Plans of a build for ``target``, according to their record."""
     folder = engine.path / "trt" / target.directory
     folder.mkdir(parents=True)
     graphs, spec = graphs_of(engine.manifest), spec or PlanSpec()

@@ -30,8 +30,9 @@ from whisper_opt.export.tensorrt.network import Network, Settings
 from whisper_opt.export.tensorrt.operators import with_attention
 from whisper_opt.runtime.engine import Engine
 from whisper_opt.runtime.tensorrt.library import Library, load_library
+from whisper_opt.runtime.tensorrt.plan_record import RECORD
 from whisper_opt.runtime.tensorrt.plan_spec import PlanSpec
-from whisper_opt.runtime.tensorrt.plans import GRAPHS, RECORD, Fresh, look
+from whisper_opt.runtime.tensorrt.plans import GRAPHS, Fresh, inspect_plans
 
 GPUS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_120", "sm_121")
 # as turbo and large-v3, but for their width: four heads, fewer than which have no kernel in a step
@@ -51,7 +52,7 @@ def fp16_engine(folder: Path, source: Any) -> Engine:
 
 @pytest.fixture
 def unverified(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exports of deep models in a moment: what they compute does not matter here."""
+    """Fast exports of deep models; their results do not matter here."""
 
     class Parity:
         def to_dict(self) -> dict[str, Any]:
@@ -71,7 +72,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Engine:
 
 
 def networks(engine: Engine, library: Library) -> dict[str, Network]:
-    """The graphs of an engine as the library's parser reads them."""
+    """The graphs of an engine, parsed by the library."""
     found = {}
     for graph in ("encoder", "decoder"):
         model = onnx.load(str(engine.file(f"{graph}.onnx")), load_external_data=False)
@@ -112,7 +113,7 @@ def test_real_models(name: str, gpus: tuple[str, ...], tmp_path: Path, library: 
         counts = plans.record.layers[graph]["counts"]
         check_layers(counts, engine.manifest.dims.n_text_layer, decoder=graph == "decoder")
         assert plans.record.layers[graph]["from"] == "network definition"
-    found = look(engine, plans.record.target, PlanSpec(), verify=True)
+    found = inspect_plans(engine, plans.record.target, PlanSpec(), verify=True)
     assert isinstance(found.verdict, Fresh)
     text = (plans.path / RECORD).read_text(encoding="utf-8")
     assert json.loads(text)["target"]["version"] == library.version
@@ -126,7 +127,7 @@ def test_turbo_shaped_model(tmp_path: Path, unverified: None) -> None:
 
 
 def test_large_shaped_model(tmp_path: Path, unverified: None, library: Library) -> None:
-    """Every decoder layer of large-v3, in its steps; its encoder is turbo's."""
+    """Steps of every decoder layer of large-v3; its encoder is that of turbo."""
     engine = random_engine(tmp_path / "large", random_dims(**LARGE, **NARROW))
     dims, network = engine.manifest.dims, networks(engine, library)["decoder"]
     check_layers(network.layers, 32, decoder=True)
@@ -170,7 +171,7 @@ def test_polygraphy_inspects(
 
 
 def test_the_library_has_what_plans_call(library: Library) -> None:
-    """What ``Plan`` and ``Context`` call, which needs a GPU to be called."""
+    """The functions that ``Plan`` and ``Context`` call exist; calling them needs a GPU."""
     source = (Path(__file__).parents[2] / "whisper_opt" / "trt_library.py").read_text("utf-8")
     trt = library.module
     owners = {
@@ -203,7 +204,7 @@ def test_fp32_attention_has_no_kernel(tmp_path: Path, library: Library, unverifi
 
 
 def test_a_capacity_that_is_not_fixed(small: Engine, library: Library) -> None:
-    """Why the capacity is made a constant before the parser sees it."""
+    """Why the capacity must be a constant before parsing."""
     path = small.file("decoder.onnx")
     model = onnx.load(str(path), load_external_data=False).SerializeToString()
     with pytest.raises(EngineError, match="must have a static sequence length dimension"):

@@ -37,7 +37,7 @@ from whisper_opt.decoding.constraints import NoRepeatNGram, TimestampRules
 from whisper_opt.decoding.multistep import greedy_row
 from whisper_opt.export import export
 from whisper_opt.export.checkpoints import Checkpoint, load_checkpoint
-from whisper_opt.runtime.head_select import ScreenedLogits
+from whisper_opt.runtime.head_select import TwoStageLogits
 from whisper_opt.text.vocabulary import Vocab
 
 DIMS = random_dims(n_vocab=3000, n_audio_state=64, n_text_state=64, n_audio_layer=1, n_text_layer=1)
@@ -248,7 +248,7 @@ def test_candidates_of_the_two_stage_head(k: int, flat: bool) -> None:
         split = TokenMask(plain.ban, plain.timestamp_begin, timestamp_end=end)
         # the rows of the head are in no order: some best tokens lie in each of the three parts
         nothing = np.zeros((N_ROWS, 0, N_VOCAB), np.float32)
-        logits = ScreenedLogits(head.screen, head.rough, head.hidden, nothing)
+        logits = TwoStageLogits(head.bounds, head.approximate, head.hidden, nothing)
         found, expected = logits.top(k, split), top_k(scores.copy(), k, split)
         allowed = np.isfinite(expected.logprobs)
         np.testing.assert_array_equal(found.tokens, expected.tokens)

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 from whisper_opt.core.cpu import memory_bytes, processor
 from whisper_opt.core.remedies import install_hint, repair_hint
-from whisper_opt.runtime.devices import SUITS, Machine, usable
+from whisper_opt.runtime.devices import GPU_ENGINES, Machine, check_device
 from whisper_opt.runtime.encoder_choice import choose_encoder
 from whisper_opt.runtime.native import why_no_kernels
 from whisper_opt.runtime.tensorrt.library import LIBRARIES, probe
@@ -99,10 +99,12 @@ def _devices(machine: Machine) -> Iterator[str]:
         found = f"{library.version} " if library.version else ""
         yield f"library      {library.name} {found}{library.problem or '(runs and builds plans)'}"
     for device in ("tensorrt", "cuda"):
-        reason = usable(device, machine)
-        suits = " ".join(SUITS[device])
+        reason = check_device(device, machine)
+        suits = " ".join(GPU_ENGINES[device])
         yield f"device       {device}: {reason or f'usable with {suits} engines'}"
-    best = next((name for name in ("tensorrt", "cuda") if usable(name, machine) is None), None)
+    best = next(
+        (name for name in ("tensorrt", "cuda") if check_device(name, machine) is None), None
+    )
     gpu_too = f"; {best} for engines exported for it" if best else ""
     yield f"device       auto: cpu{gpu_too}"
     yield from _encoder(machine)

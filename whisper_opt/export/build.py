@@ -40,11 +40,10 @@ from whisper_opt.runtime.engine import (
     Engine,
     FileEntry,
     Manifest,
-    TensorEntry,
-    map_tensor,
     read_engine,
 )
-from whisper_opt.runtime.head_bounds import Screen
+from whisper_opt.runtime.head_bounds import HeadBounds
+from whisper_opt.runtime.tensors import TensorEntry, map_tensor
 from whisper_opt.text.vocabulary import Vocab
 
 __all__ = ["KEEP", "ExportProgress", "export"]
@@ -326,15 +325,15 @@ def _verified(
     """The verification's entry of the manifest: errors against the checkpoint."""
     graphs = {stem: PartitionedGraph(*part, folder, stem) for stem, part in parts.items()}
     encoder, decoder = (graphs[stem] for stem in _STEMS)
-    screen = None
+    head = None
     if tensors:
-        screen = Screen.of(lambda name: map_tensor(folder, tensors[name]), tensors)
+        head = HeadBounds.from_tensors(lambda name: map_tensor(folder, tensors[name]), tensors)
     judge = checkpoint
     note: dict[str, Any] = {}
     if types.bits == 4:  # what 4 bits lose is not an error of the graphs
         judge = dataclasses.replace(checkpoint, tensors=dequantized(checkpoint.tensors, types.kept))
         note = {"reference": "numpy fp32, decoder weights as rounded to 4 bits"}
-    parity = verify(judge, encoder, decoder, screen, precision=types, parts=padding)
+    parity = verify(judge, encoder, decoder, head, precision=types, parts=padding)
     if padding is not None:
         packed = (graphs["encoder.packed"], graphs["decoder.packed"])
         note["packed"] = verify_packed(checkpoint.dims, (encoder, decoder), packed, padding)

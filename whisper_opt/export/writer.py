@@ -19,7 +19,8 @@ from whisper_opt.core.arrays import NDArray
 from whisper_opt.core.errors import CheckpointError, EngineError
 from whisper_opt.core.files import replace_directory
 from whisper_opt.export.graphs.builder import OnnxGraph, Weight
-from whisper_opt.runtime.engine import MANIFEST, FileEntry, TensorEntry
+from whisper_opt.runtime.engine import MANIFEST, FileEntry
+from whisper_opt.runtime.tensors import TensorEntry
 
 __all__ = ["Progress", "directory", "write_bytes", "write_graph", "write_text"]
 

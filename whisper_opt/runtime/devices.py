@@ -1,7 +1,7 @@
-"""Which device computes an engine: what this machine has, what the engine suits, what is chosen.
+"""Selection of the device: what is installed here, what the engine was exported for.
 
-``auto`` takes the first of tensorrt, cuda and cpu that this engine was exported for and that really
-opens; a device asked for by name is opened or refused with the reason and the remedy.
+``auto`` takes the first of tensorrt, cuda and cpu that the engine was exported for and that opens
+without error. A device that is requested by name is opened, or refused with the reason and the fix.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from whisper_opt.runtime.gpus import Driver, Gpu, find_gpus
 if TYPE_CHECKING:
     from whisper_opt.runtime.onnxruntime.backend import Graph
 
-__all__ = ["Machine", "OpenedBackend", "PlanBuilder", "open_backend", "usable"]
+__all__ = ["Machine", "OpenedBackend", "PlanBuilder", "check_device", "open_backend"]
 
 PlanBuilder = Callable[[Engine, Gpu, Union[str, None]], None]
-"""Builds the TensorRT plans of an engine for a GPU, with the library named or the first found."""
+"""Builds the TensorRT plans of an engine for a GPU, with the named library or the first found."""
 
 _log = logging.getLogger(__name__)
 
@@ -40,11 +40,11 @@ TENSORRT_EXTRAS = (
     f"{install_hint('tensorrt-cu13', 'tensorrt-cu12', 'tensorrt-rtx')}; tensorrt-rtx is for desktop"
     " RTX cards"
 )
-SUITS: Mapping[str, tuple[str, str]] = {
+GPU_ENGINES: Mapping[str, tuple[str, str]] = {
     "cuda": ("fp16", "contrib"),
     "tensorrt": ("fp16", "standard"),
 }
-"""Precision and dialect that an engine for a GPU has; the CPU takes any."""
+"""Precision and dialect of engines for GPUs; the CPU runs all engines."""
 _WHY: Mapping[str, str] = {
     "cuda": "ONNX Runtime's attention over a cache has 16-bit kernels only on CUDA",
     "tensorrt": "TensorRT reads standard operators and has 16-bit kernels only for the attention",
@@ -52,22 +52,22 @@ _WHY: Mapping[str, str] = {
 
 
 class Machine:
-    """What is installed here, looked up when it is asked for and once."""
+    """What is installed here; every property is looked up once, on first use."""
 
     @functools.cached_property
     def driver(self) -> Driver:
-        """GPUs, or why there are none."""
+        """GPUs, or the reason that there are none."""
         return find_gpus()
 
     @functools.cached_property
     def builds(self) -> dict[str, str]:
-        """Distributions of ONNX Runtime that are installed, with their versions."""
+        """Installed distributions of ONNX Runtime, with their versions."""
         found = {name: _version(name) for name in ("onnxruntime", "onnxruntime-gpu")}
         return {name: version for name, version in found.items() if version is not None}
 
     @functools.cached_property
     def providers(self) -> tuple[str, ...]:
-        """Execution providers that the importable ONNX Runtime was built with."""
+        """Execution providers of the installed ONNX Runtime."""
         try:
             return tuple(importlib.import_module("onnxruntime").get_available_providers())
         except Exception:  # a broken binary package may raise anything
@@ -75,7 +75,7 @@ class Machine:
 
     @functools.cached_property
     def tensorrt(self) -> Union[str, None]:
-        """The TensorRT module that is installed, if any; whether it works is seen on opening."""
+        """Name of the installed TensorRT module, if any; it may not work."""
         for name in ("tensorrt", "tensorrt_rtx"):
             if importlib.util.find_spec(name) is not None:
                 return name
@@ -88,7 +88,7 @@ class Machine:
 
     @functools.cached_property
     def products(self) -> dict[str, float]:
-        """Seconds that a product takes in each arithmetic of OpenVINO; measured, 0.2 s.
+        """Measured seconds of a matrix product in each precision of OpenVINO; takes 0.2 s.
 
         Raises:
             BackendUnavailable: OpenVINO is missing.
@@ -146,7 +146,7 @@ def _no_tensorrt(machine: Machine) -> Union[WhisperOptError, None]:
 
 
 def _unsuited(device: str, manifest: Manifest) -> Union[WhisperOptError, None]:
-    wanted = SUITS.get(device)
+    wanted = GPU_ENGINES.get(device)
     if wanted is None or wanted == (manifest.precision, manifest.dialect):
         return None
     precision, dialect = wanted
@@ -157,16 +157,16 @@ def _unsuited(device: str, manifest: Manifest) -> Union[WhisperOptError, None]:
     )
 
 
-def usable(
+def check_device(
     device: str, machine: Machine, *, index: int = 0, manifest: Union[Manifest, None] = None
 ) -> Union[WhisperOptError, None]:
-    """Why a device cannot be used, as the error to raise; None when nothing speaks against it.
+    """Why a device cannot be used, as the error to raise; None if it can.
 
     Args:
         device: ``cpu``, ``cuda`` or ``tensorrt``.
         machine: what is installed.
-        index: which GPU.
-        manifest: of the engine to run; None asks about the machine alone.
+        index: index of the GPU.
+        manifest: manifest of the engine to run; None: check the machine only.
     """
     if device == "cpu":
         return None
@@ -186,9 +186,9 @@ class OpenedBackend:
     Attributes:
         backend: ready to encode.
         device: ``cpu``, ``cuda`` or ``tensorrt``.
-        reason: one line for people.
-        encoder_precision: ``engine``, or what the CPU computes the encoder in instead.
-        kernels: whether compiled kernels compute operators of the engine.
+        reason: why this device was chosen, one line.
+        encoder_precision: ``engine``, or the precision of the encoder on the CPU.
+        kernels: whether compiled kernels run operators of the engine.
     """
 
     backend: Backend
@@ -207,34 +207,36 @@ def open_backend(
     """Load an engine on the device that the options name, or on the best one for ``auto``.
 
     Args:
-        engine: what to load.
-        options: on what.
-        machine: what is installed; None looks.
-        build_plans: builds missing plans if ``options.build_plans`` asks for it. It is passed in
-            because building belongs to the export half, which the runtime does not import.
+        engine: the engine.
+        options: device and other options.
+        machine: what is installed; default: look it up.
+        build_plans: builds missing plans if ``options.build_plans`` asks for it (a parameter,
+            because the runtime does not import the export packages).
 
     Raises:
         BackendUnavailable: a package, the GPU or the compiled kernels are missing.
-        EngineError: the engine was not exported for that device, or cannot be loaded.
-        OptionError: there is no GPU of that index, or the engine has no operators for the kernels
-            that were asked for.
+        EngineError: the engine was not exported for the device, or cannot be loaded.
+        OptionError: there is no GPU of that index, or ``kernels`` is ``native`` and the engine has
+            no operators for them.
     """
     machine = machine or Machine()
     if options.padding == "whole" and engine.manifest.padding is None:
         raise OptionError(
-            f"padding is 'whole', but this {engine.manifest.precision} engine always computes all"
-            " of it; leave the option out (it is for int8 and int4 engines)"
+            f"padding is 'whole', but this {engine.manifest.precision} engine never compresses"
+            " it; leave the option out (it is for int8 and int4 engines)"
         )
     if options.device != "auto":
-        refused = usable(
+        refused = check_device(
             options.device, machine, index=options.device_index, manifest=engine.manifest
         )
         if refused is not None:
             raise refused
-        return _opened(engine, options, options.device, "as asked", machine, build_plans)
+        return _opened(engine, options, options.device, "as requested", machine, build_plans)
     passed = _only_cpu(options)
     for device in () if passed else ("tensorrt", "cuda"):
-        refused = usable(device, machine, index=options.device_index, manifest=engine.manifest)
+        refused = check_device(
+            device, machine, index=options.device_index, manifest=engine.manifest
+        )
         if refused is None:
             try:
                 reason = "; ".join(passed) or "the best"
@@ -259,12 +261,12 @@ def open_backend(
 
 
 def _only_cpu(options: LoadOptions) -> list[str]:
-    """Which options are for the CPU alone."""
+    """Reasons to use the CPU: options that only it supports."""
     found = []
     if options.encoder_precision in ("bf16", "int8"):
-        found.append(f"encoder_precision {options.encoder_precision} is the CPU's")
+        found.append(f"encoder_precision {options.encoder_precision} runs on the CPU only")
     if options.kernels == "native":
-        found.append("kernels native are the CPU's")
+        found.append("native kernels run on the CPU only")
     return found
 
 
@@ -281,8 +283,8 @@ def _opened(
     if device == "cpu":
         return _opened_cpu(engine, options, reason, machine)
     backend = _LOADERS[device](engine, options, machine, build_plans)
-    where = f"{device} ({_gpu(machine, options.device_index)})"
-    _log.info("%s runs on %s: %s", engine.path, where, reason)
+    place = f"{device} ({_gpu(machine, options.device_index)})"
+    _log.info("%s runs on %s: %s", engine.path, place, reason)
     return OpenedBackend(backend, device, reason)
 
 
@@ -297,7 +299,7 @@ def _opened_cpu(
     from whisper_opt.runtime.onnxruntime.backend import OrtBackend
 
     if engine.manifest.precision == "fp16":
-        _log.warning("%s is fp16, which a CPU computes slowly; export it as fp32", engine.path)
+        _log.warning("%s is fp16, which is slow on a CPU; export it as fp32", engine.path)
     kernels = _kernels(engine, options.kernels)
     choice, encoder = _cpu_encoder(engine, options, machine)
     backend = OrtBackend(
@@ -313,22 +315,22 @@ def _opened_cpu(
     return OpenedBackend(backend, "cpu", reason, choice.precision, kernels)
 
 
-def _kernels(engine: Engine, wanted: str) -> bool:
-    """Whether compiled kernels compute operators of this engine; raises if they must but cannot."""
+def _kernels(engine: Engine, requested: str) -> bool:
+    """Whether compiled kernels run operators of this engine; raises if required but impossible."""
     fitting = b"whisper_opt" in engine.file("encoder.onnx").read_bytes()  # the operators' domain
-    if wanted == "native" and not fitting:
+    if requested == "native" and not fitting:
         raise OptionError(
             f"kernels is 'native', but this {engine.manifest.precision} engine has no operators"
-            " that they are for; leave it out, or whisper-opt export SOURCE DIR --precision int8"
+            " for them; leave it out, or whisper-opt export SOURCE DIR --precision int8"
         )
-    if wanted == "off" or not fitting:
+    if requested == "off" or not fitting:
         return False
     from whisper_opt.runtime.native import why_no_kernels
 
     problem = why_no_kernels()
     if problem is None:
         return True
-    if wanted == "native":
+    if requested == "native":
         raise BackendUnavailable(
             f"kernels is 'native', but they cannot be used: {problem}; or leave kernels out"
         )
@@ -339,7 +341,7 @@ def _kernels(engine: Engine, wanted: str) -> bool:
 def _cpu_encoder(
     engine: Engine, options: LoadOptions, machine: Machine
 ) -> tuple[EncoderChoice, Union[Graph, None]]:
-    """What is chosen, and what computes it; None: ONNX Runtime."""
+    """The chosen precision and its encoder; None: ONNX Runtime."""
     choice = choose_encoder(
         options.encoder_precision, engine.manifest.precision, lambda: machine.products
     )

@@ -1,47 +1,43 @@
-"""The engine directory: what an export leaves and what the runtime opens.
+"""The engine directory, which an export writes and the runtime opens.
 
     manifest.json    format version, dims, precision, dialect, token lists, source, tools, parity,
                      size and sha256 of every other file
     tokenizer.json
     encoder.onnx encoder.data decoder.onnx decoder.data
-    encoder.packed.onnx decoder.packed.onnx    (engines of 8 and 4 bits: the same for kernels)
-    choose.onnx advance.onnx reorder.onnx    (what a GPU runs; older engines lack the second)
+    encoder.packed.onnx decoder.packed.onnx    (8-bit and 4-bit engines: graphs for the kernels)
+    choose.onnx advance.onnx reorder.onnx    (graphs for GPUs; older engines have no advance.onnx)
 
-Reading one checks the manifest and every file's size; ``verify=True`` also checks the hashes.
+Opening an engine checks the manifest and the size of every file; ``verify=True`` also checks the
+hashes.
 
-An engine may come from anyone. Its manifest names files of the directory itself and nothing beside
-or above it; a file may be a symbolic link, as in caches that store contents by hash, and then what
-it leads to must have the size (and hash) that the manifest says.
+An engine may come from an untrusted source. Its manifest can only name files directly in the
+directory. A file may be a symbolic link, as in caches that store files by hash; its target must
+have the size (and hash) that the manifest says.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Union
 
-import numpy as np
-
 from whisper_opt.core.arrays import NDArray
 from whisper_opt.core.dims import ModelDims
 from whisper_opt.core.errors import CheckpointError, EngineError
 from whisper_opt.core.json_files import parse_json, plain_name, read_text, text, whole
+from whisper_opt.runtime.tensors import TensorEntry, map_tensor, parse_tensors
 
 __all__ = [
     "FORMAT_VERSION",
     "MANIFEST",
     "PACKED",
     "PLAIN",
-    "TENSOR_SHAPES",
     "Engine",
     "FileEntry",
     "Manifest",
-    "TensorEntry",
-    "map_tensor",
     "read_engine",
     "sha256",
 ]
@@ -49,29 +45,17 @@ __all__ = [
 FORMAT_VERSION = 4
 """Version of the directory layout and the graphs' signatures."""
 OLDEST_VERSION = 3
-"""The oldest that is read: it knew no ``padding``, and nothing else differs."""
+"""The oldest version that can be read: it lacks ``padding``, and nothing else differs."""
 MANIFEST = "manifest.json"
 ENGINE_FILES = ("tokenizer.json", "encoder.onnx", "encoder.data", "decoder.onnx", "decoder.data")
 """Every file an engine has besides its manifest."""
 PLAIN = ("encoder.onnx", "decoder.onnx")
 PACKED = ("encoder.packed.onnx", "decoder.packed.onnx")
-"""Graphs over the same weights that hand keys and values over packed for kernels; both or none."""
+"""Graphs over the same weights that pass keys and values packed for kernels; both or neither."""
 
-EMBEDDING, OWN_HEAD = "decoder.token_embedding.weight", "decoder.head.weight"
-TENSOR_SHAPES: Mapping[str, tuple[Union[str, int], ...]] = {
-    EMBEDDING: ("n_vocab", "n_text_state"),
-    OWN_HEAD: ("n_vocab", "n_text_state"),
-    "screen.mean": ("n_text_state",),
-    "screen.shrink": ("n_text_state",),
-    "screen.error": ("n_vocab",),
-    "screen.norm": (1,),
-}
-"""Sizes, by their names in the dims, of the tensors that an engine may list: none, or all of them
-with one of the first two (:mod:`whisper_opt.runtime.head_bounds`)."""
-_DTYPES = ("float32", "float16")
-_MOST = {"n_mels": 1 << 10, "n_vocab": 1 << 20}
-"""Dimensions of a model beyond these, or beyond ``_MOST_OTHER``, would only ask for memory."""
-_MOST_OTHER = 1 << 16
+_MAX_SIZES = {"n_mels": 1 << 10, "n_vocab": 1 << 20}
+"""Upper limits of dimensions; ``_MAX_OTHER`` for all others. Larger ones would exhaust memory."""
+_MAX_OTHER = 1 << 16
 _DIALECTS = ("contrib", "standard")
 
 
@@ -89,67 +73,30 @@ class FileEntry:
 
 
 @dataclasses.dataclass(frozen=True)
-class TensorEntry:
-    """Where a tensor lies that the runtime reads itself: little-endian, in row-major order."""
-
-    file: str
-    offset: int
-    shape: tuple[int, ...]
-    dtype: str
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> TensorEntry:
-        """Parse a manifest entry; raises KeyError, TypeError or ValueError."""
-        return cls(
-            plain_name(values["file"]),
-            whole(values["offset"], "offset"),
-            tuple(whole(size, "shape", low=1) for size in values["shape"]),
-            text(values["dtype"], "dtype"),
-        )
-
-    def check(self, size: int) -> None:
-        """Compare with the size of the file in bytes.
-
-        Raises:
-            ValueError: it is no tensor of floating point numbers that lies in such a file.
-        """
-        if self.dtype not in _DTYPES:
-            raise ValueError(f"dtype is {self.dtype[:50]!r}; expected {' or '.join(_DTYPES)}")
-        plain_name(self.file)
-        for value in (self.offset, *self.shape):
-            whole(value, "an offset or shape")
-        end = self.offset + math.prod(self.shape) * np.dtype(self.dtype).itemsize
-        if not self.shape or 0 in self.shape or end > size:
-            raise ValueError(
-                f"{list(self.shape)} {self.dtype} at {self.offset} is no part of {self.file}, which"
-                f" has {size} bytes"
-            )
-
-
-@dataclasses.dataclass(frozen=True)
 class Manifest:
-    """What an engine says about itself.
+    """The description of an engine.
 
     Attributes:
         dims: model dimensions.
         precision: arithmetic of the graphs (``fp32``).
         dialect: operator family (``contrib`` or ``standard``).
-        alignment_heads: (decoder layer, head) pairs, or None when the checkpoint did not say:
-            the graph then has :attr:`ModelDims.default_alignment_heads`.
-        suppress_tokens: ids never sampled, or None when the checkpoint did not say.
-        begin_suppress_tokens: ids not sampled first, or None when the checkpoint did not say.
+        alignment_heads: (decoder layer, head) pairs, or None if the checkpoint has none: the
+            graph then has :attr:`ModelDims.default_alignment_heads`.
+        suppress_tokens: ids that are never sampled, or None if the checkpoint has none.
+        begin_suppress_tokens: ids that are not sampled first, or None if the checkpoint has none.
         source: format, name, dtype and sha256 of the checkpoint files.
-        tools: versions of what made the engine.
-        parity: what verification measured at export.
+        tools: versions of the packages that exported the engine.
+        parity: measurements of the verification at export.
         files: every file by name.
-        tensors: what the runtime reads itself, by name (:mod:`whisper_opt.runtime.head_bounds`).
-        padding: lengths of the parts in which padding is heard (:mod:`whisper_opt.runtime.padding`), in
-            positions; None where all of it is.
-        calibration: what rounding each group of products cost on recordings; empty where none were
-            given (``export --calibrate``).
-        multilingual: whether prompts name language and task, as the checkpoint's tokenizer and
-            configuration say; None in older engines.
-        format_version: layout version.
+        tensors: tensors that the runtime reads itself, by name
+            (:mod:`whisper_opt.runtime.head_bounds`).
+        padding: lengths in positions of the parts in which padding is compressed
+            (:mod:`whisper_opt.runtime.padding`); None if it is not compressed.
+        calibration: quantization errors of each group of products on recordings; empty without
+            recordings (``export --calibrate``).
+        multilingual: whether prompts contain language and task, according to the tokenizer and
+            configuration of the checkpoint; None in older engines.
+        format_version: version of the layout.
     """
 
     dims: ModelDims
@@ -170,7 +117,7 @@ class Manifest:
 
     @property
     def is_multilingual(self) -> bool:
-        """Whether the model is; older engines tell it by the size of their vocabulary alone."""
+        """Whether the model is multilingual; for older engines, from the size of the vocabulary."""
         return self.dims.is_multilingual if self.multilingual is None else self.multilingual
 
     def to_json(self) -> str:
@@ -190,8 +137,8 @@ class Manifest:
         return "{\n" + ",\n".join(lines) + "\n}\n"
 
     @classmethod
-    def from_json(cls, content: str, where: str) -> Manifest:
-        """Parse ``manifest.json``; ``where`` names it in messages.
+    def from_json(cls, content: str, name: str) -> Manifest:
+        """Parse ``manifest.json``; messages refer to it as ``name``.
 
         Raises:
             EngineError: not JSON, a newer format, or a missing or malformed entry.
@@ -201,19 +148,19 @@ class Manifest:
             version = values["format_version"]
         except (ValueError, KeyError, TypeError) as error:
             raise EngineError(
-                f"{where} is not an engine manifest ({type(error).__name__}: {error});"
+                f"{name} is not an engine manifest ({type(error).__name__}: {error});"
                 " export the engine again"
             ) from error
         if not isinstance(version, int) or version < 1:
-            raise EngineError(f"{where} has format version {version!r}; expected {FORMAT_VERSION}")
+            raise EngineError(f"{name} has format version {version!r}; expected {FORMAT_VERSION}")
         if version > FORMAT_VERSION:
             raise EngineError(
-                f"{where} has format version {version}; this whisper-opt reads up to"
+                f"{name} has format version {version}; this whisper-opt reads up to"
                 f" {FORMAT_VERSION}: upgrade whisper-opt, or export the engine again with it"
             )
         if version < OLDEST_VERSION:
             raise EngineError(
-                f"{where} has format version {version}; this whisper-opt reads {OLDEST_VERSION} to"
+                f"{name} has format version {version}; this whisper-opt reads {OLDEST_VERSION} to"
                 f" {FORMAT_VERSION}: export the engine again"
             )
         try:
@@ -227,7 +174,7 @@ class Manifest:
             ValueError,
         ) as error:
             raise EngineError(
-                f"{where} is malformed ({type(error).__name__}: {error}); export the engine again"
+                f"{name} is malformed ({type(error).__name__}: {error}); export the engine again"
             ) from error
 
     @classmethod
@@ -249,7 +196,9 @@ class Manifest:
             tools=dict(values["tools"]),
             parity=dict(values["parity"]),
             files=files,
-            tensors=_tensors(values["tensors"], dims, files),
+            tensors=parse_tensors(
+                values["tensors"], dims, {name: entry.size for name, entry in files.items()}
+            ),
             padding=_parts(values.get("padding"), dims.n_audio_ctx),
             calibration=dict(values.get("calibration", {})),
             multilingual=_flag(values.get("multilingual")),
@@ -260,7 +209,7 @@ class Manifest:
 def _dims(values: Any) -> ModelDims:
     dims = ModelDims.from_dict(values)
     for name, size in dims.to_dict().items():
-        most = _MOST.get(name, _MOST_OTHER)
+        most = _MAX_SIZES.get(name, _MAX_OTHER)
         if size > most:
             raise ValueError(f"{name} is {size}; expected {most} at most")
     return dims
@@ -269,35 +218,14 @@ def _dims(values: Any) -> ModelDims:
 def _heads(values: Any) -> tuple[tuple[int, int], ...] | None:
     if values is None:
         return None
-    what = "alignment_heads"
-    return tuple((whole(layer, what), whole(head, what)) for layer, head in values)
-
-
-def _tensors(
-    values: Any, dims: ModelDims, files: Mapping[str, FileEntry]
-) -> dict[str, TensorEntry]:
-    """The tensors: those that the runtime knows, each within a listed file."""
-    entries = {name: TensorEntry.from_dict(entry) for name, entry in values.items()}
-    known = set(TENSOR_SHAPES)
-    if OWN_HEAD in entries:  # the head of a model whose head is not its embedding
-        known.remove(EMBEDDING)
-    else:
-        known.remove(OWN_HEAD)
-    if entries and entries.keys() != known:
-        raise ValueError(f"tensors: expected {', '.join(sorted(known))}, or none")
-    sizes = dims.to_dict()
-    for name, entry in entries.items():
-        expected = tuple(sizes[n] if isinstance(n, str) else n for n in TENSOR_SHAPES[name])
-        if entry.shape != expected:
-            raise ValueError(f"{name} has shape {list(entry.shape)}; expected {list(expected)}")
-        entry.check(files[entry.file].size)
-    return entries
+    name = "alignment_heads"
+    return tuple((whole(layer, name), whole(head, name)) for layer, head in values)
 
 
 def _parts(values: Any, n_ctx: int) -> tuple[int, ...] | None:
     parts = _ids(values, "padding")
     if parts is not None and (min(parts, default=0) < 1 or sum(parts) != n_ctx):
-        raise ValueError(f"padding: parts that do not make {n_ctx} positions")
+        raise ValueError(f"padding: the parts do not add up to {n_ctx} positions")
     return parts
 
 
@@ -307,8 +235,8 @@ def _flag(value: Any) -> bool | None:
     return value
 
 
-def _ids(values: Any, what: str) -> tuple[int, ...] | None:
-    return None if values is None else tuple(whole(value, what) for value in values)
+def _ids(values: Any, name: str) -> tuple[int, ...] | None:
+    return None if values is None else tuple(whole(value, name) for value in values)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -323,7 +251,7 @@ class Engine:
         return self.path / name
 
     def tensor(self, name: str) -> NDArray:
-        """A tensor of the manifest, as :func:`map_tensor`."""
+        """A tensor of the manifest, as :func:`map_tensor` returns it."""
         return map_tensor(self.path, self.manifest.tensors[name])
 
     def tokenizer_json(self) -> str:
@@ -334,38 +262,16 @@ class Engine:
         """
         path = self.file("tokenizer.json")
         try:
-            return path.read_bytes().decode("utf-8")  # half as long as read_text
+            return path.read_bytes().decode("utf-8")  # half the time of read_text
         except (OSError, UnicodeDecodeError) as error:
             raise EngineError(
                 f"cannot read engine file {path}: {error}; copy or export the engine again"
             ) from error
 
 
-def map_tensor(folder: Path, entry: TensorEntry) -> NDArray:
-    """A tensor in an engine file, mapped read-only: pages come from disk as they are used.
-
-    Raises:
-        EngineError: it is not there, or the entry is none of a tensor of the file.
-    """
-    try:
-        entry.check((folder / entry.file).stat().st_size)
-        return np.memmap(
-            folder / entry.file,
-            np.dtype(entry.dtype).newbyteorder("<"),
-            mode="r",
-            offset=entry.offset,
-            shape=entry.shape,
-        ).view(np.ndarray)
-    except (OSError, OverflowError, TypeError, ValueError) as error:
-        raise EngineError(
-            f"cannot read a tensor at {entry.offset} of {folder / entry.file}: {error};"
-            " export the engine again"
-        ) from error
-
-
 def sha256(path: Path) -> str:
     """Hex digest of a file, read in blocks of 1 MiB."""
-    import hashlib  # loads OpenSSL, which nothing else here needs
+    import hashlib  # loads OpenSSL; not at the top, because loading an engine does not need it
 
     digest = hashlib.sha256()
     with path.open("rb") as stream:
@@ -379,11 +285,11 @@ def read_engine(path: Union[str, Path], *, verify: bool = False) -> Engine:
 
     Args:
         path: the directory.
-        verify: also compare the sha256 of every file with the manifest (reads them whole).
+        verify: also compare the sha256 of every file with the manifest (reads all files).
 
     Raises:
-        EngineError: no engine there, a newer format, a file that is missing, has another size, or
-            (with ``verify``) another hash.
+        EngineError: no engine there, a newer format, or a file that is missing or has another size
+            or (with ``verify``) another hash.
     """
     path = _utf8(Path(path))
     manifest_path = path / MANIFEST
@@ -404,13 +310,13 @@ def read_engine(path: Union[str, Path], *, verify: bool = False) -> Engine:
 
 
 def _utf8(path: Path) -> Path:
-    """The path, unless ONNX Runtime could not be told it."""
+    """The path, if it is valid UTF-8; ONNX Runtime cannot open others."""
     try:
         str(path).encode("utf-8")
     except UnicodeEncodeError:
         shown = os.fsencode(path).decode("ascii", "backslashreplace")
         raise EngineError(
-            f"the path of the engine is not valid UTF-8, and ONNX Runtime opens no other:"
+            f"the path of the engine is not valid UTF-8, which ONNX Runtime requires:"
             f" {shown}; rename the directory"
         ) from None
     return path
@@ -418,7 +324,7 @@ def _utf8(path: Path) -> Path:
 
 def _no_engine(path: Path) -> str:
     if not path.exists():
-        return f"no engine at {path}; make one with: whisper-opt export SOURCE {path}"
+        return f"no engine at {path}; create one with: whisper-opt export SOURCE {path}"
     if not path.is_dir():
         return f"{path} is a file; expected an engine directory holding {MANIFEST}"
     return f"{path} holds no {MANIFEST}, so it is not an engine; see whisper-opt export --help"
@@ -440,7 +346,7 @@ def _compare(path: Path, entry: FileEntry, *, verify: bool) -> None:
     if size != entry.size:
         raise EngineError(
             f"engine file {path} has {size} bytes; its manifest says {entry.size}: it is damaged"
-            " or was copied in part; copy or export it again"
+            " or incompletely copied; copy or export it again"
         )
     if verify and (found := sha256(path)) != entry.sha256:
         raise EngineError(

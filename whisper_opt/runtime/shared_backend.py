@@ -16,7 +16,7 @@ class SharedBackend:
     """Counts the calls that use a backend; may be used from several threads."""
 
     def __init__(self, backend: Backend) -> None:
-        """Take it over; :meth:`close` releases it."""
+        """Take ownership of the backend; :meth:`close` releases it."""
         self.backend: Backend | None = backend
         # reentrant: the garbage collector may end a call at any moment, in any thread
         self._lock = threading.RLock()
@@ -30,7 +30,7 @@ class SharedBackend:
 
     @contextlib.contextmanager
     def use(self) -> Iterator[Backend]:
-        """The backend, which is not released before the end of the block.
+        """The backend; it is not released before the end of the block.
 
         Raises:
             EngineError: it was closed.
@@ -48,7 +48,7 @@ class SharedBackend:
             self._release()
 
     def close(self) -> None:
-        """Begin no more calls; the backend is released at once, or by the last running call."""
+        """Refuse further calls; the backend is released now, or at the end of the last call."""
         with self._lock:
             self._closed = True
         self._release()
@@ -58,6 +58,6 @@ class SharedBackend:
             if not self._closed or self._n_calls:
                 return
             backend, self.backend = self.backend, None
-        close = getattr(backend, "close", None)  # what holds a device gives it back at once
+        close = getattr(backend, "close", None)  # backends on devices free their memory at once
         if close is not None:
             close()

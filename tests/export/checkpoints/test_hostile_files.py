@@ -34,6 +34,7 @@ from whisper_opt.export.checkpoints.safetensors_file import read_safetensors
 from whisper_opt.export.checkpoints.tokenizer import find_tokenizer
 from whisper_opt.export.checkpoints.torch_pickle import read_torch
 from whisper_opt.runtime.engine import read_engine
+from whisper_opt.runtime.head_names import NORM
 
 N_INPUTS = 10_000
 DIMS = random_dims(
@@ -117,7 +118,7 @@ def _manifest() -> bytes:
         "parity": {"encoder": 1e-5},
         "files": files,
         "tensors": {
-            "screen.norm": {
+            NORM: {
                 "file": "decoder.data",
                 "offset": 16,
                 "shape": [2, 4],
@@ -279,7 +280,7 @@ def test_the_valid_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert isinstance(find_tokenizer(Path("parts"), DIMS), str)
     for name, content in {**ENGINE, "manifest.json": valid()["manifest.json"]}.items():
         _write(f"engine/{name}", content)
-    assert read_engine("engine", verify=True).tensor("screen.norm").shape == (2, 4)
+    assert read_engine("engine", verify=True).tensor(NORM).shape == (2, 4)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux alone")

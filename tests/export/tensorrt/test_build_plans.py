@@ -32,8 +32,9 @@ from whisper_opt.export.tensorrt.build import build_plans, find_target
 from whisper_opt.runtime.engine import Engine, Manifest
 from whisper_opt.runtime.gpus import Driver, Gpu
 from whisper_opt.runtime.tensorrt.library import Library
+from whisper_opt.runtime.tensorrt.plan_record import RECORD
 from whisper_opt.runtime.tensorrt.plan_spec import PlanSpec
-from whisper_opt.runtime.tensorrt.plans import RECORD, Plans, graphs_of, open_plans
+from whisper_opt.runtime.tensorrt.plans import Plans, graphs_of, open_plans
 
 ROOT = Path(__file__).parents[3]
 GIB = 1 << 30
@@ -471,9 +472,9 @@ def test_plans_that_disagree_are_not_used(machine: Machine, engine: Engine) -> N
     with pytest.raises(VerificationError, match=r"other tokens than the ONNX engine \(3 of 12"):
         build_plans(engine, check_tokens=lambda engine, plans: answer)
     target = find_target(Library("tensorrt", machine.trt), None, CARD)
-    with pytest.raises(EngineError, match="refused: their tokens are not those of the ONNX"):
+    with pytest.raises(EngineError, match="refused: their tokens differ from those of the ONNX"):
         open_plans(engine, target)
-    with pytest.raises(EngineError, match="will not be replaced: their tokens are not"):
+    with pytest.raises(EngineError, match="will not be replaced: their tokens differ"):
         build_plans(engine)
     assert build_plans(engine, force=True).record.tokens["status"] == "not checked"
 

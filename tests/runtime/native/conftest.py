@@ -1,4 +1,4 @@
-"""What the tests of compiled kernels share."""
+"""Fixtures of the tests of compiled kernels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from whisper_opt.runtime.native import why_no_kernels
 
 @pytest.fixture
 def kernels() -> None:
-    """Skips where the compiled kernels cannot be used."""
+    """Skips tests if the compiled kernels cannot be used."""
     reason = why_no_kernels()
     if reason:
         pytest.skip(f"not tested: {reason}")

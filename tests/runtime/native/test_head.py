@@ -1,4 +1,4 @@
-"""The output head of 8-bit engines against what defines it.
+"""The output head of 8-bit engines against its definition.
 
 Run on the oldest supported Python and ONNX Runtime too, by test_pythons.py.
 """
@@ -19,15 +19,15 @@ ROWS = (1, 2, 3, 4, 5, 6, 7, 40)
 
 
 def hidden(n_seq: int, n_at: int, n_in: int) -> F32:
-    """Rows some of which are far louder than others, and some of whose channels are."""
+    """Rows with very different magnitudes, also between channels."""
     rng = np.random.default_rng([n_seq, n_at, n_in])
-    loud = np.exp(2 * rng.standard_normal((n_seq, n_at, 1)))
+    scale = np.exp(2 * rng.standard_normal((n_seq, n_at, 1)))
     channels = np.exp(rng.standard_normal(n_in))
-    return (rng.standard_normal((n_seq, n_at, n_in)) * loud * channels).astype(np.float32)
+    return (rng.standard_normal((n_seq, n_at, n_in)) * scale * channels).astype(np.float32)
 
 
 def by_hand(given: F32, n_vocab: int) -> tuple[NDArray, NDArray]:
-    """What the kernel says it computes, float64, and how large a row's scores are at most."""
+    """The definition of the kernel in float64, and an upper limit of the scores of each row."""
     shrink, weight, scale, mean = head_constants(given.shape[-1], n_vocab).values()
     shrunk = given * shrink
     step = np.maximum(np.abs(shrunk).max(axis=-1, keepdims=True), 1e-30) / np.float32(STEPS)
@@ -44,9 +44,9 @@ def by_hand(given: F32, n_vocab: int) -> tuple[NDArray, NDArray]:
 @pytest.mark.parametrize("n_in", [64, 80, 384])
 @pytest.mark.parametrize("n_vocab", [1, 63, 64, 70, 2000])
 def test_scores(n_in: int, n_vocab: int) -> None:
-    """The same integers, so the same but for the last bits; and the definition's within its bits.
+    """The same integers, so only the last bits differ; close to the definition.
 
-    Measured: 2e-7 of what a row sums, and 3e-4 of a row's norm.
+    Measured: 2e-7 of the sum of a row, and 3e-4 of the norm of a row.
     """
     model = head_graph(n_in, n_vocab)
     plain = session(model, kernels=False)
@@ -63,7 +63,7 @@ def test_scores(n_in: int, n_vocab: int) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_a_row_is_the_same_bits_alone_and_in_company(threads: int) -> None:
+def test_rows_do_not_depend_on_the_batch(threads: int) -> None:
     runner = session(head_graph(128, 70), kernels=True, threads=threads)
     given = hidden(1, 40, 128)
     together = run(runner, hidden=given)
@@ -73,8 +73,8 @@ def test_a_row_is_the_same_bits_alone_and_in_company(threads: int) -> None:
             np.testing.assert_array_equal(run(runner, hidden=part), together[:, first : first + n])
 
 
-def test_what_two_rows_of_bytes_keep() -> None:
-    """Inputs keep 14 bits or so: far more than one row of 8 would."""
+def test_precision_of_two_rows_of_bytes() -> None:
+    """Inputs keep about 14 bits, far more than one row of 8 bits."""
     model = head_graph(128, 1000)
     given = np.random.default_rng(4).standard_normal((1, 20, 128)).astype(np.float32)
     shrink, weight, scale, mean = head_constants(128, 1000).values()

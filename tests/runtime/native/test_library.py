@@ -1,4 +1,4 @@
-"""Whether the compiled library is there and fits, what the option makes of it, and what is said."""
+"""Whether the compiled library can be used, the option ``kernels``, and messages."""
 
 from __future__ import annotations
 
@@ -32,8 +32,7 @@ from whisper_opt.export import export
 from whisper_opt.export.graphs import operators
 from whisper_opt.export.graphs.operators import LINEAR
 from whisper_opt.export.verification.verify import noise_mel
-from whisper_opt.runtime import head_bounds as screen
-from whisper_opt.runtime import native, padding
+from whisper_opt.runtime import head_bounds, native, padding
 from whisper_opt.runtime.devices import Machine, open_backend
 from whisper_opt.runtime.engine import Engine
 from whisper_opt.runtime.gpus import Driver
@@ -47,7 +46,7 @@ needs_kernels = pytest.mark.usefixtures("kernels")
 
 @pytest.fixture(autouse=True)
 def _asked_anew() -> Iterator[None]:
-    """The answer is kept for the process; these tests change it."""
+    """Clear the cached result, which these tests change."""
     why_no_kernels.cache_clear()
     yield
     why_no_kernels.cache_clear()
@@ -71,7 +70,7 @@ def integers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 def scores(backend: Any) -> F32:
-    """Of a prompt."""
+    """Scores of a prompt."""
     session = backend.open(backend.encode(noise_mel(DIMS)[None, :, :800]))
     found: F32 = session.extend(np.arange(6, dtype=np.int64)[None]).numpy()
     session.close()
@@ -84,10 +83,10 @@ def no_gpu() -> Machine:
     return found
 
 
-# --- whether it is there --------------------------------------------------------------------------
+# --- availability ---------------------------------------------------------------------------------
 
 
-def test_a_library_that_is_not_there(without: None) -> None:
+def test_a_missing_library(without: None) -> None:
     assert kernel_library() is None
     assert "not compiled: the package was built without a C compiler" in str(why_no_kernels())
     assert "install a compiler (gcc or clang)" in str(why_no_kernels())
@@ -99,12 +98,12 @@ def test_a_library_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setattr(native, "LIBRARY", broken)
     assert kernel_library() is None
     assert f"{broken} cannot be loaded (" in str(why_no_kernels())
-    assert "install whisper-opt once more" in str(why_no_kernels())
+    assert "reinstall whisper-opt" in str(why_no_kernels())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="libraries are .so there")
-def test_a_library_of_somebody_else(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """It loads, and has not the function that is asked."""
+def test_an_unrelated_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It loads, but lacks the expected function."""
     import _ctypes
 
     other = tmp_path / "libwhisper_opt.so"
@@ -115,7 +114,7 @@ def test_a_library_of_somebody_else(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 
 class Library:
-    """Stands in for the compiled one."""
+    """Replaces the compiled library."""
 
     def __init__(self, supported: int, abi: int = native.ABI) -> None:
         self._supported, self._abi = supported, abi
@@ -145,7 +144,7 @@ def test_the_processor_decides(
         assert kernel_library() is None
 
 
-def test_a_library_of_other_sources_is_refused(
+def test_a_library_of_another_abi_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     there = tmp_path / "libwhisper_opt.so"
@@ -157,9 +156,7 @@ def test_a_library_of_other_sources_is_refused(
     assert kernel_library() is None
 
 
-def test_a_library_from_before_there_was_a_number(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_library_without_an_abi_number(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     there = tmp_path / "libwhisper_opt.so"
     there.touch()
     monkeypatch.setattr(native, "LIBRARY", there)
@@ -167,8 +164,8 @@ def test_a_library_from_before_there_was_a_number(
     assert "(ABI 0, expected" in str(why_no_kernels())
 
 
-def test_the_numbers_of_kernels_are_those_of_graphs() -> None:
-    """``layout.h`` says what C was compiled with."""
+def test_kernels_and_graphs_share_constants() -> None:
+    """``layout.h`` has the constants of the C code."""
     text = (Path(native.__file__).parent / "layout.h").read_text(encoding="utf-8")
     found = {name: float(number) for name, number in DEFINED.findall(text)}
     expected = {
@@ -181,20 +178,20 @@ def test_the_numbers_of_kernels_are_those_of_graphs() -> None:
         "GELU_STEPS": operators.GELU_STEPS,
         "GELU_LOW": operators.GELU_MIN,
         "LEAST": operators.MIN_ABSMAX,
-        "HEAD_ZERO": screen.STEPS + 1,
-        "HEAD_STEPS": screen.STEPS,
+        "HEAD_ZERO": head_bounds.STEPS + 1,
+        "HEAD_STEPS": head_bounds.STEPS,
     }
     assert {name: found[name] for name in expected} == expected
 
 
 @needs_kernels
-def test_the_compiled_number_is_that_of_the_header() -> None:
+def test_the_compiled_abi_is_that_of_the_header() -> None:
     assert ctypes.CDLL(str(native.LIBRARY)).whisper_opt_abi() == native.ABI
 
 
 @needs_kernels
 def test_many_sessions_made_at_once() -> None:
-    """All have the operators, which are registered with ONNX Runtime once."""
+    """All sessions have the operators, which are registered with ONNX Runtime once."""
     model = linear_graph(LINEAR, 64, 70)
     x = np.ones((1, 2, 64), np.float32)
     with ThreadPoolExecutor(8) as pool:
@@ -204,20 +201,20 @@ def test_many_sessions_made_at_once() -> None:
         np.testing.assert_array_equal(found, results[0])
 
 
-def test_kernels_that_the_runtime_does_not_take(
+def test_kernels_that_onnxruntime_cannot_load(
     integers: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Its own exception does not come through."""
+    """The exception of ONNX Runtime is replaced."""
     broken = tmp_path / "libwhisper_opt.so"
     broken.write_bytes(b"no library")
     monkeypatch.setattr(ort_graph, "kernel_library", lambda: broken)
-    with pytest.raises(BackendUnavailable, match="does not take the compiled kernels") as caught:
+    with pytest.raises(BackendUnavailable, match="cannot load the compiled kernels") as caught:
         ort_graph.load_graph(integers, "encoder.onnx", 1, kernels=True)
     assert "kernels='off'" in str(caught.value)
 
 
-def test_the_processor_says_the_same_as_the_system() -> None:
-    """Where the library is: what it asks the processor is what Linux lists."""
+def test_the_cpu_check_agrees_with_linux() -> None:
+    """If there is a library, its check of the processor agrees with Linux."""
     reason = why_no_kernels()
     if reason is not None and "no AVX-512 VNNI" not in reason:
         pytest.skip(f"not tested: {reason}")
@@ -252,7 +249,7 @@ def test_auto_and_native_use_them_and_off_does_not(
     np.testing.assert_array_equal(scores(without.backend), found["off"])
 
 
-def test_what_cannot_be_used_is_said_once_and_refused_by_name(
+def test_missing_kernels_are_logged_and_refused_by_name(
     integers: Engine, without: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, logger="whisper_opt.runtime.devices")
@@ -265,19 +262,19 @@ def test_what_cannot_be_used_is_said_once_and_refused_by_name(
         open_backend(integers, LoadOptions(kernels="native"), no_gpu())
 
 
-def test_other_engines_have_nothing_for_them(fp32: Engine) -> None:
+def test_other_engines_have_no_operators_for_kernels(fp32: Engine) -> None:
     for name in ("auto", "off"):
         assert open_backend(fp32, LoadOptions(kernels=name), no_gpu()).kernels is False
-    with pytest.raises(OptionError, match="this fp32 engine has no operators that they are for"):
+    with pytest.raises(OptionError, match="this fp32 engine has no operators for them"):
         open_backend(fp32, LoadOptions(kernels="native"), no_gpu())
 
 
 @pytest.mark.parametrize("device", ["cuda", "tensorrt"])
 def test_a_gpu_by_name_has_no_kernels(device: str) -> None:
-    for name in ("auto", "off"):
-        assert LoadOptions(device=device, kernels=name).kernels == name
-    with pytest.raises(OptionError, match=f"kernels is 'native', but device is '{device}'"):
-        LoadOptions(device=device, kernels="native")
+    assert LoadOptions(device=device, kernels="auto").kernels == "auto"
+    for name in ("native", "off"):
+        with pytest.raises(OptionError, match=f"kernels is '{name}', but device is '{device}'"):
+            LoadOptions(device=device, kernels=name)
 
 
 def test_an_unknown_choice_is_refused() -> None:
@@ -289,7 +286,7 @@ def test_an_unknown_choice_is_refused() -> None:
 def test_native_keeps_auto_on_the_cpu(integers: Engine) -> None:
     opened = open_backend(integers, LoadOptions(kernels="native"))
     assert opened.device == "cpu"
-    assert "kernels native are the CPU's" in opened.reason
+    assert "native kernels run on the CPU only" in opened.reason
 
 
 def test_loading_has_the_option(integers: Engine, without: None) -> None:
@@ -311,7 +308,7 @@ def test_a_benchmark_says_whether_they_were_used(integers: Engine) -> None:
 def test_the_command_line_has_the_option(
     integers: Engine, fp32: Engine, without: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for engine, said in ((integers, "not compiled"), (fp32, "no operators that they are for")):
+    for engine, said in ((integers, "not compiled"), (fp32, "no operators for them")):
         status = cli.main(
             ["transcribe", str(engine.path), "examples/jfk.flac", "--kernels", "native"]
         )

@@ -1,4 +1,4 @@
-"""What the ONNX Runtime backend refuses, and how it says so."""
+"""Errors of the ONNX Runtime backend."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def test_a_shorter_window_gives_fewer_positions(backend: OrtBackend, n_frames: i
     assert [values.shape for values in found.cross] == shapes * DIMS.n_text_layer
 
 
-def test_what_fails_while_it_runs_is_an_engine_error(engine: Engine) -> None:
-    """Want of memory, most often: the runtime's own errors share no base class."""
+def test_a_failed_run_is_an_engine_error(engine: Engine) -> None:
+    """Usually out of memory; errors of ONNX Runtime share no base class."""
 
     class Broken:
         def run(self, names: Sequence[str], feeds: Mapping[str, NDArray]) -> Sequence[NDArray]:
@@ -104,7 +104,7 @@ def _standard_engine(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
     return export(sharp_checkpoint(DIMS), folder, dialect="standard")
 
 
-def test_an_old_runtime_says_what_a_standard_engine_needs(
+def test_an_old_onnxruntime_names_the_required_version(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if runs("standard"):
@@ -122,7 +122,7 @@ def test_an_old_runtime_says_what_a_standard_engine_needs(
         " opset versions. Opset 24 is under development",
     ],
 )
-def test_what_an_old_runtime_says_is_understood(
+def test_errors_of_old_onnxruntime_are_recognized(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str
 ) -> None:
     engine = _standard_engine(tmp_path / "engine", monkeypatch)

@@ -1,4 +1,4 @@
-"""Plan directories: which plans are used, which are rebuilt, which are refused, and why.
+"""Plan directories: which plans are used, rebuilt or refused, and why.
 
 ``KINDS`` is the table of docs/deploy.md.
 """
@@ -7,34 +7,25 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import multiprocessing
 import os
 import re
-import signal
-import sys
-import threading
-import time
 from pathlib import Path
 from typing import Any, Callable
 
 import pytest
 
-from tests.support.models import random_dims
 from tests.support.plan_dirs import HERE, RTX, fake_engine, fake_plans
-from whisper_opt.core.errors import EngineError, OptionError
+from whisper_opt.core.errors import EngineError
 from whisper_opt.runtime.engine import Engine
-from whisper_opt.runtime.tensorrt.plan_files import locked, replacing
-from whisper_opt.runtime.tensorrt.plan_spec import PlanSpec, covers, parse_gpu
+from whisper_opt.runtime.tensorrt.plan_record import RECORD, BuildRecord
+from whisper_opt.runtime.tensorrt.plan_spec import PlanSpec
 from whisper_opt.runtime.tensorrt.plans import (
     GRAPHS,
-    RECORD,
-    BuildRecord,
     Foreign,
     Fresh,
     Plans,
     Stale,
-    Target,
-    look,
+    inspect_plans,
     open_plans,
     source_hash,
 )
@@ -59,14 +50,14 @@ def edit(folder: Path, *keys: str, value: Any) -> None:
 
 
 def swap(folder: Path) -> None:
-    """Other bytes, as many."""
+    """Replace the contents by other bytes of the same length."""
     plan = folder / "decoder.plan"
     plan.write_bytes(plan.read_bytes()[::-1])
 
 
 # --- the table ------------------------------------------------------------------------------------
 
-# name -> (how to spoil good plans, what they are then, part of the reason)
+# name -> (how to damage good plans, the verdict then, part of the reason)
 KINDS: dict[str, tuple[Spoil, type[object], str]] = {
     "other GPU": (
         lambda folder: edit(folder, "target", "gpus", value=["sm_90"]),
@@ -96,7 +87,7 @@ KINDS: dict[str, tuple[Spoil, type[object], str]] = {
     "other tokens": (
         lambda folder: edit(folder, "tokens", "status", value="differ"),
         Foreign,
-        "their tokens are not those of the ONNX engine (24 tokens of a clip)",
+        "their tokens differ from those of the ONNX engine (24 tokens of a clip)",
     ),
     "newer record": (
         lambda folder: edit(folder, "record_version", value=2),
@@ -106,17 +97,17 @@ KINDS: dict[str, tuple[Spoil, type[object], str]] = {
     "other weights": (
         lambda folder: edit(folder, "source", value="0" * 64),
         Stale,
-        "the engine's graphs or weights have changed since",
+        "the engine's graphs or weights have changed since the build",
     ),
     "other profile": (
         lambda folder: edit(folder, "profiles", "decoder", value=_narrow(folder)),
         Stale,
-        "built with step.n_seq 1 to 4; wanted is 1 to 40",
+        "built with step.n_seq 1 to 4; 1 to 40 is required",
     ),
     "other flags": (
         lambda folder: edit(folder, "spec", "weight_streaming", value=True),
         Stale,
-        "built with weight_streaming True; wanted is False",
+        "built with weight_streaming True; False is required",
     ),
     "wrong capacity": (
         lambda folder: edit(folder, "spec", "capacity", value=114),
@@ -139,7 +130,11 @@ KINDS: dict[str, tuple[Spoil, type[object], str]] = {
         "encoder.plan is missing",
     ),
     "changed plan": (swap, Stale, "decoder.plan has changed since it was built"),
-    "missing record": (lambda folder: (folder / RECORD).unlink(), Stale, "they have no build.json"),
+    "missing record": (
+        lambda folder: (folder / RECORD).unlink(),
+        Stale,
+        "there is no build.json with the plans",
+    ),
     "malformed record": (
         lambda folder: os.truncate(folder / RECORD, 100),
         Stale,
@@ -166,13 +161,13 @@ def _without(folder: Path, name: str) -> Any:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_spoiled_plans_are_rebuilt_or_refused(kind: str, engine: Engine) -> None:
+def test_damaged_plans_are_rebuilt_or_refused(kind: str, engine: Engine) -> None:
     folder = fake_plans(engine)
     spec = PlanSpec()
-    assert isinstance(look(engine, HERE, spec, verify=True).verdict, Fresh)
+    assert isinstance(inspect_plans(engine, HERE, spec, verify=True).verdict, Fresh)
     spoil, verdict, reason = KINDS[kind]
     spoil(folder)
-    found = look(engine, HERE, spec, verify=True)
+    found = inspect_plans(engine, HERE, spec, verify=True)
     assert found.path == folder
     assert isinstance(found.verdict, verdict)
     assert not isinstance(found.verdict, Fresh)
@@ -180,7 +175,7 @@ def test_spoiled_plans_are_rebuilt_or_refused(kind: str, engine: Engine) -> None
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_spoiled_plans_are_not_opened(kind: str, engine: Engine) -> None:
+def test_damaged_plans_are_not_opened(kind: str, engine: Engine) -> None:
     folder = fake_plans(engine)
     spoil, verdict, reason = KINDS[kind]
     spoil(folder)
@@ -188,8 +183,8 @@ def test_spoiled_plans_are_not_opened(kind: str, engine: Engine) -> None:
         open_plans(engine, HERE, PlanSpec()).read("decoder")
     message = str(caught.value)
     assert "whisper-opt build" in message
-    if kind == "changed plan":  # seen while it is read
-        assert "is not what was built" in message
+    if kind == "changed plan":  # found when it is read
+        assert "was changed since it was built" in message
         return
     assert reason in message
     assert ("--force" in message) is (verdict is Foreign)
@@ -202,7 +197,7 @@ def test_the_table_is_documented() -> None:
     assert dict(rows) == {kind: words[verdict] for kind, (_, verdict, _) in KINDS.items()}
 
 
-# --- plans that serve -----------------------------------------------------------------------------
+# --- usable plans ---------------------------------------------------------------------------------
 
 
 def test_fresh_plans_give_their_bytes(engine: Engine) -> None:
@@ -213,21 +208,21 @@ def test_fresh_plans_give_their_bytes(engine: Engine) -> None:
         f"kernels of {graph}".encode() for graph in GRAPHS
     ]
     assert [plans.index("decoder", name) for name in ("step", "prefill", "align")] == [0, 1, 2]
-    with pytest.raises(EngineError, match=r"holds no vad\.plan"):
+    with pytest.raises(EngineError, match=r"has no vad\.plan"):
         plans.read("vad")
 
 
 def test_without_a_spec_any_shapes_serve(engine: Engine) -> None:
     fake_plans(engine, spec=PlanSpec(max_batch=1, max_beam=1, weight_streaming=True))
     assert open_plans(engine, HERE).record.spec.max_batch == 1
-    with pytest.raises(EngineError, match="built with weight_streaming True; wanted is False"):
+    with pytest.raises(EngineError, match="built with weight_streaming True; False is required"):
         open_plans(engine, HERE, PlanSpec(max_batch=1, max_beam=1))
 
 
-def test_larger_plans_serve_smaller_wishes(engine: Engine) -> None:
+def test_larger_plans_cover_smaller_specs(engine: Engine) -> None:
     fake_plans(engine, spec=PlanSpec(max_batch=16))
     assert open_plans(engine, HERE, PlanSpec(max_batch=8)).record.spec.max_batch == 16
-    with pytest.raises(EngineError, match=r"encode\.n_audio 1 to 16; wanted is 1 to 17"):
+    with pytest.raises(EngineError, match=r"encode\.n_audio 1 to 16; 1 to 17 is required"):
         open_plans(engine, HERE, PlanSpec(max_batch=17))
 
 
@@ -236,8 +231,8 @@ def test_plans_of_another_directory_serve_where_they_can(engine: Engine) -> None
     both = fake_plans(engine, RTX)
     for gpu in RTX.gpus:
         target = dataclasses.replace(RTX, gpus=(gpu,), device="some card")
-        assert look(engine, target).path == both
-    other = look(engine, dataclasses.replace(RTX, gpus=("sm_120",)))
+        assert inspect_plans(engine, target).path == both
+    other = inspect_plans(engine, dataclasses.replace(RTX, gpus=("sm_120",)))
     assert isinstance(other.verdict, Stale)
     assert "none have been built for sm120-tensorrt-rtx-1.7.1.116; there are sm86+sm89" in (
         other.verdict.reason
@@ -258,7 +253,7 @@ def test_version_compatible_plans_serve_later_releases(
 ) -> None:
     at = dataclasses.replace(HERE, version=built)
     fake_plans(engine, at, PlanSpec(version_compatible=True))
-    found = look(engine, dataclasses.replace(HERE, version=here))
+    found = inspect_plans(engine, dataclasses.replace(HERE, version=here))
     assert isinstance(found.verdict, Fresh) is serves
 
 
@@ -276,7 +271,7 @@ def test_hardware_compatible_plans_serve_other_gpus(
 ) -> None:
     fake_plans(engine, HERE, PlanSpec(hardware_compatibility=level))
     target = dataclasses.replace(HERE, gpus=(gpu,), device="another card")
-    assert isinstance(look(engine, target).verdict, Fresh) is serves
+    assert isinstance(inspect_plans(engine, target).verdict, Fresh) is serves
 
 
 def test_source_hash_is_of_graphs_and_weights(tmp_path: Path) -> None:
@@ -331,190 +326,20 @@ def test_malformed_records(change: Callable[[Any], Any], engine: Engine) -> None
     record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     change(record)
     (folder / RECORD).write_text(json.dumps(record), encoding="utf-8")
-    verdict = look(engine, HERE).verdict
+    verdict = inspect_plans(engine, HERE).verdict
     assert isinstance(verdict, Stale)
     assert "build.json is malformed" in verdict.reason
 
 
 @pytest.mark.parametrize("text", ["", "[]", "null", "7", "{" * 3000, '"x"', "\0", "NaN"])
-def test_records_that_are_none(text: str, engine: Engine) -> None:
+def test_text_that_is_no_record(text: str, engine: Engine) -> None:
     folder = fake_plans(engine)
     (folder / RECORD).write_text(text, encoding="utf-8")
-    assert isinstance(look(engine, HERE).verdict, Stale)
-
-
-# --- what is asked for ----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"max_batch": 0}, "max_batch is 0; expected a positive integer"),
-        ({"max_batch": True}, "max_batch is True"),
-        ({"max_beam": -1}, "max_beam is -1; expected a positive integer"),
-        ({"version_compatible": 1}, "version_compatible is 1; expected True or False"),
-        ({"hardware_compatibility": "all"}, "hardware_compatibility is 'all'; expected one of"),
-        ({"profile": "prefill"}, "profile has 'prefill'; expected PROFILE.DIMENSION="),
-        ({"profile": "a.b=1:2"}, r"profile has 'a\.b=1:2'"),
-    ],
-)
-def test_bad_specs(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(OptionError, match=message):
-        PlanSpec(**options)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"capacity": 449}, "capacity is 449; this model decodes 448 positions"),
-        ({"capacity": 114}, "capacity is 114; this model decodes 448 positions"),
-        ({"profile": "prefill.n_new=1:4:449"}, r"is 1:4:449; expected at most 448, the positions"),
-        ({"profile": "prefill.n_new=4:1:9"}, r"is 4:1:9; expected 1 <= MIN <= TYPICAL <= MAX"),
-        ({"profile": "step.n_audio=0:1:1"}, r"step.n_audio is 0:1:1; expected 1 <= MIN"),
-        ({"profile": "step.n_audio=1:1:9"}, r"expected at most 8, max_batch$"),
-        ({"profile": "step.n_seq=1:5:41"}, r"expected at most 40, max_batch times max_beam"),
-        ({"profile": "warmup.n_seq=1:1:1"}, "profile names 'warmup'; expected one of advance, al"),
-        ({"profile": "step.n_mels=1:1:1"}, "profile 'step' has no dimension 'n_mels'; expected"),
-    ],
-)
-def test_specs_beyond_the_model(options: dict[str, Any], message: str) -> None:
-    spec = PlanSpec(**options)
-    with pytest.raises(OptionError, match=message):
-        spec.profiles(random_dims())
-
-
-def test_profiles_cover_what_sessions_ask_for() -> None:
-    found = PlanSpec(max_batch=4, max_beam=3).profiles(random_dims())
-    assert set(found) == set(GRAPHS)
-    ranges = {profile.name: dict(profile.ranges) for group in found.values() for profile in group}
-    assert ranges["encode"] == {"n_audio": (1, 1, 4)}
-    assert ranges["step"]["n_new"] == (1, 1, 1)
-    assert ranges["step"]["n_seq"] == (1, 3, 12)
-    assert ranges["prefill"]["n_new"] == (1, 4, 224)
-    assert ranges["align"]["n_aligned"] == (1, 64, 448)
-    assert ranges["step"]["n_aligned"] == (0, 0, 0)
-    changed = PlanSpec(profile=" prefill.n_new=1:3:9 , step.n_seq=1:2:2").profiles(random_dims())
-    assert changed["decoder"][1].ranges["n_new"] == (1, 3, 9)
-    assert changed["decoder"][0].ranges["n_seq"] == (1, 2, 2)
-
-
-def test_covers_is_about_every_dimension() -> None:
-    dims = random_dims()
-    wide, narrow = PlanSpec().profiles(dims), PlanSpec(max_beam=2).profiles(dims)
-    assert covers(wide, wide) is None
-    assert covers(wide, narrow) is None
-    assert covers(narrow, wide) == "built with step.n_seq 1 to 16; wanted is 1 to 40"
-
-
-@pytest.mark.parametrize("text", ["sm_86", "sm86", "8.6", "86", " SM_86 "])
-def test_gpu_names(text: str) -> None:
-    assert parse_gpu(text) == "sm_86"
-    assert parse_gpu("12.1") == parse_gpu("sm_121") == "sm_121"
-
-
-@pytest.mark.parametrize("text", ["", "rtx3060", "sm_", "8", "8.6.1", "-86"])
-def test_bad_gpu_names(text: str) -> None:
-    with pytest.raises(OptionError, match="expected a compute capability such as sm_86"):
-        parse_gpu(text)
-
-
-def test_directory_names() -> None:
-    assert HERE.directory == "sm86-tensorrt-11.4.0.106"
-    assert RTX.directory == "sm86+sm89-tensorrt-rtx-1.7.1.116"
-    assert Target("tensorrt", "11.4", ("sm_90",)).platform.startswith(sys.platform)
-
-
-# --- onto the disk --------------------------------------------------------------------------------
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
-
-
-def _interrupted(target: Path, error: type[BaseException]) -> None:
-    with replacing(target) as folder:
-        (folder / "a.plan").write_text("three", encoding="utf-8")
-        raise error(28, "No space left on device")
-
-
-def test_replacing_is_all_or_nothing(tmp_path: Path) -> None:
-    target = tmp_path / "plans"
-    for text in ("one", "two"):
-        with replacing(target) as folder:
-            (folder / "a.plan").write_text(text, encoding="utf-8")
-        assert names(tmp_path) == ["plans"]
-        assert (target / "a.plan").read_text(encoding="utf-8") == text
-    for error in (KeyboardInterrupt, RuntimeError):
-        with pytest.raises(error):
-            _interrupted(target, error)
-        assert names(tmp_path) == ["plans"]
-        assert (target / "a.plan").read_text(encoding="utf-8") == "two"
-
-
-def test_leftovers_are_removed(tmp_path: Path) -> None:
-    for name in (".plans.partial-123", ".plans.partial-123.old", ".others.partial-9"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "x").write_text("", encoding="utf-8")
-    with replacing(tmp_path / "plans"):
-        pass
-    assert names(tmp_path) == ["plans"]
-
-
-def test_a_full_disk_is_said(tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match="No space left on device; nothing was left there"):
-        _interrupted(tmp_path / "plans", OSError)
-    assert names(tmp_path) == []
-
-
-def test_a_home_that_cannot_be_written(tmp_path: Path) -> None:
-    (tmp_path / "trt").write_text("a file", encoding="utf-8")
-    with pytest.raises(EngineError, match="cannot write plans to"), locked(tmp_path / "trt"):
-        pass
-
-
-def test_threads_take_turns(tmp_path: Path) -> None:
-    log: list[str] = []
-    waited: list[bool] = []
-
-    def work(name: str) -> None:
-        with locked(tmp_path, lambda: waited.append(True)):
-            log.append(f"{name} in")
-            time.sleep(0.15)
-            log.append(f"{name} out")
-
-    threads = [threading.Thread(target=work, args=(name,)) for name in "abc"]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert [line[0] for line in log[::2]] == [line[0] for line in log[1::2]]
-    assert waited
-
-
-def _hold(home: Path, ready: Any) -> None:
-    with locked(home):
-        ready.set()
-        time.sleep(60)
-
-
-def test_a_killed_process_lets_go_of_the_lock(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    ready = context.Event()
-    process = context.Process(target=_hold, args=(tmp_path, ready))
-    process.start()
-    assert ready.wait(30)
-    busy = r"another process has been building plans in .* 0 s"
-    with pytest.raises(EngineError, match=busy), locked(tmp_path, timeout=0):
-        pass
-    assert process.pid is not None
-    os.kill(process.pid, signal.SIGKILL if sys.platform != "win32" else signal.SIGTERM)
-    process.join()
-    with locked(tmp_path, timeout=10):
-        pass
+    assert isinstance(inspect_plans(engine, HERE).verdict, Stale)
 
 
 def test_plans_are_values(engine: Engine) -> None:
     folder = fake_plans(engine)
-    verdict = look(engine, HERE).verdict
+    verdict = inspect_plans(engine, HERE).verdict
     assert isinstance(verdict, Fresh)
     assert Plans(folder, verdict.record) == open_plans(engine, HERE)

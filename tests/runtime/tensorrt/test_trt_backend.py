@@ -17,7 +17,7 @@ from whisper_opt.core.errors import BackendUnavailable, EngineError
 from whisper_opt.core.options import LoadOptions
 from whisper_opt.export.tensorrt import token_check as plan_check
 from whisper_opt.export.tensorrt.token_check import token_check
-from whisper_opt.runtime.devices import SUITS, Machine, open_backend
+from whisper_opt.runtime.devices import GPU_ENGINES, Machine, open_backend
 from whisper_opt.runtime.engine import Engine
 from whisper_opt.runtime.gpus import Driver, Gpu
 from whisper_opt.runtime.tensorrt import backend as trt_backend
@@ -61,7 +61,7 @@ class World:
         )
 
 
-def test_plans_of_the_first_library_that_has_some(
+def test_the_first_library_with_plans_is_used(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = World(monkeypatch, engine, tensorrt=False, tensorrt_rtx=True)
@@ -73,7 +73,7 @@ def test_plans_of_the_first_library_that_has_some(
         find_plans(engine, CARD, "tensorrt")
 
 
-def test_a_library_without_plans_tells_more_than_one_that_is_missing(
+def test_missing_plans_are_reported_before_missing_libraries(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     World(monkeypatch, engine, tensorrt_rtx=False)
@@ -105,7 +105,7 @@ def test_steps_are_replayed_unless_told_otherwise(
 
 
 def fp16(engine: Engine) -> Engine:
-    precision, dialect = SUITS["tensorrt"]
+    precision, dialect = GPU_ENGINES["tensorrt"]
     manifest = dataclasses.replace(engine.manifest, precision=precision, dialect=dialect)
     return Engine(engine.path, manifest)
 

@@ -1,4 +1,4 @@
-"""The executor for TensorRT over a strict fake: the order of calls, and what their failures do."""
+"""The executor for TensorRT with a strict fake: order of calls, handling of failures."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def executor(engine: Engine, cuda: FakeCuda) -> TrtExecutor:
 
 
 def names(cuda: FakeCuda) -> list[str]:
-    """What was called since the last time."""
+    """Calls since the last time."""
     calls, cuda.calls = cuda.calls, []
     return [call[0] for call in calls]
 
 
 def chosen(executor: TrtExecutor, n: int) -> tuple[dict[str, Buffer], Any]:
-    """Buffers for ``choose`` in one block, and that."""
+    """Buffers for ``choose`` in one block, and the block."""
     tensors = executor.tensors("choose")
     sizes = {name: (n, *tensor.shape[1:]) for name, tensor in tensors.items()}
     buffers, offset = {}, 0
@@ -59,10 +59,10 @@ def chosen(executor: TrtExecutor, n: int) -> tuple[dict[str, Buffer], Any]:
     return buffers, block
 
 
-# --- what is asked of CUDA and TensorRT ----------------------------------------------------------
+# --- calls of CUDA and TensorRT -------------------------------------------------------------------
 
 
-def test_a_lane_is_a_stream_of_its_own(executor: TrtExecutor, cuda: FakeCuda) -> None:
+def test_streams_are_separate(executor: TrtExecutor, cuda: FakeCuda) -> None:
     names(cuda)
     stream = executor.open_stream(("decoder", "choose"))
     assert names(cuda) == ["cudaMalloc", "cudaStreamCreateWithFlags"]
@@ -73,7 +73,7 @@ def test_a_lane_is_a_stream_of_its_own(executor: TrtExecutor, cuda: FakeCuda) ->
     assert cuda.leaks == {}
 
 
-def test_copies_go_where_they_should(executor: TrtExecutor, cuda: FakeCuda) -> None:
+def test_copies(executor: TrtExecutor, cuda: FakeCuda) -> None:
     stream, block, host = (
         executor.open_stream(("choose",)),
         executor.allocate(512),
@@ -127,7 +127,7 @@ def test_a_call_is_captured_the_second_time(executor: TrtExecutor, cuda: FakeCud
 
 
 def test_replays_keep_their_own_shapes(executor: TrtExecutor, cuda: FakeCuda) -> None:
-    """Two calls share a context; neither replay is touched by what the other one binds."""
+    """Two calls share a context; bindings of one do not affect replays of the other."""
     stream = executor.open_stream(("choose",))
     calls, tokens = [], []
     for n in (2, 4):
@@ -199,11 +199,11 @@ def _greedy(n: int) -> GreedyRows:
     return GreedyRows(_nothing(n).ban, every, np.full(n, -1), every, every - 1)
 
 
-# --- what fails ----------------------------------------------------------------------------------
+# --- failures -------------------------------------------------------------------------------------
 
 
 def scenario(backend: DeviceBackend) -> None:
-    """A little of everything."""
+    """Some calls of every kind."""
     encoded = backend.encode(mels(2))
     sessions = []
     try:
@@ -241,12 +241,12 @@ FAILING = {
     "cudaStreamEndCapture": None,
     "cudaGraphInstantiate": None,
 }
-"""Calls, and what the caller learns when one of them fails; None: it works without the graph."""
+"""Calls, and the error if one of them fails; None: it continues without the CUDA graph."""
 
 
 @pytest.mark.parametrize("name", FAILING)
-def test_whatever_fails_nothing_is_lost(engine: Engine, name: str) -> None:
-    """Every call of a kind fails once; all that was held is given back in the end."""
+def test_failures_release_everything(engine: Engine, name: str) -> None:
+    """Every call of a kind fails once; everything is released in the end."""
     cuda = FakeCuda()
     trt_executor(engine, cuda)
     begun = cuda.count(name)
@@ -275,7 +275,7 @@ def test_whatever_fails_nothing_is_lost(engine: Engine, name: str) -> None:
     assert (raised > 0) == (FAILING[name] is not None)
 
 
-def test_memory_of_the_gpu_that_ends(engine: Engine) -> None:
+def test_out_of_gpu_memory(engine: Engine) -> None:
     cuda = FakeCuda(memory=6_000_000)
     backend = DeviceBackend(trt_executor(engine, cuda), DIMS)
     encoded = backend.encode(mels(6))
@@ -301,7 +301,7 @@ def test_no_bindings(monkeypatch: pytest.MonkeyPatch) -> None:
         load_runtime()
 
 
-def test_a_plan_that_is_none(engine: Engine, cuda: FakeCuda) -> None:
+def test_a_malformed_plan(engine: Engine, cuda: FakeCuda) -> None:
     with pytest.raises(EngineError, match="cannot load the plan: magic tag does not match"):
         TrtExecutor(fake_library(cuda), lambda graph: b"not a plan", runtime=cuda)
 
@@ -350,7 +350,7 @@ def test_freeing_leaves_the_current_device_as_it_was() -> None:
 
 
 def test_two_models_on_two_gpus(engine: Engine) -> None:
-    """Plans run on the GPU that they were loaded on, also when both take turns."""
+    """Plans run on the GPU that they were loaded on, also if both are used alternately."""
     cuda = FakeCuda(n_devices=2)
     library, read = fake_library(cuda), plan_reader(engine, PlanSpec())
     executors = [TrtExecutor(library, read, device_index=index, runtime=cuda) for index in range(2)]
@@ -368,7 +368,7 @@ def test_two_models_on_two_gpus(engine: Engine) -> None:
         stream.close()
 
 
-def test_memory_is_freed_when_it_is_forgotten(executor: TrtExecutor, cuda: FakeCuda) -> None:
+def test_memory_is_freed_with_its_object(executor: TrtExecutor, cuda: FakeCuda) -> None:
     block, host, other = executor.allocate(100), executor.pin(100), executor.allocate(100)
     assert cuda.leaks == {"device": 2, "pinned": 1}
     block.free()
@@ -379,8 +379,8 @@ def test_memory_is_freed_when_it_is_forgotten(executor: TrtExecutor, cuda: FakeC
     assert cuda.leaks == {}
 
 
-def test_a_model_that_is_forgotten_gives_everything_back(engine: Engine) -> None:
-    """Nobody has to close anything."""
+def test_a_deleted_model_releases_everything(engine: Engine) -> None:
+    """Nothing has to be closed explicitly."""
     cuda = FakeCuda()
     backend = DeviceBackend(trt_executor(engine, cuda), DIMS)
     scenario(backend)
@@ -393,11 +393,11 @@ def test_a_model_that_is_forgotten_gives_everything_back(engine: Engine) -> None
     assert cuda.leaks == {}
 
 
-# --- whether the fakes are like what they stand for ----------------------------------------------
+# --- whether the fakes have the interface of the real libraries -----------------------------------
 
 
 def test_the_runtime_has_what_is_called() -> None:
-    """Names and numbers of arguments, against cuda-bindings where that is installed."""
+    """Names and numbers of arguments, against cuda-bindings if it is installed."""
     runtime = pytest.importorskip(
         "cuda.bindings.runtime", reason="not tested: cuda-bindings is not installed"
     )

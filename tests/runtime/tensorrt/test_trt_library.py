@@ -1,4 +1,4 @@
-"""Which TensorRT is found, and what is said of one that does not work.
+"""Which TensorRT is found, and messages about libraries that do not work.
 
 The libraries here are modules that only answer; the real one is in
 tests/export/tensorrt/test_build_plans.py.
@@ -29,7 +29,7 @@ WORKS = """
     class Builder:
         pass
 """
-# what the packages of that name do where their libraries could not be fetched
+# behaviour of the packages of that name if their libraries could not be downloaded
 NO_LIBRARIES = """
     raise ImportError(
         "libnvonnxparser.so.11: cannot open shared object file: No such file or directory"
@@ -43,7 +43,7 @@ STUBS = "the packages of that name on PyPI are stubs, and the libraries come fro
 
 @pytest.fixture
 def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty directory of packages; neither library is there."""
+    """An empty directory of packages without either library."""
     modules = [kind.module for kind in trt_library.LIBRARIES.values()]
     for module in modules:
         monkeypatch.delitem(sys.modules, module, raising=False)
@@ -155,7 +155,7 @@ def test_release(version: str, numbers: tuple[int, ...]) -> None:
     assert release(version) == numbers
 
 
-def test_nothing_is_imported_before_it_is_asked_for() -> None:
+def test_tensorrt_is_imported_only_on_request() -> None:
     code = (
         "import sys, whisper_opt.cli.main\n"
         "import whisper_opt.runtime.tensorrt.library, whisper_opt.runtime.tensorrt.plans\n"
@@ -164,11 +164,11 @@ def test_nothing_is_imported_before_it_is_asked_for() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-# --- plans and contexts, over a library that only notes what it is asked --------------------------
+# --- plans and contexts, with a library that only records calls -----------------------------------
 
 
 class Recorder:
-    """Stands for any object of the library: notes calls, answers what it was told to."""
+    """Any object of the library: records calls, returns the configured values."""
 
     def __init__(self, **answers: Any) -> None:
         self.calls: list[tuple[Any, ...]] = []
@@ -318,12 +318,12 @@ def test_rtx_compiles_kernels_before_they_run() -> None:
     ("method", "arguments", "message"),
     [
         ("select", (3, 0), "refused to switch to profile 3"),
-        ("set_shape", ("tokens", (41, 1)), r"refused to give tokens the shape \[41, 1\]"),
+        ("set_shape", ("tokens", (41, 1)), r"refused to set the shape of tokens to \[41, 1\]"),
         ("set_address", ("token", 4), "refused to bind token"),
         ("run", (0,), "refused to run"),
     ],
 )
-def test_refusals_have_the_reason(method: str, arguments: tuple[Any, ...], message: str) -> None:
+def test_errors_have_the_reason(method: str, arguments: tuple[Any, ...], message: str) -> None:
     library = Library("tensorrt", FakeTrt(fake_engine()))
     logger = library.messages.logger
 
@@ -341,7 +341,7 @@ def test_refusals_have_the_reason(method: str, arguments: tuple[Any, ...], messa
 
 def test_no_context() -> None:
     engine = fake_engine(create_execution_context=lambda strategy: None)
-    with pytest.raises(EngineError, match="tensorrt made no context: it gave no reason"):
+    with pytest.raises(EngineError, match="tensorrt could not create a context: it gave no reason"):
         Library("tensorrt", FakeTrt(engine)).open(b"plan").context()
 
 

@@ -32,16 +32,14 @@ from whisper_opt.runtime.engine import Engine, read_engine
 from whisper_opt.runtime.gpus import Driver, find_gpus
 from whisper_opt.runtime.tensorrt.library import Library, load_library
 from whisper_opt.runtime.tensorrt.plan_files import locked, replacing
+from whisper_opt.runtime.tensorrt.plan_record import RECORD, BuildRecord, Target
 from whisper_opt.runtime.tensorrt.plan_spec import PlanSpec, Profile, parse_gpu
 from whisper_opt.runtime.tensorrt.plans import (
-    RECORD,
-    BuildRecord,
     Foreign,
     Fresh,
     Plans,
-    Target,
     graphs_of,
-    look,
+    inspect_plans,
     source_hash,
 )
 
@@ -166,7 +164,7 @@ def build_plans(
     builder = _Builder(engine, spec, profiles, found, target, driver, device_index, cache)
     home = engine.path / "trt"
     with locked(home, on_wait):
-        seen = look(engine, target, spec, verify=True)
+        seen = inspect_plans(engine, target, spec, verify=True)
         if isinstance(seen.verdict, Fresh) and not force:
             return Plans(seen.path, seen.verdict.record)
         if isinstance(seen.verdict, Foreign) and not force:

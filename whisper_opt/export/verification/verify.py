@@ -21,7 +21,7 @@ from whisper_opt.export.verification.measures import MEASURES, require_error_bel
 from whisper_opt.export.verification.openai import openai_logits
 from whisper_opt.export.verification.partitioned import PartitionedGraph
 from whisper_opt.export.verification.reference import Reference
-from whisper_opt.runtime.head_bounds import Inputs, Screen
+from whisper_opt.runtime.head_bounds import HeadBounds, HeadInputs
 from whisper_opt.runtime.head_names import APPROXIMATE, APPROXIMATE_SCORES, EXACT, HIDDEN
 from whisper_opt.runtime.padding import MASKED, EncoderInput, PaddingCompression
 
@@ -97,7 +97,7 @@ def verify(
     checkpoint: Checkpoint,
     encoder: PartitionedGraph,
     decoder: PartitionedGraph,
-    head: Screen | None = None,
+    head: HeadBounds | None = None,
     *,
     precision: Precision = FP32,
     parts: Sequence[int] | None = None,
@@ -309,7 +309,7 @@ def _decode_stepwise(
     cross: dict[str, NDArray],
     sequences: Sequence[Int],
     dims: ModelDims,
-    head: Screen | None,
+    head: HeadBounds | None,
 ) -> tuple[list[F32], float | None]:
     """Scores [len(sequence), n_vocab] after every token, by a prefill and single steps.
 
@@ -348,7 +348,7 @@ def _all_columns(decoder: PartitionedGraph, at: Int) -> dict[str, NDArray]:
     return {name: every for name in (EXACT, APPROXIMATE) if name in decoder.inputs}
 
 
-def _bound_ratio(head: Screen, out: dict[str, NDArray]) -> float:
+def _bound_ratio(head: HeadBounds, out: dict[str, NDArray]) -> float:
     """The largest error of an approximate score relative to its bound, which it must not exceed."""
     rows = zip(
         *(
@@ -360,7 +360,7 @@ def _bound_ratio(head: Screen, out: dict[str, NDArray]) -> float:
     every = np.arange(len(head.error))
     for exact, approximate, hidden in rows:
         error = np.abs(approximate + hidden @ head.mean - exact)
-        ratio = max(ratio, float((error / Inputs(head, hidden[None]).bounds(0, every)).max()))
+        ratio = max(ratio, float((error / HeadInputs(head, hidden[None]).bounds(0, every)).max()))
     require_error_below("approximate scores, relative to their bounds,", ratio, 1.0)
     return ratio
 

@@ -1,6 +1,6 @@
-"""The CUDA runtime, as far as an executor needs it: every call checked, on the right device.
+"""The parts of the CUDA runtime that executors need: every call is checked and selects its GPU.
 
-Through ``cuda-bindings``, which is a few megabytes, where torch would be gigabytes.
+Uses ``cuda-bindings``, a package of a few megabytes; torch would be gigabytes.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ def load_runtime() -> Any:
     """The module ``cuda.bindings.runtime``.
 
     Raises:
-        BackendUnavailable: it is not installed, or does not load.
+        BackendUnavailable: it is not installed, or cannot be imported.
     """
     try:
         from cuda.bindings import runtime
     except Exception as error:  # a broken binary package may raise anything
         raise BackendUnavailable(
-            f"cuda-bindings cannot be imported ({error}), and device memory is reached through it;"
+            f"cuda-bindings cannot be imported ({error}); it is needed for device memory;"
             f" {install_hint('tensorrt-cu13', 'tensorrt-cu12')}"
         ) from error
     return runtime
@@ -55,15 +55,15 @@ class Cuda:
         """Select a GPU.
 
         Args:
-            index: which, counted from 0.
-            runtime: stands in for ``cuda.bindings.runtime``.
+            index: index of the GPU, counted from 0.
+            runtime: replaces ``cuda.bindings.runtime``.
 
         Raises:
             BackendUnavailable: the package, the driver or the GPU is missing.
         """
         self.runtime: Any = load_runtime() if runtime is None else runtime
         self.index = index
-        self("cudaMemGetInfo")  # makes the context; what is missing is said here
+        self("cudaMemGetInfo")  # creates the context; fails here if the driver or GPU is missing
 
     def __call__(self, name: str, *args: Any) -> Any:
         """Call a function of the runtime by name and return its results without the error code.
@@ -79,8 +79,8 @@ class Cuda:
         """Make this GPU the current one of the calling thread.
 
         Every call does so, because another model or another library may have changed the current
-        device of the thread since; it costs less than a microsecond. Whoever calls a library that
-        works on the current device (TensorRT) selects first.
+        device of the thread since; it takes less than a microsecond. Call this before calls of
+        libraries that use the current device (TensorRT).
 
         Raises:
             BackendUnavailable: there is no usable GPU.
@@ -96,10 +96,10 @@ class Cuda:
     def _failure(self, name: str, error: Any) -> Exception:
         code = str(getattr(error, "name", error))
         _, text = self.runtime.cudaGetErrorString(error)
-        said = text.decode() if isinstance(text, bytes) else str(text)
+        reason = text.decode() if isinstance(text, bytes) else str(text)
         if code in _NO_DEVICE:
             return BackendUnavailable(
-                f"GPU {self.index} cannot be used: {name} gave {code} ({said}); check the driver"
+                f"GPU {self.index} cannot be used: {name} gave {code} ({reason}); check the driver"
                 " with nvidia-smi, or use device='cpu'"
             )
         if code == "cudaErrorMemoryAllocation":
@@ -107,19 +107,19 @@ class Cuda:
                 f"the GPU is out of memory ({name}); lower batch_size or beam_size, or free memory"
                 " that other processes hold (nvidia-smi)"
             )
-        return EngineError(f"{name} failed on GPU {self.index}: {code} ({said})")
+        return EngineError(f"{name} failed on GPU {self.index}: {code} ({reason})")
 
     def owned(self, owner: object, name: str, handle: Any) -> Callable[[], object]:
-        """See that ``name(handle)`` is called once: when the answer is, or ``owner`` is forgotten.
+        """Call ``name(handle)`` once: from the returned function, or when ``owner`` is deleted.
 
-        Not at the end of the process: the driver may be gone by then, and frees everything itself.
+        Not at the end of the process: the driver may be unloaded by then, and frees everything.
         """
         free = weakref.finalize(owner, self.release, name, handle)
         free.atexit = False
         return free
 
     def release(self, name: str, handle: Any) -> None:
-        """Call a function that frees; what fails is logged, as nothing more can be done.
+        """Call a function that frees a resource; a failure is only logged.
 
         A finalizer may run between any two calls of a thread, so the current device is restored.
         """
@@ -135,10 +135,10 @@ class Cuda:
 
 
 class DeviceBlock:
-    """Memory on the GPU; freed at the latest when it is forgotten."""
+    """Memory on the GPU; freed at the latest when the object is deleted."""
 
     def __init__(self, cuda: Cuda, n_bytes: int) -> None:
-        """Allocate; raises EngineError where there is not enough."""
+        """Allocate; raises EngineError if there is not enough memory."""
         self.n_bytes = n_bytes
         self.address = int(cuda("cudaMalloc", n_bytes))
         self._free = cuda.owned(self, "cudaFree", self.address)
@@ -148,10 +148,10 @@ class DeviceBlock:
 
 
 class PinnedBlock:
-    """Host memory that the GPU reads and writes by itself; freed like :class:`DeviceBlock`."""
+    """Page-locked host memory for asynchronous copies; freed like :class:`DeviceBlock`."""
 
     def __init__(self, cuda: Cuda, n_bytes: int) -> None:
-        """Allocate; raises EngineError where there is not enough."""
+        """Allocate; raises EngineError if there is not enough memory."""
         address = int(cuda("cudaHostAlloc", n_bytes, cuda.runtime.cudaHostAllocDefault))
         self._free = cuda.owned(self, "cudaFreeHost", address)
         memory = (ctypes.c_uint8 * n_bytes).from_address(address)
@@ -166,7 +166,7 @@ class Event:
     """A place in a stream; see :class:`whisper_opt.runtime.device.executor.DeviceEvent`."""
 
     def __init__(self, cuda: Cuda, stream: Any) -> None:
-        """Create it; it takes no time stamps."""
+        """Create an event without timing."""
         self._cuda, self._stream = cuda, stream
         self._event = cuda("cudaEventCreateWithFlags", cuda.runtime.cudaEventDisableTiming)
         self._destroy = cuda.owned(self, "cudaEventDestroy", self._event)
@@ -182,7 +182,7 @@ class Event:
 
 
 class Copies:
-    """A stream that waits for no other, and what is copied in it, in order."""
+    """A non-blocking stream and asynchronous copies in it, in order."""
 
     def __init__(self, cuda: Cuda) -> None:
         """Open the stream."""
@@ -220,8 +220,8 @@ class Copies:
         stream, self.handle = self.handle, None
         if stream is not None:
             self.cuda.release("cudaStreamSynchronize", stream)
-            self._let_go()
+            self._release_resources()
             self._destroy()
 
-    def _let_go(self) -> None:
-        """Release what the work in the stream used; it is done."""
+    def _release_resources(self) -> None:
+        """Release what the work in the stream used, after it has finished."""

@@ -1,8 +1,8 @@
-"""Compiled kernels of the operators that 8-bit engines define (``export/operators.py``).
+"""Compiled kernels of the operators of 8-bit engines (``export/graphs/operators.py``).
 
-A library for ONNX Runtime, written in C for processors with AVX-512 VNNI and compiled when the
-package is built, where there is a compiler (``hatch_build.py``). It is a faster way, never a needed
-one: an engine runs without it, and nothing else here is compiled.
+A custom-operator library for ONNX Runtime, written in C for processors with AVX-512 VNNI and
+compiled when the package is built, if there is a compiler (``hatch_build.py``). It is optional:
+engines run without it, only slower.
 """
 
 from __future__ import annotations
@@ -14,34 +14,34 @@ from pathlib import Path
 __all__ = ["ABI", "LIBRARY", "kernel_library", "why_no_kernels"]
 
 ABI = 1
-"""``WHISPER_OPT_ABI`` of ``layout.h``: what a library must have been compiled with."""
+"""``WHISPER_OPT_ABI`` of ``layout.h``; a library must have been compiled with the same."""
 LIBRARY = Path(__file__).with_name("libwhisper_opt.so")
-"""Where the compiled library is, if there is one."""
+"""Path of the compiled library, if there is one."""
 
 
 @functools.lru_cache(maxsize=1)
 def why_no_kernels() -> str | None:
-    """Why the kernels cannot be used here; None where they can."""
+    """Why the kernels cannot be used here; None if they can."""
     if not LIBRARY.exists():
         return (
             "not compiled: the package was built without a C compiler, or not for Linux on x86-64;"
-            " install a compiler (gcc or clang), then whisper-opt once more, from source"
+            " install a compiler (gcc or clang), then reinstall whisper-opt from source"
         )
     try:
         library = ctypes.CDLL(str(LIBRARY))
         supported = library.whisper_opt_supported
     except (OSError, AttributeError) as error:
-        return f"{LIBRARY} cannot be loaded ({error}); install whisper-opt once more"
-    # the first libraries did not have the function
+        return f"{LIBRARY} cannot be loaded ({error}); reinstall whisper-opt"
+    # old libraries do not have the function
     abi = library.whisper_opt_abi() if hasattr(library, "whisper_opt_abi") else 0
     if abi != ABI:
         return (
             f"{LIBRARY} was compiled from other sources (ABI {abi}, expected {ABI}); compile again:"
-            " python hatch_build.py, or install whisper-opt once more"
+            " python hatch_build.py, or reinstall whisper-opt"
         )
     return None if supported() else "this processor has no AVX-512 VNNI"
 
 
 def kernel_library() -> Path | None:
-    """The library to register with ONNX Runtime; None where it cannot be used."""
+    """The library to register with ONNX Runtime; None if it cannot be used."""
     return None if why_no_kernels() else LIBRARY

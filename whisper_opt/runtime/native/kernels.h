@@ -1,7 +1,6 @@
 /* Products and attention in 8 bits for processors with AVX-512 VNNI.
  *
- * All tensors are row-major and of float32 unless said otherwise. Functions return 0, or -1 where there is
- * no memory.
+ * All tensors are row-major and of float32 unless noted. Functions return 0, or -1 if memory cannot be allocated.
  */
 #ifndef WHISPER_OPT_KERNELS_H
 #define WHISPER_OPT_KERNELS_H
@@ -11,44 +10,45 @@
 
 #include "layout.h"
 
-static inline int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
-static inline int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+static inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-/* Calls work(data, i) for every i below count, on several threads, and returns when all are done. */
+/* run() calls work(data, i) for every i below count, on several threads, and returns when all calls are done. */
 typedef struct Threads {
   void *context;
   void (*run)(void *context, void (*work)(void *data, size_t i), size_t count, void *data);
 } Threads;
 
-/* Weights of a product in the order in which they are read. */
+/* Weights of a product in the order in which the kernel reads them. */
 typedef struct Packed {
   int64_t n_in, n_out;
-  int8_t *panels;     /* [ceil(n_out / 64)][n_in / 4][64][4] */
-  int32_t *sums;      /* [n_out, rounded up to 64], of every column */
+  int8_t *panels; /* [ceil(n_out / 64)][n_in / 4][64][4] */
+  int32_t *sums;  /* [n_out, rounded up to 64], of every column */
 } Packed;
 
-static const float SCALE = 0.125f; /* of scores: one by the root of HEAD */
+static const float SCORE_SCALE = 0.125f; /* 1 / sqrt(HEAD) */
 
 /* Packs int8 [n_in, n_out]; n_in must be a multiple of 16. */
 int pack_weight(Packed *packed, const int8_t *weight, int64_t n_in, int64_t n_out);
 void free_weight(Packed *packed);
 
-/* y [n_rows, n_out] = (residual +) x' @ weight * scale + bias, where x' are x, its layer normalization or its
- * GELU, rounded row by row to 8 bits as whisper_opt/export/quantization/int8.py says. */
+/* y [n_rows, n_out] = (residual +) x' @ weight * scale + bias, where x' is x, its layer normalization or its
+ * GELU, quantized to 8 bits per row (whisper_opt/export/quantization/int8.py). */
 typedef struct Linear {
   const Packed *weight;
   int64_t n_rows;
   const float *x;            /* [n_rows, n_in] */
   const float *gain, *shift; /* [n_in] of the normalization, or NULL */
-  int gelu;                  /* instead of the normalization */
+  int gelu;                  /* true: GELU instead of the normalization */
   const float *scale, *bias; /* [n_out] */
   const float *residual;     /* [n_rows, n_out] or NULL */
   float *y;
 } Linear;
-int linear(const Linear *what, Threads threads);
+int linear(const Linear *args, Threads threads);
 
-/* y [n_rows, n_out] = (x * shrink) @ weight * scale + x . mean: the output head. Its inputs are rounded to two rows
- * of 8 bits, the second being what the first leaves over (whisper_opt/export/graphs/head.py). */
+/* y [n_rows, n_out] = (x * shrink) @ weight * scale + x . mean: the output head. Every input is
+ * quantized to two rows of 8 bits, the second of which is the rounding error of the first
+ * (whisper_opt/export/graphs/head.py). */
 typedef struct Output {
   const Packed *weight;
   int64_t n_rows;
@@ -57,43 +57,43 @@ typedef struct Output {
   const float *scale;         /* [n_out] */
   float *y;
 } Output;
-int output_head(const Output *what, Threads threads);
+int output_head(const Output *args, Threads threads);
 
-/* The encoder's: y [n_audio, n_queries, n_head * 64]; every query attends to all keys of its audio. */
+/* Self-attention of the encoder, y [n_audio, n_queries, n_head * 64]; queries attend to all keys of their audio. */
 typedef struct Attention {
   int64_t n_audio, n_head, n_keys, n_queries;
   const float *qkv;         /* [n_audio, n_keys, 3 * n_head * 64]: queries, keys, values */
-  const int64_t *positions; /* [n_queries], whose queries are meant, or NULL: all */
-  const float *added;       /* [n_keys], to the scores, or NULL */
+  const int64_t *positions; /* [n_queries], positions of the queries, or NULL: all */
+  const float *added;       /* [n_keys], added to the scores, or NULL */
   float *y;
 } Attention;
-int attention(const Attention *what, Threads threads);
+int attention(const Attention *args, Threads threads);
 
-/* Keys or values of the decoder's attention to the audio, rounded by channel. */
+/* Quantizes keys or values of the cross-attention per channel. */
 typedef struct Pack {
   int64_t n_audio, n_head, n;
   const float *x;  /* [n_audio, n, n_head * 64] */
   int keys;
-  uint8_t *packed; /* keys [n_audio, n_head, n' / 64, 16, 64, 4], 128 is zero; or signed values
+  uint8_t *packed; /* keys [n_audio, n_head, n' / 64, 16, 64, 4] with zero point 128, or signed values
                       [n_audio, n_head, n' / 4, 64, 4]; n' is n rounded up to whole blocks */
   float *step;     /* [n_audio, n_head, 64] */
 } Pack;
-void pack_heads(const Pack *what, Threads threads);
+void pack_heads(const Pack *args, Threads threads);
 
-/* That attention: y [n_audio, n_queries, n_head * 64]. */
+/* Cross-attention of the decoder: y [n_audio, n_queries, n_head * 64]. */
 typedef struct Cross {
   int64_t n_audio, n_head, n_keys, n_queries; /* n_keys: a multiple of BLOCK */
   int64_t n_layer, layer;
   const float *queries; /* [n_audio, n_queries, n_head * 64] */
-  const uint8_t *keys;  /* as packed, of one layer */
+  const uint8_t *keys;  /* of one layer, as pack_heads writes them */
   const int8_t *values;
   const float *steps;   /* [n_audio, n_layer, 2, n_head, 64], of keys and values */
-  const float *added;   /* [n_audio, n_keys], to the scores; -1e30 where there is no key */
+  const float *added;   /* [n_audio, n_keys], added to the scores; MASKED if there is no key */
   float *y;
 } Cross;
-void cross_attention(const Cross *what, Threads threads);
+void cross_attention(const Cross *args, Threads threads);
 
-/* Its scores: y [n_audio, n_heads, n_rows, n_keys], of some heads and queries. */
-void cross_scores(const Cross *what, const int64_t *heads, int64_t n_heads, const int64_t *rows, int64_t n_rows);
+/* Scores of the cross-attention, y [n_audio, n_heads, n_rows, n_keys], of some heads and queries. */
+void cross_scores(const Cross *args, const int64_t *heads, int64_t n_heads, const int64_t *rows, int64_t n_rows);
 
 #endif

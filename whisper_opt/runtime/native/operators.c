@@ -1,5 +1,5 @@
-/* The operators of domain "whisper_opt" for ONNX Runtime. What each computes is said by the function of its
- * name in the graph (whisper_opt/export/graphs/operators.py), which ONNX Runtime runs where this library is not. */
+/* The operators of domain "whisper_opt" for ONNX Runtime. Each is defined by the ONNX function of the same name in the
+ * graph (whisper_opt/export/graphs/operators.py), which ONNX Runtime runs if this library is not registered. */
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,7 +13,7 @@
 #define EXPORT __attribute__((visibility("default")))
 #endif
 
-/* Of the process: every session is given the same ones. Sessions may be made at the same time. */
+/* One of each per process, shared by all sessions. Several threads may create sessions at the same time. */
 static const OrtApi *_Atomic api;
 static OrtCustomOpDomain *_Atomic domain;
 
@@ -29,14 +29,14 @@ enum { MAX_INPUTS = 6, MAX_OUTPUTS = 2, MAX_DIMS = 6, NONE = -1 };
 typedef struct Kernel Kernel;
 typedef OrtStatus *(*Compute)(const Kernel *kernel, OrtKernelContext *context, Threads threads);
 
-/* An operator, the types of its inputs and outputs, and where products find what they need. */
+/* An operator, the types of its inputs and outputs, and the indices of the inputs of products. */
 typedef struct Operator {
-  OrtCustomOp base; /* must be first: ONNX Runtime hands out its address */
+  OrtCustomOp base; /* must be first: ONNX Runtime passes its address */
   const char *name;
   Compute compute;
   size_t n_inputs, n_outputs;
   int inputs[MAX_INPUTS], outputs[MAX_OUTPUTS];
-  int weight;        /* an input; 0 where there is no product */
+  int weight;        /* index of an input; 0 if the operator is no product */
   int of_columns[2]; /* scale, and bias or NONE */
   int of_rows[2];    /* gain and shift; the head's shrink and mean */
   int residual;
@@ -56,7 +56,7 @@ typedef struct Shape {
   size_t n;
 } Shape;
 
-static const char TOO_MANY[] = "what is attended to is not of 4096 positions at most";
+static const char TOO_MANY[] = "attention to more than 4096 positions is not supported";
 
 static OrtStatus *refused(const char *why) { return CALL(CreateStatus, ORT_FAIL, why); }
 
@@ -65,7 +65,7 @@ static OrtStatus *shape_of(const OrtValue *value, Shape *shape) {
   memset(shape, 0, sizeof *shape);
   TRY(GetTensorTypeAndShape, value, &info);
   OrtStatus *status = CALL(GetDimensionsCount, info, &shape->n);
-  if (!status && shape->n > MAX_DIMS) status = refused("more dimensions than any input has");
+  if (!status && shape->n > MAX_DIMS) status = refused("an input has too many dimensions");
   if (!status) status = CALL(GetDimensions, info, shape->sizes, shape->n);
   CALL(ReleaseTensorTypeAndShapeInfo, info);
   return status;
@@ -90,7 +90,7 @@ static OrtStatus *output(OrtKernelContext *context, size_t i, Shape shape, void 
   return CALL(GetTensorMutableData, value, data);
 }
 
-/* One computation of a kernel, and the first failure of its tasks. */
+/* One call of a kernel, and the first failure of its tasks. */
 typedef struct Run {
   OrtKernelContext *context;
   OrtStatus *failure;
@@ -99,7 +99,7 @@ typedef struct Run {
 static void run_on_threads(void *data_of_run, void (*work)(void *, size_t), size_t count, void *data) {
   Run *run = data_of_run;
   if (run->failure) return;
-  /* as many batches as calls: whoever is free takes the next */
+  /* as many batches as calls: every free thread takes the next */
   run->failure = CALL(KernelContext_ParallelFor, run->context, work, count, count, data);
 }
 
@@ -111,13 +111,14 @@ static OrtStatus *constant(const OrtKernelInfo *info, int i, const OrtValue **va
   return is_constant ? shape_of(*value, shape) : refused("weights must be constant");
 }
 
-/* That a constant input has n numbers: they are not counted again when it is read. */
+/* Checks that a constant input has n elements; they are not counted again at run time. */
 static OrtStatus *check_vector(const OrtKernelInfo *info, int i, int64_t n) {
   const OrtValue *value = NULL;
   Shape shape;
   if (i == NONE) return NULL;
   OrtStatus *status = constant(info, i, &value, &shape);
-  if (!status && (shape.n != 1 || shape.sizes[0] != n)) return refused("a vector does not fit its weights");
+  if (!status && (shape.n != 1 || shape.sizes[0] != n))
+    return refused("the length of a vector does not match its weights");
   return status;
 }
 
@@ -129,7 +130,7 @@ static OrtStatus *pack_constant(const OrtKernelInfo *info, Kernel *kernel) {
   OrtStatus *status = constant(info, op->weight, &value, &shape);
   if (status) return status;
   if (shape.n != 2 || shape.sizes[0] % 16) return refused("weights must be [multiple of 16, any]");
-  if (shape.sizes[0] > MAX_INPUT) return refused("weights must be of 16384 rows at most");
+  if (shape.sizes[0] > MAX_INPUT) return refused("weights must have at most 16384 rows");
   for (int i = 0; !status && i < 2; i++) {
     status = check_vector(info, op->of_columns[i], shape.sizes[1]);
     if (!status) status = check_vector(info, op->of_rows[i], shape.sizes[0]);
@@ -166,65 +167,65 @@ static void destroy(void *created) {
 
 static OrtStatus *compute_linear(const Kernel *kernel, OrtKernelContext *context, Threads threads) {
   const Operator *op = kernel->operator;
-  Linear what = {.weight = &kernel->weight, .n_rows = 1, .gelu = op->gelu};
+  Linear args = {.weight = &kernel->weight, .n_rows = 1, .gelu = op->gelu};
   Shape shape, residual;
-  OrtStatus *status = input(context, 0, (const void **)&what.x, &shape);
-  if (!status) status = input(context, op->of_rows[0], (const void **)&what.gain, NULL);
-  if (!status) status = input(context, op->of_rows[1], (const void **)&what.shift, NULL);
-  if (!status) status = input(context, op->of_columns[0], (const void **)&what.scale, NULL);
-  if (!status) status = input(context, op->of_columns[1], (const void **)&what.bias, NULL);
-  if (!status) status = input(context, op->residual, (const void **)&what.residual, &residual);
+  OrtStatus *status = input(context, 0, (const void **)&args.x, &shape);
+  if (!status) status = input(context, op->of_rows[0], (const void **)&args.gain, NULL);
+  if (!status) status = input(context, op->of_rows[1], (const void **)&args.shift, NULL);
+  if (!status) status = input(context, op->of_columns[0], (const void **)&args.scale, NULL);
+  if (!status) status = input(context, op->of_columns[1], (const void **)&args.bias, NULL);
+  if (!status) status = input(context, op->residual, (const void **)&args.residual, &residual);
   if (status) return status;
   if (shape.n == 0 || shape.sizes[shape.n - 1] != kernel->weight.n_in) return refused("x is not [.., n_in]");
-  for (size_t i = 0; i + 1 < shape.n; i++) what.n_rows *= shape.sizes[i];
+  for (size_t i = 0; i + 1 < shape.n; i++) args.n_rows *= shape.sizes[i];
   shape.sizes[shape.n - 1] = kernel->weight.n_out;
-  if (what.residual && !is_shape(&residual, shape.sizes, shape.n))
-    return refused("residual is not of the shape of the product");
-  status = output(context, 0, shape, (void **)&what.y);
-  return status ? status : finished(linear(&what, threads));
+  if (args.residual && !is_shape(&residual, shape.sizes, shape.n))
+    return refused("residual does not have the shape of the product");
+  status = output(context, 0, shape, (void **)&args.y);
+  return status ? status : finished(linear(&args, threads));
 }
 
 static OrtStatus *compute_head(const Kernel *kernel, OrtKernelContext *context, Threads threads) {
   const Operator *op = kernel->operator;
-  Output what = {.weight = &kernel->weight, .n_rows = 1};
+  Output args = {.weight = &kernel->weight, .n_rows = 1};
   Shape shape;
-  OrtStatus *status = input(context, 0, (const void **)&what.x, &shape);
-  if (!status) status = input(context, op->of_rows[0], (const void **)&what.shrink, NULL);
-  if (!status) status = input(context, op->of_rows[1], (const void **)&what.mean, NULL);
-  if (!status) status = input(context, op->of_columns[0], (const void **)&what.scale, NULL);
+  OrtStatus *status = input(context, 0, (const void **)&args.x, &shape);
+  if (!status) status = input(context, op->of_rows[0], (const void **)&args.shrink, NULL);
+  if (!status) status = input(context, op->of_rows[1], (const void **)&args.mean, NULL);
+  if (!status) status = input(context, op->of_columns[0], (const void **)&args.scale, NULL);
   if (status) return status;
   if (shape.n == 0 || shape.sizes[shape.n - 1] != kernel->weight.n_in) return refused("hidden is not [.., n_in]");
-  for (size_t i = 0; i + 1 < shape.n; i++) what.n_rows *= shape.sizes[i];
+  for (size_t i = 0; i + 1 < shape.n; i++) args.n_rows *= shape.sizes[i];
   shape.sizes[shape.n - 1] = kernel->weight.n_out;
-  status = output(context, 0, shape, (void **)&what.y);
-  return status ? status : finished(output_head(&what, threads));
+  status = output(context, 0, shape, (void **)&args.y);
+  return status ? status : finished(output_head(&args, threads));
 }
 
 static OrtStatus *attend_self(const Kernel *kernel, OrtKernelContext *context, Threads threads, int chosen) {
-  Attention what = {.n_head = kernel->n_head};
+  Attention args = {.n_head = kernel->n_head};
   Shape shape, other;
   const void *second = NULL;
-  OrtStatus *status = input(context, 0, (const void **)&what.qkv, &shape);
+  OrtStatus *status = input(context, 0, (const void **)&args.qkv, &shape);
   if (!status) status = input(context, 1, &second, &other);
   if (status) return status;
   if (shape.n != 3 || shape.sizes[2] != 3 * HEAD * kernel->n_head)
     return refused("qkv is not [n_audio, n, 3 * num_heads * 64]");
   if (shape.sizes[1] > MAX_KEYS) return refused(TOO_MANY);
-  what.n_audio = shape.sizes[0];
-  what.n_keys = shape.sizes[1];
-  what.n_queries = chosen ? other.sizes[0] : what.n_keys;
+  args.n_audio = shape.sizes[0];
+  args.n_keys = shape.sizes[1];
+  args.n_queries = chosen ? other.sizes[0] : args.n_keys;
   if (chosen && other.n != 1) return refused("positions is not [n]");
-  for (int64_t i = 0; chosen && i < what.n_queries; i++)
-    if (((const int64_t *)second)[i] < 0 || ((const int64_t *)second)[i] >= what.n_keys)
-      return refused("there is no such position");
-  if (!chosen && (other.n != 1 || other.sizes[0] != what.n_keys)) return refused("added is not [n]");
+  for (int64_t i = 0; chosen && i < args.n_queries; i++)
+    if (((const int64_t *)second)[i] < 0 || ((const int64_t *)second)[i] >= args.n_keys)
+      return refused("a position is out of range");
+  if (!chosen && (other.n != 1 || other.sizes[0] != args.n_keys)) return refused("added is not [n]");
   if (chosen)
-    what.positions = second;
+    args.positions = second;
   else
-    what.added = second;
-  const Shape mixed = {{what.n_audio, what.n_queries, HEAD * kernel->n_head}, 3};
-  status = output(context, 0, mixed, (void **)&what.y);
-  return status ? status : finished(attention(&what, threads));
+    args.added = second;
+  const Shape mixed = {{args.n_audio, args.n_queries, HEAD * kernel->n_head}, 3};
+  status = output(context, 0, mixed, (void **)&args.y);
+  return status ? status : finished(attention(&args, threads));
 }
 
 static OrtStatus *compute_attention(const Kernel *kernel, OrtKernelContext *context, Threads threads) {
@@ -236,21 +237,21 @@ static OrtStatus *compute_attention_at(const Kernel *kernel, OrtKernelContext *c
 }
 
 static OrtStatus *pack(const Kernel *kernel, OrtKernelContext *context, Threads threads, int keys) {
-  Pack what = {.n_head = kernel->n_head, .keys = keys};
+  Pack args = {.n_head = kernel->n_head, .keys = keys};
   Shape shape;
-  OrtStatus *status = input(context, 0, (const void **)&what.x, &shape);
+  OrtStatus *status = input(context, 0, (const void **)&args.x, &shape);
   if (status) return status;
   if (shape.n != 3 || shape.sizes[2] != HEAD * kernel->n_head) return refused("x is not [n_audio, n, num_heads * 64]");
   if (shape.sizes[1] > MAX_KEYS) return refused(TOO_MANY);
-  what.n_audio = shape.sizes[0];
-  what.n = shape.sizes[1];
-  const int64_t n = divided_up(what.n, BLOCK) * BLOCK;
-  const Shape panels = {{what.n_audio, what.n_head, n / 64, HEAD / 4, 64, 4}, 6};
-  const Shape quads = {{what.n_audio, what.n_head, n / 4, HEAD, 4}, 5};
-  const Shape step = {{what.n_audio, what.n_head, HEAD}, 3};
-  status = output(context, 0, keys ? panels : quads, (void **)&what.packed);
-  if (!status) status = output(context, 1, step, (void **)&what.step);
-  if (!status) pack_heads(&what, threads);
+  args.n_audio = shape.sizes[0];
+  args.n = shape.sizes[1];
+  const int64_t n = ceil_div(args.n, BLOCK) * BLOCK;
+  const Shape panels = {{args.n_audio, args.n_head, n / 64, HEAD / 4, 64, 4}, 6};
+  const Shape quads = {{args.n_audio, args.n_head, n / 4, HEAD, 4}, 5};
+  const Shape step = {{args.n_audio, args.n_head, HEAD}, 3};
+  status = output(context, 0, keys ? panels : quads, (void **)&args.packed);
+  if (!status) status = output(context, 1, step, (void **)&args.step);
+  if (!status) pack_heads(&args, threads);
   return status;
 }
 
@@ -262,61 +263,63 @@ static OrtStatus *compute_pack_values(const Kernel *kernel, OrtKernelContext *co
   return pack(kernel, context, threads, 0);
 }
 
-/* What both operators of the decoder's attention to the audio read, from input `steps` on: steps, added. */
-static OrtStatus *read_cross(const Kernel *kernel, OrtKernelContext *context, int steps, Cross *what) {
+/* Reads the inputs that both operators of the cross-attention share; `steps` is the index of the input of that name,
+ * and `added` follows it. */
+static OrtStatus *read_cross(const Kernel *kernel, OrtKernelContext *context, int steps, Cross *args) {
   Shape queries, keys, all, added;
-  OrtStatus *status = input(context, 0, (const void **)&what->queries, &queries);
-  if (!status) status = input(context, 1, (const void **)&what->keys, &keys);
-  if (!status) status = input(context, steps, (const void **)&what->steps, &all);
-  if (!status) status = input(context, steps + 1, (const void **)&what->added, &added);
+  OrtStatus *status = input(context, 0, (const void **)&args->queries, &queries);
+  if (!status) status = input(context, 1, (const void **)&args->keys, &keys);
+  if (!status) status = input(context, steps, (const void **)&args->steps, &all);
+  if (!status) status = input(context, steps + 1, (const void **)&args->added, &added);
   if (status) return status;
   if (keys.sizes[2] > MAX_KEYS / PANEL) return refused(TOO_MANY);
-  what->n_head = kernel->n_head;
-  what->layer = kernel->layer;
-  what->n_audio = queries.sizes[0];
-  what->n_queries = queries.sizes[1];
-  what->n_keys = keys.sizes[2] * PANEL;
-  what->n_layer = all.sizes[1];
-  const int64_t n = what->n_keys, n_audio = what->n_audio, n_head = what->n_head;
-  const int64_t panels[] = {n_audio, n_head, n / 64, HEAD / 4, 64, 4}, mute[] = {n_audio, n};
-  const int64_t steps_of[] = {n_audio, what->n_layer, 2, n_head, HEAD}, rows[] = {n_audio, what->n_queries, n_head * HEAD};
+  args->n_head = kernel->n_head;
+  args->layer = kernel->layer;
+  args->n_audio = queries.sizes[0];
+  args->n_queries = queries.sizes[1];
+  args->n_keys = keys.sizes[2] * PANEL;
+  args->n_layer = all.sizes[1];
+  const int64_t n = args->n_keys, n_audio = args->n_audio, n_head = args->n_head;
+  const int64_t panels[] = {n_audio, n_head, n / 64, HEAD / 4, 64, 4}, masked[] = {n_audio, n};
+  const int64_t steps_of[] = {n_audio, args->n_layer, 2, n_head, HEAD};
+  const int64_t rows[] = {n_audio, args->n_queries, n_head * HEAD};
   if (!is_shape(&queries, rows, 3) || !is_shape(&keys, panels, 6) || !is_shape(&all, steps_of, 5) ||
-      !is_shape(&added, mute, 2) || n % BLOCK || what->layer < 0 || what->layer >= what->n_layer)
-    return refused("queries, keys, steps and what is added to scores do not fit together");
+      !is_shape(&added, masked, 2) || n % BLOCK || args->layer < 0 || args->layer >= args->n_layer)
+    return refused("the shapes of queries, keys, steps and added do not match");
   return NULL;
 }
 
 static OrtStatus *compute_cross(const Kernel *kernel, OrtKernelContext *context, Threads threads) {
-  Cross what = {0};
+  Cross args = {0};
   Shape values;
-  OrtStatus *status = read_cross(kernel, context, 3, &what);
-  if (!status) status = input(context, 2, (const void **)&what.values, &values);
+  OrtStatus *status = read_cross(kernel, context, 3, &args);
+  if (!status) status = input(context, 2, (const void **)&args.values, &values);
   if (status) return status;
-  const int64_t quads[] = {what.n_audio, what.n_head, what.n_keys / 4, HEAD, 4};
-  if (!is_shape(&values, quads, 5)) return refused("values do not fit together with the keys");
-  const Shape mixed = {{what.n_audio, what.n_queries, HEAD * what.n_head}, 3};
-  status = output(context, 0, mixed, (void **)&what.y);
-  if (!status) cross_attention(&what, threads);
+  const int64_t quads[] = {args.n_audio, args.n_head, args.n_keys / 4, HEAD, 4};
+  if (!is_shape(&values, quads, 5)) return refused("the shapes of values and keys do not match");
+  const Shape mixed = {{args.n_audio, args.n_queries, HEAD * args.n_head}, 3};
+  status = output(context, 0, mixed, (void **)&args.y);
+  if (!status) cross_attention(&args, threads);
   return status;
 }
 
 static OrtStatus *compute_scores(const Kernel *kernel, OrtKernelContext *context, Threads threads) {
-  (void)threads; /* once a window: not worth it */
-  Cross what = {0};
+  (void)threads; /* one call per window: threads would not pay off */
+  Cross args = {0};
   Shape heads, rows;
   const int64_t *chosen = NULL, *wanted = NULL;
-  OrtStatus *status = read_cross(kernel, context, 2, &what);
+  OrtStatus *status = read_cross(kernel, context, 2, &args);
   if (!status) status = input(context, 4, (const void **)&chosen, &heads);
   if (!status) status = input(context, 5, (const void **)&wanted, &rows);
   if (status) return status;
   if (heads.n != 1 || rows.n != 1) return refused("heads or rows is not [n]");
   for (int64_t i = 0; i < heads.sizes[0]; i++)
-    if (chosen[i] < 0 || chosen[i] >= what.n_head) return refused("there is no such head");
+    if (chosen[i] < 0 || chosen[i] >= args.n_head) return refused("a head is out of range");
   for (int64_t i = 0; i < rows.sizes[0]; i++)
-    if (wanted[i] < 0 || wanted[i] >= what.n_queries) return refused("there is no such query");
-  const Shape shape = {{what.n_audio, heads.sizes[0], rows.sizes[0], what.n_keys}, 4};
-  status = output(context, 0, shape, (void **)&what.y);
-  if (!status) cross_scores(&what, chosen, heads.sizes[0], wanted, rows.sizes[0]);
+    if (wanted[i] < 0 || wanted[i] >= args.n_queries) return refused("a query is out of range");
+  const Shape shape = {{args.n_audio, heads.sizes[0], rows.sizes[0], args.n_keys}, 4};
+  status = output(context, 0, shape, (void **)&args.y);
+  if (!status) cross_scores(&args, chosen, heads.sizes[0], wanted, rows.sizes[0]);
   return status;
 }
 
@@ -391,17 +394,17 @@ static const Operator OPERATORS[] = {
      .takes_layer = 1},
 };
 
-/* Whether this processor has the instructions that the kernels are made of. */
+/* Whether this processor has the instructions that the kernels use. */
 EXPORT int whisper_opt_supported(void) {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
          __builtin_cpu_supports("avx512vnni");
 }
 
-/* The number of the layouts that this library was compiled with. */
+/* WHISPER_OPT_ABI at compile time. */
 EXPORT int whisper_opt_abi(void) { return WHISPER_OPT_ABI; }
 
-/* The domain with all operators, made once: ONNX Runtime keeps its address as long as there are sessions. */
+/* The domain with all operators, created once: ONNX Runtime uses its address as long as there are sessions. */
 static OrtStatus *find_domain(OrtCustomOpDomain **found) {
   OrtCustomOpDomain *made = NULL, *before = NULL;
   if ((*found = domain)) return NULL;
@@ -414,15 +417,16 @@ static OrtStatus *find_domain(OrtCustomOpDomain **found) {
     return NULL;
   }
   CALL(ReleaseCustomOpDomain, made);
-  *found = before; /* of another thread, which was first */
+  *found = before; /* another thread was first */
   return status;
 }
 
-/* ONNX Runtime calls this for every session that is made with the library. */
+/* ONNX Runtime calls this for every session that registers the library. */
 EXPORT OrtStatus *RegisterCustomOps(OrtSessionOptions *options, const OrtApiBase *base) {
   const OrtApi *given = base->GetApi(ORT_VERSION), *first = base->GetApi(1), *before = NULL;
   OrtCustomOpDomain *found = NULL;
-  if (!given) return first ? ORT_CALL(first, CreateStatus, ORT_FAIL, "the kernels need ONNX Runtime 1.17 or later") : NULL;
+  if (!given && !first) return NULL;
+  if (!given) return ORT_CALL(first, CreateStatus, ORT_FAIL, "the kernels need ONNX Runtime 1.17 or later");
   if (!atomic_compare_exchange_strong(&api, &before, given) && before != given)
     return ORT_CALL(given, CreateStatus, ORT_FAIL, "another ONNX Runtime of this process uses the kernels");
   OrtStatus *status = find_domain(&found);

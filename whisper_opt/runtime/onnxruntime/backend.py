@@ -1,4 +1,4 @@
-"""The ONNX Runtime backend (CPU): loads the two graphs of an engine, encodes and opens sessions."""
+"""The ONNX Runtime backend for CPUs: loads the graphs of an engine, encodes, opens sessions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from whisper_opt.core.dims import ModelDims
 from whisper_opt.core.errors import EngineError, OptionError, WhisperOptError
 from whisper_opt.runtime.cross_kv import CrossLayout
 from whisper_opt.runtime.engine import PACKED, PLAIN, Engine
-from whisper_opt.runtime.head_bounds import Screen
+from whisper_opt.runtime.head_bounds import HeadBounds
 from whisper_opt.runtime.inputs import checked_mel
 from whisper_opt.runtime.native import kernel_library
 from whisper_opt.runtime.onnxruntime.graph import failed_run, load_graph
@@ -27,21 +27,20 @@ __all__ = ["Graph", "OrtBackend", "OrtEncoded"]
 
 
 class Graph(Protocol):
-    """What computes a graph, called as a session of ONNX Runtime is."""
+    """A graph that can be run, with the interface of ONNX Runtime's ``InferenceSession``."""
 
     def run(self, names: Sequence[str], feeds: Mapping[str, NDArray]) -> Sequence[NDArray]:
-        """The outputs called ``names``."""
+        """The outputs with these names."""
 
 
 @dataclasses.dataclass(frozen=True)
 class OrtEncoded:
     """Cross-attention keys [A, H, 64, T] and values [A, H, T, 64]: per layer k then v.
 
-    Float32, or float16 where the engine computes in that. Of an engine that hears padding by parts,
-    ``counts`` says for how many positions of each audio those heard stand
-    (:class:`whisper_opt.runtime.padding.EncoderInput`), and keys have 65 rows; or all is packed for
-    kernels
-    (:class:`whisper_opt.runtime.cross_kv.CrossLayout`).
+    They are float32, float16 in fp16 engines, or packed for kernels
+    (:class:`whisper_opt.runtime.cross_kv.CrossLayout`). If the engine compresses padding,
+    ``counts`` has the number of original positions per encoded position for each audio
+    (:class:`whisper_opt.runtime.padding.EncoderInput`), and unpacked keys have 65 rows.
     """
 
     cross: tuple[NDArray, ...]
@@ -76,12 +75,12 @@ class OrtBackend:
 
         Args:
             engine: an opened engine directory.
-            threads: threads within an operator; None leaves the choice (one a physical core) to
-                ONNX Runtime.
-            encoder: computes the engine's encoder instead of ONNX Runtime.
-            whole_padding: hear all padding, where the engine would hear it by parts.
-            kernels: use compiled kernels, where they can be used here and the engine has operators
-                that they are for.
+            threads: threads within an operator; default: ONNX Runtime's choice, one per physical
+                core.
+            encoder: runs the encoder instead of ONNX Runtime.
+            whole_padding: encode all padding, even if the engine compresses it.
+            kernels: use compiled kernels, if they can be used here and the engine has operators
+                for them.
 
         Raises:
             BackendUnavailable: ONNX Runtime is missing, or too old for the engine's dialect.
@@ -100,11 +99,13 @@ class OrtBackend:
         with Background(lambda: load(names[1])) as decoder:
             self.encoder: Graph = encoder or load(names[0])
             graph = decoder.result()
-        screen = (
-            Screen.of(engine.tensor, engine.manifest.tensors) if engine.manifest.tensors else None
+        head = (
+            HeadBounds.from_tensors(engine.tensor, engine.manifest.tensors)
+            if engine.manifest.tensors
+            else None
         )
         self._cross = CrossLayout(self.dims.n_text_layer, packed)
-        self.decoder = Decoder(graph, self.dims, self.dialect, screen, self._cross)
+        self.decoder = Decoder(graph, self.dims, self.dialect, head, self._cross)
         parts = engine.manifest.padding
         self._padding: PaddingCompression | None = None
         if parts is not None:
@@ -116,20 +117,20 @@ class OrtBackend:
         """See :meth:`whisper_opt.core.backend.Backend.encode`.
 
         Raises:
-            EngineError: a wrong shape, or ONNX Runtime failed.
+            EngineError: the shape is wrong, or ONNX Runtime failed.
         """
         mel = checked_mel(self.dims, mel)
         if self._padding is None:
             return OrtEncoded(tuple(self._run_encoder({"mel": mel})))
-        heard = [self._padding.compress(window[None]) for window in mel]
-        return OrtEncoded(self._hear(heard), tuple(each.counts for each in heard))
+        windows = [self._padding.compress(window[None]) for window in mel]
+        return OrtEncoded(self._encode_windows(windows), tuple(each.counts for each in windows))
 
-    def _hear(self, heard: Sequence[EncoderInput]) -> tuple[NDArray, ...]:
-        """Keys and values of windows; each is heard as it would be alone."""
-        if len({each.mel.shape[2] for each in heard}) == 1:
-            together = heard[0]._replace(mel=np.concatenate([each.mel for each in heard]))
-            return tuple(self._run_encoder(together.feeds()))
-        each = [self._run_encoder(one.feeds()) for one in heard]
+    def _encode_windows(self, windows: Sequence[EncoderInput]) -> tuple[NDArray, ...]:
+        """Keys and values of windows; each gets the same result as alone."""
+        if len({each.mel.shape[2] for each in windows}) == 1:
+            batch = windows[0]._replace(mel=np.concatenate([each.mel for each in windows]))
+            return tuple(self._run_encoder(batch.feeds()))
+        each = [self._run_encoder(one.feeds()) for one in windows]
         n_keys = max(map(self._cross.n_keys, each))
         rows = zip(*(self._cross.pad_positions(arrays, n_keys) for arrays in each))
         return tuple(np.concatenate(arrays) for arrays in rows)

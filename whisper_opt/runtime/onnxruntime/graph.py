@@ -22,12 +22,12 @@ __all__ = ["failed_run", "graph_tensors", "import_onnxruntime", "load_graph", "s
 
 
 def import_onnxruntime() -> Any:
-    """The runtime; raises BackendUnavailable where it does not import."""
+    """The module ``onnxruntime``; raises BackendUnavailable if it cannot be imported."""
     try:
         import onnxruntime
     except ImportError as error:
         raise BackendUnavailable(
-            f"ONNX Runtime is not installed, and it is what runs the engine; {install_hint('cpu')}"
+            f"ONNX Runtime is not installed; it is needed to run engines; {install_hint('cpu')}"
         ) from error
     return onnxruntime
 
@@ -36,8 +36,8 @@ def import_onnxruntime() -> Any:
 def sums_overflow() -> bool:
     """Whether products of 8-bit integers may overflow 16-bit sums here: x86 processors before VNNI.
 
-    ONNX Runtime then has exact kernels at half the speed, which must be asked for; it would use
-    them on every x86 processor. Where the processor cannot be asked, they are taken to be needed.
+    ONNX Runtime has exact kernels at half the speed for them. They must be enabled explicitly, and
+    would then be used on every x86 processor. They are enabled if the processor is unknown.
     """
     if platform.machine().lower() not in ("x86_64", "amd64", "i386", "i686"):
         return False
@@ -58,14 +58,14 @@ def load_graph(
     Args:
         engine: an opened engine directory.
         name: file of the graph.
-        threads: threads within an operator; None leaves the choice to ONNX Runtime.
-        providers: what computes, as ONNX Runtime takes it; what the first cannot do is left to the
-            next, at last to the CPU.
-        kernels: use compiled kernels (:mod:`whisper_opt.runtime.native`), where they can be used here.
+        threads: threads within an operator; default: ONNX Runtime's choice.
+        providers: execution providers; operators that the first does not support run on the next
+            one, finally on the CPU.
+        kernels: use compiled kernels (:mod:`whisper_opt.runtime.native`), if possible.
 
     Raises:
-        BackendUnavailable: ONNX Runtime is missing, or too old for the engine's dialect, or does
-            not take the kernels.
+        BackendUnavailable: ONNX Runtime is missing, too old for the engine's dialect, or cannot
+            load the kernels.
         EngineError: the graph cannot be loaded.
     """
     runtime = import_onnxruntime()
@@ -74,7 +74,7 @@ def load_graph(
     options.inter_op_num_threads = 1
     if threads is not None:
         options.intra_op_num_threads = threads
-    # the two graphs take turns: a pool that spins after its run would slow the other one
+    # the two graphs alternate: threads that keep spinning after a run would slow the other graph
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if sums_overflow():
         options.add_session_config_entry("session.x64quantprecision", "1")
@@ -103,25 +103,25 @@ def load_graph(
 
 
 def failed_run(error: Exception) -> EngineError:
-    """What to raise for an error of ONNX Runtime while it runs a graph."""
+    """The exception to raise for an error of ONNX Runtime while it runs a graph."""
     lines = str(error).splitlines() or [type(error).__name__]
     return EngineError(f"ONNX Runtime failed: {lines[0][:300]}")
 
 
 def _register(runtime: Any, options: Any, library: Path) -> None:
-    """Have sessions use the compiled kernels."""
+    """Register the compiled kernels with a session."""
     try:
         options.register_custom_ops_library(str(library))
     except Exception as error:  # the runtime's errors share no base class
         reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
         raise BackendUnavailable(
-            f"ONNX Runtime {runtime.__version__} does not take the compiled kernels {library}:"
+            f"ONNX Runtime {runtime.__version__} cannot load the compiled kernels {library}:"
             f" {reason}; compile them again (python hatch_build.py), or load with kernels='off'"
         ) from error
 
 
 def _check_dims(session: Any, engine: Engine, name: str) -> None:
-    """Raise EngineError unless a graph has the sizes that the manifest says."""
+    """Raise EngineError if the sizes of a graph differ from the manifest."""
     dims = engine.manifest.dims
     inputs = {value.name: value.shape for value in session.get_inputs()}
     outputs = {value.name: value.shape for value in session.get_outputs()}
@@ -137,10 +137,10 @@ def _check_dims(session: Any, engine: Engine, name: str) -> None:
 
 
 def _other_size(engine: Engine, name: str, dimension: str, found: object) -> EngineError:
-    said = getattr(engine.manifest.dims, dimension)
+    expected = getattr(engine.manifest.dims, dimension)
     return EngineError(
-        f"{engine.file(name)} has {dimension} {found}; the manifest says {said}: they are of"
-        " different models; export the engine again"
+        f"{engine.file(name)} has {dimension} {found}; the manifest says {expected}: they belong"
+        " to different models; export the engine again"
     )
 
 

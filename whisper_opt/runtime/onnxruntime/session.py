@@ -1,4 +1,4 @@
-"""Live hypotheses in ONNX Runtime: IO binding, a cache updated in place, capacity in buckets."""
+"""Decoding sessions in ONNX Runtime: IO binding, a cache updated in place, capacity in buckets."""
 
 from __future__ import annotations
 
@@ -9,84 +9,27 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from whisper_opt.core.arrays import F32, Int, NDArray, aligned_zeros
+from whisper_opt.core.arrays import F32, Int, NDArray
 from whisper_opt.core.backend import Attention, Logits, Session
 from whisper_opt.core.dims import HEAD_DIM, ModelDims
 from whisper_opt.core.errors import EngineError
 from whisper_opt.core.logits import HostLogits
 from whisper_opt.runtime.cross_kv import CrossLayout
-from whisper_opt.runtime.head_bounds import Screen
+from whisper_opt.runtime.head_bounds import HeadBounds
 from whisper_opt.runtime.head_names import APPROXIMATE, APPROXIMATE_SCORES, EXACT, HIDDEN
-from whisper_opt.runtime.head_select import ScreenedLogits
+from whisper_opt.runtime.head_select import TwoStageLogits
 from whisper_opt.runtime.inputs import closed_session
+from whisper_opt.runtime.onnxruntime.buffers import Buffers
 from whisper_opt.runtime.onnxruntime.graph import failed_run, graph_tensors
 from whisper_opt.runtime.rows import CacheHistory, RowLayout
 
 __all__ = ["CAPACITIES", "Decoder", "OrtSession"]
 
 CAPACITIES = {"contrib": (192, 448), "standard": (64, 128, 256, 448)}
-"""Cache sizes in positions, by dialect: growing copies the cache. A step of ``standard`` costs less
-in a small one, a step of ``contrib`` the same in any, and few windows have 192 tokens."""
+"""Cache sizes in positions, by dialect; growing copies the cache. A step of ``standard`` is faster
+with a small cache; a step of ``contrib`` takes the same time with any, and few windows have more
+than 192 tokens."""
 _NONE: Int = np.zeros(0, np.int64)
-
-
-class _Buffers:
-    """Arrays that share their first axis, of which the first ``n`` entries are in use.
-
-    Entries move inside the buffers where possible: what is bound to the decoder stays valid until
-    the buffers have to grow.
-    """
-
-    def __init__(self, arrays: Sequence[NDArray], n: int) -> None:
-        self.arrays = list(arrays)
-        self.n = n
-
-    def views(self) -> list[NDArray]:
-        """The entries in use."""
-        return [array[: self.n] for array in self.arrays]
-
-    def resize(self, n: int, *, copy: bool = False) -> bool:
-        """Use n entries, new ones holding anything finite; ``copy``: in other arrays in any case.
-
-        Returns:
-            Whether the arrays are other ones than before.
-        """
-        room = len(self.arrays[0]) if self.arrays else n
-        if n <= room and not copy:
-            self.n = n
-            return False
-        room = n if n <= room else max(n, 2 * self.n)
-        for i, old in enumerate(self.arrays):
-            new = aligned_zeros((room, *old.shape[1:]), old.dtype)
-            new[: self.n] = old[: self.n][:n]
-            self.arrays[i] = new
-        self.n = n
-        return True
-
-    def arrange(self, source: Int, parts: Sequence[tuple[Int, slice]] | None = None) -> bool:
-        """Entry i becomes old entry ``source[i]``.
-
-        Args:
-            source: which old entry each one becomes.
-            parts: entries, and the positions (axis 2) in which they differ from their source;
-                default: all of those that move.
-
-        Returns:
-            Whether the arrays are other ones than before.
-        """
-        n, old_n = len(source), self.n
-        grown = self.resize(max(n, old_n))
-        every: tuple[Any, ...] = ()  # of whatever an entry holds
-        places = [(moved, (slice(None), span)) for moved, span in parts or ()]
-        if parts is None:
-            places = [(np.flatnonzero(source != np.arange(n)), every)]
-        for array in self.arrays:
-            # all are read before the first is written, so that entries may change places
-            values = [array[(source[moved],) + where] for moved, where in places]  # noqa: RUF005
-            for (moved, where), value in zip(places, values):
-                array[(moved,) + where] = value  # noqa: RUF005
-        self.n = n
-        return grown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,14 +40,14 @@ class Decoder:
         session: the graph in ONNX Runtime.
         dims: model dimensions.
         dialect: operator family of the graph.
-        screen: what makes rough scores exact; None where the graph's are.
-        cross: how what was heard is handed over.
+        head: bounds of the two-stage output head; None if the graph's scores are exact.
+        cross: layout of cross-attention keys and values.
     """
 
     session: Any
     dims: ModelDims
     dialect: str
-    screen: Screen | None
+    head: HeadBounds | None
     cross: CrossLayout
 
     @functools.cached_property
@@ -114,7 +57,7 @@ class Decoder:
 
 
 class _Call(NamedTuple):
-    """How many of everything one call of the decoder has."""
+    """Sizes of one call of the decoder."""
 
     n_new: int
     n_at: int
@@ -123,19 +66,19 @@ class _Call(NamedTuple):
 
 
 class OrtSession:
-    """Live hypotheses of a few audios; see :class:`whisper_opt.core.backend.Session`."""
+    """Hypotheses of some audios; see :class:`whisper_opt.core.backend.Session`."""
 
     def __init__(self, model: Decoder, cross: Sequence[NDArray]) -> None:
-        """One empty row an audio of ``cross``, per layer keys then values."""
+        """Open with one empty row per audio of ``cross``: keys then values of every layer."""
         self._model = model
         self._dims = model.dims
         n_audio = len(cross[0])
-        self._cross = _Buffers(cross, n_audio)
-        self._own_cross = False  # the arrays are the caller's until they have to change
+        self._cross = Buffers(cross, n_audio)
+        self._own_cross = False  # the caller owns the arrays until they change
         self._layout = RowLayout(n_audio)
-        self._cache = _Buffers((), n_audio)
+        self._cache = Buffers((), n_audio)
         self._history = CacheHistory(n_audio, 0)
-        self._pending: Int | None = None  # the old slot that each slot shall take, when it is time
+        self._pending: Int | None = None  # old slot of each slot, applied later
         self._capacity = 0
         self._bindings: dict[tuple[int, ...], _Binding] = {}
 
@@ -162,16 +105,16 @@ class OrtSession:
         return logits
 
     def _feed(self, tokens: Int, wanted: Int) -> Logits:
-        """Scores at the wanted positions; the last one's by way of the screen, where there is one.
+        """Scores at the requested positions; two-stage for the last one, if the graph supports it.
 
-        A few rows alone: where many tokens are scored at once the head is bound by arithmetic.
+        Only for one position per row: with many positions, the head is compute-bound.
         """
-        screen = self._model.screen
-        if screen is None:
+        head = self._model.head
+        if head is None:
             return HostLogits(self._own(self._run(tokens, self._length, wanted).logits))
         out = self._run(tokens, self._length, wanted, n_exact=wanted.shape[1] - 1)
-        rough, hidden = self._own(out.rough)[:, 0], self._own(out.hidden)[:, -1]
-        return ScreenedLogits(screen, rough, hidden, self._own(out.logits))
+        approximate, hidden = self._own(out.approximate)[:, 0], self._own(out.hidden)[:, -1]
+        return TwoStageLogits(head, approximate, hidden, self._own(out.logits))
 
     def attention(self, tokens: Int, lengths: Int) -> Attention:
         """All scores of a fresh session's first tokens, and its cross-attention with them."""
@@ -194,13 +137,13 @@ class OrtSession:
             raise EngineError(f"a row would grow to {longest} tokens; the model holds {limit}")
 
     def _one_by_one(self, tokens: Int, lengths: Int, wanted: Int) -> F32:
-        """Feed several tokens on top of a past as single steps, which every version does right."""
+        """Feed several tokens on a past one by one; some versions cannot do it in one call."""
         n_seq, n_new = tokens.shape
         self._reserve(int(self._length.max()) + n_new)
         scores = np.zeros((*wanted.shape, self._dims.n_vocab), np.float32)
         zero = np.zeros((n_seq, 1), np.int64)
         for step in range(n_new):
-            # a row that has no more tokens writes to its next free position, to be overwritten
+            # a row without further tokens writes to its next free position, which is overwritten
             start = self._length + np.minimum(step, lengths)
             last = self._own(self._run(tokens[:, step : step + 1], start, zero).logits)
             for row, column in zip(*np.nonzero(wanted == step)):
@@ -216,10 +159,10 @@ class OrtSession:
         n_exact: int | None = None,
         aligned: Int = _NONE,
     ) -> _Binding:
-        """One call of the decoder; its outputs hold a row a slot until the next call.
+        """One call of the decoder; its outputs have a row per slot, valid until the next call.
 
-        ``n_exact``: at how many of the wanted positions the scores shall be exact (default: all);
-        behind them the head is screened.
+        ``n_exact``: number of requested positions with exact scores (default: all); the scores of
+        the following ones are approximate.
         """
         owner = self._layout.slots.row_of_slot
         n_at = wanted.shape[1]
@@ -234,7 +177,7 @@ class OrtSession:
         return binding
 
     def _own(self, values: F32) -> F32:
-        """The rows among the slots."""
+        """The values of the rows, in order of rows instead of slots."""
         return values if self._layout.slots.is_identity else values[self._layout.slots.slot_of_row]
 
     def _binding(self, call: _Call) -> _Binding:
@@ -246,14 +189,14 @@ class OrtSession:
         return self._bindings[key]
 
     def _reserve(self, n: int) -> None:
-        """Make room for n positions in every row, and for every row."""
+        """Grow the cache to n positions per row and to all rows."""
         if n <= self._capacity and self._pending is None:
             return
         if n > self._capacity:
             sizes = CAPACITIES[self._model.dialect]
             self._capacity = next((size for size in sizes if size >= n), -(-n // 64) * 64)
         n_slots, n_old = len(self._layout.slots.row_of_slot), self._cache.n
-        # twice as many as before, so that a batch that fills up one by one is not copied each time
+        # double the capacity, so that a batch that grows row by row is not copied each time
         room = n_slots if self._pending is None else max(n_slots, 2 * n_old)
         shape = (room, self._dims.n_text_head, self._capacity, HEAD_DIM)
         source = np.arange(n_old) if self._pending is None else self._pending
@@ -265,7 +208,7 @@ class OrtSession:
         before, self._history = self._history, CacheHistory(n_slots, self._capacity)
         if old:
             self._history.copy_from(np.arange(n_slots), before, source, used)
-        self._cache = _Buffers(new, n_slots)
+        self._cache = Buffers(new, n_slots)
         self._pending = None
         self._bindings.clear()
 
@@ -278,8 +221,8 @@ class OrtSession:
     def _rearrange(self, source: Int) -> None:
         """Slot i takes the past of old slot ``source[i]``.
 
-        Where there are more of them than there is room for, that waits until it is needed: windows
-        that join a batch are copied there at once.
+        If the cache has too few slots, this is postponed until the next call: windows that join
+        the batch are then copied at the same time.
         """
         if not self._cache.arrays:  # nothing was fed yet
             self._cache.n = len(source)
@@ -300,7 +243,7 @@ class OrtSession:
         if self._own_cross:
             self._cross.arrange(source)
         else:
-            self._cross = _Buffers([array[source] for array in self._cross.arrays], len(source))
+            self._cross = Buffers([array[source] for array in self._cross.arrays], len(source))
             self._own_cross = True
             self._bindings.clear()
         self._rearrange(plan.slots)
@@ -312,14 +255,14 @@ class OrtSession:
         other._check_open()
         used = int(other._length.max(initial=0))
         self._reserve(used)
-        self._widen(other._n_heard)
+        self._widen(other._n_encoded)
         plan = self._layout.append(other._layout)
         if self._cross.resize(self._layout.n_audio, copy=not self._own_cross):
             self._bindings.clear()
         self._own_cross = True
-        wide = self._model.cross.pad_positions(other._cross.views(), self._n_heard)
-        for array, heard in zip(self._cross.arrays, wide):
-            array[plan.audios] = heard
+        wide = self._model.cross.pad_positions(other._cross.views(), self._n_encoded)
+        for array, added in zip(self._cross.arrays, wide):
+            array[plan.audios] = added
         self._rearrange(plan.slots)
         if used:
             self._reserve(used)
@@ -332,26 +275,26 @@ class OrtSession:
         other.close()
 
     @property
-    def _n_heard(self) -> int:
-        """Positions of an audio for which there is room."""
+    def _n_encoded(self) -> int:
+        """Encoded positions per audio that the arrays can hold."""
         return self._model.cross.n_keys(self._cross.arrays)
 
-    def _widen(self, n_heard: int) -> None:
-        """Make room for audios of ``n_heard`` positions."""
-        if n_heard > self._n_heard:
-            wide = self._model.cross.pad_positions(self._cross.arrays, n_heard)
-            self._cross = _Buffers(wide, self._cross.n)
+    def _widen(self, n_encoded: int) -> None:
+        """Grow the arrays to ``n_encoded`` positions per audio."""
+        if n_encoded > self._n_encoded:
+            wide = self._model.cross.pad_positions(self._cross.arrays, n_encoded)
+            self._cross = Buffers(wide, self._cross.n)
             self._own_cross = True
             self._bindings.clear()
 
     def close(self) -> None:
         self._bindings.clear()
-        self._cache = _Buffers((), 0)
-        self._cross = _Buffers((), 0)
+        self._cache = Buffers((), 0)
+        self._cross = Buffers((), 0)
 
 
 class _Binding:
-    """Buffers bound to the decoder once, for one shape of call; only their contents change."""
+    """Buffers bound to the decoder once per call shape; only their contents change."""
 
     def __init__(
         self,
@@ -384,19 +327,19 @@ class _Binding:
         for name, audio in zip(model.cross.names, cross):
             self._input(name, audio)
         self._output("logits", self.logits)
-        if model.screen is not None:
-            self._bind_screen(dims, n_at, n_exact)
+        if model.head is not None:
+            self._bind_two_stage_head(dims, n_at, n_exact)
         for name, scores in self._watched.items():
             self._output(name, scores)
 
-    def _bind_screen(self, dims: ModelDims, n_at: int, n_exact: int) -> None:
+    def _bind_two_stage_head(self, dims: ModelDims, n_at: int, n_exact: int) -> None:
         n_seq = len(self.tokens)
         self._columns = np.split(np.arange(n_at), [n_exact])
         for name, columns in zip((EXACT, APPROXIMATE), self._columns):
             self._input(name, columns)
-        self.rough = np.zeros((n_seq, n_at - n_exact, dims.n_vocab), np.float32)
+        self.approximate = np.zeros((n_seq, n_at - n_exact, dims.n_vocab), np.float32)
         self.hidden = np.zeros((n_seq, n_at, dims.n_text_state), np.float32)
-        self._output(APPROXIMATE_SCORES, self.rough)
+        self._output(APPROXIMATE_SCORES, self.approximate)
         self._output(HIDDEN, self.hidden)
 
     def _input(self, name: str, array: NDArray) -> None:

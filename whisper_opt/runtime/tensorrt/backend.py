@@ -1,4 +1,4 @@
-"""TensorRT plans of an engine, found, loaded and opened as a backend."""
+"""The TensorRT backend: finds, loads and runs the plans of an engine."""
 
 from __future__ import annotations
 
@@ -8,27 +8,28 @@ from whisper_opt.runtime.engine import Engine
 from whisper_opt.runtime.gpus import Gpu
 from whisper_opt.runtime.tensorrt.executor import TrtExecutor
 from whisper_opt.runtime.tensorrt.library import LIBRARIES, Library, load_library
-from whisper_opt.runtime.tensorrt.plans import Plans, Target, open_plans
+from whisper_opt.runtime.tensorrt.plan_record import Target
+from whisper_opt.runtime.tensorrt.plans import Plans, open_plans
 
 __all__ = ["TrtBackend", "find_plans", "target_of"]
 
 
 def target_of(library: Library, gpu: Gpu) -> Target:
-    """What plans have to be built for, to run on a GPU here."""
+    """The target of plans that run on a GPU of this machine."""
     return Target(library.name, library.version, ("sm_{}{}".format(*gpu.sm),), gpu.name)
 
 
 def find_plans(engine: Engine, gpu: Gpu, name: str | None = None) -> tuple[Library, Plans]:
-    """Usable plans and the library that runs them.
+    """Find usable plans and the library that runs them.
 
     Args:
         engine: an opened fp16 engine of the ``standard`` dialect.
-        gpu: what they are to run on.
+        gpu: the GPU to run them on.
         name: ``tensorrt`` or ``tensorrt-rtx``; None: the first that works and has plans.
 
     Raises:
         BackendUnavailable: no usable library.
-        EngineError: no usable plans; the message has the reason and the command that makes them.
+        EngineError: no usable plans; the message has the reason and the command that builds them.
     """
     problems: list[BackendUnavailable | EngineError] = []
     for known in (name,) if name else LIBRARIES:
@@ -67,13 +68,13 @@ class TrtBackend(DeviceBackend):
 
         Args:
             engine: an opened fp16 engine of the ``standard`` dialect, with plans for this GPU.
-            gpu: which one.
+            gpu: the GPU.
             library: ``tensorrt`` or ``tensorrt-rtx``; None: the first that works and has plans.
             cuda_graphs: replay decoding steps as CUDA graphs.
 
         Raises:
             BackendUnavailable: TensorRT, cuda-bindings or the GPU is missing.
-            EngineError: there are no usable plans, or one is refused.
+            EngineError: there are no usable plans, or the library cannot load one.
         """
         found, plans = find_plans(engine, gpu, library)
         executor = TrtExecutor(

@@ -1,8 +1,8 @@
-"""TensorRT plans as an executor: streams, contexts, CUDA graphs. It decides nothing.
+"""Executor of TensorRT plans: streams, execution contexts, CUDA graphs.
 
-A stream has execution contexts that share one working memory, since its work runs in order. A graph
-sequence is launched twice as it stands and captured as a CUDA graph
-after the second time: what runs once is not worth a capture.
+The execution contexts of a stream share one working memory, since its work runs in order. A graph
+sequence is launched directly twice and captured as a CUDA graph after the second launch: a capture
+does not pay off for sequences that run once.
 """
 
 from __future__ import annotations
@@ -50,17 +50,19 @@ class TrtExecutor:
         """Load the plans of the graphs onto a GPU.
 
         Args:
-            library: the TensorRT that they were built with.
-            read: gives the plan of a graph by name (:meth:`whisper_opt.runtime.tensorrt.plans.Plans.read`).
-            graphs: which there are.
-            device_index: which GPU.
-            cuda_graphs: replay calls as CUDA graphs.
-            spec: what they were built with (:attr:`whisper_opt.runtime.tensorrt.plans.BuildRecord.spec`).
-            runtime: stands in for ``cuda.bindings.runtime``.
+            library: the TensorRT that the plans were built with.
+            read: returns the plan of a graph by name
+                (:meth:`whisper_opt.runtime.tensorrt.plans.Plans.read`).
+            graphs: names of the graphs that have plans.
+            device_index: index of the GPU.
+            cuda_graphs: replay graph sequences as CUDA graphs.
+            spec: what they were built with
+                (:attr:`whisper_opt.runtime.tensorrt.plan_record.BuildRecord.spec`).
+            runtime: replaces ``cuda.bindings.runtime``.
 
         Raises:
             BackendUnavailable: cuda-bindings or the GPU is missing.
-            EngineError: a plan is refused.
+            EngineError: the library cannot load a plan.
         """
         self.cuda = Cuda(device_index, runtime)
         self.cuda_graphs = cuda_graphs
@@ -92,15 +94,15 @@ class TrtExecutor:
         return self.profile(graph, shapes) is not None
 
     def profile(self, graph: str, shapes: Mapping[str, Sequence[int]]) -> int | None:
-        """The first profile of a graph that takes these shapes, or these first sizes of them."""
+        """Index of the first profile that allows these shapes (or leading sizes), if any."""
         for profile in range(self._plans[graph].n_profiles):
-            if all(self._takes(graph, name, profile, shape) for name, shape in shapes.items()):
+            if all(self._allows(graph, name, profile, shape) for name, shape in shapes.items()):
                 return profile
         return None
 
-    def _takes(self, graph: str, name: str, profile: int, shape: Sequence[int]) -> bool:
+    def _allows(self, graph: str, name: str, profile: int, shape: Sequence[int]) -> bool:
         low, _, high = self._limits[graph][profile][name]
-        return all(least <= size <= most for least, size, most in zip(low, shape, high))
+        return all(first <= size <= last for first, size, last in zip(low, shape, high))
 
     def allocate(self, n_bytes: int) -> DeviceBlock:
         return DeviceBlock(self.cuda, n_bytes)
@@ -127,7 +129,7 @@ class TrtExecutor:
 
 
 class _Stream(Copies):
-    """A stream, and the contexts that run on it."""
+    """A CUDA stream and the execution contexts that run on it."""
 
     def __init__(self, owner: TrtExecutor, graphs: Sequence[str]) -> None:
         self._owner, self._graphs = owner, tuple(graphs)
@@ -140,7 +142,7 @@ class _Stream(Copies):
             raise
 
     def _context(self, graph: str, profile: int) -> Context:
-        """The context of a profile: switching one to and fro would cost every step."""
+        """The context of a profile; switching a context between profiles would slow each step."""
         key = (graph, profile)
         if key not in self._contexts:
             context = self._owner.plan(graph).context()
@@ -150,14 +152,16 @@ class _Stream(Copies):
         return self._contexts[key]
 
     def enqueue(self, graph: str, buffers: Mapping[str, Buffer]) -> Context:
-        """Bind and run once; returns the context, to be run again as it stands."""
+        """Bind buffers and run once; returns the context, which can run again with them."""
         self.cuda.select()
         plan = self._owner.plan(graph)
         inputs = _inputs(plan)
         profile = self._owner.profile(graph, {name: buffers[name].shape for name in inputs})
         if profile is None:
             shapes = ", ".join(f"{name} {list(buffers[name].shape)}" for name in inputs[:4])
-            raise EngineError(f"the plan of {graph} has no profile for {shapes}; build it for them")
+            raise EngineError(
+                f"the plan of {graph} has no profile for {shapes}; build it again for them"
+            )
         context = self._context(graph, profile)
         for name in inputs:
             context.set_shape(name, buffers[name].shape)
@@ -172,13 +176,13 @@ class _Stream(Copies):
     def bind(self, sequence: GraphSequence) -> _CapturedGraph:
         return _CapturedGraph(self, sequence, self._owner.cuda_graphs)
 
-    def _let_go(self) -> None:
+    def _release_resources(self) -> None:
         self._contexts.clear()
         self._work.free()
 
 
 class _CapturedGraph:
-    """Graphs on fixed buffers: launched, launched and captured, then replayed as one."""
+    """A graph sequence on fixed buffers: two direct launches, then a captured CUDA graph."""
 
     def __init__(self, stream: _Stream, sequence: GraphSequence, cuda_graphs: bool) -> None:
         self._cuda_graphs = cuda_graphs
@@ -203,11 +207,11 @@ class _CapturedGraph:
             self._stream.download(target, source)
 
     def _capture(self, contexts: Sequence[Context]) -> None:
-        """Record what was just run; a context must have run with its shapes before."""
+        """Capture the sequence that just ran; contexts must have run once with their shapes."""
         cuda, stream = self._stream.cuda, self._stream.handle
         graph = None
         try:
-            # relaxed: another thread may allocate meanwhile, and so may a finalizer in this one
+            # relaxed: other threads and finalizers may allocate or free memory during the capture
             mode = cuda.runtime.cudaStreamCaptureMode.cudaStreamCaptureModeRelaxed
             cuda("cudaStreamBeginCapture", stream, mode)
             try:

@@ -1,11 +1,11 @@
-"""TensorRT, whichever there is: the only module that imports ``tensorrt`` or ``tensorrt_rtx``.
+"""Wrappers of TensorRT: the only module that imports ``tensorrt`` or ``tensorrt_rtx``.
 
-Supported are TensorRT 10.15 and later, TensorRT 11, and TensorRT for RTX 1.7 and later. Their
-packages have one interface, but for what :class:`Library` answers differently. Nothing is imported
-before :func:`load_library` or :func:`probe` is called.
+TensorRT 10.15 and later, TensorRT 11, and TensorRT for RTX 1.7 and later are supported. Their
+packages have the same interface, with differences that :class:`Library` handles. Nothing is
+imported before :func:`load_library` or :func:`probe` is called.
 
-:class:`Plan` and :class:`Context` are what a runtime touches of TensorRT; ``export/trt_network.py``
-is what a build touches.
+The runtime uses TensorRT through :class:`Plan` and :class:`Context`; builds use it through
+``export/tensorrt/network.py``.
 """
 
 from __future__ import annotations
@@ -51,19 +51,19 @@ LIBRARIES: Mapping[str, _Kind] = {
     "tensorrt": _Kind("tensorrt", (10, 15), ("tensorrt-cu13", "tensorrt-cu12")),
     "tensorrt-rtx": _Kind("tensorrt_rtx", (1, 7), ("tensorrt-rtx",)),
 }
-"""The libraries, as options and plan directories call them; the first usable one is taken."""
+"""The libraries by their names in options and plan directories; the first usable one is used."""
 
 _NVIDIA_INDEX = "--extra-index-url https://pypi.nvidia.com"
 
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """What was found of one library.
+    """Whether one library is installed and usable.
 
     Attributes:
         name: one of ``LIBRARIES``.
-        version: as the library tells it, or None where it does not import.
-        problem: why it cannot be used and what to install; empty where it can.
+        version: version that the library reports, or None if it cannot be imported.
+        problem: why it cannot be used and what to install; empty if it can be used.
     """
 
     name: str
@@ -72,7 +72,7 @@ class Probe:
 
 
 def probe(name: str) -> Probe:
-    """Import one library and say what is wrong with it; never raises for one that is broken.
+    """Import one library and report what is wrong with it; does not raise if it is broken.
 
     Raises:
         OptionError: no such library.
@@ -127,7 +127,7 @@ def load_library(name: str | None = None) -> Library:
     """The library called ``name``, or the first usable one.
 
     Raises:
-        BackendUnavailable: it is not installed, a stub without libraries, broken or too old.
+        BackendUnavailable: it is missing, a stub without libraries, broken or too old.
         OptionError: no such library.
     """
     probes = [probe(known) for known in ((name,) if name else LIBRARIES)]
@@ -138,7 +138,7 @@ def load_library(name: str | None = None) -> Library:
 
 
 class _Messages:
-    """What the library logged: its errors explain the None or False that its calls return."""
+    """Errors that the library logged; they explain why a call returned None or False."""
 
     def __init__(self, trt: Any) -> None:
         self._errors: collections.deque[str] = collections.deque(maxlen=50)
@@ -160,7 +160,7 @@ class _Messages:
         self._errors.clear()
 
     def reason(self) -> str:
-        """The last errors on one line; that there is no GPU is said last, as it rarely matters."""
+        """Errors on one line; a missing GPU comes last, since it is rarely the reason."""
         lines = list(dict.fromkeys(" ".join(text.split()) for text in self._errors))
         lines.sort(key=lambda line: "cudaError 35" in line or "cudaErrorNoDevice" in line)
         return "; ".join(lines[:2])[:600] or "it gave no reason"
@@ -171,12 +171,12 @@ class Library:
 
     Attributes:
         name: one of ``LIBRARIES``.
-        version: as the library tells it, ``11.4.0.106``.
-        module: the Python module itself, for the builder.
+        version: version that the library reports, ``11.4.0.106``.
+        module: the Python module, for the builder.
     """
 
     def __init__(self, name: str, module: Any) -> None:
-        """Wrap an imported module; :func:`load_library` is the way to get one."""
+        """Wrap an imported module; use :func:`load_library` to create one."""
         self.name = name
         self.module: Any = module
         self.version = str(module.__version__)
@@ -189,7 +189,7 @@ class Library:
 
     @property
     def gpus(self) -> tuple[str, ...]:
-        """What plans can be built for without that GPU at hand: ``sm_86``, ...; () for TensorRT."""
+        """GPUs that plans can be built for without such a GPU: ``sm_86``, ...; () for TensorRT."""
         if not self.is_rtx:
             return ()
         names = self.module.ComputeCapability.__members__
@@ -201,10 +201,10 @@ class Library:
 
         Args:
             plan: its bytes.
-            host_code: let it run the lean runtime that a version-compatible plan brings along.
+            host_code: allow the lean runtime that a version-compatible plan contains.
 
         Raises:
-            EngineError: the library refuses it; the message has its reason.
+            EngineError: the library cannot load it; the message has the reason.
         """
         self.messages.clear()
         runtime = self.module.Runtime(self.messages.logger)
@@ -224,7 +224,7 @@ class TensorInfo:
     Attributes:
         name: as in the ONNX graph.
         dtype: numpy type.
-        shape: -1 where a profile says the range.
+        shape: -1 for sizes with a range in the profiles.
         is_input: whether the caller writes it.
     """
 
@@ -235,7 +235,7 @@ class TensorInfo:
 
 
 class Plan:
-    """A plan on the GPU: weights and kernels, shared by any number of contexts."""
+    """A plan on the GPU: weights and kernels, which any number of contexts share."""
 
     def __init__(self, library: Library, engine: Any, runtime: Any) -> None:
         """Wrap a deserialized engine; the runtime that made it is kept alive."""
@@ -254,7 +254,7 @@ class Plan:
 
     @property
     def n_profiles(self) -> int:
-        """How many optimization profiles there are, in the order of the build record."""
+        """Number of optimization profiles, which have the order of the build record."""
         return int(self._engine.num_optimization_profiles)
 
     def memory(self, profile: int) -> int:
@@ -271,7 +271,7 @@ class Plan:
         return tuple(tuple(dims) for dims in self._engine.get_tensor_profile_shape(name, profile))
 
     def layers(self) -> list[dict[str, Any]]:
-        """What the inspector tells about each layer; names alone where the build kept no more."""
+        """The inspector's description of each layer; only names if the build kept no details."""
         trt = self._library.module
         inspector = self._engine.create_engine_inspector()
         text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
@@ -282,14 +282,16 @@ class Plan:
         """Keep at most ``budget`` bytes of weights on the GPU (None: the library decides).
 
         Returns:
-            The budget that is in force. Contexts must be made afterwards.
+            The budget in effect. Contexts must be created afterwards.
 
         Raises:
-            EngineError: the plan was not built for it.
+            EngineError: the plan was built without weight streaming.
         """
         engine = self._engine
         if not engine.streamable_weights_size:
-            raise EngineError("the plan was built without weight streaming; build it with it")
+            raise EngineError(
+                "the plan was built without weight streaming; build it with --weight-streaming"
+            )
         chosen = engine.get_weight_streaming_automatic_budget() if budget is None else budget
         engine.weight_streaming_budget_v2 = min(chosen, engine.streamable_weights_size)
         return int(engine.weight_streaming_budget_v2)
@@ -298,13 +300,13 @@ class Plan:
         """A context whose working memory the caller provides (:meth:`Context.set_memory`).
 
         Raises:
-            EngineError: the library cannot make one.
+            EngineError: the library cannot create one.
         """
         trt, messages = self._library.module, self._library.messages
         messages.clear()
         user = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         if self._library.is_rtx:
-            # compiled before the first run, not beside it: a captured graph keeps what it captured
+            # compile before the first run: a captured graph would keep the kernels of the first run
             config = self._engine.create_runtime_config()
             config.set_execution_context_allocation_strategy(user)
             strategies = trt.DynamicShapesKernelSpecializationStrategy
@@ -313,21 +315,23 @@ class Plan:
         else:
             context = self._engine.create_execution_context(user)
         if context is None:
-            raise EngineError(f"{self._library.name} made no context: {messages.reason()}")
+            raise EngineError(
+                f"{self._library.name} could not create a context: {messages.reason()}"
+            )
         return Context(self._library, context, self)
 
 
 class Context:
-    """One user of a plan: a profile, shapes, addresses, and the launch."""
+    """An execution context of a plan: profile, shapes, addresses, launch."""
 
     def __init__(self, library: Library, context: Any, plan: Plan) -> None:
         """Wrap an execution context; the plan is kept alive."""
         self._library, self._context, self.plan = library, context, plan
 
-    def _require(self, done: bool, what: str) -> None:
+    def _require(self, done: bool, action: str) -> None:
         if not done:
             reason = self._library.messages.reason()
-            raise EngineError(f"{self._library.name} refused to {what}: {reason}")
+            raise EngineError(f"{self._library.name} refused to {action}: {reason}")
 
     def select(self, profile: int, stream: int) -> None:
         """Switch to a profile; ``stream`` is a CUDA stream handle."""
@@ -336,29 +340,29 @@ class Context:
         self._require(done, f"switch to profile {profile}")
 
     def set_memory(self, address: int, size: int) -> None:
-        """Working memory on the device: 256-byte aligned, :meth:`Plan.memory` bytes or more."""
+        """Set the working memory: 256-byte aligned, at least :meth:`Plan.memory` bytes."""
         self._context.set_device_memory(address, size)
 
     def set_shape(self, name: str, shape: tuple[int, ...]) -> None:
-        """The shape of an input in the runs that follow."""
+        """Set the shape of an input for the following runs."""
         self._library.messages.clear()
         done = self._context.set_input_shape(name, tuple(shape))
-        self._require(done, f"give {name} the shape {list(shape)}")
+        self._require(done, f"set the shape of {name} to {list(shape)}")
 
     def set_address(self, name: str, address: int) -> None:
-        """Where an input or output lies on the device."""
+        """Set the device address of an input or output."""
         self._library.messages.clear()
         self._require(self._context.set_tensor_address(name, address), f"bind {name}")
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of an input or output under the shapes that were set."""
+        """The shape of an input or output for the current input shapes."""
         return tuple(self._context.get_tensor_shape(name))
 
     def run(self, stream: int) -> None:
         """Enqueue one run on a CUDA stream.
 
         Raises:
-            EngineError: an input is missing or does not fit the profile; has the library's reason.
+            EngineError: an input is missing or outside of the profile; it has the reason.
         """
         self._library.messages.clear()
         self._require(self._context.execute_async_v3(stream), "run")

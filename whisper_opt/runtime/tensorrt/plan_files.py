@@ -1,4 +1,4 @@
-"""How plans get onto the disk: one builder at a time, and whole or not at all."""
+"""Writing plans: one builder at a time, and complete directories only."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from whisper_opt.core.files import replace_directory
 __all__ = ["locked", "replacing"]
 
 POLL = 0.1
-"""Seconds between two tries to get the lock."""
+"""Seconds between two attempts to get the lock."""
 
 
 def _try_lock(stream: Any) -> bool:
     """Take the lock of an open file unless another process or thread has it.
 
-    The operating system lets go of it when its process ends, however it ends: no lock is stale.
+    The operating system releases it when the process ends, even if it is killed.
     """
     try:
         if sys.platform == "win32":
@@ -44,15 +44,15 @@ def _try_lock(stream: Any) -> bool:
 def locked(
     home: Path, on_wait: Callable[[], None] | None = None, timeout: float | None = None
 ) -> Iterator[None]:
-    """Hold the lock of a directory of plans; it is made if it is not there.
+    """Hold the lock of a directory of plans, which is created if necessary.
 
     Args:
         home: the engine's ``trt`` directory.
         on_wait: called once, when another process or thread holds the lock.
-        timeout: seconds to wait (default: as long as it takes).
+        timeout: seconds to wait (default: no limit).
 
     Raises:
-        EngineError: the directory cannot be written, or the time is up.
+        EngineError: the directory cannot be written, or the timeout has passed.
     """
     try:
         home.mkdir(parents=True, exist_ok=True)
@@ -60,26 +60,26 @@ def locked(
     except OSError as error:
         raise _cannot_write(home, error) from error
     with stream:
-        begin, told = time.monotonic(), False
+        begin, notified = time.monotonic(), False
         while not _try_lock(stream):
             if timeout is not None and time.monotonic() - begin >= timeout:
                 raise EngineError(
                     f"another process has been building plans in {home} for {timeout:g} s;"
                     " wait for it, or end it"
                 )
-            if on_wait is not None and not told:
+            if on_wait is not None and not notified:
                 on_wait()
-            told = True
+            notified = True
             time.sleep(POLL)
         yield
 
 
 @contextlib.contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """A temporary sibling of ``target`` that takes its place when the block ends well.
+    """A temporary sibling directory that replaces ``target`` when the block ends without error.
 
-    Whatever ends the block early removes the sibling. The caller holds the lock: what an earlier
-    builder left, who was killed, is removed too.
+    An exception in the block removes the sibling. The caller must hold the lock. Directories that a
+    killed builder left are removed too.
 
     Raises:
         EngineError: the disk is full or not writable.

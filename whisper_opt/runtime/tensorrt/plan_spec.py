@@ -1,8 +1,8 @@
-"""What TensorRT plans are asked to be: shapes, as ranges of named dimensions, and flags.
+"""Specification of TensorRT plans: shapes, as ranges of named dimensions, and flags.
 
-The dimensions are those of the ONNX graphs (``export/graph.py``): A audios (n_audio), N rows
-(n_seq, at most A times the beam), S new tokens (n_new), P wanted positions (n_at), Q tokens whose
-attention is wanted (n_aligned). Dimensions that are fixed for a model are fixed in its plans.
+The dimensions are those of the ONNX graphs (``export/graphs/graph.py``): A audios (n_audio), N rows
+(n_seq, at most A times the beam size), S new tokens (n_new), P positions with scores (n_at), Q
+tokens with attention (n_aligned). Dimensions that are fixed for a model are fixed in its plans.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Ranges = Mapping[str, tuple[int, int, int]]
 """Smallest, typical and largest size of every dimension, by name."""
 
 CAPACITY = 448
-"""Positions of the self-attention cache: all that a Whisper decoder has."""
+"""Positions of the self-attention cache: all of a Whisper decoder."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,9 +30,9 @@ class Profile:
     """One optimization profile.
 
     Attributes:
-        name: what it is for: ``encode``; ``step``, ``prefill``, ``align``; ``choose``; ``advance``;
+        name: its purpose: ``encode``; ``step``, ``prefill``, ``align``; ``choose``; ``advance``;
             ``reorder``.
-        ranges: of every dimension that varies.
+        ranges: range of every dimension that varies.
     """
 
     name: str
@@ -146,7 +146,11 @@ class PlanSpec:
             "step": {**decoder, "n_new": (1, 1, 1), "n_at": (1, 1, 1), "n_aligned": (0, 0, 0)},
             "prefill": {
                 "n_audio": audios,
-                "n_seq": (1, 1, n_rows),  # a prompt is read before its row fans out
+                "n_seq": (
+                    1,
+                    1,
+                    n_rows,
+                ),  # a prompt is processed before its row is copied to the beams
                 "n_new": (1, min(4, longest), longest // 2),
                 "n_at": (1, 2, 8),
                 "n_aligned": (0, 0, 0),
@@ -159,7 +163,7 @@ class PlanSpec:
                 "n_aligned": (1, min(64, longest), longest),
             },
             "choose": {"n_seq": rows},
-            "advance": {"n_seq": (1, 1, n_rows)},  # greedy: a row a window
+            "advance": {"n_seq": (1, 1, n_rows)},  # greedy: one row per window
             "reorder": {"n_seq": rows, "n_rows": rows},
         }
 
@@ -177,10 +181,10 @@ class PlanSpec:
 
     def _check(self, profile: str, dim: str, sizes: tuple[int, int, int], dims: ModelDims) -> None:
         low, typical, high = sizes
-        where = f"profile {profile}.{dim} is {low}:{typical}:{high}"
+        found = f"profile {profile}.{dim} is {low}:{typical}:{high}"
         smallest = 0 if dim == "n_aligned" else 1
         if not smallest <= low <= typical <= high:
-            raise OptionError(f"{where}; expected {smallest} <= MIN <= TYPICAL <= MAX")
+            raise OptionError(f"{found}; expected {smallest} <= MIN <= TYPICAL <= MAX")
         n_rows = self.max_batch * self.max_beam
         limits = {
             "n_audio": (self.max_batch, "max_batch"),
@@ -189,13 +193,13 @@ class PlanSpec:
         }
         limit, name = limits.get(dim, (dims.n_text_ctx, "the positions of this model's decoder"))
         if high > limit:
-            raise OptionError(f"{where}; expected at most {limit}, {name}")
+            raise OptionError(f"{found}; expected at most {limit}, {name}")
 
 
 def covers(
     built: Mapping[str, tuple[Profile, ...]], wanted: Mapping[str, tuple[Profile, ...]]
 ) -> str | None:
-    """What ``wanted`` has that lies outside of ``built``, in words; None when nothing does."""
+    """A message about the first range in ``wanted`` that ``built`` does not cover, or None."""
     for graph, found in built.items():
         ranges = {profile.name: profile.ranges for profile in found}
         for profile in wanted.get(graph, ()):
@@ -204,7 +208,7 @@ def covers(
                 if low < least or high > most:
                     return (
                         f"built with {profile.name}.{dim} {least} to {most};"
-                        f" wanted is {low} to {high}"
+                        f" {low} to {high} is required"
                     )
     return None
 

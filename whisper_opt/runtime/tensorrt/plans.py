@@ -3,192 +3,57 @@
     ENGINE/trt/sm86-tensorrt-11.4.0.106/    encoder.plan decoder.plan choose.plan
                                             advance.plan reorder.plan build.json
 
-A plan runs on one kind of GPU, under one version of one library, for the shapes of its profiles.
-``build.json`` (:class:`BuildRecord`) says which; :func:`check` compares it with what is wanted and
-answers that the plans are fresh, stale (to be rebuilt) or foreign (made for something else: never
-run, and never replaced unasked). Nothing here needs TensorRT.
+A plan runs on one kind of GPU, with one version of one library, for the shapes of its profiles.
+``build.json`` (:mod:`whisper_opt.runtime.tensorrt.plan_record`) lists them. :func:`check` compares
+it with the requested target and returns whether the plans are fresh, stale (to be rebuilt) or
+foreign (built for another target: never run, and replaced only on request). Nothing here needs
+TensorRT.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
-import platform
 import re
-import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Union
+from typing import Union
 
-from whisper_opt.core.errors import EngineError, WhisperOptError
-from whisper_opt.core.json_files import parse_json, plain_name, read_text, text
+from whisper_opt.core.errors import EngineError
+from whisper_opt.core.json_files import read_text
 from whisper_opt.runtime.engine import Engine, FileEntry, Manifest, sha256
-from whisper_opt.runtime.tensorrt.plan_spec import PlanSpec, Profile, covers
+from whisper_opt.runtime.tensorrt.plan_record import RECORD, BuildRecord, NewerRecordError, Target
+from whisper_opt.runtime.tensorrt.plan_spec import PlanSpec, covers
 
 __all__ = [
     "GRAPHS",
-    "RECORD",
-    "BuildRecord",
     "Foreign",
     "Fresh",
-    "Look",
+    "Inspection",
     "Plans",
     "Stale",
-    "Target",
     "Verdict",
     "check",
     "graphs_of",
-    "look",
+    "inspect_plans",
     "open_plans",
     "source_hash",
 ]
 
-RECORD = "build.json"
-RECORD_VERSION = 1
 GRAPHS = ("encoder", "decoder", "choose", "advance", "reorder")
-"""Graphs of an engine that become plans, those of them that it has."""
-TOKENS = ("equal", "differ", "not checked")
-"""What a comparison of a plan's tokens with the ONNX engine's may have found."""
-
-
-def _platform() -> str:
-    return f"{sys.platform}-{platform.machine()}".lower()
-
-
-@dataclasses.dataclass(frozen=True)
-class Target:
-    """What plans are to run on.
-
-    Attributes:
-        library: ``tensorrt`` or ``tensorrt-rtx``.
-        version: of the library.
-        gpus: compute capabilities, ``("sm_86",)``; several are served by one set of plans.
-        device: name of the GPU, or None where there is none (plans built ahead of time).
-        platform: operating system and processor.
-    """
-
-    library: str
-    version: str
-    gpus: tuple[str, ...]
-    device: str | None = None
-    platform: str = dataclasses.field(default_factory=_platform)
-
-    @property
-    def directory(self) -> str:
-        """Name of the directory that plans for this target are built in."""
-        gpus = "+".join(gpu.replace("_", "") for gpu in self.gpus)
-        return f"{gpus}-{self.library}-{self.version}"
-
-
-@dataclasses.dataclass(frozen=True)
-class BuildRecord:
-    """What ``build.json`` says about the plans beside it.
-
-    Attributes:
-        target: what they were built for, and with.
-        spec: what was asked for.
-        profiles: ranges of every graph's dimensions, in the order of its optimization profiles.
-        source: :func:`source_hash` of the ONNX engine.
-        seconds: how long each graph took to build.
-        layers: for each graph, how many layers there are of each type and precision, and whether
-            the engine inspector or the network definition was asked.
-        tokens: ``status`` (one of ``TOKENS``) and what was compared.
-        tools: versions of the CUDA runtime, driver, Python and this library.
-        files: size and sha256 of every plan.
-    """
-
-    target: Target
-    spec: PlanSpec
-    profiles: Mapping[str, tuple[Profile, ...]]
-    source: str
-    seconds: Mapping[str, float]
-    layers: Mapping[str, Mapping[str, Any]]
-    tokens: Mapping[str, Any]
-    tools: Mapping[str, str]
-    files: Mapping[str, FileEntry]
-
-    def to_json(self) -> str:
-        """The text of ``build.json``."""
-        values = {"record_version": RECORD_VERSION, **dataclasses.asdict(self)}
-        text = json.dumps(values, indent=2)
-        return re.sub(r"\[[^\[\]{}]*\]", lambda found: " ".join(found[0].split()), text) + "\n"
-
-    @classmethod
-    def from_json(cls, content: str) -> BuildRecord:
-        """Parse ``build.json``.
-
-        Raises:
-            ValueError: it is malformed; ``_NewerError`` where a newer version wrote it.
-        """
-        values = parse_json(content)
-        try:
-            version = values["record_version"]
-            if type(version) is not int or version < RECORD_VERSION:
-                raise ValueError(f"record version {version!r}")
-            if version > RECORD_VERSION:
-                raise _NewerError(version)
-            return cls._from_values(values)
-        except (AttributeError, KeyError, OverflowError, TypeError, WhisperOptError) as error:
-            raise ValueError(f"{type(error).__name__}: {error}") from error
-
-    @classmethod
-    def _from_values(cls, values: Mapping[str, Any]) -> BuildRecord:
-        if values["tokens"]["status"] not in TOKENS:
-            raise ValueError(f"token status {values['tokens']['status']!r}")
-        unnamed = [name for name in values["files"] if Path(name).stem not in values["profiles"]]
-        if unnamed:
-            raise ValueError(f"no profiles of {unnamed[0]}")
-        return cls(
-            target=_target(values["target"]),
-            spec=PlanSpec(**values["spec"]),
-            profiles={
-                graph: tuple(Profile.from_values(value) for value in listed)
-                for graph, listed in values["profiles"].items()
-            },
-            source=text(values["source"], "source"),
-            seconds=dict(values["seconds"]),
-            layers=dict(values["layers"]),
-            tokens=dict(values["tokens"]),
-            tools=dict(values["tools"]),
-            files={
-                plain_name(name): FileEntry.from_dict(entry)
-                for name, entry in values["files"].items()
-            },
-        )
-
-
-def _target(values: Mapping[str, Any]) -> Target:
-    gpus = tuple(text(gpu, "gpus") for gpu in values["gpus"])
-    if not gpus:
-        raise ValueError("gpus: none; expected the compute capabilities that plans are for")
-    device = values["device"]
-    return Target(
-        library=text(values["library"], "library"),
-        version=text(values["version"], "version"),
-        gpus=gpus,
-        device=None if device is None else text(device, "device"),
-        platform=text(values["platform"], "platform"),
-    )
-
-
-class _NewerError(ValueError):
-    """A record that a newer version of this library wrote."""
+"""Graphs that are built as plans, if the engine has them."""
 
 
 def source_hash(manifest: Manifest) -> str:
-    """One sha256 over those of the engine's graphs and weights."""
+    """sha256 over the hashes of the engine's graphs and weights."""
     names = sorted(name for name in manifest.files if name.endswith((".onnx", ".data")))
     lines = [f"{name} {manifest.files[name].size} {manifest.files[name].sha256}" for name in names]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def graphs_of(manifest: Manifest) -> tuple[str, ...]:
-    """Those of ``GRAPHS`` that an engine has."""
+    """The graphs in ``GRAPHS`` that an engine has."""
     return tuple(graph for graph in GRAPHS if f"{graph}.onnx" in manifest.files)
-
-
-# what a record is worth
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,14 +65,14 @@ class Fresh:
 
 @dataclasses.dataclass(frozen=True)
 class Stale:
-    """Plans that a build replaces, or that are not there."""
+    """Plans that are missing, or that a build replaces."""
 
     reason: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Foreign:
-    """Plans that are neither run nor replaced unless a build is told to."""
+    """Plans that are never run, and replaced only if a build is forced."""
 
     reason: str
 
@@ -218,19 +83,19 @@ Verdict = Union[Fresh, Stale, Foreign]
 def check(
     record: BuildRecord, manifest: Manifest, target: Target, spec: PlanSpec | None = None
 ) -> Verdict:
-    """Compare a record with what is wanted.
+    """Compare a record with a target.
 
     Args:
-        record: of the plans that are there.
-        manifest: of the engine they stand beside.
-        target: what they are to run on.
-        spec: shapes and flags they must have; None: any they were built with.
+        record: record of the existing plans.
+        manifest: manifest of their engine.
+        target: library and GPU to run the plans with.
+        spec: required shapes and flags; None: any.
     """
     foreign = _other_target(record, target) or _other_tokens(record)
     if foreign:
         return Foreign(foreign)
     if record.source != source_hash(manifest):
-        return Stale("the engine's graphs or weights have changed since")
+        return Stale("the engine's graphs or weights have changed since the build")
     missing = [graph for graph in graphs_of(manifest) if f"{graph}.plan" not in record.files]
     if missing:
         return Stale(f"there is no plan of the graph {missing[0]}")
@@ -265,7 +130,7 @@ def _number(gpu: str) -> int:
 
 
 def _newer_runs(record: BuildRecord, target: Target) -> bool:
-    """Whether the plans were built to run under later releases, and the target's is one."""
+    """Whether the plans also run with later releases, and the target has one of them."""
     if not record.spec.version_compatible:
         return False
     built, here = (
@@ -278,7 +143,7 @@ def _newer_runs(record: BuildRecord, target: Target) -> bool:
 def _other_tokens(record: BuildRecord) -> str | None:
     if record.tokens["status"] != "differ":
         return None
-    return f"their tokens are not those of the ONNX engine ({record.tokens.get('detail', '')})"
+    return f"their tokens differ from those of the ONNX engine ({record.tokens.get('detail', '')})"
 
 
 def _other_spec(record: BuildRecord, manifest: Manifest, spec: PlanSpec | None) -> str | None:
@@ -290,57 +155,54 @@ def _other_spec(record: BuildRecord, manifest: Manifest, spec: PlanSpec | None) 
     for name in PlanSpec.FLAGS:
         found, wanted = getattr(record.spec, name), getattr(spec, name)
         if found != wanted:
-            return f"built with {name} {found}; wanted is {wanted}"
+            return f"built with {name} {found}; {wanted} is required"
     return covers(record.profiles, spec.profiles(manifest.dims))
 
 
-# what lies on disk
-
-
 @dataclasses.dataclass(frozen=True)
-class Look:
-    """Where plans are, or would be, and what they are worth."""
+class Inspection:
+    """The directory of plans, which may not exist yet, and whether they can be used."""
 
     path: Path
     verdict: Verdict
 
 
-def look(
+def inspect_plans(
     engine: Engine, target: Target, spec: PlanSpec | None = None, *, verify: bool = False
-) -> Look:
-    """Find plans beside an engine: the target's own directory first, then any that serve it.
+) -> Inspection:
+    """Find plans beside an engine: in the target's own directory first, then any that fit.
 
     Args:
         engine: the ONNX engine.
-        target: what the plans are to run on.
-        spec: what they must have been built with; None: anything.
+        target: library and GPU to run the plans with.
+        spec: required shapes and flags; None: any.
         verify: read every plan and compare its sha256, not only its size.
     """
     home = engine.path / "trt"
     own = home / target.directory
-    verdict = _look_at(own, engine, target, spec, verify) if own.is_dir() else None
+    verdict = _inspect(own, engine, target, spec, verify) if own.is_dir() else None
     if isinstance(verdict, Fresh):
-        return Look(own, verdict)
+        return Inspection(own, verdict)
     others = sorted(path for path in home.glob("[!.]*") if path.is_dir() and path != own)
     for path in others:
-        other = _look_at(path, engine, target, spec, verify)
+        other = _inspect(path, engine, target, spec, verify)
         if isinstance(other, Fresh):
-            return Look(path, other)
+            return Inspection(path, other)
     if verdict is None:
         beside = f"; there are {', '.join(path.name for path in others)}" if others else ""
         verdict = Stale(f"none have been built for {target.directory}{beside}")
-    return Look(own, verdict)
+    return Inspection(own, verdict)
 
 
-def _look_at(
+def _inspect(
     path: Path, engine: Engine, target: Target, spec: PlanSpec | None, verify: bool
 ) -> Verdict:
     try:
         record = BuildRecord.from_json(read_text(path / RECORD))
-    except _NewerError as error:
+    except NewerRecordError as error:
         return Foreign(f"a newer whisper-opt built them ({RECORD} has version {error})")
     except FileNotFoundError:
-        return Stale(f"they have no {RECORD}")
+        return Stale(f"there is no {RECORD} with the plans")
     except (OSError, ValueError) as error:
         return Stale(f"{RECORD} is malformed ({error})")
     verdict = check(record, engine.manifest, target, spec)
@@ -372,11 +234,11 @@ class Plans:
 
     @property
     def graphs(self) -> tuple[str, ...]:
-        """The graphs that there are plans of."""
+        """The graphs that have plans."""
         return tuple(graph for graph in GRAPHS if f"{graph}.plan" in self.record.files)
 
     def read(self, graph: str) -> bytes:
-        """The bytes of one plan, those that were built.
+        """The bytes of one plan, checked against the record.
 
         Raises:
             EngineError: there is no such plan, or it is damaged.
@@ -384,20 +246,20 @@ class Plans:
         name = f"{graph}.plan"
         entry = self.record.files.get(name)
         if entry is None:
-            raise EngineError(f"{self.path} holds no {name}; build the engine again")
+            raise EngineError(f"{self.path} has no {name}; build the engine again")
         try:
             data = (self.path / name).read_bytes()
         except OSError as error:
             raise EngineError(f"cannot read {self.path / name}: {error.strerror}") from error
         if len(data) != entry.size or hashlib.sha256(data).hexdigest() != entry.sha256:
             raise EngineError(
-                f"{self.path / name} is not what was built: it is damaged or was changed;"
+                f"{self.path / name} is damaged or was changed since it was built;"
                 " build it again: whisper-opt build ENGINE --force"
             )
         return data
 
     def index(self, graph: str, profile: str) -> int:
-        """The number of a profile of a graph, as TensorRT counts them."""
+        """The index of a profile of a graph in TensorRT."""
         return [found.name for found in self.record.profiles[graph]].index(profile)
 
 
@@ -405,9 +267,9 @@ def open_plans(engine: Engine, target: Target, spec: PlanSpec | None = None) -> 
     """Fresh plans of an engine for a target.
 
     Raises:
-        EngineError: there are none; the message has the reason and the command that makes them.
+        EngineError: there are none; the message has the reason and the command that builds them.
     """
-    found = look(engine, target, spec)
+    found = inspect_plans(engine, target, spec)
     if isinstance(found.verdict, Fresh):
         return Plans(found.path, found.verdict.record)
     force = " --force" if isinstance(found.verdict, Foreign) else ""
