@@ -214,7 +214,7 @@ class Row:
 
     system: System
     loaded: dict[str, Any] = dataclasses.field(default_factory=dict)
-    answers: dict[str, list[dict[str, Any]]] = dataclasses.field(default_factory=dict)
+    responses: dict[str, list[dict[str, Any]]] = dataclasses.field(default_factory=dict)
     error: str = ""
 
 
@@ -232,13 +232,13 @@ def measure(
             try:
                 worker = pool.get(row.system.name) or _new(row, pool, job)
                 busy.append(busy_cores(args.pause))
-                answer = worker.request("transcribe", **job)
+                response = worker.request("transcribe", **job)
             except WorkerError as error:
                 row.error = str(error)
                 log.warning("%s", error)
                 pool.drop(row.system.name)
                 continue
-            row.answers.setdefault(recording.name, []).append(answer)
+            row.responses.setdefault(recording.name, []).append(response)
 
 
 def _new(row: Row, pool: Pool, job: dict[str, Any]) -> Worker:
@@ -266,17 +266,17 @@ def result(case: Case, row: Row) -> dict[str, Any]:
         "system": system.name,
         "precision": system.precision or (precision_text(row.loaded) if row.loaded else None),
     }
-    done = [recording for recording in case.recordings if recording.name in row.answers]
+    done = [recording for recording in case.recordings if recording.name in row.responses]
     if row.error or len(done) < len(case.recordings):
         return {**entry, "not_measured": row.error or "interrupted"}
-    wall = {name: [a["seconds"] for a in answers] for name, answers in row.answers.items()}
+    wall = {name: [a["seconds"] for a in responses] for name, responses in row.responses.items()}
     internal = {
-        name: [sum(a["internal"]) for a in answers]
-        for name, answers in row.answers.items()
-        if "internal" in answers[0]
+        name: [sum(a["internal"]) for a in responses]
+        for name, responses in row.responses.items()
+        if "internal" in responses[0]
     }
     counted = internal if system.peer is not None and system.peer.native else wall
-    texts = [row.answers[recording.name][-1]["text"][0] for recording in case.recordings]
+    texts = [row.responses[recording.name][-1]["text"][0] for recording in case.recordings]
     times = list(counted.values())
     seconds = _total(counted)
     return {
@@ -300,8 +300,8 @@ def _total(times: dict[str, list[float]]) -> float:
 
 
 def _all(row: Row) -> Iterator[dict[str, Any]]:
-    for answers in row.answers.values():
-        yield from answers
+    for responses in row.responses.values():
+        yield from responses
 
 
 def report(entries: Sequence[dict[str, Any]]) -> str:

@@ -69,8 +69,8 @@ def find_python(python: str) -> Path | None:
     on_path = shutil.which(f"python{python}")
     for candidate in [*found, *([Path(on_path)] if on_path else [])]:
         probe = [str(candidate), "-c", "import sys, venv; print('%d.%d' % sys.version_info[:2])"]
-        answer = subprocess.run(probe, capture_output=True, text=True, check=False)
-        if answer.returncode == 0 and answer.stdout.strip() == python:
+        done = subprocess.run(probe, capture_output=True, text=True, check=False)
+        if done.returncode == 0 and done.stdout.strip() == python:
             return candidate
     return None
 

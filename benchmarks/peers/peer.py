@@ -32,7 +32,7 @@ class PeerResult:
 
 
 class Peer:
-    """A system behind whisper_opt/cli/bench/serve.py: subclasses load a model and run it."""
+    """A system run by whisper_opt/cli/bench/serve.py: subclasses load a model and run it."""
 
     about: dict[str, Any] = {}  # noqa: RUF012  # replaced, not changed, by subclasses
     """Fields of the response to ``load``: versions, and notes on limitations."""

@@ -138,8 +138,8 @@ def _copy_seconds(index: int, n_bytes: int) -> float:
     except ImportError as error:
         raise NotAvailableError(f"neither torch nor cuda-bindings imports: {error}") from error
 
-    def checked(answer: Any) -> Any:
-        status, *values = answer
+    def checked(result: Any) -> Any:
+        status, *values = result
         if int(status):
             raise RuntimeError(f"CUDA error {int(status)}")
         return values[0] if values else None

@@ -270,7 +270,7 @@ def all_splits() -> dict[str, list[list[Any]]]:
 # --- whole calls ------------------------------------------------------------------------------
 
 
-def answer(rng: random.Random) -> dict[str, Any]:
+def scripted_result(rng: random.Random) -> dict[str, Any]:
     """Tokens of one window: segments between times, perhaps unfinished, perhaps of nothing."""
     begin, time, tokens = VOCAB.timestamp_begin, rng.choice([0, 0, 25, 200]), []
     for _ in range(rng.choice([0, 1, 1, 2, 3])):
@@ -307,7 +307,7 @@ def scenario(seed: int) -> dict[str, Any]:
         "seed": seed * 1000,
         "n_frames": rng.choice([500, 2000, 4321, 7000]),
         "options": options,
-        "results": [answer(rng) for _ in range(rng.randrange(1, 6))],
+        "results": [scripted_result(rng) for _ in range(rng.randrange(1, 6))],
     }
 
 
