@@ -1,7 +1,7 @@
 # Sourced by quickstart.sh and test.sh with the repository root as the working directory. POSIX sh.
 
 # The exact release of an interpreter, or failure if it does not run, is too old or cannot make
-# environments. Answers "3.11.7".
+# environments. Prints "3.11.7".
 python_version() {
     "$1" -c 'import sys, venv
 if sys.version_info < (3, 9): sys.exit(1)

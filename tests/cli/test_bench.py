@@ -46,9 +46,9 @@ def test_jobs_over_pipes() -> None:
     jobs += ['{"job": "dance"}', '{"job": "quit"}', '{"job": "load"}']
     from tests.support.fake_peer import System
 
-    answers = io.StringIO()
-    serve.serve(System, io.StringIO("\n".join(jobs)), answers)
-    found = [json.loads(line) for line in answers.getvalue().splitlines()]
+    output = io.StringIO()
+    serve.serve(System, io.StringIO("\n".join(jobs)), output)
+    found = [json.loads(line) for line in output.getvalue().splitlines()]
     assert [entry["ok"] for entry in found] == [False, False, True, True, False]
     assert "nothing is loaded" in found[0]["error"]
     assert found[1]["error"] == "ValueError: cannot load that"
@@ -346,7 +346,7 @@ def test_grid_without_a_reader_of_toml(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 
 @pytest.fixture
-def sounds(tmp_path: Path) -> Path:
+def manifest(tmp_path: Path) -> Path:
     """A manifest of two recordings, one and two seconds long."""
     lines = []
     for i, language in enumerate(("en", "de"), 1):
@@ -358,29 +358,29 @@ def sounds(tmp_path: Path) -> Path:
     return path
 
 
-def test_manifest(sounds: Path) -> None:
-    first, second = from_manifest(sounds)
-    assert first == Recording("clip1", sounds.parent / "1.wav", 1.0, "en", "words")
+def test_manifest(manifest: Path) -> None:
+    first, second = from_manifest(manifest)
+    assert first == Recording("clip1", manifest.parent / "1.wav", 1.0, "en", "words")
     assert (second.seconds, second.text) == (2.0, None)
-    assert [r.name for r in from_manifest(sounds, ["language=de"])] == ["clip2"]
-    assert [r.name for r in from_manifest(sounds, ["wer=true", "language=en"])] == ["clip1"]
+    assert [r.name for r in from_manifest(manifest, ["language=de"])] == ["clip2"]
+    assert [r.name for r in from_manifest(manifest, ["wer=true", "language=en"])] == ["clip1"]
     with pytest.raises(OptionError, match="no recording with language=fr"):
-        from_manifest(sounds, ["language=fr"])
-    sounds.write_text('{"text": "no path"}')
+        from_manifest(manifest, ["language=fr"])
+    manifest.write_text('{"text": "no path"}')
     with pytest.raises(OptionError, match=r"line 1 of .* is not a recording"):
-        from_manifest(sounds)
+        from_manifest(manifest)
     with pytest.raises(OptionError, match="cannot read the manifest"):
-        from_manifest(sounds.with_name("absent"))
+        from_manifest(manifest.with_name("absent"))
 
 
-def test_a_recording_of_given_length_is_joined_and_repeated(sounds: Path, tmp_path: Path) -> None:
-    found = of_length(from_manifest(sounds), 4.5, tmp_path)
+def test_a_recording_of_given_length_is_joined_and_repeated(manifest: Path, tmp_path: Path) -> None:
+    found = of_length(from_manifest(manifest), 4.5, tmp_path)
     samples, rate = soundfile.read(found.path)
     assert (len(samples), rate, found.seconds) == (72000, 16000, 4.5)
     wanted = np.array([1, 2, 2, 1, 2]) / 8
     np.testing.assert_allclose(samples[[100, 16100, 47900, 48100, 71900]], wanted, atol=1e-4)
     assert (found.language, found.text) == (None, None)
-    assert of_length(from_files([sounds.parent / "1.wav"]), 0.5, tmp_path).seconds == 0.5
+    assert of_length(from_files([manifest.parent / "1.wav"]), 0.5, tmp_path).seconds == 0.5
 
 
 # jobs and results

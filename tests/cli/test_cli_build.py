@@ -65,9 +65,9 @@ def test_build_then_fresh(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    answer = {"status": "equal", "detail": "24 of 24"}
+    verdict = {"status": "equal", "detail": "24 of 24"}
     monkeypatch.setattr(
-        "whisper_opt.export.tensorrt.token_check.token_check", lambda index: lambda *_: answer
+        "whisper_opt.export.tensorrt.token_check.token_check", lambda index: lambda *_: verdict
     )
     assert run(engine.path) == 0
     n_plans = len(graphs_of(engine.manifest))
@@ -185,9 +185,9 @@ def test_without_a_library(
 def test_foreign_plans(
     machine: Machine, engine: Engine, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    answer = {"status": "differ", "detail": "all 5 tokens"}
+    verdict = {"status": "differ", "detail": "all 5 tokens"}
     with pytest.raises(Exception, match="other tokens"):
-        build_plans(engine, check_tokens=lambda engine, plans: answer)
+        build_plans(engine, check_tokens=lambda engine, plans: verdict)
     assert run(engine.path) == 1
     line = error_line(capsys)
     assert "will not be replaced: their tokens differ from those of the ONNX engine" in line

@@ -289,11 +289,11 @@ def test_doctor_names_the_extras(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_doctor_says_which_tensorrt_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    answers = {
+    reports = {
         "tensorrt": Probe("tensorrt", None, "tensorrt is installed but does not work (a stub)"),
         "tensorrt-rtx": Probe("tensorrt-rtx", "1.7.1.116", ""),
     }
-    monkeypatch.setattr(doctor_module, "probe", answers.__getitem__)
+    monkeypatch.setattr(doctor_module, "probe", reports.__getitem__)
     text = report(machine(), monkeypatch)
     assert "library      tensorrt tensorrt is installed but does not work (a stub)" in text
     assert "library      tensorrt-rtx 1.7.1.116 (runs and builds plans)" in text

@@ -38,9 +38,9 @@ __all__ = [
     "fallback_options",
     "many",
     "noise",
+    "noises",
     "quiet_model",
     "same",
-    "sounds",
     "spoken",
     "talkative",
     "windows_of",
@@ -184,7 +184,7 @@ def many(model: Whisper, *args: Any, **options: Any) -> dict[int, Any]:
     return dict(results)
 
 
-def sounds(*seconds: float) -> list[F32]:
+def noises(*seconds: float) -> list[F32]:
     return [noise(length, seed) for seed, length in enumerate(seconds)]
 
 

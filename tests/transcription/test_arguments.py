@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.support.watched_backend import PLAIN, WatchedBackend, engine, noise, sounds
+from tests.support.watched_backend import PLAIN, WatchedBackend, engine, noise, noises
 from whisper_opt import OptionError, TranscribeOptions, Whisper
 
 
@@ -44,12 +44,12 @@ def test_lists_of_different_lengths_are_refused_before_anything(model: Whisper, 
     options = [TranscribeOptions(**PLAIN)] * n
     message = rf"options for {n} recording\(s\), but 2 recording\(s\)"
     with pytest.raises(OptionError, match=message):
-        model.transcribe_many(sounds(0.5, 0.6), options=options)
+        model.transcribe_many(noises(0.5, 0.6), options=options)
 
 
 def test_options_that_are_left_over_are_an_error_at_the_end(model: Whisper) -> None:
     options = [TranscribeOptions(**PLAIN)] * 3
-    results = model.transcribe_many(iter(sounds(0.5, 0.6)), options=options)
+    results = model.transcribe_many(iter(noises(0.5, 0.6)), options=options)
     assert sorted(i for i, _ in (next(results), next(results))) == [0, 1]
     with pytest.raises(OptionError, match=r"options for 3 recording\(s\), but 2 recording\(s\)"):
         next(results)
@@ -58,12 +58,12 @@ def test_options_that_are_left_over_are_an_error_at_the_end(model: Whisper) -> N
 def test_too_few_options_for_a_generator(model: Whisper) -> None:
     options = iter([TranscribeOptions(**PLAIN)])
     with pytest.raises(OptionError, match=r"options for 1 recording\(s\), but more"):
-        list(model.transcribe_many(iter(sounds(0.5, 0.6)), options=options))
+        list(model.transcribe_many(iter(noises(0.5, 0.6)), options=options))
 
 
 def test_endless_options_are_taken_as_needed(model: Whisper) -> None:
     options = iter(lambda: TranscribeOptions(**PLAIN), None)
-    assert len(list(model.transcribe_many(sounds(0.5, 0.6), options=options))) == 2
+    assert len(list(model.transcribe_many(noises(0.5, 0.6), options=options))) == 2
 
 
 @pytest.mark.parametrize("windows", [0, -1, 1.5, True, "2"])

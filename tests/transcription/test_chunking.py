@@ -296,14 +296,14 @@ def test_words_of_a_chunk_have_times_of_the_recording() -> None:
 
 @made_up()
 def test_a_batch_of_strategies_equals_each_alone() -> None:
-    sounds = [spoken(SPEECH, 210.0, 4), plateaus((3, 20), 64.0), noise(40.0)]
+    audios = [spoken(SPEECH, 210.0, 4), plateaus((3, 20), 64.0), noise(40.0)]
     options = [
         TranscribeOptions(**BATCHED),
         TranscribeOptions(**{**PLAIN, "vad": "cut"}),
         TranscribeOptions(**{**PLAIN, "vad": "check"}),
     ]
-    found = many(quiet_model(), sounds, options=options, batch_size=4)
-    for i, (sound, chosen) in enumerate(zip(sounds, options)):
+    found = many(quiet_model(), audios, options=options, batch_size=4)
+    for i, (sound, chosen) in enumerate(zip(audios, options)):
         alone = quiet_model().transcribe(sound, options=chosen)
         assert found[i] == alone
         same(found[i].segments, alone.segments)

@@ -11,8 +11,8 @@ from tests.support.watched_backend import (
     WatchedBackend,
     fallback_options,
     many,
+    noises,
     quiet_model,
-    sounds,
 )
 from whisper_opt import Whisper
 
@@ -21,7 +21,7 @@ from whisper_opt import Whisper
 def test_windows_fall_back_one_by_one(
     model: Whisper, watched: WatchedBackend, beam_size: int | None
 ) -> None:
-    audios = sounds(31.0, 64.0, 5.0, 95.0)
+    audios = noises(31.0, 64.0, 5.0, 95.0)
     options = {**fallback_options(audios), "beam_size": beam_size, "best_of": 2}
     found = many(model, audios, batch_size=4, **options)
     temperatures = [segment.temperature for t in found.values() for segment in t]
@@ -37,7 +37,7 @@ def test_windows_fall_back_one_by_one(
 
 
 def test_others_go_on_while_one_falls_back(model: Whisper, watched: WatchedBackend) -> None:
-    audios = sounds(31.0, 64.0, 5.0, 95.0)
+    audios = noises(31.0, 64.0, 5.0, 95.0)
     many(model, audios, batch_size=4, **fallback_options(audios))
     begun: set[int] = set()
     undisturbed = 0
@@ -57,7 +57,7 @@ def test_others_go_on_while_one_falls_back(model: Whisper, watched: WatchedBacke
 def test_the_prompt_is_the_same_at_every_temperature(
     model: Whisper, watched: WatchedBackend
 ) -> None:
-    audios = sounds(64.0, 95.0)
+    audios = noises(64.0, 95.0)
     many(model, audios, batch_size=2, **fallback_options(audios))
     prompts: dict[int, set[tuple[int, ...]]] = collections.defaultdict(set)
     for seed, prompt in watched.prompts:
@@ -67,7 +67,7 @@ def test_the_prompt_is_the_same_at_every_temperature(
 
 
 def test_a_silent_window_does_not_fall_back(model: Whisper, watched: WatchedBackend) -> None:
-    audios = sounds(64.0, 95.0, 31.0)
+    audios = noises(64.0, 95.0, 31.0)
     options = {**TEMPERATURES, "logprob_threshold": -0.001, "no_speech_threshold": 0.3}
     many(model, audios, batch_size=3, **options)
     attempts = collections.Counter(seed for seed, _ in watched.prompts)

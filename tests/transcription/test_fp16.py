@@ -27,9 +27,9 @@ def test_tokens_are_those_of_fp32(dialect: str, engines: Engines) -> None:
     require(dialect)
     model, clips = engines.model("tiny.en", dialect, "fp16"), golden("tiny.en", "ts")
     chosen = TranscribeOptions(**options("ts"), vad="off")
-    sounds = map(clip_pcm, SAMPLE)
+    audios = map(clip_pcm, SAMPLE)
     differing = {}
-    for i, found in model.transcribe_many(sounds, options=chosen, batch_size=4):
+    for i, found in model.transcribe_many(audios, options=chosen, batch_size=4):
         assert isinstance(found, Transcript)
         want = clips[SAMPLE[i]]
         if [list(s.tokens) for s in found] != [s["tokens"] for s in want["segments"]]:

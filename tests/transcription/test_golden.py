@@ -114,8 +114,8 @@ def test_equals_openai_whisper(name: str, config: str, engines: Engines) -> None
         clips
     )
     # side by side: faster, and what a batch gives must be what single runs give
-    sounds = (clip_pcm(clip_id) for clip_id in ids)
-    for i, found in model.transcribe_many(sounds, options=chosen, batch_size=8):
+    audios = (clip_pcm(clip_id) for clip_id in ids)
+    for i, found in model.transcribe_many(audios, options=chosen, batch_size=8):
         assert isinstance(found, Transcript)
         _compare(ids[i], config, clips[ids[i]], found, tally)
     row = f"{name} {config}: {len(ids) - len(tally.differing)} of {len(ids)} clips equal"

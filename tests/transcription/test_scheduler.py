@@ -20,8 +20,8 @@ from tests.support.watched_backend import (
     WatchedBackend,
     many,
     noise,
+    noises,
     quiet_model,
-    sounds,
     talkative,
     windows_of,
 )
@@ -33,7 +33,7 @@ from whisper_opt.transcription.scheduler import Scheduler
 
 
 def test_windows_join_while_others_are_decoded(model: Whisper, watched: WatchedBackend) -> None:
-    slow, fast = sounds(20.0, 95.0)
+    slow, fast = noises(20.0, 95.0)
     lengths = (20, 3)
     options = [TranscribeOptions(max_new_tokens=n, **ENDLESS) for n in lengths]
     (first,) = windows_of(slow, **ENDLESS, max_new_tokens=20)
@@ -62,7 +62,7 @@ def test_the_batch_is_full_and_never_fuller(
             yield from super().__iter__()
             watched.note("no more", set())
 
-    found = many(model, Audios(sounds(*sizes)), options=options, batch_size=batch_size)
+    found = many(model, Audios(noises(*sizes)), options=options, batch_size=batch_size)
     assert sorted(found) == list(range(8))
     assert watched.most == batch_size
     assert watched.sessions == []
@@ -76,7 +76,7 @@ def test_the_batch_is_full_and_never_fuller(
 def test_windows_are_encoded_once_and_together(
     model: Whisper, watched: WatchedBackend, batch_size: int
 ) -> None:
-    audios = sounds(31.0, 5.0, 64.0, 12.0)
+    audios = noises(31.0, 5.0, 64.0, 12.0)
     many(model, audios, batch_size=batch_size, max_new_tokens=6, **ENDLESS)
     alone = [windows_of(sound, max_new_tokens=6, **ENDLESS) for sound in audios]
     expected = collections.Counter(window for windows in alone for window in windows)
@@ -88,7 +88,7 @@ def test_windows_are_encoded_once_and_together(
 
 def test_one_recording_takes_one_window_at_a_time(model: Whisper, watched: WatchedBackend) -> None:
     """In the sequential strategy a window depends on the one before it."""
-    model.transcribe(sounds(95.0)[0], **PLAIN)
+    model.transcribe(noises(95.0)[0], **PLAIN)
     assert watched.most == 1
     assert {len(seeds) for seeds in watched.of("encode")} == {1}
 
@@ -135,7 +135,7 @@ def test_recordings_without_segments_are_opened_one_after_another_too(
 
 
 def test_results_come_as_they_finish(model: Whisper) -> None:
-    audios = sounds(95.0, 3.0, 4.0)
+    audios = noises(95.0, 3.0, 4.0)
     order = [i for i, _ in model.transcribe_many(audios, batch_size=2, **ENDLESS)]
     assert order == [1, 2, 0]
 
@@ -154,7 +154,7 @@ def test_recordings_without_windows(model: Whisper) -> None:
 
 
 def test_options_of_each(model: Whisper) -> None:
-    audios = sounds(31.0, 31.0, 31.0)
+    audios = noises(31.0, 31.0, 31.0)
     each = [
         TranscribeOptions(**PLAIN),
         TranscribeOptions(**PLAIN, without_timestamps=True, max_new_tokens=4),
@@ -173,12 +173,12 @@ def test_options_of_each(model: Whisper) -> None:
 def test_recordings_share_one_batch_size(model: Whisper) -> None:
     each = [TranscribeOptions(**PLAIN), TranscribeOptions(**PLAIN, batch_size=3)]
     with pytest.raises(OptionError, match=r"recording 1 have batch_size 3, .* of 8 windows"):
-        many(model, sounds(1.0, 1.0), options=each)
-    assert len(many(model, sounds(1.0, 1.0), options=each, batch_size=3)) == 2
+        many(model, noises(1.0, 1.0), options=each)
+    assert len(many(model, noises(1.0, 1.0), options=each, batch_size=3)) == 2
 
 
 def test_one_recording_alone_is_no_batch(model: Whisper) -> None:
-    (sound,) = sounds(1.0)
+    (sound,) = noises(1.0)
     with pytest.raises(OptionError, match="batch_size is 3, but the sequential strategy"):
         model.transcribe(sound, **PLAIN, batch_size=3)
 
@@ -188,7 +188,7 @@ def test_as_many_options_as_recordings(model: Whisper, n: int) -> None:
     """A recording without options is an error."""
     options = [TranscribeOptions(**PLAIN)] * n
     with pytest.raises(OptionError, match="options"):
-        list(model.transcribe_many(sounds(1.0, 2.0), options=options))
+        list(model.transcribe_many(noises(1.0, 2.0), options=options))
 
 
 def test_no_options_for_no_recordings(model: Whisper) -> None:
@@ -198,18 +198,18 @@ def test_no_options_for_no_recordings(model: Whisper) -> None:
 @pytest.mark.parametrize("batch_size", [0, -1, 2.5, True])
 def test_a_batch_has_at_least_one_window(model: Whisper, batch_size: Any) -> None:
     with pytest.raises(OptionError, match="batch_size"):
-        list(model.transcribe_many(sounds(1.0), batch_size=batch_size))
+        list(model.transcribe_many(noises(1.0), batch_size=batch_size))
 
 
 def test_segments_are_numbered_in_order_of_time(model: Whisper) -> None:
-    for transcript in many(model, sounds(64.0, 95.0, 31.0), batch_size=3, **PLAIN).values():
+    for transcript in many(model, noises(64.0, 95.0, 31.0), batch_size=3, **PLAIN).values():
         assert [segment.id for segment in transcript] == list(range(len(transcript)))
         assert [s.start for s in transcript] == sorted(s.start for s in transcript)
         assert len({segment.seek for segment in transcript}) > 1
 
 
 def test_progress_of_many(model: Whisper) -> None:
-    audios = sounds(64.0, 95.0, 5.0)
+    audios = noises(64.0, 95.0, 5.0)
     steps: list[tuple[int, float, float]] = []
     many(model, audios, batch_size=2, on_progress=lambda *step: steps.append(step), **PLAIN)
     for i, sound in enumerate(audios):
@@ -226,7 +226,7 @@ def test_progress_of_many(model: Whisper) -> None:
 def jobs(*seconds: float, **options: Any) -> list[TranscriptionJob]:
     factory = quiet_model()._job_factory(FakeBackend(DIMS, talkative))
     chosen = TranscribeOptions(**{**PLAIN, **options})
-    return [factory.job(sound, None, chosen) for sound in sounds(*seconds)]
+    return [factory.job(sound, None, chosen) for sound in noises(*seconds)]
 
 
 def finish(scheduler: Scheduler) -> dict[TranscriptionJob, list[Segment]]:
@@ -246,7 +246,7 @@ def test_recordings_are_submitted_while_others_are_decoded(watched: WatchedBacke
     scheduler.submit(second)
     scheduler.submit(third)
     found = finish(scheduler)
-    for recording, sound in zip((first, second, third), sounds(31.0, 5.0, 40.0)):
+    for recording, sound in zip((first, second, third), noises(31.0, 5.0, 40.0)):
         assert recording.finished
         assert tuple(found[recording]) == quiet_model().transcribe(sound, **PLAIN).segments
     assert watched.most == 3
@@ -269,10 +269,10 @@ def test_a_cancelled_recording_makes_room_at_once(
     scheduler.step()
     running = watched.of("extend")[-1]
     assert len(running) == 2
-    assert not running & set(windows_of(sounds(31.0)[0], **PLAIN, beam_size=beam_size))
+    assert not running & set(windows_of(noises(31.0)[0], **PLAIN, beam_size=beam_size))
     found = finish(scheduler)
     assert set(found) == {second, third}
-    for recording, sound in zip((second, third), sounds(31.0, 5.0, 40.0)[1:]):
+    for recording, sound in zip((second, third), noises(31.0, 5.0, 40.0)[1:]):
         alone = quiet_model().transcribe(sound, **PLAIN, beam_size=beam_size)
         assert tuple(found[recording]) == alone.segments
     assert watched.sessions == []
@@ -294,7 +294,7 @@ def test_a_slow_source_does_not_delay_results(model: Whisper) -> None:
     wanted: queue.Queue[int] = queue.Queue()
 
     def slow() -> Iterator[F32]:
-        for i, sound in enumerate(sounds(5.0, 31.0, 3.0)):
+        for i, sound in enumerate(noises(5.0, 31.0, 3.0)):
             if i:
                 assert wanted.get(timeout=60) == i - 1
             yield sound
@@ -302,7 +302,7 @@ def test_a_slow_source_does_not_delay_results(model: Whisper) -> None:
     order = []
     for i, transcript in model.transcribe_many(slow(), batch_size=8, **PLAIN):
         order.append(i)
-        assert transcript == quiet_model().transcribe(sounds(5.0, 31.0, 3.0)[i], **PLAIN)
+        assert transcript == quiet_model().transcribe(noises(5.0, 31.0, 3.0)[i], **PLAIN)
         wanted.put(i)
     assert order == [0, 1, 2]
 

@@ -14,7 +14,7 @@ from tests.support.watched_backend import (
     OpenStreams,
     WatchedBackend,
     many,
-    sounds,
+    noises,
     spoken,
 )
 from whisper_opt import TranscribeOptions, Whisper
@@ -30,7 +30,7 @@ def test_closing_many_early(
     model: Whisper, watched: WatchedBackend, open_streams: OpenStreams, after: int
 ) -> None:
     sound = spoken([1, 28, 32, 60, 64, 90, 100, 128], 200.0)
-    audios = [sound, *sounds(5.0, 40.0), sound]
+    audios = [sound, *noises(5.0, 40.0), sound]
     options = [
         TranscribeOptions(**(BATCHED if i % 3 == 0 else PLAIN), max_new_tokens=4) for i in range(4)
     ]
@@ -86,7 +86,7 @@ def test_closing_a_stream_early(
 def test_an_interrupt_leaves_nothing_behind(
     model: Whisper, watched: WatchedBackend, what: str, which: int
 ) -> None:
-    audios = sounds(31.0, 5.0, 64.0, 95.0, 12.0)
+    audios = noises(31.0, 5.0, 64.0, 95.0, 12.0)
     expected = many(model, audios, batch_size=3, **PLAIN)
     calls = [i for i, (name, _) in enumerate(watched.diary) if name == what]
     watched.diary.clear()
@@ -99,7 +99,7 @@ def test_an_interrupt_leaves_nothing_behind(
 
 def test_an_interrupt_while_progress_is_shown(model: Whisper, watched: WatchedBackend) -> None:
     with pytest.raises(KeyboardInterrupt):
-        many(model, sounds(31.0, 5.0, 64.0), batch_size=3, on_progress=interrupt, **PLAIN)
+        many(model, noises(31.0, 5.0, 64.0), batch_size=3, on_progress=interrupt, **PLAIN)
     assert watched.sessions == []
 
 

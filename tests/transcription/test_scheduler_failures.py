@@ -21,8 +21,8 @@ from tests.support.watched_backend import (
     fallback_options,
     many,
     noise,
+    noises,
     quiet_model,
-    sounds,
     spoken,
     windows_of,
 )
@@ -60,7 +60,7 @@ BROKEN = ["nan", "empty", "missing", "batched", "prompt", "token", "language"]
 
 def with_broken(kind: str) -> tuple[list[Any], list[TranscribeOptions], type[Exception]]:
     """Five recordings, the third of which fails."""
-    audios: list[Any] = sounds(31.0, 64.0, 95.0, 12.0)
+    audios: list[Any] = noises(31.0, 64.0, 95.0, 12.0)
     options = [TranscribeOptions(**PLAIN, max_new_tokens=4 + i) for i in range(4)]
     bad, extra, error = broken(kind)
     audios.insert(2, bad)
@@ -100,7 +100,7 @@ def test_a_failure_is_raised_and_leaves_nothing_open(
 def test_an_unexpected_error_ends_everything(model: Whisper, watched: WatchedBackend) -> None:
     watched.fail, watched.error = 12, RuntimeError("a bug")
     with pytest.raises(RuntimeError, match="a bug"):
-        many(model, sounds(31.0, 31.0), return_exceptions=True, **PLAIN)
+        many(model, noises(31.0, 31.0), return_exceptions=True, **PLAIN)
     assert watched.sessions == []
 
 
@@ -170,7 +170,7 @@ def test_a_model_that_fails_now_and_then_loses_nothing(
     failing: Failing, what: str, times: int, options: dict[str, Any]
 ) -> None:
     failing.failures[what] = times
-    audios = sounds(*SIZES)
+    audios = noises(*SIZES)
     found = many(Whisper(engine(), failing), audios, batch_size=4, **options)
     assert 1 <= failing.n_failed <= times
     assert sorted(found) == list(range(len(SIZES)))
@@ -184,7 +184,7 @@ def test_too_many_windows_for_the_memory_are_decoded_in_smaller_groups(
     failing: Failing, where: str, most: int
 ) -> None:
     setattr(failing, where, most)
-    audios = sounds(*SIZES)
+    audios = noises(*SIZES)
     found = many(Whisper(engine(), failing), audios, batch_size=8, **PLAIN)
     check_alone(found, audios, PLAIN)
     assert len(found) == len(SIZES)
@@ -194,7 +194,7 @@ def test_too_many_windows_for_the_memory_are_decoded_in_smaller_groups(
 
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
 def test_a_window_that_always_fails_fails_its_recording(failing: Failing, batch_size: int) -> None:
-    audios = sounds(*SIZES)
+    audios = noises(*SIZES)
     failing.bad = {windows_of(audios[2], **PLAIN)[1]}
     found = many(
         Whisper(engine(), failing), audios, batch_size=batch_size, return_exceptions=True, **PLAIN
@@ -211,7 +211,7 @@ def test_a_window_that_always_fails_fails_its_recording(failing: Failing, batch_
 
 def test_a_model_that_is_broken_fails_every_recording(failing: Failing) -> None:
     failing.most_encoded = 0
-    audios = sounds(*SIZES)
+    audios = noises(*SIZES)
     found = many(Whisper(engine(), failing), audios, batch_size=4, return_exceptions=True, **PLAIN)
     assert [type(found[i]) for i in range(len(SIZES))] == [EngineError] * len(SIZES)
 
@@ -219,20 +219,20 @@ def test_a_model_that_is_broken_fails_every_recording(failing: Failing) -> None:
 def test_lack_of_memory_is_an_error_of_the_library(model: Whisper, watched: WatchedBackend) -> None:
     watched.fail, watched.error = 0, MemoryError()
     with pytest.raises(EngineError, match=r"memory.*lower beam_size"):
-        model.transcribe(sounds(5.0)[0], **PLAIN)
+        model.transcribe(noises(5.0)[0], **PLAIN)
     assert watched.sessions == []
 
 
 def test_full_batches_again_after_a_failure(failing: Failing) -> None:
     failing.failures["encode"] = 1
-    audios = sounds(*(2.0 + i for i in range(24)))
+    audios = noises(*(2.0 + i for i in range(24)))
     many(Whisper(engine(), failing), audios, batch_size=4, max_new_tokens=3, **ENDLESS)
     assert max(len(seeds) for seeds in failing.of("encode")) == 4
 
 
 def test_the_next_temperature_may_fail_too(failing: Failing) -> None:
     """Sampling with several candidates needs more memory."""
-    audios = sounds(31.0, 64.0, 5.0)
+    audios = noises(31.0, 64.0, 5.0)
     options = fallback_options(audios)
     expected = many(quiet_model(), audios, batch_size=3, **options)
     first = set(windows_of(audios[0], **options))
@@ -266,7 +266,7 @@ def test_a_recording_fails_once_however_many_windows_end_together(
             raise EngineError("no memory for word times")
         accept(self, *args)
 
-    sound, other = sounds(9.0, 31.0)
+    sound, other = noises(9.0, 31.0)
     options = [
         TranscribeOptions(**ENDLESS, max_new_tokens=3, strategy="batched", clip_timestamps=clips)
         for clips in ((0, 3, 3, 6, 6, 9), (0, 31))

@@ -82,14 +82,14 @@ def in_threads(calls: list[Callable[[], Any]]) -> list[Any]:
     return found
 
 
-def use_at_once(model: Whisper, sounds: list[F32], n: int, options: dict[str, Any]) -> None:
+def use_at_once(model: Whisper, audios: list[F32], n: int, options: dict[str, Any]) -> None:
     """Every sound in its own thread, ``n`` times; all results equal those of single calls."""
-    expected = [model.transcribe(sound, **options) for sound in sounds]
+    expected = [model.transcribe(sound, **options) for sound in audios]
 
     def repeat(sound: F32) -> list[Transcript]:
         return [model.transcribe(sound, **options) for _ in range(n)]
 
-    found = in_threads([lambda sound=sound: repeat(sound) for sound in sounds])  # type: ignore[misc]
+    found = in_threads([lambda sound=sound: repeat(sound) for sound in audios])  # type: ignore[misc]
     assert found == [[each] * n for each in expected]
 
 
@@ -102,8 +102,8 @@ def test_calls_of_several_threads_are_as_if_alone(
     models: dict[str, Whisper], precision: str, options: str
 ) -> None:
     chosen = {"temperature": 0.0, "language": "en", "vad": "off", "max_new_tokens": 12}
-    sounds = [noise(1.0, 1), noise(2.0, 2)]
-    use_at_once(models[precision], sounds, 3, {**chosen, **OPTIONS[options]})
+    audios = [noise(1.0, 1), noise(2.0, 2)]
+    use_at_once(models[precision], audios, 3, {**chosen, **OPTIONS[options]})
 
 
 @pytest.mark.slow
@@ -114,17 +114,17 @@ def test_speech_in_several_threads(engines: Engines, precision: str, beam_size: 
     from whisper_opt.audio.decode import load_audio
 
     samples = load_audio(Path(__file__).parents[2] / "examples" / "jfk.flac")
-    sounds = [samples[: 4 * 16000], samples[5 * 16000 :]]
+    audios = [samples[: 4 * 16000], samples[5 * 16000 :]]
     with Whisper.load(engines.engine("tiny.en", precision=precision).path, threads=1) as model:
-        use_at_once(model, sounds, 8, {"temperature": 0.0, "vad": "off", "beam_size": beam_size})
+        use_at_once(model, audios, 8, {"temperature": 0.0, "vad": "off", "beam_size": beam_size})
 
 
 def test_streams_of_one_thread_take_turns(model: Whisper) -> None:
     options: dict[str, Any] = {"temperature": 0.0, "language": "en", "vad": "off"}
-    sounds = [noise(35.0, 3), noise(40.0, 4)]
-    expected = [model.transcribe(sound, max_new_tokens=8, **options).segments for sound in sounds]
-    streams = [model.stream(sound, max_new_tokens=8, **options) for sound in sounds]
-    dropped = model.stream(sounds[0], max_new_tokens=8, **options)
+    audios = [noise(35.0, 3), noise(40.0, 4)]
+    expected = [model.transcribe(sound, max_new_tokens=8, **options).segments for sound in audios]
+    streams = [model.stream(sound, max_new_tokens=8, **options) for sound in audios]
+    dropped = model.stream(audios[0], max_new_tokens=8, **options)
     next(iter(dropped))
     found = list(zip(*streams))
     assert len(found) > 1

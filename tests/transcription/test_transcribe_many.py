@@ -74,7 +74,7 @@ def model(request: pytest.FixtureRequest, load: Load) -> Whisper:
 SECONDS = (0.1, 0.7, 3.0, 9.0, 29.99, 30.0, 31.0, 45.0, 70.0)
 
 
-def ladder(draw: st.DrawFn) -> dict[str, Any]:
+def temperatures(draw: st.DrawFn) -> dict[str, Any]:
     """Temperatures and thresholds; some results pass, others fall back."""
     temperature = draw(st.sampled_from([(0.0,), (0.0,), (0.0, 0.4, 1.0), (0.0, 0.8), (0.6,)]))
     several = len(temperature) > 1
@@ -131,7 +131,7 @@ def option_sets(draw: st.DrawFn) -> dict[str, Any]:
         "repetition_penalty": draw(st.sampled_from([1.0, 1.0, 1.2, 0.8])),
         "no_repeat_ngram_size": draw(st.sampled_from([0, 0, 1, 3])),
         "word_timestamps": draw(st.integers(0, 4)) == 0,
-        **ladder(draw),
+        **temperatures(draw),
         **spoken_in(draw),
         **strategy(draw),
     }
@@ -180,23 +180,23 @@ def same(found: Transcript, expected: Transcript) -> None:
 
 def compare(
     model: Whisper,
-    sounds: Sequence[F32],
+    audios: Sequence[F32],
     options: Sequence[dict[str, Any]],
     batch_sizes: Sequence[int] = (1, 2, 5, 16),
 ) -> None:
-    alone = [model.transcribe(sound, **chosen) for sound, chosen in zip(sounds, options)]
+    alone = [model.transcribe(sound, **chosen) for sound, chosen in zip(audios, options)]
     each = [TranscribeOptions(**chosen) for chosen in options]
     for batch_size in batch_sizes:
-        found = many(model, sounds, options=each, batch_size=batch_size)
-        assert sorted(found) == list(range(len(sounds)))
+        found = many(model, audios, options=each, batch_size=batch_size)
+        assert sorted(found) == list(range(len(audios)))
         for i, expected in enumerate(alone):
             same(found[i], expected)
 
 
 def compare_mix(model: Whisper, mix: Mix) -> None:
     sizes, recordings = mix
-    sounds = [noise(seconds, seed) for seconds, seed, _ in recordings]
-    compare(model, sounds, [options for _, _, options in recordings], sizes)
+    audios = [noise(seconds, seed) for seconds, seed, _ in recordings]
+    compare(model, audios, [options for _, _, options in recordings], sizes)
 
 
 @settings(derandomize=True, deadline=None, max_examples=8, phases=[Phase.generate])
@@ -252,10 +252,10 @@ def test_other_recordings_of_the_batch_change_nothing(model: Whisper) -> None:
     alone = model.transcribe(sound, options=plain)
     others = [dataclasses.replace(plain, language=each) for each in ("de", "fr", "ru")]
     for place in range(4):
-        sounds = [noise(3.0 + 30 * i, 7 + i) for i in range(3)]
-        sounds.insert(place, sound)
+        audios = [noise(3.0 + 30 * i, 7 + i) for i in range(3)]
+        audios.insert(place, sound)
         chosen = [*others[:place], plain, *others[place:]]
-        found = many(model, sounds, options=chosen, batch_size=3)
+        found = many(model, audios, options=chosen, batch_size=3)
         same(found[place], alone)
 
 
@@ -295,16 +295,16 @@ LANGUAGES: tuple[dict[str, Any], ...] = (
 
 def random_mix(seed: int, languages: bool) -> tuple[list[F32], list[dict[str, Any]]]:
     rng = np.random.default_rng(seed)
-    sounds, options = [], []
+    audios, options = [], []
     for _ in range(5):
-        sounds.append(clip_pcm(str(rng.choice(CLIPS))))
+        audios.append(clip_pcm(str(rng.choice(CLIPS))))
         chosen = dict(FEATURES[rng.integers(len(FEATURES))])
         if "temperature" not in chosen:
             chosen["temperature"] = 0.0
         if languages:
             chosen.update(LANGUAGES[rng.integers(len(LANGUAGES))])
         options.append(chosen)
-    return sounds, options
+    return audios, options
 
 
 @pytest.mark.slow
@@ -319,8 +319,8 @@ def random_mix(seed: int, languages: bool) -> tuple[list[F32], list[dict[str, An
 def test_real_speech_in_batches_equals_single_runs(
     engines: Engines, name: str, seed: int, batch_sizes: tuple[int, ...]
 ) -> None:
-    sounds, options = random_mix(seed, languages=name == "base")
-    compare(engines.model(name), sounds, options, batch_sizes)
+    audios, options = random_mix(seed, languages=name == "base")
+    compare(engines.model(name), audios, options, batch_sizes)
 
 
 @pytest.mark.slow
@@ -329,5 +329,5 @@ def test_each_feature_in_a_batch_of_real_speech(engines: Engines, features: dict
     """Three recordings with the same options."""
     picked = np.random.default_rng(len(str(features))).choice(CLIPS, 3)
     chosen = {"temperature": 0.0, **features}
-    sounds = [clip_pcm(str(each)) for each in picked]
-    compare(engines.model("tiny.en"), sounds, [chosen] * 3, batch_sizes=[3])
+    audios = [clip_pcm(str(each)) for each in picked]
+    compare(engines.model("tiny.en"), audios, [chosen] * 3, batch_sizes=[3])

@@ -153,7 +153,7 @@ def _speech_check(samples: F32, options: TranscribeOptions) -> SpeechCheck | Non
 def _spoken_clips(
     samples: F32, options: TranscribeOptions
 ) -> tuple[tuple[float, ...], list[Dropped]]:
-    """Clip timestamps of the speech, and the loud sounds outside it."""
+    """Clip timestamps of the speech, and the loud parts outside it."""
     spans = SpeechDetector(options.vad_options).spans(samples)
     gaps, clips = LoudGaps(), list[float]()
     gaps.feed(samples)

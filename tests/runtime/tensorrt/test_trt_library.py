@@ -1,6 +1,6 @@
 """Which TensorRT is found, and messages about libraries that do not work.
 
-The libraries here are modules that only answer; the real one is in
+The libraries here are stub modules; the real one is in
 tests/export/tensorrt/test_build_plans.py.
 """
 
@@ -170,20 +170,20 @@ def test_tensorrt_is_imported_only_on_request() -> None:
 class Recorder:
     """Any object of the library: records calls, returns the configured values."""
 
-    def __init__(self, **answers: Any) -> None:
+    def __init__(self, **recorded: Any) -> None:
         self.calls: list[tuple[Any, ...]] = []
-        self.answers = answers
+        self.recorded = recorded
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        answer = self.answers.get(name)
-        if name in self.answers and not callable(answer):
-            return answer
+        result = self.recorded.get(name)
+        if name in self.recorded and not callable(result):
+            return result
 
         def call(*arguments: Any) -> Any:
             self.calls.append((name, *arguments))
-            return answer(*arguments) if answer else True
+            return result(*arguments) if result else True
 
         return call
 
@@ -229,7 +229,7 @@ class FakeTrt:
         return runtime
 
 
-def fake_engine(**answers: Any) -> Recorder:
+def fake_engine(**recorded: Any) -> Recorder:
     tensors = {"tokens": ("int64", (-1, 1), "in"), "logits": ("float32", (-1, 1, 51865), "out")}
     names = list(tensors)
     known = {
@@ -244,7 +244,7 @@ def fake_engine(**answers: Any) -> Recorder:
         "get_tensor_profile_shape": lambda name, profile: [[1, 1], [5, 1], [40, 1]],
         "streamable_weights_size": 0,
     }
-    return Recorder(**{**known, **answers})
+    return Recorder(**{**known, **recorded})
 
 
 def test_plan_describes_itself() -> None:
