@@ -233,6 +233,13 @@ def test_quiet_speech_is_found_after_loud_music(level: float) -> None:
     assert 0.9 < share < 1.15
 
 
+@pytest.mark.parametrize("n_dropped", [0, FRAME * 8, FRAME * 16])
+def test_the_first_words_after_loud_music_are_found(n_dropped: int) -> None:
+    alone, both = after_music(-35)
+    found = SpeechDetector().spans(both[n_dropped:])[0].start - (len(both) - len(alone) - n_dropped)
+    assert abs(found - SpeechDetector().spans(alone)[0].start) < 0.25 * 16_000
+
+
 def test_the_second_look_does_not_depend_on_the_blocks() -> None:
     _, both = after_music(-45)
     stream = SpeechDetector().stream()
@@ -249,10 +256,10 @@ def test_only_audio_without_speech_gets_a_second_look(
     n_calls = 0
     infer = network.Frames._infer
 
-    def counted(frames: network.Frames, state: network.State) -> Any:
+    def counted(frames: network.Frames, batch: F32, state: network.State) -> Any:
         nonlocal n_calls
         n_calls += 1
-        return infer(frames, state)
+        return infer(frames, batch, state)
 
     monkeypatch.setattr(network.Frames, "_infer", counted)
     samples = load_audio(SPEECH / name)

@@ -117,15 +117,17 @@ class Frames:
         if not n_frames:
             return np.empty(0, np.float32)
         self._held[self._n_held :] = 0
-        return self._run()[:n_frames]
+        found = self._run()
+        return found[: len(found) - _BATCH + n_frames]
 
     def _run(self) -> F32:
-        found, self._state = self._infer(self._state)
+        """Probabilities that the batch held completes."""
+        found, self._state = self._infer(self._held, self._state)
         return found
 
-    def _infer(self, state: State) -> tuple[F32, State]:
-        """Probabilities of the current batch, and the state after it."""
-        frames = np.lib.stride_tricks.sliding_window_view(self._held, _CONTEXT + FRAME)[::FRAME]
+    def _infer(self, batch: F32, state: State) -> tuple[F32, State]:
+        """Probabilities of a batch with its context, and the state after it."""
+        frames = np.lib.stride_tricks.sliding_window_view(batch, _CONTEXT + FRAME)[::FRAME]
         feeds = {"input": np.ascontiguousarray(frames), **state}
         probabilities: F32
         probabilities, *after = self._session.run(["speech_probs", "hn", "cn"], feeds)
