@@ -247,7 +247,7 @@ def test_command(small: Engine) -> None:
     assert "tokens: not checked (no GPU here that runs them)" in out
     status, out, _ = run(small.path, *options)
     assert status == 0
-    assert "fresh, nothing to build" in out
+    assert "up to date, nothing to build" in out
 
 
 def test_ctrl_c_leaves_nothing(small: Engine) -> None:

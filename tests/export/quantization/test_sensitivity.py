@@ -292,7 +292,7 @@ def test_any_group_can_be_kept(
 def test_only_for_integer_precisions(small: Checkpoint, speech: Path) -> None:
     with pytest.raises(OptionError, match="precision is 'fp32', expected int8 or int4"):
         export(small, speech.parent / "engine", calibrate_on=speech)
-    with pytest.raises(OptionError, match=r"keep is 2; expected a share"):
+    with pytest.raises(OptionError, match=r"keep is 2; expected a fraction of the size"):
         export(small, speech.parent / "e", precision="int8", calibrate_on=speech, keep=2)
     assert not list(speech.parent.glob("e*"))
 
