@@ -121,9 +121,8 @@ def open_audio(
 
     Args:
         source: a path; the bytes of a file; a binary file object, read from its current position;
-        or
-            an array [n_samples] or [n_samples, n_channels]. Floats are used as they are, integers
-            are divided by half their range (unsigned ones are centred first).
+            or an array [n_samples] or [n_samples, n_channels]. Floats are used as they are;
+            integers are divided by half their range (unsigned ones are centred first).
         sample_rate: sample rate of an array in Hz (default 16,000); not for files.
         max_duration: refuse longer recordings, in seconds.
         max_audio_bytes: read at most this much from a file object or pipe.

@@ -32,21 +32,6 @@ N_VOCAB = DIMS.n_vocab
 PROMPT = np.array([[5, 9, 2]])
 
 
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    return random_engine(tmp_path_factory.mktemp("device") / "engine", DIMS, "standard")
-
-
-@pytest.fixture(scope="module")
-def backend(engine: Engine) -> DeviceBackend:
-    return DeviceBackend(CpuExecutor(engine, threads=1), DIMS)
-
-
-@pytest.fixture(scope="module")
-def reference(backend: DeviceBackend) -> ExpectedScores:
-    return ExpectedScores(backend)
-
-
 def limited(engine: Engine, memory: int) -> tuple[DeviceBackend, CpuExecutor]:
     executor = CpuExecutor(engine, threads=1, memory=memory)
     return DeviceBackend(executor, DIMS), executor

@@ -14,7 +14,6 @@ from tests.runtime.device.test_device_session import (
 )
 from tests.support.backend_subjects import DIMS, TOLERANCE, mels
 from tests.support.cpu_executor import CpuExecutor
-from tests.support.engines import random_engine
 from tests.support.program_runs import ExpectedScores, mismatch, run
 from tests.support.programs import N_AUDIO, program
 from whisper_opt.core.errors import EngineError
@@ -24,22 +23,6 @@ from whisper_opt.runtime.device.backend import DeviceBackend
 from whisper_opt.runtime.engine import Engine
 from whisper_opt.runtime.onnxruntime.backend import OrtBackend
 from whisper_opt.runtime.tensorrt.plan_spec import PlanSpec
-
-
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    return random_engine(tmp_path_factory.mktemp("device") / "engine", DIMS, "standard")
-
-
-@pytest.fixture(scope="module")
-def backend(engine: Engine) -> DeviceBackend:
-    return DeviceBackend(CpuExecutor(engine, threads=1), DIMS)
-
-
-@pytest.fixture(scope="module")
-def reference(backend: DeviceBackend) -> ExpectedScores:
-    return ExpectedScores(backend)
-
 
 TIGHT = (
     "prefill.n_new=1:2:3,prefill.n_at=1:1:1,align.n_new=1:2:4,align.n_at=1:2:4,"
