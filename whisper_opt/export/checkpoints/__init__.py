@@ -1,4 +1,4 @@
-"""Readers of checkpoints in three formats, all as one ``Checkpoint``."""
+"""Readers of checkpoints of every format, all as one ``Checkpoint``."""
 
 from __future__ import annotations
 

@@ -1,17 +1,17 @@
 """``Blob``: one array inside a weight file, read on demand.
 
-All supported formats hold arrays of little-endian floats at known offsets. They are read and
-converted in small blocks. Nothing is memory-mapped, because touched pages of a mapping count
-towards the peak memory of the process.
+Most formats hold arrays of little-endian numbers at known offsets. They are read and converted in
+small blocks. Quantized arrays are in ``quantized``. Nothing is memory-mapped, because touched pages
+of a mapping count towards the peak memory of the process.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,21 +21,51 @@ from whisper_opt.core.errors import CheckpointError
 from whisper_opt.export.checkpoints.checkpoint import Source, Tensor
 from whisper_opt.runtime.engine import sha256
 
-__all__ = ["ITEM_BYTES", "Blob", "make_source", "same_values", "sha256_file"]
+__all__ = [
+    "ITEM_BYTES",
+    "Blob",
+    "Stored",
+    "make_source",
+    "read_chunks",
+    "same_values",
+    "sha256_file",
+]
 
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 """Bytes of one value for each storage type that converts to float32 without loss."""
+_NUMBERS = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2", "int8": "<i1", "int16": "<i2"}
 _CHUNK_ITEMS = 1 << 20
+
+
+class Stored(Protocol):
+    """An array in a weight file, not yet read."""
+
+    @property
+    def dtype(self) -> str:
+        """Storage type."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Dimensions."""
+
+    def rows(self, start: int, stop: int) -> Stored:
+        """The sub-array ``[start:stop]`` of the first axis, still unread."""
+
+    def read(self) -> F32:
+        """The values as a C-contiguous float32 array; CheckpointError if the file is damaged."""
+
+    def tensor(self) -> Tensor:
+        """The canonical lazy tensor over this array."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Blob:
-    """An array stored in a file.
+    """An array of numbers stored in a file.
 
     Attributes:
         path: the weight file.
         offset: first byte of the data.
-        dtype: storage type, a key of :data:`ITEM_BYTES`.
+        dtype: storage type: a key of :data:`ITEM_BYTES`, or ``int8`` or ``int16``.
         shape: dimensions.
         strides: step of each axis in values, or None if the data is C-contiguous.
     """
@@ -51,12 +81,21 @@ class Blob:
         """Number of values."""
         return math.prod(self.shape)
 
+    @property
+    def item_bytes(self) -> int:
+        """Bytes of one value."""
+        return np.dtype(_NUMBERS[self.dtype]).itemsize
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all values, stored without gaps."""
+        return self.n_items * self.item_bytes
+
     def rows(self, start: int, stop: int) -> Blob:
-        """The sub-array ``[start:stop]`` of a contiguous blob's first axis, still unread."""
-        row_bytes = math.prod(self.shape[1:]) * ITEM_BYTES[self.dtype]
-        return dataclasses.replace(
-            self, offset=self.offset + start * row_bytes, shape=(stop - start, *self.shape[1:])
-        )
+        """The sub-array ``[start:stop]`` of the first axis, still unread."""
+        step = math.prod(self.shape[1:]) if self.strides is None else self.strides[0]
+        offset = self.offset + start * step * self.item_bytes
+        return dataclasses.replace(self, offset=offset, shape=(stop - start, *self.shape[1:]))
 
     def read(self) -> F32:
         """Read the values as float32.
@@ -76,22 +115,12 @@ class Blob:
 
     def _read_run(self, n_items: int) -> F32:
         values = np.empty(n_items, dtype=np.float32)
-        item_bytes = ITEM_BYTES[self.dtype]
-        try:
-            with self.path.open("rb") as file:
-                file.seek(self.offset)
-                for start in range(0, n_items, _CHUNK_ITEMS):
-                    stop = min(start + _CHUNK_ITEMS, n_items)
-                    raw = file.read((stop - start) * item_bytes)
-                    if len(raw) != (stop - start) * item_bytes:
-                        raise CheckpointError(
-                            f"{self.path.name} ends before byte"
-                            f" {self.offset + n_items * item_bytes}; the copy is incomplete:"
-                            " fetch it again"
-                        )
-                    values[start:stop] = _to_float32(raw, self.dtype)
-        except OSError as error:
-            raise CheckpointError(f"cannot read {self.path.name}: {error.strerror}") from error
+        step = _CHUNK_ITEMS * self.item_bytes
+        start = 0
+        for raw in read_chunks(self.path, self.offset, n_items * self.item_bytes, step):
+            found = _to_float32(raw, self.dtype)
+            values[start : start + found.size] = found
+            start += found.size
         return values
 
     def tensor(self) -> Tensor:
@@ -99,10 +128,33 @@ class Blob:
         return Tensor(shape=self.shape, read=self.read)
 
 
+def read_chunks(path: Path, offset: int, n_bytes: int, step: int) -> Iterator[bytes]:
+    """``n_bytes`` bytes of a file from ``offset`` on, ``step`` at a time.
+
+    Raises:
+        CheckpointError: the file cannot be opened or ends before.
+    """
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            for start in range(0, n_bytes, step):
+                size = min(step, n_bytes - start)
+                raw = file.read(size)
+                if len(raw) != size:
+                    raise CheckpointError(
+                        f"{path.name} ends before byte {offset + n_bytes}; the copy is incomplete:"
+                        " fetch it again"
+                    )
+                yield raw
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path.name}: {error.strerror}") from error
+
+
 def _to_float32(raw: bytes, dtype: str) -> npt.NDArray[Any]:
+    values: npt.NDArray[Any] = np.frombuffer(raw, dtype=_NUMBERS[dtype])
     if dtype == "bfloat16":  # the upper half of a float32
-        return (np.frombuffer(raw, dtype="<u2").astype(np.uint32) << 16).view(np.float32)
-    return np.frombuffer(raw, dtype="<f4" if dtype == "float32" else "<f2")
+        return (values.astype(np.uint32) << 16).view(np.float32)
+    return values
 
 
 def sha256_file(path: Path) -> str:
@@ -127,13 +179,13 @@ def make_source(kind: str, name: str, dtypes: Iterable[str], files: Iterable[Pat
     )
 
 
-def same_values(a: Blob, b: Blob) -> bool:
+def same_values(a: Stored, b: Stored) -> bool:
     """Whether two tensors hold the same values, compared by blocks of rows."""
     if a == b:
         return True
     if a.shape != b.shape:
         return False
-    if a.strides is not None or b.strides is not None:
+    if not a.shape or _is_strided(a) or _is_strided(b):
         return np.array_equal(a.read(), b.read())
     step = 4096
     return all(
@@ -141,3 +193,8 @@ def same_values(a: Blob, b: Blob) -> bool:
         for i in range(0, a.shape[0], step)
         for j in (min(i + step, a.shape[0]),)
     )
+
+
+def _is_strided(array: Stored) -> bool:
+    """Whether rows of an array are not neighbours in the file."""
+    return isinstance(array, Blob) and array.strides is not None

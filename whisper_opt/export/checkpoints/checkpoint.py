@@ -40,7 +40,7 @@ class Source:
     """Provenance of a checkpoint, for the manifest.
 
     Attributes:
-        format: ``huggingface``, ``openai`` or ``ctranslate2``.
+        format: ``huggingface``, ``openai``, ``ctranslate2`` or ``ggml``.
         name: hub id, or the name of the file or directory (never a full path).
         dtype: storage type of the weights, e.g. ``float16``.
         sha256: digests of the weight files by name.

@@ -1,9 +1,13 @@
-"""CTranslate2 directories, as faster-whisper uses them (float32, float16 or bfloat16).
+"""CTranslate2 directories, as faster-whisper uses them (all types of its converters).
 
 ``model.bin`` is a flat list of named arrays; the layout and the names are those of CTranslate2's
 ``model_spec.ModelSpec`` (binary version 6) and ``whisper_spec.WhisperSpec`` (revision 3).
 CTranslate2 stacks query, key and value projections into one matrix. They are split by rows here, so
 each is still one range of bytes. The query is not pre-scaled in the file.
+
+Quantized matrices are int8 with one scale per row, or int16 with one scale; ``NAME_scale`` holds
+the scales, and a value is integer / scale. Convolutions and the token embedding are quantized too,
+vectors and positions are not.
 """
 
 from __future__ import annotations
@@ -18,8 +22,9 @@ from typing import BinaryIO
 
 from whisper_opt.core.dims import ModelDims
 from whisper_opt.core.errors import CheckpointError
-from whisper_opt.export.checkpoints.blob import ITEM_BYTES, Blob, make_source, same_values
+from whisper_opt.export.checkpoints.blob import ITEM_BYTES, Blob, Stored, make_source, same_values
 from whisper_opt.export.checkpoints.checkpoint import OUTPUT_HEAD, Checkpoint, check_window
+from whisper_opt.export.checkpoints.quantized import ScaledBlob, report_rounding
 from whisper_opt.export.checkpoints.sidecar import alignment_heads, read_json, token_ids
 from whisper_opt.export.checkpoints.tokenizer import find_tokenizer
 from whisper_opt.export.checkpoints.vocabulary import is_multilingual, without_padding_rows
@@ -29,6 +34,7 @@ __all__ = ["load_ctranslate2"]
 _BINARY_VERSION = 6
 _SPEC = ("WhisperSpec", 3)
 _TYPES = ("float32", "int8", "int16", "int32", "float16", "bfloat16")
+_QUANTIZED = ("int8", "int16")
 _TYPE_BYTES = {**ITEM_BYTES, "int8": 1, "int16": 2, "int32": 4}
 # Values of the decoder's flags in Whisper models; other values change the computation.
 _FLAGS = {
@@ -43,10 +49,10 @@ _FLAGS = {
 class _Contents:
     """Index of a ``model.bin``: arrays and integer scalars by name."""
 
-    arrays: Mapping[str, Blob]
+    arrays: Mapping[str, Stored]
     scalars: Mapping[str, int]
 
-    def blob(self, name: str) -> Blob:
+    def blob(self, name: str) -> Stored:
         if name not in self.arrays:
             raise CheckpointError(
                 f"model.bin has no variable {name!r}; it is incomplete or not a Whisper model"
@@ -115,18 +121,34 @@ def _read_variable(
     dtype = _TYPES[code]
     if math.prod(shape) * _TYPE_BYTES[dtype] != n_bytes:
         raise reader.damaged(f"gives {name!r} {n_bytes} bytes for {dtype} {list(shape)}")
-    if dtype in ITEM_BYTES:
-        arrays[name] = Blob(path, reader.skip(n_bytes), dtype, shape)
-    elif shape == ():
+    if shape == () and dtype not in ITEM_BYTES:
         scalars[name] = int.from_bytes(reader.bytes(n_bytes), "little", signed=True)
-    elif name.endswith("weight"):
-        raise CheckpointError(
-            f"{path.name} stores {name!r} as {dtype}: quantized weights cannot be exported exactly;"
-            " convert the model again with --quantization float16 (or float32), or load the"
-            " original checkpoint"
-        )
-    else:
-        reader.skip(n_bytes)
+        return
+    offset = reader.skip(n_bytes)
+    if dtype in ITEM_BYTES or (dtype in _QUANTIZED and name.endswith("weight")):
+        arrays[name] = Blob(path, offset, dtype, shape)
+
+
+def _dequantized(arrays: Mapping[str, Blob], file: str) -> dict[str, Stored]:
+    """Arrays with quantized ones joined to their scales."""
+    found: dict[str, Stored] = {}
+    for name, blob in arrays.items():
+        found[name] = blob
+        if blob.dtype not in _QUANTIZED:
+            continue
+        scales = arrays.get(f"{name}_scale")
+        if scales is None or scales.dtype in _QUANTIZED:
+            raise CheckpointError(
+                f"{file} stores {name!r} as {blob.dtype} without its {name.split('/')[-1]}_scale;"
+                " the file is damaged or of another kind: convert the model again"
+            )
+        if scales.shape not in ((), blob.shape[:1]):
+            raise CheckpointError(
+                f"{file} has scales {list(scales.shape)} for {name!r} of shape {list(blob.shape)};"
+                " expected one for each row, or one"
+            )
+        found[name] = ScaledBlob(blob, scales)
+    return found
 
 
 def _read_index(path: Path) -> _Contents:
@@ -150,15 +172,16 @@ def _read_index(path: Path) -> _Contents:
                 )
             for _ in range(reader.number("I")):
                 _read_variable(reader, path, arrays, scalars)
+            found = _dequantized(arrays, path.name)
             for _ in range(reader.number("I")):
                 alias, name = reader.string(), reader.string()
-                if name in arrays:
-                    arrays[alias] = arrays[name]
+                if name in found:
+                    found[alias] = found[name]
             if not reader.at_end():
                 raise reader.damaged("goes on after its last entry")
     except OSError as error:
         raise CheckpointError(f"cannot read {path.name}: {error.strerror}") from error
-    return _Contents(arrays, scalars)
+    return _Contents(found, scalars)
 
 
 def _n_layers(contents: _Contents, side: str) -> int:
@@ -195,18 +218,20 @@ def _dims(contents: _Contents) -> ModelDims:
     )
 
 
-def _linear(contents: _Contents, theirs: str, ours: str) -> dict[str, Blob]:
+def _linear(contents: _Contents, theirs: str, ours: str) -> dict[str, Stored]:
     return {f"{ours}.{kind}": contents.blob(f"{theirs}/{kind}") for kind in ("weight", "bias")}
 
 
-def _norm(contents: _Contents, theirs: str, ours: str) -> dict[str, Blob]:
+def _norm(contents: _Contents, theirs: str, ours: str) -> dict[str, Stored]:
     return {
         f"{ours}.weight": contents.blob(f"{theirs}/gamma"),
         f"{ours}.bias": contents.blob(f"{theirs}/beta"),
     }
 
 
-def _fused(contents: _Contents, theirs: str, ours: str, parts: tuple[str, ...]) -> dict[str, Blob]:
+def _fused(
+    contents: _Contents, theirs: str, ours: str, parts: tuple[str, ...]
+) -> dict[str, Stored]:
     """Split a stacked projection; the bias of the key must be zero, as Whisper has none."""
     weight, bias = contents.blob(f"{theirs}/weight"), contents.blob(f"{theirs}/bias")
     n_rows = weight.shape[0] if weight.shape else 0
@@ -216,7 +241,7 @@ def _fused(contents: _Contents, theirs: str, ours: str, parts: tuple[str, ...]) 
             f" expected {', '.join(parts)} stacked by rows"
         )
     size = n_rows // len(parts)
-    found: dict[str, Blob] = {}
+    found: dict[str, Stored] = {}
     for i, part in enumerate(parts):
         rows = i * size, (i + 1) * size
         found[f"{ours}.{part}.weight"] = weight.rows(*rows)
@@ -230,7 +255,7 @@ def _fused(contents: _Contents, theirs: str, ours: str, parts: tuple[str, ...]) 
     return found
 
 
-def _layer(contents: _Contents, theirs: str, ours: str, *, cross: bool) -> dict[str, Blob]:
+def _layer(contents: _Contents, theirs: str, ours: str, *, cross: bool) -> dict[str, Stored]:
     attention = f"{theirs}/self_attention"
     found = {
         **_fused(contents, f"{attention}/linear_0", f"{ours}.attn", ("query", "key", "value")),
@@ -251,7 +276,7 @@ def _layer(contents: _Contents, theirs: str, ours: str, *, cross: bool) -> dict[
     return found
 
 
-def _blobs(contents: _Contents, dims: ModelDims) -> dict[str, Blob]:
+def _blobs(contents: _Contents, dims: ModelDims) -> dict[str, Stored]:
     found = {
         **_linear(contents, "encoder/conv1", "encoder.conv1"),
         **_linear(contents, "encoder/conv2", "encoder.conv2"),
@@ -282,8 +307,8 @@ def load_ctranslate2(
         name: name for the provenance; the directory's by default.
 
     Raises:
-        CheckpointError: a file is missing or damaged, the weights are quantized, or the model
-            is not a Whisper model of a known layout.
+        CheckpointError: a file is missing or damaged, or the model is not a Whisper model of a
+            known layout.
     """
     weights = directory / "model.bin"
     config = read_json(directory / "config.json")
@@ -292,6 +317,8 @@ def load_ctranslate2(
     check_window(dims)
     text = find_tokenizer(tokenizer or directory, dims)
     dims, blobs = without_padding_rows(text, dims, _blobs(contents, dims))
+    name = name or directory.resolve().name
+    report_rounding(name, blobs.values())
     return Checkpoint(
         dims=dims,
         tensors={key: blob.tensor() for key, blob in blobs.items()},
@@ -301,7 +328,7 @@ def load_ctranslate2(
         begin_suppress_tokens=token_ids(config, "suppress_ids_begin", dims.n_vocab),
         source=make_source(
             "ctranslate2",
-            name or directory.resolve().name,
+            name,
             (blob.dtype for blob in blobs.values()),
             [weights],
         ),

@@ -13,7 +13,7 @@ from whisper_opt.core.remedies import install_hint
 __all__ = ["download", "is_hub_id"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_FILE_SUFFIXES = {".pt", ".bin", ".safetensors", ".json"}
+_FILE_SUFFIXES = {".pt", ".bin", ".safetensors", ".msgpack", ".json"}
 _SIDECARS = [
     "config.json",
     "generation_config.json",
@@ -28,6 +28,7 @@ _WEIGHTS = (
     ["model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors"],
     ["pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin"],
     ["model.bin"],
+    ["flax_model.msgpack", "flax_model.msgpack.index.json", "flax_model-*-of-*.msgpack"],
 )
 
 

@@ -1,4 +1,4 @@
-"""Hugging Face Whisper directories: ``config.json`` with safetensors or ``.bin`` weights.
+"""Hugging Face Whisper directories: ``config.json`` with safetensors, ``.bin`` or Flax weights.
 
 Tensors have the names of transformers' ``WhisperForConditionalGeneration``. Layouts and values are
 those of openai-whisper.
@@ -21,6 +21,7 @@ from whisper_opt.export.checkpoints.checkpoint import (
     check_window,
     expected_shapes,
 )
+from whisper_opt.export.checkpoints.flax_msgpack import pytorch_name, read_flax
 from whisper_opt.export.checkpoints.safetensors_file import read_safetensors
 from whisper_opt.export.checkpoints.sidecar import (
     alignment_heads,
@@ -40,6 +41,8 @@ HUGGINGFACE_WEIGHTS = (
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
+    "flax_model.msgpack",
+    "flax_model.msgpack.index.json",
 )
 """Weight files of a directory in order of preference."""
 
@@ -156,6 +159,8 @@ def _read_weights(directory: Path) -> tuple[dict[str, Blob], list[Path]]:
 def _read_file(path: Path) -> dict[str, Blob]:
     if path.suffix == ".safetensors":
         return read_safetensors(path)
+    if path.suffix == ".msgpack":
+        return read_flax(path)
     state = read_torch(path)
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
         raise CheckpointError(f"{path.name} is not a state_dict: expected tensors by name")
@@ -173,6 +178,8 @@ def _read_shards(index: Path) -> tuple[dict[str, Blob], list[Path]]:
     shards = {path.name: _read_file(path) for path in files}
     blobs: dict[str, Blob] = {}
     for name, file in weight_map.items():
+        if Path(file).suffix == ".msgpack":
+            name = pytorch_name(name)
         if name not in shards[file]:
             raise CheckpointError(
                 f"{file} lacks tensor {name!r}, which {index.name} places there; the shards belong"

@@ -7,6 +7,7 @@ from pathlib import Path
 from whisper_opt.core.errors import CheckpointError
 from whisper_opt.export.checkpoints.checkpoint import Checkpoint
 from whisper_opt.export.checkpoints.ctranslate2 import load_ctranslate2
+from whisper_opt.export.checkpoints.ggml import GGML_MAGIC, load_ggml
 from whisper_opt.export.checkpoints.hub import download, is_hub_id
 from whisper_opt.export.checkpoints.huggingface import HUGGINGFACE_WEIGHTS, load_huggingface
 from whisper_opt.export.checkpoints.openai import load_openai
@@ -15,9 +16,20 @@ from whisper_opt.export.checkpoints.torch_pickle import is_torch_file
 __all__ = ["load_checkpoint"]
 
 _EXPECTED = (
-    "a Hugging Face directory (config.json with model.safetensors or pytorch_model.bin), an OpenAI"
-    " .pt file, or a CTranslate2 directory (model.bin)"
+    "a Hugging Face directory (config.json with model.safetensors, pytorch_model.bin or"
+    " flax_model.msgpack), an OpenAI .pt file, a whisper.cpp ggml-*.bin file, or a CTranslate2"
+    " directory (model.bin)"
 )
+_REFUSED = {
+    b"GGUF": "a GGUF file; whisper.cpp and this program read its older ggml format: convert the"
+    " model with whisper.cpp's models/convert-h5-to-ggml.py, or load the original checkpoint",
+    b"tjgg": "a ggjt file of llama.cpp, which holds no Whisper model",
+    b"fmgg": "a ggmf file of llama.cpp, which holds no Whisper model",
+    b"\x89HDF\r\n\x1a\n": "an HDF5 file of TensorFlow, which cannot be read; convert it:"
+    " WhisperForConditionalGeneration.from_pretrained(directory, from_tf=True).save_pretrained(...)"
+    " with transformers 4 and TensorFlow",
+}
+"""First bytes of files that are recognized only to say what they are."""
 
 
 def load_checkpoint(
@@ -29,9 +41,10 @@ def load_checkpoint(
     record their SHA-256.
 
     Args:
-        source: a Hugging Face directory, an OpenAI ``.pt`` file, a CTranslate2 directory (float
-            weights), or a Hugging Face hub id such as ``openai/whisper-tiny.en``, which is
-            fetched into the client's cache. An existing path takes precedence over a hub id.
+        source: a Hugging Face directory, an OpenAI ``.pt`` file, a ``ggml-*.bin`` file of
+            whisper.cpp, a CTranslate2 directory, or a Hugging Face hub id such as
+            ``openai/whisper-tiny.en``, which is fetched into the client's cache. An existing path
+            takes precedence over a hub id.
         tokenizer: a ``tokenizer.json``, a directory that holds one, or a ``.tiktoken`` file; by
             default the checkpoint's own.
         revision: branch, tag or commit, for a hub id.
@@ -74,6 +87,8 @@ def _load_directory(directory: Path, tokenizer: Path | None, name: str | None) -
             f"{directory.name!r} holds only an adapter; merge it into its base model first"
             " (PEFT: merge_and_unload, then save_pretrained)"
         )
+    if (directory / "tf_model.h5").is_file():
+        return _load_file(directory / "tf_model.h5", tokenizer)
     raise CheckpointError(
         f"{directory.name!r} holds no Whisper weights: looked for"
         f" {', '.join(HUGGINGFACE_WEIGHTS)} and model.bin; expected {_EXPECTED}"
@@ -83,8 +98,18 @@ def _load_directory(directory: Path, tokenizer: Path | None, name: str | None) -
 def _load_file(path: Path, tokenizer: Path | None) -> Checkpoint:
     if path.name in {*HUGGINGFACE_WEIGHTS, "model.bin"}:
         raise CheckpointError(f"{path.name} is one file of a model; pass the directory it is in")
-    if not is_torch_file(path):
-        raise CheckpointError(
-            f"{path.name} is not a checkpoint of a known format; expected {_EXPECTED}"
-        )
-    return load_openai(path, tokenizer=tokenizer)
+    try:
+        with path.open("rb") as file:
+            start = file.read(max(map(len, _REFUSED)))
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path.name}: {error.strerror}") from error
+    for magic, what in _REFUSED.items():
+        if start.startswith(magic):
+            raise CheckpointError(f"{path.name} is {what}")
+    if start.startswith(GGML_MAGIC):
+        return load_ggml(path, tokenizer=tokenizer)
+    if is_torch_file(path):
+        return load_openai(path, tokenizer=tokenizer)
+    raise CheckpointError(
+        f"{path.name} is not a checkpoint of a known format; expected {_EXPECTED}"
+    )

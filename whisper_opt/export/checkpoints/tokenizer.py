@@ -25,7 +25,7 @@ from whisper_opt.export.checkpoints.vocabulary import check_token_ids
 from whisper_opt.text.languages import LANGUAGES
 from whisper_opt.text.vocabulary import BYTE_CHARACTERS
 
-__all__ = ["build_tokenizer_json", "find_tokenizer", "has_tokenizer"]
+__all__ = ["build_tokenizer_json", "find_tokenizer", "has_tokenizer", "tokenizer_of_bytes"]
 
 _END_OF_TEXT, _NO_TIMESTAMPS = "<|endoftext|>", "<|notimestamps|>"
 _TIMESTAMP = re.compile(r"<\|\d+\.\d\d\|>")
@@ -62,7 +62,7 @@ def find_tokenizer(path: Path, dims: ModelDims) -> str:
     if path.is_dir():
         text = _from_directory(path)
     elif path.suffix == ".tiktoken":
-        text = _from_tiktoken(path, dims)
+        text = tokenizer_of_bytes(_read_tokens(path), dims, path.name)
     else:
         text = read_text(path)
     value = parse_json(text, "tokenizer.json" if path.is_dir() else path.name)
@@ -214,22 +214,23 @@ def _special_tokens(dims: ModelDims) -> list[str]:
     ]
 
 
-def _read_ranks(path: Path) -> dict[str, int]:
-    """Tokens of a ``.tiktoken`` file in GPT-2's byte alphabet -> rank."""
-    ranks = {}
+def _read_tokens(path: Path) -> list[bytes]:
+    """Tokens of a ``.tiktoken`` file in the order of their ranks."""
+    ranks: dict[bytes, int] = {}
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         if not line:
             continue
         try:
             token, rank = line.split()
             # openai-whisper's multilingual file writes its only empty token as "="
-            raw = base64.b64decode(token) if token.strip("=") else b""
-            ranks["".join(BYTE_CHARACTERS[byte] for byte in raw)] = int(rank)
+            ranks[base64.b64decode(token) if token.strip("=") else b""] = int(rank)
         except (ValueError, binascii.Error) as error:
             raise CheckpointError(
                 f"{path.name}, line {number}: {line!r:.60} is not a base64 token and its rank"
             ) from error
-    return ranks
+    if sorted(ranks.values()) != list(range(len(ranks))):
+        raise CheckpointError(f"{path.name} does not rank its tokens from 0 up; fetch it again")
+    return sorted(ranks, key=ranks.__getitem__)
 
 
 def _split_merge(token: str, ranks: Mapping[str, int]) -> tuple[str, str] | None:
@@ -253,17 +254,26 @@ def _split_merge(token: str, ranks: Mapping[str, int]) -> tuple[str, str] | None
     return left, right
 
 
-def _from_tiktoken(path: Path, dims: ModelDims) -> str:
-    ranks = _read_ranks(path)
-    if sorted(ranks.values()) != list(range(len(ranks))):
-        raise CheckpointError(f"{path.name} does not rank its tokens from 0 up; fetch it again")
+def tokenizer_of_bytes(tokens: Sequence[bytes], dims: ModelDims, file: str) -> str:
+    """The tokenizer of OpenAI's layout: the tokens, in the order of their ids, then special ones.
+
+    Args:
+        tokens: bytes of each token of a byte-pair encoding.
+        dims: dimensions of the model.
+        file: file name for messages.
+
+    Raises:
+        CheckpointError: a token is not a merge of two earlier ones, or the vocabulary of the model
+            is not of OpenAI's layout.
+    """
+    ranks = {"".join(map(BYTE_CHARACTERS.__getitem__, raw)): i for i, raw in enumerate(tokens)}
     merges = []
-    for token in sorted(ranks, key=ranks.__getitem__):
+    for token in ranks:
         if len(token) > 1:
             pair = _split_merge(token, ranks)
             if pair is None:
                 raise CheckpointError(
-                    f"{path.name}: token {token!r} is not a merge of two earlier tokens; expected"
+                    f"{file}: token {token!r:.80} is not a merge of two earlier tokens; expected"
                     " the ranks of a byte-pair encoding"
                 )
             merges.append(pair)

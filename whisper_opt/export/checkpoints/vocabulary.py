@@ -11,7 +11,7 @@ from typing import Any
 
 from whisper_opt.core.dims import ModelDims
 from whisper_opt.core.errors import CheckpointError
-from whisper_opt.export.checkpoints.blob import Blob
+from whisper_opt.export.checkpoints.blob import Stored
 from whisper_opt.export.checkpoints.checkpoint import OUTPUT_HEAD
 
 __all__ = ["check_token_ids", "is_multilingual", "without_padding_rows"]
@@ -72,8 +72,8 @@ def _is_padding(more: int, n_rows: int) -> bool:
 
 
 def without_padding_rows(
-    tokenizer_json: str, dims: ModelDims, blobs: Mapping[str, Blob]
-) -> tuple[ModelDims, Mapping[str, Blob]]:
+    tokenizer_json: str, dims: ModelDims, blobs: Mapping[str, Stored]
+) -> tuple[ModelDims, Mapping[str, Stored]]:
     """Dimensions and tensors without padding rows of the embedding.
 
     Args:
@@ -87,16 +87,9 @@ def without_padding_rows(
         return dims, blobs
     _log.info("the last %d rows of the token embedding are padding", dims.n_vocab - n_ids)
     cut = {
-        name: _first_rows(blob, n_ids) if name in _TOKEN_ROWS else blob
-        for name, blob in blobs.items()
+        name: blob.rows(0, n_ids) if name in _TOKEN_ROWS else blob for name, blob in blobs.items()
     }
     return dataclasses.replace(dims, n_vocab=n_ids), cut
-
-
-def _first_rows(blob: Blob, n: int) -> Blob:
-    if blob.strides is None:
-        return blob.rows(0, n)
-    return dataclasses.replace(blob, shape=(n, *blob.shape[1:]))
 
 
 def is_multilingual(tokenizer_json: str, stated: bool | None) -> bool:
