@@ -21,7 +21,7 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-__all__ = ["hostile_json", "hostile_pickle", "hostile_zip", "only_here"]
+__all__ = ["hostile_json", "hostile_legacy", "hostile_pickle", "hostile_zip", "only_here"]
 
 _DEEP = "deep below"
 _LITERALS = ("1e999", "-1e999", "NaN", "1" * 4000, "9" * 5000, '"\\ud800"', '"\\u0000"')
@@ -154,6 +154,25 @@ def hostile_pickle(chance: random.Random, data: bytes) -> bytes:
                 b"\x8a\x09" + b"\0" * 8 + b"\x40" if number is None else pickle.BININT + other
             )
     return b"".join(ops)
+
+
+def hostile_legacy(chance: random.Random, data: bytes) -> bytes:
+    """A file of PyTorch before 1.6 with one of its pickles or a number of values changed."""
+    stream = io.BytesIO(data)
+    parts = []
+    for _ in range(5):
+        start = stream.tell()
+        for _ in pickletools.genops(stream):
+            pass
+        parts.append(data[start : stream.tell()])
+    storages = bytearray(stream.read())
+    if chance.random() < 0.2:
+        number = chance.choice((0, 1, 11, 13, 1 << 31, 1 << 62, (1 << 64) - 1))
+        storages[:8] = number.to_bytes(8, "little")
+    else:
+        i = chance.choice((2, 3, 3, 3, 4))
+        parts[i] = hostile_pickle(chance, parts[i])
+    return b"".join(parts) + bytes(storages)
 
 
 _NAMES = ("x/data.pkl", "x/data/0", "x/data/1", "y/data.pkl", "/etc/passwd", "../x", "x/byteorder")

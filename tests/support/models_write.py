@@ -18,6 +18,7 @@ from whisper_opt.core.arrays import F32
 from whisper_opt.export.checkpoints.checkpoint import Checkpoint
 
 __all__ = [
+    "ctranslate2_quantized",
     "encode",
     "huggingface_names",
     "rounded",
@@ -26,10 +27,12 @@ __all__ = [
     "write_openai_pt",
     "write_safetensors",
     "write_torch",
+    "write_torch_legacy",
 ]
 
 _SAFETENSORS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _TORCH = {"float32": "FloatStorage", "float16": "HalfStorage", "bfloat16": "BFloat16Storage"}
+_NUMPY = {"float32": "<f4", "float16": "<f2", "int8": "i1", "int16": "<i2"}
 _CT2_TYPES = {"float32": 0, "int8": 1, "int16": 2, "float16": 4, "bfloat16": 5}
 
 
@@ -37,7 +40,7 @@ def encode(values: F32, dtype: str) -> bytes:
     """Values as little-endian bytes of a storage type (bfloat16 by truncation)."""
     if dtype == "bfloat16":
         return (np.ascontiguousarray(values).view(np.uint32) >> 16).astype("<u2").tobytes()
-    return values.astype({"float32": "<f4", "float16": "<f2", "int8": "i1"}[dtype]).tobytes()
+    return values.astype(_NUMPY[dtype]).tobytes()
 
 
 def rounded(values: F32, dtype: str) -> F32:
@@ -115,13 +118,20 @@ def write_huggingface(
     kind: str = "safetensors",
     prefix: str = "model.",
 ) -> Path:
-    """Write a Hugging Face directory; ``kind`` is ``safetensors`` or ``bin``. Returns it."""
+    """Write a Hugging Face directory; ``kind`` is ``safetensors``, ``bin`` or ``legacy-bin``.
+
+    Returns it.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     arrays = _arrays(checkpoint)
     names = huggingface_names(list(arrays), prefix)
     state = {names[name]: values for name, values in arrays.items()}
     stem, suffix = ("model", ".safetensors") if kind == "safetensors" else ("pytorch_model", ".bin")
-    write = write_safetensors if kind == "safetensors" else write_torch
+    write = {
+        "safetensors": write_safetensors,
+        "bin": write_torch,
+        "legacy-bin": write_torch_legacy,
+    }[kind]
     if shards == 1:
         write(directory / f"{stem}{suffix}", state, dtype)
     else:
@@ -170,9 +180,10 @@ def _write_json(file: Path, value: Any) -> None:
 class _Pickle:
     """Pickle of a checkpoint in opcodes of protocol 2."""
 
-    def __init__(self, dtype: str) -> None:
+    def __init__(self, dtype: str, *, legacy: bool = False) -> None:
         self.storages: list[bytes] = []
         self._dtype = dtype
+        self._view = b"N" if legacy else b""  # the older format has one more field
 
     def value(self, value: Any) -> bytes:
         if isinstance(value, bool):
@@ -198,7 +209,7 @@ class _Pickle:
         storage = f"ctorch\n{_TORCH[self._dtype]}\n".encode()
         pid = [self.value("storage"), storage, *map(self.value, (key, "cpu", values.size))]
         arguments = [
-            b"(" + b"".join(pid) + b"tQ",
+            b"(" + b"".join(pid) + self._view + b"tQ",
             *map(self.value, (0, values.shape, strides, False)),
             b"ccollections\nOrderedDict\n)R",
         ]
@@ -217,10 +228,27 @@ def write_torch(file: Path, value: Any, dtype: str = "float16") -> None:
         archive.writestr(f"{file.stem}/version", "3\n")
 
 
-def write_openai_pt(checkpoint: Checkpoint, file: Path, dtype: str = "float16") -> Path:
+def write_torch_legacy(file: Path, value: Any, dtype: str = "float16") -> None:
+    """Write nested dicts of arrays as ``torch.save`` did before 1.6."""
+    pickler = _Pickle(dtype, legacy=True)
+    pickled = pickler.value(value)
+    keys = b"](" + b"".join(pickler.value(str(i)) for i in range(len(pickler.storages))) + b"e"
+    machine = {"protocol_version": 1001, "little_endian": True}
+    magic = b"\x8a\x0a" + 0x1950A86A20F9469CFC6C.to_bytes(10, "little")
+    parts = [magic, b"M\xe9\x03", pickler.value(machine), pickled, keys]
+    data = b"".join(
+        struct.pack("<q", len(raw) // (4 if dtype == "float32" else 2)) + raw
+        for raw in pickler.storages
+    )
+    file.write_bytes(b"".join(b"\x80\x02" + part + b"." for part in parts) + data)
+
+
+def write_openai_pt(
+    checkpoint: Checkpoint, file: Path, dtype: str = "float16", *, legacy: bool = False
+) -> Path:
     """Write an OpenAI ``.pt`` file. Returns it."""
     content = {"dims": checkpoint.dims.to_dict(), "model_state_dict": _arrays(checkpoint)}
-    write_torch(file, content, dtype)
+    (write_torch_legacy if legacy else write_torch)(file, content, dtype)
     return file
 
 
@@ -281,6 +309,17 @@ def _variable(name: str, shape: tuple[int, ...], code: int, raw: bytes) -> bytes
     return _string(name) + index + raw
 
 
+_CT2_LARGEST = {"int8": 127, "int16": 1024}
+
+
+def ctranslate2_quantized(values: F32, dtype: str) -> tuple[F32, F32]:
+    """Integers, and scales by which they are divided: of each row, or one for int16."""
+    rows = np.abs(values).reshape(len(values), -1).max(axis=1)
+    scales = np.float32(_CT2_LARGEST[dtype]) / (rows if dtype == "int8" else rows.max())
+    steps = np.reshape(scales, (-1,) + (1,) * (values.ndim - 1))
+    return np.rint(values * steps), np.asarray(scales, np.float32)
+
+
 def write_ctranslate2(
     checkpoint: Checkpoint,
     directory: Path,
@@ -290,19 +329,25 @@ def write_ctranslate2(
 ) -> Path:
     """Write a CTranslate2 directory; ``changed`` replaces variables under CTranslate2's names.
 
-    With ``dtype="int8"`` the matrices are int8 and the rest float32, as after quantization.
-    Returns the directory.
+    With ``int8_float16`` or ``int16`` the matrices are quantized and the rest is float16 or
+    float32, as the converter writes them. Returns the directory.
     """
     directory.mkdir(parents=True, exist_ok=True)
     dims = checkpoint.dims
     layers = {"encoder": dims.n_audio_layer, "decoder": dims.n_text_layer}
     arrays = {**_ctranslate2_arrays(_arrays(checkpoint), layers), **(changed or {})}
+    integers, _, other = dtype.partition("_")
     variables = []
     for name, values in arrays.items():
-        quantized = dtype == "int8" and values.ndim > 1 and name.endswith("weight")
-        kind = "float32" if dtype == "int8" and not quantized else dtype
-        raw = encode(values, kind)
-        variables.append(_variable(name, values.shape, _CT2_TYPES[kind], raw))
+        kind = dtype
+        if integers in _CT2_LARGEST:
+            kind = other or "float32"
+            if values.ndim > 1 and name.endswith("weight"):
+                kind = integers
+                values, scales = ctranslate2_quantized(values, integers)
+                raw = encode(scales, "float32")
+                variables.append(_variable(f"{name}_scale", scales.shape, 0, raw))
+        variables.append(_variable(name, values.shape, _CT2_TYPES[kind], encode(values, kind)))
     for name, n_heads in (("encoder", dims.n_audio_head), ("decoder", dims.n_text_head)):
         variables.append(_variable(f"{name}/num_heads", (), 2, struct.pack("<h", n_heads)))
     for name, flag in (("pre_norm", 1), ("scale_embeddings", 0), ("activation", 3)):

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
 import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.support.models_write import write_ctranslate2
+from tests.support.models_write import ctranslate2_quantized, rounded, write_ctranslate2
 from whisper_opt.core.errors import CheckpointError
 from whisper_opt.export.checkpoints import Checkpoint, load_checkpoint
 from whisper_opt.export.checkpoints.checkpoint import OUTPUT_HEAD
@@ -33,10 +35,76 @@ def test_trailing_bytes(folder: Path) -> None:
         load_checkpoint(folder)
 
 
-def test_quantized_is_refused_with_the_reason(small: Checkpoint, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "stored"),
+    [
+        ("int8", "float32+int8"),
+        ("int8_float32", "float32+int8"),
+        ("int8_float16", "float16+float32+int8"),
+        ("int8_bfloat16", "bfloat16+float32+int8"),
+        ("int16", "float32+int16"),
+    ],
+)
+def test_quantized(
+    dtype: str,
+    stored: str,
+    small: Checkpoint,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Matrices are what their integers and scales stand for; the rest is as stored."""
+    integers, _, other = dtype.partition("_")
+    with caplog.at_level(logging.WARNING):
+        found = load_checkpoint(write_ctranslate2(small, tmp_path / "m", dtype=dtype))
+    assert f"rounded to {integers}" in caplog.text
+    assert set(found.source.dtype.split("+")) <= set(stored.split("+"))
+    assert integers in found.source.dtype
+    stacked = re.compile(r"attn\.(query|key|value)")
+    for name, tensor in small.tensors.items():
+        values, wanted = found.tensors[name].read(), tensor.read()
+        if wanted.ndim == 1 or "positional" in name:
+            wanted = rounded(wanted, other or "float32")
+        elif integers == "int8" or not stacked.search(name):
+            numbers, scales = ctranslate2_quantized(wanted, integers)
+            wanted = numbers / scales.reshape((-1,) + (1,) * (wanted.ndim - 1))
+        else:  # one scale for the matrices that are stacked
+            np.testing.assert_allclose(values, wanted, atol=np.abs(wanted).max() / 1024)
+            continue
+        np.testing.assert_allclose(values, wanted, rtol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (b"encoder/conv1/weight_scale", b"encoder/conv1/weight_stale", "without its weight_scale"),
+        (b"encoder/conv1/weight_scale\0\x01\x40\0", b"encoder/conv1/weight_scale\0\x01\x20\0",
+         "bytes for"),
+        (b"encoder/conv1/weight_scale\0\x01\x40\0\0\0", b"encoder/conv1/weight_scale\0\x02\x20"
+         b"\0\0\0", None),
+    ],
+)  # fmt: skip
+def test_damaged_scales(
+    old: bytes, new: bytes, message: str | None, small: Checkpoint, tmp_path: Path
+) -> None:
     folder = write_ctranslate2(small, tmp_path / "m", dtype="int8")
-    with pytest.raises(CheckpointError, match=r"as int8: quantized.*--quantization float16"):
+    _patch(folder, old, new)
+    with pytest.raises(CheckpointError, match=message):
         load_checkpoint(folder)
+
+
+def test_scales_of_another_shape(small: Checkpoint, tmp_path: Path) -> None:
+    changed = {"encoder/conv1/weight_scale": np.ones(3, np.float32)}
+    folder = write_ctranslate2(small, tmp_path / "m", dtype="int8", changed=changed)
+    with pytest.raises(CheckpointError, match=r"scales \[3\] for 'encoder/conv1/weight' of shape"):
+        load_checkpoint(folder)
+
+
+def test_scales_that_are_no_numbers(small: Checkpoint, tmp_path: Path) -> None:
+    changed = {"encoder/conv1/weight_scale": np.zeros(64, np.float32)}
+    folder = write_ctranslate2(small, tmp_path / "m", dtype="int8", changed=changed)
+    found = load_checkpoint(folder)
+    with pytest.raises(CheckpointError, match=r"a scale .* is not a positive number"):
+        found.tensors["encoder.conv1.weight"].read()
 
 
 @pytest.mark.parametrize(

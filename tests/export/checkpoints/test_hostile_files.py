@@ -24,14 +24,28 @@ from unittest import mock
 import numpy as np
 import pytest
 
+from tests.support.flax_write import write_flax
 from tests.support.fuzzing import fuzz, n_inputs
-from tests.support.hostile import hostile_json, hostile_pickle, hostile_zip, only_here
+from tests.support.ggml_write import write_ggml
+from tests.support.hostile import (
+    hostile_json,
+    hostile_legacy,
+    hostile_pickle,
+    hostile_zip,
+    only_here,
+)
 from tests.support.models import random_checkpoint, random_dims
-from tests.support.models_write import write_ctranslate2, write_huggingface, write_torch
+from tests.support.models_write import (
+    write_ctranslate2,
+    write_huggingface,
+    write_torch,
+    write_torch_legacy,
+)
 from whisper_opt.core.dims import ModelDims
 from whisper_opt.core.errors import CheckpointError, WhisperOptError
-from whisper_opt.export.checkpoints import ctranslate2, huggingface, load_checkpoint, sidecar
+from whisper_opt.export.checkpoints import ctranslate2, ggml, huggingface, load_checkpoint, sidecar
 from whisper_opt.export.checkpoints.blob import Blob
+from whisper_opt.export.checkpoints.flax_msgpack import read_flax
 from whisper_opt.export.checkpoints.safetensors_file import read_safetensors
 from whisper_opt.export.checkpoints.tokenizer import find_tokenizer
 from whisper_opt.export.checkpoints.torch_pickle import read_torch
@@ -64,6 +78,11 @@ def valid() -> Mapping[str, bytes]:
         values = np.arange(12, dtype=np.float32).reshape(3, 4)
         nested = {"a": values, "b": {"t": np.asfortranarray(values)}, "dims": DIMS.to_dict()}
         write_torch(folder / "x.pt", nested)
+        write_torch_legacy(folder / "old.pt", nested)
+        write_ctranslate2(checkpoint, folder / "int8", dtype="int8_float16")
+        write_flax(checkpoint, folder / "flax")
+        (folder / "ggml").mkdir()
+        write_ggml(checkpoint, folder / "ggml" / "ggml-x.bin", "q5_1")
         for path in sorted(folder.rglob("*.*")):
             found[str(path.relative_to(folder))] = path.read_bytes()
     entries = {"a": [2, 3], "b": [4], "c": []}
@@ -141,7 +160,7 @@ def _manifest() -> bytes:
 def short_windows() -> Iterator[None]:
     """Loaders take models with few encoder positions, so that the valid files are small."""
     with contextlib.ExitStack() as stack:
-        for module in (ctranslate2, huggingface):
+        for module in (ctranslate2, ggml, huggingface):
             stack.enter_context(mock.patch.object(module, "check_window"))
         yield
 
@@ -195,15 +214,42 @@ def read_torch_file(data: bytes) -> None:
         _values(read_torch(path))
 
 
+def read_legacy_torch_file(data: bytes) -> None:
+    chance = random.Random(data)
+    if chance.random() < 0.7:
+        data = hostile_legacy(chance, valid()["old.pt"])
+    path = _write("old.pt", data)
+    with only_here():
+        _values(read_torch(path))
+
+
+def read_flax_file(data: bytes) -> None:
+    path = _write("flax_model.msgpack", data)
+    with only_here():
+        found = read_flax(path)
+        _values(dict(random.Random(data).sample(sorted(found.items()), min(2, len(found)))))
+
+
+def _read_model(place: Path, data: bytes) -> None:
+    """Load a checkpoint and read two of its tensors."""
+    with only_here(), short_windows():
+        checkpoint = load_checkpoint(place)
+        for tensor in random.Random(data).sample(list(checkpoint.tensors.values()), 2):
+            assert tensor.read().shape == tensor.shape
+
+
 def read_ctranslate2_model(data: bytes) -> None:
     for name in ("config.json", "tokenizer.json"):
         if not Path("ct2", name).exists():
             _write(f"ct2/{name}", valid()[f"ct2/{name}"])
     _write("ct2/model.bin", data)
-    with only_here(), short_windows():
-        checkpoint = load_checkpoint(Path("ct2"))
-        for tensor in random.Random(data).sample(list(checkpoint.tensors.values()), 2):
-            assert tensor.read().shape == tensor.shape
+    _read_model(Path("ct2"), data)
+
+
+def read_ggml_model(data: bytes) -> None:
+    if not Path("ggml/tokenizer.json").exists():
+        _write("ggml/tokenizer.json", valid()["ggml/tokenizer.json"])
+    _read_model(_write("ggml/ggml-x.bin", data), data)
 
 
 CONFIGS = (
@@ -274,7 +320,11 @@ def read_manifest(data: bytes) -> None:
 READERS: Mapping[str, tuple[Callable[[bytes], None], str]] = {
     "safetensors": (read_safetensors_file, "x.safetensors"),
     "torch": (read_torch_file, "x.pt"),
+    "legacy-torch": (read_legacy_torch_file, "old.pt"),
+    "flax": (read_flax_file, "flax/flax_model.msgpack"),
     "ctranslate2": (read_ctranslate2_model, "ct2/model.bin"),
+    "ctranslate2-int8": (read_ctranslate2_model, "int8/model.bin"),
+    "ggml": (read_ggml_model, "ggml/ggml-x.bin"),
     "configuration": (read_config, "hf/config.json"),
     "tokenizer": (read_tokenizer, "hf/tokenizer.json"),
     "manifest": (read_manifest, "manifest.json"),
@@ -283,12 +333,13 @@ READERS: Mapping[str, tuple[Callable[[bytes], None], str]] = {
 
 def test_the_valid_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name, reader in (("x.safetensors", read_safetensors), ("x.pt", read_torch)):
+    readers = {"x.safetensors": read_safetensors, "x.pt": read_torch, "old.pt": read_torch}
+    for name, reader in readers.items():
         _values(reader(_write(name, valid()[name])))
     for name, content in valid().items():
         _write(name, content)
     with short_windows():
-        for name in ("hf", "ct2", "shards"):
+        for name in ("hf", "ct2", "shards", "int8", "flax", "ggml/ggml-x.bin"):
             assert load_checkpoint(Path(name)).dims == DIMS
     assert isinstance(find_tokenizer(Path("parts"), DIMS), str)
     for name, content in {**ENGINE, "manifest.json": valid()["manifest.json"]}.items():

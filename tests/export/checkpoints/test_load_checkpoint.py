@@ -14,6 +14,8 @@ from typing import Any, Callable
 import numpy as np
 import pytest
 
+from tests.support.flax_write import write_flax
+from tests.support.ggml_write import write_ggml
 from tests.support.models import TURBO, random_checkpoint, random_dims
 from tests.support.models_write import (
     rounded,
@@ -27,10 +29,15 @@ from whisper_opt.export.checkpoints import Checkpoint, expected_shapes, load_che
 ENGLISH = random_dims(n_vocab=51864, n_audio_state=64, n_text_state=64, n_audio_layer=1)
 
 
-def write_pt(checkpoint: Checkpoint, directory: Path, dtype: str) -> Path:
+def write_pt(checkpoint: Checkpoint, directory: Path, dtype: str, *, legacy: bool = False) -> Path:
     directory.mkdir()
     (directory / "tokenizer.json").write_text(checkpoint.tokenizer_json, encoding="utf-8")
-    return write_openai_pt(checkpoint, directory / "model.pt", dtype)
+    return write_openai_pt(checkpoint, directory / "model.pt", dtype, legacy=legacy)
+
+
+def write_whisper_cpp(checkpoint: Checkpoint, directory: Path, dtype: str) -> Path:
+    directory.mkdir()
+    return write_ggml(checkpoint, directory / "ggml-model.bin", dtype)
 
 
 WRITERS: dict[str, Callable[[Checkpoint, Path, str], Path]] = {
@@ -38,8 +45,12 @@ WRITERS: dict[str, Callable[[Checkpoint, Path, str], Path]] = {
     "safetensors-shards": lambda c, d, t: write_huggingface(c, d, dtype=t, shards=3),
     "bin": lambda c, d, t: write_huggingface(c, d, dtype=t, kind="bin"),
     "bin-shards": lambda c, d, t: write_huggingface(c, d, dtype=t, kind="bin", shards=2),
+    "bin-legacy": lambda c, d, t: write_huggingface(c, d, dtype=t, kind="legacy-bin"),
+    "flax": lambda c, d, t: write_flax(c, d, dtype=t),
+    "flax-shards": lambda c, d, t: write_flax(c, d, dtype=t, shards=3),
     "bare-names": lambda c, d, t: write_huggingface(c, d, dtype=t, prefix=""),
     "openai": write_pt,
+    "openai-legacy": lambda c, d, t: write_pt(c, d, t, legacy=True),
     "ctranslate2": lambda c, d, t: write_ctranslate2(c, d, dtype=t),
 }
 
@@ -68,14 +79,16 @@ def test_every_format_gives_the_tensors_written(
     found = load_checkpoint(WRITERS[kind](turbo, tmp_path / "turbo", "float16"))
     assert_same(found, turbo, "float16")
     assert found.tokenizer_json == turbo.tokenizer_json
-    if kind != "openai":
+    if not kind.startswith("openai"):
         assert found.alignment_heads == turbo.alignment_heads
         assert found.suppress_tokens == turbo.suppress_tokens
         assert found.begin_suppress_tokens == turbo.begin_suppress_tokens
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("kind", ["safetensors", "bin", "openai", "ctranslate2"])
+@pytest.mark.parametrize(
+    "kind", ["safetensors", "bin", "bin-legacy", "flax", "openai", "openai-legacy", "ctranslate2"]
+)
 def test_storage_types(kind: str, dtype: str, small: Checkpoint, tmp_path: Path) -> None:
     found = load_checkpoint(WRITERS[kind](small, tmp_path / "m", dtype))
     assert_same(found, small, dtype)
@@ -99,11 +112,18 @@ def test_source_names_files_and_digests(small: Checkpoint, tmp_path: Path) -> No
     }
 
 
-@pytest.mark.parametrize("kind", ["safetensors", "bin", "openai", "ctranslate2"])
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [
+        *((kind, "float16") for kind in ("safetensors", "bin", "openai", "ctranslate2")),
+        *((kind, "float16") for kind in ("bin-legacy", "openai-legacy", "flax")),
+        *(("ctranslate2", "int8_float16"), ("ctranslate2", "int16"), ("ggml", "float16")),
+    ],
+)
 def test_loading_and_reading_keep_only_one_tensor_in_memory(
-    kind: str, wide: Checkpoint, tmp_path: Path
+    kind: str, dtype: str, wide: Checkpoint, tmp_path: Path
 ) -> None:
-    path = WRITERS[kind](wide, tmp_path / "m", "float16")
+    path = (write_whisper_cpp if kind == "ggml" else WRITERS[kind])(wide, tmp_path / "m", dtype)
     largest = 4 * 51865 * 64  # the embedding, as float32
     checkpoint = load_checkpoint(path)
     checkpoint.tensors["decoder.ln.bias"].read()  # imports and caches
@@ -197,6 +217,25 @@ class TestRecognition:
         with pytest.raises(CheckpointError, match=r"notes\.txt is not a checkpoint"):
             load_checkpoint(tmp_path / "notes.txt")
 
+    @pytest.mark.parametrize(
+        ("start", "message"),
+        [
+            (b"GGUF\3\0\0\0", r"a GGUF file; whisper\.cpp .*convert-h5-to-ggml"),
+            (b"tjgg\1\0\0\0", r"a ggjt file of llama\.cpp"),
+            (b"fmgg\1\0\0\0", r"a ggmf file of llama\.cpp"),
+            (b"\x89HDF\r\n\x1a\n", r"an HDF5 file of TensorFlow.*from_tf=True"),
+        ],
+    )
+    def test_formats_that_are_not_read(self, start: bytes, message: str, tmp_path: Path) -> None:
+        (tmp_path / "x.bin").write_bytes(start + bytes(100))
+        with pytest.raises(CheckpointError, match=message):
+            load_checkpoint(tmp_path / "x.bin")
+
+    def test_a_directory_of_tensorflow(self, tmp_path: Path) -> None:
+        (tmp_path / "tf_model.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
+        with pytest.raises(CheckpointError, match=r"tf_model\.h5 is an HDF5 file"):
+            load_checkpoint(tmp_path)
+
     def test_revision_of_a_local_path(self, small: Checkpoint, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="revision 'main'"):
             load_checkpoint(write_huggingface(small, tmp_path / "m"), revision="main")
@@ -248,7 +287,7 @@ class TestHub:
             "tokenizer.json",
         }
 
-    @pytest.mark.parametrize("kind", ["bin-shards", "ctranslate2"])
+    @pytest.mark.parametrize("kind", ["bin-shards", "ctranslate2", "flax", "flax-shards"])
     def test_other_formats(self, kind: str, hub: FakeHub, small: Checkpoint) -> None:
         WRITERS[kind](small, hub.repository, "float16")
         assert_same(load_checkpoint("someone/model"), small, "float16")

@@ -17,8 +17,6 @@ from whisper_opt.core.errors import CheckpointError
 from whisper_opt.export.checkpoints import load_checkpoint
 from whisper_opt.export.checkpoints.torch_pickle import is_torch_file, read_torch
 
-LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03."
-
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
@@ -173,10 +171,6 @@ def test_damaged_pickle(pickled: bytes, message: str | None, file: Path) -> None
 
 
 def test_files_of_another_kind(file: Path) -> None:
-    file.write_bytes(LEGACY)
-    assert is_torch_file(file)
-    with pytest.raises(CheckpointError, match=r"before 1\.6.*torch\.save"):
-        load_checkpoint(file)
     file.write_bytes(b"PK\x03\x04 and then nothing")
     with pytest.raises(CheckpointError, match="truncated or damaged zip"):
         load_checkpoint(file)
