@@ -107,7 +107,8 @@ def _add_export(commands: Any) -> None:
     parser.add_argument(
         "source",
         metavar="SOURCE",
-        help="Hugging Face directory or hub id, OpenAI .pt file, or CTranslate2 directory",
+        help="Hugging Face directory or hub id, OpenAI .pt file, whisper.cpp ggml-*.bin file, or"
+        " CTranslate2 directory",
     )
     parser.add_argument("target", metavar="DIR", type=Path, help="engine directory to create")
     parser.add_argument(

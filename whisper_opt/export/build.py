@@ -78,8 +78,9 @@ def export(
     """Export a checkpoint to a verified engine directory.
 
     Args:
-        source: a Hugging Face directory or hub id, an OpenAI ``.pt`` file, a CTranslate2 directory,
-            or a loaded :class:`~whisper_opt.export.checkpoints.Checkpoint`.
+        source: a Hugging Face directory or hub id, an OpenAI ``.pt`` file, a ``ggml-*.bin`` file of
+            whisper.cpp, a CTranslate2 directory, or a loaded
+            :class:`~whisper_opt.export.checkpoints.Checkpoint`.
         target: directory to create.
         precision: arithmetic of the graphs, one of ``PRECISIONS``.
         dialect: ``contrib`` (ONNX Runtime) or ``standard`` (TensorRT, and ONNX Runtime >= 1.24).
