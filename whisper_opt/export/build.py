@@ -61,13 +61,14 @@ _STEMS = ("encoder", "decoder")
 
 
 def export(
-    source: Union[str, Path, Checkpoint],
+    source: Any,
     target: Union[str, Path],
     *,
     precision: str = "fp32",
     dialect: str = "contrib",
-    tokenizer: Union[str, Path, None] = None,
+    tokenizer: Any = None,
     revision: str | None = None,
+    base: Any = None,
     alignment_heads: Union[str, Sequence[tuple[int, int]], None] = None,
     overwrite: bool = False,
     verified: bool = True,
@@ -84,8 +85,10 @@ def export(
         target: directory to create.
         precision: arithmetic of the graphs, one of ``PRECISIONS``.
         dialect: ``contrib`` (ONNX Runtime) or ``standard`` (TensorRT, and ONNX Runtime >= 1.24).
-        tokenizer: ``tokenizer.json`` or a directory with one, for sources without a tokenizer.
+        tokenizer: ``tokenizer.json`` or a directory with one, or a tokenizer or processor of
+            transformers, for sources without a tokenizer.
         revision: branch, tag or commit of a hub id.
+        base: base model of a LoRA adapter, if not the one that its ``adapter_config.json`` names.
         alignment_heads: (decoder layer, head) pairs for word times, or ``all`` to rank them later
             (:meth:`whisper_opt.Whisper.rank_alignment_heads`); default: those of the checkpoint,
             or all heads of the upper half of the layers.
@@ -115,7 +118,9 @@ def export(
     report = on_progress or (lambda stage, done, total: None)
     with directory(Path(target), overwrite=overwrite) as folder:
         if not isinstance(source, Checkpoint):
-            source = load_checkpoint(source, tokenizer=tokenizer, revision=revision)
+            source = load_checkpoint(
+                source, tokenizer=tokenizer, revision=revision, base=base
+            )
         checkpoint = _with_heads(source, alignment_heads)
         # raises if the tokenizer does not fit
         vocab = Vocab(checkpoint.tokenizer_json, checkpoint.dims, checkpoint.multilingual)

@@ -10,7 +10,7 @@ from typing import Any
 from whisper_opt.core.errors import BackendUnavailable, CheckpointError
 from whisper_opt.core.remedies import install_hint
 
-__all__ = ["download", "is_hub_id"]
+__all__ = ["download", "download_tokenizer", "is_hub_id"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FILE_SUFFIXES = {".pt", ".bin", ".safetensors", ".msgpack", ".json"}
@@ -22,12 +22,15 @@ _SIDECARS = [
     "merges.txt",
     "added_tokens.json",
     "tokenizer_config.json",
+    "adapter_config.json",
 ]
 # Tried in turn, so that only one of the variants in a repository is fetched.
 _WEIGHTS = (
     ["model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors"],
     ["pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin"],
     ["model.bin"],
+    ["adapter_model.safetensors"],
+    ["adapter_model.bin"],
     ["flax_model.msgpack", "flax_model.msgpack.index.json", "flax_model-*-of-*.msgpack"],
 )
 
@@ -51,6 +54,25 @@ def download(name: str, revision: str | None = None) -> Path:
         BackendUnavailable: huggingface_hub is not installed.
         CheckpointError: there is no such model, no network, or no weights in a known format.
     """
+    for patterns in _WEIGHTS:
+        path = _fetch(name, revision, [*_SIDECARS, *patterns])
+        if any(next(path.glob(pattern), None) for pattern in patterns):
+            return path
+    expected = ", ".join(patterns[0] for patterns in _WEIGHTS)
+    raise CheckpointError(
+        f"the hub's {name!r} has no weights of a known format; expected one of {expected}"
+    )
+
+
+def download_tokenizer(name: str, revision: str | None = None) -> Path:
+    """Fetch the configuration and the tokenizer of a model, without its weights.
+
+    Args, returned directory and errors are those of :func:`download`.
+    """
+    return _fetch(name, revision, _SIDECARS)
+
+
+def _fetch(name: str, revision: str | None, patterns: list[str]) -> Path:
     try:
         client: Any = importlib.import_module("huggingface_hub")
     except ImportError as error:
@@ -58,20 +80,10 @@ def download(name: str, revision: str | None = None) -> Path:
             f"{name!r} is not a local path, and fetching it from the Hugging Face hub needs"
             f" huggingface_hub: {install_hint('hf')}"
         ) from error
-    for patterns in _WEIGHTS:
-        try:
-            folder = client.snapshot_download(
-                name, revision=revision, allow_patterns=[*_SIDECARS, *patterns]
-            )
-        except Exception as error:  # includes errors of the client's HTTP library
-            raise CheckpointError(_explain(name, revision, error)) from error
-        path = Path(folder)
-        if any(next(path.glob(pattern), None) for pattern in patterns):
-            return path
-    expected = ", ".join(patterns[0] for patterns in _WEIGHTS)
-    raise CheckpointError(
-        f"the hub's {name!r} has no weights of a known format; expected one of {expected}"
-    )
+    try:
+        return Path(client.snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except Exception as error:  # includes errors of the client's HTTP library
+        raise CheckpointError(_explain(name, revision, error)) from error
 
 
 def _explain(name: str, revision: str | None, error: Exception) -> str:

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import re
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 from whisper_opt.core.dims import ModelDims
 from whisper_opt.core.errors import CheckpointError
-from whisper_opt.export.checkpoints.blob import Blob, make_source, same_values
+from whisper_opt.export.checkpoints.blob import Blob, Stored, make_source, same_values
 from whisper_opt.export.checkpoints.checkpoint import (
     OUTPUT_HEAD,
     Checkpoint,
+    Source,
     check_window,
     expected_shapes,
 )
@@ -34,7 +35,13 @@ from whisper_opt.export.checkpoints.tokenizer import find_tokenizer
 from whisper_opt.export.checkpoints.torch_pickle import read_torch
 from whisper_opt.export.checkpoints.vocabulary import is_multilingual, without_padding_rows
 
-__all__ = ["HUGGINGFACE_WEIGHTS", "load_huggingface"]
+__all__ = [
+    "HUGGINGFACE_WEIGHTS",
+    "assemble",
+    "huggingface_name",
+    "load_huggingface",
+    "read_state",
+]
 
 HUGGINGFACE_WEIGHTS = (
     "model.safetensors",
@@ -90,12 +97,38 @@ def load_huggingface(
         CheckpointError: a file is missing or damaged, or the model is not a Whisper model.
     """
     config = read_json(directory / "config.json")
-    dims = _dims(config)
     generation = config
     if (directory / "generation_config.json").is_file():
         generation = read_json(directory / "generation_config.json")
     stored, files = _read_weights(directory)
-    text = find_tokenizer(tokenizer or directory, dims)
+
+    def source(dtypes: Iterable[str]) -> Source:
+        return make_source("huggingface", name or directory.resolve().name, dtypes, files)
+
+    return assemble(config, generation, stored, tokenizer or directory, source)
+
+
+def assemble(
+    config: Mapping[str, Any],
+    generation: Mapping[str, Any],
+    stored: Mapping[str, Stored],
+    tokenizer: Path,
+    source: Callable[[Iterable[str]], Source],
+) -> Checkpoint:
+    """The checkpoint of a model of transformers.
+
+    Args:
+        config: the model's configuration, as in ``config.json``.
+        generation: its generation configuration; ``config`` if it has none.
+        stored: unread tensors by transformers' names, with or without ``model.``.
+        tokenizer: file or directory of the tokenizer.
+        source: makes the provenance of the storage types.
+
+    Raises:
+        CheckpointError: these are not parts of one Whisper model.
+    """
+    dims = _dims(config)
+    text = find_tokenizer(tokenizer, dims)
     dims, blobs = without_padding_rows(text, dims, _canonical(_unwrapped(stored), dims))
     return Checkpoint(
         dims=dims,
@@ -104,12 +137,7 @@ def load_huggingface(
         alignment_heads=alignment_heads(generation, dims),
         suppress_tokens=token_ids(generation, "suppress_tokens", dims.n_vocab),
         begin_suppress_tokens=token_ids(generation, "begin_suppress_tokens", dims.n_vocab),
-        source=make_source(
-            "huggingface",
-            name or directory.resolve().name,
-            (blob.dtype for blob in blobs.values()),
-            files,
-        ),
+        source=source(blob.dtype for blob in blobs.values()),
         multilingual=is_multilingual(text, optional_bool(generation, "is_multilingual")),
     )
 
@@ -150,13 +178,18 @@ def _read_weights(directory: Path) -> tuple[dict[str, Blob], list[Path]]:
             continue
         if name.endswith(".index.json"):
             return _read_shards(path)
-        return _read_file(path), [path]
+        return read_state(path), [path]
     raise CheckpointError(
         f"{directory.name!r} has no weights; expected one of {', '.join(HUGGINGFACE_WEIGHTS)}"
     )
 
 
-def _read_file(path: Path) -> dict[str, Blob]:
+def read_state(path: Path) -> dict[str, Blob]:
+    """Unread tensors of one weight file (safetensors, PyTorch or Flax) by the file's names.
+
+    Raises:
+        CheckpointError: it is damaged, or is something else.
+    """
     if path.suffix == ".safetensors":
         return read_safetensors(path)
     if path.suffix == ".msgpack":
@@ -175,7 +208,7 @@ def _read_shards(index: Path) -> tuple[dict[str, Blob], list[Path]]:
     if not isinstance(weight_map, dict) or not all(map(_is_plain_name, weight_map.values())):
         raise CheckpointError(f"{index.name} has no weight_map of tensor names to shard files")
     files = [index.parent / name for name in sorted(set(weight_map.values()))]
-    shards = {path.name: _read_file(path) for path in files}
+    shards = {path.name: read_state(path) for path in files}
     blobs: dict[str, Blob] = {}
     for name, file in weight_map.items():
         if Path(file).suffix == ".msgpack":
@@ -193,7 +226,7 @@ def _is_plain_name(value: Any) -> bool:
     return isinstance(value, str) and Path(value).name == value
 
 
-def _unwrapped(stored: Mapping[str, Blob]) -> Mapping[str, Blob]:
+def _unwrapped(stored: Mapping[str, Stored]) -> Mapping[str, Stored]:
     """Tensors with :data:`_WRAPPERS` that all names share removed."""
     names = list(stored)
     while names:
@@ -204,16 +237,16 @@ def _unwrapped(stored: Mapping[str, Blob]) -> Mapping[str, Blob]:
     return dict(zip(names, stored.values()))
 
 
-def _canonical(stored: Mapping[str, Blob], dims: ModelDims) -> dict[str, Blob]:
+def _canonical(stored: Mapping[str, Stored], dims: ModelDims) -> dict[str, Stored]:
     """Rename tensors; refuse those that would be lost silently."""
     rest = {name[6:] if name.startswith("model.") else name: b for name, b in stored.items()}
-    blobs: dict[str, Blob] = {}
+    blobs: dict[str, Stored] = {}
     for name in expected_shapes(dims):
-        theirs = _huggingface_name(name)
+        theirs = huggingface_name(name)
         if theirs in rest:
             blobs[name] = rest[theirs]
     embedding = rest.get(_EMBEDDING)
-    known = {_huggingface_name(name) for name in blobs}
+    known = {huggingface_name(name) for name in blobs}
     for theirs in rest.keys() - known:
         blob = rest[theirs]
         if theirs == _HEAD:
@@ -239,7 +272,8 @@ def _canonical(stored: Mapping[str, Blob], dims: ModelDims) -> dict[str, Blob]:
     return blobs
 
 
-def _huggingface_name(name: str) -> str:
+def huggingface_name(name: str) -> str:
+    """Transformers' name of a canonical tensor, without ``model.``."""
     for ours, theirs in _FRAGMENTS:
         name = name.replace(ours, theirs)
     return name

@@ -11,9 +11,12 @@ from __future__ import annotations
 import base64
 import binascii
 import bisect
+import contextlib
 import json
+import os
 import re
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,13 @@ from whisper_opt.export.checkpoints.vocabulary import check_token_ids
 from whisper_opt.text.languages import LANGUAGES
 from whisper_opt.text.vocabulary import BYTE_CHARACTERS
 
-__all__ = ["build_tokenizer_json", "find_tokenizer", "has_tokenizer", "tokenizer_of_bytes"]
+__all__ = [
+    "build_tokenizer_json",
+    "find_tokenizer",
+    "has_tokenizer",
+    "tokenizer_of_bytes",
+    "tokenizer_path",
+]
 
 _END_OF_TEXT, _NO_TIMESTAMPS = "<|endoftext|>", "<|notimestamps|>"
 _TIMESTAMP = re.compile(r"<\|\d+\.\d\d\|>")
@@ -43,6 +52,42 @@ def has_tokenizer(directory: Path) -> bool:
         return True
     words = all((directory / name).is_file() for name in _PARTS[:2])
     return words and ((directory / _PARTS[2]).is_file() or _listed_in_config(directory) is not None)
+
+
+@contextlib.contextmanager
+def tokenizer_path(tokenizer: Any) -> Iterator[Path | None]:
+    """The path of a tokenizer that was given as a path or as an object.
+
+    Args:
+        tokenizer: a path, or an object that writes itself to files: a tokenizer or processor of
+            transformers, or a ``tokenizers.Tokenizer``. None gives None.
+
+    Raises:
+        CheckpointError: the path does not exist, or the object is something else.
+    """
+    if tokenizer is None:
+        yield None
+        return
+    if isinstance(tokenizer, (str, os.PathLike)):
+        path = Path(tokenizer)
+        if not path.exists():
+            raise CheckpointError(
+                f"tokenizer= names {str(tokenizer)!r}, which does not exist; expected a"
+                " tokenizer.json, a directory that holds one, or a .tiktoken file"
+            )
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as name:
+        if hasattr(tokenizer, "save_pretrained"):
+            tokenizer.save_pretrained(name)
+        elif hasattr(tokenizer, "to_str"):
+            (Path(name) / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
+        else:
+            raise CheckpointError(
+                f"tokenizer= is a {type(tokenizer).__name__}; expected a path, a tokenizer or"
+                " processor of transformers, or a tokenizers.Tokenizer"
+            )
+        yield Path(name)
 
 
 def find_tokenizer(path: Path, dims: ModelDims) -> str:
