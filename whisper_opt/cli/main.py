@@ -133,6 +133,11 @@ def _add_export(commands: Any) -> None:
     )
     parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of a hub id")
     parser.add_argument(
+        "--base",
+        metavar="CHECKPOINT",
+        help="base model of a LoRA adapter (default: the one that adapter_config.json names)",
+    )
+    parser.add_argument(
         "--alignment-heads",
         metavar="LAYER.HEAD,...",
         type=_heads,
@@ -190,6 +195,7 @@ def _export(args: argparse.Namespace) -> int:
             dialect=args.dialect,
             tokenizer=args.tokenizer,
             revision=args.revision,
+            base=args.base,
             alignment_heads=args.alignment_heads,
             overwrite=args.overwrite,
             calibrate_on=args.calibrate,

@@ -105,7 +105,8 @@ def export(
 
     Raises:
         CheckpointError: the source cannot be read.
-        OptionError: unknown precision or dialect, or no recordings to calibrate on.
+        OptionError: unknown precision or dialect, no recordings to calibrate on, or a base of
+            what is no adapter.
         AudioError: a recording cannot be read.
         EngineError: the target exists or cannot be written.
         BackendUnavailable: ONNX Runtime, which verifies, is missing or too old for the dialect.
@@ -115,12 +116,12 @@ def export(
     types = _policy(precision, dialect)
     _check_calibration(types, calibrate_on, keep)
     require_onnxruntime(dialect)
+    if isinstance(source, Checkpoint) and base is not None:
+        raise OptionError("base= belongs to load_checkpoint, which opened this Checkpoint")
     report = on_progress or (lambda stage, done, total: None)
     with directory(Path(target), overwrite=overwrite) as folder:
         if not isinstance(source, Checkpoint):
-            source = load_checkpoint(
-                source, tokenizer=tokenizer, revision=revision, base=base
-            )
+            source = load_checkpoint(source, tokenizer=tokenizer, revision=revision, base=base)
         checkpoint = _with_heads(source, alignment_heads)
         # raises if the tokenizer does not fit
         vocab = Vocab(checkpoint.tokenizer_json, checkpoint.dims, checkpoint.multilingual)
