@@ -49,6 +49,11 @@ CASES: dict[str, dict[str, Any]] = {
         "target_modules": _QV,
         "modules_to_save": ["conv1", "decoder.layer_norm", "layers.1.fc1"],
     },
+    "saved-modules-and-biases": {
+        "target_modules": [*_QV, "fc1"],
+        "modules_to_save": ["decoder.layer_norm", "out_proj"],
+        "bias": "all",
+    },
     "saved-head": {"target_modules": _QV, "modules_to_save": ["proj_out"]},
     "saved-embedding": {"target_modules": _QV, "modules_to_save": ["embed_tokens"]},
     "convolutions": {"target_modules": ["conv1", "conv2"]},

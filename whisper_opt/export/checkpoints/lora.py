@@ -48,7 +48,7 @@ _NAME = re.compile(
     r"(?:_orig_mod\.|module\.)*(?:base_model\.model\.)?(?P<module>[\w.]+?)\."
     r"(?P<part>lora_A\.weight|lora_B\.(?:weight|bias)|lora_embedding_[AB]"
     r"|lora_magnitude_vector(?:\.weight)?|token_adapter\.trainable_tokens_delta"
-    r"|base_layer\.(?:weight|bias)|modules_to_save\.(?:weight|bias)|weight|bias)"
+    r"|(?:base_layer|modules_to_save|original_module)\.(?:weight|bias)|weight|bias)"
 )
 _PAIRS = {"lora_A.weight": "lora_B.weight", "lora_embedding_A": "lora_embedding_B"}
 
@@ -141,6 +141,8 @@ class Adapter:
                     " as PEFT saves it"
                 )
             part = found["part"].replace("magnitude_vector.weight", "magnitude_vector")
+            if part.startswith("original_module"):
+                continue  # of a module in modules_to_save, which replaces it
             self._parts.setdefault(found["module"], {})[part] = blob
 
     @property
