@@ -46,9 +46,9 @@ def read_legacy(path: Path) -> Any:
         stream = io.BytesIO(file.read(MAX_PICKLE_BYTES))
         if not stream.getvalue().startswith(_START):
             raise CheckpointError(
-                f"{path.name} is a tar archive; if it is a model of PyTorch before 0.2, load it"
-                " with PyTorch and save it again with torch.save: no Whisper model was published in"
-                " that format. If it is an archive of a model, unpack it"
+                f"{path.name} is a tar archive, in which weights cannot be found one by one: unpack"
+                " it if it holds a model's files; if torch.save of PyTorch before 0.2 wrote it,"
+                " load it there and save it again with a newer one"
             )
         storages = _Storages(path)
         _check_header([unpickle(stream, storages) for _ in range(3)], path)
