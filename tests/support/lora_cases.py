@@ -88,7 +88,9 @@ def adapter_values(name: str, shape: list[int]) -> F32:
     if "lora" not in name and name.endswith("weight") and shape[0] >= DIMS.n_vocab:
         name = "embed_tokens"
     rng = np.random.default_rng(zlib.crc32(name.encode()))
-    noise = rng.standard_normal(shape, dtype=np.float32)
+    noise: F32 = rng.standard_normal(shape, dtype=np.float32)
     if "magnitude" in name or "norm.weight" in name:
-        return np.abs(noise) * np.float32(0.2) + np.float32(1)
-    return noise * np.float32(0.3 if "lora" in name else 0.1)
+        noise = np.abs(noise) * np.float32(0.2) + np.float32(1)
+    else:
+        noise *= np.float32(0.3 if "lora" in name else 0.1)
+    return noise

@@ -38,11 +38,18 @@ from tests.support.models import random_checkpoint, random_dims
 from tests.support.models_write import (
     write_ctranslate2,
     write_huggingface,
+    write_safetensors,
     write_torch,
     write_torch_legacy,
 )
 from whisper_opt.core.errors import WhisperOptError
-from whisper_opt.export.checkpoints import ctranslate2, ggml, huggingface, load_checkpoint
+from whisper_opt.export.checkpoints import (
+    Checkpoint,
+    ctranslate2,
+    ggml,
+    huggingface,
+    load_checkpoint,
+)
 from whisper_opt.export.checkpoints.blob import Blob
 from whisper_opt.export.checkpoints.flax_msgpack import read_flax
 from whisper_opt.export.checkpoints.safetensors_file import read_safetensors
@@ -80,6 +87,7 @@ def valid() -> Mapping[str, bytes]:
         write_torch_legacy(folder / "old.pt", nested)
         write_ctranslate2(checkpoint, folder / "int8", dtype="int8_float16")
         write_flax(checkpoint, folder / "flax")
+        _write_adapter(folder / "lora")
         (folder / "ggml").mkdir()
         write_ggml(checkpoint, folder / "ggml" / "ggml-x.bin", "q5_1")
         for path in sorted(folder.rglob("*.*")):
@@ -100,6 +108,36 @@ def valid() -> Mapping[str, bytes]:
     for name in ("config.json", "tokenizer.json"):
         found[f"shards/{name}"] = found[f"hf/{name}"]
     return found
+
+
+def _write_adapter(folder: Path) -> None:
+    folder.mkdir()
+    settings = {
+        "peft_type": "LORA",
+        "base_model_name_or_path": None,
+        "r": 2,
+        "lora_alpha": 4,
+        "use_rslora": True,
+        "rank_pattern": {"fc1": 1, "v_proj": 1},
+        "alpha_pattern": {r".*layers.\d+.(fc1|fc2)": 3},
+        "modules_to_save": ["layer_norm"],
+        "trainable_token_indices": [5, 7],
+        "init_lora_weights": True,
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    layer = "base_model.model.model.decoder.layers.0"
+    shapes = {
+        f"{layer}.self_attn.q_proj.lora_A.weight": (2, 64),
+        f"{layer}.self_attn.q_proj.lora_B.weight": (64, 2),
+        f"{layer}.self_attn.q_proj.lora_magnitude_vector": (64,),
+        f"{layer}.fc1.lora_A.weight": (1, 64),
+        f"{layer}.fc1.lora_B.weight": (256, 1),
+        f"{layer}.fc1.lora_B.bias": (256,),
+        "base_model.model.model.decoder.layer_norm.bias": (64,),
+        "base_model.model.model.decoder.embed_tokens.token_adapter.trainable_tokens_delta": (2, 64),
+    }
+    values = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+    write_safetensors(folder / "adapter_model.safetensors", values)
 
 
 def _parts(found: Mapping[str, bytes]) -> dict[str, bytes]:
@@ -251,6 +289,34 @@ def read_ggml_model(data: bytes) -> None:
     _read_model(_write("ggml/ggml-x.bin", data), data)
 
 
+def read_adapter(data: bytes) -> None:
+    """An adapter with a changed configuration or changed weights, on a valid base."""
+    chance = random.Random(data)
+    weights = valid()["lora/adapter_model.safetensors"]
+    settings = valid()["lora/adapter_config.json"]
+    if chance.random() < 0.6:
+        settings = hostile_json(chance, settings.decode())
+    elif chance.random() < 0.7:
+        size = struct.unpack("<Q", weights[:8])[0]
+        text = hostile_json(chance, weights[8 : 8 + size].decode())
+        weights = struct.pack("<Q", len(text)) + text + weights[8 + size :]
+    else:
+        weights = data
+    _write("lora/adapter_config.json", settings)
+    _write("lora/adapter_model.safetensors", weights)
+    with only_here():
+        checkpoint = load_checkpoint(Path("lora"), base=_base())
+        with np.errstate(all="ignore"):
+            for name in ("decoder.blocks.0.attn.query.weight", "decoder.token_embedding.weight"):
+                tensor = checkpoint.tensors[name]
+                assert tensor.read().shape == tensor.shape
+
+
+@functools.cache
+def _base() -> Checkpoint:
+    return random_checkpoint(DIMS)
+
+
 CONFIGS = (
     ("ct2", "config.json", ("model.bin", "tokenizer.json")),
     ("hf", "config.json", ("model.safetensors", "tokenizer.json", "generation_config.json")),
@@ -324,6 +390,7 @@ READERS: Mapping[str, tuple[Callable[[bytes], None], str]] = {
     "ctranslate2": (read_ctranslate2_model, "ct2/model.bin"),
     "ctranslate2-int8": (read_ctranslate2_model, "int8/model.bin"),
     "ggml": (read_ggml_model, "ggml/ggml-x.bin"),
+    "adapter": (read_adapter, "lora/adapter_model.safetensors"),
     "configuration": (read_config, "hf/config.json"),
     "tokenizer": (read_tokenizer, "hf/tokenizer.json"),
     "manifest": (read_manifest, "manifest.json"),
@@ -340,6 +407,7 @@ def test_the_valid_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with short_windows():
         for name in ("hf", "ct2", "shards", "int8", "flax", "ggml/ggml-x.bin"):
             assert load_checkpoint(Path(name)).dims == DIMS
+        assert load_checkpoint(Path("lora"), base=_base()).dims == DIMS
     assert isinstance(find_tokenizer(Path("parts"), DIMS), str)
     for name, content in {**ENGINE, "manifest.json": valid()["manifest.json"]}.items():
         _write(f"engine/{name}", content)

@@ -30,6 +30,7 @@ from whisper_opt.export.checkpoints.sidecar import (
     positive_int,
     read_json,
     token_ids,
+    warn_of_forced_prompt,
 )
 from whisper_opt.export.checkpoints.tokenizer import find_tokenizer
 from whisper_opt.export.checkpoints.torch_pickle import read_torch
@@ -129,6 +130,9 @@ def assemble(
     """
     dims = _dims(config)
     text = find_tokenizer(tokenizer, dims)
+    multilingual = is_multilingual(text, optional_bool(generation, "is_multilingual"))
+    if multilingual:
+        warn_of_forced_prompt(config, generation)
     dims, blobs = without_padding_rows(text, dims, _canonical(_unwrapped(stored), dims))
     return Checkpoint(
         dims=dims,
@@ -138,7 +142,7 @@ def assemble(
         suppress_tokens=token_ids(generation, "suppress_tokens", dims.n_vocab),
         begin_suppress_tokens=token_ids(generation, "begin_suppress_tokens", dims.n_vocab),
         source=source(blob.dtype for blob in blobs.values()),
-        multilingual=is_multilingual(text, optional_bool(generation, "is_multilingual")),
+        multilingual=multilingual,
     )
 
 

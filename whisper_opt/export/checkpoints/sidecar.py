@@ -20,6 +20,7 @@ __all__ = [
     "read_json",
     "read_text",
     "token_ids",
+    "warn_of_forced_prompt",
 ]
 
 _log = logging.getLogger(__name__)
@@ -159,6 +160,27 @@ def alignment_heads(
         )
         return None
     return tuple((layer, head) for layer, head in value)
+
+
+def warn_of_forced_prompt(config: Mapping[str, Any], generation: Mapping[str, Any]) -> None:
+    """Warn if the files of a model force a language, as transformers then does for every call.
+
+    An engine has no such default: the language is detected unless ``language`` is given.
+    transformers reads ``language`` of ``generation``; without it and ``task``, pairs (position,
+    token id) in ``forced_decoder_ids`` of ``generation`` or else of ``config``, the first of which
+    is the language, or null if it is detected.
+    """
+    forced = generation.get("language")
+    if forced is None and generation.get("task") is None:
+        pairs = generation.get("forced_decoder_ids") or config.get("forced_decoder_ids")
+        first = pairs[0] if isinstance(pairs, list) and pairs else None
+        forced = first[1] if isinstance(first, list) and len(first) == 2 else None
+    if forced is not None:
+        _log.warning(
+            "the checkpoint's configuration forces a language (%s) in transformers; the engine"
+            " detects it, unless language= is given",
+            reprlib.repr(forced),
+        )
 
 
 def _is_pair(value: Any) -> bool:

@@ -2,8 +2,8 @@
 
 Whisper's tokenizer is GPT-2's byte-level BPE (Radford et al. 2019) with special tokens appended. It
 is read from ``tokenizer.json``, or converted: from ``vocab.json``, ``merges.txt`` and
-``added_tokens.json`` (or the same list in ``tokenizer_config.json``), or from the ``.tiktoken``
-ranks of openai-whisper.
+``added_tokens.json`` (or the same list in ``tokenizer_config.json``, or OpenAI's if there is
+neither), or from the ``.tiktoken`` ranks of openai-whisper.
 """
 
 from __future__ import annotations
@@ -50,8 +50,7 @@ def has_tokenizer(directory: Path) -> bool:
     """Whether a directory holds a tokenizer that :func:`find_tokenizer` can read."""
     if (directory / "tokenizer.json").is_file():
         return True
-    words = all((directory / name).is_file() for name in _PARTS[:2])
-    return words and ((directory / _PARTS[2]).is_file() or _listed_in_config(directory) is not None)
+    return all((directory / name).is_file() for name in _PARTS[:2])
 
 
 @contextlib.contextmanager
@@ -105,7 +104,7 @@ def find_tokenizer(path: Path, dims: ModelDims) -> str:
         CheckpointError: there is none, it is damaged, or it belongs to another model.
     """
     if path.is_dir():
-        text = _from_directory(path)
+        text = _from_directory(path, dims)
     elif path.suffix == ".tiktoken":
         text = tokenizer_of_bytes(_read_tokens(path), dims, path.name)
     else:
@@ -175,7 +174,7 @@ def build_tokenizer_json(
     return json.dumps(tokenizer, ensure_ascii=False)
 
 
-def _from_directory(directory: Path) -> str:
+def _from_directory(directory: Path, dims: ModelDims) -> str:
     if (directory / "tokenizer.json").is_file():
         return read_text(directory / "tokenizer.json")
     if not has_tokenizer(directory):
@@ -189,6 +188,9 @@ def _from_directory(directory: Path) -> str:
     added = {token["content"]: token["id"] for token in listed}
     if (directory / "added_tokens.json").is_file():
         added.update(read_json(directory / "added_tokens.json"))
+    elif not added and _NO_TIMESTAMPS not in vocab:  # special tokens are in no file
+        first = len(vocab.keys() - {_END_OF_TEXT})
+        added = {name: first + i for i, name in enumerate(_special_tokens(dims))}
     for name, ids in (("vocab.json", vocab), ("added_tokens.json", added)):
         if not all(isinstance(index, int) for index in ids.values()):
             raise CheckpointError(f"{name} maps tokens to values that are no ids; fetch it again")
