@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gzip
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.export.checkpoints.test_load_checkpoint import FakeHub
 from tests.support.lora_cases import (
     CASES,
     COLUMNS,
@@ -128,6 +130,21 @@ class TestBase:
         with pytest.raises(OptionError, match=r"base= was given, but 'base' is no adapter"):
             load_checkpoint(folder, base=base)
 
+    def test_an_adapter_of_the_hub(
+        self, base: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It is fetched, and may not name a path of this machine."""
+        (tmp_path / "cache").mkdir()
+        beside = write_huggingface(base, tmp_path / "base", dtype="float32")
+        folder = adapter(tmp_path / "adapter", base_model_name_or_path=str(beside))
+        hub = FakeHub(folder, tmp_path / "cache")
+        monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+        found = load_checkpoint("someone/adapter", base=base, revision="v2")
+        assert found.source.name == "someone/adapter@v2"
+        assert hub.fetched == {"adapter_config.json", "adapter_model.safetensors"}
+        with pytest.raises(CheckpointError, match="as base model; expected a hub id: pass"):
+            load_checkpoint("someone/adapter")
+
     def test_a_base_of_another_size(self, tmp_path: Path) -> None:
         other = random_checkpoint(dims=DIMS.__class__(**{**DIMS.to_dict(), "n_text_layer": 1}))
         with pytest.raises(CheckpointError, match=r"decoder.layers.1.*another model.*base="):
@@ -229,6 +246,7 @@ class TestRefused:
             ("decoder.layers.0.self_attn.k_proj.bias", [64], "does not have"),
             ("decoder.layers.0.fc1.weight", [64, 64], r"requires? \[256, 64\]|require"),
             ("decoder.layers.0.self_attn.q_proj.lora_diag", [2], "as PEFT saves it"),
+            pytest.param("module." * 10_000 + "fc1.weight", [2], "as PEFT saves it", id="long"),
             ("decoder.embed_tokens.token_adapter.trainable_tokens_delta", [2, 64], "no train"),
         ],
     )

@@ -41,9 +41,11 @@ class Source:
 
     Attributes:
         format: ``huggingface``, ``openai``, ``ctranslate2`` or ``ggml``.
+            With ``+lora`` if an adapter was merged into it.
         name: hub id, or the name of the file or directory (never a full path).
         dtype: storage type of the weights, e.g. ``float16``.
-        sha256: digests of the weight files by name.
+        sha256: digests of the weight files by name; ``weights`` and ``configuration`` for a model
+            in memory; those of an adapter's base have ``base/`` before the name.
     """
 
     format: str

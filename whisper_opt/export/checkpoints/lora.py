@@ -19,7 +19,6 @@ from typing import cast
 import numpy as np
 
 from whisper_opt.core.arrays import F32
-from whisper_opt.core.dims import ModelDims
 from whisper_opt.core.errors import CheckpointError
 from whisper_opt.export.checkpoints.blob import Blob, Stored, make_source, same_values
 from whisper_opt.export.checkpoints.checkpoint import (
@@ -50,6 +49,8 @@ _NAME = re.compile(
     r"|lora_magnitude_vector(?:\.weight)?|token_adapter\.trainable_tokens_delta"
     r"|(?:base_layer|modules_to_save|original_module)\.(?:weight|bias)|weight|bias)"
 )
+_MAX_NAME = 300
+"""Longest name of a tensor; matching takes quadratic time."""
 _PAIRS = {"lora_A.weight": "lora_B.weight", "lora_embedding_A": "lora_embedding_B"}
 
 
@@ -134,7 +135,7 @@ class Adapter:
         self._file = files[0]
         self._parts: dict[str, dict[str, Blob]] = {}
         for key, blob in read_state(self._file).items():
-            found = _NAME.fullmatch(key)
+            found = _NAME.fullmatch(key) if len(key) <= _MAX_NAME else None
             if found is None:
                 raise CheckpointError(
                     f"{self._file.name} has tensor {key!r:.120}; expected those of a LoRA adapter"
@@ -191,8 +192,11 @@ class Adapter:
         }
         replaced: dict[str, Blob] = {}
         changes: list[tuple[str, _Step]] = []
+        known = {huggingface_name(name): name for name in expected_shapes(base.dims)}
+        known["proj_out.weight"] = OUTPUT_HEAD
         for module, parts in self._parts.items():
-            names = {kind: self._canonical(module, kind, base.dims) for kind in ("weight", "bias")}
+            short = module[6:] if module.startswith("model.") else module
+            names = {kind: known.get(f"{short}.{kind}") for kind in ("weight", "bias")}
             for kind, name in names.items():
                 whole = _whole(parts, kind)
                 if whole is not None:
@@ -216,12 +220,6 @@ class Adapter:
                 return True
         both = [replaced[name] for name in (_EMBEDDING, OUTPUT_HEAD) if name in replaced]
         return len(both) == 2 and not same_values(*both)
-
-    def _canonical(self, module: str, kind: str, dims: ModelDims) -> str | None:
-        theirs = f"{module[6:] if module.startswith('model.') else module}.{kind}"
-        if theirs == "proj_out.weight":
-            return OUTPUT_HEAD
-        return _canonical_names(dims).get(theirs)
 
     def _steps(
         self, module: str, parts: Mapping[str, Blob], names: Mapping[str, str | None]
@@ -259,10 +257,6 @@ class Adapter:
             dtype=base.dtype,
             sha256={**own.sha256, **beneath},
         )
-
-
-def _canonical_names(dims: ModelDims) -> dict[str, str]:
-    return {huggingface_name(name): name for name in expected_shapes(dims)}
 
 
 def _whole(parts: Mapping[str, Blob], kind: str) -> Blob | None:
