@@ -109,14 +109,15 @@ class _Step:
         first = "lora_embedding_A" if embedding else "lora_A.weight"
         a, b = self.parts[first].read(), self.parts[_PAIRS[first]].read()
         product = b.reshape(len(b), -1) @ a.reshape(len(a), -1)
+        product *= np.float32(self.scaling)
         delta = product.T if embedding else product.reshape(-1, *a.shape[1:])
-        merged = values + delta[: len(values)] * np.float32(self.scaling)
+        values += delta[: len(values)]
         magnitude = self.parts.get("lora_magnitude_vector")
-        if magnitude is None:
-            return cast(F32, merged)
-        axes = (0,) if embedding else tuple(range(1, merged.ndim))
-        norm = np.sqrt(np.square(merged).sum(axis=axes, keepdims=True))
-        return cast(F32, merged * (magnitude.read().reshape(norm.shape) / norm))
+        if magnitude is not None:
+            axes = (0,) if embedding else tuple(range(1, values.ndim))
+            norm = np.sqrt(np.square(values).sum(axis=axes, keepdims=True))
+            values *= magnitude.read().reshape(norm.shape) / norm
+        return values
 
 
 class Adapter:
