@@ -199,11 +199,11 @@ def _complete(folders: list[Path], precision: str) -> Iterator[GraphFiles]:
             )
             if encoder is None:
                 continue
+            if merged is not None:  # as fast as two graphs, with half the memory
+                yield GraphFiles(precision, encoder, merged, None)
+                return
             if first is not None and later is not None:
                 yield GraphFiles(precision, encoder, first, later)
-                return
-            if merged is not None:
-                yield GraphFiles(precision, encoder, merged, None)
                 return
 
 
