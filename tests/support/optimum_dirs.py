@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -106,12 +105,15 @@ def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
 
 
 def _with_weights(path: Path, checkpoint: Checkpoint) -> onnx.ModelProto:
-    model = onnx.ModelProto.FromString(gzip.decompress(path.read_bytes()))
+    model = onnx.ModelProto()
+    model.ParseFromString(gzip.decompress(path.read_bytes()))
     for graph in _graphs(model.graph):
         for value in graph.initializer:
             if value.doc_string:
                 name = value.doc_string
-                values = checkpoint.tensors[name[: -len(".T")] if name.endswith(".T") else name].read()
+                values = checkpoint.tensors[
+                    name[: -len(".T")] if name.endswith(".T") else name
+                ].read()
                 values = values.T if name.endswith(".T") else values
                 value.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values), value.name))
     return model
@@ -130,13 +132,10 @@ def _save_int8(model: onnx.ModelProto, path: Path) -> None:
     onnx.save(model, plain)
     options = {"EnableSubgraph": True, "MatMulConstBOnly": True}
     quantize_dynamic(
-        plain, path, op_types_to_quantize=["MatMul"], weight_type=QuantType.QUInt8,
+        plain,
+        path,
+        op_types_to_quantize=["MatMul"],
+        weight_type=QuantType.QUInt8,
         extra_options=options,
     )
     plain.unlink()
-
-
-def copy_of(folder: Path, target: Path) -> Path:
-    """A copy of a directory, to be changed by one test."""
-    shutil.copytree(folder, target)
-    return target

@@ -99,7 +99,7 @@ def name_of(values: F32, tensors: dict[str, F32]) -> str:
     for name, tensor in tensors.items():
         if tensor.shape == values.shape and np.array_equal(tensor, values):
             return name
-        if tensor.ndim == 2 and tensor.T.shape == values.shape and (tensor.T == values).all():
+        if tensor.ndim == 2 and tensor.T.shape == values.shape and (values == tensor.T).all():
             return f"{name}.T"
     raise ValueError(f"an initializer of shape {values.shape} is no tensor of the model")
 

@@ -142,6 +142,12 @@ def _unsuited(device: str, manifest: Manifest) -> Union[WhisperOptError, None]:
     if wanted is None or wanted == (manifest.precision, manifest.dialect):
         return None
     precision, dialect = wanted
+    if manifest.dialect == "optimum":
+        return EngineError(
+            f"models that Optimum exported run on the CPU only; device {device!r} runs {precision}"
+            f" {dialect} engines: whisper-opt export CHECKPOINT DIR --precision {precision}"
+            f" --dialect {dialect}"
+        )
     return EngineError(
         f"this engine is {manifest.precision} {manifest.dialect}; device {device!r} runs"
         f" {precision} {dialect} ones ({_WHY[device]}): whisper-opt export SOURCE DIR --precision"
@@ -217,6 +223,7 @@ def open_backend(
             f"padding is 'whole', but this {engine.manifest.precision} engine never compresses"
             " it; leave the option out (it is for int8 and int4 engines)"
         )
+    _check_precision(engine, options.precision)
     if options.device != "auto":
         refused = check_device(
             options.device, machine, index=options.device_index, manifest=engine.manifest
@@ -250,6 +257,16 @@ def open_backend(
             f" ({'; '.join(passed)}); leave it out"
         )
     return _opened(engine, options, "cpu", "; ".join(passed), machine, build_plans)
+
+
+def _check_precision(engine: Engine, requested: str) -> None:
+    """Refuse a precision that an engine does not have."""
+    found = engine.manifest.precision
+    if requested not in ("auto", found) and engine.manifest.dialect != "optimum":
+        raise OptionError(
+            f"precision is {requested!r}, but {engine.path} is an {found} engine; leave the option"
+            f" out, or whisper-opt export SOURCE DIR --precision {requested}"
+        )
 
 
 def _only_cpu(options: LoadOptions) -> list[str]:
@@ -288,6 +305,10 @@ def _gpu(machine: Machine, index: int) -> str:
 def _opened_cpu(
     engine: Engine, options: LoadOptions, reason: str, machine: Machine
 ) -> OpenedBackend:
+    if engine.manifest.dialect == "optimum":
+        from whisper_opt.runtime.optimum.backend import open_optimum
+
+        return OpenedBackend(open_optimum(engine, options), "cpu", reason)
     from whisper_opt.runtime.onnxruntime.backend import OrtBackend
 
     if engine.manifest.precision == "fp16":

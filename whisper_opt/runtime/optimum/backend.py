@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from typing import Union
 
 import numpy as np
@@ -11,19 +12,53 @@ import numpy as np
 from whisper_opt.core.arrays import F32, Int, NDArray
 from whisper_opt.core.backend import Attention, Encoded
 from whisper_opt.core.dims import N_FRAMES, ModelDims
-from whisper_opt.core.errors import EngineError
+from whisper_opt.core.errors import EngineError, OptionError
+from whisper_opt.core.options import LoadOptions
+from whisper_opt.runtime.engine import Engine
 from whisper_opt.runtime.inputs import checked_mel
 from whisper_opt.runtime.optimum.directory import OptimumEngine
 from whisper_opt.runtime.optimum.graphs import load_graphs
 from whisper_opt.runtime.optimum.session import OptimumSession
 
-__all__ = ["OptimumBackend", "OptimumEncoded"]
+__all__ = ["OptimumBackend", "OptimumEncoded", "open_optimum"]
 
+_log = logging.getLogger(__name__)
+
+FASTER: Mapping[str, str] = {"fp32": "4", "int8": "2"}
+"""Speed of an int8 engine relative to graphs of Optimum, by their precision (docs/engines.md)."""
 _NO_ATTENTION = (
     "word times need the cross-attention of the decoder, which the graphs of {path} do not return;"
     " export the checkpoint with whisper-opt export, or again with Optimum and the outputs"
     " cross_attentions.N"
 )
+
+
+def open_optimum(engine: Engine, options: LoadOptions) -> OptimumBackend:
+    """Load the graphs of a directory of Optimum as the options say, with a notice of their speed.
+
+    Raises:
+        BackendUnavailable: ONNX Runtime is missing.
+        EngineError: a graph is damaged or not as Optimum exports it.
+        OptionError: an option does not apply to such graphs, or there are none of this precision.
+    """
+    assert isinstance(engine, OptimumEngine), engine
+    for name, plain in (("kernels", ("auto", "off")), ("encoder_precision", ("engine",))):
+        given = getattr(options, name)
+        if given not in plain:
+            raise OptionError(
+                f"{name} is {given!r}, but {engine.path} was exported by Optimum, whose graphs run"
+                " as they are; leave the option out, or export the checkpoint with whisper-opt"
+                " export"
+            )
+    backend = OptimumBackend(engine, options.precision, threads=options.threads)
+    _log.warning(
+        "%s: graphs of Optimum in %s; an int8 engine of the same checkpoint is about %s times as"
+        " fast: whisper-opt export CHECKPOINT DIR --precision int8",
+        engine.path,
+        backend.precision,
+        FASTER.get(backend.precision, FASTER["fp32"]),
+    )
+    return backend
 
 
 @dataclasses.dataclass(frozen=True)

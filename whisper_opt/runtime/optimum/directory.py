@@ -16,7 +16,6 @@ graphs may only name data files of their own directory.
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Union
@@ -169,7 +168,9 @@ def _manifest(
 
 def _graph_files(folder: Path, name: str) -> dict[str, Path]:
     """Suffix -> file of one graph, for the suffixes that are known."""
-    found = {suffix: folder / f"{name}{suffix}.onnx" for each in SUFFIXES.values() for suffix in each}
+    found = {
+        suffix: folder / f"{name}{suffix}.onnx" for each in SUFFIXES.values() for suffix in each
+    }
     return {suffix: file for suffix, file in found.items() if file.is_file()}
 
 
@@ -177,9 +178,7 @@ def _all_graphs(path: Path) -> dict[str, GraphFiles]:
     """The graphs of each precision, in the order of :data:`AUTO_ORDER`."""
     folders = [path / folder for folder in _FOLDERS]
     found = {
-        precision: graphs
-        for precision in AUTO_ORDER
-        for graphs in _complete(folders, precision)
+        precision: graphs for precision in AUTO_ORDER for graphs in _complete(folders, precision)
     }
     if not found:
         raise EngineError(

@@ -8,6 +8,7 @@ model (onnx/onnx.proto), including those in subgraphs and functions.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -47,9 +48,10 @@ def external_files(path: Path) -> set[str]:
         size = path.stat().st_size
         if not 0 < size <= _MAX_FILE:
             raise ValueError(f"it has {size} bytes; expected 1 to {_MAX_FILE}")
-        with path.open("rb") as stream:
-            with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return set(_locations(data, 0, len(data), "model", 0))
+        with contextlib.ExitStack() as stack:
+            stream = stack.enter_context(path.open("rb"))
+            data = stack.enter_context(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
+            return set(_locations(data, 0, len(data), "model", 0))
     except (OSError, ValueError) as error:
         raise EngineError(
             f"{path} is not an ONNX model ({error}); copy or download it again"

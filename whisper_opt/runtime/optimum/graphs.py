@@ -121,7 +121,7 @@ class Encoder:
         self._shape = (dims.n_audio_ctx, dims.n_audio_state)
 
     def run(self, mel: F32) -> NDArray:
-        """Hidden states [n_audio, n_audio_ctx, n_audio_state] of float32 [n_audio, n_mels, 3000]."""
+        """Hidden states [n, n_audio_ctx, n_audio_state] of log-mel [n, n_mels, 3000]."""
         (hidden,) = self._graph.run([_HIDDEN_OUT], {_MEL: mel.astype(self._dtype, copy=False)})
         if hidden.shape != (len(mel), *self._shape):
             raise EngineError(f"{self._graph.path} returned shape {list(hidden.shape)}; {_REMEDY}")
@@ -201,12 +201,17 @@ class Decoder:
         n, n_new = tokens.shape
         self._check_run(logits, past, n, n_new, n_new)
         self._check_states(cross, n, self._dims.n_audio_ctx)
-        return First(_float32(logits), [_as(s, self._kv) for s in past], [_as(s, self._kv) for s in cross])
+        return First(
+            _float32(logits), [_as(s, self._kv) for s in past], [_as(s, self._kv) for s in cross]
+        )
 
-    def attention(self, tokens: Int, hidden: NDArray, layers: Sequence[int]) -> tuple[F32, list[F32]]:
-        """Scores [n, n_new, n_vocab] and, per layer, cross-attention [n, n_head, n_new, n_audio_ctx].
+    def attention(
+        self, tokens: Int, hidden: NDArray, layers: Sequence[int]
+    ) -> tuple[F32, list[F32]]:
+        """Scores [n, n_new, n_vocab] of the first tokens, and the cross-attention of some layers.
 
-        The attention is what the graph returns: after the softmax.
+        The attention is what the graph returns, per layer [n, n_head, n_new, n_audio_ctx]: after
+        the softmax.
         """
         names = ["logits", *(f"cross_attentions.{i}" for i in layers)]
         logits, *found = self._first.run(names, self._first_feeds(tokens, hidden))
@@ -231,7 +236,11 @@ class Decoder:
             Scores float32 [n, n_vocab], and ``past`` with one position more.
         """
         n, n_past = len(tokens), past[0].shape[2]
-        feeds = {_TOKENS: tokens, **dict(zip(self._past, past)), **dict(zip(self._past_cross, cross))}
+        feeds = {
+            _TOKENS: tokens,
+            **dict(zip(self._past, past)),
+            **dict(zip(self._past_cross, cross)),
+        }
         if _HIDDEN in self._next.inputs:
             feeds[_HIDDEN] = self._unused_hidden(n)
         self._add_flags(self._next, feeds, np.arange(n_past, n_past + 1), use_cache=True)

@@ -123,7 +123,7 @@ class OptimumSession:
     """Hypotheses of some windows; see :class:`whisper_opt.core.backend.Session`."""
 
     def __init__(self, decoder: Decoder, dims: ModelDims, hidden: NDArray) -> None:
-        """Open with one empty row per window of ``hidden`` [n_audio, n_audio_ctx, n_audio_state]."""
+        """Open with one empty row per window of ``hidden`` [n_audio, n_audio_ctx, n_state]."""
         self._decoder = decoder
         self._dims = dims
         rows = np.arange(len(hidden))
@@ -148,7 +148,7 @@ class OptimumSession:
         return HostLogits(scores)
 
     def _parts(self, group: _Group, lengths: Int) -> Iterator[_Group]:
-        """The group cut into parts whose rows get equally many tokens, small enough for one call."""
+        """The group in parts whose rows get equally many tokens, small enough for one call."""
         new = lengths[group.rows]
         for n in np.unique(new):
             slots = np.flatnonzero(new == n)
@@ -221,5 +221,3 @@ class OptimumSession:
 
     def close(self) -> None:
         self._groups = []
-
-
