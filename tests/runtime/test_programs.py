@@ -49,7 +49,9 @@ def test_random_programs(backends: dict[str, Backend], name: str) -> None:
         pytest.skip("not tested: this ONNX Runtime does not run the standard dialect")
     backend = backends[name]
     encoded = backend.encode(mels(N_AUDIO))
-    reference = ExpectedScores(backend if name in ("fake", "optimum", ROUNDED) else backends["contrib"])
+    reference = ExpectedScores(
+        backend if name in ("fake", "optimum", ROUNDED) else backends["contrib"]
+    )
     tolerance = ROUNDED_TOLERANCE if name == ROUNDED else TOLERANCE
     for seed in SEEDS:
         results = run(backend, encoded, program(seed))
