@@ -223,7 +223,12 @@ def open_backend(
             f"padding is 'whole', but this {engine.manifest.precision} engine never compresses"
             " it; leave the option out (it is for int8 and int4 engines)"
         )
-    _check_precision(engine, options.precision)
+    found = engine.manifest.precision
+    if options.precision not in ("auto", found) and engine.manifest.dialect != "optimum":
+        raise OptionError(
+            f"precision is {options.precision!r}, but {engine.path} is an {found} engine; leave it"
+            f" out, or whisper-opt export SOURCE DIR --precision {options.precision}"
+        )
     if options.device != "auto":
         refused = check_device(
             options.device, machine, index=options.device_index, manifest=engine.manifest
@@ -257,16 +262,6 @@ def open_backend(
             f" ({'; '.join(passed)}); leave it out"
         )
     return _opened(engine, options, "cpu", "; ".join(passed), machine, build_plans)
-
-
-def _check_precision(engine: Engine, requested: str) -> None:
-    """Refuse a precision that an engine does not have."""
-    found = engine.manifest.precision
-    if requested not in ("auto", found) and engine.manifest.dialect != "optimum":
-        raise OptionError(
-            f"precision is {requested!r}, but {engine.path} is an {found} engine; leave the option"
-            f" out, or whisper-opt export SOURCE DIR --precision {requested}"
-        )
 
 
 def _only_cpu(options: LoadOptions) -> list[str]:

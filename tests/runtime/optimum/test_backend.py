@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from onnx import TensorProto, helper
 
@@ -134,6 +136,40 @@ def test_attention_is_that_of_an_engine(attentive: OptimumBackend, engine: OrtBa
         np.testing.assert_allclose(
             found.logits[audio, :n], wanted.logits[audio, :n], rtol=0, atol=TOLERANCE
         )
+
+
+@pytest.mark.parametrize(
+    ("decoders", "name"), [(MERGED, "decoder_model_merged"), (SPLIT, "decoder_with_past_model")]
+)
+def test_inputs_that_some_versions_add(
+    tmp_path: Path, expected: F32, decoders: tuple[str, ...], name: str
+) -> None:
+    """Positions as an input, and hidden states in the graph with a past, which ignores them."""
+    write_optimum(tmp_path, decoders)
+    path = tmp_path / f"{name}.onnx"
+    model = onnx.load(path)
+    positions = helper.make_tensor_value_info("cache_position", TensorProto.INT64, ["m"])
+    model.graph.input.append(positions)
+    if decoders == SPLIT:
+        shape = ["n", DIMS.n_audio_ctx, DIMS.n_audio_state]
+        hidden = helper.make_tensor_value_info("encoder_hidden_states", TensorProto.FLOAT, shape)
+        model.graph.input.append(hidden)
+    onnx.save(model, path)
+    backend = OptimumBackend(read_optimum(tmp_path), threads=1)
+    np.testing.assert_allclose(scores_of(backend), expected, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_files_may_be_links_into_a_cache(tmp_path: Path) -> None:
+    """As in the cache of huggingface_hub: links to files that are named by their hash."""
+    write_optimum(tmp_path / "all", external=True, subfolder="onnx")
+    (tmp_path / "blobs").mkdir()
+    for i, file in enumerate(sorted((tmp_path / "all").rglob("*.*"))):
+        link = tmp_path / "snapshot" / file.relative_to(tmp_path / "all")
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(file.rename(tmp_path / "blobs" / str(i)))
+    backend = OptimumBackend(read_optimum(tmp_path / "snapshot"), threads=1)
+    assert len(backend.encode(windows(1))) == 1
 
 
 def test_long_prompts_run_in_parts(

@@ -250,10 +250,11 @@ class Decoder:
 
     def _unused_hidden(self, n: int) -> NDArray:
         """An input that a graph has for its other branch only; zeros take no memory until read."""
-        if self._unused is None or len(self._unused) < n:
+        zeros = self._unused  # another thread may replace it
+        if zeros is None or len(zeros) < n:
             shape = (2 * n, self._dims.n_audio_ctx, self._dims.n_audio_state)
-            self._unused = np.zeros(shape, self._next.dtype(_HIDDEN))
-        return self._unused[:n]
+            self._unused = zeros = np.zeros(shape, self._next.dtype(_HIDDEN))
+        return zeros[:n]
 
     def _first_feeds(self, tokens: Int, hidden: NDArray) -> dict[str, NDArray]:
         feeds = {_TOKENS: tokens, _HIDDEN: _as(hidden, self._first.dtype(_HIDDEN))}
