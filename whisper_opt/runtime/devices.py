@@ -218,17 +218,7 @@ def open_backend(
             no operators for them.
     """
     machine = machine or Machine()
-    if options.padding == "whole" and engine.manifest.padding is None:
-        raise OptionError(
-            f"padding is 'whole', but this {engine.manifest.precision} engine never compresses"
-            " it; leave the option out (it is for int8 and int4 engines)"
-        )
-    found = engine.manifest.precision
-    if options.precision not in ("auto", found) and engine.manifest.dialect != "optimum":
-        raise OptionError(
-            f"precision is {options.precision!r}, but {engine.path} is an {found} engine; leave it"
-            f" out, or whisper-opt export SOURCE DIR --precision {options.precision}"
-        )
+    _check_options(engine.manifest, options)
     if options.device != "auto":
         refused = check_device(
             options.device, machine, index=options.device_index, manifest=engine.manifest
@@ -262,6 +252,21 @@ def open_backend(
             f" ({'; '.join(passed)}); leave it out"
         )
     return _opened(engine, options, "cpu", "; ".join(passed), machine, build_plans)
+
+
+def _check_options(manifest: Manifest, options: LoadOptions) -> None:
+    """Refuse options that contradict the engine."""
+    found = manifest.precision
+    if options.padding == "whole" and manifest.padding is None:
+        raise OptionError(
+            f"padding is 'whole', but this {found} engine never compresses it; leave the option"
+            " out (it is for int8 and int4 engines)"
+        )
+    if options.precision not in ("auto", found) and manifest.dialect != "optimum":
+        raise OptionError(
+            f"precision is {options.precision!r}, but this engine is {found}; leave it out, or"
+            f" whisper-opt export SOURCE DIR --precision {options.precision}"
+        )
 
 
 def _only_cpu(options: LoadOptions) -> list[str]:
