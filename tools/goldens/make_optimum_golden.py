@@ -40,7 +40,7 @@ SMALL = 64
 """Initializers of at most this many values are kept: shapes and constants."""
 
 
-class WithAttention(WhisperOnnxConfig):
+class WithAttention(WhisperOnnxConfig):  # type: ignore[misc]
     """Adds the cross-attention to the outputs of the decoders."""
 
     @property
