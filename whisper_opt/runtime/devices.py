@@ -142,6 +142,12 @@ def _unsuited(device: str, manifest: Manifest) -> Union[WhisperOptError, None]:
     if wanted is None or wanted == (manifest.precision, manifest.dialect):
         return None
     precision, dialect = wanted
+    if manifest.dialect == "optimum":
+        return EngineError(
+            f"models that Optimum exported run on the CPU only; device {device!r} runs {precision}"
+            f" {dialect} engines: whisper-opt export CHECKPOINT DIR --precision {precision}"
+            f" --dialect {dialect}"
+        )
     return EngineError(
         f"this engine is {manifest.precision} {manifest.dialect}; device {device!r} runs"
         f" {precision} {dialect} ones ({_WHY[device]}): whisper-opt export SOURCE DIR --precision"
@@ -212,11 +218,7 @@ def open_backend(
             no operators for them.
     """
     machine = machine or Machine()
-    if options.padding == "whole" and engine.manifest.padding is None:
-        raise OptionError(
-            f"padding is 'whole', but this {engine.manifest.precision} engine never compresses"
-            " it; leave the option out (it is for int8 and int4 engines)"
-        )
+    _check_options(engine.manifest, options)
     if options.device != "auto":
         refused = check_device(
             options.device, machine, index=options.device_index, manifest=engine.manifest
@@ -250,6 +252,21 @@ def open_backend(
             f" ({'; '.join(passed)}); leave it out"
         )
     return _opened(engine, options, "cpu", "; ".join(passed), machine, build_plans)
+
+
+def _check_options(manifest: Manifest, options: LoadOptions) -> None:
+    """Refuse options that contradict the engine."""
+    found = manifest.precision
+    if options.padding == "whole" and manifest.padding is None:
+        raise OptionError(
+            f"padding is 'whole', but this {found} engine never compresses it; leave the option"
+            " out (it is for int8 and int4 engines)"
+        )
+    if options.precision not in ("auto", found) and manifest.dialect != "optimum":
+        raise OptionError(
+            f"precision is {options.precision!r}, but this engine is {found}; leave it out, or"
+            f" whisper-opt export SOURCE DIR --precision {options.precision}"
+        )
 
 
 def _only_cpu(options: LoadOptions) -> list[str]:
@@ -288,6 +305,10 @@ def _gpu(machine: Machine, index: int) -> str:
 def _opened_cpu(
     engine: Engine, options: LoadOptions, reason: str, machine: Machine
 ) -> OpenedBackend:
+    if engine.manifest.dialect == "optimum":
+        from whisper_opt.runtime.optimum.backend import open_optimum
+
+        return OpenedBackend(open_optimum(engine, options), "cpu", reason)
     from whisper_opt.runtime.onnxruntime.backend import OrtBackend
 
     if engine.manifest.precision == "fp16":

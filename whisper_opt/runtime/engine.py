@@ -7,6 +7,8 @@
     encoder.packed.onnx decoder.packed.onnx    (8-bit and 4-bit engines: graphs for the kernels)
     choose.onnx advance.onnx reorder.onnx    (graphs for GPUs; older engines have no advance.onnx)
 
+A directory that Optimum exported is opened too (:mod:`whisper_opt.runtime.optimum.directory`).
+
 Opening an engine checks the manifest and the size of every file; ``verify=True`` also checks the
 hashes.
 
@@ -38,6 +40,7 @@ __all__ = [
     "Engine",
     "FileEntry",
     "Manifest",
+    "is_engine_directory",
     "read_engine",
     "sha256",
 ]
@@ -280,21 +283,33 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def is_engine_directory(path: Union[str, Path]) -> bool:
+    """Whether :func:`read_engine` is to open this: an engine, or a directory of Optimum."""
+    from whisper_opt.runtime.optimum.directory import is_optimum_directory
+
+    return (Path(path) / MANIFEST).is_file() or is_optimum_directory(Path(path))
+
+
 def read_engine(path: Union[str, Path], *, verify: bool = False) -> Engine:
-    """Open an engine directory.
+    """Open an engine directory, or one that Optimum exported.
 
     Args:
         path: the directory.
         verify: also compare the sha256 of every file with the manifest (reads all files).
 
+    Returns:
+        The engine; an :class:`whisper_opt.runtime.optimum.directory.OptimumEngine` for a directory
+        of Optimum.
+
     Raises:
         EngineError: no engine there, a newer format, or a file that is missing or has another size
-            or (with ``verify``) another hash.
+            or (with ``verify``) another hash; or ``verify`` for a directory of Optimum, which has
+            no hashes.
     """
     path = _utf8(Path(path))
     manifest_path = path / MANIFEST
     if not manifest_path.is_file():
-        raise EngineError(_no_engine(path))
+        return _read_other(path, verify=verify)
     try:
         content = read_text(manifest_path)
     except (OSError, ValueError) as error:
@@ -307,6 +322,20 @@ def read_engine(path: Union[str, Path], *, verify: bool = False) -> Engine:
     for name, entry in manifest.files.items():
         _check_file(path / name, entry, verify=verify)
     return Engine(path, manifest)
+
+
+def _read_other(path: Path, *, verify: bool) -> Engine:
+    """Open a directory without a manifest: one of Optimum, or none that can be opened."""
+    from whisper_opt.runtime.optimum.directory import is_optimum_directory, read_optimum
+
+    if not is_optimum_directory(path):
+        raise EngineError(_no_engine(path))
+    if verify:
+        raise EngineError(
+            f"{path} was exported by Optimum, which lists no hashes, so its files cannot be"
+            " verified; leave verify out, or export the checkpoint with whisper-opt export"
+        )
+    return read_optimum(path)
 
 
 def _utf8(path: Path) -> Path:

@@ -12,6 +12,7 @@ from whisper_opt.audio.vad import SpeechDetector, cut, merge, require_model
 from whisper_opt.core.arrays import F32
 from whisper_opt.core.backend import Backend
 from whisper_opt.core.dims import N_SAMPLES, SAMPLE_RATE
+from whisper_opt.core.errors import OptionError
 from whisper_opt.core.options import TranscribeOptions
 from whisper_opt.text.results import Dropped
 from whisper_opt.text.vocabulary import Vocab
@@ -43,13 +44,16 @@ class JobFactory:
 
         Raises:
             BackendUnavailable: the model for voice activity detection is missing.
-            OptionError: the model does not support the options.
+            OptionError: the model, or its engine, does not support the options.
         """
         language = self._vocab.check_language(options.language, options.task)
         options.check_model(
             is_multilingual=self._vocab.is_multilingual,
             n_audio_ctx=self._backend.dims.n_audio_ctx,
         )
+        missing = getattr(self._backend, "no_word_times", "")  # only some backends lack them
+        if options.word_timestamps and missing:
+            raise OptionError(f"word_timestamps is on, but {missing}")
         if options.vad_mode != "off":
             require_model()
         fallback = FallbackDecoder(self._backend.dims, self._vocab, options, self._suppression)

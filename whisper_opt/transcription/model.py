@@ -98,7 +98,7 @@ class Whisper:
         """Open an engine directory.
 
         Args:
-            path: directory written by ``whisper-opt export``.
+            path: directory written by ``whisper-opt export``, or one that Optimum exported.
             options: how to run the engine.
             verify: also compare the sha256 of every file with the manifest.
             **overrides: fields of :class:`LoadOptions` that replace those of ``options``. They are
@@ -107,6 +107,7 @@ class Whisper:
                 - ``device``: ``auto``, ``cpu``, ``cuda`` or ``tensorrt``;
                 - ``device_index``: which GPU;
                 - ``threads``: CPU threads;
+                - ``precision``: which graphs of a directory of Optimum;
                 - ``encoder_precision``, ``padding``, ``kernels``: how the CPU computes;
                 - ``cuda_graphs``, ``tensorrt_library``, ``build_plans``: for ``tensorrt``;
                 - ``tensorrt_provider``: for ``cuda``.

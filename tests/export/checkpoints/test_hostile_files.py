@@ -22,7 +22,9 @@ from typing import Any, Callable
 from unittest import mock
 
 import numpy as np
+import onnx
 import pytest
+from onnx import helper
 
 from tests.support.flax_write import write_flax
 from tests.support.fuzzing import fuzz, n_inputs
@@ -42,13 +44,16 @@ from tests.support.models_write import (
     write_torch,
     write_torch_legacy,
 )
-from whisper_opt.core.errors import WhisperOptError
+from tests.support.optimum_dirs import huggingface_config
+from whisper_opt.core.dims import ModelDims
+from whisper_opt.core.errors import CheckpointError, WhisperOptError
 from whisper_opt.export.checkpoints import (
     Checkpoint,
     ctranslate2,
     ggml,
     huggingface,
     load_checkpoint,
+    sidecar,
 )
 from whisper_opt.export.checkpoints.blob import Blob
 from whisper_opt.export.checkpoints.flax_msgpack import read_flax
@@ -57,6 +62,7 @@ from whisper_opt.export.checkpoints.tokenizer import find_tokenizer
 from whisper_opt.export.checkpoints.torch_pickle import read_torch
 from whisper_opt.runtime.engine import read_engine
 from whisper_opt.runtime.head_names import OWN_HEAD
+from whisper_opt.runtime.optimum.directory import read_optimum
 from whisper_opt.runtime.tensors import TENSOR_SHAPES
 
 N_INPUTS = 10_000
@@ -101,6 +107,7 @@ def valid() -> Mapping[str, bytes]:
     found["x.safetensors"] = struct.pack("<Q", len(text)) + text + bytes(end)
     found.update(_parts(found))
     found["manifest.json"] = _manifest()
+    found.update(_optimum())
     found["shards/one.safetensors"] = weights = found["hf/model.safetensors"]
     names = json.loads(weights[8 : 8 + struct.unpack("<Q", weights[:8])[0]])
     index = {"weight_map": {name: "one.safetensors" for name in names if name != "__metadata__"}}
@@ -150,6 +157,25 @@ def _parts(found: Mapping[str, bytes]) -> dict[str, bytes]:
         "parts/vocab.json": json.dumps(model["vocab"]).encode(),
         "parts/added_tokens.json": json.dumps(added).encode(),
         "parts/merges.txt": merges.encode(),
+    }
+
+
+def _optimum() -> dict[str, bytes]:
+    """The parts of a directory of Optimum that are not read by ONNX Runtime."""
+    dims = random_dims(n_vocab=2000)
+    tensor = onnx.TensorProto(name="w", data_location=onnx.TensorProto.EXTERNAL, dims=[1])
+    tensor.external_data.add(key="location", value="encoder_model.onnx_data")
+    inner = helper.make_graph([], "inner", [], [], [tensor])
+    branch = helper.make_node("If", ["c"], ["z"], then_branch=inner, else_branch=inner)
+    model = helper.make_model(helper.make_graph([branch], "g", [], []))
+    generation = {"alignment_heads": [[0, 1]], "suppress_tokens": [1], "is_multilingual": False}
+    return {
+        "optimum/config.json": json.dumps(huggingface_config(dims)).encode(),
+        "optimum/generation_config.json": json.dumps(generation).encode(),
+        "optimum/tokenizer.json": b"{}",
+        "optimum/encoder_model.onnx": model.SerializeToString(),
+        "optimum/decoder_model_merged.onnx": model.SerializeToString(),
+        "optimum/encoder_model.onnx_data": bytes(4),
     }
 
 
@@ -379,6 +405,20 @@ def read_manifest(data: bytes) -> None:
             repr(np.array(engine.tensor(name)))
 
 
+def read_optimum_directory(data: bytes) -> None:
+    """A changed graph or configuration among valid files."""
+    chance = random.Random(data)
+    for name, content in _optimum().items():
+        _write(name, content)
+    if chance.random() < 0.5:
+        _write("optimum/encoder_model.onnx", data)
+    else:
+        name = chance.choice(("optimum/config.json", "optimum/generation_config.json"))
+        _write(name, hostile_json(chance, valid()[name].decode()))
+    with only_here():
+        read_optimum(Path("optimum")).select("auto")
+
+
 # --- the tests -----------------------------------------------------------------------------------
 
 
@@ -394,6 +434,7 @@ READERS: Mapping[str, tuple[Callable[[bytes], None], str]] = {
     "configuration": (read_config, "hf/config.json"),
     "tokenizer": (read_tokenizer, "hf/tokenizer.json"),
     "manifest": (read_manifest, "manifest.json"),
+    "optimum": (read_optimum_directory, "optimum/encoder_model.onnx"),
 }
 
 
@@ -411,6 +452,7 @@ def test_the_valid_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert isinstance(find_tokenizer(Path("parts"), DIMS), str)
     for name, content in {**ENGINE, "manifest.json": valid()["manifest.json"]}.items():
         _write(f"engine/{name}", content)
+    assert read_optimum(Path("optimum")).select("auto").precision == "fp32"
     engine = read_engine("engine", verify=True)
     assert {engine.tensor(name).dtype.name for name in HEAD_TENSORS} == {"float16"}
 

@@ -8,11 +8,20 @@ from typing import Union
 from whisper_opt.core.errors import OptionError
 from whisper_opt.core.options.fields import check_fields, option
 
-__all__ = ["DEVICES", "ENCODER_PRECISIONS", "KERNELS", "LIBRARIES", "PADDINGS", "LoadOptions"]
+__all__ = [
+    "DEVICES",
+    "ENCODER_PRECISIONS",
+    "KERNELS",
+    "LIBRARIES",
+    "PADDINGS",
+    "PRECISIONS",
+    "LoadOptions",
+]
 
 DEVICES = ("auto", "cpu", "cuda", "tensorrt")
 LIBRARIES = ("tensorrt", "tensorrt-rtx")
 ENCODER_PRECISIONS = ("engine", "bf16", "int8", "auto")
+PRECISIONS = ("auto", "fp32", "fp16", "fp16-storage", "int8", "int4")
 PADDINGS = ("auto", "whole")
 KERNELS = ("auto", "native", "off")
 
@@ -41,6 +50,13 @@ class LoadOptions:
         "CPU threads; default: one per physical core",
         low=1,
         metavar="N",
+    )
+    precision: str = option(
+        "auto",
+        "text",
+        "with a directory of Optimum: which of its graphs to run, by the suffix of their names;"
+        " auto: fp32 if it is there, else int8, fp16, int4",
+        choices=PRECISIONS,
     )
     encoder_precision: str = option(
         "engine",

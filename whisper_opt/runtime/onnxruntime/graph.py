@@ -18,7 +18,14 @@ from whisper_opt.runtime.engine import Engine
 from whisper_opt.runtime.native import kernel_library
 from whisper_opt.runtime.onnxruntime.fork import keep_after_fork
 
-__all__ = ["failed_run", "graph_tensors", "import_onnxruntime", "load_graph", "sums_overflow"]
+__all__ = [
+    "failed_run",
+    "graph_tensors",
+    "import_onnxruntime",
+    "load_graph",
+    "session_options",
+    "sums_overflow",
+]
 
 
 def import_onnxruntime() -> Any:
@@ -45,6 +52,24 @@ def sums_overflow() -> bool:
     return "avx512_vnni" not in flags and "avx_vnni" not in flags
 
 
+def session_options(threads: int | None = None) -> Any:
+    """Options of every inference session; ``threads`` within an operator, default: ONNX Runtime's.
+
+    Raises:
+        BackendUnavailable: ONNX Runtime is missing.
+    """
+    options = import_onnxruntime().SessionOptions()
+    options.log_severity_level = 3
+    options.inter_op_num_threads = 1
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    # the graphs alternate: threads that keep spinning after a run would slow the other graph
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    if sums_overflow():
+        options.add_session_config_entry("session.x64quantprecision", "1")
+    return options
+
+
 def load_graph(
     engine: Engine,
     name: str,
@@ -69,15 +94,7 @@ def load_graph(
         EngineError: the graph cannot be loaded.
     """
     runtime = import_onnxruntime()
-    options = runtime.SessionOptions()
-    options.log_severity_level = 3
-    options.inter_op_num_threads = 1
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    # the two graphs alternate: threads that keep spinning after a run would slow the other graph
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    if sums_overflow():
-        options.add_session_config_entry("session.x64quantprecision", "1")
+    options = session_options(threads)
     library = kernel_library() if kernels else None
     if library is not None:
         _register(runtime, options, library)
