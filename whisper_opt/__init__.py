@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from whisper_opt.audio.decode import load_audio
     from whisper_opt.audio.features import log_mel_spectrogram
     from whisper_opt.audio.vad import Span, detect_speech
+    from whisper_opt.core.dims import ModelDims
     from whisper_opt.core.options import (
         LoadOptions,
         SubtitleOptions,
@@ -48,6 +49,7 @@ __all__ = [
     "Dropped",
     "EngineError",
     "LoadOptions",
+    "ModelDims",
     "OptionError",
     "Segment",
     "Span",
@@ -72,6 +74,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "ModelDims": "core.dims",
     "Whisper": "transcription.model",
     "Stream": "transcription.stream",
     **dict.fromkeys(
