@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from whisper_opt.cli.main import _parser
+from whisper_opt.cli.whisper_flags import normalized
 
 ROOT = Path(__file__).parents[2]
 USER_PAGES = ("install", "usage", "engines", "deploy", "troubleshooting", "how-it-decodes")
@@ -49,7 +50,7 @@ def test_lines_of_prose_are_short(path: Path) -> None:
 @by_page
 def test_commands_parse(path: Path) -> None:
     for arguments in commands(path.read_text(encoding="utf-8")):
-        _parser().parse_args(arguments)  # exits on unknown arguments
+        _parser().parse_args(normalized(arguments))  # exits on unknown arguments
 
 
 def test_there_are_commands() -> None:

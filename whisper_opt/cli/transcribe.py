@@ -110,7 +110,7 @@ class Output:
     formats: tuple[str, ...]
     targets: tuple[Path, ...]
     subtitles: SubtitleOptions
-    listing: bool
+    listing: bool = False
 
     def save(self, transcript: Transcript) -> None:
         """Write the files, or print on standard output."""

@@ -133,7 +133,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_increment,
         default=argparse.SUPPRESS,
         metavar="T",
-        help="step from a single --temperature to the next, up to 1, or None (default: 0.2)",
+        help="step from a single --temperature to the next, up to 1, or none (default: 0.2)",
     )
 
 
