@@ -605,5 +605,5 @@ def test_tolerant_options_are_checked() -> None:
         ({"max_words_per_line": 2}, {"max_words_per_line": 2}),
     ],
 )
-def test_tolerant_subtitles(given: dict[str, int], kept: dict[str, int]) -> None:
+def test_tolerant_subtitles(given: dict[str, Any], kept: dict[str, Any]) -> None:
     assert SubtitleOptions.tolerant(**given) == SubtitleOptions(**kept)

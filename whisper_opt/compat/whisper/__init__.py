@@ -45,7 +45,8 @@ __all__ = [
 
 def available_models() -> list[str]:
     """Names that :func:`load_model` accepts; it also accepts what ``Whisper.load`` does."""
-    names: list[str] = whisper_opt.available_models()
+    library: Any = whisper_opt
+    names: list[str] = library.available_models()
     return names
 
 
