@@ -170,7 +170,7 @@ def test_windows_are_decoded_one_by_one_or_together(model: whisper.Whisper, samp
     assert isinstance(one, whisper.DecodingResult)
     assert both == [one, one]
     tokens, probs = model.detect_language(mel)
-    assert one.language_probs == probs
+    assert one.language_probs is None
     assert one.language == max(probs, key=probs.__getitem__)
     assert tokens == tokenizer.get_tokenizer(True).to_language_token(one.language)
 

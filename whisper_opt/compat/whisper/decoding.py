@@ -64,7 +64,7 @@ class DecodingResult:
     Attributes:
         audio_features: None: the encoder's output stays in the engine.
         language: code of the language.
-        language_probs: probability of each language if it was detected, else None.
+        language_probs: probability of each language, with the task ``lang_id``; else None.
         tokens: ids of text and timestamps.
         text: the text.
         avg_logprob: mean log-probability of the tokens.
@@ -124,49 +124,38 @@ def decode(
     """
     chosen = dataclasses.replace(options or DecodingOptions(), **kwargs)
     mels, is_single = _windows(mel)
-    n = len(mels)
-    probs: list[dict[str, float]] | list[None] = [None] * n
-    detects = chosen.task == "lang_id" or (chosen.language is None and model.is_multilingual)
-    if detects:
-        probs = _languages(model, mels)
     if chosen.task == "lang_id":
-        results = [
-            DecodingResult(None, max(found, key=found.__getitem__), found)
-            for found in probs
-            if found
-        ]
+        results = [DecodingResult(None, _best(p), p) for p in _languages(model, mels)]
     else:
-        results = [_decoded(model, each, chosen, found) for each, found in zip(mels, probs)]
+        results = _decoded(model, mels, chosen)
     return results[0] if is_single else results
 
 
-def _decoded(
-    model: Whisper, mel: Any, options: DecodingOptions, probs: dict[str, float] | None
-) -> DecodingResult:
+def _decoded(model: Whisper, mels: Any, options: DecodingOptions) -> list[DecodingResult]:
     values = option_values(options)
     if not model.is_multilingual:
         values.update(language=None, task="transcribe")
-    elif probs is not None and values["language"] is None:
-        values["language"] = _best(probs)
     prompt = options.prompt
     text = prompt if isinstance(prompt, str) and prompt else None
-    (found,) = whisper_opt.decode_windows(
+    segments = whisper_opt.decode_windows(
         model.model,
-        mel[None],
+        mels,
         prompt_tokens=[] if isinstance(prompt, (str, type(None))) else list(prompt),
         options=whisper_opt.TranscribeOptions.tolerant(**values, initial_prompt=text),
     )
-    return DecodingResult(
-        audio_features=None,
-        language=found.language or options.language or "en",
-        language_probs=probs,
-        tokens=list(found.tokens),
-        text=found.text,
-        avg_logprob=found.avg_logprob,
-        no_speech_prob=found.no_speech_prob,
-        temperature=options.temperature,
-        compression_ratio=found.compression_ratio,
-    )
+    return [
+        DecodingResult(
+            audio_features=None,
+            language=segment.language or "en",
+            tokens=list(segment.tokens),
+            text=segment.text,
+            avg_logprob=segment.avg_logprob,
+            no_speech_prob=segment.no_speech_prob,
+            temperature=options.temperature,
+            compression_ratio=segment.compression_ratio,
+        )
+        for segment in segments
+    ]
 
 
 def detect_language(model: Whisper, mel: Any, tokenizer: Any = None) -> tuple[Any, Any]:
