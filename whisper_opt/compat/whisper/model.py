@@ -5,14 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import whisper_opt
-from whisper_opt.compat.whisper.decoding import (
-    DecodingOptions,
-    DecodingResult,
-    decode,
-    detect_language,
-)
+from whisper_opt.compat.whisper.decoding import decode as decode_function
+from whisper_opt.compat.whisper.decoding import detect_language as detect_language_function
 from whisper_opt.compat.whisper.tokenizer import remember
-from whisper_opt.compat.whisper.transcribe import transcribe
+from whisper_opt.compat.whisper.transcribe import transcribe as transcribe_function
 
 __all__ = ["ModelDimensions", "Whisper"]
 
@@ -56,19 +52,9 @@ class Whisper:
         """Languages in the vocabulary."""
         return len(self.model.vocab.languages)
 
-    def transcribe(self, audio: Any, **options: Any) -> dict[str, Any]:
-        """Transcribe a recording; arguments as in ``whisper.transcribe``."""
-        return transcribe(self, audio, **options)
-
-    def decode(
-        self, mel: Any, options: DecodingOptions | None = None, **kwargs: Any
-    ) -> DecodingResult | list[DecodingResult]:
-        """Decode windows of 30 s; arguments as in ``whisper.decode``."""
-        return decode(self, mel, options, **kwargs)
-
-    def detect_language(self, mel: Any, tokenizer: Any = None) -> tuple[Any, Any]:
-        """Languages of windows of 30 s; arguments as in ``whisper.detect_language``."""
-        return detect_language(self, mel, tokenizer)
+    transcribe = transcribe_function
+    decode = decode_function
+    detect_language = detect_language_function
 
     def to(self, device: Any) -> Whisper:
         """The model itself; another device than its own is refused.
