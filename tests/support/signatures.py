@@ -21,7 +21,10 @@ from whisper_opt import OptionError
 __all__ = ["Argument", "arguments_of", "check_argument", "originals"]
 
 _DATA = Path(__file__).parents[1] / "data" / "signatures"
-_STARS = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+_STARS: dict[Any, str] = {
+    inspect.Parameter.VAR_POSITIONAL: "*",
+    inspect.Parameter.VAR_KEYWORD: "**",
+}
 _MISSING = object()
 
 Call = Callable[..., Mapping[str, Any]]
