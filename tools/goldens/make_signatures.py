@@ -71,7 +71,10 @@ def arguments(path: str) -> dict[str, str | None]:
         for parameter in inspect.signature(value).parameters.values()
         if parameter.name != "self"
     ]
-    stars: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+    stars: dict[Any, str] = {
+        inspect.Parameter.VAR_POSITIONAL: "*",
+        inspect.Parameter.VAR_KEYWORD: "**",
+    }
     return {
         stars.get(parameter.kind, "") + parameter.name: None
         if parameter.default is parameter.empty

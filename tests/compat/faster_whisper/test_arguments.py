@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import types
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Callable
 
 import numpy as np
@@ -16,7 +17,7 @@ import whisper_opt.compat.faster_whisper as faster_whisper
 from tests.support.engines import random_engine
 from tests.support.models import random_dims
 from tests.support.signatures import Argument, arguments_of, check_argument, originals
-from whisper_opt import OptionError
+from whisper_opt import EngineError, OptionError, WhisperOptError
 from whisper_opt.compat.faster_whisper import calls
 from whisper_opt.compat.faster_whisper.vad import VadOptions, library_options
 
@@ -157,6 +158,25 @@ def test_a_token_is_not_in_the_message(recorder: Recorder) -> None:
     with pytest.raises(OptionError) as caught:
         faster_whisper.WhisperModel("base", use_auth_token="hf_secret")
     assert "hf_secret" not in str(caught.value)
+
+
+def test_a_model_that_is_not_cached_is_an_os_error(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(source: str, **options: Any) -> Any:
+        raise EngineError(f"no engine at {source}")
+
+    monkeypatch.setattr(whisper_opt.Whisper, "load", missing)
+    with pytest.raises(FileNotFoundError, match="no engine at base") as caught:
+        faster_whisper.WhisperModel("base", local_files_only=True)
+    assert isinstance(caught.value, WhisperOptError)
+    with pytest.raises(EngineError):
+        faster_whisper.WhisperModel("base")
+
+
+def test_a_directory_has_no_revision(recorder: Recorder, tmp_path: Path) -> None:
+    faster_whisper.WhisperModel(str(tmp_path), revision="main")
+    assert "revision" not in recorder.seen
 
 
 DOWNLOADING = (

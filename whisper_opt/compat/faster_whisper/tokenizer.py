@@ -11,6 +11,8 @@ import whisper_opt
 __all__ = ["HfTokenizer", "Tokenizer", "get_suppressed_tokens"]
 
 _TASKS = ("transcribe", "translate")
+_LANGUAGE_CODES = tuple(whisper_opt.LANGUAGES)
+"""Every language, a name of the original that programs use."""
 _IDS = (
     *("transcribe", "translate", "sot", "sot_lm", "sot_prev", "eot"),
     *("no_timestamps", "no_speech", "timestamp_begin"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Iterable, Sequence
 from typing import Any, BinaryIO
@@ -18,7 +19,7 @@ from whisper_opt.compat.faster_whisper.results import (
     Word,
 )
 from whisper_opt.compat.faster_whisper.tokenizer import HfTokenizer, get_suppressed_tokens
-from whisper_opt.compat.faster_whisper.utils import get_logger
+from whisper_opt.compat.faster_whisper.utils import get_logger, load_model
 from whisper_opt.compat.faster_whisper.vad import VadOptions, get_speech_timestamps
 
 __all__ = [
@@ -68,30 +69,29 @@ class WhisperModel:
             download_root: directory of the engine cache.
             local_files_only: use no network.
             files: refused.
-            revision: of a hub id.
+            revision: of a hub id; no effect for a directory.
             use_auth_token: None, or True for the stored token, which is used in any case.
             **model_kwargs: fields of :class:`whisper_opt.LoadOptions`.
 
         Raises:
-            WhisperOptError: there is no such model, or it cannot run on the device.
+            WhisperOptError: there is no such model (with ``local_files_only`` a
+                ``FileNotFoundError`` too), or it cannot run on the device.
             OptionError: an argument is not supported.
         """
         self.logger = get_logger()
-        self.model = whisper_opt.Whisper.load(
-            model_size_or_path,
-            **arguments.load_options(
-                device,
-                device_index,
-                compute_type,
-                cpu_threads,
-                download_root,
-                local_files_only,
-                files,
-                revision,
-                use_auth_token,
-                model_kwargs,
-            ),
+        options = arguments.load_options(
+            device,
+            device_index,
+            compute_type,
+            cpu_threads,
+            download_root,
+            local_files_only,
+            files,
+            None if os.path.isdir(model_size_or_path) else revision,
+            use_auth_token,
+            model_kwargs,
         )
+        self.model = load_model(model_size_or_path, options)
         self.hf_tokenizer = HfTokenizer(self.model.vocab)
         self.feature_extractor = FeatureExtractor(self.model.dims.n_mels)
         self.input_stride = 2

@@ -9,11 +9,13 @@ from typing import Any
 import whisper_opt
 
 __all__ = [
+    "ModelNotCachedError",
     "available_models",
     "download_model",
     "format_timestamp",
     "get_end",
     "get_logger",
+    "load_model",
     "source_options",
 ]
 
@@ -23,6 +25,23 @@ def available_models() -> list[str]:
     library: Any = whisper_opt
     names: list[str] = library.available_models()
     return names
+
+
+class ModelNotCachedError(whisper_opt.CheckpointError, FileNotFoundError):
+    """There is no such model on this machine, and ``local_files_only`` is on.
+
+    Programs expect an ``OSError``, and then try again with the network.
+    """
+
+
+def load_model(source: Any, options: Mapping[str, Any]) -> whisper_opt.Whisper:
+    """``Whisper.load``, which raises :class:`ModelNotCachedError` if it may use no network."""
+    try:
+        return whisper_opt.Whisper.load(source, **options)
+    except (whisper_opt.CheckpointError, whisper_opt.EngineError) as error:
+        if options.get("local_files_only"):
+            raise ModelNotCachedError(str(error)) from error
+        raise
 
 
 def get_logger() -> logging.Logger:
@@ -49,7 +68,8 @@ def download_model(
         use_auth_token: None or True; see :class:`WhisperModel`.
 
     Raises:
-        WhisperOptError: there is no such model.
+        WhisperOptError: there is no such model; with ``local_files_only`` it is a
+            ``FileNotFoundError`` too.
         OptionError: an argument is not supported.
     """
     if output_dir is not None:
@@ -58,7 +78,7 @@ def download_model(
             f" out, or run `whisper-opt export {size_or_id} {output_dir}` and load that directory"
         )
     options = source_options(cache_dir, local_files_only, revision, use_auth_token)
-    with whisper_opt.Whisper.load(size_or_id, **options) as model:
+    with load_model(size_or_id, options) as model:
         return str(model.engine.path)
 
 
