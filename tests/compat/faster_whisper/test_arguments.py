@@ -410,3 +410,14 @@ def test_arguments_of_transcribe(argument: Argument, recorder: Recorder) -> None
 @pytest.mark.parametrize("argument", BATCHED, ids=str)
 def test_arguments_of_the_batched_pipeline(argument: Argument, recorder: Recorder) -> None:
     check_argument(argument, _transcribe(recorder, batched=True))
+
+
+def test_the_docs_say_what_every_argument_does() -> None:
+    """Those with another name or meaning than here are in the table of drop-ins."""
+    docs = Path(__file__).parents[3] / "docs"
+    listed = (docs / "compat.md").read_text("utf-8").split("## openai-whisper")[0]
+    options = (docs / "options.md").read_text("utf-8")
+    for path, names in ORIGINALS.items():
+        if path.endswith((".__init__", ".transcribe", ":download_model", ":VadOptions")):
+            for name in names:
+                assert name in listed or f"`{name}`" in options, name

@@ -20,7 +20,7 @@ import whisper_opt.compat.faster_whisper as faster_whisper
 from tests.conftest import Engines
 from tests.support.engines import random_engine
 from tests.support.models import random_dims
-from whisper_opt import AudioError, OptionError
+from whisper_opt import OptionError
 from whisper_opt.compat.faster_whisper import audio, tokenizer, transcribe, utils, vad
 from whisper_opt.compat.faster_whisper.feature_extractor import FeatureExtractor
 
@@ -489,8 +489,3 @@ def test_words_are_those_of_the_library(case: str, engines: Engines) -> None:
     ]
     assert found
     assert all(bool(s.words) == bool(given.get("word_timestamps")) for s in found)
-
-
-def test_a_channel_that_is_not_there_is_named() -> None:
-    with pytest.raises(AudioError, match=r"channel is 2, but .* has 2 channel\(s\)"):
-        whisper_opt.load_audio(stereo(np.ones(100), np.ones(100)), channel=2)
