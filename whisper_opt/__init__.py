@@ -24,25 +24,32 @@ from whisper_opt.core.version import __version__
 
 if TYPE_CHECKING:
     from whisper_opt.audio.decode import load_audio
+    from whisper_opt.audio.features import log_mel_spectrogram
     from whisper_opt.audio.vad import Span, detect_speech
+    from whisper_opt.core.dims import ModelDims
     from whisper_opt.core.options import (
         LoadOptions,
         SubtitleOptions,
         TranscribeOptions,
         VadOptions,
     )
+    from whisper_opt.text.languages import LANGUAGE_CODES, LANGUAGES
     from whisper_opt.text.results import Dropped, Segment, Transcript, Word
-    from whisper_opt.text.writers import write
+    from whisper_opt.text.writers import render, write
+    from whisper_opt.transcription.mel_windows import decode_windows, window_languages
     from whisper_opt.transcription.model import Whisper
     from whisper_opt.transcription.stream import Stream
 
 __all__ = [
+    "LANGUAGES",
+    "LANGUAGE_CODES",
     "AudioError",
     "BackendUnavailable",
     "CheckpointError",
     "Dropped",
     "EngineError",
     "LoadOptions",
+    "ModelDims",
     "OptionError",
     "Segment",
     "Span",
@@ -57,20 +64,28 @@ __all__ = [
     "WhisperOptError",
     "Word",
     "__version__",
+    "decode_windows",
     "detect_speech",
     "load_audio",
+    "log_mel_spectrogram",
+    "render",
+    "window_languages",
     "write",
 ]
 
 _HOME = {
+    "ModelDims": "core.dims",
     "Whisper": "transcription.model",
     "Stream": "transcription.stream",
     **dict.fromkeys(
         ("LoadOptions", "SubtitleOptions", "TranscribeOptions", "VadOptions"), "core.options"
     ),
     **dict.fromkeys(("Dropped", "Segment", "Transcript", "Word"), "text.results"),
-    "write": "text.writers",
+    **dict.fromkeys(("LANGUAGES", "LANGUAGE_CODES"), "text.languages"),
+    **dict.fromkeys(("render", "write"), "text.writers"),
     "load_audio": "audio.decode",
+    "log_mel_spectrogram": "audio.features",
+    **dict.fromkeys(("decode_windows", "window_languages"), "transcription.mel_windows"),
     **dict.fromkeys(("Span", "detect_speech"), "audio.vad"),
 }
 """Modules of the names that are imported at first use; importing numpy alone takes 0.1 s."""

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from whisper_opt.audio import features
-from whisper_opt.audio.features import LogMel, log_mel, mel_filters
+from whisper_opt.audio.features import LogMel, log_mel, log_mel_spectrogram, mel_filters
 from whisper_opt.core.arrays import F32, NDArray
 from whisper_opt.core.errors import AudioError, OptionError
 
@@ -22,10 +22,10 @@ def noise(n_samples: int, seed: int = 0) -> F32:
     return (rng.standard_normal(n_samples) * 0.1).astype(np.float32)
 
 
-def definition(samples: F32, n_mels: int) -> NDArray:
-    """All frames of the recording and of 30 s of zeros after it, by the definition."""
-    padded = np.pad(np.concatenate([samples, np.zeros(480_000)]), 200, mode="reflect")
-    n_frames = (len(samples) + 480_000) // 160
+def definition(samples: F32, n_mels: int, padding: int = 480_000) -> NDArray:
+    """All frames of the recording and of zeros after it, by the definition."""
+    padded = np.pad(np.concatenate([samples, np.zeros(padding)]), 200, mode="reflect")
+    n_frames = (len(samples) + padding) // 160
     window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(400) / 400)
     windows = np.lib.stride_tricks.sliding_window_view(padded, 400)[::160][:n_frames]
     power = np.abs(np.fft.rfft(windows * window)) ** 2
@@ -170,3 +170,19 @@ def test_samples_that_are_not_finite_are_refused(value: float) -> None:
 def test_number_of_bins_must_be_positive(n_mels: int) -> None:
     with pytest.raises(OptionError, match="n_mels"):
         log_mel(noise(1600), n_mels)
+
+
+@pytest.mark.parametrize(("n_samples", "padding"), [(16_001, 0), (201, 0), (16_001, 100), (0, 480)])
+def test_a_spectrogram_is_reflected_at_both_edges(n_samples: int, padding: int) -> None:
+    samples = noise(n_samples)
+    expected = definition(samples, 80, padding)
+    found = log_mel_spectrogram(samples, padding=padding)
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
+
+
+def test_spectrograms_of_nothing_are_refused() -> None:
+    with pytest.raises(AudioError, match="there are 200 samples; expected more than 200"):
+        log_mel_spectrogram(noise(200))
+    with pytest.raises(OptionError, match="padding is -1"):
+        log_mel_spectrogram(noise(500), padding=-1)

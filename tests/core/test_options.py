@@ -551,3 +551,59 @@ def test_one_detection_window_only_without_vad() -> None:
     assert TranscribeOptions(strategy="batched").detection_windows == 4
     assert TranscribeOptions(vad="off").detection_windows == 1
     assert TranscribeOptions(vad="off", language_detection_segments=3).detection_windows == 3
+
+
+# options without effect
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ({"patience": 2.0}, {}),
+        ({"beam_size": 5, "temperature": 0.5}, {"temperature": 0.5}),
+        ({"best_of": 5, "seed": 3, "temperature": (0.0,)}, {"temperature": (0.0,)}),
+        ({"length_penalty": 0.5}, {}),
+        ({"length_penalty": 0.5, "beam_size": 5}, {"length_penalty": 0.5, "beam_size": 5}),
+        (
+            {"length_penalty": 0.5, "beam_size": 5, "temperature": 1.0},
+            {"temperature": 1.0},
+        ),
+        ({"compression_ratio_threshold": 2.0, "temperature": 0}, {"temperature": 0}),
+        ({"compression_ratio_threshold": 2.0}, {"compression_ratio_threshold": 2.0}),
+        (
+            {"logprob_threshold": -2.0, "no_speech_threshold": None, "temperature": 0},
+            {"no_speech_threshold": None, "temperature": 0},
+        ),
+        ({"max_initial_timestamp": 0}, {"max_initial_timestamp": None}),
+        (
+            {"without_timestamps": True, "max_initial_timestamp": 0.5},
+            {"without_timestamps": True},
+        ),
+        ({"append_punctuations": ".", "hallucination_silence_threshold": 2.0}, {}),
+        ({"carry_initial_prompt": True}, {}),
+        ({"language": "de", "language_detection_segments": 2}, {"language": "de"}),
+    ],
+)
+def test_tolerant_options_leave_out_what_has_no_effect(
+    given: dict[str, Any], kept: dict[str, Any]
+) -> None:
+    assert TranscribeOptions.tolerant(**given) == TranscribeOptions(**kept)
+
+
+def test_tolerant_options_are_checked() -> None:
+    with pytest.raises(OptionError, match="temperature is 'hot'"):
+        TranscribeOptions.tolerant(temperature="hot")
+    with pytest.raises(OptionError, match="temperature is \\(\\)"):
+        TranscribeOptions.tolerant(temperature=())
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ({"max_line_count": 2}, {}),
+        ({"max_line_width": 40, "max_words_per_line": 2}, {"max_line_width": 40}),
+        ({"max_words_per_line": 2}, {"max_words_per_line": 2}),
+    ],
+)
+def test_tolerant_subtitles(given: dict[str, Any], kept: dict[str, Any]) -> None:
+    assert SubtitleOptions.tolerant(**given) == SubtitleOptions(**kept)

@@ -20,7 +20,10 @@ def test_public_names() -> None:
         "CheckpointError",
         "Dropped",
         "EngineError",
+        "LANGUAGES",
+        "LANGUAGE_CODES",
         "LoadOptions",
+        "ModelDims",
         "OptionError",
         "Segment",
         "Span",
@@ -35,14 +38,19 @@ def test_public_names() -> None:
         "WhisperOptError",
         "Word",
         "__version__",
+        "decode_windows",
         "detect_speech",
         "load_audio",
+        "log_mel_spectrogram",
+        "render",
+        "window_languages",
         "write",
     ]
 
 
 def test_every_public_name_exists_and_is_documented() -> None:
-    for name in set(whisper_opt.__all__) - {"__version__"}:
+    tables = {"LANGUAGES", "LANGUAGE_CODES"}
+    for name in set(whisper_opt.__all__) - {"__version__", *tables}:
         value = getattr(whisper_opt, name)
         assert (value.__doc__ or "").strip(), name
         assert value.__name__ == name

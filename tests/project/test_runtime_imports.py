@@ -125,7 +125,7 @@ print(json.dumps([light, found, listed, hasattr(whisper_opt, "nothing"),
     light, found, listed, nothing, module = run(script)
     assert not {name.split(".")[0] for name in light} & set(SLOW)
     assert found.pop("__version__") == "str"
-    assert set(found.values()) <= {"type", "ABCMeta", "function"}
+    assert set(found.values()) <= {"type", "ABCMeta", "function", "dict"}
     assert listed
     assert not nothing
     assert module

@@ -35,7 +35,7 @@ from typing import Any, BinaryIO, Callable, Union
 import numpy as np
 
 from whisper_opt.audio.arrays import MAX_SAMPLE, array_blocks, too_loud
-from whisper_opt.audio.downmix import Downmix
+from whisper_opt.audio.downmix import Downmix, OneChannel
 from whisper_opt.audio.ffmpeg import ffmpeg_blocks
 from whisper_opt.audio.libav import pyav_blocks
 from whisper_opt.audio.media import (
@@ -113,6 +113,7 @@ def open_audio(
     source: AudioSource,
     *,
     sample_rate: int | None = None,
+    channel: int | None = None,
     max_duration: float = MAX_DURATION,
     max_audio_bytes: int = MAX_BYTES,
     strict_audio: bool = False,
@@ -124,6 +125,7 @@ def open_audio(
             or an array [n_samples] or [n_samples, n_channels]. Floats are used as they are;
             integers are divided by half their range (unsigned ones are centred first).
         sample_rate: sample rate of an array in Hz (default 16,000); not for files.
+        channel: use this channel alone, from 0; default: the mean of all channels.
         max_duration: refuse longer recordings, in seconds.
         max_audio_bytes: read at most this much from a file object or pipe.
         strict_audio: damage is an error; otherwise silence replaces what cannot be decoded, and a
@@ -151,7 +153,8 @@ def open_audio(
         name = media.name
         damage = Damage(name, strict_audio)
         first, pieces = _decode(media, damage)
-    blocks = _even(_bounded(_resampled(first, pieces, name), max_duration, name), name, damage)
+    mono = _resampled(first, pieces, name, channel)
+    blocks = _even(_bounded(mono, max_duration, name), name, damage)
     next(blocks)  # decodes to the first block, so that an unreadable source is refused here
     return AudioStream(blocks, first.seconds if first else None)
 
@@ -160,6 +163,7 @@ def load_audio(
     source: AudioSource,
     *,
     sample_rate: int | None = None,
+    channel: int | None = None,
     max_duration: float = MAX_DURATION,
     max_audio_bytes: int = MAX_BYTES,
     strict_audio: bool = False,
@@ -169,6 +173,7 @@ def load_audio(
     Args:
         source: see :func:`open_audio`.
         sample_rate: sample rate of an array in Hz (default 16,000); not for files.
+        channel: see :func:`open_audio`.
         max_duration: see :func:`open_audio`.
         max_audio_bytes: maximum size of the result, and of what is read from a file object or pipe.
         strict_audio: see :func:`open_audio`.
@@ -185,6 +190,7 @@ def load_audio(
     with open_audio(
         source,
         sample_rate=sample_rate,
+        channel=channel,
         max_duration=max_duration,
         max_audio_bytes=max_audio_bytes,
         strict_audio=strict_audio,
@@ -262,13 +268,16 @@ def _after(pieces: Blocks, n_skipped: int) -> Blocks:
             n_skipped = max(0, n_skipped - len(piece.block))
 
 
-def _resampled(first: Piece | None, rest: Blocks, name: str) -> Generator[F32, None, None]:
-    """Mix to mono, check and resample; yields F32 [n], n may be 0."""
+def _resampled(
+    first: Piece | None, rest: Blocks, name: str, channel: int | None
+) -> Generator[F32, None, None]:
+    """Mix to mono or take one channel, check and resample; yields F32 [n], n may be 0."""
     with contextlib.closing(rest):
         if first is None:
             return
         rate = _checked_rate(first.rate, name)
-        resampler, downmix = _resampler(rate), Downmix(rate, name)
+        resampler = _resampler(rate)
+        downmix = Downmix(rate, name) if channel is None else OneChannel(channel, name)
         piece: Piece | None = first
         while piece is not None:
             if piece.rate != rate:

@@ -11,8 +11,9 @@ import logging
 import numpy as np
 
 from whisper_opt.core.arrays import F32
+from whisper_opt.core.errors import AudioError
 
-__all__ = ["Downmix"]
+__all__ = ["Downmix", "OneChannel"]
 
 _log = logging.getLogger(__name__)
 
@@ -24,6 +25,37 @@ _AUDIBLE = 1e-7
 """Mean square below which a channel is silent: -70 dBFS."""
 _FADE = 0.01
 """Seconds of cross-fade between two ways of mixing, which avoids clicks."""
+
+
+class OneChannel:
+    """Keeps one channel of the blocks of a recording."""
+
+    def __init__(self, channel: int, name: str) -> None:
+        """``channel`` from 0; ``name`` of the recording, for the error."""
+        self._channel = channel
+        self._name = name
+
+    def feed(self, block: F32) -> F32:
+        """Add F32 [n, n_channels]; returns F32 [n].
+
+        Silence that stands for missing packets has one channel, and is that of every channel.
+
+        Raises:
+            AudioError: there is no such channel.
+        """
+        n_channels = block.shape[1]
+        if n_channels == 1 and not block.any():
+            return block[:, 0]
+        if not 0 <= self._channel < n_channels:
+            raise AudioError(
+                f"channel is {self._channel}, but {self._name} has {n_channels} channel(s),"
+                " numbered from 0"
+            )
+        return np.ascontiguousarray(block[:, self._channel])
+
+    def finish(self) -> F32:
+        """No more samples: none are held back."""
+        return np.empty(0, np.float32)
 
 
 class Downmix:

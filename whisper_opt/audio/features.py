@@ -21,7 +21,7 @@ from whisper_opt.core.arrays import F32
 from whisper_opt.core.dims import HOP_LENGTH, N_FFT, N_FRAMES, SAMPLE_RATE
 from whisper_opt.core.errors import AudioError, OptionError
 
-__all__ = ["LogMel", "log_mel", "mel_filters"]
+__all__ = ["LogMel", "log_mel", "log_mel_spectrogram", "mel_filters"]
 
 _HALF = N_FFT // 2
 _BLOCK = 128
@@ -100,18 +100,60 @@ def log_mel(samples: F32, n_mels: int) -> LogMel:
             finite or whose squares overflow.
         OptionError: ``n_mels`` is not positive.
     """
+    samples = _checked(samples)
+    last = (len(samples) + _HALF - 1) // HOP_LENGTH  # the last frame that overlaps the samples
+    frames, floor = _log_frames(samples, last + 1, n_mels)
+    silence = (np.maximum(np.float32(-10.0), floor) + np.float32(4.0)) * np.float32(0.25)
+    return LogMel(frames, len(samples) // HOP_LENGTH, float(silence))
+
+
+def log_mel_spectrogram(samples: F32, n_mels: int = 80, padding: int = 0) -> F32:
+    """Log-mel spectrogram as one array, by the definition of openai-whisper's function.
+
+    Unlike :func:`log_mel`, which assumes zeros after the recording, the signal is reflected at its
+    right edge too.
+
+    Args:
+        samples: F32 [n_samples] at 16 kHz.
+        n_mels: mel bins (80 or 128 in released models).
+        padding: zero samples to append first.
+
+    Returns:
+        F32 [n_mels, (n_samples + padding) // 160]; a frame is 10 ms.
+
+    Raises:
+        AudioError: ``samples`` is not a one-dimensional float32 array, has values that are not
+            finite or whose squares overflow, or is too short to be reflected.
+        OptionError: ``n_mels`` is not positive, or ``padding`` is negative.
+    """
+    if padding < 0:
+        raise OptionError(f"padding is {padding}; expected 0 samples or more")
+    samples = np.concatenate([_checked(samples), np.zeros(padding, np.float32)])
+    if len(samples) <= _HALF:
+        raise AudioError(
+            f"there are {len(samples)} samples; expected more than {_HALF}, or padding: the signal"
+            " is reflected at its edges"
+        )
+    reflected = np.concatenate([samples, samples[-2 : -_HALF - 2 : -1]])
+    return _log_frames(reflected, len(samples) // HOP_LENGTH, n_mels)[0]
+
+
+def _checked(samples: F32) -> F32:
     if samples.ndim != 1 or samples.dtype != np.float32:
         raise AudioError(
             f"samples are {samples.dtype} {list(samples.shape)}; expected float32 [n_samples] at"
             " 16 kHz, as load_audio returns"
         )
-    samples = np.ascontiguousarray(samples)
-    last = (len(samples) + _HALF - 1) // HOP_LENGTH  # the last frame that overlaps the samples
+    return np.ascontiguousarray(samples)
+
+
+def _log_frames(samples: F32, n_frames: int, n_mels: int) -> tuple[F32, np.float32]:
+    """The first ``n_frames`` frames, clamped and scaled; and the clamp before scaling."""
     bands = _bands(n_mels)
-    frames = np.empty((n_mels, last + 1), np.float32)
+    frames = np.empty((n_mels, n_frames), np.float32)
     peak = np.float32(-10.0)  # of the padding: log10 of the smallest power, 1e-10
     with np.errstate(invalid="ignore", over="ignore"):  # the peak is then not finite
-        for start in range(0, frames.shape[1], _BLOCK):
+        for start in range(0, n_frames, _BLOCK):
             block = frames[:, start : start + _BLOCK]
             _power_to_mel(_power(samples, start, block.shape[1]), bands, block)
             np.maximum(block, np.float32(1e-10), out=block)
@@ -120,13 +162,12 @@ def log_mel(samples: F32, n_mels: int) -> LogMel:
     if not np.isfinite(peak):
         raise AudioError("samples contain NaN, infinity or huge values; expected about -1 to 1")
     floor = peak - np.float32(8.0)
-    for start in range(0, frames.shape[1], _BLOCK):
+    for start in range(0, n_frames, _BLOCK):
         block = frames[:, start : start + _BLOCK]
         np.maximum(block, floor, out=block)
         block += np.float32(4.0)
         block *= np.float32(0.25)
-    silence = (np.maximum(np.float32(-10.0), floor) + np.float32(4.0)) * np.float32(0.25)
-    return LogMel(frames, len(samples) // HOP_LENGTH, float(silence))
+    return frames, floor
 
 
 @functools.cache

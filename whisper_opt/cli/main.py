@@ -12,8 +12,9 @@ from typing import Any
 
 from whisper_opt.cli import bench_arguments as cli_bench
 from whisper_opt.cli import build as cli_build
-from whisper_opt.cli.options import complain, join_negative, never_fail_to_print
+from whisper_opt.cli.options import complain, never_fail_to_print
 from whisper_opt.cli.transcribe import EXAMPLES, add_arguments, add_load_arguments, load
+from whisper_opt.cli.whisper_flags import normalized
 from whisper_opt.core.errors import EngineError, OptionError, WhisperOptError
 from whisper_opt.core.version import __version__
 from whisper_opt.runtime.engine import MANIFEST, Engine, read_engine
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status (0 done, 1 failed, 2 wrong usage)."""
     never_fail_to_print()
     arguments = sys.argv[1:] if argv is None else list(argv)
-    args = _parser().parse_args(join_negative(arguments))
+    args = _parser().parse_args(normalized(arguments))
     args.arguments = arguments
     try:
         status: int = args.run(args)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from whisper_opt.cli import whisper_flags
 from whisper_opt.cli.options import add_options, complain, options_from, print_utf8
 from whisper_opt.core.errors import OptionError, WhisperOptError
 from whisper_opt.core.options import LoadOptions, SubtitleOptions, TranscribeOptions
@@ -34,7 +35,8 @@ EXAMPLES = (
     "  whisper-opt transcribe engines/tiny.en talk.mp3\n"
     "  whisper-opt transcribe engines/base *.wav --format srt,json --output-dir subtitles\n"
     "  whisper-opt transcribe engines/base talk.mp3 --format vtt --word-timestamps"
-    " --max-line-width 42\n\n"
+    " --max-line-width 42\n"
+    "  whisper-opt transcribe talk.mp3 --model engines/base --output_format srt\n\n"
     f"languages: {_wrapped(LANGUAGES)}\n\n"
 )
 """Text after the arguments in the command's help."""
@@ -56,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--output-dir",
+        "-o",
         metavar="DIR",
         type=Path,
         help="write DIR/NAME.FORMAT for each recording instead of standard output; default format:"
@@ -66,6 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     formats = ", ".join(SUBTITLE_FORMATS)
     group = f"subtitle options ({formats}; with --word-timestamps)"
     add_options(parser.add_argument_group(group), SubtitleOptions)
+    whisper_flags.add_arguments(parser)
     parser.set_defaults(run=_transcribe)
 
 
@@ -100,11 +104,13 @@ class Output:
         formats: output formats; empty for a listing.
         targets: one file per format; empty for standard output.
         subtitles: layout of words in subtitle formats.
+        listing: whether segments are listed as they are decoded.
     """
 
     formats: tuple[str, ...]
     targets: tuple[Path, ...]
     subtitles: SubtitleOptions
+    listing: bool = False
 
     def save(self, transcript: Transcript) -> None:
         """Write the files, or print on standard output."""
@@ -138,9 +144,9 @@ def _outputs(args: argparse.Namespace, options: TranscribeOptions) -> list[Outpu
                 f"--format names {len(formats)} formats, but standard output takes only one;"
                 " add --output-dir"
             )
-        return [Output(formats, (), subtitles)] * len(args.audio)
+        return [Output(formats, (), subtitles, not formats)] * len(args.audio)
     targets = _targets(args.audio, args.output_dir, formats)
-    return [Output(formats, files, subtitles) for files in targets]
+    return [Output(formats, files, subtitles, bool(args.verbose)) for files in targets]
 
 
 def _targets(sources: list[str], folder: Path, formats: tuple[str, ...]) -> list[tuple[Path, ...]]:
@@ -166,6 +172,7 @@ def _targets(sources: list[str], folder: Path, formats: tuple[str, ...]) -> list
 
 
 def _transcribe(args: argparse.Namespace) -> int:
+    whisper_flags.adopt(args)
     options = options_from(args, TranscribeOptions)
     outputs = _outputs(args, options)
     run = _one if len(outputs) == 1 else _several
@@ -222,7 +229,7 @@ def _one(
         with _Bar(Path(source).name) as bar:
             stream = model.stream(source, options=options, on_progress=bar.show)
             for segment in stream:
-                if not output.formats and segment.text:
+                if output.listing and segment.text:
                     bar.print(_line(segment))
             transcript = stream.transcript()
         output.save(transcript)
@@ -275,7 +282,7 @@ def _saved(source: str, output: Output, result: Transcript | WhisperOptError, ba
     try:
         if isinstance(result, WhisperOptError):
             raise result
-        if not output.formats:
+        if output.listing:
             bar.print("\n".join(_line(segment) for segment in result if segment.text))
         output.save(result)
     except OptionError:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from whisper_opt.core.errors import OptionError
 
-__all__ = ["ALIASES", "CODES", "LANGUAGES", "language_code"]
+__all__ = ["ALIASES", "CODES", "LANGUAGES", "LANGUAGE_CODES", "language_code"]
 
 _log = logging.getLogger(__name__)
 
@@ -150,6 +150,12 @@ ALIASES: Mapping[str, str] = {
 }
 """Other names -> language code."""
 
+LANGUAGE_CODES: Mapping[str, str] = {
+    **{name: code for code, name in LANGUAGES.items()},
+    **ALIASES,
+}
+"""English name or other name, in lower case -> language code."""
+
 _OTHER_CODES = """
     af afr  am amh  ar ara arb  as asm  az aze azj  ba bak  be bel  bg bul  bn ben  bo bod tib
     br bre  bs bos  ca cat  cs ces cze  cy cym wel  da dan  de deu ger  el ell gre  en eng  es spa
@@ -197,15 +203,14 @@ def language_code(language: str) -> str:
 def _known(name: str) -> str | None:
     if name in LANGUAGES:
         return name
-    names = {name: code for code, name in LANGUAGES.items()}
-    return CODES.get(name) or ALIASES.get(name) or names.get(name)
+    return CODES.get(name) or LANGUAGE_CODES.get(name)
 
 
 def _hint(wanted: str) -> str:
     import difflib
 
     # short words are similar to too many names
-    names = [*LANGUAGES.values(), *ALIASES] if len(wanted) > 3 else []
+    names = list(LANGUAGE_CODES) if len(wanted) > 3 else []
     near = difflib.get_close_matches(wanted, names, n=3, cutoff=0.7)
     if near:
         return f"; did you mean {' or '.join(near)}?"

@@ -30,6 +30,7 @@ __all__ = [
     "FORMATS",
     "SUBTITLE_FORMATS",
     "format_timestamp",
+    "render",
     "to_ass",
     "to_json",
     "to_lrc",
@@ -167,6 +168,18 @@ SUBTITLE_FORMATS = ("srt", "vtt", "lrc", "ass")
 """Formats that accept :class:`SubtitleOptions`; the others have no cues."""
 
 
+def render(transcript: Transcript, format: str, options: SubtitleOptions = PLAIN) -> str:
+    r"""``transcript`` as the text of a file with ``\n`` line ends.
+
+    Raises:
+        OptionError: ``format`` is not a key of :data:`FORMATS`, or ``options`` cannot be honoured.
+        WhisperOptError: a time is negative.
+    """
+    if format not in FORMATS:
+        raise OptionError(f"unknown output format {format!r}; expected one of {', '.join(FORMATS)}")
+    return FORMATS[format](transcript, options)
+
+
 def write(
     transcript: Transcript,
     path: str | os.PathLike[str],
@@ -184,9 +197,7 @@ def write(
         OptionError: ``format`` is not a key of :data:`FORMATS`, or ``options`` cannot be honoured.
         WhisperOptError: the file cannot be written.
     """
-    if format not in FORMATS:
-        raise OptionError(f"unknown output format {format!r}; expected one of {', '.join(FORMATS)}")
-    text = FORMATS[format](transcript, options)
+    text = render(transcript, format, options)
     try:
         replace_file(path, text.encode("utf-8"))
     except (OSError, UnicodeError) as error:

@@ -74,7 +74,7 @@ class Chunk:
             return dataclasses.replace(segment, id=i)
         words = segment.words and tuple(
             dataclasses.replace(
-                word, start=round(word.start + self.start, 2), end=round(word.end + self.start, 2)
+                word, start=round(word.start + self.start, 3), end=round(word.end + self.start, 3)
             )
             for word in segment.words
         )

@@ -141,6 +141,11 @@ class Whisper:
         return self.engine.manifest.dims
 
     @property
+    def vocab(self) -> Vocab:
+        """Vocabulary: special ids by name, text to tokens and back."""
+        return self._vocab
+
+    @property
     def is_multilingual(self) -> bool:
         """Whether the model supports languages other than English."""
         return self._vocab.is_multilingual

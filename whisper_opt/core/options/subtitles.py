@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Union
+from typing import Any, Union
 
 from whisper_opt.core.errors import OptionError
+from whisper_opt.core.options.effective import effective_subtitles
 from whisper_opt.core.options.fields import check_fields, option
 
 __all__ = ["SubtitleOptions"]
@@ -48,6 +49,15 @@ class SubtitleOptions:
             raise OptionError(
                 "max_words_per_line and max_line_width are both given; leave one of them out"
             )
+
+    @classmethod
+    def tolerant(cls, **values: Any) -> SubtitleOptions:
+        """Like the constructor, but options without effect are left out, not refused.
+
+        Raises:
+            OptionError: a value is of the wrong type or out of range.
+        """
+        return cls(**effective_subtitles(values))
 
     @property
     def needs_words(self) -> bool:

@@ -9,6 +9,7 @@ from typing import Any, Union
 
 from whisper_opt.core.errors import OptionError
 from whisper_opt.core.options.checks import LANGUAGE_OPTIONS, check_transcription
+from whisper_opt.core.options.effective import effective_transcription
 from whisper_opt.core.options.fields import check_fields, option
 from whisper_opt.core.options.vad import VadOptions
 
@@ -276,6 +277,18 @@ class TranscribeOptions:
     def __post_init__(self) -> None:
         check_fields(self)
         check_transcription(self)
+
+    @classmethod
+    def tolerant(cls, **values: Any) -> TranscribeOptions:
+        """Like the constructor, but options without effect are left out, not refused.
+
+        For programs that pass every option of openai-whisper or faster-whisper, which ignore, for
+        example, ``patience`` without ``beam_size``.
+
+        Raises:
+            OptionError: a value is of the wrong type or out of range, or two options contradict.
+        """
+        return cls(**effective_transcription(values))
 
     @property
     def conditions(self) -> bool:
