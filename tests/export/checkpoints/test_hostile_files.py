@@ -45,15 +45,13 @@ from tests.support.models_write import (
     write_torch_legacy,
 )
 from tests.support.optimum_dirs import huggingface_config
-from whisper_opt.core.dims import ModelDims
-from whisper_opt.core.errors import CheckpointError, WhisperOptError
+from whisper_opt.core.errors import WhisperOptError
 from whisper_opt.export.checkpoints import (
     Checkpoint,
     ctranslate2,
     ggml,
     huggingface,
     load_checkpoint,
-    sidecar,
 )
 from whisper_opt.export.checkpoints.blob import Blob
 from whisper_opt.export.checkpoints.flax_msgpack import read_flax
