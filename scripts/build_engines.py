@@ -260,7 +260,8 @@ class Builder:
     def _checkpoint(self, wanted: Wanted) -> Checkpoint:
         key = (wanted.source, *sorted(wanted.load.items()))
         if key not in self._checkpoints:
-            self._checkpoints = {key: load_checkpoint(wanted.source, **wanted.load)}
+            arguments: dict[str, Any] = dict(wanted.load)
+            self._checkpoints = {key: load_checkpoint(wanted.source, **arguments)}
         return self._checkpoints[key]
 
     def _reason(self, wanted: Wanted) -> Union[str, None]:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from whisper_opt.audio.features import log_mel_spectrogram
     from whisper_opt.audio.vad import Span, detect_speech
     from whisper_opt.core.dims import ModelDims
+    from whisper_opt.core.model_names import available_models
     from whisper_opt.core.options import (
         LoadOptions,
         SubtitleOptions,
@@ -64,6 +65,7 @@ __all__ = [
     "WhisperOptError",
     "Word",
     "__version__",
+    "available_models",
     "decode_windows",
     "detect_speech",
     "load_audio",
@@ -75,6 +77,7 @@ __all__ = [
 
 _HOME = {
     "ModelDims": "core.dims",
+    "available_models": "core.model_names",
     "Whisper": "transcription.model",
     "Stream": "transcription.stream",
     **dict.fromkeys(

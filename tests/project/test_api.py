@@ -38,6 +38,7 @@ def test_public_names() -> None:
         "WhisperOptError",
         "Word",
         "__version__",
+        "available_models",
         "decode_windows",
         "detect_speech",
         "load_audio",

@@ -13,7 +13,14 @@ from typing import Any
 from whisper_opt.cli import bench_arguments as cli_bench
 from whisper_opt.cli import build as cli_build
 from whisper_opt.cli.options import complain, never_fail_to_print
-from whisper_opt.cli.transcribe import EXAMPLES, add_arguments, add_load_arguments, load
+from whisper_opt.cli.progress import export_bar
+from whisper_opt.cli.transcribe import (
+    ENGINE_HELP,
+    EXAMPLES,
+    add_arguments,
+    add_load_arguments,
+    load,
+)
 from whisper_opt.cli.whisper_flags import normalized
 from whisper_opt.core.errors import EngineError, OptionError, WhisperOptError
 from whisper_opt.core.version import __version__
@@ -174,21 +181,13 @@ _heads.__name__ = "list of LAYER.HEAD"  # for argparse's error message
 
 
 def _export(args: argparse.Namespace) -> int:
-    from tqdm import tqdm
-
     from whisper_opt.export import export  # export and its packages are imported only here
     from whisper_opt.export.build import KEEP
 
     if args.keep is not None and args.calibrate is None:
         raise OptionError("--keep is given without --calibrate; give --calibrate DIR too")
     begin = time.perf_counter()
-    with tqdm(unit="B", unit_scale=True, disable=None, leave=False) as bar:
-
-        def on_progress(stage: str, done: float, total: float) -> None:
-            bar.set_description(stage, refresh=False)
-            bar.total, bar.n = total, done
-            bar.refresh()
-
+    with export_bar() as on_progress:
         engine = export(
             args.source,
             args.target,
@@ -246,7 +245,7 @@ def _add_heads(commands: Any) -> None:
         "  whisper-opt heads /tmp/all speech.wav\n"
         "  whisper-opt export my-finetune/ engines/mine --alignment-heads 3.1,4.2,4.3\n\n",
     )
-    parser.add_argument("engine", metavar="ENGINE", type=Path, help="engine directory")
+    parser.add_argument("engine", metavar="ENGINE", help=ENGINE_HELP)
     parser.add_argument("audio", metavar="AUDIO", help="a recording of speech; a minute is enough")
     parser.add_argument("--language", metavar="TEXT", help="its language (default: detected)")
     add_load_arguments(parser)

@@ -13,6 +13,7 @@ from typing import Any
 
 from whisper_opt.cli import whisper_flags
 from whisper_opt.cli.options import add_options, complain, options_from, print_utf8
+from whisper_opt.cli.progress import export_bar
 from whisper_opt.core.errors import OptionError, WhisperOptError
 from whisper_opt.core.options import LoadOptions, SubtitleOptions, TranscribeOptions
 from whisper_opt.text.languages import LANGUAGES
@@ -21,7 +22,7 @@ from whisper_opt.text.subtitles import given
 from whisper_opt.text.writers import FORMATS, SUBTITLE_FORMATS, format_timestamp, write
 from whisper_opt.transcription.model import Whisper
 
-__all__ = ["EXAMPLES", "Output", "add_arguments", "add_load_arguments", "load"]
+__all__ = ["ENGINE_HELP", "EXAMPLES", "Output", "add_arguments", "add_load_arguments", "load"]
 
 
 def _wrapped(languages: Any) -> str:
@@ -40,6 +41,10 @@ EXAMPLES = (
     f"languages: {_wrapped(LANGUAGES)}\n\n"
 )
 """Text after the arguments in the command's help."""
+ENGINE_HELP = (
+    "engine directory; or a short name (tiny.en, large-v3, turbo, ...), a hub id or a checkpoint,"
+    " which is exported once to the engine cache"
+)
 
 
 # arguments
@@ -47,7 +52,7 @@ EXAMPLES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command, and the function that runs it."""
-    parser.add_argument("engine", metavar="ENGINE", type=Path, help="engine directory")
+    parser.add_argument("engine", metavar="ENGINE", help=ENGINE_HELP)
     parser.add_argument("audio", metavar="AUDIO", nargs="+", help="audio or video files")
     parser.add_argument(
         "--format",
@@ -79,8 +84,11 @@ def add_load_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def load(args: argparse.Namespace) -> Whisper:
-    """Load the engine on the device that the arguments name."""
-    return Whisper.load(args.engine, **dataclasses.asdict(options_from(args, LoadOptions)))
+    """Load the engine on the device that the arguments name; it is exported if need be."""
+    with export_bar() as on_progress:
+        return Whisper.load(
+            args.engine, options=options_from(args, LoadOptions), on_progress=on_progress
+        )
 
 
 def _formats(text: str) -> tuple[str, ...]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import importlib
 import itertools
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from types import TracebackType
-from typing import Any, Union
+from typing import Any
 
 from whisper_opt.audio.decode import AudioSource, load_audio
 from whisper_opt.audio.features import log_mel
@@ -35,6 +34,8 @@ from whisper_opt.transcription.chunking import JobFactory
 from whisper_opt.transcription.fallback import Suppression
 from whisper_opt.transcription.job import TranscriptionJob
 from whisper_opt.transcription.language import language_of_recording
+from whisper_opt.transcription.model_source import Progress as ExportProgress
+from whisper_opt.transcription.model_source import engine_directory
 from whisper_opt.transcription.scheduler import Progress, Scheduler, Steps
 from whisper_opt.transcription.sources import MappedSource, ReadySource, Source, source_of
 from whisper_opt.transcription.stream import ManyProgress, Stream, as_they_finish
@@ -89,24 +90,31 @@ class Whisper:
     @classmethod
     def load(
         cls,
-        path: Union[str, Path],
+        source: Any,
         *,
         options: LoadOptions | None = None,
         verify: bool = False,
+        on_progress: ExportProgress | None = None,
         **overrides: Any,
     ) -> Whisper:
-        """Open an engine directory.
+        """Open an engine; a model that is none is exported once, to the engine cache.
 
         Args:
-            path: directory written by ``whisper-opt export``, or one that Optimum exported.
+            source: directory written by ``whisper-opt export``, or one that Optimum exported; a
+                short name (:func:`whisper_opt.available_models`); a hub id, ``org/model`` or
+                ``org/model@revision``; a local checkpoint; or a model in memory, of transformers or
+                openai-whisper. An existing path takes precedence over a name.
             options: how to run the engine.
             verify: also compare the sha256 of every file with the manifest.
+            on_progress: called with (stage, done, total) during an export.
             **overrides: fields of :class:`LoadOptions` that replace those of ``options``. They are
                 described in docs/options.md:
 
                 - ``device``: ``auto``, ``cpu``, ``cuda`` or ``tensorrt``;
                 - ``device_index``: which GPU;
                 - ``threads``: CPU threads;
+                - ``precision``, ``revision``, ``cache_dir``, ``local_files_only``: for models that
+                  are exported;
                 - ``precision``: which graphs of a directory of Optimum;
                 - ``encoder_precision``, ``padding``, ``kernels``: how the CPU computes;
                 - ``cuda_graphs``, ``tensorrt_library``, ``build_plans``: for ``tensorrt``;
@@ -114,12 +122,14 @@ class Whisper:
 
         Raises:
             EngineError: there is no usable engine, or it was exported for another device.
+            CheckpointError: the model cannot be fetched or read.
+            VerificationError: the exported engine does not compute what the checkpoint computes.
             BackendUnavailable: ONNX Runtime, OpenVINO, TensorRT or the GPU is missing or too old
                 for this engine; or ``kernels="native"``, and compiled kernels are missing.
             OptionError: an option is unknown, out of range, or contradicts the device.
         """
         chosen = merged(LoadOptions, options, overrides)
-        engine = read_engine(path, verify=verify)
+        engine = read_engine(engine_directory(source, chosen, on_progress), verify=verify)
         # in parallel with the graphs, which are mostly loaded outside of Python
         with Background(lambda: _vocab(engine)) as vocab:
             opened = open_backend(engine, chosen, build_plans=_build_plans)

@@ -22,9 +22,7 @@ __all__ = [
 
 def available_models() -> list[str]:
     """Short names of models; a model may also be given as ``Whisper.load`` accepts it."""
-    library: Any = whisper_opt
-    names: list[str] = library.available_models()
-    return names
+    return whisper_opt.available_models()
 
 
 class ModelNotCachedError(whisper_opt.CheckpointError, FileNotFoundError):

@@ -45,9 +45,7 @@ __all__ = [
 
 def available_models() -> list[str]:
     """Names that :func:`load_model` accepts; it also accepts what ``Whisper.load`` does."""
-    library: Any = whisper_opt
-    names: list[str] = library.available_models()
-    return names
+    return whisper_opt.available_models()
 
 
 def load_model(

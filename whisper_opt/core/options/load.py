@@ -54,9 +54,30 @@ class LoadOptions:
     precision: str = option(
         "auto",
         "text",
-        "with a directory of Optimum: which of its graphs to run, by the suffix of their names;"
-        " auto: fp32 if it is there, else int8, fp16, int4",
+        "precision of the engine that is exported from a model name or a checkpoint; auto: int8 on"
+        " the CPU (fp32 gives the words of openai-whisper), fp16 with cuda and tensorrt. With a"
+        " directory of Optimum: which of its graphs to run; auto: fp32 if it is there, else int8,"
+        " fp16, int4",
         choices=PRECISIONS,
+    )
+    revision: Union[str, None] = option(
+        None,
+        "text",
+        "branch, tag or commit of a hub id; default: the pinned commit of a short name, else the"
+        " newest",
+        metavar="REV",
+    )
+    cache_dir: Union[str, None] = option(
+        None,
+        "text",
+        "directory of the engine cache; default: WHISPER_OPT_CACHE, else whisper_opt in the user's"
+        " cache directory",
+        metavar="DIR",
+    )
+    local_files_only: bool = option(
+        False,
+        "flag",
+        "use no network: a model of the hub must have been fetched before",
     )
     encoder_precision: str = option(
         "engine",

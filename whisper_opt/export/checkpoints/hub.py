@@ -10,9 +10,10 @@ from typing import Any
 from whisper_opt.core.errors import BackendUnavailable, CheckpointError
 from whisper_opt.core.remedies import install_hint
 
-__all__ = ["download", "download_tokenizer", "is_hub_id"]
+__all__ = ["download", "download_tokenizer", "is_hub_id", "resolve_revision"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _FILE_SUFFIXES = {".pt", ".bin", ".safetensors", ".msgpack", ".json"}
 _SIDECARS = [
     "config.json",
@@ -40,12 +41,13 @@ def is_hub_id(name: str) -> bool:
     return _HUB_ID.fullmatch(name) is not None and Path(name).suffix not in _FILE_SUFFIXES
 
 
-def download(name: str, revision: str | None = None) -> Path:
+def download(name: str, revision: str | None = None, *, local_files_only: bool = False) -> Path:
     """Fetch the files of a model, or find them in the local cache.
 
     Args:
         name: hub id, e.g. ``openai/whisper-tiny.en``.
         revision: branch, tag or commit; the default branch if None.
+        local_files_only: use the local cache of the client, and no network.
 
     Returns:
         The directory of the snapshot.
@@ -55,7 +57,7 @@ def download(name: str, revision: str | None = None) -> Path:
         CheckpointError: there is no such model, no network, or no weights in a known format.
     """
     for patterns in _WEIGHTS:
-        path = _fetch(name, revision, [*_SIDECARS, *patterns])
+        path = _fetch(name, revision, [*_SIDECARS, *patterns], local_files_only)
         if any(next(path.glob(pattern), None) for pattern in patterns):
             return path
     expected = ", ".join(patterns[0] for patterns in _WEIGHTS)
@@ -72,16 +74,51 @@ def download_tokenizer(name: str, revision: str | None = None) -> Path:
     return _fetch(name, revision, _SIDECARS)
 
 
-def _fetch(name: str, revision: str | None, patterns: list[str]) -> Path:
+def resolve_revision(
+    name: str, revision: str | None = None, *, local_files_only: bool = False
+) -> str:
+    """The commit of a revision of a model; a full commit is returned as it is.
+
+    Args:
+        name: hub id.
+        revision: branch, tag or commit; the default branch if None.
+        local_files_only: find it in the local cache of the client, and use no network.
+
+    Raises:
+        BackendUnavailable: huggingface_hub is not installed.
+        CheckpointError: there is no such model or revision, or no network.
+    """
+    if revision is not None and _COMMIT.fullmatch(revision):
+        return revision
+    if local_files_only:
+        return download(name, revision, local_files_only=True).name
     try:
-        client: Any = importlib.import_module("huggingface_hub")
+        return str(_client(name).HfApi().model_info(name, revision=revision).sha)
+    except BackendUnavailable:
+        raise
+    except Exception as error:  # includes errors of the client's HTTP library
+        raise CheckpointError(_explain(name, revision, error)) from error
+
+
+def _client(name: str) -> Any:
+    try:
+        return importlib.import_module("huggingface_hub")
     except ImportError as error:
         raise BackendUnavailable(
             f"{name!r} is not a local path, and fetching it from the Hugging Face hub needs"
             f" huggingface_hub: {install_hint('hf')}"
         ) from error
+
+
+def _fetch(
+    name: str, revision: str | None, patterns: list[str], local_files_only: bool = False
+) -> Path:
+    client = _client(name)
+    options = {"local_files_only": True} if local_files_only else {}
     try:
-        return Path(client.snapshot_download(name, revision=revision, allow_patterns=patterns))
+        return Path(
+            client.snapshot_download(name, revision=revision, allow_patterns=patterns, **options)
+        )
     except Exception as error:  # includes errors of the client's HTTP library
         raise CheckpointError(_explain(name, revision, error)) from error
 

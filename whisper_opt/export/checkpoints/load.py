@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from whisper_opt.core.errors import CheckpointError, OptionError
+from whisper_opt.core.model_names import find_name
 from whisper_opt.export.checkpoints.checkpoint import Checkpoint
 from whisper_opt.export.checkpoints.ctranslate2 import load_ctranslate2
 from whisper_opt.export.checkpoints.ggml import GGML_MAGIC, load_ggml
@@ -40,7 +41,12 @@ _REFUSED = {
 
 
 def load_checkpoint(
-    source: Any, *, tokenizer: Any = None, revision: str | None = None, base: Any = None
+    source: Any,
+    *,
+    tokenizer: Any = None,
+    revision: str | None = None,
+    base: Any = None,
+    local_files_only: bool = False,
 ) -> Checkpoint:
     """Open a Whisper checkpoint of any supported form.
 
@@ -50,15 +56,16 @@ def load_checkpoint(
     Args:
         source: a Hugging Face directory, a directory with a LoRA adapter of PEFT, an OpenAI ``.pt``
             file, a ``ggml-*.bin`` file of whisper.cpp, a CTranslate2 directory, or a Hugging Face
-            hub id such as ``openai/whisper-tiny.en``, which is fetched into the client's cache. An
-            existing path takes precedence over a hub id. Or a model in memory: a
-            ``WhisperForConditionalGeneration`` or ``WhisperModel`` of transformers, or a
-            ``whisper.Whisper`` of openai-whisper.
+            hub id such as ``openai/whisper-tiny.en``, or its short name ``tiny.en``: it is fetched
+            into the client's cache. An existing path takes precedence over a name. Or a model
+            in memory: a ``WhisperForConditionalGeneration`` or ``WhisperModel`` of transformers or
+            a ``whisper.Whisper`` of openai-whisper.
         tokenizer: a ``tokenizer.json``, a directory that holds one, or a ``.tiktoken`` file; or a
             tokenizer or processor of transformers. By default the checkpoint's own.
         revision: branch, tag or commit, for a hub id.
         base: base model of a LoRA adapter, as any ``source`` or as a :class:`Checkpoint`; by
             default the one that ``adapter_config.json`` names.
+        local_files_only: look for a hub id in the client's cache, and use no network.
 
     Raises:
         CheckpointError: the source does not exist, is damaged, or is not a Whisper model in one of
@@ -66,6 +73,9 @@ def load_checkpoint(
         OptionError: ``base`` was given and the source is no adapter.
         BackendUnavailable: a hub id was given and huggingface_hub is not installed.
     """
+    known = find_name(source) if isinstance(source, str) and not Path(source).exists() else None
+    if known is not None:
+        source, revision = known.hub_id, revision or known.revision
     with tokenizer_path(tokenizer) as words:
         if not isinstance(source, (str, os.PathLike)):
             _refuse_base(base, type(source).__name__)
@@ -80,7 +90,8 @@ def load_checkpoint(
             return _load_file(path, words)
         if isinstance(source, str) and is_hub_id(source):
             name = source if revision is None else f"{source}@{revision}"
-            return _load_directory(download(source, revision), words, name, base)
+            folder = download(source, revision, local_files_only=local_files_only)
+            return _load_directory(folder, words, name, base)
     raise CheckpointError(
         f"{str(source)!r} is neither an existing path nor a Hugging Face hub id"
         f" (organisation/model); expected {_EXPECTED}"

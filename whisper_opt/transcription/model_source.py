@@ -1,0 +1,158 @@
+"""What ``Whisper.load`` opens: an engine directory, or a model that is exported to one."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Union
+
+from whisper_opt.core.errors import BackendUnavailable, OptionError
+from whisper_opt.core.model_names import ModelName, find_name, similar_names
+from whisper_opt.core.options import LoadOptions
+from whisper_opt.core.remedies import install_hint
+from whisper_opt.runtime.devices import GPU_ENGINES
+from whisper_opt.runtime.engine import is_engine_directory
+from whisper_opt.runtime.engine_cache import EngineCache
+
+__all__ = ["engine_directory", "engine_precision"]
+
+_log = logging.getLogger(__name__)
+_HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?")
+
+Progress = Callable[[str, float, float], None]
+"""Called with (stage, done, total) during an export."""
+
+
+def engine_precision(options: LoadOptions) -> tuple[str, str]:
+    """(precision, dialect) of the engine that is exported for these options.
+
+    ``auto`` is int8 on the CPU, the fastest whose word error rates are those of fp32
+    (docs/accuracy.md); OpenVINO's encoders need fp32. GPUs run one kind of engine each.
+    """
+    dialect = "contrib"
+    default = "int8" if options.encoder_precision == "engine" else "fp32"
+    if options.device in GPU_ENGINES:
+        default, dialect = GPU_ENGINES[options.device]
+    return (default if options.precision == "auto" else options.precision), dialect
+
+
+def engine_directory(
+    source: Any, options: LoadOptions, on_progress: Progress | None = None
+) -> Path:
+    """The engine directory of a source; a model is exported to the engine cache if need be.
+
+    Args:
+        source: an engine directory, a directory of Optimum, a short name, a hub id, a local
+            checkpoint, or a model in memory.
+        options: how to run it.
+        on_progress: called during an export.
+
+    Returns:
+        The directory. A path at which there is nothing is returned as it is.
+
+    Raises:
+        WhisperOptError: the model cannot be fetched or exported.
+        OptionError: ``revision`` is given for something local, or a name is misspelled.
+    """
+    if not isinstance(source, (str, os.PathLike)):
+        _refuse_revision(options, f"a {type(source).__name__} in memory")
+        return _prepared(source, options, on_progress)
+    path = Path(source)
+    if path.exists():
+        _refuse_revision(options, f"{path.name!r}, a local path")
+        if path.is_dir() and (is_engine_directory(path) or not _may_be_checkpoint(path)):
+            return path
+        return _prepared(path, options, on_progress)
+    model = _hub_model(str(source), options)
+    if model is None:
+        return path
+    return _prepared_hub(model, options, on_progress)
+
+
+def _may_be_checkpoint(path: Path) -> bool:
+    """Whether a directory has files of a checkpoint, whole or not."""
+    return any((path / name).is_file() for name in ("config.json", "adapter_config.json"))
+
+
+def _refuse_revision(options: LoadOptions, what: str) -> None:
+    if options.revision is not None:
+        raise OptionError(
+            f"revision is {options.revision!r}, but the model is {what}; a revision belongs to a"
+            " model of the hub: leave it out"
+        )
+
+
+def _hub_model(name: str, options: LoadOptions) -> Union[ModelName, None]:
+    """The repository that a name stands for; None if the name is that of a missing path."""
+    known = find_name(name)
+    if known is not None:
+        return ModelName(known.hub_id, options.revision or known.revision)
+    found = _HUB_ID.fullmatch(name)
+    if found is None:
+        near = similar_names(name)
+        if near and os.sep not in name:
+            raise OptionError(
+                f"{name!r} is neither a path nor the name of a model; did you mean"
+                f" {' or '.join(near)}? whisper_opt.available_models() lists the names"
+            )
+        return None
+    if found[2] and options.revision not in (None, found[2]):
+        raise OptionError(
+            f"{name!r} names the revision {found[2]!r}, but revision is {options.revision!r};"
+            " leave one of them out"
+        )
+    return ModelName(found[1], found[2] or options.revision)
+
+
+def _prepared_hub(model: ModelName, options: LoadOptions, on_progress: Progress | None) -> Path:
+    precision, dialect = engine_precision(options)
+    cache = EngineCache(options.cache_dir)
+    commit = model.revision
+    if commit is None or options.local_files_only:
+        commit = cache.commit(model.hub_id, model.revision) or commit
+    if commit is not None and (options.local_files_only or commit == model.revision):
+        engine = cache.engine(model.hub_id, f"{model.hub_id}@{commit}", precision, dialect)
+        if cache.has(engine):  # needs neither a network nor the export extra
+            return engine
+    _tell(model.hub_id, options, precision)
+    path: Path = _exporter(model.hub_id).prepare_hub(
+        model.hub_id,
+        model.revision,
+        cache,
+        precision,
+        dialect,
+        local_files_only=options.local_files_only,
+        on_progress=on_progress,
+    )
+    return path
+
+
+def _prepared(source: Any, options: LoadOptions, on_progress: Progress | None) -> Path:
+    precision, dialect = engine_precision(options)
+    name = str(source) if isinstance(source, Path) else type(source).__name__
+    _tell(name, options, precision)
+    path: Path = _exporter(name).prepare(
+        source, EngineCache(options.cache_dir), precision, dialect, on_progress=on_progress
+    )
+    return path
+
+
+def _tell(name: str, options: LoadOptions, precision: str) -> None:
+    if options.precision == "auto":
+        _log.info(
+            "%s: %s engine; precision='fp32' gives the words of openai-whisper", name, precision
+        )
+
+
+def _exporter(name: str) -> Any:
+    try:
+        return importlib.import_module("whisper_opt.export.prepare")
+    except ImportError as error:
+        raise BackendUnavailable(
+            f"{name!r} is no engine directory, and there is no engine of it in the cache;"
+            f" exporting it needs packages that are missing ({error}): {install_hint('export')}"
+        ) from error
