@@ -312,6 +312,10 @@ LOAD_EFFECTS: dict[str, LoadEffect] = {
     "device_index": LoadEffect(1, "test_auto_takes_the_gpu_for_an_engine_made_for_it", ("cpu",)),
     # with auto, threads are those of the CPU if that is what is chosen
     "threads": LoadEffect(2, "test_options_are_checked", ("tensorrt",)),
+    "precision": LoadEffect("fp32", "test_each_precision_has_an_engine"),
+    "revision": LoadEffect("main", "test_hub_id_is_exported_once_per_commit"),
+    "cache_dir": LoadEffect("engines", "test_place_of_the_cache"),
+    "local_files_only": LoadEffect(True, "test_without_a_network_the_last_commit_is_used"),
     "encoder_precision": LoadEffect("int8", "test_load_says_what_computes", GPU),
     "padding": LoadEffect("whole", "test_attention_covers_all_positions", GPU),
     "kernels": LoadEffect("off", "test_load_says_what_computes", GPU),
