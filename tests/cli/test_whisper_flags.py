@@ -93,7 +93,7 @@ def test_without_a_model_the_first_one_is_the_engine() -> None:
 # conventions
 
 VALUES: dict[str, tuple[str, str, Any]] = {
-    "model": ("base", "engine", Path("base")),
+    "model": ("base", "engine", "base"),
     "model_dir": ("cache", "cache_dir", "cache"),
     "device": ("cuda:1", "device_index", 1),
     "output_dir": ("out", "output_dir", Path("out")),
