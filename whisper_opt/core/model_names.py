@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple, Union
 
-__all__ = ["MODEL_NAMES", "ModelName", "available_models", "find_name", "similar_names"]
+__all__ = [
+    "MODEL_NAMES",
+    "ModelName",
+    "available_models",
+    "find_name",
+    "is_hub_id",
+    "similar_names",
+]
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_FILE_SUFFIXES = {".pt", ".bin", ".safetensors", ".msgpack", ".json"}
 
 
 class ModelName(NamedTuple):
@@ -62,6 +74,11 @@ def available_models() -> list[str]:
 def find_name(name: str) -> ModelName | None:
     """The repository of a short name; None if there is no such name."""
     return MODEL_NAMES.get(name)
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name has the form ``organisation/model`` and is not that of a weight file."""
+    return _HUB_ID.fullmatch(name) is not None and Path(name).suffix not in _FILE_SUFFIXES
 
 
 def similar_names(name: str) -> list[str]:

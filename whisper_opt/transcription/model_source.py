@@ -5,13 +5,12 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Union
 
 from whisper_opt.core.errors import BackendUnavailable, OptionError
-from whisper_opt.core.model_names import ModelName, find_name, similar_names
+from whisper_opt.core.model_names import ModelName, find_name, is_hub_id, similar_names
 from whisper_opt.core.options import LoadOptions
 from whisper_opt.core.remedies import install_hint
 from whisper_opt.runtime.devices import GPU_ENGINES
@@ -21,7 +20,6 @@ from whisper_opt.runtime.engine_cache import EngineCache
 __all__ = ["engine_directory", "engine_precision"]
 
 _log = logging.getLogger(__name__)
-_HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?")
 
 Progress = Callable[[str, float, float], None]
 """Called with (stage, done, total) during an export."""
@@ -91,8 +89,8 @@ def _hub_model(name: str, options: LoadOptions) -> Union[ModelName, None]:
     known = find_name(name)
     if known is not None:
         return ModelName(known.hub_id, options.revision or known.revision)
-    found = _HUB_ID.fullmatch(name)
-    if found is None:
+    hub_id, at, revision = name.partition("@")
+    if not is_hub_id(hub_id) or (at and not revision):
         near = similar_names(name)
         if near and os.sep not in name:
             raise OptionError(
@@ -100,21 +98,21 @@ def _hub_model(name: str, options: LoadOptions) -> Union[ModelName, None]:
                 f" {' or '.join(near)}? whisper_opt.available_models() lists the names"
             )
         return None
-    if found[2] and options.revision not in (None, found[2]):
+    if revision and options.revision not in (None, revision):
         raise OptionError(
-            f"{name!r} names the revision {found[2]!r}, but revision is {options.revision!r};"
+            f"{name!r} names the revision {revision!r}, but revision is {options.revision!r};"
             " leave one of them out"
         )
-    return ModelName(found[1], found[2] or options.revision)
+    return ModelName(hub_id, revision or options.revision)
 
 
 def _prepared_hub(model: ModelName, options: LoadOptions, on_progress: Progress | None) -> Path:
     precision, dialect = engine_precision(options)
     cache = EngineCache(options.cache_dir)
     commit = model.revision
-    if commit is None or options.local_files_only:
+    if options.local_files_only:
         commit = cache.commit(model.hub_id, model.revision) or commit
-    if commit is not None and (options.local_files_only or commit == model.revision):
+    if commit is not None:
         engine = cache.engine(model.hub_id, f"{model.hub_id}@{commit}", precision, dialect)
         if cache.has(engine):  # needs neither a network nor the export extra
             return engine

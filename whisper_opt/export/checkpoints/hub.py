@@ -10,11 +10,9 @@ from typing import Any
 from whisper_opt.core.errors import BackendUnavailable, CheckpointError
 from whisper_opt.core.remedies import install_hint
 
-__all__ = ["download", "download_tokenizer", "is_hub_id", "resolve_revision"]
+__all__ = ["download", "download_tokenizer", "resolve_revision"]
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_FILE_SUFFIXES = {".pt", ".bin", ".safetensors", ".msgpack", ".json"}
 _SIDECARS = [
     "config.json",
     "generation_config.json",
@@ -34,11 +32,6 @@ _WEIGHTS = (
     ["adapter_model.bin"],
     ["flax_model.msgpack", "flax_model.msgpack.index.json", "flax_model-*-of-*.msgpack"],
 )
-
-
-def is_hub_id(name: str) -> bool:
-    """Whether a name has the form ``organisation/model`` and is not that of a weight file."""
-    return _HUB_ID.fullmatch(name) is not None and Path(name).suffix not in _FILE_SUFFIXES
 
 
 def download(name: str, revision: str | None = None, *, local_files_only: bool = False) -> Path:

@@ -18,9 +18,10 @@ import numpy as np
 
 from whisper_opt.core.arrays import F32
 from whisper_opt.core.errors import BackendUnavailable, CheckpointError
+from whisper_opt.core.model_names import is_hub_id
 from whisper_opt.export.checkpoints import huggingface, openai
 from whisper_opt.export.checkpoints.checkpoint import Checkpoint, Source, Tensor
-from whisper_opt.export.checkpoints.hub import download_tokenizer, is_hub_id
+from whisper_opt.export.checkpoints.hub import download_tokenizer
 from whisper_opt.export.checkpoints.tokenizer import has_tokenizer
 
 __all__ = ["TorchArray", "load_in_memory"]

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from whisper_opt.core.errors import CheckpointError, OptionError
-from whisper_opt.core.model_names import find_name
+from whisper_opt.core.model_names import find_name, is_hub_id
 from whisper_opt.export.checkpoints.checkpoint import Checkpoint
 from whisper_opt.export.checkpoints.ctranslate2 import load_ctranslate2
 from whisper_opt.export.checkpoints.ggml import GGML_MAGIC, load_ggml
-from whisper_opt.export.checkpoints.hub import download, is_hub_id
+from whisper_opt.export.checkpoints.hub import download
 from whisper_opt.export.checkpoints.huggingface import HUGGINGFACE_WEIGHTS, load_huggingface
 from whisper_opt.export.checkpoints.in_memory import load_in_memory
 from whisper_opt.export.checkpoints.lora import Adapter, read_adapter
