@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import whisper_opt
+from whisper_opt.compat.timestamps import decode_with_timestamps
 
 __all__ = ["HfTokenizer", "Tokenizer", "get_suppressed_tokens"]
 
@@ -146,15 +147,7 @@ class Tokenizer:
 
     def decode_with_timestamps(self, tokens: Sequence[int]) -> str:
         """Text of ids with timestamps such as ``<|1.08|>``."""
-        parts: list[str] = []
-        run: list[int] = []
-        for token in tokens:
-            if token < self.timestamp_begin:
-                run.append(token)
-                continue
-            parts += [self.decode(run), f"<|{(token - self.timestamp_begin) * 0.02:.2f}|>"]
-            run = []
-        return "".join([*parts, self.decode(run)])
+        return decode_with_timestamps(self.decode, tokens, self.timestamp_begin)
 
     def split_to_word_tokens(self, tokens: Sequence[int]) -> tuple[list[str], list[list[int]]]:
         """Words of ids of text, and the ids of each."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import whisper_opt
+from whisper_opt.compat.timestamps import format_timestamp
 
 __all__ = [
     "ModelNotCachedError",
@@ -103,17 +104,6 @@ def source_options(
         "revision": revision,
     }
     return {name: value for name, value in given.items() if value is not None}
-
-
-def format_timestamp(
-    seconds: float, always_include_hours: bool = False, decimal_marker: str = "."
-) -> str:
-    """``[hh:]mm:ss.mmm``."""
-    if seconds < 0:
-        raise AssertionError(f"seconds is {seconds}; expected 0 or more")
-    whole, milliseconds = divmod(round(seconds * 1000.0), 1000)
-    hours = f"{whole // 3600:02d}:" if always_include_hours or whole >= 3600 else ""
-    return f"{hours}{whole // 60 % 60:02d}:{whole % 60:02d}{decimal_marker}{milliseconds:03d}"
 
 
 def get_end(segments: Sequence[Mapping[str, Any]]) -> float | None:

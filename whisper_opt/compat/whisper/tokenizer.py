@@ -8,6 +8,7 @@ from typing import Any
 
 import whisper_opt
 from whisper_opt import LANGUAGE_CODES, LANGUAGES
+from whisper_opt.compat.timestamps import decode_with_timestamps
 
 __all__ = ["LANGUAGES", "TO_LANGUAGE_CODE", "Tokenizer", "get_tokenizer", "remember"]
 
@@ -108,15 +109,7 @@ class Tokenizer:
     def decode_with_timestamps(self, token_ids: Sequence[int], **kwargs: Any) -> str:
         """Text of ids with timestamps such as ``<|1.08|>``."""
         _refuse(kwargs)
-        parts: list[str] = []
-        run: list[int] = []
-        for token in token_ids:
-            if token < self.timestamp_begin:
-                run.append(token)
-                continue
-            parts += [self.decode(run), f"<|{(token - self.timestamp_begin) * 0.02:.2f}|>"]
-            run = []
-        return "".join([*parts, self.decode(run)])
+        return decode_with_timestamps(self.decode, token_ids, self.timestamp_begin)
 
     def split_to_word_tokens(self, tokens: Sequence[int]) -> tuple[list[str], list[list[int]]]:
         """Words of ids of text, and the ids of each."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
 import whisper_opt
+from whisper_opt.compat.timestamps import format_timestamp
 
 __all__ = [
     "ResultWriter",
@@ -69,17 +70,6 @@ def compression_ratio(text: str) -> float:
     """UTF-8 bytes of ``text`` over their size after zlib; high for repeated text."""
     data = text.encode("utf-8")
     return len(data) / len(zlib.compress(data))
-
-
-def format_timestamp(
-    seconds: float, always_include_hours: bool = False, decimal_marker: str = "."
-) -> str:
-    """``[hh:]mm:ss.mmm``."""
-    if seconds < 0:
-        raise AssertionError(f"seconds is {seconds}; expected 0 or more")
-    whole, milliseconds = divmod(round(seconds * 1000.0), 1000)
-    hours = f"{whole // 3600:02d}:" if always_include_hours or whole >= 3600 else ""
-    return f"{hours}{whole // 60 % 60:02d}:{whole % 60:02d}{decimal_marker}{milliseconds:03d}"
 
 
 def get_start(segments: list[dict[str, Any]]) -> float | None:
