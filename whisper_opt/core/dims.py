@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from whisper_opt.core.errors import CheckpointError
@@ -114,6 +114,29 @@ class ModelDims:
         if missing:
             raise CheckpointError(f"model dimensions lack {', '.join(missing)}")
         return cls(**{name: values[name] for name in names})
+
+    @classmethod
+    def from_huggingface(cls, number: Callable[[str], int]) -> ModelDims:
+        """Build from the ``config.json`` of transformers.
+
+        Args:
+            number: the positive integer under a key of the configuration; raises if it is none.
+
+        Raises:
+            CheckpointError: the dimensions are not those of a Whisper model.
+        """
+        return cls(
+            n_mels=number("num_mel_bins"),
+            n_audio_ctx=number("max_source_positions"),
+            n_audio_state=number("d_model"),
+            n_audio_head=number("encoder_attention_heads"),
+            n_audio_layer=number("encoder_layers"),
+            n_vocab=number("vocab_size"),
+            n_text_ctx=number("max_target_positions"),
+            n_text_state=number("d_model"),
+            n_text_head=number("decoder_attention_heads"),
+            n_text_layer=number("decoder_layers"),
+        )
 
     def to_dict(self) -> dict[str, int]:
         """The ten dimensions under OpenAI's names."""

@@ -158,18 +158,7 @@ def _dims(config: Mapping[str, Any]) -> ModelDims:
     def number(key: str) -> int:
         return positive_int(config, key, "config.json")
 
-    dims = ModelDims(
-        n_mels=number("num_mel_bins"),
-        n_audio_ctx=number("max_source_positions"),
-        n_audio_state=number("d_model"),
-        n_audio_head=number("encoder_attention_heads"),
-        n_audio_layer=number("encoder_layers"),
-        n_vocab=number("vocab_size"),
-        n_text_ctx=number("max_target_positions"),
-        n_text_state=number("d_model"),
-        n_text_head=number("decoder_attention_heads"),
-        n_text_layer=number("decoder_layers"),
-    )
+    dims = ModelDims.from_huggingface(number)
     check_window(dims)
     return dims
 
