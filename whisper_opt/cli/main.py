@@ -23,6 +23,7 @@ from whisper_opt.cli.transcribe import (
 )
 from whisper_opt.cli.whisper_flags import normalized
 from whisper_opt.core.errors import EngineError, OptionError, WhisperOptError
+from whisper_opt.core.options import PRECISIONS
 from whisper_opt.core.version import __version__
 from whisper_opt.runtime.engine import MANIFEST, Engine, read_engine
 
@@ -129,7 +130,7 @@ def _add_export(commands: Any) -> None:
     parser.add_argument(
         "--precision",
         default="fp32",
-        choices=("fp32", "fp16", "fp16-storage", "int8", "int4"),
+        choices=[name for name in PRECISIONS if name != "auto"],
         help="fp32 (default); int8: for CPUs, a quarter of the size, faster; int4: for CPUs, the"
         " least memory; fp16-storage: for CPUs, half the size, computes in fp32; fp16: for NVIDIA"
         " GPUs, slow on CPUs",

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import numpy as np
 
-from whisper_opt.core.arrays import F32
+from whisper_opt.core.arrays import F32, Int
 from whisper_opt.core.dims import ModelDims
 from whisper_opt.core.errors import EngineError
 
-__all__ = ["checked_mel", "closed_session"]
+__all__ = ["check_row_lengths", "checked_mel", "closed_session"]
 
 
 def closed_session() -> EngineError:
     """The error for a session that is used after it was closed."""
     return EngineError("the session was closed; open another one")
+
+
+def check_row_lengths(dims: ModelDims, lengths: Int) -> None:
+    """Raise EngineError if a row would be longer than the model allows; int64 [n_seq]."""
+    longest, limit = int(lengths.max()), dims.n_text_ctx
+    if longest > limit:
+        raise EngineError(f"a row would grow to {longest} tokens; the model holds {limit}")
 
 
 def checked_mel(dims: ModelDims, mel: F32) -> F32:

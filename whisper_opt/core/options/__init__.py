@@ -13,6 +13,7 @@ from whisper_opt.core.options.load import (
     KERNELS,
     LIBRARIES,
     PADDINGS,
+    PRECISIONS,
     LoadOptions,
 )
 from whisper_opt.core.options.subtitles import SubtitleOptions
@@ -33,6 +34,7 @@ __all__ = [
     "LANGUAGE_OPTIONS",
     "LIBRARIES",
     "PADDINGS",
+    "PRECISIONS",
     "STRATEGIES",
     "TASKS",
     "VAD_MODES",

@@ -30,7 +30,7 @@ from whisper_opt.core.logits import HostLogits
 from whisper_opt.runtime.device.cache import CrossKV, DeviceCache, DeviceModel
 from whisper_opt.runtime.device.executor import Buffer
 from whisper_opt.runtime.device.workspace import Workspace
-from whisper_opt.runtime.inputs import closed_session
+from whisper_opt.runtime.inputs import check_row_lengths, closed_session
 from whisper_opt.runtime.rows import RowLayout
 
 __all__ = ["DeviceLogits", "DeviceSession"]
@@ -126,9 +126,7 @@ class DeviceSession:
     def _check_length(self, lengths: Int) -> None:
         if self._cache is None:
             raise closed_session()
-        longest, limit = int((self._layout.length + lengths).max()), self._dims.n_text_ctx
-        if longest > limit:
-            raise EngineError(f"a row would grow to {longest} tokens; the model holds {limit}")
+        check_row_lengths(self._dims, self._layout.length + lengths)
 
     def _tokens_per_call(self, n_new: int, n_at: int, *, aligned: bool) -> int:
         n_slots = len(self._layout.slots.row_of_slot)

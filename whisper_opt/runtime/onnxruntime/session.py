@@ -18,7 +18,7 @@ from whisper_opt.runtime.cross_kv import CrossLayout
 from whisper_opt.runtime.head_bounds import HeadBounds
 from whisper_opt.runtime.head_names import APPROXIMATE, APPROXIMATE_SCORES, EXACT, HIDDEN
 from whisper_opt.runtime.head_select import TwoStageLogits
-from whisper_opt.runtime.inputs import closed_session
+from whisper_opt.runtime.inputs import check_row_lengths, closed_session
 from whisper_opt.runtime.onnxruntime.buffers import Buffers
 from whisper_opt.runtime.onnxruntime.graph import failed_run, graph_tensors
 from whisper_opt.runtime.rows import CacheHistory, RowLayout
@@ -132,9 +132,7 @@ class OrtSession:
 
     def _check_room(self, lengths: Int) -> None:
         self._check_open()
-        longest, limit = int((self._length + lengths).max()), self._dims.n_text_ctx
-        if longest > limit:
-            raise EngineError(f"a row would grow to {longest} tokens; the model holds {limit}")
+        check_row_lengths(self._dims, self._length + lengths)
 
     def _one_by_one(self, tokens: Int, lengths: Int, wanted: Int) -> F32:
         """Feed several tokens on a past one by one; some versions cannot do it in one call."""

@@ -15,7 +15,7 @@ from whisper_opt.core.dims import N_FRAMES, ModelDims
 from whisper_opt.core.errors import EngineError, OptionError
 from whisper_opt.core.options import LoadOptions
 from whisper_opt.runtime.engine import Engine
-from whisper_opt.runtime.inputs import checked_mel
+from whisper_opt.runtime.inputs import check_row_lengths, checked_mel
 from whisper_opt.runtime.optimum.directory import OptimumEngine
 from whisper_opt.runtime.optimum.graphs import load_graphs
 from whisper_opt.runtime.optimum.session import OptimumSession
@@ -147,11 +147,7 @@ class OptimumBackend:
         if self.no_word_times:
             raise EngineError(self.no_word_times)
         hidden, dims = self._hidden(audio), self.dims
-        if int(lengths.max()) > dims.n_text_ctx:
-            raise EngineError(
-                f"a row would grow to {int(lengths.max())} tokens; the model holds"
-                f" {dims.n_text_ctx}"
-            )
+        check_row_lengths(dims, lengths)
         n_audio, n_tokens = tokens.shape
         scores = np.zeros((n_audio, len(self._heads), n_tokens, dims.n_audio_ctx), np.float32)
         logits = np.zeros((n_audio, n_tokens, dims.n_vocab), np.float32)

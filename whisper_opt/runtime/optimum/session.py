@@ -17,7 +17,7 @@ from whisper_opt.core.backend import Logits, Session
 from whisper_opt.core.dims import ModelDims
 from whisper_opt.core.errors import EngineError
 from whisper_opt.core.logits import HostLogits
-from whisper_opt.runtime.inputs import closed_session
+from whisper_opt.runtime.inputs import check_row_lengths, closed_session
 from whisper_opt.runtime.onnxruntime.buffers import Buffers
 from whisper_opt.runtime.optimum.graphs import Decoder
 
@@ -186,9 +186,7 @@ class OptimumSession:
 
     def _check_room(self, lengths: Int) -> None:
         self._check_open()
-        longest, limit = int((self._length + lengths).max()), self._dims.n_text_ctx
-        if longest > limit:
-            raise EngineError(f"a row would grow to {longest} tokens; the model holds {limit}")
+        check_row_lengths(self._dims, self._length + lengths)
 
     def gather(self, rows: Int) -> None:
         self._check_open()
