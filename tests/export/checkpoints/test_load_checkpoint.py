@@ -334,8 +334,9 @@ def test_the_real_client_accepts_our_arguments() -> None:
     import inspect
 
     inspect.signature(client.snapshot_download).bind(
-        "org/name", revision=None, allow_patterns=["config.json"]
+        "org/name", revision=None, allow_patterns=["config.json"], local_files_only=True
     )
+    inspect.signature(client.HfApi().model_info).bind("org/name", revision=None)
 
 
 def test_json_errors_name_the_file(small: Checkpoint, tmp_path: Path) -> None:
