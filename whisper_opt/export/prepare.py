@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from pathlib import Path
 from typing import Any, Callable
@@ -92,12 +91,8 @@ def _identity(checkpoint: Checkpoint) -> list[Any]:
     """All of a checkpoint that an engine depends on, as JSON types."""
     return [
         sorted(checkpoint.source.sha256.items()),
-        hashlib.sha256(checkpoint.tokenizer_json.encode("utf-8", "replace")).hexdigest(),
         sorted(checkpoint.dims.to_dict().items()),
-        checkpoint.alignment_heads,
-        checkpoint.suppress_tokens,
-        checkpoint.begin_suppress_tokens,
-        checkpoint.multilingual,
+        checkpoint.configuration_sha256(),
     ]
 
 

@@ -8,6 +8,8 @@ reads one tensor and keeps nothing, so a model larger than memory can be convert
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Mapping
 from typing import Callable
 
@@ -93,6 +95,17 @@ class Checkpoint:
     def heads(self) -> tuple[tuple[int, int], ...]:
         """``alignment_heads`` in the order of layers, or the default if none are known."""
         return tuple(sorted(self.alignment_heads or self.dims.default_alignment_heads))
+
+    def configuration_sha256(self) -> str:
+        """Digest of all but dimensions and weights that an engine depends on."""
+        values = [
+            self.tokenizer_json,
+            self.alignment_heads,
+            self.suppress_tokens,
+            self.begin_suppress_tokens,
+            self.multilingual,
+        ]
+        return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
 def _attention(prefix: str, state: int) -> dict[str, tuple[int, ...]]:

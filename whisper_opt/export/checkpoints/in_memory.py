@@ -208,16 +208,9 @@ def _with_digests(checkpoint: Checkpoint) -> Checkpoint:
     for name, tensor in sorted(checkpoint.tensors.items()):
         weights.update(f"{name} {tensor.shape}\n".encode())
         weights.update(tensor.read().data)
-    rest = [
-        checkpoint.tokenizer_json,
-        checkpoint.alignment_heads,
-        checkpoint.suppress_tokens,
-        checkpoint.begin_suppress_tokens,
-        checkpoint.multilingual,
-    ]
     digests = {
         "weights": weights.hexdigest(),
-        "configuration": hashlib.sha256(json.dumps(rest).encode()).hexdigest(),
+        "configuration": checkpoint.configuration_sha256(),
     }
     return dataclasses.replace(
         checkpoint, source=dataclasses.replace(checkpoint.source, sha256=digests)
