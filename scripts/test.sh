@@ -3,9 +3,9 @@
 #
 #   scripts/test.sh [PYTEST ARGUMENTS]       for example: scripts/test.sh -m "not slow" -k audio
 #
-# Makes .venv-test (and .venv-py39 if a Python 3.9 is found, and .venv-rtx with TensorRT for RTX, 260
-# MB, where there are wheels of it) and fetches the test models. PYTHON=... picks the Python of
-# .venv-test.
+# Makes .venv-test, an environment per other Python from 3.9 to 3.13 that is found (.venv-py39, ...),
+# and .venv-rtx with TensorRT for RTX, 260 MB, where there are wheels of it, and fetches the test
+# models. PYTHON=... picks the Python of .venv-test.
 set -eu
 
 cd "$(dirname "$0")/.."
@@ -16,15 +16,37 @@ make_kernels .venv-test/bin/python
 .venv-test/bin/python scripts/get_model.py tiny.en base
 
 unset WHISPER_OPT_PY39
-if python39=$(find_python 3.9); then
-    make_venv .venv-py39 "$python39" ".[cpu,export]" pytest
-    WHISPER_OPT_PY39=$PWD/.venv-py39/bin/python
-    export WHISPER_OPT_PY39
-    python39_verdict="Python 3.9: tested with $(python_version "$python39")"
-else
-    python39_verdict="Python 3.9: NOT TESTED (not found)"
-fi
-echo "== $python39_verdict"
+WHISPER_OPT_PYTHONS=
+pythons_verdict=
+for minor in 3.9 3.10 3.11 3.12 3.13; do
+    python=
+    case $(python_version .venv-test/bin/python) in
+        "$minor".*) python=$PWD/.venv-test/bin/python ;;
+        *)
+            if found=$(find_python "$minor"); then
+                venv=.venv-py$(echo "$minor" | tr -d .)
+                tools=
+                if [ "$minor" = 3.9 ]; then tools=pytest; fi # part of the suite runs there
+                # shellcheck disable=SC2086 # a list of requirements
+                make_venv "$venv" "$found" ".[cpu,export]" $tools
+                python=$PWD/$venv/bin/python
+            fi
+            ;;
+    esac
+    if [ -z "$python" ]; then
+        pythons_verdict="$pythons_verdict $minor NOT TESTED (not found),"
+        continue
+    fi
+    pythons_verdict="$pythons_verdict $(python_version "$python"),"
+    WHISPER_OPT_PYTHONS=$WHISPER_OPT_PYTHONS${WHISPER_OPT_PYTHONS:+:}$python
+    if [ "$minor" = 3.9 ]; then
+        WHISPER_OPT_PY39=$python
+        export WHISPER_OPT_PY39
+    fi
+done
+export WHISPER_OPT_PYTHONS
+pythons_verdict="Pythons of the README test:${pythons_verdict%,}"
+echo "== $pythons_verdict"
 
 unset WHISPER_OPT_RTX
 if tensorrt_rtx=$(find_tensorrt_rtx); then
@@ -60,7 +82,7 @@ make --no-print-directory lint type constraints-check PY=.venv-test/bin/python
 echo "== tests"
 # a process takes up to 5 GB: no more than four
 .venv-test/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal "$@"
-echo "== $python39_verdict"
+echo "== $pythons_verdict"
 echo "== $rtx_verdict"
 echo "== $openvino_verdict"
 echo "== $kernels_verdict"

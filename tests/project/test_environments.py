@@ -56,11 +56,12 @@ def test_keys_and_channels(path: str, python: str) -> None:
 @environments
 def test_conda_specs(path: str, python: str) -> None:
     specs = {str(spec.name.normalized): spec for spec in map(strict_spec, conda_specs(path))}
-    assert specs.keys() == {"python", "pip", "ffmpeg", "c-compiler"}
+    assert specs.keys() == {"python", "pip", "ffmpeg", "c-compiler", "jupyterlab"}
     assert str(specs["python"].version) == f"{python}.*"
     assert specs["pip"].version is None
     assert specs["ffmpeg"].version is None
     assert specs["c-compiler"].version is None
+    assert specs["jupyterlab"].version is None
 
 
 def strict_spec(text: str) -> Any:

@@ -1,8 +1,13 @@
-"""The JFK recording, word for word, on the oldest supported Python and ONNX Runtime."""
+"""The README's code on every supported Python, and more on the oldest with its ONNX Runtime.
+
+``scripts/test.sh`` makes the environments: WHISPER_OPT_PYTHONS lists the interpreters of all,
+WHISPER_OPT_PY39 is that of Python 3.9.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -76,3 +81,59 @@ def test_python_39(engines: Engines, tmp_path: Path) -> None:
         version, text = done.stdout.splitlines()
         assert version == "(3, 9) 1.19.2"
         assert text == WORDS
+
+
+SUPPORTED = ("3.9", "3.10", "3.11", "3.12", "3.13")
+
+
+def interpreter(version: str) -> str:
+    """Path of an interpreter of a minor version; skips if there is none."""
+    for python in filter(None, os.environ.get("WHISPER_OPT_PYTHONS", "").split(":")):
+        show = [python, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
+        found = subprocess.run(show, check=True, capture_output=True, text=True).stdout.strip()
+        if found == version:
+            return python
+    pytest.skip(f"not tested: WHISPER_OPT_PYTHONS has no Python {version} (see scripts/test.sh)")
+
+
+def readme_block(start: str, language: str = "") -> str:
+    """The code block of the README's section of that title."""
+    section = (ROOT / "README.md").read_text("utf-8").partition(f"## {start}\n")[2]
+    fenced = re.search(rf"^```{language}\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
+    assert fenced
+    return fenced.group(1)
+
+
+def run(command: list[str], folder: Path) -> str:
+    environment = {**os.environ, "WHISPER_OPT_CACHE": str(folder / "cache"), "PYTHONUTF8": "1"}
+    environment.pop("PYTHONPATH", None)
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", SUPPORTED)
+def test_readme(version: str, tmp_path: Path) -> None:
+    """Export to the cache on the first call; the command uses what the code has exported."""
+    python = interpreter(version)
+    checkpoint = str(model_dir("tiny.en"))
+    recording = str(ROOT / "examples" / "jfk.flac")
+    code = readme_block("Five lines", "python")
+    for name, path in (("tiny.en", checkpoint), ("talk.mp3", recording)):
+        assert code.count(f'"{name}"') == 1
+        code = code.replace(f'"{name}"', repr(path))
+    lines = run([python, "-c", code], tmp_path).splitlines()  # "start end text" of each segment
+    assert "".join(line[14:] for line in lines) == WORDS
+    (cached,) = (path for path in (tmp_path / "cache").iterdir() if path.is_dir())
+    made = cached.stat().st_mtime_ns
+
+    command = "transcribe base *.mp3 --format srt --output-dir subtitles"
+    assert f"    whisper-opt {command}\n" in (ROOT / "README.md").read_text("utf-8")
+    arguments = command.replace("base", checkpoint).replace("*.mp3", recording).split()
+    run([python, "-m", "whisper_opt", *arguments], tmp_path)
+    cues = (tmp_path / "subtitles" / "jfk.srt").read_text("utf-8").split("\n\n")
+    assert " ".join(cue.split("\n", 2)[2] for cue in cues if cue).split() == WORDS.split()
+    assert cached.stat().st_mtime_ns == made
