@@ -3,9 +3,11 @@
 One listing says which files a model has and what their hashes are. Files are then fetched one by
 one into the client's cache and compared with the listing: the client itself compares sizes only.
 
-What the client does (huggingface_hub 0.34 to 2.4): the request for a listing is made once, without
-a limit of time unless one is given. A transfer that breaks off is resumed with ``Range``, five
-times in a row without progress. Headers of files are asked for up to six times in 23 s.
+What the client does, by its version: all ask once for a listing, without a limit of time unless one
+is given. If a connection breaks off during a transfer, 0.34 and 1.8 raise an error, keep what has
+arrived, and go on there in the next call. 2.4 goes on by itself, five times in a row without
+progress, and then removes what has arrived. 2.4 asks up to six times for the headers of a file, in
+23 s.
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ _TIMEOUTS = (5.0, 10.0, 20.0)
 """Seconds that the hub has to send a listing, in the first attempt and in later ones."""
 _PAUSE = 1.0
 """Seconds between two attempts."""
+_TRANSFERS = 3
+"""How often a transfer is tried if it breaks off."""
 _SLOW = {"ReadTimeout", "ReadError", "RemoteProtocolError", "ChunkedEncodingError"}
 """Exceptions of the client's HTTP libraries after which the same request may succeed."""
 _BUSY = {408, 429, 500, 502, 503, 504}
@@ -111,7 +115,7 @@ class Hub:
             failure.__cause__ = answer
             if "RevisionNotFoundError" in _kinds(answer):
                 raise failure
-            if not (_kinds(answer) & _SLOW or _status(answer) in _BUSY):
+            if not _may_pass(answer):
                 break
         assert failure is not None
         return failure
@@ -145,10 +149,7 @@ class Hub:
         expected = listing.files[name]
         while True:
             known = self._client.try_to_load_from_cache(self.name, name, revision=listing.commit)
-            try:
-                path = Path(self._client.hf_hub_download(self.name, name, revision=listing.commit))
-            except Exception as error:  # includes errors of the client's HTTP library
-                raise self.explain(error, name, listing.commit) from error
+            path = self._download(name, listing.commit)
             found = _difference(path, expected)
             if found is None:
                 return path
@@ -164,7 +165,18 @@ class Hub:
                     " not kept: try again. If that does not help, a proxy or mirror changes files"
                     f" on their way: {self._elsewhere(listing.commit)}"
                 )
-            _log.warning("%s of %s in the client's cache: %s; fetching it again", name, path, found)
+            _log.warning("%s in the client's cache: %s; fetching it again", path, found)
+
+    def _download(self, name: str, commit: str) -> Path:
+        """Path of a file in the client's cache; a transfer that broke off is tried again."""
+        for left in reversed(range(_TRANSFERS)):
+            try:
+                return Path(self._client.hf_hub_download(self.name, name, revision=commit))
+            except Exception as error:  # includes errors of the client's HTTP library
+                if not left or not _may_pass(error):
+                    raise self.explain(error, name, commit) from error
+            time.sleep(_PAUSE)
+        raise AssertionError("unreachable")
 
     def record(self, listing: Listing, name: str) -> None:
         """Record the commit of a branch or tag in the client's cache, for use without a network.
@@ -273,6 +285,11 @@ def _listed(file: Any) -> Listed:
 def _kinds(error: BaseException) -> set[str]:
     """Names of the classes of an exception: those of the client's HTTP library vary."""
     return {kind.__name__ for kind in type(error).__mro__}
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether the same request may succeed soon; not for what the client has tried again itself."""
+    return bool(_kinds(error) & _SLOW) or _status(error) in _BUSY
 
 
 def _is_missing_file(error: BaseException) -> bool:
