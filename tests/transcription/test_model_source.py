@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.loopback_hub import LoopbackHub
 from tests.support.models import random_checkpoint
 from tests.support.models_write import write_huggingface
 from whisper_opt import Whisper, available_models
@@ -51,28 +51,19 @@ def exports(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, checkpoint: Path, tmp_path: Path) -> Callable[[str], None]:
-    """A client of a hub at which `main` is a commit; an empty commit: no network."""
-    newest = [COMMIT]
+def hub(loopback: LoopbackHub, checkpoint: Path) -> Callable[[str], None]:
+    """Sets the commit at which `main` is; an empty one: there is no network from now on."""
 
-    def snapshot_download(name: str, *, revision: str, **options: Any) -> str:
-        if not newest[0] or options.get("local_files_only"):
-            raise OSError("no network")
-        folder = tmp_path / "snapshots" / revision
-        if not folder.exists():
-            folder.parent.mkdir(exist_ok=True)
-            folder.symlink_to(checkpoint)
-        return str(folder)
+    def move(commit: str) -> None:
+        if not commit:
+            loopback.stop()
+            return
+        for name in ("someone/whisper", MODEL_NAMES["tiny"].hub_id):
+            loopback.add(name, checkpoint, commit=commit)
 
-    class HfApi:
-        def model_info(self, name: str, revision: str | None) -> Any:
-            if not newest[0]:
-                raise OSError("no network")
-            return types.SimpleNamespace(sha=newest[0])
-
-    client = types.SimpleNamespace(snapshot_download=snapshot_download, HfApi=HfApi)
-    monkeypatch.setitem(sys.modules, "huggingface_hub", client)
-    return lambda commit: newest.__setitem__(0, commit)
+    move(str(MODEL_NAMES["tiny"].revision))
+    move(COMMIT)
+    return move
 
 
 def test_checkpoint_is_exported_once(checkpoint: Path, exports: list[Path], tmp_path: Path) -> None:

@@ -8,11 +8,10 @@ from typing import Any, Callable
 
 import filelock
 
-from whisper_opt.core.errors import WhisperOptError
 from whisper_opt.export.build import ExportProgress, export
 from whisper_opt.export.checkpoints.checkpoint import Checkpoint
-from whisper_opt.export.checkpoints.hub import resolve_revision
-from whisper_opt.export.checkpoints.load import load_checkpoint
+from whisper_opt.export.checkpoints.hub import find
+from whisper_opt.export.checkpoints.load import load_checkpoint, load_from_hub
 from whisper_opt.runtime.engine_cache import EngineCache
 
 __all__ = ["prepare", "prepare_hub"]
@@ -27,12 +26,14 @@ def prepare_hub(
     precision: str,
     dialect: str,
     *,
+    graphs: str = "auto",
     local_files_only: bool = False,
     on_progress: ExportProgress | None = None,
 ) -> Path:
     """The cached engine of a model of the Hugging Face hub; it is exported if there is none.
 
-    Without a network the commit that the revision had before is used.
+    A model that has no checkpoint, but graphs of Optimum, is fetched and opened as it is. Without a
+    network the commit that the revision had before is used.
 
     Args:
         hub_id: ``organisation/model``.
@@ -40,6 +41,7 @@ def prepare_hub(
         cache: where engines are kept.
         precision: of the engine.
         dialect: of the engine.
+        graphs: precision of graphs of Optimum, or ``auto``.
         local_files_only: use no network.
         on_progress: as for :func:`whisper_opt.export.export`.
 
@@ -47,18 +49,15 @@ def prepare_hub(
         WhisperOptError: the model cannot be fetched or exported.
     """
     known = cache.commit(hub_id, revision)
-    try:
-        commit = resolve_revision(hub_id, revision, local_files_only=local_files_only)
-    except WhisperOptError:
-        if known is None:
-            raise
-        commit = known
-    if commit != known:
-        cache.record_commit(hub_id, revision, commit)
-    engine = cache.engine(hub_id, f"{hub_id}@{commit}", precision, dialect)
+    model = find(hub_id, revision, local_files_only=local_files_only, known=known)
+    if model.commit not in (known, revision):
+        cache.record_commit(hub_id, revision, model.commit)
+    engine = cache.engine(hub_id, f"{hub_id}@{model.commit}", precision, dialect)
+    if not cache.has(engine) and model.is_optimum():
+        return model.graphs(graphs)
 
     def checkpoint() -> Checkpoint:
-        return load_checkpoint(hub_id, revision=commit, local_files_only=local_files_only)
+        return load_from_hub(model, local_files_only=local_files_only)
 
     return _exported(checkpoint, engine, cache, precision, dialect, on_progress)
 

@@ -110,23 +110,31 @@ def _prepared_hub(model: ModelName, options: LoadOptions, on_progress: Progress 
     precision, dialect = engine_precision(options)
     cache = EngineCache(options.cache_dir)
     commit = model.revision
-    if options.local_files_only:
+    if options.local_files_only or _is_offline():
         commit = cache.commit(model.hub_id, model.revision) or commit
     if commit is not None:
         engine = cache.engine(model.hub_id, f"{model.hub_id}@{commit}", precision, dialect)
         if cache.has(engine):  # needs neither a network nor the export extra
             return engine
-    _tell(model.hub_id, options, precision)
     path: Path = _exporter(model.hub_id).prepare_hub(
         model.hub_id,
         model.revision,
         cache,
         precision,
         dialect,
+        graphs=options.precision,
         local_files_only=options.local_files_only,
         on_progress=on_progress,
     )
+    if path.parent == cache.path:  # not graphs of Optimum
+        _tell(model.hub_id, options, precision)
     return path
+
+
+def _is_offline() -> bool:
+    """Whether the client of the hub is told to use no network, by its own variables."""
+    values = (os.environ.get(name, "") for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
+    return any(value.upper() in ("1", "ON", "YES", "TRUE") for value in values)
 
 
 def _prepared(source: Any, options: LoadOptions, on_progress: Progress | None) -> Path:
