@@ -19,17 +19,8 @@ from whisper_opt.cli.main import main
 from whisper_opt.export import export
 
 ROOT = Path(__file__).parents[2]
-OPTIONS = (
-    *("--no-speech-threshold", "none"),
-    "--language",
-    "en",
-    "--max-new-tokens",
-    "4",
-    "--temperature",
-    "0",
-    "--vad",
-    "off",
-)
+OPTIONS = [*("--language", "en"), *("--max-new-tokens", "4"), *("--temperature", "0")]
+OPTIONS += [*("--vad", "off"), *("--no-speech-threshold", "none")]
 
 
 @pytest.fixture(scope="module")
