@@ -11,6 +11,7 @@ sources/DIGEST.json                     what is known of a local checkpoint (kno
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -90,22 +91,20 @@ def fingerprint(source: Path) -> Fingerprint | None:
 
 
 class EngineCache:
-    """A directory of exported engines.
-
-    Attributes:
-        path: the directory; it need not exist.
-    """
-
-    path: Path
+    """A directory of exported engines."""
 
     def __init__(self, path: Union[str, Path, None] = None) -> None:
         """Use ``path``; default: ``WHISPER_OPT_CACHE``, else the user's cache directory."""
-        chosen = path or os.environ.get("WHISPER_OPT_CACHE")
-        if not chosen:
-            from platformdirs import user_cache_dir  # most loads name a directory
+        self._chosen = path or os.environ.get("WHISPER_OPT_CACHE")
 
-            chosen = user_cache_dir("whisper_opt", appauthor=False)
-        self.path = Path(chosen).expanduser()
+    @functools.cached_property
+    def path(self) -> Path:
+        """The directory; it need not exist."""
+        if self._chosen:
+            return Path(self._chosen).expanduser()
+        import platformdirs  # not to load an engine by its directory
+
+        return Path(platformdirs.user_cache_dir("whisper_opt", appauthor=False))
 
     def engine(self, name: str, identity: Any, precision: str, dialect: str) -> Path:
         """Directory of an engine, whether it exists or not.
@@ -125,11 +124,19 @@ class EngineCache:
         """Whether an engine of this cache was exported; directories appear complete."""
         return (engine / MANIFEST).is_file()
 
-    def record_use(self, engine: Path) -> None:
-        """Record that an engine of this cache is used now; without effect if that is impossible."""
-        if engine.parent == self.path:
-            with contextlib.suppress(OSError):
+    def record_use(self, engine: Path, *, is_here: bool = True) -> None:
+        """Record that an engine is used now; without effect if that is impossible.
+
+        Args:
+            engine: its directory.
+            is_here: whether it is known to be in this cache; else only an engine is recorded that
+                was used as one of a cache before.
+        """
+        with contextlib.suppress(OSError):
+            if is_here:
                 (engine / LAST_USED).touch()
+            else:
+                os.utime(engine / LAST_USED)
 
     def lock_file(self, engine: Path) -> Path:
         """The file of :meth:`lock`; it exists during an export, and after one that was killed."""
