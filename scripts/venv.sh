@@ -57,6 +57,29 @@ make_kernels() {
     "$1" hatch_build.py || echo "== not compiled: 8-bit engines will be slower"
 }
 
+# constraints_of RELEASE: the constraints file of a Python, if there is one.
+constraints_of() {
+    constraints=constraints/py$(echo "$1" | cut -d. -f1,2 | tr -d .).txt
+    if [ -f "$constraints" ]; then echo "$constraints"; fi
+}
+
+# venv_key RELEASE REQUIREMENT...: what an environment is made from; the paths of an editable
+# installation are part of it.
+venv_key() {
+    release=$1
+    shift
+    constraints=$(constraints_of "$release")
+    # shellcheck disable=SC2086 # a list of file names without blanks
+    echo "$release $constraints $* $(cat pyproject.toml $constraints | cksum) $PWD"
+}
+
+# venv_is_whole DIR REQUIREMENT...: whether make_venv made DIR from this; starts no Python.
+venv_is_whole() {
+    made=$(cat "$1/.whisper-opt-done" 2>/dev/null) && [ -x "$1/bin/python" ] || return 1
+    shift
+    [ "$made" = "$(venv_key "${made%% *}" "$@")" ]
+}
+
 # make_venv DIR PYTHON REQUIREMENT...: an environment with these requirements, pinned by the
 # constraints of its Python. Does nothing if DIR is already that. An interrupted one is made anew:
 # .whisper-opt-venv says that DIR is ours to delete, .whisper-opt-done that it is whole, and as what.
@@ -73,13 +96,10 @@ make_venv() {
         fi
     fi
     release=$(python_version "$python")
-    constraints=constraints/py$(echo "$release" | cut -d. -f1,2 | tr -d .).txt
+    constraints=$(constraints_of "$release")
+    key=$(venv_key "$release" "$@")
     set -- -e "$@"
-    if [ -f "$constraints" ]; then set -- -c "$constraints" "$@"; fi
-    pins=pyproject.toml
-    if [ -f "$constraints" ]; then pins="$pins $constraints"; fi
-    # shellcheck disable=SC2086 # a list of file names without blanks
-    key="$release $* $(cat $pins | cksum) $PWD"
+    if [ -n "$constraints" ]; then set -- -c "$constraints" "$@"; fi
     if [ "$(cat "$venv/.whisper-opt-done" 2>/dev/null)" = "$key" ] &&
         "$venv/bin/python" -c 'import whisper_opt' 2>/dev/null; then
         return 0

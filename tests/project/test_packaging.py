@@ -50,6 +50,7 @@ def test_the_command_exists() -> None:
 def test_the_core_is_small() -> None:
     assert names_in(PROJECT["dependencies"]) == {
         "numpy",
+        "platformdirs",
         "soundfile",
         "soxr",
         "tiktoken",

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import Any, Callable
-
-import filelock
 
 from whisper_opt.export.build import ExportProgress, export
 from whisper_opt.export.checkpoints.checkpoint import Checkpoint
 from whisper_opt.export.checkpoints.hub import find
 from whisper_opt.export.checkpoints.load import load_checkpoint, load_from_hub
-from whisper_opt.runtime.engine_cache import EngineCache
+from whisper_opt.runtime.engine_cache import EngineCache, fingerprint
 
-__all__ = ["prepare", "prepare_hub"]
+__all__ = ["place", "prepare", "prepare_hub"]
 
 _log = logging.getLogger(__name__)
 
@@ -72,7 +71,8 @@ def prepare(
 ) -> Path:
     """The cached engine of a local checkpoint or a model in memory; exported if there is none.
 
-    The weights are read to find out whether their engine is in the cache.
+    The weights are read to find out whether their engine is in the cache. What was found of local
+    files is recorded there, so that they need not be read again (:meth:`EngineCache.known_source`).
 
     Args are those of :func:`prepare_hub`; ``source`` is that of
     :func:`whisper_opt.export.checkpoints.load_checkpoint`.
@@ -80,10 +80,28 @@ def prepare(
     Raises:
         WhisperOptError: the checkpoint cannot be read or exported.
     """
+    path = Path(source) if isinstance(source, (str, os.PathLike)) else None
+    before = None if path is None else fingerprint(path)
     checkpoint = load_checkpoint(source)
-    name = checkpoint.source.name
-    engine = cache.engine(name, _identity(checkpoint), precision, dialect)
-    return _exported(lambda: checkpoint, engine, cache, precision, dialect, on_progress)
+    name, identity = checkpoint.source.name, _identity(checkpoint)
+    engine = cache.engine(name, identity, precision, dialect)
+    _exported(lambda: checkpoint, engine, cache, precision, dialect, on_progress)
+    if path is not None:
+        cache.record_source(path, before, name, identity)
+    return engine
+
+
+def place(source: Path, cache: EngineCache, precision: str, dialect: str) -> Path:
+    """The directory of :func:`prepare` for a local checkpoint, whether it exists or not.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read.
+    """
+    before = fingerprint(source)
+    checkpoint = load_checkpoint(source)
+    name, identity = checkpoint.source.name, _identity(checkpoint)
+    cache.record_source(source, before, name, identity)
+    return cache.engine(name, identity, precision, dialect)
 
 
 def _identity(checkpoint: Checkpoint) -> list[Any]:
@@ -105,20 +123,14 @@ def _exported(
 ) -> Path:
     if cache.has(engine):
         return engine
-    cache.create()
-    with _lock(engine):
+
+    def on_wait() -> None:
+        _log.warning("waiting for another process that exports %s", engine)
+
+    with cache.lock(engine, on_wait):
         if not cache.has(engine):  # another process may have exported it meanwhile
             _log.info("exporting %s", engine)
             export(
                 checkpoint(), engine, precision=precision, dialect=dialect, on_progress=on_progress
             )
     return engine
-
-
-def _lock(engine: Path) -> Any:
-    lock = filelock.FileLock(engine.with_name(f".{engine.name}.lock"))
-    try:
-        return lock.acquire(timeout=1)
-    except filelock.Timeout:
-        _log.warning("waiting for another process that exports %s", engine)
-        return lock.acquire()
