@@ -41,20 +41,20 @@ MODES: dict[str, dict[str, Any]] = {
     "chunked": {"generate_kwargs": GREEDY, "return_timestamps": True, "chunk_length_s": 30},
 }
 """Arguments of a call, by name of the mode."""
-LONG = ("chunks", "words", "chunked")
+LONG = ("chunks", "chunked")
 """Modes of recordings of more than 30 s."""
 FEW = ("language", "beams", "beams-chunks")
 """Modes of the shortest recordings only: beam search takes as long as all others together."""
-SHORT_S = 6.0
+ENGLISH_SHORT_S, SHORT_S = 6.0, 4.5
 LONGEST_S = 100.0
 
 
-def modes_of(clip: golden.Clip) -> list[str]:
+def modes_of(model: str, clip: golden.Clip) -> list[str]:
     """The modes in which a clip is stored."""
     if clip.duration_s > 30:
         return list(LONG)
-    few = () if clip.duration_s < SHORT_S else FEW
-    return [mode for mode in MODES if mode not in ("chunked", *few)]
+    short = clip.duration_s < (ENGLISH_SHORT_S if model.endswith(".en") else SHORT_S)
+    return [mode for mode in MODES if mode != "chunked" and (short or mode not in FEW)]
 
 
 def clips_of(model: str) -> list[golden.Clip]:
@@ -104,7 +104,7 @@ def main() -> None:
             log.info("%s %s", name, clip.id)
             outputs[clip.id] = {
                 mode: pipeline(golden.clip_pcm(clip.id), **copy.deepcopy(MODES[mode]))
-                for mode in modes_of(clip)
+                for mode in modes_of(name, clip)
             }
         found = {
             "versions": {

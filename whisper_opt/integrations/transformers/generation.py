@@ -44,7 +44,7 @@ class Settings:
     """What a call asks for.
 
     Attributes:
-        timestamps: False, True (segments) or ``word``.
+        timestamps: which chunks to return: none (False), segments (True) or words (``word``).
         language: whether chunks have their language.
         chunk_length_s: longest part of a longer recording in seconds; None: windows one after
             another.
@@ -72,27 +72,30 @@ class Settings:
         return whisper_opt.TranscribeOptions.tolerant(**values)
 
 
-def settings(model: whisper_opt.Whisper, given: Mapping[str, Any]) -> Settings:
-    """What the arguments of a call mean; those of the pipeline are among them.
+def settings(model: whisper_opt.Whisper, *levels: Mapping[str, Any]) -> Settings:
+    """What the arguments of the pipeline and of a call mean.
 
     Args:
         model: the model.
-        given: arguments of the call; ``generate_kwargs`` is a dictionary of further ones.
+        *levels: arguments of the pipeline, then those of the call, which replace them;
+            ``generate_kwargs`` is a dictionary of further ones.
 
     Raises:
         OptionError: an argument is not supported.
     """
-    call = {name: value for name, value in given.items() if name in CALL}
-    generate = {n: v for n, v in given.items() if n not in (*CALL, "generate_kwargs")}
-    generate = {**generate, **(given.get("generate_kwargs") or {})}
+    call: dict[str, Any] = {}
+    generate: dict[str, Any] = {}
+    for given in levels:
+        call.update((name, value) for name, value in given.items() if name in CALL)
+        generate.update(given.get("generate_kwargs") or {})
+        others = (item for item in given.items() if item[0] not in (*CALL, "generate_kwargs"))
+        generate.update(others)
     if call.get("decoder_kwargs") is not None:
         raise whisper_opt.OptionError(
             "decoder_kwargs is given, but it is about a language model for CTC; leave it out"
         )
-    asked = generate.pop("return_timestamps", None)
-    if call.get("return_timestamps") is not None:
-        asked = call["return_timestamps"]
-    timestamps = _timestamps(asked)
+    timestamps = _timestamps(call.get("return_timestamps"))
+    decoded = _timestamps(generate.pop("return_timestamps", None))
     known = {name: value for name, value in generate.items() if name in _GENERATE}
     check_unused({n: v for n, v in generate.items() if n not in known}, model.vocab, _GENERATE)
     return Settings(
@@ -100,7 +103,7 @@ def settings(model: whisper_opt.Whisper, given: Mapping[str, Any]) -> Settings:
         language=bool(call.get("return_language")),
         chunk_length_s=_chunk_length(call.get("chunk_length_s")),
         batch_size=call.get("batch_size"),
-        values=_values({name: known.get(name) for name in _GENERATE}, model, timestamps),
+        values=_values({n: known.get(n) for n in _GENERATE}, model, timestamps or decoded),
     )
 
 

@@ -168,11 +168,7 @@ class AutomaticSpeechRecognitionPipeline:
             AudioError: a recording cannot be read or used.
             OptionError: an argument is not supported.
         """
-        more = {
-            **(self._given.get("generate_kwargs") or {}),
-            **(kwargs.get("generate_kwargs") or {}),
-        }
-        chosen = settings(self.model, {**self._given, **kwargs, "generate_kwargs": more})
+        chosen = settings(self.model, self._given, kwargs)
         if not is_several(inputs):
             (found,) = self._outputs([inputs], chosen)
             return found
