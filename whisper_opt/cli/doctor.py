@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib
 import platform
 import re
-import shutil
 from collections.abc import Iterator
 from typing import Any, TextIO
 
 from whisper_opt.core.cpu import cpu_info, memory_bytes
+from whisper_opt.core.processes import find_program
 from whisper_opt.core.remedies import install_hint, repair_hint
 from whisper_opt.core.version import installed_version
 from whisper_opt.runtime.devices import GPU_ENGINES, Machine, check_device
@@ -60,7 +60,7 @@ def _report(problems: list[str]) -> Iterator[str]:
                 problems.append(f"ONNX Runtime does not import ({error}); {get}")
     yield from _onnxruntime(problems)
     yield from _devices(Machine())
-    ffmpeg = shutil.which("ffmpeg")
+    ffmpeg = find_program("ffmpeg")
     yield f"ffmpeg       {ffmpeg or 'not on the PATH (only for formats that no package reads)'}"
 
 
@@ -151,5 +151,7 @@ def _memory() -> str:
     sizes = memory_bytes()
     if not sizes:
         return "unknown"
-    total, free = (sizes.get(key, 0) / (1 << 30) for key in ("MemTotal", "MemAvailable"))
-    return f"{total:.1f} GiB, {free:.1f} GiB available"
+    total = f"{sizes.get('MemTotal', 0) / (1 << 30):.1f} GiB"
+    if "MemAvailable" not in sizes:
+        return total
+    return f"{total}, {sizes['MemAvailable'] / (1 << 30):.1f} GiB available"

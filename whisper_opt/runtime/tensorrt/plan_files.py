@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 from whisper_opt.core.errors import EngineError
-from whisper_opt.core.files import replace_directory
+from whisper_opt.core.files import replace_directory, write_remedy
 
 __all__ = ["locked", "replacing"]
 
@@ -38,6 +38,15 @@ def _try_lock(stream: Any) -> bool:
     except (BlockingIOError, PermissionError):
         return False
     return True
+
+
+def _unlock(stream: Any) -> None:
+    """Release the lock before the file is closed: Windows may release it much later."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        stream.seek(0)
+        msvcrt.locking(stream.fileno(), msvcrt.LK_UNLCK, 1)
 
 
 @contextlib.contextmanager
@@ -71,7 +80,10 @@ def locked(
                 on_wait()
             notified = True
             time.sleep(POLL)
-        yield
+        try:
+            yield
+        finally:
+            _unlock(stream)
 
 
 @contextlib.contextmanager
@@ -100,5 +112,5 @@ def replacing(target: Path) -> Iterator[Path]:
 def _cannot_write(target: Path, error: OSError) -> EngineError:
     return EngineError(
         f"cannot write plans to {target}: {error.strerror or error}; nothing was left there."
-        " Choose a writable directory with enough free space"
+        f" {write_remedy(error)}"
     )
