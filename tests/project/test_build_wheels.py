@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import build_wheels
 import pytest
+import try_wheel
 import wheel_checks
 from build_wheels import ALL, BuildError
 from make_constraints import constraints_file
@@ -263,13 +263,42 @@ def test_tools_are_pinned() -> None:
     assert all("==" in requirement for requirement in build_wheels.TOOLS)
 
 
+# --- trials ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "without", "passes"),
+    [
+        ("compiled (AVX-512 VNNI): used with int8 and int4 engines", False, True),
+        ("none: this processor has no AVX-512 VNNI", False, True),
+        ("none: not compiled: the package was built without a C compiler", False, False),
+        ("none: /x/libwhisper_opt.so cannot be loaded (no such file)", False, False),
+        ("none: /x/libwhisper_opt.so was compiled from other sources (ABI 0, ...)", False, False),
+        ("none: not compiled: the package was built without a C compiler", True, True),
+        ("compiled (AVX-512 VNNI): used with int8 and int4 engines", True, False),
+    ],
+)
+def test_what_doctor_says_of_the_kernels(line: str, without: bool, passes: bool) -> None:
+    if passes:
+        try_wheel.check_kernels(line, without)
+    else:
+        with pytest.raises(try_wheel.TrialError, match=r"expected .* found: "):
+            try_wheel.check_kernels(line, without)
+
+
+def test_words_of_a_transcript() -> None:
+    try_wheel.check_words("And so my fellow Americans,\nask what you can do for your country.\n")
+    with pytest.raises(try_wheel.TrialError, match="expected 'ask what you can do"):
+        try_wheel.check_words("ask not")
+
+
 # --- for real -------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="not tested: wheels are built on Linux")
 def test_a_wheel_brings_kernels_to_a_machine_without_a_compiler(
-    engines: Engines, tmp_path: Path
+    engines: Engines, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Of the wheels in a folder pip takes the one for this machine; it transcribes."""
     int8 = engines.engine("tiny.en", precision="int8").path
@@ -277,27 +306,15 @@ def test_a_wheel_brings_kernels_to_a_machine_without_a_compiler(
     script = [sys.executable, str(ROOT / "scripts" / "build_wheels.py"), "--out", str(out)]
     run([*script, LINUX, "any"])
     assert len(list(out.glob("*.whl"))) == 2
-    venv, empty = tmp_path / "venv", tmp_path / "empty"
-    empty.mkdir()
-    run([sys.executable, "-m", "venv", str(venv)])
-    pip = [str(venv / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "install"]
-    pip += ["--quiet", "--only-binary", ":all:"]
-    run([*pip, "--no-index", "--no-deps", "--find-links", str(out), "whisper-opt"], empty)
     pinned = constraints_file(f"{sys.version_info.major}.{sys.version_info.minor}")
-    run([*pip, "-c", str(pinned), "whisper-opt[cpu]"], empty)
-    program = str(venv / "bin" / "whisper-opt")
-    (kernels,) = re.findall("^kernels +(.*)$", run([program, "doctor"], empty), re.M)
-    assert "not compiled" not in kernels
+    tried = [str(out), "--engine", str(int8), "--constraints", str(pinned)]
+    assert try_wheel.main(tried) == 0, capsys.readouterr()
+    (kernels,) = re.findall("^kernels: (.*)$", capsys.readouterr().out, re.M)
     reason = why_no_kernels()
     if reason is None or "processor" in reason:  # those compiled here, on the same processor
         assert kernels.startswith("none: ") is (reason is not None)
-    text = run([program, "transcribe", str(int8), str(ROOT / "examples" / "jfk.flac")], empty)
-    assert "ask what you can do for your country" in text
 
 
-def run(command: list[str], path: Path | None = None) -> str:
-    """The output of a command; in ``path``, with nothing else on the PATH, if given."""
-    environment = {**os.environ, "PATH": str(path)} if path else None
-    done = subprocess.run(command, env=environment, cwd=path, capture_output=True, text=True)
+def run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
