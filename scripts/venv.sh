@@ -48,7 +48,10 @@ sys.exit(not (libc == "glibc" and new and sys.version_info >= (3, 11)))' || retu
 # make_kernels PYTHON: compiles the kernels beside their sources, unless that was done since they
 # were last changed; says so where there is no compiler, which is no failure.
 make_kernels() {
-    library=whisper_opt/runtime/native/libwhisper_opt.so
+    case $(uname -s) in
+        Darwin) library=whisper_opt/runtime/native/libwhisper_opt.dylib ;;
+        *) library=whisper_opt/runtime/native/libwhisper_opt.so ;;
+    esac
     if [ -e "$library" ] &&
         [ -z "$(find hatch_build.py whisper_opt/runtime/native/*.[ch] -newer "$library")" ]; then
         return 0

@@ -21,11 +21,12 @@ import soundfile
 from tests.support.golden import SPEECH
 from tests.support.models import random_checkpoint, random_dims
 from tests.support.models_write import write_ctranslate2, write_huggingface
+from whisper_opt.cli import doctor
 from whisper_opt.cli import transcribe as cli_transcribe
 from whisper_opt.cli.main import _parser, main
-from whisper_opt.cli.options import join_negative
+from whisper_opt.cli.options import expanded, join_negative
 from whisper_opt.cli.transcribe import Output
-from whisper_opt.core.errors import AudioError
+from whisper_opt.core.errors import AudioError, OptionError
 from whisper_opt.core.options import SubtitleOptions, TranscribeOptions
 from whisper_opt.export import export
 from whisper_opt.export.checkpoints import Checkpoint
@@ -243,6 +244,25 @@ def test_doctor_names_what_is_missing(
     assert "pip install '.[cpu]'" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("sizes", "line"),
+    [
+        ({"MemTotal": 8 << 30, "MemAvailable": 3 << 30}, "memory       8.0 GiB, 3.0 GiB available"),
+        ({"MemTotal": 8 << 30}, "memory       8.0 GiB"),
+        ({}, "memory       unknown"),
+    ],
+)
+def test_doctor_reports_the_memory_that_is_known(
+    sizes: dict[str, int],
+    line: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(doctor, "memory_bytes", lambda: sizes)
+    assert run("doctor") == 0
+    assert line in capsys.readouterr().out.splitlines()
+
+
 def test_wrong_usage_is_status_2(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         run("transcribe")
@@ -331,6 +351,35 @@ def test_english_only_engine_refuses_other_languages(
     assert "English" in one_line(capsys)
     assert run("transcribe", english, JFK, "--task", "translate") == 2
     assert "transcribe" in one_line(capsys)
+
+
+@pytest.mark.parametrize(("system", "same"), [("linux", False), ("darwin", True), ("win32", True)])
+def test_names_that_differ_in_case(
+    system: str, same: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are one file on most disks of macOS and Windows."""
+    monkeypatch.setattr(sys, "platform", system)
+    sources = ["Talk.mp3", "talk.wav"]
+    if same:
+        with pytest.raises(OptionError, match=r"Talk\.mp3 and talk\.wav would both be written"):
+            cli_transcribe._targets(sources, tmp_path, ("txt",))
+    else:
+        first, second = cli_transcribe._targets(sources, tmp_path, ("txt",))
+        assert first != second
+
+
+def test_patterns_are_expanded_where_the_shell_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("b.wav", "a.wav", "c [1].wav", "d.mp3"):
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    given = ["x.wav", "*.wav", "c [1].*", "*.flac", "?.mp3"]
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert expanded(given) == given
+    monkeypatch.setattr(sys, "platform", "win32")
+    waves = ["a.wav", "b.wav", "c [1].wav"]
+    assert expanded(given) == ["x.wav", *waves, "c [1].wav", "*.flac", "d.mp3"]
 
 
 def test_two_recordings_must_not_share_a_file(

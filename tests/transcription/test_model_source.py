@@ -178,6 +178,14 @@ def test_misspelled_names() -> None:
     assert {"tiny.en", "large-v3", "turbo"} < set(available_models())
 
 
+@pytest.mark.parametrize("separator", ["/", "\\"])
+def test_a_path_is_no_misspelled_name(separator: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows has two separators."""
+    monkeypatch.setattr(os, "sep", separator)
+    for name in ("./larg-v3", f".{separator}larg-v3"):
+        assert engine_directory(name, LoadOptions()) == Path(name)
+
+
 def test_precision_follows_the_device() -> None:
     assert engine_precision(LoadOptions()) == ("int8", "contrib")
     assert engine_precision(LoadOptions(precision="fp32")) == ("fp32", "contrib")

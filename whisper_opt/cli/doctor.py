@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib
 import platform
 import re
-import shutil
 from collections.abc import Iterator
 from typing import Any, TextIO
 
 from whisper_opt.core.cpu import cpu_info, memory_bytes
 from whisper_opt.core.errors import EngineError
 from whisper_opt.core.options import LoadOptions
+from whisper_opt.core.processes import find_program
 from whisper_opt.core.remedies import install_hint, repair_hint
 from whisper_opt.core.version import installed_version
 from whisper_opt.runtime.cache_contents import cached_engines
@@ -66,7 +66,7 @@ def _report(problems: list[str]) -> Iterator[str]:
     yield from _onnxruntime(problems)
     yield from _devices(Machine())
     yield f"cache        {_cache()}"
-    ffmpeg = shutil.which("ffmpeg")
+    ffmpeg = find_program("ffmpeg")
     yield f"ffmpeg       {ffmpeg or 'not on the PATH (only for formats that no package reads)'}"
 
 
@@ -184,5 +184,7 @@ def _memory() -> str:
     sizes = memory_bytes()
     if not sizes:
         return "unknown"
-    total, free = (sizes.get(key, 0) / (1 << 30) for key in ("MemTotal", "MemAvailable"))
-    return f"{total:.1f} GiB, {free:.1f} GiB available"
+    total = f"{sizes.get('MemTotal', 0) / (1 << 30):.1f} GiB"
+    if "MemAvailable" not in sizes:
+        return total
+    return f"{total}, {sizes['MemAvailable'] / (1 << 30):.1f} GiB available"

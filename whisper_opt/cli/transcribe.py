@@ -7,12 +7,12 @@ import collections
 import dataclasses
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from whisper_opt.cli import whisper_flags
-from whisper_opt.cli.options import add_options, complain, options_from, print_utf8
+from whisper_opt.cli.options import add_options, complain, expanded, options_from, print_utf8
 from whisper_opt.cli.progress import export_bar
 from whisper_opt.core.errors import OptionError, WhisperOptError
 from whisper_opt.core.options import LoadOptions, SubtitleOptions, TranscribeOptions
@@ -171,9 +171,10 @@ def _targets(sources: list[str], folder: Path, formats: tuple[str, ...]) -> list
         tuple(folder / f"{Path(_name(source)).stem}.{form}" for form in formats)
         for source in sources
     ]
+    written = [_on_disk(files) for files in targets]
     for i, files in enumerate(targets):
-        if files in targets[:i]:
-            other = sources[targets.index(files)]
+        if written[i] in written[:i]:
+            other = sources[written.index(written[i])]
             raise OptionError(
                 f"{other} and {sources[i]} would both be written to {files[0]};"
                 " transcribe them into different directories"
@@ -183,6 +184,12 @@ def _targets(sources: list[str], folder: Path, formats: tuple[str, ...]) -> list
     except OSError as error:
         raise WhisperOptError(f"cannot create {folder}: {error.strerror}") from error
     return targets
+
+
+def _on_disk(files: Sequence[Path]) -> list[str]:
+    """What names the files on disk: most disks of Windows and macOS ignore the case of letters."""
+    names = [str(path) for path in files]
+    return [name.lower() for name in names] if sys.platform in ("win32", "darwin") else names
 
 
 # standard input
@@ -217,6 +224,7 @@ def _audio(source: str) -> str | BinaryIO:
 
 def _transcribe(args: argparse.Namespace) -> int:
     whisper_flags.adopt(args)
+    args.audio = expanded(args.audio)
     _check_stdin(args.audio)
     options = options_from(args, TranscribeOptions)
     outputs = _outputs(args, options)

@@ -52,6 +52,7 @@ def file_lock(
                 try:
                     yield
                 finally:
+                    _unlock(stream)
                     if remove:
                         with contextlib.suppress(OSError):  # Windows: it is open
                             path.unlink()
@@ -79,6 +80,15 @@ def _try_lock(stream: Any) -> bool:
     except (BlockingIOError, PermissionError):
         return False
     return True
+
+
+def _unlock(stream: Any) -> None:
+    """Release the lock before the file is closed: Windows may release it much later."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        stream.seek(0)
+        msvcrt.locking(stream.fileno(), msvcrt.LK_UNLCK, 1)
 
 
 def _is_at(stream: Any, path: Path) -> bool:

@@ -155,7 +155,7 @@ def _hub_model(name: str, options: LoadOptions) -> Union[ModelName, None]:
     hub_id, at, revision = name.partition("@")
     if not is_hub_id(hub_id) or (at and not revision):
         near = similar_names(name)
-        if near and os.sep not in name:
+        if near and not {"/", os.sep} & set(name):
             raise OptionError(
                 f"{name!r} is neither a path nor the name of a model; did you mean"
                 f" {' or '.join(near)}? whisper_opt.available_models() lists the names"

@@ -11,11 +11,13 @@ import ctypes
 import functools
 from pathlib import Path
 
+from whisper_opt.core.native_library import library_name
+
 __all__ = ["ABI", "LIBRARY", "kernel_library", "why_no_kernels"]
 
 ABI = 1
 """``WHISPER_OPT_ABI`` of ``layout.h``; a library must have been compiled with the same."""
-LIBRARY = Path(__file__).with_name("libwhisper_opt.so")
+LIBRARY = Path(__file__).with_name(library_name())
 """Path of the compiled library, if there is one."""
 
 

@@ -6,10 +6,10 @@
  * shifts all scores of a query alike; the mean of the values is added to the result, since weights sum to one. The
  * decoder's keys are quantized per channel, and their steps are multiplied into the queries: fewer bytes are read.
  */
+#include "aligned.h"
 #include "kernels.h"
 
 #include <math.h>
-#include <stdlib.h>
 
 #include "tile.h"
 
@@ -322,14 +322,14 @@ int attention(const Attention *args, Threads threads) {
   if (heads == 0 || args->n_keys == 0 || args->n_queries == 0) return 0;
   SelfCall call = {args, n, ceil_div(args->n_queries, TASK_QUERIES), 0, NULL, NULL};
   call.stride = 2 * n * HEAD + (n + 2 * HEAD) * sizeof(float); /* a multiple of 64: n is one of 128 */
-  call.heads = aligned_alloc(64, call.stride * heads + ceil_div(n * sizeof(float), 64) * 64);
+  call.heads = alloc_aligned(call.stride * heads + ceil_div(n * sizeof(float), 64) * 64);
   if (!call.heads) return -1;
   call.added = (float *)(call.heads + call.stride * heads);
   for (int64_t t = 0; t < n; t++)
     call.added[t] = t >= args->n_keys ? MASKED : args->added ? args->added[t] : 0;
   threads.run(threads.context, pack_head, heads, &call);
   threads.run(threads.context, attend, heads * call.groups, &call);
-  free(call.heads);
+  free_aligned(call.heads);
   return 0;
 }
 

@@ -1,4 +1,5 @@
 /* Matrix products with 8-bit weights, and the quantization of their inputs. */
+#include "aligned.h"
 #include "kernels.h"
 
 #include <math.h>
@@ -19,8 +20,8 @@ int pack_weight(Packed *packed, const int8_t *weight, int64_t n_in, int64_t n_ou
   const int64_t n_panels = (n_out + PANEL - 1) / PANEL;
   packed->n_in = n_in;
   packed->n_out = n_out;
-  packed->panels = aligned_alloc(64, n_panels * PANEL * n_in);
-  packed->sums = aligned_alloc(64, n_panels * PANEL * sizeof(int32_t));
+  packed->panels = alloc_aligned(n_panels * PANEL * n_in);
+  packed->sums = alloc_aligned(n_panels * PANEL * sizeof(int32_t));
   if (!packed->panels || !packed->sums) {
     free_weight(packed);
     return -1;
@@ -39,8 +40,8 @@ int pack_weight(Packed *packed, const int8_t *weight, int64_t n_in, int64_t n_ou
 }
 
 void free_weight(Packed *packed) {
-  free(packed->panels);
-  free(packed->sums);
+  free_aligned(packed->panels);
+  free_aligned(packed->sums);
   packed->panels = NULL;
   packed->sums = NULL;
 }

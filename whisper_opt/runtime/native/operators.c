@@ -1,5 +1,6 @@
 /* The operators of domain "whisper_opt" for ONNX Runtime. Each is defined by the ONNX function of the same name in the
  * graph (whisper_opt/export/graphs/operators.py), which ONNX Runtime runs if this library is not registered. */
+#include <cpuid.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -394,11 +395,16 @@ static const Operator OPERATORS[] = {
      .takes_layer = 1},
 };
 
-/* Whether this processor has the instructions that the kernels use. */
+/* Whether this processor has the instructions that the kernels use, and the system saves their registers. Asks the
+ * processor: __builtin_cpu_supports answers 0 in libraries that zig compiled. */
 EXPORT int whisper_opt_supported(void) {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512vnni");
+  const unsigned f_dq_bw_vl = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31, vnni = 1u << 11, registers = 0xe6;
+  unsigned eax, ebx, ecx, edx;
+  if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || !(ecx & bit_OSXSAVE)) return 0;
+  __asm__("xgetbv" : "=a"(eax), "=d"(edx) : "c"(0));
+  if ((eax & registers) != registers) return 0;
+  if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return 0;
+  return (ebx & f_dq_bw_vl) == f_dq_bw_vl && (ecx & vnni) == vnni;
 }
 
 /* WHISPER_OPT_ABI at compile time. */

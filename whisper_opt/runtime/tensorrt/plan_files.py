@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Callable
 
 from whisper_opt.core.errors import EngineError
-from whisper_opt.core.files import replace_directory
+from whisper_opt.core.files import replace_directory, write_remedy
 from whisper_opt.core.locks import LockHeldError, file_lock
 
 __all__ = ["locked", "replacing"]
@@ -70,5 +70,5 @@ def replacing(target: Path) -> Iterator[Path]:
 def _cannot_write(target: Path, error: OSError) -> EngineError:
     return EngineError(
         f"cannot write plans to {target}: {error.strerror or error}; nothing was left there."
-        " Choose a writable directory with enough free space"
+        f" {write_remedy(error)}"
     )
