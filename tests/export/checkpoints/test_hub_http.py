@@ -206,7 +206,7 @@ class TestBrokenTransfers:
         self, sharded: LoopbackHub, tmp_path: Path
     ) -> None:
         sharded.fail("model-00002-of-00002", status=404)
-        with pytest.raises(CheckpointError, match="the hub answered 404"):
+        with pytest.raises(CheckpointError, match="the server answered 404"):
             load_checkpoint(NAME)
         assert cached(tmp_path, "model-00001*")
         with pytest.raises(CheckpointError, match="there is no whole copy of it"):
@@ -305,6 +305,15 @@ class TestNetwork:
         with pytest.raises(CheckpointError, match=message):
             load_checkpoint(NAME)
         assert len(hub.requests) == 3
+
+    @pytest.mark.parametrize("body", [b"<html>Log in to the hotel's network</html>", b"{}", b"[]"])
+    def test_server_that_is_no_hub(self, body: bytes, hub: LoopbackHub) -> None:
+        hub.fail("/api/models/", body=body)
+        with pytest.raises(CheckpointError, match=rf"'{NAME}' .*Error: .*; check the network, or"):
+            load_checkpoint(NAME)
+        hub.fail("/api/models/", status=404)
+        with pytest.raises(CheckpointError, match=rf"'{NAME}' .*answered 404 .* HF_ENDPOINT"):
+            load_checkpoint(NAME)
 
     def test_silent_hub(self, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(hub_client, "_TIMEOUTS", (0.1, 0.1, 0.1))

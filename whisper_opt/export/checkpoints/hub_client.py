@@ -125,9 +125,9 @@ class Hub:
             info = self._client.HfApi().model_info(
                 self.name, revision=self.revision, files_metadata=True, timeout=timeout
             )
-        except Exception as error:  # includes errors of the client's HTTP library
+            return Listing(str(info.sha), {f.rfilename: _listed(f) for f in info.siblings})
+        except Exception as error:  # of the client's HTTP library, or an answer of another form
             return error
-        return Listing(str(info.sha), {f.rfilename: _listed(f) for f in info.siblings})
 
     def snapshot(self, revision: str | None) -> Path | None:
         """Directory of a revision in the client's cache, whole or not; None if there is none."""
@@ -225,8 +225,10 @@ class Hub:
             reason = "no such model; check the spelling (log in if it is private)"
         elif status in (401, 403):
             reason = f"access was denied ({detail}); log in with `hf auth login`, or check HF_TOKEN"
-        elif status is not None:
+        elif status in _BUSY:
             reason = f"the hub answered {status} ({detail}); try again later"
+        elif status is not None:
+            reason = f"the server answered {status} ({detail}); check HF_ENDPOINT and proxies"
         elif "HFValidationError" in kinds:
             reason = f"this is not the form of a hub id: {detail}"
         elif any(isinstance(each, OSError) and each.errno in _DISK for each in causes):
