@@ -360,6 +360,16 @@ class TestNetwork:
         assert f"using commit {COMMITS[0]}, which is on this machine" in caplog.text
         assert hub.pauses == []
 
+    def test_model_that_is_gone_and_a_copy_in_the_cache(
+        self, hub: LoopbackHub, models: list[Checkpoint], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Or one that became private, or a token that is no longer valid."""
+        load_checkpoint(NAME)
+        del hub.repositories[NAME]
+        with caplog.at_level(logging.WARNING, logger="whisper_opt"):
+            assert_same(load_checkpoint(NAME), models[0])
+        assert "no such model; check the spelling (log in if it is private); using" in caplog.text
+
     def test_offline_client(
         self, hub: LoopbackHub, models: list[Checkpoint], monkeypatch: pytest.MonkeyPatch
     ) -> None:
