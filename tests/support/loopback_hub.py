@@ -74,6 +74,8 @@ class Fault:
     """Close the connection after so many bytes of the body."""
     silent: bool = False
     """Never answer; close the connection when the hub stops."""
+    body: bytes | None = None
+    """Answer with this instead."""
 
 
 class LoopbackHub:
@@ -163,9 +165,10 @@ class LoopbackHub:
         status: int = 0,
         keep: int = -1,
         silent: bool = False,
+        body: bytes | None = None,
     ) -> None:
         """Set a fault for the requests whose path contains ``part``."""
-        self._faults[method, part] = Fault(times, status, keep, silent)
+        self._faults[method, part] = Fault(times, status, keep, silent, body)
 
     def lose(self, file: str) -> None:
         """Go on listing a file of all repositories, and have none."""
@@ -304,6 +307,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return
         if fault is not None and fault.status:
             self._error(fault.status, None, "the hub has a fault")
+            return
+        if fault is not None and fault.body is not None:
+            self._send(fault.body)
             return
         keep = fault.keep if fault is not None else -1
         if path.startswith("/cdn/"):

@@ -206,7 +206,7 @@ class TestBrokenTransfers:
         self, sharded: LoopbackHub, tmp_path: Path
     ) -> None:
         sharded.fail("model-00002-of-00002", status=404)
-        with pytest.raises(CheckpointError, match="the hub answered 404"):
+        with pytest.raises(CheckpointError, match="the server answered 404"):
             load_checkpoint(NAME)
         assert cached(tmp_path, "model-00001*")
         with pytest.raises(CheckpointError, match="there is no whole copy of it"):
@@ -306,6 +306,15 @@ class TestNetwork:
             load_checkpoint(NAME)
         assert len(hub.requests) == 3
 
+    @pytest.mark.parametrize("body", [b"<html>Log in to the hotel's network</html>", b"{}", b"[]"])
+    def test_server_that_is_no_hub(self, body: bytes, hub: LoopbackHub) -> None:
+        hub.fail("/api/models/", body=body)
+        with pytest.raises(CheckpointError, match=rf"'{NAME}' .*Error: .*; check the network, or"):
+            load_checkpoint(NAME)
+        hub.fail("/api/models/", status=404)
+        with pytest.raises(CheckpointError, match=rf"'{NAME}' .*answered 404 .* HF_ENDPOINT"):
+            load_checkpoint(NAME)
+
     def test_silent_hub(self, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(hub_client, "_TIMEOUTS", (0.1, 0.1, 0.1))
         hub.fail("/api/models/", silent=True)
@@ -350,6 +359,16 @@ class TestNetwork:
             assert_same(load_checkpoint(NAME), models[0])
         assert f"using commit {COMMITS[0]}, which is on this machine" in caplog.text
         assert hub.pauses == []
+
+    def test_model_that_is_gone_and_a_copy_in_the_cache(
+        self, hub: LoopbackHub, models: list[Checkpoint], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Or one that became private, or a token that is no longer valid."""
+        load_checkpoint(NAME)
+        del hub.repositories[NAME]
+        with caplog.at_level(logging.WARNING, logger="whisper_opt"):
+            assert_same(load_checkpoint(NAME), models[0])
+        assert "no such model; check the spelling (log in if it is private); using" in caplog.text
 
     def test_offline_client(
         self, hub: LoopbackHub, models: list[Checkpoint], monkeypatch: pytest.MonkeyPatch

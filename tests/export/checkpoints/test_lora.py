@@ -144,6 +144,19 @@ class TestBase:
         with pytest.raises(CheckpointError, match="as base model; expected a hub id: pass"):
             load_checkpoint("someone/adapter")
 
+    def test_adapter_and_base_of_the_hub(
+        self, base: Checkpoint, tmp_path: Path, loopback: LoopbackHub
+    ) -> None:
+        folder = adapter(tmp_path / "adapter", base_model_name_or_path="someone/base")
+        loopback.add("someone/adapter", folder, commit="1" * 40)
+        beside = write_huggingface(base, tmp_path / "base", dtype="float32")
+        loopback.add("someone/base", beside, commit="2" * 40)
+        expected = load_checkpoint(folder, base=base)
+        for local_files_only in (False, True):
+            found = load_checkpoint("someone/adapter", local_files_only=local_files_only)
+            for name, tensor in expected.tensors.items():
+                np.testing.assert_array_equal(found.tensors[name].read(), tensor.read())
+
     def test_base_is_looked_for_on_this_machine_only(
         self, tmp_path: Path, loopback: LoopbackHub
     ) -> None:

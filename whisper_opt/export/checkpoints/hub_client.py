@@ -125,9 +125,9 @@ class Hub:
             info = self._client.HfApi().model_info(
                 self.name, revision=self.revision, files_metadata=True, timeout=timeout
             )
-        except Exception as error:  # includes errors of the client's HTTP library
+            return Listing(str(info.sha), {f.rfilename: _listed(f) for f in info.siblings})
+        except Exception as error:  # of the client's HTTP library, or an answer of another form
             return error
-        return Listing(str(info.sha), {f.rfilename: _listed(f) for f in info.siblings})
 
     def snapshot(self, revision: str | None) -> Path | None:
         """Directory of a revision in the client's cache, whole or not; None if there is none."""
@@ -223,10 +223,8 @@ class Hub:
             reason = "the hub lists this file, but does not have it; try another revision"
         elif "RepositoryNotFoundError" in kinds:
             reason = "no such model; check the spelling (log in if it is private)"
-        elif status in (401, 403):
-            reason = f"access was denied ({detail}); log in with `hf auth login`, or check HF_TOKEN"
         elif status is not None:
-            reason = f"the hub answered {status} ({detail}); try again later"
+            reason = _answer(status, detail)
         elif "HFValidationError" in kinds:
             reason = f"this is not the form of a hub id: {detail}"
         elif any(isinstance(each, OSError) and each.errno in _DISK for each in causes):
@@ -285,6 +283,15 @@ def _listed(file: Any) -> Listed:
 def _kinds(error: BaseException) -> set[str]:
     """Names of the classes of an exception: those of the client's HTTP library vary."""
     return {kind.__name__ for kind in type(error).__mro__}
+
+
+def _answer(status: int, detail: str) -> str:
+    """An answer of the server that has no other meaning than its status."""
+    if status in (401, 403):
+        return f"access was denied ({detail}); log in with `hf auth login`, or check HF_TOKEN"
+    if status in _BUSY:
+        return f"the hub answered {status} ({detail}); try again later"
+    return f"the server answered {status} ({detail}); check HF_ENDPOINT and proxies"
 
 
 def _may_pass(error: BaseException) -> bool:
