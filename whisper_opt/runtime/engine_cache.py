@@ -75,6 +75,8 @@ def fingerprint(source: Path) -> Fingerprint | None:
         None if the files are not known without reading it: the base of the adapter is on the hub.
     """
     when = time.time()
+    if not source.exists():
+        return None
     try:
         paths = [source, source.with_name("tokenizer.json")]
         if source.is_dir():
