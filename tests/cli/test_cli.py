@@ -31,6 +31,7 @@ from whisper_opt.core.options import SubtitleOptions, TranscribeOptions
 from whisper_opt.export import export
 from whisper_opt.export.checkpoints import Checkpoint
 from whisper_opt.runtime.engine import FORMAT_VERSION
+from whisper_opt.runtime.engine_cache import EngineCache
 from whisper_opt.text.results import Dropped, Segment, Transcript, Word
 from whisper_opt.text.writers import FORMATS, SUBTITLE_FORMATS
 
@@ -234,6 +235,25 @@ def test_doctor_finds_no_problem(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert "onnxruntime" in text
     assert text.endswith("ready\n")
+
+
+def test_doctor_says_what_is_exported_and_where_to(
+    engine: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("WHISPER_OPT_CACHE", str(tmp_path / "cache"))
+    assert run("doctor") == 0
+    assert f"{tmp_path / 'cache'} (0 engines, 0.0 MB" in capsys.readouterr().out
+    shutil.copytree(engine, EngineCache().engine("mine", 1, "int8", "contrib"))
+    assert run("doctor") == 0
+    lines = capsys.readouterr().out.splitlines()
+    (cache,) = (line for line in lines if line.startswith("cache "))
+    size = sum(file.stat().st_size for file in engine.iterdir()) / 1e6
+    assert f"{tmp_path / 'cache'} (1 engine, {size:,.1f} MB; whisper-opt engines list)" in cache
+    (precision,) = (line for line in lines if line.startswith("precision "))
+    assert "auto: int8 when a name or checkpoint is loaded, the fastest on CPUs" in precision
 
 
 def test_doctor_names_what_is_missing(

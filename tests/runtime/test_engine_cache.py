@@ -226,6 +226,27 @@ def test_files_of_a_fingerprint(tmp_path: Path) -> None:
     assert fingerprint(file).files == alone.files  # type: ignore[union-attr]
     (tmp_path / "tokenizer.json").touch()
     assert fingerprint(file).files != alone.files  # type: ignore[union-attr]
-    (tmp_path / "adapter_config.json").touch()
-    assert fingerprint(tmp_path) is None  # its base may change elsewhere
     assert fingerprint(tmp_path / "missing") is None
+
+
+def test_the_local_base_of_an_adapter_belongs_to_it(tmp_path: Path) -> None:
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    for folder in (base, adapter):
+        folder.mkdir()
+        (folder / "weights").touch()
+    config = adapter / "adapter_config.json"
+    for named in ("org/model", str(tmp_path / "gone"), str(adapter), 5):
+        config.write_text(json.dumps({"base_model_name_or_path": named}))
+        assert fingerprint(adapter) is None  # it may change elsewhere
+    config.write_text(json.dumps({"base_model_name_or_path": str(base)}))
+    before = fingerprint(adapter)
+    assert before is not None
+    assert [entry[0] for entry in before.files] == [
+        "adapter_config.json",
+        "weights",
+        "base/weights",
+    ]
+    (base / "weights").write_text("changed")
+    after = fingerprint(adapter)
+    assert after is not None
+    assert after.files != before.files

@@ -165,15 +165,14 @@ def _settings(args: argparse.Namespace, listed: dict[str, Any]) -> Settings:
 
 def _engines(configurations: list[Configuration], settings: Settings) -> dict[Configuration, Path]:
     """The engine directory of every configuration; what is no engine is exported."""
+    found: dict[tuple[Path, str | None], Path] = {}
     with export_bar() as on_progress:
-        return {
-            configuration: engine_directory(
-                str(configuration.engine),
-                LoadOptions(**load_options(configuration, settings)),
-                on_progress,
-            )
-            for configuration in configurations
-        }
+        for configuration in configurations:
+            key = (configuration.engine, configuration.encoder_precision)
+            if key not in found:
+                options = LoadOptions(**load_options(configuration, settings))
+                found[key] = engine_directory(str(configuration.engine), options, on_progress)
+    return {one: found[one.engine, one.encoder_precision] for one in configurations}
 
 
 def _measure(args: argparse.Namespace) -> tuple[dict[str, Any], bool]:

@@ -35,6 +35,7 @@ SOURCES = "sources"
 """Directory of what is known of local checkpoints."""
 
 _REVISIONS = "revisions.json"
+_ADAPTER = "adapter_config.json"
 _SETTLED = 0.05
 """Seconds after which a further change of a file surely has another time of change."""
 _SETTLED_COARSE = 2.0
@@ -67,27 +68,39 @@ def fingerprint(source: Path) -> Fingerprint | None:
     """The state of all files that a local checkpoint can consist of.
 
     Args:
-        source: its directory, or its file, to which a ``tokenizer.json`` beside it belongs.
+        source: its directory, or its file, to which a ``tokenizer.json`` beside it belongs. The
+            base of an adapter belongs to it if it is a local path.
 
     Returns:
-        None if its files are not known without reading it: adapters have a base elsewhere.
+        None if the files are not known without reading it: the base of the adapter is on the hub.
     """
     when = time.time()
+    if not source.exists():
+        return None
     try:
-        if source.is_file():
-            paths = [source, source.with_name("tokenizer.json")]
-        elif (source / "adapter_config.json").exists():
-            return None
-        else:
+        paths = [source, source.with_name("tokenizer.json")]
+        if source.is_dir():
             paths = [path for path in source.iterdir() if path.is_file()]
         found = [(path.name, path.stat()) for path in sorted(paths) if path.exists()]
     except OSError:
         return None
-    if not found:
+    files = [[name, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino] for name, s in found]
+    if (source / _ADAPTER).exists():
+        base = _local_base(source / _ADAPTER)
+        below = None if base is None else fingerprint(base)
+        if below is None:
+            return None
+        files += [[f"base/{name}", *state] for name, *state in below.files]
+    return Fingerprint(files, when) if files else None
+
+
+def _local_base(config: Path) -> Path | None:
+    """The base of an adapter, if it is a local path; it has no base itself."""
+    try:
+        base = Path(json.loads(config.read_text("utf-8"))["base_model_name_or_path"])
+        return None if (base / _ADAPTER).exists() or not base.exists() else base
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    return Fingerprint(
-        [[name, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino] for name, s in found], when
-    )
 
 
 class EngineCache:
