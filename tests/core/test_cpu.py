@@ -167,9 +167,10 @@ def windows(monkeypatch: pytest.MonkeyPatch, kernel: Kernel, name: str | None) -
 
 
 def test_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list of instruction sets without VNNI would be taken for a processor without it."""
     windows(monkeypatch, Kernel(40, 41), "A Processor   ")
     found = cpu_info()
-    assert (found.name, found.flags) == ("A Processor", ("avx2", "avx512f"))
+    assert (found.name, found.flags) == ("A Processor", ())
     assert memory_bytes() == {"MemTotal": 8 * GIB, "MemAvailable": 3 * GIB}
 
 
@@ -179,10 +180,3 @@ def test_windows_on_arm(monkeypatch: pytest.MonkeyPatch) -> None:
     found = cpu_info()
     assert (found.name, found.flags) == ("ARMv8 (64-bit)", ("asimd", "asimddp"))
     assert memory_bytes() == {}
-
-
-def test_products_on_windows_are_exact(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Windows does not tell whether there is VNNI."""
-    windows(monkeypatch, Kernel(40, 41), "A Processor")
-    monkeypatch.setattr(platform, "machine", lambda: "AMD64")
-    assert graph.sums_overflow.__wrapped__() is True

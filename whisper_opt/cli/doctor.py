@@ -12,7 +12,7 @@ from whisper_opt.core.cpu import cpu_info, memory_bytes
 from whisper_opt.core.errors import EngineError
 from whisper_opt.core.options import LoadOptions
 from whisper_opt.core.processes import find_program
-from whisper_opt.core.remedies import install_hint, repair_hint
+from whisper_opt.core.remedies import install_hint, quoted, repair_hint
 from whisper_opt.core.version import installed_version
 from whisper_opt.runtime.cache_contents import cached_engines
 from whisper_opt.runtime.devices import GPU_ENGINES, Machine, check_device
@@ -81,7 +81,8 @@ def _onnxruntime(problems: list[str]) -> Iterator[str]:
     dialects = "contrib, standard" if release >= (1, 24) else "contrib (standard needs 1.24)"
     yield f"dialects     {dialects}"
     if release < (1, 19):
-        problems.append(f"ONNX Runtime {version} is too old; pip install 'onnxruntime>=1.19.2'")
+        newer = quoted("onnxruntime>=1.19.2")
+        problems.append(f"ONNX Runtime {version} is too old; pip install {newer}")
     builds = [name for name in ("onnxruntime", "onnxruntime-gpu") if installed_version(name)]
     if len(builds) > 1:
         problems.append(

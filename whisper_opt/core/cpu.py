@@ -1,7 +1,7 @@
 """Name, cores and instruction sets of the CPU, and memory of the machine.
 
 Linux: files of /proc. macOS: ``sysctlbyname``. Windows: the registry and functions of kernel32,
-which know few instruction sets.
+which know too few instruction sets of x86 processors to list any.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _MACOS_WORDS: Mapping[str, str] = {"avx512vnni": "avx512_vnni"}
 """Words in the lists of Intel processors that Linux spells otherwise, in lower case."""
 
 # IsProcessorFeaturePresent: the constants PF_* of winnt.h
-_WINDOWS_FLAGS: Mapping[int, str] = {40: "avx2", 41: "avx512f", 19: "asimd", 43: "asimddp"}
+_WINDOWS_FLAGS: Mapping[int, str] = {19: "asimd", 43: "asimddp"}
 _WINDOWS_KEY = r"HARDWARE\DESCRIPTION\System\CentralProcessor\0"
 
 
@@ -58,8 +58,8 @@ class CpuInfo:
     Attributes:
         name: model name.
         cores: cores that this process may use.
-        flags: instruction sets relevant to this library, by their names in Linux. Windows does not
-            report all of them, so that a missing one proves nothing there.
+        flags: instruction sets relevant to this library, by their names in Linux; empty if the
+            system does not list them.
     """
 
     name: str
