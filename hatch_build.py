@@ -22,7 +22,16 @@ except ImportError:  # run directly
 
 NATIVE = "whisper_opt/runtime/native"
 LIBRARY = "libwhisper_opt.so"
-FLAGS = ("-std=gnu11", "-O2", "-fno-math-errno", "-fPIC", "-shared", "-fvisibility=hidden", "-Wall")
+FLAGS = (
+    "-std=gnu11",
+    "-O2",
+    "-fno-math-errno",
+    "-ffp-contract=off",  # the same bits from every compiler and for every instruction set
+    "-fPIC",
+    "-shared",
+    "-fvisibility=hidden",
+    "-Wall",
+)
 
 
 def compiler() -> list[str] | None:
