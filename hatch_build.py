@@ -25,7 +25,16 @@ except ImportError:  # run directly
     BuildHookInterface = object
 
 NATIVE = "whisper_opt/runtime/native"
-FLAGS = ("-std=gnu11", "-O2", "-fno-math-errno", "-fPIC", "-shared", "-fvisibility=hidden", "-Wall")
+FLAGS = (
+    "-std=gnu11",
+    "-O2",
+    "-fno-math-errno",
+    "-ffp-contract=off",  # the same bits from every compiler and for every instruction set
+    "-fPIC",
+    "-shared",
+    "-fvisibility=hidden",
+    "-Wall",
+)
 STRIPPED = ("-g0", "-s")
 
 VARIABLE = "WHISPER_OPT_TARGET"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import platform
 import re
 from collections.abc import Iterator
@@ -18,7 +19,13 @@ from whisper_opt.runtime.cache_contents import cached_engines
 from whisper_opt.runtime.devices import GPU_ENGINES, Machine, check_device
 from whisper_opt.runtime.encoder_choice import choose_encoder
 from whisper_opt.runtime.engine_cache import EngineCache
-from whisper_opt.runtime.native import why_no_kernels
+from whisper_opt.runtime.native import (
+    VARIABLE,
+    VARIANTS,
+    supported_variants,
+    variant,
+    why_no_kernels,
+)
 from whisper_opt.runtime.tensorrt.library import LIBRARIES, probe
 from whisper_opt.transcription.model_source import engine_precision
 
@@ -153,13 +160,19 @@ def _encoder(machine: Machine) -> Iterator[str]:
 
 
 def _kernels() -> str:
-    """Whether the compiled kernels can be used."""
-    problem = why_no_kernels()
-    return (
-        f"none: {problem}"
-        if problem
-        else "compiled (AVX-512 VNNI): used with int8 and int4 engines"
-    )
+    """Which compiled kernels are used, and what would be faster."""
+    problem, used = why_no_kernels(), variant()
+    if problem or used is None:
+        requested = os.environ.get(VARIABLE)
+        return f"none: {f'{VARIABLE} is {requested!r}: ' if requested else ''}{problem}"
+    faster = list(VARIANTS)[: list(VARIANTS).index(used)]
+    here = [VARIANTS[name] for name in faster if name in supported_variants()]
+    said = f"compiled ({VARIANTS[used]}): used with int8 and int4 engines"
+    if here:
+        return f"{said}; this processor is faster with {here[0]}: unset {VARIABLE}"
+    if used in ("avx2", "generic"):
+        return f"{said}; processors with AVX-512 VNNI or AVX-VNNI are two to four times as fast"
+    return said
 
 
 def _dotted(version: tuple[int, int]) -> str:

@@ -1,18 +1,11 @@
 /* The operators of domain "whisper_opt" for ONNX Runtime. Each is defined by the ONNX function of the same name in the
  * graph (whisper_opt/export/graphs/operators.py), which ONNX Runtime runs if this library is not registered. */
-#include <cpuid.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "kernels.h"
+#include "dispatch.h"
 #include "ort_abi.h"
-
-#if defined(_WIN32)
-#define EXPORT __declspec(dllexport)
-#else
-#define EXPORT __attribute__((visibility("default")))
-#endif
 
 /* One of each per process, shared by all sessions. Several threads may create sessions at the same time. */
 static const OrtApi *_Atomic api;
@@ -48,6 +41,7 @@ typedef struct Operator {
 /* An operator in a session. */
 struct Kernel {
   const Operator *operator;
+  const Kernels *variant;
   Packed weight;
   int64_t n_head, layer;
 };
@@ -138,7 +132,7 @@ static OrtStatus *pack_constant(const OrtKernelInfo *info, Kernel *kernel) {
   }
   if (status) return status;
   TRY(GetTensorMutableData, (OrtValue *)value, &weight);
-  return finished(pack_weight(&kernel->weight, weight, shape.sizes[0], shape.sizes[1]));
+  return finished(pack_weight(&kernel->weight, weight, shape.sizes[0], shape.sizes[1], kernel->variant->width));
 }
 
 static OrtStatus *read_attributes(const OrtKernelInfo *info, Kernel *kernel) {
@@ -151,8 +145,10 @@ static OrtStatus *create(const OrtCustomOp *op, const OrtApi *unused, const OrtK
   (void)unused;
   Kernel *kernel = calloc(1, sizeof *kernel);
   if (!kernel) return finished(-1);
+  const char *why = NULL;
   kernel->operator=(const Operator *) op;
-  OrtStatus *status = kernel->operator->weight ? pack_constant(info, kernel) : read_attributes(info, kernel);
+  kernel->variant = kernels_in_use(&why);
+  OrtStatus *status = !kernel->variant ? refused(why) : kernel->operator->weight ? pack_constant(info, kernel) : read_attributes(info, kernel);
   if (status)
     free(kernel);
   else
@@ -183,7 +179,7 @@ static OrtStatus *compute_linear(const Kernel *kernel, OrtKernelContext *context
   if (args.residual && !is_shape(&residual, shape.sizes, shape.n))
     return refused("residual does not have the shape of the product");
   status = output(context, 0, shape, (void **)&args.y);
-  return status ? status : finished(linear(&args, threads));
+  return status ? status : finished(kernel->variant->linear(&args, threads));
 }
 
 static OrtStatus *compute_head(const Kernel *kernel, OrtKernelContext *context, Threads threads) {
@@ -199,7 +195,7 @@ static OrtStatus *compute_head(const Kernel *kernel, OrtKernelContext *context, 
   for (size_t i = 0; i + 1 < shape.n; i++) args.n_rows *= shape.sizes[i];
   shape.sizes[shape.n - 1] = kernel->weight.n_out;
   status = output(context, 0, shape, (void **)&args.y);
-  return status ? status : finished(output_head(&args, threads));
+  return status ? status : finished(kernel->variant->output_head(&args, threads));
 }
 
 static OrtStatus *attend_self(const Kernel *kernel, OrtKernelContext *context, Threads threads, int chosen) {
@@ -226,7 +222,7 @@ static OrtStatus *attend_self(const Kernel *kernel, OrtKernelContext *context, T
     args.added = second;
   const Shape mixed = {{args.n_audio, args.n_queries, HEAD * kernel->n_head}, 3};
   status = output(context, 0, mixed, (void **)&args.y);
-  return status ? status : finished(attention(&args, threads));
+  return status ? status : finished(kernel->variant->attention(&args, threads));
 }
 
 static OrtStatus *compute_attention(const Kernel *kernel, OrtKernelContext *context, Threads threads) {
@@ -252,7 +248,7 @@ static OrtStatus *pack(const Kernel *kernel, OrtKernelContext *context, Threads 
   const Shape step = {{args.n_audio, args.n_head, HEAD}, 3};
   status = output(context, 0, keys ? panels : quads, (void **)&args.packed);
   if (!status) status = output(context, 1, step, (void **)&args.step);
-  if (!status) pack_heads(&args, threads);
+  if (!status) kernel->variant->pack_heads(&args, threads);
   return status;
 }
 
@@ -300,7 +296,7 @@ static OrtStatus *compute_cross(const Kernel *kernel, OrtKernelContext *context,
   if (!is_shape(&values, quads, 5)) return refused("the shapes of values and keys do not match");
   const Shape mixed = {{args.n_audio, args.n_queries, HEAD * args.n_head}, 3};
   status = output(context, 0, mixed, (void **)&args.y);
-  if (!status) cross_attention(&args, threads);
+  if (!status) kernel->variant->cross_attention(&args, threads);
   return status;
 }
 
@@ -320,7 +316,7 @@ static OrtStatus *compute_scores(const Kernel *kernel, OrtKernelContext *context
     if (wanted[i] < 0 || wanted[i] >= args.n_queries) return refused("a query is out of range");
   const Shape shape = {{args.n_audio, heads.sizes[0], rows.sizes[0], args.n_keys}, 4};
   status = output(context, 0, shape, (void **)&args.y);
-  if (!status) cross_scores(&args, chosen, heads.sizes[0], wanted, rows.sizes[0]);
+  if (!status) kernel->variant->cross_scores(&args, chosen, heads.sizes[0], wanted, rows.sizes[0]);
   return status;
 }
 
@@ -395,21 +391,6 @@ static const Operator OPERATORS[] = {
      .takes_layer = 1},
 };
 
-/* Whether this processor has the instructions that the kernels use, and the system saves their registers. Asks the
- * processor: __builtin_cpu_supports answers 0 in libraries that zig compiled. */
-EXPORT int whisper_opt_supported(void) {
-  const unsigned f_dq_bw_vl = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31, vnni = 1u << 11, registers = 0xe6;
-  unsigned eax, ebx, ecx, edx;
-  if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || !(ecx & bit_OSXSAVE)) return 0;
-  __asm__("xgetbv" : "=a"(eax), "=d"(edx) : "c"(0));
-  if ((eax & registers) != registers) return 0;
-  if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return 0;
-  return (ebx & f_dq_bw_vl) == f_dq_bw_vl && (ecx & vnni) == vnni;
-}
-
-/* WHISPER_OPT_ABI at compile time. */
-EXPORT int whisper_opt_abi(void) { return WHISPER_OPT_ABI; }
-
 /* The domain with all operators, created once: ONNX Runtime uses its address as long as there are sessions. */
 static OrtStatus *find_domain(OrtCustomOpDomain **found) {
   OrtCustomOpDomain *made = NULL, *before = NULL;
@@ -430,11 +411,13 @@ static OrtStatus *find_domain(OrtCustomOpDomain **found) {
 /* ONNX Runtime calls this for every session that registers the library. */
 EXPORT OrtStatus *RegisterCustomOps(OrtSessionOptions *options, const OrtApiBase *base) {
   const OrtApi *given = base->GetApi(ORT_VERSION), *first = base->GetApi(1), *before = NULL;
+  const char *why = NULL;
   OrtCustomOpDomain *found = NULL;
   if (!given && !first) return NULL;
   if (!given) return ORT_CALL(first, CreateStatus, ORT_FAIL, "the kernels need ONNX Runtime 1.17 or later");
   if (!atomic_compare_exchange_strong(&api, &before, given) && before != given)
     return ORT_CALL(given, CreateStatus, ORT_FAIL, "another ONNX Runtime of this process uses the kernels");
+  if (!kernels_in_use(&why)) return ORT_CALL(given, CreateStatus, ORT_FAIL, why);
   OrtStatus *status = find_domain(&found);
   return status ? status : CALL(AddCustomOpDomain, options, found);
 }
