@@ -333,7 +333,7 @@ def test_grid_refuses(lists: dict[str, Any], message: str) -> None:
 
 
 TOML = """
-engines = ["base", "/abs/tiny"]
+engines = ["base", "/abs/tiny", "small"]
 manifest = "speech/manifest.jsonl"
 only = "language=en"
 threads = 2
@@ -347,8 +347,9 @@ language = "en"
 def test_grid_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "grid.toml"
     path.write_text(TOML)
+    (tmp_path / "base").mkdir()  # beside the file; without it, this is the name of a model
     found = read_grid(path)
-    assert found["engines"] == [tmp_path / "base", Path("/abs/tiny")]
+    assert found["engines"] == [tmp_path / "base", Path("/abs/tiny"), Path("small")]
     assert found["manifest"] == tmp_path / "speech" / "manifest.jsonl"
     assert found["threads"] == [2]
     assert found["only"] == ["language=en"]
