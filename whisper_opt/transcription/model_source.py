@@ -109,23 +109,35 @@ def _hub_model(name: str, options: LoadOptions) -> Union[ModelName, None]:
 def _prepared_hub(model: ModelName, options: LoadOptions, on_progress: Progress | None) -> Path:
     precision, dialect = engine_precision(options)
     cache = EngineCache(options.cache_dir)
-    commit = model.revision
-    if options.local_files_only or _is_offline():
-        commit = cache.commit(model.hub_id, model.revision) or commit
-    if commit is not None:
+
+    def cached(commit: str | None) -> Path | None:
+        if commit is None:
+            return None
         engine = cache.engine(model.hub_id, f"{model.hub_id}@{commit}", precision, dialect)
-        if cache.has(engine):  # needs neither a network nor the export extra
-            return engine
-    path: Path = _exporter(model.hub_id).prepare_hub(
-        model.hub_id,
-        model.revision,
-        cache,
-        precision,
-        dialect,
-        graphs=options.precision,
-        local_files_only=options.local_files_only,
-        on_progress=on_progress,
-    )
+        return engine if cache.has(engine) else None
+
+    known = cached(cache.commit(model.hub_id, model.revision))
+    found = cached(model.revision)
+    if found is None and (options.local_files_only or _is_offline()):
+        found = known
+    if found is not None:  # needs neither a network nor the export extra
+        return found
+    try:
+        path: Path = _exporter(model.hub_id).prepare_hub(
+            model.hub_id,
+            model.revision,
+            cache,
+            precision,
+            dialect,
+            graphs=options.precision,
+            local_files_only=options.local_files_only,
+            on_progress=on_progress,
+        )
+    except BackendUnavailable as error:
+        if known is None:
+            raise
+        _log.warning("%s; using %s, which may be older than the model", error, known)
+        return known
     if path.parent == cache.path:  # not graphs of Optimum
         _tell(model.hub_id, options, precision)
     return path
