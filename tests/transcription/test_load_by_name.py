@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from tests.support.models import random_checkpoint
 from tests.support.models_write import write_huggingface
 from tests.support.optimum_dirs import write_optimum
 from whisper_opt import Whisper
-from whisper_opt.core.errors import CheckpointError, EngineError
+from whisper_opt.core.errors import BackendUnavailable, CheckpointError, EngineError
 from whisper_opt.core.model_names import MODEL_NAMES
 from whisper_opt.core.options import LoadOptions
 from whisper_opt.export.checkpoints import load_checkpoint
@@ -99,6 +100,25 @@ def test_offline_variables_need_neither_client_nor_exporter(
     monkeypatch.setitem(sys.modules, "whisper_opt.export.prepare", None)
     assert engine_directory(NAME, options) == engine
     assert loopback.requests == []
+
+
+@pytest.mark.parametrize("missing", ["huggingface_hub", "whisper_opt.export.prepare"])
+def test_cached_engine_of_a_branch_without_client_or_exporter(
+    missing: str,
+    loopback: LoopbackHub,
+    models: list[Path],
+    options: LoadOptions,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    loopback.add(NAME, models[0], commit=COMMITS[0])
+    engine = engine_directory(NAME, options)
+    monkeypatch.setitem(sys.modules, missing, None)
+    with caplog.at_level(logging.WARNING, logger="whisper_opt"):
+        assert engine_directory(NAME, options) == engine
+    assert "which may be older than the model" in caplog.text
+    with pytest.raises(BackendUnavailable):
+        engine_directory(f"{NAME}@dev", options)
 
 
 def test_failed_download_leaves_no_engine(

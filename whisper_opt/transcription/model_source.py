@@ -171,9 +171,21 @@ def _hub_model(name: str, options: LoadOptions) -> Union[ModelName, None]:
 
 def _cached_hub(model: ModelName, options: LoadOptions, cache: EngineCache) -> Path | None:
     """The engine of a model of the hub, if it is found without a network."""
-    commit = model.revision
-    if options.local_files_only or _is_offline():
-        commit = cache.commit(model.hub_id, model.revision) or commit
+    found = _engine_of(model, model.revision, options, cache)
+    if found is None and (options.local_files_only or _is_offline()):
+        found = _last_used(model, options, cache)
+    return found
+
+
+def _last_used(model: ModelName, options: LoadOptions, cache: EngineCache) -> Path | None:
+    """The engine of the commit that the revision had when it was last resolved."""
+    return _engine_of(model, cache.commit(model.hub_id, model.revision), options, cache)
+
+
+def _engine_of(
+    model: ModelName, commit: str | None, options: LoadOptions, cache: EngineCache
+) -> Path | None:
+    """The engine of a commit, if it is in the cache."""
     if commit is None:
         return None
     identity = f"{model.hub_id}@{commit}"
@@ -185,16 +197,23 @@ def _prepared_hub(
     model: ModelName, options: LoadOptions, cache: EngineCache, on_progress: Progress | None
 ) -> Path:
     precision, dialect = engine_precision(options)
-    path: Path = _exporter(model.hub_id).prepare_hub(
-        model.hub_id,
-        model.revision,
-        cache,
-        precision,
-        dialect,
-        graphs=options.precision,
-        local_files_only=options.local_files_only,
-        on_progress=on_progress,
-    )
+    known = _last_used(model, options, cache)
+    try:
+        path: Path = _exporter(model.hub_id).prepare_hub(
+            model.hub_id,
+            model.revision,
+            cache,
+            precision,
+            dialect,
+            graphs=options.precision,
+            local_files_only=options.local_files_only,
+            on_progress=on_progress,
+        )
+    except BackendUnavailable as error:
+        if known is None:
+            raise
+        _log.warning("%s; using %s, which may be older than the model", error, known)
+        return known
     if path.parent == cache.path:  # not graphs of Optimum
         _tell(model.hub_id, options, precision)
     return path
