@@ -67,8 +67,8 @@ def engine_directory(
         )
     else:
         engine = _prepared(source, options, cache, on_progress)
-    named_itself = isinstance(source, (str, os.PathLike)) and engine == Path(source)
-    cache.record_use(engine, is_here=not named_itself)
+    is_itself = isinstance(source, (str, os.PathLike)) and engine == Path(source)
+    cache.record_use(engine, named=not is_itself)
     return engine
 
 
