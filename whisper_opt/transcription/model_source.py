@@ -62,9 +62,7 @@ def engine_directory(
     if isinstance(found, Path):
         engine = found
     elif isinstance(found, ModelName):
-        engine = _cached_hub(found, options, cache) or _prepared_hub(
-            found, options, cache, on_progress
-        )
+        engine = _prepared_hub(found, options, cache, on_progress)
     else:
         engine = _prepared(source, options, cache, on_progress)
     is_itself = isinstance(source, (str, os.PathLike)) and engine == Path(source)
@@ -184,6 +182,9 @@ def _cached_hub(model: ModelName, options: LoadOptions, cache: EngineCache) -> P
 def _prepared_hub(
     model: ModelName, options: LoadOptions, cache: EngineCache, on_progress: Progress | None
 ) -> Path:
+    engine = _cached_hub(model, options, cache)
+    if engine is not None:  # needs neither a network nor the export extra
+        return engine
     precision, dialect = engine_precision(options)
     _tell(model.hub_id, options, precision)
     path: Path = _exporter(model.hub_id).prepare_hub(
