@@ -137,16 +137,15 @@ class EngineCache:
         """Whether an engine of this cache was exported; directories appear complete."""
         return (engine / MANIFEST).is_file()
 
-    def record_use(self, engine: Path, *, is_here: bool = True) -> None:
+    def record_use(self, engine: Path, *, named: bool) -> None:
         """Record that an engine is used now; without effect if that is impossible.
 
         Args:
             engine: its directory.
-            is_here: whether it is known to be in this cache; else only an engine is recorded that
-                was used as one of a cache before.
+            named: whether it was found in this cache. Else it is recorded only if it was before.
         """
         with contextlib.suppress(OSError):
-            if is_here:
+            if named and engine.parent == self.path:
                 (engine / LAST_USED).touch()
             else:
                 os.utime(engine / LAST_USED)

@@ -62,13 +62,11 @@ def engine_directory(
     if isinstance(found, Path):
         engine = found
     elif isinstance(found, ModelName):
-        engine = _cached_hub(found, options, cache) or _prepared_hub(
-            found, options, cache, on_progress
-        )
+        engine = _prepared_hub(found, options, cache, on_progress)
     else:
         engine = _prepared(source, options, cache, on_progress)
-    named_itself = isinstance(source, (str, os.PathLike)) and engine == Path(source)
-    cache.record_use(engine, is_here=not named_itself)
+    is_itself = isinstance(source, (str, os.PathLike)) and engine == Path(source)
+    cache.record_use(engine, named=not is_itself)
     return engine
 
 
@@ -196,6 +194,9 @@ def _engine_of(
 def _prepared_hub(
     model: ModelName, options: LoadOptions, cache: EngineCache, on_progress: Progress | None
 ) -> Path:
+    engine = _cached_hub(model, options, cache)
+    if engine is not None:  # needs neither a network nor the export extra
+        return engine
     precision, dialect = engine_precision(options)
     known = _last_used(model, options, cache)
     try:
