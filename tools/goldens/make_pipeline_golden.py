@@ -41,51 +41,57 @@ MODES: dict[str, dict[str, Any]] = {
     "chunked": {"generate_kwargs": GREEDY, "return_timestamps": True, "chunk_length_s": 30},
 }
 """Arguments of a call, by name of the mode."""
-LONG = ("chunks", "chunked")
-"""Modes of recordings of more than 30 s."""
-FEW = ("language", "beams", "beams-chunks")
-"""Modes of the shortest recordings only: beam search takes as long as all others together."""
-ENGLISH_SHORT_S, SHORT_S = 6.0, 4.5
-LONGEST_S = 100.0
+SHORT_S = {True: 6.0, False: 3.5}
+"""Below so many seconds, recordings of English-only and other models are stored in all modes."""
+LONGEST_S = {True: 100.0, False: 6.0}
 
 
 def modes_of(model: str, clip: golden.Clip) -> list[str]:
     """The modes in which a clip is stored."""
+    english = model.endswith(".en")
     if clip.duration_s > 30:
-        return list(LONG)
-    short = clip.duration_s < (ENGLISH_SHORT_S if model.endswith(".en") else SHORT_S)
-    return [mode for mode in MODES if mode != "chunked" and (short or mode not in FEW)]
+        return ["chunks", "chunked"]
+    if clip.duration_s < SHORT_S[english]:
+        return [mode for mode in MODES if mode != "chunked"]
+    return ["text", "chunks", "words"] if english else ["text", "chunks"]
 
 
 def clips_of(model: str) -> list[golden.Clip]:
-    """Clips of speech and noise below ``LONGEST_S``, not copies of one clip in other formats.
+    """Clips of speech and noise, not copies of one clip in other formats.
 
-    English ones for English-only models; else the shortest of every language and kind.
+    English ones for English-only models, else the shortest of every language.
     """
+    english = model.endswith(".en")
     found = [
         clip
         for clip in golden.clips()
-        if clip.kind not in ("format-variant", "edge") and clip.duration_s < LONGEST_S
+        if clip.kind not in ("format-variant", "edge") and clip.duration_s < LONGEST_S[english]
     ]
-    if model.endswith(".en"):
+    if english:
         return [clip for clip in found if clip.language in ("en", None)]
-    shortest: dict[tuple[str | None, str, bool], golden.Clip] = {}
+    shortest: dict[str | None, golden.Clip] = {}
     for clip in sorted(found, key=lambda clip: clip.duration_s):
-        shortest.setdefault((clip.language, clip.kind, clip.duration_s > 30), clip)
+        shortest.setdefault(clip.language, clip)
     return list(shortest.values())
 
 
 def loaded(folder: Path) -> Any:
     """The pipeline, with the generation configuration of OpenAI's models on the hub."""
     transformers = importlib.import_module("transformers")
-    found = transformers.pipeline("automatic-speech-recognition", str(folder), dtype="float32")
-    config = found.model.generation_config
-    config.return_timestamps = False
+    model = transformers.WhisperForConditionalGeneration.from_pretrained(folder, dtype="float32")
+    config = model.generation_config
+    config.return_timestamps = False  # a pipeline reads it when it is made
     if config.is_multilingual:
         config.forced_decoder_ids = [[1, None], [2, config.task_to_id["transcribe"]]]
     else:
         config.forced_decoder_ids = [[1, config.no_timestamps_token_id]]
-    return found
+    parts = transformers.WhisperProcessor.from_pretrained(folder)
+    return transformers.pipeline(
+        "automatic-speech-recognition",
+        model,
+        tokenizer=parts.tokenizer,
+        feature_extractor=parts.feature_extractor,
+    )
 
 
 def main() -> None:
@@ -101,11 +107,11 @@ def main() -> None:
         pipeline = loaded(Path(folder))
         outputs: dict[str, dict[str, Any]] = {}
         for clip in clips_of(name):
-            log.info("%s %s", name, clip.id)
-            outputs[clip.id] = {
-                mode: pipeline(golden.clip_pcm(clip.id), **copy.deepcopy(MODES[mode]))
-                for mode in modes_of(name, clip)
-            }
+            outputs[clip.id] = {}
+            for mode in modes_of(name, clip):
+                log.info("%s %s %s", name, clip.id, mode)
+                arguments = copy.deepcopy(MODES[mode])
+                outputs[clip.id][mode] = pipeline(golden.clip_pcm(clip.id), **arguments)
         found = {
             "versions": {
                 package: importlib.metadata.version(package)

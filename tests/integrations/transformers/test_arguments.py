@@ -271,7 +271,7 @@ def test_arguments_of_a_pipeline_are_those_of_its_calls(recorder: Recorder) -> N
 # generate
 
 
-def _beams(real: whisper_opt.Whisper) -> list[int]:
+def _blank(real: whisper_opt.Whisper) -> list[int]:
     return sorted({*real.vocab.encode(" "), real.vocab.eot})
 
 
@@ -430,7 +430,7 @@ def test_ids_of_the_model_are_accepted(recorder: Recorder, real: whisper_opt.Whi
         recorder,
         decoder_start_token_id=vocab.sot,
         eos_token_id=[vocab.eot],
-        begin_suppress_tokens=_beams(real),
+        begin_suppress_tokens=_blank(real),
     )
     assert recorder.seen["suppress_blank"] is True
 
