@@ -13,7 +13,7 @@ from whisper_opt.export.checkpoints.checkpoint import OUTPUT_HEAD, Checkpoint
 __all__ = ["MAX_BYTES", "openai_logits"]
 
 MAX_BYTES = 2 << 30
-"""Largest fp32 model that is also built in torch, as a second copy must fit in memory."""
+"""Largest fp32 model that is also built in torch, as a copy must fit in memory."""
 
 
 def openai_logits(checkpoint: Checkpoint, mel: F32, sequences: Sequence[Int]) -> list[F32] | None:
@@ -37,10 +37,11 @@ def openai_logits(checkpoint: Checkpoint, mel: F32, sequences: Sequence[Int]) ->
     torch = importlib.import_module("torch")
     whisper = importlib.import_module("whisper.model")
     model = whisper.Whisper(whisper.ModelDimensions(**checkpoint.dims.to_dict()))
-    state = {name: torch.from_numpy(tensor.read()) for name, tensor in checkpoint.tensors.items()}
-    model.load_state_dict(state, strict=False)
     model.eval()
+    state = model.state_dict()
     with torch.no_grad():
+        for name, tensor in checkpoint.tensors.items():  # one at a time: memory
+            state[name].copy_(torch.from_numpy(tensor.read()))
         audio = model.encoder(torch.from_numpy(mel)[None])
         return [
             model.decoder(torch.from_numpy(tokens)[None], audio)[0].numpy() for tokens in sequences

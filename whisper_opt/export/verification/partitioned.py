@@ -148,6 +148,10 @@ class PartitionedGraph:
         """Number of partitions."""
         return len(self._partitions)
 
+    def close(self) -> None:
+        """Free the weights that ONNX Runtime holds; :meth:`run` loads them again."""
+        self._single = None
+
     def run(self, feeds: Mapping[str, NDArray]) -> dict[str, NDArray]:
         """All graph outputs for ``feeds`` (all graph inputs by name).
 

@@ -98,6 +98,9 @@ def verify(
     attention_error, attention_scale = measure(
         zip(alignment, [_attention(decoder, cross, sequences[0], dims)])
     )
+    if precision.bits is None:  # openai-whisper's model needs the memory
+        encoder.close()
+        decoder.close()
     require_error_below(
         "attention scores", attention_error, precision.cross_tolerance * attention_scale
     )
@@ -125,8 +128,11 @@ def _verify_openai(
     found: Sequence[F32],
     precision: Precision,
 ) -> float | None:
-    """Error of scores against openai-whisper; None if that is not available."""
-    expected = openai_logits(checkpoint, mel, sequences)
+    """Error of scores against openai-whisper; None if that is not available.
+
+    Integers have errors a thousand times those of the reference, so it has nothing to add there.
+    """
+    expected = None if precision.bits else openai_logits(checkpoint, mel, sequences)
     if expected is None:
         return None
     error, scale = MEASURES[precision.measure](zip(expected, found))
@@ -159,6 +165,8 @@ def verify_packed(
         cross = _encode(encoder, encoder_input)
         scores, _ = _decode_stepwise(decoder, cross, sequences, dims, None)
         attention = _attention(decoder, cross, sequences[0], dims)[..., : len(encoder_input.counts)]
+        encoder.close()  # one pair in memory at a time
+        decoder.close()
         if "cross_added" in cross:
             require_error_below(
                 "packed counts", _count_error(cross["cross_added"], encoder_input), _COUNTS
