@@ -68,7 +68,9 @@ def compiler() -> list[str] | None:
     On Windows only clang: GCC does not align what it spills from 64-byte registers there.
     """
     if os.environ.get("CC"):
-        return shlex.split(os.environ["CC"], posix=sys.platform != "win32")
+        program, *rest = shlex.split(os.environ["CC"], posix=sys.platform != "win32")
+        # it runs in another folder
+        return [os.path.abspath(program) if os.path.dirname(program) else program, *rest]
     names = ("clang",) if sys.platform == "win32" else ("cc", "gcc", "clang")
     found = next(filter(None, map(shutil.which, names)), None)
     return [found] if found else None

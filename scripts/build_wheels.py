@@ -5,7 +5,8 @@
     python scripts/build_wheels.py --skip-failing             # without those that do not compile
 
 zig (the package ziglang) compiles the kernels; it brings the C libraries of all platforms. It, the
-build backend and what reads the libraries are installed into .venv-wheels, at fixed versions.
+build backend and what reads the libraries are installed into .venv-wheels, at fixed versions, which
+need Python 3.10 or later.
 The first build for Windows takes one to four minutes, later ones seconds.
 
 A wheel is built from the source archive, twice, in different folders: both must be the same bytes.

@@ -134,10 +134,21 @@ def test_gcc_is_not_used_on_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     assert hatch_build.compiler() is None
 
 
+def test_a_compiler_by_a_relative_path(
+    sources: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    use(monkeypatch, tmp_path, GOOD)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CC", "./my-cc")
+    assert compile_kernels(sources) is None
+    assert (sources / LIBRARY).read_text() == "compiled\n"
+
+
 def test_a_compiler_with_a_windows_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CC", r"C:\llvm\clang.exe -m64")
+    """A backslash is no escape there."""
+    monkeypatch.setenv("CC", r"llvm\clang.exe -m64")
     monkeypatch.setattr(sys, "platform", "win32")
-    assert hatch_build.compiler() == [r"C:\llvm\clang.exe", "-m64"]
+    assert hatch_build.compiler() == [r"llvm\clang.exe", "-m64"]
 
 
 @pytest.mark.parametrize(
