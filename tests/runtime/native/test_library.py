@@ -178,12 +178,13 @@ def test_a_failed_self_test_is_a_warning(
 def test_whether_sums_overflow(
     flags: tuple[str, ...], vnni: bool | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The library is asked if the system does not list instruction sets; unknown: they may."""
+    """The library knows; without it, the system may list instruction sets; unknown: they may."""
     cpu = SimpleNamespace(flags=flags)
     monkeypatch.setattr(platform, "machine", lambda: "AMD64")
     monkeypatch.setattr(ort_graph, "cpu_info", lambda: cpu)
     monkeypatch.setattr(ort_graph, "has_vnni", lambda: vnni)
-    expected = not (vnni if not flags else set(flags) & {"avx_vnni", "avx512_vnni"})
+    listed = bool(set(flags) & {"avx_vnni", "avx512_vnni"})
+    expected = not (listed if vnni is None else vnni)
     assert ort_graph.sums_overflow.__wrapped__() is expected
 
 
