@@ -162,9 +162,12 @@ INLINE void score_keys(const int rows, const int vectors, const int few, const v
 
 /* Adds the weighted values of a block, of 16 * vectors channels; their steps are multiplied in at the end. */
 INLINE void mix_values(const int rows, const int vectors, const int few, const void *values, Tile *tile, int channel) {
-#define DECLARE(r, j) vi sum##r##j = vi_set1(0);
-  EACH(DECLARE)
+#define COLUMN(j) \
+  const vi from##j = vectors > j ? from_offset((const int8_t *)values + PANEL_BESIDE * j, BLOCK / 4, PANEL_NEXT) : vi_set1(0);
+#define DECLARE(r, j) vi sum##r##j = from##j;
+  EACH_COLUMN(COLUMN) EACH(DECLARE)
 #undef DECLARE
+#undef COLUMN
   TILE_PRODUCTS(COLUMNS, tile->weights[0], BLOCK, values, BLOCK / 4, PANEL_NEXT, PANEL_BESIDE)
 #define ADD_VALUES(r, j)                                                                   \
   if (USED(r, j)) {                                                                        \
