@@ -32,6 +32,7 @@ from whisper_opt.export.quantization.int4 import BLOCK, N_SPECIAL
 from whisper_opt.export.verification.verify import noise_mel
 from whisper_opt.runtime.engine import Engine
 from whisper_opt.runtime.onnxruntime.backend import OrtBackend
+from whisper_opt.runtime.onnxruntime.graph import sums_overflow
 
 DIMS = random_dims(n_vocab=2000, n_audio_state=64, n_text_state=64, n_audio_layer=1, n_text_layer=1)
 INTEGERS = ("int8", "int4")
@@ -69,6 +70,8 @@ def test_a_batch_is_the_same_bits_as_single_runs(
 ) -> None:
     mels = np.stack([noise_mel(DIMS, seed)[:, :800] * (seed + 1) for seed in range(3)])
     mels[2] = -1  # silence beside noise
+    # without VNNI, ONNX Runtime's 4-bit products add up in another order for one row
+    tolerance = 1e-5 if precision == "int4" and sums_overflow() else 0
     tokens = np.random.default_rng(1).integers(0, 2000, (3, 10)).astype(np.int64)
     cross, scores = decode(integers[precision], mels, [0, 1, 2], tokens)
     for i in range(3):
@@ -76,7 +79,7 @@ def test_a_batch_is_the_same_bits_as_single_runs(
         for one, all_ in zip(alone, cross):
             np.testing.assert_array_equal(one[0], all_[i])
         for one, all_ in zip(single, scores):
-            np.testing.assert_array_equal(one[0], all_[i])
+            np.testing.assert_allclose(one[0], all_[i], rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("precision", INTEGERS)

@@ -42,6 +42,8 @@ VARIANTS = {
     "avx512vnni": "AVX-512 VNNI",
     "avxvnni": "AVX-VNNI",
     "avx2": "AVX2",
+    "i8mm": "NEON I8MM",
+    "dotprod": "NEON DotProd",
     "generic": "plain C",
 }
 """Instruction set of every variant by name, the fastest first."""

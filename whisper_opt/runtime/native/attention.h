@@ -8,7 +8,8 @@
  * Every variant includes this file once, after its vectors.
  */
 #include <math.h>
-#include <stdlib.h>
+
+#include "aligned.h"
 
 enum {
   TASK_QUERIES = 60, /* per task */
@@ -161,9 +162,12 @@ INLINE void score_keys(const int rows, const int vectors, const int few, const v
 
 /* Adds the weighted values of a block, of 16 * vectors channels; their steps are multiplied in at the end. */
 INLINE void mix_values(const int rows, const int vectors, const int few, const void *values, Tile *tile, int channel) {
-#define DECLARE(r, j) vi sum##r##j = vi_set1(0);
-  EACH(DECLARE)
+#define COLUMN(j) \
+  const vi from##j = vectors > j ? from_offset((const int8_t *)values + PANEL_BESIDE * j, BLOCK / 4, PANEL_NEXT) : vi_set1(0);
+#define DECLARE(r, j) vi sum##r##j = from##j;
+  EACH_COLUMN(COLUMN) EACH(DECLARE)
 #undef DECLARE
+#undef COLUMN
   TILE_PRODUCTS(COLUMNS, tile->weights[0], BLOCK, values, BLOCK / 4, PANEL_NEXT, PANEL_BESIDE)
 #define ADD_VALUES(r, j)                                                                   \
   if (USED(r, j)) {                                                                        \
@@ -380,14 +384,14 @@ static int attention(const Attention *args, Threads threads) {
   SelfCall call = {args, n, ceil_div(args->n_queries, TASK_QUERIES), 0, NULL, NULL};
   call.stride = 2 * n * HEAD + (n + 2 * HEAD) * sizeof(float) + n / TILE_COLUMNS * PREPARED_KEYS +
                 n / BLOCK * (HEAD / TILE_COLUMNS) * PREPARED_VALUES; /* a multiple of 64: n is one of 128 */
-  call.heads = allocate(call.stride * heads + n * sizeof(float));
+  call.heads = alloc_aligned(call.stride * heads + n * sizeof(float));
   if (!call.heads) return -1;
   call.added = (float *)(call.heads + call.stride * heads);
   for (int64_t t = 0; t < n; t++)
     call.added[t] = t >= args->n_keys ? MASKED : args->added ? args->added[t] : 0;
   threads.run(threads.context, pack_head, heads, &call);
   threads.run(threads.context, attend, heads * call.groups, &call);
-  release(call.heads);
+  free_aligned(call.heads);
   return 0;
 }
 

@@ -11,6 +11,8 @@
 extern const Kernels kernels_generic;
 #if defined(__x86_64__)
 extern const Kernels kernels_avx2, kernels_avxvnni, kernels_avx512vnni;
+#elif defined(__aarch64__)
+extern const Kernels kernels_dotprod, kernels_i8mm;
 #endif
 
 /* A variant is chosen automatically unless it is slower than ONNX Runtime's own operators. */
@@ -26,6 +28,9 @@ static const Variant VARIANTS[] = {
     {&kernels_avx512vnni, has_avx512vnni, 1},
     {&kernels_avxvnni, has_avxvnni, 1},
     {&kernels_avx2, has_avx2, 1},
+#elif defined(__aarch64__)
+    {&kernels_i8mm, has_i8mm, 1},
+    {&kernels_dotprod, has_dotprod, 1},
 #endif
     {&kernels_generic, has_any, 0},
 };

@@ -30,10 +30,6 @@ typedef struct Packed {
 
 static const float SCORE_SCALE = 0.125f; /* 1 / sqrt(HEAD) */
 
-/* Memory at a multiple of 64 bytes, to be released by `release`; NULL if there is none. */
-void *allocate(size_t n_bytes);
-void release(void *memory);
-
 /* Packs int8 [n_in, n_out]; n_in must be a multiple of 16. */
 int pack_weight(Packed *packed, const int8_t *weight, int64_t n_in, int64_t n_out, int64_t width);
 void free_weight(Packed *packed);

@@ -1,4 +1,4 @@
-/* Instruction sets of the processor, which the operating system must support too. The instruction cpuid is asked
+/* Instruction sets of the processor, which the operating system must support too. On x86 the instruction cpuid is asked
  * directly: __builtin_cpu_supports() always says no in libraries that zig's clang has linked. */
 #ifndef WHISPER_OPT_PROCESSOR_H
 #define WHISPER_OPT_PROCESSOR_H
@@ -45,6 +45,47 @@ static inline int has_avx512vnni(void) {
 }
 
 static inline int has_vnni(void) { return has_avx512vnni() || has_avxvnni(); }
+
+#elif defined(__aarch64__)
+
+#define NO_SUITABLE_PROCESSOR \
+  "this processor has no DotProd; the plain C kernels (WHISPER_OPT_KERNELS=generic) are slower than ONNX Runtime"
+
+#if defined(__linux__)
+
+#include <sys/auxv.h>
+
+static inline int has_dotprod(void) { return getauxval(AT_HWCAP) >> 20 & 1; }
+static inline int has_i8mm(void) { return has_dotprod() && (getauxval(AT_HWCAP2) >> 13 & 1); }
+
+#elif defined(__APPLE__)
+
+#include <sys/sysctl.h>
+
+static inline int is_set(const char *name) {
+  int value = 0;
+  size_t size = sizeof value;
+  return sysctlbyname(name, &value, &size, NULL, 0) == 0 && value;
+}
+static inline int has_dotprod(void) { return is_set("hw.optional.arm.FEAT_DotProd"); }
+static inline int has_i8mm(void) { return has_dotprod() && is_set("hw.optional.arm.FEAT_I8MM"); }
+
+#elif defined(_WIN32)
+
+#include <windows.h>
+
+/* PF_ARM_V82_DP_INSTRUCTIONS_AVAILABLE; Windows did not report I8MM before 2024 */
+static inline int has_dotprod(void) { return IsProcessorFeaturePresent(43) != 0; }
+static inline int has_i8mm(void) { return 0; }
+
+#else
+
+static inline int has_dotprod(void) { return 0; }
+static inline int has_i8mm(void) { return 0; }
+
+#endif
+
+static inline int has_vnni(void) { return 0; }
 
 #else
 

@@ -23,6 +23,7 @@ typedef struct {
 #define TILE_COLUMNS 16
 #define UNSIGNED_OFFSET 0
 #define FEW_ROWS 2
+#define FEW_REGISTERS 1
 
 /* x * y + z, rounded once. */
 INLINE float fused(float x, float y, float z) { return __builtin_fmaf(x, y, z); }

@@ -1,10 +1,17 @@
 /* Vectors of 16 numbers in plain C (with the vector extensions of GCC and clang, which any processor can run): the
- * fall-back, and the definition that all other variants equal bit for bit. Products are of 16-bit numbers. */
+ * fall-back, and the definition that all other variants equal bit for bit. Products are of 16-bit numbers.
+ *
+ * On 64-bit ARM a few functions are instructions that every such processor has. With WITH_DOTPROD products are those of
+ * the extension DotProd (sdot), with WITH_I8MM those of I8MM (usdot). */
 #ifndef WHISPER_OPT_VECTOR_H
 #define WHISPER_OPT_VECTOR_H
 
 #include <stdint.h>
 #include <string.h>
+
+#if defined(__aarch64__)
+#include <arm_neon.h>
+#endif
 
 #include "reciprocal.h"
 
@@ -20,16 +27,10 @@ typedef struct {
 typedef struct {
   i32x4 a, b, c, d;
 } vi;
-typedef int16_t Unsigned;
-typedef int16_t Signed;
-typedef i16x8 Group;
 
 #define WIDTH 16
 #define TILE 6
 #define TILE_COLUMNS 16
-#define GROUPS 2
-#define UNSIGNED_OFFSET 0
-#define FEW_ROWS 0
 
 /* Functions of vectors from those of their quarters. */
 #define MAP1(result, name, one, type) \
@@ -55,6 +56,14 @@ INLINE f32x4 f4_max(f32x4 x, f32x4 y) { return f4_select(x > y, x, y); } /* y if
 INLINE f32x4 f4_min(f32x4 x, f32x4 y) { return f4_select(x < y, x, y); }
 INLINE i32x4 i4_max(i32x4 x, i32x4 y) { return i4_select(x > y, x, y); }
 INLINE f32x4 f4_abs(f32x4 x) { return (f32x4)((i32x4)x & 0x7fffffff); }
+INLINE f32x4 i4_to_float(i32x4 x) { return __builtin_convertvector(x, f32x4); }
+#if defined(__aarch64__)
+INLINE f32x4 f4_round(f32x4 x) { return (f32x4)vrndnq_f32((float32x4_t)x); }
+INLINE i32x4 f4_to_int(f32x4 x) { /* INT32_MIN if x is NaN or too large */
+  const i32x4 fits = f4_abs(x) < f4_set1(2147483648.f);
+  return i4_select(fits, (i32x4)vcvtnq_s32_f32((float32x4_t)x), i4_set1(INT32_MIN));
+}
+#else
 INLINE f32x4 f4_round(f32x4 x) {
   const i32x4 sign = (i32x4)x & INT32_MIN;
   const f32x4 magnitude = f4_abs(x), shift = f4_set1(8388608); /* floats above 2^23 are integers */
@@ -66,7 +75,7 @@ OUT_OF_LINE i32x4 f4_to_int(f32x4 x) {
   const i32x4 fits = f4_abs(rounded) < f4_set1(2147483648.f);
   return i4_select(fits, __builtin_convertvector(f4_select(fits, rounded, f4_set1(0)), i32x4), i4_set1(INT32_MIN));
 }
-INLINE f32x4 i4_to_float(i32x4 x) { return __builtin_convertvector(x, f32x4); }
+#endif
 
 /* x * y + z, rounded once. */
 #if defined(__FMA__) || defined(__aarch64__)
@@ -90,9 +99,15 @@ INLINE float fused(float x, float y, float z) {
   return (float)sum;
 }
 #endif
+#if defined(__aarch64__)
+INLINE f32x4 f4_fma(f32x4 x, f32x4 y, f32x4 z) {
+  return (f32x4)vfmaq_f32((float32x4_t)z, (float32x4_t)x, (float32x4_t)y);
+}
+#else
 OUT_OF_LINE f32x4 f4_fma(f32x4 x, f32x4 y, f32x4 z) {
   return (f32x4){fused(x[0], y[0], z[0]), fused(x[1], y[1], z[1]), fused(x[2], y[2], z[2]), fused(x[3], y[3], z[3])};
 }
+#endif
 INLINE f32x4 f4_fnma(f32x4 x, f32x4 y, f32x4 z) { return f4_fma(-x, y, z); }
 INLINE f32x4 f4_reciprocal_estimate(f32x4 x) {
   const i32x4 bits = (i32x4)x;
@@ -153,22 +168,114 @@ REDUCE(vf, float, vf_reduce_max, f4_max, LARGER)
 REDUCE(vi, int32_t, vi_reduce_add, i4_add, SUM)
 REDUCE(vi, int32_t, vi_reduce_max, i4_max, LARGER)
 
-/* Narrowing stores: the low byte; bytes of rows, of which the last saturates to 0 .. 255. */
-#define ELEMENTS(x) {x.a[0], x.a[1], x.a[2], x.a[3], x.b[0], x.b[1], x.b[2], x.b[3], \
-                     x.c[0], x.c[1], x.c[2], x.c[3], x.d[0], x.d[1], x.d[2], x.d[3]}
+/* The low byte of every number. */
+#if defined(__aarch64__)
+INLINE uint8x16_t to_bytes(vi x) {
+  const uint16x8_t low = vcombine_u16(vmovn_u32((uint32x4_t)x.a), vmovn_u32((uint32x4_t)x.b));
+  const uint16x8_t high = vcombine_u16(vmovn_u32((uint32x4_t)x.c), vmovn_u32((uint32x4_t)x.d));
+  return vcombine_u8(vmovn_u16(low), vmovn_u16(high));
+}
+INLINE void store_low_bytes(uint8_t *to, vi x) { vst1q_u8(to, to_bytes(x)); }
+#else
 INLINE void store_low_bytes(uint8_t *to, vi x) {
-  const int32_t all[] = ELEMENTS(x);
+  int32_t all[WIDTH];
+  vi_store(all, x);
   for (int i = 0; i < WIDTH; i++) to[i] = (uint8_t)all[i];
 }
+#endif
+
+INLINE i32x4 i4_saturated(i32x4 x) { return i4_select(x > 255, i4_set1(255), x & (x > 0)); }
+MAP1(vi, saturated, i4_saturated, vi)
+
+#if defined(WITH_DOTPROD) || defined(WITH_I8MM)
+
+typedef int8_t Signed;
+typedef int8x16_t Group;
+typedef int8x16_t Quad; /* of one or two rows */
+typedef vi Quads;       /* of columns */
+typedef vi Partial;     /* sum */
+#define GROUPS 1
+#define FEW_ROWS 2
+#define FEW_VECTORS(rows) ((rows) == 1 ? 4 : 2)
+
+INLINE void store_signed(Signed *to, vi x) { store_low_bytes((uint8_t *)to, x); }
+
+INLINE Group read_group(const void *from) {
+  int32_t quad;
+  memcpy(&quad, from, sizeof quad);
+  return vreinterpretq_s8_s32(vdupq_n_s32(quad));
+}
+#ifdef WITH_I8MM
+
+typedef uint8_t Unsigned;
+#define UNSIGNED_OFFSET 0
+
+INLINE void store_unsigned(Unsigned *to, vi x) { store_low_bytes(to, x); }
+INLINE void store_saturated(Unsigned *to, vi x) { store_low_bytes(to, saturated(x)); }
+
+INLINE i32x4 i4_dot(i32x4 sum, Group row, i32x4 column) {
+  return (i32x4)vusdotq_s32((int32x4_t)sum, vreinterpretq_u8_s8(row), (int8x16_t)column);
+}
+INLINE i32x4 i4_dot_signed_rows(i32x4 sum, Group row, i32x4 column) {
+  return (i32x4)vusdotq_s32((int32x4_t)sum, (uint8x16_t)column, row);
+}
+
+#else
+
+/* Both operands are signed: unsigned numbers are stored less 128, and keys are changed as they are read. */
+typedef int8_t Unsigned;
+#define UNSIGNED_OFFSET 128
+
+INLINE void store_unsigned(Unsigned *to, vi x) {
+  vst1q_u8((uint8_t *)to, veorq_u8(to_bytes(x), vdupq_n_u8(128)));
+}
+INLINE void store_saturated(Unsigned *to, vi x) { store_unsigned(to, saturated(x)); }
+
+INLINE i32x4 i4_dot(i32x4 sum, Group row, i32x4 column) {
+  return (i32x4)vdotq_s32((int32x4_t)sum, row, (int8x16_t)column);
+}
+INLINE i32x4 i4_dot_signed_rows(i32x4 sum, Group row, i32x4 column) {
+  return i4_dot(sum, row, (i32x4)veorq_u8((uint8x16_t)column, vdupq_n_u8(128)));
+}
+
+#endif
+
+INLINE vi dot_signed_columns(vi sum, Group row, vi column) {
+  return (vi){i4_dot(sum.a, row, column.a), i4_dot(sum.b, row, column.b), i4_dot(sum.c, row, column.c),
+              i4_dot(sum.d, row, column.d)};
+}
+INLINE vi dot_signed_rows(vi sum, Group row, vi column) {
+  return (vi){i4_dot_signed_rows(sum.a, row, column.a), i4_dot_signed_rows(sum.b, row, column.b),
+              i4_dot_signed_rows(sum.c, row, column.c), i4_dot_signed_rows(sum.d, row, column.d)};
+}
+INLINE Quad read_quad(const void *from) { return read_group(from); }
+INLINE Quads read_signed_quads(const void *from) { return vi_load(from); }
+INLINE Quads read_unsigned_quads(const void *from) { return vi_load(from); }
+INLINE Partial partial_zero(void) { return vi_set1(0); }
+INLINE vi partial_sum(Partial sum) { return sum; }
+INLINE Partial dot_quads_signed_columns(Partial sum, Quad row, Quads columns) {
+  return dot_signed_columns(sum, row, columns);
+}
+INLINE Partial dot_quads_signed_rows(Partial sum, Quad row, Quads columns) {
+  return dot_signed_rows(sum, row, columns);
+}
+
+#else
+
+typedef int16_t Unsigned;
+typedef int16_t Signed;
+typedef i16x8 Group;
+#define GROUPS 2
+#define FEW_ROWS 0
+#define UNSIGNED_OFFSET 0
+
 INLINE void store_signed(Signed *to, vi x) {
-  const int32_t all[] = ELEMENTS(x);
+  int32_t all[WIDTH];
+  vi_store(all, x);
   for (int i = 0; i < WIDTH; i++) to[i] = (int16_t)all[i];
 }
 INLINE void store_unsigned(Unsigned *to, vi x) { store_signed(to, vi_and(x, vi_set1(255))); }
-INLINE void store_saturated(Unsigned *to, vi x) {
-  const int32_t all[] = ELEMENTS(x);
-  for (int i = 0; i < WIDTH; i++) to[i] = (int16_t)(all[i] < 0 ? 0 : all[i] > 255 ? 255 : all[i]);
-}
+INLINE void store_saturated(Unsigned *to, vi x) { store_signed(to, saturated(x)); }
 
 /* Writes bytes of 16 columns in 16 bits: of every quad the first two of all columns, then the other two. */
 INLINE i32x4 i4_pair(int is_signed, i32x4 x) { /* the low two bytes in 16 bits each */
@@ -202,4 +309,5 @@ INLINE vi dot_signed_columns(vi sum, Group row, vi column) {
 }
 INLINE vi dot_signed_rows(vi sum, Group row, vi column) { return dot_signed_columns(sum, row, column); }
 
+#endif
 #endif

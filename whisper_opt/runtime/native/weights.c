@@ -1,36 +1,17 @@
-/* Weights in the order in which every variant reads them, and memory that is aligned for vectors. */
+/* Weights in the order in which the kernels read them. */
 #include "kernels.h"
 
-#include <stdlib.h>
 #include <string.h>
 
-#ifdef _WIN32
-#include <malloc.h>
-#endif
-
-void *allocate(size_t n_bytes) {
-#ifdef _WIN32
-  return _aligned_malloc(n_bytes, 64);
-#else
-  return aligned_alloc(64, (n_bytes + 63) / 64 * 64);
-#endif
-}
-
-void release(void *memory) {
-#ifdef _WIN32
-  _aligned_free(memory);
-#else
-  free(memory);
-#endif
-}
+#include "aligned.h"
 
 int pack_weight(Packed *packed, const int8_t *weight, int64_t n_in, int64_t n_out, int64_t width) {
   const int64_t n_panels = ceil_div(n_out, PANEL);
   packed->n_in = n_in;
   packed->n_out = n_out;
   packed->width = width;
-  packed->panels = allocate(n_panels * PANEL * n_in);
-  packed->sums = allocate(n_panels * PANEL * sizeof(int32_t));
+  packed->panels = alloc_aligned(n_panels * PANEL * n_in);
+  packed->sums = alloc_aligned(n_panels * PANEL * sizeof(int32_t));
   if (!packed->panels || !packed->sums) {
     free_weight(packed);
     return -1;
@@ -49,8 +30,8 @@ int pack_weight(Packed *packed, const int8_t *weight, int64_t n_in, int64_t n_ou
 }
 
 void free_weight(Packed *packed) {
-  release(packed->panels);
-  release(packed->sums);
+  free_aligned(packed->panels);
+  free_aligned(packed->sums);
   packed->panels = NULL;
   packed->sums = NULL;
 }

@@ -44,15 +44,16 @@ def sums_overflow() -> bool:
     """Whether products of 8-bit integers may overflow 16-bit sums here: x86 processors before VNNI.
 
     ONNX Runtime has exact kernels for them, at about three quarters of the speed. They must be
-    enabled explicitly, and would then be used on every x86 processor. Linux lists the instruction
-    sets; on other systems the compiled kernels ask the processor. Without them it is unknown, and
-    the exact kernels are enabled.
+    enabled explicitly, and would then be used on every x86 processor. The compiled kernels ask the
+    processor; without them, the system may list its instruction sets. Exact kernels are enabled if
+    both are missing.
     """
     if platform.machine().lower() not in ("x86_64", "amd64", "i386", "i686"):
         return False
+    vnni = has_vnni()
+    if vnni is not None:
+        return not vnni
     flags = cpu_info().flags
-    if not flags:
-        return not has_vnni()
     return "avx512_vnni" not in flags and "avx_vnni" not in flags
 
 
