@@ -26,6 +26,7 @@ from whisper_opt.export.graphs.operators import (
     pack_keys,
     pack_values,
 )
+from whisper_opt.export.graphs.packed_weights import pack_weight
 from whisper_opt.runtime.native import LIBRARY
 
 __all__ = [
@@ -61,10 +62,16 @@ def graph(
     result: Sequence[Any],
     **attributes: Any,
 ) -> bytes:
-    """A graph of the operator with these constants; its other inputs are inputs of the graph."""
+    """A graph of the operator with these constants; its other inputs are inputs of the graph.
+
+    ``weight`` is given as [n_in, n_out].
+    """
     builder = GraphBuilder("one")
     for name, shape in shapes.items():
         builder.input(name, TYPES.get(name, TensorProto.FLOAT), list(shape))
+    constants = {
+        name: pack_weight(value) if name == "weight" else value for name, value in constants.items()
+    }
     inputs = [
         builder.constant(constants[name]) if name in constants else name for name in operator.inputs
     ]
