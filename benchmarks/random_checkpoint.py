@@ -1,6 +1,7 @@
 """Write a checkpoint with random weights in the shapes of a released model.
 
-    python benchmarks/random_checkpoint.py large-v3 build/checkpoints/large-v3 --vocabulary models/base
+    python scripts/get_model.py base       # its vocabulary
+    python benchmarks/random_checkpoint.py large-v3 build/checkpoints/large-v3
 
 For speed and memory of models whose weights are not at hand; the words mean nothing. The result is
 a Hugging Face directory in float16, which every converter reads. Tensors are written one at a time.

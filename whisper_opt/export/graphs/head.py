@@ -42,7 +42,7 @@ from whisper_opt.export.quantization.int4 import (
 from whisper_opt.runtime.head_bounds import STEPS
 from whisper_opt.runtime.head_names import APPROXIMATE, APPROXIMATE_SCORES, EXACT, HIDDEN, SCOPE
 
-__all__ = ["EMBED8", "EMBEDDING", "embed", "exact_head", "head8", "two_stage_head"]
+__all__ = ["EMBEDDING", "embed", "embed8", "exact_head", "head8", "two_stage_head"]
 
 LIFT = 17.0
 """The estimate: distance of the best score from the mean. On speech it is 12 to 21 in tiny.en. With
@@ -274,23 +274,25 @@ def _int8_logits(
     return builder.node("Squeeze", builder.node("MatMul", scales, products), builder.constant([2]))
 
 
-def _embed_body(builder: GraphBuilder) -> list[str]:
-    scale = builder.node("Gather", "scale", "tokens")
-    scale = builder.node("Unsqueeze", scale, builder.constant([2]))
-    columns = gather_columns(builder, "weight", "tokens")
-    rows = builder.node("Mul", builder.node("Mul", columns, scale), "shrink")
-    return [builder.node("Add", rows, "mean")]
+def embed8(n_state: int) -> Operator:
+    """Embeddings [N, S, n_text_state] of tokens i64 [N, S], from the inputs of :func:`head8`."""
 
+    def body(builder: GraphBuilder) -> list[str]:
+        scale = builder.node("Gather", "scale", "tokens")
+        scale = builder.node("Unsqueeze", scale, builder.constant([2]))
+        columns = gather_columns(builder, "weight", "tokens", n_state)
+        rows = builder.node("Mul", builder.node("Mul", columns, scale), "shrink")
+        return [builder.node("Add", rows, "mean")]
 
-EMBED8 = Operator("Embed8", ("tokens", "weight", "scale", "shrink", "mean"), _embed_body)
-"""Embeddings [N, S, n_text_state] of tokens i64 [N, S] from the weights of :func:`head8`."""
+    return Operator("Embed8", ("tokens", "weight", "scale", "shrink", "mean"), body)
 
 
 def _embed_int8(builder: GraphBuilder, tokens: str, tensors: Mapping[str, Tensor]) -> str:
     """Embeddings [N, S, n_text_state] from columns of the weights."""
     weights = _Int8Weights(builder, tensors, _scope(tensors), EMBEDDING)
     rest = (weights(name) for name in ("scale", "shrink", "mean"))
-    return EMBED8(builder, tokens, weights.packed(), *rest)
+    operator = embed8(tensors[EMBEDDING].shape[1])
+    return operator(builder, tokens, weights.packed(), *rest)
 
 
 def _int8_head(builder: GraphBuilder, hidden: str, tensors: Mapping[str, Tensor]) -> str:

@@ -47,12 +47,12 @@ def unpack_weight(builder: GraphBuilder, weight: str, of_columns: str) -> str:
     return builder.node("Slice", padded, zero, builder.node("Shape", of_columns), one)
 
 
-def gather_columns(builder: GraphBuilder, weight: str, columns: str) -> str:
-    """Columns i64 [N, S] of packed weights as float32 [N, S, n_in]."""
+def gather_columns(builder: GraphBuilder, weight: str, columns: str, n_in: int) -> str:
+    """Columns i64 [N, S] of packed weights [n_in, n_out] as float32 [N, S, n_in]."""
     size = builder.constant(PANEL)
     panels = builder.node("Gather", weight, builder.node("Div", columns, size), axis=0)
     by_column = builder.transpose(panels, [0, 1, 3, 2, 4])  # [N, S, 64, n_in / 4, 4]
     within = builder.node("Mod", columns, size)
     index = builder.node("Unsqueeze", within, builder.constant([2]))
     found = builder.node("GatherND", by_column, index, batch_dims=2)
-    return builder.node("Cast", builder.reshape(found, [0, 0, -1]), to=TensorProto.FLOAT)
+    return builder.node("Cast", builder.reshape(found, [0, 0, n_in]), to=TensorProto.FLOAT)
