@@ -63,7 +63,8 @@ def values(
     if name == "encoder.positional_embedding":
         steps = np.exp(-math.log(10000) / (shape[1] // 2 - 1) * np.arange(shape[1] // 2))
         angles = np.arange(shape[0])[:, None] * steps
-        return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
+        both: F32 = np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
+        return both
     noise = rng.standard_normal(shape, dtype=np.float32)
     if "ln" in name.split(".")[-2]:
         noise *= np.float32(0.1)
@@ -84,7 +85,8 @@ def values(
 def direction(width: int) -> F32:
     """A unit vector [width], the same for every tensor."""
     vector = np.random.default_rng(0).standard_normal(width).astype(np.float32)
-    return vector / np.linalg.norm(vector)
+    unit: F32 = vector / np.linalg.norm(vector)
+    return unit
 
 
 def write_safetensors(file: Path, dims: ModelDims, seed: int, tokens: int) -> None:
