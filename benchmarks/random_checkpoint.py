@@ -68,7 +68,8 @@ def values(
     noise = rng.standard_normal(shape, dtype=np.float32)
     if "ln" in name.split(".")[-2]:
         noise *= np.float32(0.1)
-        return noise + np.float32(name.endswith("weight"))
+        noise += np.float32(name.endswith("weight"))
+        return noise
     if name.endswith("bias") or "embedding" in name:
         noise *= np.float32(0.02)
     else:
