@@ -9,7 +9,7 @@ BENCH_ARGS ?=
 FUZZ ?= 1000000
 
 .DEFAULT_GOAL := help
-.PHONY: help fmt lint type test test-fast kernels engines docs golden bench fuzz constraints constraints-check
+.PHONY: help fmt lint type test test-fast kernels wheels engines docs golden bench fuzz constraints constraints-check
 
 help: ## lists the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r target text; do \
@@ -35,6 +35,9 @@ test-fast: ## the tests without real models and package installs
 
 kernels: ## compiles the C kernels beside their sources
 	$(PY) hatch_build.py
+
+wheels: ## builds the wheels of every platform into dist/
+	$(PY) scripts/build_wheels.py
 
 engines: ## builds the engines of engines/engines.toml
 	$(PY) scripts/build_engines.py

@@ -68,14 +68,15 @@ else
 fi
 echo "== $openvino_verdict"
 
-if reason=$(.venv-test/bin/python -c 'from whisper_opt.runtime.native import why_no_kernels
-reason = why_no_kernels()
-print(reason or "", end="")
-raise SystemExit(reason is not None)'); then
-    kernels_verdict="Kernels: tested"
-else
-    kernels_verdict="Kernels: NOT TESTED ($reason)"
-fi
+kernels_verdict="Kernels: $(.venv-test/bin/python -c '
+from whisper_opt.runtime.native import VARIANTS, supported_variants, why_no_kernels
+tested, reason = supported_variants(), why_no_kernels()
+others = [name for name in VARIANTS if name not in tested]
+why = "this processor has none" if tested else reason
+print("; ".join([
+    *(["tested: " + " ".join(tested)] if tested else []),
+    *(["NOT TESTED: " + " ".join(others) + f" ({why})"] if others else []),
+]))')"
 echo "== $kernels_verdict"
 
 make --no-print-directory lint type constraints-check PY=.venv-test/bin/python

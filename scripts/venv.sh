@@ -48,13 +48,39 @@ sys.exit(not (libc == "glibc" and new and sys.version_info >= (3, 11)))' || retu
 # make_kernels PYTHON: compiles the kernels beside their sources, unless that was done since they
 # were last changed; says so where there is no compiler, which is no failure.
 make_kernels() {
-    library=whisper_opt/runtime/native/libwhisper_opt.so
+    case $(uname -s) in
+        Darwin) library=whisper_opt/runtime/native/libwhisper_opt.dylib ;;
+        *) library=whisper_opt/runtime/native/libwhisper_opt.so ;;
+    esac
     if [ -e "$library" ] &&
         [ -z "$(find hatch_build.py whisper_opt/runtime/native/*.[ch] -newer "$library")" ]; then
         return 0
     fi
     echo "== compiling kernels"
     "$1" hatch_build.py || echo "== not compiled: 8-bit engines will be slower"
+}
+
+# constraints_of RELEASE: the constraints file of a Python, if there is one.
+constraints_of() {
+    constraints=constraints/py$(echo "$1" | cut -d. -f1,2 | tr -d .).txt
+    if [ -f "$constraints" ]; then echo "$constraints"; fi
+}
+
+# venv_key RELEASE REQUIREMENT...: what an environment is made from; the paths of an editable
+# installation are part of it.
+venv_key() {
+    release=$1
+    shift
+    constraints=$(constraints_of "$release")
+    # shellcheck disable=SC2086 # a list of file names without blanks
+    echo "$release $constraints $* $(cat pyproject.toml $constraints | cksum) $PWD"
+}
+
+# venv_is_whole DIR REQUIREMENT...: whether make_venv made DIR from this; starts no Python.
+venv_is_whole() {
+    made=$(cat "$1/.whisper-opt-done" 2>/dev/null) && [ -x "$1/bin/python" ] || return 1
+    shift
+    [ "$made" = "$(venv_key "${made%% *}" "$@")" ]
 }
 
 # make_venv DIR PYTHON REQUIREMENT...: an environment with these requirements, pinned by the
@@ -73,13 +99,10 @@ make_venv() {
         fi
     fi
     release=$(python_version "$python")
-    constraints=constraints/py$(echo "$release" | cut -d. -f1,2 | tr -d .).txt
+    constraints=$(constraints_of "$release")
+    key=$(venv_key "$release" "$@")
     set -- -e "$@"
-    if [ -f "$constraints" ]; then set -- -c "$constraints" "$@"; fi
-    pins=pyproject.toml
-    if [ -f "$constraints" ]; then pins="$pins $constraints"; fi
-    # shellcheck disable=SC2086 # a list of file names without blanks
-    key="$release $* $(cat $pins | cksum) $PWD"
+    if [ -n "$constraints" ]; then set -- -c "$constraints" "$@"; fi
     if [ "$(cat "$venv/.whisper-opt-done" 2>/dev/null)" = "$key" ] &&
         "$venv/bin/python" -c 'import whisper_opt' 2>/dev/null; then
         return 0

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.support.loopback_hub import LoopbackHub
 from whisper_opt import Whisper
 from whisper_opt.export import export
 from whisper_opt.runtime.engine import Engine
@@ -53,3 +55,10 @@ class Engines:
 def engines(tmp_path_factory: pytest.TempPathFactory) -> Engines:
     """Engines of the real checkpoints."""
     return Engines(tmp_path_factory.mktemp("engines"))
+
+
+@pytest.fixture
+def loopback(tmp_path: Path) -> Iterator[LoopbackHub]:
+    """A hub on this machine, which the client of this process uses with a cache of its own."""
+    with LoopbackHub() as hub, hub.client(tmp_path / "hub-cache"):
+        yield hub

@@ -23,7 +23,7 @@ from tests.support.models import random_dims
 from whisper_opt.audio import decode as audio
 from whisper_opt.cli.bench import machine, plots, report, serve
 from whisper_opt.cli.bench.compare import compare, percent
-from whisper_opt.cli.bench.grid import Configuration, Grid, read_grid
+from whisper_opt.cli.bench.grid import Configuration, Grid, is_engine, read_grid
 from whisper_opt.cli.bench.measure import Found, jobs, turns
 from whisper_opt.cli.bench.recordings import Recording, from_files, from_manifest, of_length
 from whisper_opt.cli.bench.settings import Settings
@@ -35,6 +35,32 @@ from whisper_opt.runtime.native import why_no_kernels
 
 ROOT = Path(__file__).parents[2]
 FAKE = Program("fake", ROOT, "tests.support.fake_peer")
+
+
+# arguments
+
+
+def test_engines_and_recordings_are_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("engines/base", "talks", "tiny"):
+        (tmp_path / folder).mkdir(parents=True)
+    for file in ("talk.wav", "model.pt", "ggml-base.bin", "base.en"):
+        (tmp_path / file).touch()
+    engines = ("engines/base", "tiny", "model.pt", "ggml-base.bin", "large-v3", "org/model@main")
+    assert [name for name in engines if not is_engine(name)] == []
+    recordings = ("talk.wav", "base.en", "missing", "talks/missing", "elsewhere/a.mp3", "./tiny.en")
+    assert [name for name in recordings if is_engine(name)] == []
+
+
+def test_engines_of_a_grid_may_be_names(tmp_path: Path) -> None:
+    (tmp_path / "engines" / "mine").mkdir(parents=True)
+    path = tmp_path / "grid.toml"
+    path.write_text('engines = ["engines/mine", "engines/gone", "tiny.en", "org/model"]')
+    mine, gone, *names = read_grid(path)["engines"]
+    assert [mine, gone] == [tmp_path / "engines" / name for name in ("mine", "gone")]
+    assert names == [Path("tiny.en"), Path("org/model")]
 
 
 # workers
@@ -307,7 +333,7 @@ def test_grid_refuses(lists: dict[str, Any], message: str) -> None:
 
 
 TOML = """
-engines = ["base", "/abs/tiny"]
+engines = ["base", "/abs/tiny", "small"]
 manifest = "speech/manifest.jsonl"
 only = "language=en"
 threads = 2
@@ -321,8 +347,9 @@ language = "en"
 def test_grid_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "grid.toml"
     path.write_text(TOML)
+    (tmp_path / "base").mkdir()  # beside the file; without it, this is the name of a model
     found = read_grid(path)
-    assert found["engines"] == [tmp_path / "base", Path("/abs/tiny")]
+    assert found["engines"] == [tmp_path / "base", Path("/abs/tiny"), Path("small")]
     assert found["manifest"] == tmp_path / "speech" / "manifest.jsonl"
     assert found["threads"] == [2]
     assert found["only"] == ["language=en"]

@@ -15,7 +15,9 @@ import pytest
 import soundfile
 
 from tests.support.engines import random_engine
-from tests.support.models import random_dims
+from tests.support.exports import SMALL
+from tests.support.models import random_checkpoint, random_dims
+from tests.support.models_write import write_huggingface
 from whisper_opt.cli import bench_arguments as cli_bench
 from whisper_opt.cli.bench.measure import Benchmark, Found
 from whisper_opt.cli.bench.workers import Worker, WorkerError
@@ -100,6 +102,19 @@ def test_the_file_is_complete(measured: Path, engine: Path) -> None:
     assert single["each_s"].keys() == {"noise.wav"}
     # in every round three steps follow the first token, which comes from the prompt
     assert single["step_ms"]["n"] == 6
+
+
+def test_a_checkpoint_is_exported_once(speech: Path, tmp_path: Path) -> None:
+    source = write_huggingface(random_checkpoint(SMALL), tmp_path / "mine")
+    path = tmp_path / "x.json"
+    quick = ("--rounds", 1, "--warm-up", 0, "--pause", 0, "--cache-dir", tmp_path / "cache")
+    for threads in (1, 2):
+        options = ("--threads", threads, "--precision", "fp32", *quick, *SHORT)
+        assert run(source, speech, *options, "--json", path) == 0
+    (entry,) = json.loads(path.read_text())["configurations"]
+    assert (entry["name"], entry["precision"]) == ("mine, 2 threads, greedy", "fp32")
+    (engine,) = (tmp_path / "cache").glob("mine-*")
+    assert engine.name.startswith("mine-fp32-contrib-")
 
 
 def test_table_and_reading_again(measured: Path, capsys: pytest.CaptureFixture[str]) -> None:

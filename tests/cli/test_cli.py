@@ -21,15 +21,17 @@ import soundfile
 from tests.support.golden import SPEECH
 from tests.support.models import random_checkpoint, random_dims
 from tests.support.models_write import write_ctranslate2, write_huggingface
+from whisper_opt.cli import doctor
 from whisper_opt.cli import transcribe as cli_transcribe
 from whisper_opt.cli.main import _parser, main
-from whisper_opt.cli.options import join_negative
+from whisper_opt.cli.options import expanded, join_negative
 from whisper_opt.cli.transcribe import Output
-from whisper_opt.core.errors import AudioError
+from whisper_opt.core.errors import AudioError, OptionError
 from whisper_opt.core.options import SubtitleOptions, TranscribeOptions
 from whisper_opt.export import export
 from whisper_opt.export.checkpoints import Checkpoint
 from whisper_opt.runtime.engine import FORMAT_VERSION
+from whisper_opt.runtime.engine_cache import EngineCache
 from whisper_opt.text.results import Dropped, Segment, Transcript, Word
 from whisper_opt.text.writers import FORMATS, SUBTITLE_FORMATS
 
@@ -235,12 +237,50 @@ def test_doctor_finds_no_problem(capsys: pytest.CaptureFixture[str]) -> None:
     assert text.endswith("ready\n")
 
 
+def test_doctor_says_what_is_exported_and_where_to(
+    engine: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("WHISPER_OPT_CACHE", str(tmp_path / "cache"))
+    assert run("doctor") == 0
+    assert f"{tmp_path / 'cache'} (0 engines, 0.0 MB" in capsys.readouterr().out
+    shutil.copytree(engine, EngineCache().engine("mine", 1, "int8", "contrib"))
+    assert run("doctor") == 0
+    lines = capsys.readouterr().out.splitlines()
+    (cache,) = (line for line in lines if line.startswith("cache "))
+    size = sum(file.stat().st_size for file in engine.iterdir()) / 1e6
+    assert f"{tmp_path / 'cache'} (1 engine, {size:,.1f} MB; whisper-opt engines list)" in cache
+    (precision,) = (line for line in lines if line.startswith("precision "))
+    assert "auto: int8 when a name or checkpoint is loaded, the fastest on CPUs" in precision
+
+
 def test_doctor_names_what_is_missing(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert run("doctor") == 1
     assert "pip install '.[cpu]'" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("sizes", "line"),
+    [
+        ({"MemTotal": 8 << 30, "MemAvailable": 3 << 30}, "memory       8.0 GiB, 3.0 GiB available"),
+        ({"MemTotal": 8 << 30}, "memory       8.0 GiB"),
+        ({}, "memory       unknown"),
+    ],
+)
+def test_doctor_reports_the_memory_that_is_known(
+    sizes: dict[str, int],
+    line: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(doctor, "memory_bytes", lambda: sizes)
+    assert run("doctor") == 0
+    assert line in capsys.readouterr().out.splitlines()
 
 
 def test_wrong_usage_is_status_2(capsys: pytest.CaptureFixture[str]) -> None:
@@ -331,6 +371,35 @@ def test_english_only_engine_refuses_other_languages(
     assert "English" in one_line(capsys)
     assert run("transcribe", english, JFK, "--task", "translate") == 2
     assert "transcribe" in one_line(capsys)
+
+
+@pytest.mark.parametrize(("system", "same"), [("linux", False), ("darwin", True), ("win32", True)])
+def test_names_that_differ_in_case(
+    system: str, same: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are one file on most disks of macOS and Windows."""
+    monkeypatch.setattr(sys, "platform", system)
+    sources = ["Talk.mp3", "talk.wav"]
+    if same:
+        with pytest.raises(OptionError, match=r"Talk\.mp3 and talk\.wav would both be written"):
+            cli_transcribe._targets(sources, tmp_path, ("txt",))
+    else:
+        first, second = cli_transcribe._targets(sources, tmp_path, ("txt",))
+        assert first != second
+
+
+def test_patterns_are_expanded_where_the_shell_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("b.wav", "a.wav", "c [1].wav", "d.mp3"):
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    given = ["x.wav", "*.wav", "c [1].*", "*.flac", "?.mp3"]
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert expanded(given) == given
+    monkeypatch.setattr(sys, "platform", "win32")
+    waves = ["a.wav", "b.wav", "c [1].wav"]
+    assert expanded(given) == ["x.wav", *waves, "c [1].wav", "*.flac", "d.mp3"]
 
 
 def test_two_recordings_must_not_share_a_file(

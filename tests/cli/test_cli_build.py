@@ -14,11 +14,13 @@ from tests.support.engines import require
 from tests.support.exports import SMALL
 from tests.support.fake_tensorrt import NO_CARD, Machine
 from tests.support.models import random_checkpoint
+from tests.support.models_write import write_huggingface
 from whisper_opt.cli import build as cli_build
 from whisper_opt.cli.main import main
 from whisper_opt.export import export
 from whisper_opt.export.tensorrt.build import build_plans
 from whisper_opt.runtime.engine import MANIFEST, Engine
+from whisper_opt.runtime.engine_cache import EngineCache
 from whisper_opt.runtime.tensorrt.plan_spec import PlanSpec
 from whisper_opt.runtime.tensorrt.plans import graphs_of
 
@@ -194,9 +196,26 @@ def test_foreign_plans(
     assert "--force" in line
 
 
-def test_examples_are_valid(capsys: pytest.CaptureFixture[str]) -> None:
+def test_examples_are_valid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """They parse, and then fail because there is no engine."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "engines" / "base-fp16").mkdir(parents=True)
     for line in cli_build.EXAMPLES.splitlines():
         if line.startswith("  whisper-opt "):
             assert main(line.split()[1:]) == 1
-            assert "no engine at" in capsys.readouterr().err
+            assert "is not an engine" in capsys.readouterr().err
+
+
+def test_a_checkpoint_is_exported_for_tensorrt(
+    machine: Machine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Once, to the engine cache; and its plans are built there."""
+    source = write_huggingface(random_checkpoint(SMALL), tmp_path / "source")
+    for _ in range(2):
+        assert run(source, "--cache-dir", tmp_path / "cache") == 0
+        printed = capsys.readouterr().out
+    (engine,) = EngineCache(tmp_path / "cache").path.glob("source-fp16-standard-*")
+    assert printed.startswith(f"{engine / 'trt'}")
+    assert "up to date, nothing to build" in printed

@@ -29,7 +29,7 @@ SUBTITLE_NAMES = [field.name for field in dataclasses.fields(SubtitleOptions)]
 def test_defaults_are_openai_whispers() -> None:
     """Those of ``transcribe`` and ``DecodingOptions`` (suppress_tokens "-1", sample_len None).
 
-    Those from ``hotwords``, ``repetition_penalty``, ``no_repeat_ngram_size``, ``seed`` and
+    Those from ``transcript_prefix``, ``repetition_penalty``, ``no_repeat_ngram_size``, ``seed`` and
     ``multilingual`` on, which it does not have, change nothing but by being set; speech is looked
     for unless that is turned off.
     """
@@ -42,6 +42,7 @@ def test_defaults_are_openai_whispers() -> None:
         "initial_prompt": None,
         "carry_initial_prompt": False,
         "prefix": None,
+        "transcript_prefix": None,
         "hotwords": None,
         "suppress_tokens": (-1,),
         "suppress_blank": True,
@@ -111,6 +112,7 @@ GOOD: dict[str, list[Any]] = {
     "initial_prompt": [None, "", "Ann and Bob"],
     "carry_initial_prompt": [True, False],
     "prefix": [None, "", "So"],
+    "transcript_prefix": [None, "", "So"],
     "hotwords": [None, "", "Ann Bob"],
     "suppress_tokens": [(), (-1,), (0, 5, -1)],
     "suppress_blank": [True, False],
@@ -165,6 +167,7 @@ BAD: dict[str, tuple[list[Any], str]] = {
     "initial_prompt": ([1, b"text", ["text"]], TEXT),
     "carry_initial_prompt": ([None, 1], FLAG),
     "prefix": ([1, b"text", ("text",)], TEXT),
+    "transcript_prefix": ([1, b"text", ["text"]], TEXT),
     "hotwords": ([1, b"text", ["text"]], TEXT),
     "suppress_tokens": (
         ["-1", b"1", [1.5], [True], [-2], ["1"], 5, [None], [[1]]],

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Callable
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.decoding.test_constraints import EOT, N_VOCAB
+from tests.decoding.test_constraints import BEGIN, EOT, N_VOCAB
 from tests.decoding.test_loop import DIMS, Job, job, jobs, lively
 from tests.support.decoding import decode
 from tests.support.fake_backend import FakeBackend, FakeEncoded
-from whisper_opt.decoding import BeamSearchDecoder, Hypothesis, SamplingDecoder, rank
+from whisper_opt.decoding import (
+    BeamSearchDecoder,
+    GreedyDecoder,
+    Hypothesis,
+    SamplingDecoder,
+    TokenDecoder,
+    rank,
+)
 
 
 def extensions(
@@ -31,11 +39,11 @@ def extensions(
 
 
 def naive_beam(
-    seed: int, one: Job, beam_size: int, patience: float
+    seed: int, one: Job, beam_size: int, patience: float, begin: tuple[int, ...] = ()
 ) -> dict[tuple[int, ...], float]:
     """openai-whisper's beam search on one audio: whole sequences, recomputed every step."""
     wanted = round(beam_size * patience)
-    beams: list[tuple[int, ...]] = [()] * beam_size
+    beams: list[tuple[int, ...]] = [begin] * beam_size
     sums = [np.float32(0)] * beam_size
     finished: dict[tuple[int, ...], float] = {}
     for _ in range(one.max_new_tokens):
@@ -100,6 +108,44 @@ def test_mixed_decoders_in_a_batch_equal_single_runs(data: st.DataObject) -> Non
 
 def sampler(best_of: int, temperature: float, seed: int) -> SamplingDecoder:
     return SamplingDecoder(EOT, temperature, best_of, np.random.default_rng(seed))
+
+
+def continuing(one: Job, decoder: Callable[[], TokenDecoder], begin: tuple[int, ...]) -> Job:
+    return dataclasses.replace(one, prompt=(*one.prompt, *begin), decoder=decoder)
+
+
+@pytest.mark.parametrize("begin", [(5, 9), (BEGIN, 5, 9)], ids=["text", "timestamp"])
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_result_continues_the_ids_it_begins_with(size: int, begin: tuple[int, ...]) -> None:
+    """As if they had been sampled with probability 1."""
+    one = job(timestamps=begin[0] == BEGIN)
+    backend = FakeBackend(DIMS, lively)
+
+    def decoder() -> TokenDecoder:
+        if size == 1:
+            return GreedyDecoder(EOT, begin)
+        return BeamSearchDecoder(EOT, size, begin=begin)
+
+    for seed in range(30):
+        request = continuing(one, decoder, begin).request
+        (found,) = decode(backend, FakeEncoded((seed,)), [request])
+        expected = naive_beam(seed, one, size, 1.0, begin)
+        assert [hypothesis.tokens for hypothesis in found.hypotheses] == list(expected)
+        for hypothesis in found.hypotheses:
+            assert hypothesis.tokens[: len(begin)] == begin
+            total = pytest.approx(expected[hypothesis.tokens], abs=1e-3)
+            assert hypothesis.sum_logprob == total
+
+
+def test_every_draw_continues_the_ids_it_begins_with() -> None:
+    begin = (BEGIN, 5, 9)
+    generator = np.random.default_rng(1)
+    request = continuing(
+        job(), lambda: SamplingDecoder(EOT, 1.0, 4, generator, begin=begin), begin
+    ).request
+    (found,) = decode(FakeBackend(DIMS, lively), FakeEncoded((3,)), [request])
+    assert {hypothesis.tokens[:3] for hypothesis in found.hypotheses} == {begin}
+    assert len({hypothesis.tokens for hypothesis in found.hypotheses}) > 1
 
 
 def test_a_beam_of_one_is_greedy() -> None:

@@ -16,7 +16,9 @@ import pytest
 
 from tests.support.engines import sharp_checkpoint
 from tests.support.exports import SMALL, snapshot
+from whisper_opt import Whisper
 from whisper_opt.core.errors import EngineError
+from whisper_opt.core.files import replace_directory
 from whisper_opt.export import export, writer
 from whisper_opt.export.checkpoints import Checkpoint
 from whisper_opt.runtime.engine import read_engine
@@ -259,3 +261,45 @@ def test_an_engine_lost_between_two_renames_comes_back(place: Path, small: Check
         export(small, place / "engine")
     assert snapshot(place / "engine") == before
     assert os.listdir(place) == ["engine"]
+
+
+# --- Windows, which renames no directory with an open file ----------------------------------------
+
+
+def in_use(folder: Path) -> set[str]:
+    """Files of a folder that this process has open or mapped (Linux)."""
+    opened = {os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")}
+    mapped = Path("/proc/self/maps").read_text(encoding="utf-8").split()
+    return {name for name in {*opened, *mapped} if str(folder) in name}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="not tested: it reads /proc")
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_no_file_is_in_use_when_the_engine_appears(
+    precision: str, place: Path, small: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor when it is closed: it can then be exported again."""
+    held: list[set[str]] = []
+
+    def watched(temporary: Path, target: Path) -> None:
+        held.append(in_use(place))
+        replace_directory(temporary, target)
+
+    monkeypatch.setattr(writer, "replace_directory", watched)
+    with Whisper.load(export(small, place / "engine", precision=precision).path):
+        assert in_use(place) != set()
+    export(small, place / "engine", precision=precision, overwrite=True)
+    assert held == [set(), set()]
+
+
+def test_an_engine_in_use_on_windows(
+    place: Path, small: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(temporary: Path, target: Path) -> None:
+        raise PermissionError(13, "Access is denied")
+
+    monkeypatch.setattr(writer, "replace_directory", refuse)
+    monkeypatch.setattr(writer, "is_running", lambda pid: True)
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(EngineError, match=r"Access is denied.*Close the programs that use it"):
+        export(small, place / "engine")

@@ -50,6 +50,7 @@ def test_the_command_exists() -> None:
 def test_the_core_is_small() -> None:
     assert names_in(PROJECT["dependencies"]) == {
         "numpy",
+        "platformdirs",
         "soundfile",
         "soxr",
         "tiktoken",
@@ -113,7 +114,7 @@ def test_the_wheel_contains_kernels_if_there_is_a_compiler(built: tuple[Path, Pa
     with zipfile.ZipFile(built[1]) as archive:
         names = archive.namelist()
     assert not [name for name in names if name.endswith((".c", ".h"))]
-    libraries = [name for name in names if name.endswith(".so")]
+    libraries = [name for name in names if name.endswith((".so", ".dylib", ".dll"))]
     if COMPILES:
         assert libraries == ["whisper_opt/runtime/native/libwhisper_opt.so"]
         assert built[1].name.endswith("-py3-none-linux_x86_64.whl")

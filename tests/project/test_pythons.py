@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Engines, model_dir
-from whisper_opt.runtime.native import why_no_kernels
+from whisper_opt.runtime.native import variant, why_no_kernels
 
 ROOT = Path(__file__).parents[2]
 WORDS = (
@@ -56,6 +56,8 @@ def test_kernels_of_python_39() -> None:
         "-q",
         "-p",
         "no:cacheprovider",
+        "-k",
+        str(variant()),  # the variant in use; the others do not depend on Python
         "tests/runtime/native/test_cross_kernels.py",
         "tests/runtime/native/test_head.py",
         "tests/runtime/native/test_kernels.py",

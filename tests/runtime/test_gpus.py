@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 from typing import Any
 
 import pytest
@@ -92,3 +93,22 @@ def test_a_driver_without_gpus_is_reported(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_wrong_library_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpus, "_load", lambda: object())
     assert "does not respond" in find_gpus().error
+
+
+@pytest.mark.parametrize(
+    ("system", "name"),
+    [("linux", "libcuda.so.1"), ("win32", "nvcuda.dll"), ("darwin", "libcuda.so.1")],
+)
+def test_the_library_of_each_system(
+    system: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def load(name: str) -> Any:
+        asked.append(name)
+        raise OSError("no such file")
+
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(ctypes, "CDLL", load)
+    assert find_gpus().error == "no NVIDIA driver (no such file)"
+    assert asked == [name]

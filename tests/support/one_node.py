@@ -28,6 +28,7 @@ from whisper_opt.export.graphs.operators import (
 )
 from whisper_opt.export.graphs.packed_weights import pack_weight
 from whisper_opt.runtime.native import LIBRARY
+from whisper_opt.runtime.onnxruntime.graph import sums_overflow
 
 __all__ = [
     "LINEARS",
@@ -168,6 +169,8 @@ def session(model: bytes, *, kernels: bool, threads: int = 1, library: Path = LI
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4  # errors are checked by the tests
+    if sums_overflow():  # otherwise ONNX Runtime's own products, the reference, saturate
+        options.add_session_config_entry("session.x64quantprecision", "1")
     if kernels:
         options.register_custom_ops_library(str(library))
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

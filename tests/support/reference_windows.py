@@ -84,7 +84,9 @@ def reference_prompt(
     if options.without_timestamps:
         prompt.append(VOCAB.no_timestamps)
     if options.prefix:
-        prompt += VOCAB.encode(" " + options.prefix.strip())
+        prefix = VOCAB.encode(" " + options.prefix.strip())
+        room = DIMS.n_text_ctx // 2 - (options.max_new_tokens or DIMS.n_text_ctx // 2)
+        prompt += prefix[-room:] if room > 0 else prefix
     return tuple(prompt)
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.loopback_hub import LoopbackHub
 from tests.support.models import random_checkpoint
 from tests.support.models_write import write_huggingface
 from whisper_opt import Whisper, available_models
@@ -25,7 +25,7 @@ from whisper_opt.core.model_names import MODEL_NAMES
 from whisper_opt.core.options import LoadOptions
 from whisper_opt.export import build, prepare
 from whisper_opt.runtime.engine import read_engine
-from whisper_opt.runtime.engine_cache import EngineCache
+from whisper_opt.runtime.engine_cache import SOURCES, EngineCache
 from whisper_opt.transcription.model_source import engine_directory, engine_precision
 
 COMMIT, NEWER = "1" * 40, "2" * 40
@@ -51,28 +51,19 @@ def exports(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, checkpoint: Path, tmp_path: Path) -> Callable[[str], None]:
-    """A client of a hub at which `main` is a commit; an empty commit: no network."""
-    newest = [COMMIT]
+def hub(loopback: LoopbackHub, checkpoint: Path) -> Callable[[str], None]:
+    """Sets the commit at which `main` is; an empty one: there is no network from now on."""
 
-    def snapshot_download(name: str, *, revision: str, **options: Any) -> str:
-        if not newest[0] or options.get("local_files_only"):
-            raise OSError("no network")
-        folder = tmp_path / "snapshots" / revision
-        if not folder.exists():
-            folder.parent.mkdir(exist_ok=True)
-            folder.symlink_to(checkpoint)
-        return str(folder)
+    def move(commit: str) -> None:
+        if not commit:
+            loopback.stop()
+            return
+        for name in ("someone/whisper", MODEL_NAMES["tiny"].hub_id):
+            loopback.add(name, checkpoint, commit=commit)
 
-    class HfApi:
-        def model_info(self, name: str, revision: str | None) -> Any:
-            if not newest[0]:
-                raise OSError("no network")
-            return types.SimpleNamespace(sha=newest[0])
-
-    client = types.SimpleNamespace(snapshot_download=snapshot_download, HfApi=HfApi)
-    monkeypatch.setitem(sys.modules, "huggingface_hub", client)
-    return lambda commit: newest.__setitem__(0, commit)
+    move(str(MODEL_NAMES["tiny"].revision))
+    move(COMMIT)
+    return move
 
 
 def test_checkpoint_is_exported_once(checkpoint: Path, exports: list[Path], tmp_path: Path) -> None:
@@ -187,6 +178,14 @@ def test_misspelled_names() -> None:
     assert {"tiny.en", "large-v3", "turbo"} < set(available_models())
 
 
+@pytest.mark.parametrize("separator", ["/", "\\"])
+def test_a_path_is_no_misspelled_name(separator: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows has two separators."""
+    monkeypatch.setattr(os, "sep", separator)
+    for name in ("./larg-v3", f".{separator}larg-v3"):
+        assert engine_directory(name, LoadOptions()) == Path(name)
+
+
 def test_precision_follows_the_device() -> None:
     assert engine_precision(LoadOptions()) == ("int8", "contrib")
     assert engine_precision(LoadOptions(precision="fp32")) == ("fp32", "contrib")
@@ -240,5 +239,5 @@ def test_processes_export_once(checkpoint: Path, tmp_path: Path) -> None:
     assert [process.returncode for process in running] == [0] * 3, results
     assert len({out for out, _ in results}) == 1
     assert sum("exporting" in log for _, log in results) == 1
-    folders = [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
-    assert [str(path) for path in folders] == [results[0][0].strip()]
+    left = {str(path) for path in (tmp_path / "cache").iterdir() if path.name != SOURCES}
+    assert left == {results[0][0].strip()}

@@ -133,6 +133,7 @@ EFFECTS: dict[str, Effect] = {
         needs={"initial_prompt": "Ann"},
     ),
     "prefix": Effect("So", "test_a_prefix_ends_the_prompt_of_every_window"),
+    "transcript_prefix": Effect("So", "test_a_transcript_prefix_begins_the_first_window"),
     "hotwords": Effect("Ann", "test_hotwords_come_first_in_every_window"),
     "suppress_tokens": Effect((300,), REFERENCE),
     "suppress_blank": Effect(False, REFERENCE),

@@ -256,6 +256,44 @@ def test_a_prefix_ends_the_prompt_of_every_window() -> None:
     assert decoded.windows[0][2] == (VOCAB.sot, VOCAB.no_timestamps, C)
 
 
+def test_a_prefix_is_cut_to_the_room_that_new_tokens_leave() -> None:
+    """Its newest tokens that fit in half the context, 16 here; all without a limit."""
+    text = "a b c a b"
+    ids = tuple(VOCAB.encode(" " + text))
+    for limit, kept in ((12, ids[-4:]), (15, ids[-1:]), (16, ids), (20, ids), (None, ids)):
+        decoded = decoded_by(result_of(A), prefix=text, max_new_tokens=limit)
+        assert decoded.windows[0][2] == (VOCAB.sot, *kept), limit
+
+
+def beginnings(options: TranscribeOptions) -> list[tuple[int, ...]]:
+    """What the results of three windows of 10 s must begin with."""
+    cursor = WindowCursor(3000, VOCAB, DIMS, options, "en")
+    found = []
+    while (window := cursor.next_window()) is not None:
+        assert cursor.next_window() == window  # as when its language is detected
+        found.append(window.begin)
+        cursor.accept(window, result_of(*window.begin, time(0), A, time(10), time(10)))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("options", "begin"),
+    [
+        ({"transcript_prefix": " c b "}, (BEGIN, C, B)),
+        ({"transcript_prefix": "c", "without_timestamps": True}, (C,)),
+        ({"transcript_prefix": "c", "clip_timestamps": (10.0, 20.0, 20.0)}, (BEGIN, C)),
+        ({"transcript_prefix": " "}, ()),
+        ({}, ()),
+    ],
+)
+def test_a_transcript_prefix_begins_the_first_window(
+    options: dict[str, Any], begin: tuple[int, ...]
+) -> None:
+    first, *later = beginnings(TranscribeOptions(**options))
+    assert first == begin
+    assert set(later) <= {()}
+
+
 @pytest.mark.parametrize(
     ("clips", "expected"),
     [

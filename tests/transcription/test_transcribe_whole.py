@@ -25,6 +25,7 @@ from whisper_opt.text.vocabulary import Vocab
 from whisper_opt.transcription.fallback import (
     FallbackDecoder,
     Suppression,
+    Window,
     WindowResult,
     compression_ratio,
 )
@@ -219,6 +220,32 @@ def test_a_prompt_that_just_fits_leaves_one_token() -> None:
     assert len(segment.tokens) <= 1
     options = dataclasses.replace(options, prefix=" ".join("a" * 30), without_timestamps=True)
     assert len(run(log_mel_of(100), options)[0].tokens) <= 1
+
+
+def test_a_transcript_prefix_that_does_not_fit_is_refused() -> None:
+    options = TranscribeOptions(transcript_prefix=" ".join("a" * 31))
+    with pytest.raises(OptionError, match=r"33 tokens; the model holds 32: shorten transcript_pre"):
+        run(log_mel_of(100), options)
+
+
+def test_a_transcript_prefix_does_not_count_as_new_tokens() -> None:
+    options = TranscribeOptions(
+        transcript_prefix="a b a", max_new_tokens=2, no_speech_threshold=None, temperature=0.0
+    )
+    first, *_ = run(log_mel_of(100), options)
+    begin = (BEGIN, *VOCAB.encode(" a b a"))
+    assert first.tokens[:4] == begin
+    assert 4 < len(first.tokens) <= 6
+    assert first.truncated == (len(first.tokens) == 6)
+
+
+def test_word_times_leave_room_for_the_start_and_the_end_of_the_aligned_text() -> None:
+    options = TranscribeOptions(word_timestamps=True, max_new_tokens=448)
+    fallback = FallbackDecoder(DIMS, VOCAB, options, SUPPRESSION)
+    window = Window(0, 3000, (VOCAB.sot,), 0)
+    assert fallback.request(window, 0).max_new_tokens == 32 - 2 - 1
+    window = dataclasses.replace(window, begin=(BEGIN, *VOCAB.encode(" a")))
+    assert fallback.request(window, 0).max_new_tokens == 32 - 2 - 1 - 2
 
 
 def test_suppressed_ids_must_exist() -> None:

@@ -40,6 +40,9 @@ INTERFACES = {
             "faster_whisper.utils:available_models",
             "faster_whisper.utils:download_model",
             "faster_whisper.utils:format_timestamp",
+            "faster_whisper.vad:SpeechTimestampsMap.__init__",
+            "faster_whisper.vad:SpeechTimestampsMap.get_chunk_index",
+            "faster_whisper.vad:SpeechTimestampsMap.get_original_time",
             "faster_whisper.vad:VadOptions",
             "faster_whisper.vad:collect_chunks",
             "faster_whisper.vad:get_speech_timestamps",
@@ -54,7 +57,10 @@ INTERFACES = {
             "transformers:AutomaticSpeechRecognitionPipeline.preprocess",
             "transformers:AutomaticSpeechRecognitionPipeline._sanitize_parameters",
             "transformers:AutomaticSpeechRecognitionPipeline.postprocess",
+            "transformers:Pipeline.__init__",
+            "transformers:Pipeline.__call__",
             "transformers:WhisperForConditionalGeneration.generate",
+            "transformers:GenerationConfig",
         ),
     ),
 }
@@ -66,6 +72,8 @@ def arguments(path: str) -> dict[str, str | None]:
     value: Any = importlib.import_module(module)
     for part in name.split("."):
         value = getattr(value, part)
+    if name == "GenerationConfig":  # its arguments have no names in the signature
+        return {field: repr(default) for field, default in vars(value()).items()}
     parameters = [
         parameter
         for parameter in inspect.signature(value).parameters.values()

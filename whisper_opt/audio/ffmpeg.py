@@ -23,6 +23,7 @@ from whisper_opt.audio.media import (
 )
 from whisper_opt.audio.media import reason as _reason
 from whisper_opt.core.errors import AudioError
+from whisper_opt.core.processes import CREATION_FLAGS, find_program
 
 __all__ = ["ffmpeg_blocks"]
 
@@ -32,11 +33,10 @@ _LOG_READ = 4096
 
 def ffmpeg_blocks(media: Media, damage: Damage) -> Blocks:
     """Decode by the ``ffmpeg`` program."""
-    import shutil
     import subprocess
     import tempfile
 
-    program = shutil.which("ffmpeg")
+    program = find_program("ffmpeg")
     if program is None:
         raise DeclinedError("not on the PATH")
     with contextlib.ExitStack() as stack:
@@ -49,6 +49,7 @@ def ffmpeg_blocks(media: Media, damage: Damage) -> Blocks:
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
                     stderr=log,
+                    creationflags=CREATION_FLAGS,
                 )
             )
         except OSError as error:

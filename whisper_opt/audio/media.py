@@ -206,7 +206,8 @@ def open_media(source: Any, max_bytes: int = MAX_BYTES) -> Media:
         data, hint = bytes(source), ""
         name = f"audio data of {len(data)} bytes"
     elif hasattr(source, "read"):
-        data, hint = _read(source, max_bytes), "; if it was read before, rewind it with seek(0)"
+        hint = "; if it was read before, rewind it with seek(0)" if _position(source) else ""
+        data = _read(source, max_bytes)
         name = f"file object {getattr(source, 'name', source)!r}"
     else:
         raise AudioError(
@@ -244,6 +245,14 @@ def _open(path: str) -> BinaryIO:
         return open(path, "rb")
     except OSError as error:
         raise AudioError(f"cannot open audio file {path!r}: {reason(error)}") from error
+
+
+def _position(file: Any) -> int:
+    """Position of a file object; 0 if it has none."""
+    try:
+        return int(file.tell())
+    except (AttributeError, OSError, TypeError, ValueError):
+        return 0
 
 
 def _read(file: Any, max_bytes: int) -> bytes:

@@ -35,9 +35,9 @@ def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "paths",
         metavar="PATH",
-        type=Path,
         nargs="*",
-        help="engine directories, and recordings to transcribe with them",
+        help="engines, and recordings to transcribe with them; an engine is a directory, or a short"
+        " name, a hub id or a checkpoint, which is exported once to the engine cache",
     )
     audio = parser.add_argument_group("recordings")
     audio.add_argument(

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
 
 from whisper_opt.cli.options import add_options, options_from
+from whisper_opt.cli.progress import export_bar
+from whisper_opt.core.options import LoadOptions
 from whisper_opt.runtime.tensorrt.plan_spec import PlanSpec
+from whisper_opt.transcription.model_source import engine_directory
 
 __all__ = ["EXAMPLES", "add_build_arguments"]
 
@@ -23,7 +27,10 @@ EXAMPLES = (
 def add_build_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command, and the function that runs it."""
     parser.add_argument(
-        "engine", metavar="ENGINE", type=Path, help="engine directory (fp16, standard dialect)"
+        "engine",
+        metavar="ENGINE",
+        help="engine directory (fp16, standard dialect); or a short name, a hub id or a checkpoint,"
+        " of which such an engine is exported once to the engine cache",
     )
     parser.add_argument(
         "--library",
@@ -57,6 +64,9 @@ def add_build_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group = parser.add_argument_group("shapes and flags")
     add_options(group, PlanSpec, leave_out=("capacity",))  # fixed by the model
+    names = ("cache_dir", "revision", "local_files_only")
+    others = [name for name in LoadOptions.__dataclass_fields__ if name not in names]
+    add_options(parser.add_argument_group("engine cache"), LoadOptions, others)
     parser.set_defaults(run=_build)
 
 
@@ -67,6 +77,9 @@ def _build(args: argparse.Namespace) -> int:
     from whisper_opt.export.tensorrt.token_check import token_check
 
     spec = options_from(args, PlanSpec)
+    load = dataclasses.replace(options_from(args, LoadOptions), device="tensorrt")
+    with export_bar() as on_export:
+        engine = engine_directory(args.engine, load, on_export)
     started = False
     with tqdm(total=1, bar_format="{desc} {percentage:3.0f}%|{bar}|", disable=None) as bar:
 
@@ -81,7 +94,7 @@ def _build(args: argparse.Namespace) -> int:
             tqdm.write("waiting: another process is building plans of this engine", sys.stderr)
 
         plans = build_plans(
-            args.engine,
+            engine,
             spec,
             library=args.library,
             gpus=args.gpu,

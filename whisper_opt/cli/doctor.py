@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import importlib
+import os
 import platform
 import re
-import shutil
 from collections.abc import Iterator
 from typing import Any, TextIO
 
 from whisper_opt.core.cpu import cpu_info, memory_bytes
-from whisper_opt.core.remedies import install_hint, repair_hint
+from whisper_opt.core.errors import EngineError
+from whisper_opt.core.options import LoadOptions
+from whisper_opt.core.processes import find_program
+from whisper_opt.core.remedies import install_hint, quoted, repair_hint
 from whisper_opt.core.version import installed_version
+from whisper_opt.runtime.cache_contents import cached_engines
 from whisper_opt.runtime.devices import GPU_ENGINES, Machine, check_device
 from whisper_opt.runtime.encoder_choice import choose_encoder
-from whisper_opt.runtime.native import why_no_kernels
+from whisper_opt.runtime.engine_cache import EngineCache
+from whisper_opt.runtime.native import (
+    VARIABLE,
+    VARIANTS,
+    supported_variants,
+    variant,
+    why_no_kernels,
+)
 from whisper_opt.runtime.tensorrt.library import LIBRARIES, probe
+from whisper_opt.transcription.model_source import engine_precision
 
 __all__ = ["doctor"]
 
-_REQUIRED = ("numpy", "soundfile", "soxr", "tiktoken", "tqdm")
+_REQUIRED = ("numpy", "platformdirs", "soundfile", "soxr", "tiktoken", "tqdm")
 _OPTIONAL = (
     ("onnxruntime", "runs engines on the CPU", "cpu"),
     ("av", "reads m4a, mp4, webm and aac", "audio"),
@@ -60,7 +72,8 @@ def _report(problems: list[str]) -> Iterator[str]:
                 problems.append(f"ONNX Runtime does not import ({error}); {get}")
     yield from _onnxruntime(problems)
     yield from _devices(Machine())
-    ffmpeg = shutil.which("ffmpeg")
+    yield f"cache        {_cache()}"
+    ffmpeg = find_program("ffmpeg")
     yield f"ffmpeg       {ffmpeg or 'not on the PATH (only for formats that no package reads)'}"
 
 
@@ -75,7 +88,8 @@ def _onnxruntime(problems: list[str]) -> Iterator[str]:
     dialects = "contrib, standard" if release >= (1, 24) else "contrib (standard needs 1.24)"
     yield f"dialects     {dialects}"
     if release < (1, 19):
-        problems.append(f"ONNX Runtime {version} is too old; pip install 'onnxruntime>=1.19.2'")
+        newer = quoted("onnxruntime>=1.19.2")
+        problems.append(f"ONNX Runtime {version} is too old; pip install {newer}")
     builds = [name for name in ("onnxruntime", "onnxruntime-gpu") if installed_version(name)]
     if len(builds) > 1:
         problems.append(
@@ -107,8 +121,35 @@ def _devices(machine: Machine) -> Iterator[str]:
     )
     gpu_too = f"; {best} for engines exported for it" if best else ""
     yield f"device       auto: cpu{gpu_too}"
+    yield f"precision    auto: {_precision(machine)}"
     yield from _encoder(machine)
     yield f"kernels      {_kernels()}"
+
+
+def _precision(machine: Machine) -> str:
+    """What ``precision="auto"`` exports on this machine, and why."""
+    cpu, _ = engine_precision(LoadOptions())
+    gpus = [name for name in GPU_ENGINES if check_device(name, machine) is None]
+    for_gpus = "".join(
+        f"; {' '.join(engine_precision(LoadOptions(device=name)))} with device {name}"
+        for name in gpus
+    )
+    return (
+        f"{cpu} when a name or checkpoint is loaded, the fastest on CPUs with the word error rate"
+        f" of fp32 (fp32 gives the words of openai-whisper){for_gpus}"
+    )
+
+
+def _cache() -> str:
+    """The engine cache, its engines and their size."""
+    cache = EngineCache()
+    try:
+        engines = cached_engines(cache)
+    except EngineError as error:
+        return str(error)
+    count = "1 engine" if len(engines) == 1 else f"{len(engines)} engines"
+    size = sum(engine.size for engine in engines) / 1e6
+    return f"{cache.path} ({count}, {size:,.1f} MB; whisper-opt engines list)"
 
 
 def _encoder(machine: Machine) -> Iterator[str]:
@@ -119,13 +160,19 @@ def _encoder(machine: Machine) -> Iterator[str]:
 
 
 def _kernels() -> str:
-    """Whether the compiled kernels can be used."""
-    problem = why_no_kernels()
-    return (
-        f"none: {problem}"
-        if problem
-        else "compiled (AVX-512 VNNI): used with int8 and int4 engines"
-    )
+    """Which compiled kernels are used, and what would be faster."""
+    problem, used = why_no_kernels(), variant()
+    if problem or used is None:
+        requested = os.environ.get(VARIABLE)
+        return f"none: {f'{VARIABLE} is {requested!r}: ' if requested else ''}{problem}"
+    faster = list(VARIANTS)[: list(VARIANTS).index(used)]
+    here = [VARIANTS[name] for name in faster if name in supported_variants()]
+    said = f"compiled ({VARIANTS[used]}): used with int8 and int4 engines"
+    if here:
+        return f"{said}; this processor is faster with {here[0]}: unset {VARIABLE}"
+    if used in ("avx2", "generic"):
+        return f"{said}; processors with AVX-512 VNNI or AVX-VNNI are two to four times as fast"
+    return said
 
 
 def _dotted(version: tuple[int, int]) -> str:
@@ -151,5 +198,7 @@ def _memory() -> str:
     sizes = memory_bytes()
     if not sizes:
         return "unknown"
-    total, free = (sizes.get(key, 0) / (1 << 30) for key in ("MemTotal", "MemAvailable"))
-    return f"{total:.1f} GiB, {free:.1f} GiB available"
+    total = f"{sizes.get('MemTotal', 0) / (1 << 30):.1f} GiB"
+    if "MemAvailable" not in sizes:
+        return total
+    return f"{total}, {sizes['MemAvailable'] / (1 << 30):.1f} GiB available"

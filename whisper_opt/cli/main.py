@@ -1,4 +1,4 @@
-"""The ``whisper-opt`` command: export, build, transcribe, bench, inspect, heads, doctor."""
+"""The ``whisper-opt`` command and its subcommands."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import Any
 
 from whisper_opt.cli import bench_arguments as cli_bench
 from whisper_opt.cli import build as cli_build
-from whisper_opt.cli.options import complain, never_fail_to_print
+from whisper_opt.cli import engines as cli_engines
+from whisper_opt.cli.options import complain, never_fail_to_print, options_from
 from whisper_opt.cli.progress import export_bar
 from whisper_opt.cli.transcribe import (
     ENGINE_HELP,
@@ -23,7 +24,7 @@ from whisper_opt.cli.transcribe import (
 )
 from whisper_opt.cli.whisper_flags import normalized
 from whisper_opt.core.errors import EngineError, OptionError, WhisperOptError
-from whisper_opt.core.options import PRECISIONS
+from whisper_opt.core.options import PRECISIONS, LoadOptions
 from whisper_opt.core.version import __version__
 from whisper_opt.runtime.engine import MANIFEST, Engine, read_engine
 
@@ -79,6 +80,10 @@ def _parser() -> argparse.ArgumentParser:
     cli_bench.add_bench_arguments(command)
     _add_inspect(commands)
     _add_heads(commands)
+    command = _command(
+        commands, "engines", "list and remove engines in the cache", cli_engines.EXAMPLES
+    )
+    cli_engines.add_engines_arguments(command)
     command = _command(commands, "doctor", "check this installation and report what is missing", "")
     command.set_defaults(run=_doctor)
     return parser
@@ -265,13 +270,20 @@ def _rank_heads(args: argparse.Namespace) -> int:
 
 def _add_inspect(commands: Any) -> None:
     parser = _command(commands, "inspect", "check every hash of an engine and describe it", "")
-    parser.add_argument("engine", metavar="ENGINE", type=Path, help="engine directory")
+    parser.add_argument(
+        "engine",
+        metavar="ENGINE",
+        help="engine directory; or the name, hub id or checkpoint of one in the engine cache"
+        " (nothing is exported)",
+    )
     parser.add_argument("--json", action="store_true", help="print the manifest itself")
+    cli_engines.add_cache_arguments(parser.add_argument_group("which engine of the cache"))
     parser.set_defaults(run=_inspect)
 
 
 def _inspect(args: argparse.Namespace) -> int:
-    engine = read_engine(args.engine, verify=True)
+    directory = cli_engines.cached_directory(args.engine, options_from(args, LoadOptions))
+    engine = read_engine(directory, verify=True)
     if args.json:
         sys.stdout.write(engine.manifest.to_json())
     else:

@@ -12,7 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from whisper_opt.cli.bench.compare import compare, percent
-from whisper_opt.cli.bench.grid import Grid, read_grid
+from whisper_opt.cli.bench.grid import Configuration, Grid, is_engine, read_grid
 from whisper_opt.cli.bench.machine import BUSY
 from whisper_opt.cli.bench.measure import Benchmark, Found, load_options, options_of
 from whisper_opt.cli.bench.plots import check_plots, plot
@@ -20,8 +20,10 @@ from whisper_opt.cli.bench.recordings import Recording, from_files, from_manifes
 from whisper_opt.cli.bench.report import environment, figures, overview, read_json, write_json
 from whisper_opt.cli.bench.settings import LISTS, Settings
 from whisper_opt.cli.options import complain
+from whisper_opt.cli.progress import export_bar
 from whisper_opt.core.errors import OptionError
 from whisper_opt.core.options import LoadOptions, TranscribeOptions
+from whisper_opt.transcription.model_source import engine_directory
 
 __all__ = ["bench"]
 
@@ -103,15 +105,15 @@ def _warn(message: str) -> None:
 def _plan(args: argparse.Namespace) -> tuple[Grid, list[Recording], Settings]:
     """Grid, recordings and settings from the arguments, or else from the grid file."""
     listed: dict[str, Any] = {} if args.grid is None else read_grid(args.grid)
-    engines = [path for path in args.paths if path.is_dir()]
-    audio = [path for path in args.paths if not path.is_dir()]
+    engines = [Path(path) for path in args.paths if is_engine(path)]
+    audio = [Path(path) for path in args.paths if not is_engine(path)]
     engines = engines or listed.get("engines", [])
     manifest = args.manifest
     if not (audio or manifest):
         audio, manifest = listed.get("audio", []), listed.get("manifest")
     only = args.only or listed.get("only", [])
     if not engines:
-        raise OptionError("no engine is named; expected at least one engine directory")
+        raise OptionError("no engine is named; expected at least one, by its directory or name")
     if not (audio or manifest):
         raise OptionError("no recording is named; name one, or a --manifest of them")
     if only and not manifest:
@@ -161,9 +163,21 @@ def _settings(args: argparse.Namespace, listed: dict[str, Any]) -> Settings:
     )
 
 
+def _engines(configurations: list[Configuration], settings: Settings) -> dict[Configuration, Path]:
+    """The engine directory of every configuration; what is no engine is exported."""
+    found: dict[tuple[Path, str | None], Path] = {}
+    with export_bar() as on_progress:
+        for configuration in configurations:
+            key = (configuration.engine, configuration.encoder_precision)
+            if key not in found:
+                options = LoadOptions(**load_options(configuration, settings))
+                found[key] = engine_directory(str(configuration.engine), options, on_progress)
+    return {one: found[one.engine, one.encoder_precision] for one in configurations}
+
+
 def _measure(args: argparse.Namespace) -> tuple[dict[str, Any], bool]:
     grid, recordings, settings = _plan(args)
-    benchmark = Benchmark(grid.configurations(), recordings, settings)
+    benchmark = Benchmark(_engines(grid.configurations(), settings), recordings, settings)
     content = {
         **environment(["whisper-opt", *args.arguments]),
         "settings": dataclasses.asdict(settings),

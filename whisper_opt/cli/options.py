@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import glob
 import re
 import sys
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from typing import Any, Callable, TypeVar, cast
 __all__ = [
     "add_options",
     "complain",
+    "expanded",
     "join_negative",
     "never_fail_to_print",
     "options_from",
@@ -36,6 +38,22 @@ def join_negative(arguments: Sequence[str]) -> list[str]:
         else:
             joined.append(argument)
     return joined
+
+
+def expanded(paths: Sequence[str]) -> list[str]:
+    """Paths, on Windows with patterns (``*``, ``?``) replaced by the files that match them.
+
+    Other systems' shells have done that. A pattern without a match stays.
+    """
+    if sys.platform == "win32":
+        return [name for path in paths for name in _matching(path)]
+    return list(paths)
+
+
+def _matching(path: str) -> list[str]:
+    if not {"*", "?"} & set(path):
+        return [path]
+    return sorted(glob.glob(path.replace("[", "[[]"))) or [path]
 
 
 def never_fail_to_print() -> None:

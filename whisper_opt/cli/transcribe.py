@@ -7,12 +7,12 @@ import collections
 import dataclasses
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from whisper_opt.cli import whisper_flags
-from whisper_opt.cli.options import add_options, complain, options_from, print_utf8
+from whisper_opt.cli.options import add_options, complain, expanded, options_from, print_utf8
 from whisper_opt.cli.progress import export_bar
 from whisper_opt.core.errors import OptionError, WhisperOptError
 from whisper_opt.core.options import LoadOptions, SubtitleOptions, TranscribeOptions
@@ -37,10 +37,13 @@ EXAMPLES = (
     "  whisper-opt transcribe engines/base *.wav --format srt,json --output-dir subtitles\n"
     "  whisper-opt transcribe engines/base talk.mp3 --format vtt --word-timestamps"
     " --max-line-width 42\n"
-    "  whisper-opt transcribe talk.mp3 --model engines/base --output_format srt\n\n"
+    "  whisper-opt transcribe talk.mp3 --model engines/base --output_format srt\n"
+    "  cat talk.mp3 | whisper-opt transcribe base -\n\n"
     f"languages: {_wrapped(LANGUAGES)}\n\n"
 )
 """Text after the arguments in the command's help."""
+STDIN = "-"
+"""The recording that is read from standard input."""
 ENGINE_HELP = (
     "engine directory; or a short name (tiny.en, large-v3, turbo, ...), a hub id or a checkpoint,"
     " which is exported once to the engine cache"
@@ -53,7 +56,12 @@ ENGINE_HELP = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command, and the function that runs it."""
     parser.add_argument("engine", metavar="ENGINE", help=ENGINE_HELP)
-    parser.add_argument("audio", metavar="AUDIO", nargs="+", help="audio or video files")
+    parser.add_argument(
+        "audio",
+        metavar="AUDIO",
+        nargs="+",
+        help="audio or video files; -: the bytes of one on standard input",
+    )
     parser.add_argument(
         "--format",
         type=_formats,
@@ -160,11 +168,13 @@ def _outputs(args: argparse.Namespace, options: TranscribeOptions) -> list[Outpu
 def _targets(sources: list[str], folder: Path, formats: tuple[str, ...]) -> list[tuple[Path, ...]]:
     """The files of each recording, in a directory that is created."""
     targets = [
-        tuple(folder / f"{Path(source).stem}.{form}" for form in formats) for source in sources
+        tuple(folder / f"{Path(_name(source)).stem}.{form}" for form in formats)
+        for source in sources
     ]
+    written = [_on_disk(files) for files in targets]
     for i, files in enumerate(targets):
-        if files in targets[:i]:
-            other = sources[targets.index(files)]
+        if written[i] in written[:i]:
+            other = sources[written.index(written[i])]
             raise OptionError(
                 f"{other} and {sources[i]} would both be written to {files[0]};"
                 " transcribe them into different directories"
@@ -176,11 +186,46 @@ def _targets(sources: list[str], folder: Path, formats: tuple[str, ...]) -> list
     return targets
 
 
+def _on_disk(files: Sequence[Path]) -> list[str]:
+    """What names the files on disk: most disks of Windows and macOS ignore the case of letters."""
+    names = [str(path) for path in files]
+    return [name.lower() for name in names] if sys.platform in ("win32", "darwin") else names
+
+
+# standard input
+
+
+def _name(source: str) -> str:
+    """Name of a recording in messages and files."""
+    return "stdin" if source == STDIN else source
+
+
+def _check_stdin(sources: list[str]) -> None:
+    """Refuse what cannot be read from standard input, before any work."""
+    n = sources.count(STDIN)
+    if n > 1:
+        raise OptionError(f"- is given {n} times, but standard input can be read only once")
+    if n and (sys.stdin is None or sys.stdin.closed):
+        raise OptionError("- is given, but there is no standard input; name a file instead")
+    if n and sys.stdin.isatty():
+        raise OptionError(
+            "- reads a recording from standard input, which is a terminal; pipe one into it (cat"
+            " talk.mp3 | whisper-opt transcribe ENGINE -), or name a file (./- for one of this"
+            " name)"
+        )
+
+
+def _audio(source: str) -> str | BinaryIO:
+    return sys.stdin.buffer if source == STDIN else source
+
+
 # running
 
 
 def _transcribe(args: argparse.Namespace) -> int:
     whisper_flags.adopt(args)
+    args.audio = expanded(args.audio)
+    _check_stdin(args.audio)
     options = options_from(args, TranscribeOptions)
     outputs = _outputs(args, options)
     run = _one if len(outputs) == 1 else _several
@@ -234,8 +279,8 @@ def _one(
     (source,), (output,) = sources, outputs
     begin = time.perf_counter()
     try:
-        with _Bar(Path(source).name) as bar:
-            stream = model.stream(source, options=options, on_progress=bar.show)
+        with _Bar(Path(_name(source)).name) as bar:
+            stream = model.stream(_audio(source), options=options, on_progress=bar.show)
             for segment in stream:
                 if output.listing and segment.text:
                     bar.print(_line(segment))
@@ -266,7 +311,10 @@ def _several(
             bar.show(sum(done.values()), sum(totals.values()))
 
         results = model.transcribe_many(
-            sources, options=options, return_exceptions=True, on_progress=on_progress
+            list(map(_audio, sources)),
+            options=options,
+            return_exceptions=True,
+            on_progress=on_progress,
         )
         for i, result in results:
             found[i] = result
@@ -303,7 +351,8 @@ def _saved(source: str, output: Output, result: Transcript | WhisperOptError, ba
 
 
 def _complain_of(source: str, error: WhisperOptError) -> None:
-    complain(error if source in str(error) else f"{source}: {error}")
+    name = _name(source)
+    complain(error if name in str(error) else f"{name}: {error}")
 
 
 def _line(segment: Segment) -> str:
@@ -347,4 +396,4 @@ def _summary(source: str, output: Output, found: Transcript, elapsed: float | No
         else f" in {elapsed:.2f} s, real-time factor {elapsed / found.duration:.3f}"
     )
     language = f"language {found.language}{percent}"
-    return f"{source}{where}: {found.duration:.1f} s of audio{speed}, {language}"
+    return f"{_name(source)}{where}: {found.duration:.1f} s of audio{speed}, {language}"

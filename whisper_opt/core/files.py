@@ -7,12 +7,17 @@ import os
 import secrets
 import shutil
 import stat
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["replace_directory", "replace_file"]
+__all__ = ["replace_directory", "replace_file", "write_remedy"]
 
 _BINARY: int = getattr(os, "O_BINARY", 0)
 """Without it Windows writes other line ends."""
+_PAUSES = (0.01, 0.03, 0.1, 0.3, 0.6)
+"""Seconds between attempts to rename on Windows."""
 
 
 def replace_file(target: str | os.PathLike[str], data: bytes | memoryview) -> None:
@@ -45,7 +50,7 @@ def replace_file(target: str | os.PathLike[str], data: bytes | memoryview) -> No
         if mode is not None:
             with contextlib.suppress(OSError):  # a file system without permissions
                 os.chmod(partial, allowed)
-        os.replace(partial, target)
+        _patiently(lambda: os.replace(partial, target))
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(partial)
@@ -60,11 +65,36 @@ def replace_directory(temporary: Path, target: Path) -> None:
     """
     old = temporary.with_name(temporary.name + ".old")
     if target.exists():
-        target.rename(old)
+        _patiently(lambda: target.rename(old))
     try:
-        temporary.rename(target)
+        _patiently(lambda: temporary.rename(target))
     except BaseException:
         if old.exists():
             old.rename(target)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _patiently(rename: Callable[[], object]) -> None:
+    """Rename; on Windows several times, as virus scanners and indexers open new files for a moment.
+
+    Windows renames no open file, and no directory that holds one.
+    """
+    for pause in _PAUSES if sys.platform == "win32" else ():
+        try:
+            rename()
+        except PermissionError:  # noqa: PERF203  # a few attempts
+            time.sleep(pause)
+        else:
+            return
+    rename()
+
+
+def write_remedy(error: OSError) -> str:
+    """What to do if files cannot be written: a sentence without its full stop."""
+    if sys.platform == "win32" and isinstance(error, PermissionError):
+        return (
+            "Close the programs that use it (Windows does not replace files in use), or choose a"
+            " writable directory"
+        )
+    return "Choose a writable directory with enough free space"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-__all__ = ["install_hint", "repair_hint"]
+__all__ = ["install_hint", "quoted", "repair_hint"]
 
 
 def install_hint(*extras: str, arguments: str = "") -> str:
@@ -22,9 +22,15 @@ def install_hint(*extras: str, arguments: str = "") -> str:
         )
     command = f"pip install {arguments}".strip()
     local, named = (
-        " or ".join(f"'{source}[{extra}]'" for extra in extras) for source in (".", "whisper-opt")
+        " or ".join(quoted(f"{source}[{extra}]") for extra in extras)
+        for source in (".", "whisper-opt")
     )
     return f"{command} {local} in a clone of whisper-opt (or {named} from a package index)"
+
+
+def quoted(requirement: str) -> str:
+    """A requirement in the quotes of this system's shells; single ones are letters to cmd.exe."""
+    return f'"{requirement}"' if sys.platform == "win32" else f"'{requirement}'"
 
 
 def repair_hint() -> str:

@@ -29,8 +29,9 @@ class Hypothesis:
     """One candidate result.
 
     Attributes:
-        tokens: sampled ids without the end of text.
-        sum_logprob: sum of the log-probabilities of the tokens and, if reached, the end of text.
+        tokens: ids without the end of text, those that the result had to begin with included.
+        sum_logprob: sum of the log-probabilities of the sampled tokens and, if reached, the end of
+            text.
     """
 
     tokens: tuple[int, ...]
@@ -91,6 +92,7 @@ class SamplingDecoder:
         temperature: float = 0.0,
         best_of: int = 1,
         generator: np.random.Generator | None = None,
+        begin: Sequence[int] = (),
     ) -> None:
         """Start with nothing sampled.
 
@@ -99,12 +101,13 @@ class SamplingDecoder:
             temperature: divisor of the scores; 0 takes the best token.
             best_of: number of candidates.
             generator: random generator; needed above temperature 0.
+            begin: ids that every candidate begins with, fed after the prompt.
         """
         self.width = best_of
         self.temperature = temperature
         self.generator = generator
         self._eot = eot
-        self._tokens: list[list[int]] = [[] for _ in range(best_of)]
+        self._tokens: list[list[int]] = [list(begin) for _ in range(best_of)]
         self._sums = [0.0] * best_of
         self._live = [0] if best_of == 1 else list(range(best_of))
         self._begun = False
@@ -140,9 +143,9 @@ class SamplingDecoder:
 class GreedyDecoder(SamplingDecoder):
     """Always the best token (openai-whisper's GreedyDecoder at temperature 0)."""
 
-    def __init__(self, eot: int) -> None:
-        """``eot``: id of the end of text."""
-        super().__init__(eot)
+    def __init__(self, eot: int, begin: Sequence[int] = ()) -> None:
+        """``eot``: id of the end of text; ``begin``: ids that the result begins with."""
+        super().__init__(eot, begin=begin)
         self.eot = eot
 
 
@@ -152,19 +155,22 @@ class BeamSearchDecoder:
     temperature = 0.0
     generator: np.random.Generator | None = None
 
-    def __init__(self, eot: int, beam_size: int, patience: float = 1.0) -> None:
+    def __init__(
+        self, eot: int, beam_size: int, patience: float = 1.0, begin: Sequence[int] = ()
+    ) -> None:
         """Start with nothing sampled.
 
         Args:
             eot: id of the end of text.
             beam_size: number of active hypotheses.
             patience: the search ends after ``round(beam_size * patience)`` finished hypotheses.
+            begin: ids that every hypothesis begins with, fed after the prompt.
         """
         self.width = beam_size + 1  # beam_size tokens remain if one of them is the end of text
         self._eot = eot
         self._beam_size = beam_size
         self._wanted = max(round(beam_size * patience), 1)
-        self._rows: list[list[int]] = [[]]
+        self._rows: list[list[int]] = [list(begin)]
         # single precision, so that ties are those of the reference
         self._sums = [np.float32(0)]
         self._finished: dict[tuple[int, ...], float] = {}

@@ -17,7 +17,8 @@ from onnx import TensorProto
 
 from whisper_opt.core.arrays import NDArray
 from whisper_opt.core.errors import CheckpointError, EngineError
-from whisper_opt.core.files import replace_directory
+from whisper_opt.core.files import replace_directory, write_remedy
+from whisper_opt.core.processes import is_running
 from whisper_opt.export.graphs.builder import OnnxGraph, Weight
 from whisper_opt.runtime.engine import MANIFEST, FileEntry
 from whisper_opt.runtime.tensors import TensorEntry
@@ -203,8 +204,7 @@ def directory(target: Path, *, overwrite: bool) -> Iterator[Path]:
 def _cannot_write(target: Path, error: OSError) -> EngineError:
     reason = error.strerror or str(error)
     return EngineError(
-        f"cannot write the engine {target}: {reason}; nothing was left there."
-        " Choose a writable directory with enough free space"
+        f"cannot write the engine {target}: {reason}; nothing was left there. {write_remedy(error)}"
     )
 
 
@@ -215,7 +215,7 @@ def _remove_stale(target: Path) -> None:
             continue
         # in containers a new process often has the pid of the killed one
         ours = int(pid) == os.getpid()
-        if sibling in _IN_PROGRESS if ours else _alive(int(pid)):
+        if sibling in _IN_PROGRESS if ours else is_running(int(pid)):
             continue
         whole = sibling.name.endswith(".old") and (sibling / MANIFEST).is_file()
         if whole and not target.exists():
@@ -223,15 +223,3 @@ def _remove_stale(target: Path) -> None:
                 sibling.rename(target)
         else:
             shutil.rmtree(sibling, ignore_errors=True)
-
-
-def _alive(pid: int) -> bool:
-    if os.name == "nt":  # signal 0 is Ctrl-C there
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True

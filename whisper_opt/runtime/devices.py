@@ -338,7 +338,7 @@ def _kernels(engine: Engine, requested: str) -> bool:
         )
     if requested == "off" or not fitting:
         return False
-    from whisper_opt.runtime.native import why_no_kernels
+    from whisper_opt.runtime.native import check_choice, why_no_kernels
 
     problem = why_no_kernels()
     if problem is None:
@@ -347,6 +347,7 @@ def _kernels(engine: Engine, requested: str) -> bool:
         raise BackendUnavailable(
             f"kernels is 'native', but they cannot be used: {problem}; or leave kernels out"
         )
+    check_choice()
     _log.info("%s: 8-bit operators without compiled kernels: %s", engine.path, problem)
     return False
 

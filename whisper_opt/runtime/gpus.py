@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
-import os
+import sys
 from typing import Any
 
 __all__ = ["Driver", "Gpu", "find_gpus"]
@@ -49,7 +49,7 @@ class Driver:
 
 
 def _load() -> Any:
-    if os.name == "nt":
+    if sys.platform == "win32":
         return ctypes.CDLL("nvcuda.dll")
     return ctypes.CDLL("libcuda.so.1")
 

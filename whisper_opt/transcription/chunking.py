@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterator
 from typing import Any
@@ -105,17 +106,19 @@ class JobFactory:
         if job.language is None:
             self._detect_language(job, self._first_windows(parts, taken, options))
         assert job.language is not None
+        windowed = options.for_speech()
         for start, samples in itertools.chain(taken, parts):
             speech_check, mel = _speech_check(samples, options), self._mel(samples)
             cursor = WindowCursor(
                 mel.n_frames,
                 self._vocab,
                 self._backend.dims,
-                options.for_speech(),
+                windowed,
                 job.language,
                 speech_check if options.vad_mode == "check" else None,
                 speech_check,
             )
+            windowed = dataclasses.replace(windowed, transcript_prefix=None)
             yield Chunk(mel, cursor, start)
 
     def _detect_language(self, job: TranscriptionJob, mels: Iterator[F32]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -29,7 +30,14 @@ from whisper_opt.decoding.constraints import (
 )
 from whisper_opt.text.vocabulary import Vocab
 
-__all__ = ["FallbackDecoder", "Suppression", "Window", "WindowResult", "compression_ratio"]
+__all__ = [
+    "FallbackDecoder",
+    "Suppression",
+    "Window",
+    "WindowResult",
+    "compression_ratio",
+    "last_that_fit",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +63,7 @@ class Window:
         prompt: ids fed before the first sampled token.
         sot_index: index of the start-of-transcript token in ``prompt``.
         origin: first mel frame of the chunk in the recording.
+        begin: ids that the result begins with; they are fed after the prompt.
     """
 
     seek: int
@@ -62,6 +71,7 @@ class Window:
     prompt: tuple[int, ...]
     sot_index: int
     origin: int = 0
+    begin: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +90,18 @@ class WindowResult:
     temperature: float
     truncated: bool = False
     has_speech: bool = True
+
+
+def last_that_fit(
+    prefix: Sequence[int], dims: ModelDims, options: TranscribeOptions
+) -> tuple[int, ...]:
+    """The ids of ``prefix`` that windows are prompted with.
+
+    As in openai-whisper (whisper/decoding.py, DecodingTask): with ``max_new_tokens`` below half the
+    context, the last ones for which that half then has room.
+    """
+    room = dims.n_text_ctx // 2 - (options.max_new_tokens or dims.n_text_ctx)
+    return tuple(prefix[-room:] if room > 0 else prefix)
 
 
 def compression_ratio(text: str) -> float:
@@ -117,14 +139,15 @@ class FallbackDecoder:
         Raises:
             OptionError: the prompt is too long for the model.
         """
-        n_text_ctx = self._dims.n_text_ctx
-        if len(window.prompt) > n_text_ctx:
+        prompt = (*window.prompt, *window.begin)
+        if self._max_new_tokens(window) < 1:
             raise OptionError(
-                f"the prompt of a window has {len(window.prompt)} tokens; the model holds"
-                f" {n_text_ctx}: shorten prefix or initial_prompt"
+                f"the prompt of a window has {len(prompt)} tokens; the model holds"
+                f" {self._dims.n_text_ctx}: shorten"
+                f" {'transcript_prefix' if window.begin else 'prefix'} or initial_prompt"
             )
         return DecodeRequest(
-            prompt=window.prompt,
+            prompt=prompt,
             no_speech_position=window.sot_index,
             no_speech_token=self._vocab.no_speech,
             constraints=self._constraints,
@@ -137,7 +160,11 @@ class FallbackDecoder:
         )
 
     def _max_new_tokens(self, window: Window) -> int:
-        return min(self._limit, self._dims.n_text_ctx + 1 - len(window.prompt))
+        room = self._dims.n_text_ctx + 1 - len(window.prompt)
+        if self.options.word_timestamps:  # the text is aligned between these
+            around = self._vocab.start(self._vocab.default_language, "transcribe", timestamps=False)
+            room = min(room, self._dims.n_text_ctx - len(around) - 1)
+        return min(self._limit, room - len(window.begin))
 
     def _decoder(self, window: Window, temperature: float) -> TokenDecoder:
         options, eot = self.options, self._vocab.eot
@@ -146,10 +173,13 @@ class FallbackDecoder:
             generator = np.random.default_rng(
                 [options.seed, window.origin + window.seek, round(temperature * 1000)]
             )
-            return SamplingDecoder(eot, temperature, options.best_of or 1, generator)
+            return SamplingDecoder(
+                eot, temperature, options.best_of or 1, generator, begin=window.begin
+            )
         if options.beam_size is not None:
-            return BeamSearchDecoder(eot, options.beam_size, options.patience or 1.0)
-        return GreedyDecoder(eot)
+            patience = options.patience or 1.0
+            return BeamSearchDecoder(eot, options.beam_size, patience, begin=window.begin)
+        return GreedyDecoder(eot, begin=window.begin)
 
     def result(self, window: Window, decoded: Decoded, attempt: int) -> WindowResult:
         """The best candidate of ``window`` and the values that the thresholds apply to."""
@@ -161,7 +191,7 @@ class FallbackDecoder:
             no_speech_prob=decoded.no_speech_prob,
             compression_ratio=compression_ratio(text),
             temperature=self.options.temperatures[attempt],
-            truncated=len(best.tokens) >= self._max_new_tokens(window),
+            truncated=len(best.tokens) - len(window.begin) >= self._max_new_tokens(window),
         )
 
     def is_final(self, result: WindowResult, attempt: int) -> bool:

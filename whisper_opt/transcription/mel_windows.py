@@ -16,7 +16,12 @@ from whisper_opt.core.options import TranscribeOptions
 from whisper_opt.decoding import Batch, Decoded, DecodeRequest
 from whisper_opt.text.results import Segment
 from whisper_opt.transcription.arguments import merged
-from whisper_opt.transcription.fallback import FallbackDecoder, Window, WindowResult
+from whisper_opt.transcription.fallback import (
+    FallbackDecoder,
+    Window,
+    WindowResult,
+    last_that_fit,
+)
 from whisper_opt.transcription.language import language_probabilities
 
 if TYPE_CHECKING:
@@ -41,6 +46,7 @@ def decode_windows(
     mels: F32,
     *,
     prompt_tokens: Sequence[int] = (),
+    prefix_tokens: Sequence[int] = (),
     options: TranscribeOptions | None = None,
     **overrides: Any,
 ) -> list[Segment]:
@@ -50,6 +56,7 @@ def decode_windows(
         model: a loaded model.
         mels: F32 [n, n_mels, 3000], as :func:`~whisper_opt.log_mel_spectrogram` computes.
         prompt_tokens: previous text as token ids; instead of ``initial_prompt``.
+        prefix_tokens: text that the results continue as token ids; instead of ``prefix``.
         options: how to decode; one temperature (default 0), and nothing about recordings.
         **overrides: fields of :class:`TranscribeOptions` that replace those of ``options``.
 
@@ -66,6 +73,7 @@ def decode_windows(
     language = vocab.check_language(chosen.language, chosen.task)
     chosen.check_model(is_multilingual=vocab.is_multilingual, n_audio_ctx=model.dims.n_audio_ctx)
     fallback = FallbackDecoder(model.dims, vocab, chosen, model._suppression)
+    prefix = _prefix(model, chosen, prefix_tokens)
     found: list[Segment] = []
     with model._shared.use() as backend:
         for start in range(0, len(mels), chosen.batch_size):
@@ -76,7 +84,7 @@ def decode_windows(
                 detected = language_probabilities(backend, vocab, encoded)
                 languages = [next(iter(probs)) for probs in detected]
             windows = [
-                _window(model, chosen, code or "en", start + i, prompt_tokens)
+                _window(model, chosen, code or "en", start + i, prompt_tokens, prefix)
                 for i, code in enumerate(languages)
             ]
             requests = [fallback.request(window, 0) for window in windows]
@@ -137,11 +145,24 @@ def _checked(mels: F32, n_mels: int) -> F32:
     return np.ascontiguousarray(mels)
 
 
+def _prefix(model: Whisper, options: TranscribeOptions, tokens: Sequence[int]) -> Sequence[int]:
+    if not options.prefix:
+        return tokens
+    if tokens:
+        raise OptionError("prefix and prefix_tokens are both given; leave one of them out")
+    return model.vocab.encode(f" {options.prefix.strip()}")
+
+
 def _window(
-    model: Whisper, options: TranscribeOptions, language: str, index: int, previous: Sequence[int]
+    model: Whisper,
+    options: TranscribeOptions,
+    language: str,
+    index: int,
+    previous: Sequence[int],
+    prefix: Sequence[int],
 ) -> Window:
     vocab = model.vocab
-    text, prefix = options.initial_prompt, options.prefix
+    text = options.initial_prompt
     if text is not None and previous:
         raise OptionError("initial_prompt and prompt_tokens are both given; leave one of them out")
     history = list(previous) if text is None else vocab.encode(f" {text.strip()}")
@@ -149,7 +170,7 @@ def _window(
     prompt = (
         *([vocab.sot_prev, *history] if history else ()),
         *vocab.start(language, options.task, timestamps=not options.without_timestamps),
-        *(vocab.encode(f" {prefix.strip()}") if prefix else ()),
+        *last_that_fit(prefix, model.dims, options),
     )
     return Window(index * N_FRAMES, N_FRAMES, prompt, prompt.index(vocab.sot))
 

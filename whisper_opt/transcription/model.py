@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import itertools
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -35,7 +36,7 @@ from whisper_opt.transcription.fallback import Suppression
 from whisper_opt.transcription.job import TranscriptionJob
 from whisper_opt.transcription.language import language_of_recording
 from whisper_opt.transcription.model_source import Progress as ExportProgress
-from whisper_opt.transcription.model_source import engine_directory
+from whisper_opt.transcription.model_source import opened
 from whisper_opt.transcription.scheduler import Progress, Scheduler, Steps
 from whisper_opt.transcription.sources import MappedSource, ReadySource, Source, source_of
 from whisper_opt.transcription.stream import ManyProgress, Stream, as_they_finish
@@ -129,20 +130,24 @@ class Whisper:
             OptionError: an option is unknown, out of range, or contradicts the device.
         """
         chosen = merged(LoadOptions, options, overrides)
-        engine = read_engine(engine_directory(source, chosen, on_progress), verify=verify)
+        return opened(source, chosen, on_progress, lambda path: cls._open(path, chosen, verify))
+
+    @classmethod
+    def _open(cls, path: Path, options: LoadOptions, verify: bool) -> Whisper:
+        engine = read_engine(path, verify=verify)
         # in parallel with the graphs, which are mostly loaded outside of Python
         with Background(lambda: _vocab(engine)) as vocab:
-            opened = open_backend(engine, chosen, build_plans=_build_plans)
+            found = open_backend(engine, options, build_plans=_build_plans)
             try:
                 return cls(
                     engine,
-                    opened.backend,
-                    opened.device,
+                    found.backend,
+                    found.device,
                     vocab.result(),
-                    encoder_precision=opened.encoder_precision,
+                    encoder_precision=found.encoder_precision,
                 )
             except BaseException:  # for example a bad tokenizer: release the device
-                SharedBackend(opened.backend).close()
+                SharedBackend(found.backend).close()
                 raise
 
     @property

@@ -15,7 +15,12 @@ from whisper_opt.core.options import TranscribeOptions
 from whisper_opt.text.results import Dropped, Segment
 from whisper_opt.text.vocabulary import Vocab
 from whisper_opt.transcription.alignment import Aligner, align_words
-from whisper_opt.transcription.fallback import FallbackDecoder, Window, WindowResult
+from whisper_opt.transcription.fallback import (
+    FallbackDecoder,
+    Window,
+    WindowResult,
+    last_that_fit,
+)
 from whisper_opt.transcription.hallucinations import SpeechCheck
 from whisper_opt.transcription.repetition import (
     Attempt,
@@ -76,7 +81,8 @@ class WindowCursor:
         self._vocab = vocab
         self._dims = dims
         self._options = options
-        self._prefix = _text_tokens(vocab, options.prefix or None)
+        self._prefix = last_that_fit(_text_tokens(vocab, options.prefix or None), dims, options)
+        self._begin = _beginning(vocab, options)
         self._initial = _text_tokens(vocab, options.initial_prompt)
         self._hotwords = _text_tokens(vocab, (options.hotwords or "").strip() or None)
         self._all_tokens = list(self._initial)
@@ -100,7 +106,8 @@ class WindowCursor:
             if self._seek < end:
                 size = min(N_FRAMES, self._n_frames - self._seek, end - self._seek)
                 prompt = (*self._previous(), *self._start(), *self._prefix)
-                return Window(self._seek, size, prompt, prompt.index(self._vocab.sot))
+                sot = prompt.index(self._vocab.sot)
+                return Window(self._seek, size, prompt, sot, begin=self._begin)
             self._clip += 1
             if self._clip < len(self._clips):
                 self._seek = self._clips[self._clip][0]
@@ -199,6 +206,7 @@ class WindowCursor:
         Raises:
             ValueError: ``word_timestamps`` is on, but there is no ``aligner``.
         """
+        self._begin = ()
         split = self._split(window, result)
         reason = self._reason_to_skip(result)
         if reason is not None:
@@ -336,6 +344,12 @@ def _newest(tokens: Sequence[int], n: int) -> Sequence[int]:
 
 def _text_tokens(vocab: Vocab, text: str | None) -> tuple[int, ...]:
     return () if text is None else tuple(vocab.encode(" " + text.strip()))
+
+
+def _beginning(vocab: Vocab, options: TranscribeOptions) -> tuple[int, ...]:
+    """Ids of ``transcript_prefix``, after the timestamp 0.00 as in faster-whisper's get_prompt."""
+    text = _text_tokens(vocab, (options.transcript_prefix or "").strip() or None)
+    return (vocab.timestamp_begin, *text) if text and not options.without_timestamps else text
 
 
 def _clips(seconds: Sequence[float], n_frames: int) -> list[tuple[int, int]]:

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import whisper_opt
 import whisper_opt.compat.faster_whisper as faster_whisper
@@ -360,6 +362,31 @@ def test_chunks_are_joined_up_to_a_duration() -> None:
     assert [part for d in described for part in d["segments"]] == parts
     ((empty,), _) = vad.collect_chunks(np.arange(30), [])
     assert empty.size == 0
+
+
+@settings(deadline=None)
+@given(
+    gaps=st.lists(st.tuples(st.integers(0, 99), st.integers(1, 99)), min_size=1, max_size=6),
+    late=st.integers(0, 40),
+)
+def test_times_in_joined_parts_are_those_of_the_recording(
+    gaps: list[tuple[int, int]], late: int
+) -> None:
+    """Every sample of the joined parts, at 8 Hz, where times are exact."""
+    rate, points = 8, np.cumsum(gaps)
+    parts = [{"start": int(a), "end": int(b)} for a, b in zip(points[::2], points[1::2])]
+    times = vad.SpeechTimestampsMap(parts, rate, time_precision=3)
+    assert times.chunk_end_sample[-1] == sum(size for _, size in gaps)
+    n_joined = 0
+    for index, part in enumerate(parts):
+        for sample in range(part["start"], part["end"]):
+            assert times.get_chunk_index(n_joined / rate) == index
+            assert times.get_original_time(n_joined / rate) == sample / rate
+            n_joined += 1
+        assert times.get_original_time(n_joined / rate, is_end=True) == part["end"] / rate
+        assert times.get_original_time(n_joined / rate, index) == part["end"] / rate
+    after = (n_joined + late) / rate
+    assert times.get_original_time(after) == (parts[-1]["end"] + late) / rate
 
 
 # tokens

@@ -94,7 +94,7 @@ def test_every_decoding_option_is_accepted_by_transcribe(
 
 @pytest.mark.parametrize(
     ("refused", "reason"),
-    [({"prompt": "text"}, "initial_prompt"), ({"prefix": [1, 2]}, "expected its text")],
+    [({"prompt": "text"}, "initial_prompt"), ({"prefix": [300, 2]}, "not those of a text")],
 )
 def test_what_transcribe_refuses_is_named(
     refused: dict[str, Any], reason: str, model: whisper.Whisper, samples: Any

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.export.checkpoints.test_load_checkpoint import FakeHub
 from tests.support.fake_torch import FakeTensor, openai_model, transformers_model, wrapped
+from tests.support.loopback_hub import LoopbackHub
 from tests.support.models import random_checkpoint, random_dims
 from tests.support.models_write import rounded, write_huggingface
 from whisper_opt.core.errors import BackendUnavailable, CheckpointError, OptionError
@@ -138,14 +138,18 @@ class TestTokenizer:
         assert found.source.name == "mine"
 
     def test_of_the_hub(
-        self, small: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self,
+        small: Checkpoint,
+        tmp_path: Path,
+        loopback: LoopbackHub,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        (tmp_path / "cache").mkdir()
-        hub = FakeHub(write_huggingface(small, tmp_path / "repository"), tmp_path / "cache")
-        monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+        folder = write_huggingface(small, tmp_path / "repository")
+        loopback.add("someone/whisper", folder, commit="1" * 40)
         found = load_checkpoint(transformers_model(small, origin="someone/whisper"))
         assert found.source.name == "someone/whisper"
-        assert "model.safetensors" not in hub.fetched
+        assert loopback.asked("tokenizer.json")
+        assert not loopback.asked("model.safetensors", "HEAD")
         monkeypatch.setitem(sys.modules, "huggingface_hub", None)
         with pytest.raises(BackendUnavailable, match=r"pass the model's tokenizer as tokenizer="):
             load_checkpoint(transformers_model(small, origin="someone/whisper"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import gzip
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.export.checkpoints.test_load_checkpoint import FakeHub
+from tests.support.loopback_hub import LoopbackHub
 from tests.support.lora_cases import (
     CASES,
     COLUMNS,
@@ -131,19 +130,40 @@ class TestBase:
             load_checkpoint(folder, base=base)
 
     def test_an_adapter_of_the_hub(
-        self, base: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, base: Checkpoint, tmp_path: Path, loopback: LoopbackHub
     ) -> None:
         """It is fetched, and may not name a path of this machine."""
-        (tmp_path / "cache").mkdir()
         beside = write_huggingface(base, tmp_path / "base", dtype="float32")
         folder = adapter(tmp_path / "adapter", base_model_name_or_path=str(beside))
-        hub = FakeHub(folder, tmp_path / "cache")
-        monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+        loopback.add("someone/adapter", folder, commit="1" * 40, branch="v2")
+        loopback.add("someone/adapter", folder, commit="2" * 40)
         found = load_checkpoint("someone/adapter", base=base, revision="v2")
         assert found.source.name == "someone/adapter@v2"
-        assert hub.fetched == {"adapter_config.json", "adapter_model.safetensors"}
+        files = {path.rsplit("/")[-1] for path in loopback.asked("/resolve/", "HEAD")}
+        assert files == {"adapter_config.json", "adapter_model.safetensors"}
         with pytest.raises(CheckpointError, match="as base model; expected a hub id: pass"):
             load_checkpoint("someone/adapter")
+
+    def test_adapter_and_base_of_the_hub(
+        self, base: Checkpoint, tmp_path: Path, loopback: LoopbackHub
+    ) -> None:
+        folder = adapter(tmp_path / "adapter", base_model_name_or_path="someone/base")
+        loopback.add("someone/adapter", folder, commit="1" * 40)
+        beside = write_huggingface(base, tmp_path / "base", dtype="float32")
+        loopback.add("someone/base", beside, commit="2" * 40)
+        expected = load_checkpoint(folder, base=base)
+        for local_files_only in (False, True):
+            found = load_checkpoint("someone/adapter", local_files_only=local_files_only)
+            for name, tensor in expected.tensors.items():
+                np.testing.assert_array_equal(found.tensors[name].read(), tensor.read())
+
+    def test_base_is_looked_for_on_this_machine_only(
+        self, tmp_path: Path, loopback: LoopbackHub
+    ) -> None:
+        folder = adapter(tmp_path / "adapter", base_model_name_or_path="someone/base")
+        with pytest.raises(CheckpointError, match=r"'someone/base' .* local_files_only is set"):
+            load_checkpoint(folder, local_files_only=True)
+        assert loopback.requests == []
 
     def test_a_base_of_another_size(self, tmp_path: Path) -> None:
         other = random_checkpoint(dims=DIMS.__class__(**{**DIMS.to_dict(), "n_text_layer": 1}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import io
 import logging
+import platform
 import re
 import shutil
 import sys
@@ -41,7 +42,7 @@ from whisper_opt.runtime.onnxruntime import graph as ort_graph
 
 DIMS = random_dims(n_vocab=2000, n_audio_state=64, n_text_state=64, n_audio_layer=1, n_text_layer=1)
 DEFINED = re.compile(r"^#define (\w+) (-?[\d.e-]+)f?\b", re.M)
-needs_kernels = pytest.mark.usefixtures("kernels")
+needs_kernels = pytest.mark.usefixtures("library")
 
 
 @pytest.fixture(autouse=True)
@@ -113,55 +114,77 @@ def test_an_unrelated_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert kernel_library() is None
 
 
-class Library:
-    """Replaces the compiled library."""
-
-    def __init__(self, supported: int, abi: int = native.ABI) -> None:
-        self._supported, self._abi = supported, abi
-
-    def whisper_opt_abi(self) -> int:
-        return self._abi
-
-    def __call__(self, path: str) -> Library:
-        return self
-
-    def whisper_opt_supported(self) -> int:
-        return self._supported
+def library(variant: str | None, abi: int = native.ABI, failed: str = "") -> SimpleNamespace:
+    """Replaces the compiled library: what its functions return."""
+    return SimpleNamespace(
+        whisper_opt_supported=lambda: int(variant is not None),
+        whisper_opt_abi=lambda: abi,
+        whisper_opt_variants=lambda: b"avx2,generic",
+        whisper_opt_failed=lambda: failed.encode(),
+        whisper_opt_variant=lambda: variant.encode() if variant else None,
+        whisper_opt_problem=lambda: None if variant else b"this processor has no AVX2",
+        whisper_opt_has_vnni=lambda: 1,
+    )
 
 
-@pytest.mark.parametrize("supported", [0, 1])
+@pytest.fixture
+def there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A library, of which only the name is used."""
+    path = tmp_path / "libwhisper_opt.so"
+    path.touch()
+    monkeypatch.setattr(native, "LIBRARY", path)
+    return path
+
+
+@pytest.mark.parametrize("variant", [None, "avx2"])
 def test_the_processor_decides(
-    supported: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    variant: str | None, there: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    there = tmp_path / "libwhisper_opt.so"
-    there.touch()
-    monkeypatch.setattr(native, "LIBRARY", there)
-    monkeypatch.setattr("ctypes.CDLL", Library(supported))
-    if supported:
+    monkeypatch.setattr("ctypes.CDLL", lambda path: library(variant))
+    assert native.variant() == variant
+    if variant:
         assert (why_no_kernels(), kernel_library()) == (None, there)
     else:
-        assert why_no_kernels() == "this processor has no AVX-512 VNNI"
+        assert why_no_kernels() == "this processor has no AVX2"
         assert kernel_library() is None
 
 
-def test_a_library_of_another_abi_is_refused(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    there = tmp_path / "libwhisper_opt.so"
-    there.touch()
-    monkeypatch.setattr(native, "LIBRARY", there)
-    monkeypatch.setattr("ctypes.CDLL", Library(1, native.ABI + 1))
+def test_a_library_of_another_abi_is_refused(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ctypes.CDLL", lambda path: library("avx2", native.ABI + 1))
     assert f"(ABI {native.ABI + 1}, expected {native.ABI})" in str(why_no_kernels())
     assert "compile again: python hatch_build.py" in str(why_no_kernels())
     assert kernel_library() is None
+    assert (native.variant(), native.supported_variants(), native.has_vnni()) == (None, (), None)
+    with pytest.raises(BackendUnavailable, match="compile again"):
+        native.select_variant("generic")
 
 
-def test_a_library_without_an_abi_number(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    there = tmp_path / "libwhisper_opt.so"
-    there.touch()
-    monkeypatch.setattr(native, "LIBRARY", there)
+def test_a_library_without_an_abi_number(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ctypes.CDLL", lambda path: SimpleNamespace(whisper_opt_supported=int))
     assert "(ABI 0, expected" in str(why_no_kernels())
+
+
+def test_a_failed_self_test_is_a_warning(
+    there: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("ctypes.CDLL", lambda path: library("generic", failed="avx2"))
+    assert why_no_kernels() is None
+    assert native.supported_variants() == ("generic",)
+    assert "kernels for AVX2 failed their self-test on this processor" in caplog.text
+
+
+@pytest.mark.parametrize("flags", [(), ("avx2", "avx_vnni"), ("avx512_vnni",), ("avx2",)])
+@pytest.mark.parametrize("vnni", [None, False, True])
+def test_whether_sums_overflow(
+    flags: tuple[str, ...], vnni: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library is asked if the system does not list instruction sets; unknown: they may."""
+    cpu = SimpleNamespace(flags=flags)
+    monkeypatch.setattr(platform, "machine", lambda: "AMD64")
+    monkeypatch.setattr(ort_graph, "cpu_info", lambda: cpu)
+    monkeypatch.setattr(ort_graph, "has_vnni", lambda: vnni)
+    expected = not (vnni if not flags else set(flags) & {"avx_vnni", "avx512_vnni"})
+    assert ort_graph.sums_overflow.__wrapped__() is expected
 
 
 def test_kernels_and_graphs_share_constants() -> None:
@@ -213,15 +236,22 @@ def test_kernels_that_onnxruntime_cannot_load(
     assert "kernels='off'" in str(caught.value)
 
 
+FLAGS = {
+    "avx512vnni": {"avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"},
+    "avxvnni": {"avx2", "fma", "avx_vnni"},
+    "avx2": {"avx2", "fma"},
+    "generic": set(),
+}
+
+
+@needs_kernels
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="not tested: instruction sets of x86-64")
 def test_the_cpu_check_agrees_with_linux() -> None:
-    """If there is a library, its check of the processor agrees with Linux."""
-    reason = why_no_kernels()
-    if reason is not None and "no AVX-512 VNNI" not in reason:
-        pytest.skip(f"not tested: {reason}")
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    flags = next(line for line in lines if line.startswith("flags")).split()
-    wanted = {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"}
-    assert (reason is None) is (wanted <= set(flags))
+    flags = set(next(line for line in lines if line.startswith("flags")).split())
+    expected = tuple(name for name in native.VARIANTS if FLAGS[name] <= flags)
+    assert native.supported_variants() == expected
+    assert native.has_vnni() is bool(flags & {"avx_vnni", "avx512_vnni"})
 
 
 # --- opening --------------------------------------------------------------------------------------
@@ -326,7 +356,25 @@ def test_doctor_says_why_there_are_none(without: None) -> None:
     assert "kernels      none: not compiled" in report()
 
 
+def compiled(monkeypatch: pytest.MonkeyPatch, used: str, *supported: str) -> None:
+    """A machine with these variants."""
+    monkeypatch.setattr(doctor_module, "why_no_kernels", lambda: None)
+    monkeypatch.setattr(doctor_module, "variant", lambda: used)
+    monkeypatch.setattr(doctor_module, "supported_variants", lambda: supported)
+
+
+def test_doctor_names_the_variant_and_what_would_be_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled(monkeypatch, "avx512vnni", "avx512vnni", "avx2", "generic")
+    assert "kernels      compiled (AVX-512 VNNI): used with int8 and int4 engines\n" in report()
+    compiled(monkeypatch, "avx2", "avx2", "generic")
+    said = "compiled (AVX2): used with int8 and int4 engines; processors with AVX-512 VNNI or"
+    assert said in report()
+    compiled(monkeypatch, "avx2", "avxvnni", "avx2", "generic")
+    said = "this processor is faster with AVX-VNNI: unset WHISPER_OPT_KERNELS"
+    assert said in report()
+
+
 @needs_kernels
 def test_doctor_says_that_they_are_used() -> None:
-    said = "kernels      compiled (AVX-512 VNNI): used with int8 and int4 engines"
-    assert said in report()
+    used = native.VARIANTS[str(native.variant())]
+    assert f"kernels      compiled ({used}): used with int8 and int4 engines" in report()

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -101,3 +102,45 @@ def test_a_killed_process_releases_the_lock(tmp_path: Path) -> None:
     process.join()
     with locked(tmp_path, timeout=10):
         pass
+
+
+class Locks(ModuleType):
+    """msvcrt of Windows: locks of bytes, by file; one is released by its name, not by closing."""
+
+    LK_NBLCK, LK_UNLCK = 2, 0
+
+    def __init__(self) -> None:
+        super().__init__("msvcrt")
+        self.held: set[tuple[int, int]] = set()
+        self.log: list[tuple[int, int, int]] = []
+
+    def locking(self, number: int, mode: int, n_bytes: int) -> None:
+        info = os.fstat(number)
+        key = (info.st_dev, info.st_ino)
+        self.log.append((mode, os.lseek(number, 0, os.SEEK_CUR), n_bytes))
+        if mode == self.LK_UNLCK:
+            self.held.remove(key)
+        elif key in self.held:
+            raise PermissionError(13, "Permission denied")
+        else:
+            self.held.add(key)
+
+
+def test_locks_of_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first byte is locked, and released when the block ends, with an error too."""
+    locks = Locks()
+    monkeypatch.setitem(sys.modules, "msvcrt", locks)
+    monkeypatch.setattr(sys, "platform", "win32")
+    busy = pytest.raises(EngineError, match="another process has been building plans")
+    with locked(tmp_path), busy, locked(tmp_path, timeout=0):
+        pass
+    with pytest.raises(KeyboardInterrupt), locked(tmp_path):
+        raise KeyboardInterrupt
+    assert locks.held == set()
+    assert {(at, n_bytes) for _, at, n_bytes in locks.log} == {(0, 1)}
+
+
+def test_plans_in_use_on_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(EngineError, match="Close the programs that use it"):
+        _interrupted(tmp_path / "plans", PermissionError)

@@ -11,9 +11,31 @@ from pathlib import Path
 from typing import Any, Union
 
 from whisper_opt.core.errors import BackendUnavailable, OptionError
+from whisper_opt.core.model_names import find_name, is_hub_id
 from whisper_opt.core.remedies import install_hint
 
-__all__ = ["Configuration", "Grid", "read_grid"]
+__all__ = ["Configuration", "Grid", "is_engine", "read_grid"]
+
+_CHECKPOINT_FILES = (".pt", ".bin")
+_AUDIO_FILES = (
+    *(".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".aiff", ".wma"),
+    *(".mp4", ".m4v", ".mkv", ".mov", ".webm", ".avi"),
+)
+
+
+def is_engine(argument: str) -> bool:
+    """Whether an argument names an engine; others name recordings.
+
+    A path is that of an engine if it is a directory or a checkpoint file. Without such a path, a
+    short name or a hub id is one, unless its directory exists or it ends like a recording.
+    """
+    path = Path(argument)
+    if path.exists():
+        return path.is_dir() or path.suffix in _CHECKPOINT_FILES
+    if find_name(argument) is not None:
+        return True
+    is_recording = path.parent.is_dir() or path.suffix.lower() in _AUDIO_FILES
+    return is_hub_id(argument.partition("@")[0]) and not is_recording
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +43,7 @@ class Configuration:
     """One configuration to measure.
 
     Attributes:
-        engine: engine directory.
+        engine: engine directory, or the name, hub id or checkpoint of one.
         threads: CPU threads; None leaves the choice to the library.
         beam_size: hypotheses of beam search; 1 is greedy.
         batch_size: windows decoded together; 1: one recording after another.
@@ -112,6 +134,8 @@ def _listed(values: Sequence[Any]) -> str:
 def read_grid(path: Path) -> dict[str, Any]:
     """Read the lists and options of a TOML file; its relative paths are relative to the file.
 
+    An engine without a path there may be a short name or a hub id.
+
     ``engines``, ``audio``, ``encoder_precision``, ``threads``, ``beam_size``, ``batch_size`` and
     ``seconds`` are lists (or single values), ``manifest`` and ``only`` choose recordings, and the
     tables ``load`` and ``options`` hold fields of ``LoadOptions`` and ``TranscribeOptions``.
@@ -135,10 +159,18 @@ def read_grid(path: Path) -> dict[str, Any]:
             found[name] = [found[name]]
     for name in _PATHS:
         if name in found:
-            found[name] = [path.parent / str(value) for value in found[name]]
+            found[name] = [_in(path.parent, str(value), name) for value in found[name]]
     if "manifest" in found:
         found["manifest"] = path.parent / str(found["manifest"])
     return found
+
+
+def _in(folder: Path, value: str, kind: str) -> Path:
+    """A path relative to a folder; the name of a model stays as it is."""
+    path = folder / value
+    if kind == "engines" and not path.exists() and (find_name(value) or not path.parent.is_dir()):
+        return Path(value)
+    return path
 
 
 _LISTS = ("encoder_precision", "threads", "beam_size", "batch_size", "seconds", "only")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Callable
 
@@ -97,14 +97,15 @@ class Benchmark:
 
     def __init__(
         self,
-        configurations: Sequence[Configuration],
+        engines: Mapping[Configuration, Path],
         recordings: Sequence[Recording],
         settings: Settings,
     ) -> None:
-        """Nothing is run yet."""
+        """Nothing is run yet; ``engines``: the directory of each configuration's engine."""
+        self._engines = engines
         self._settings = settings
         self._recordings = recordings
-        self.found = [Found(configuration, recordings) for configuration in configurations]
+        self.found = [Found(configuration, recordings) for configuration in engines]
 
     @property
     def n_runs(self) -> int:
@@ -117,7 +118,7 @@ class Benchmark:
         Raises:
             EngineError: an engine is missing.
         """
-        pool = Pool(_room([found.configuration for found in self.found]))
+        pool = Pool(_room(self._engines))
         with tempfile.TemporaryDirectory() as folder:
             length = functools.cache(lambda s: of_length(self._recordings, s, Path(folder)))
             for found in self.found:
@@ -152,7 +153,7 @@ class Benchmark:
         configuration = found.configuration
         worker = Worker(Program(configuration.name, _FOLDER, "whisper_opt.cli.bench.system"))
         try:
-            path = str(configuration.engine.resolve())
+            path = str(self._engines[configuration].resolve())
             options = load_options(configuration, self._settings)
             loaded = worker.request("load", model=path, options=options)
         except BaseException:
@@ -162,11 +163,11 @@ class Benchmark:
         return worker
 
 
-def _room(configurations: Sequence[Configuration]) -> int:
+def _room(engines: Mapping[Configuration, Path]) -> int:
     """How many processes may exist at once: as many as fit in half of the free memory."""
     sizes = []
-    for path in {configuration.engine for configuration in configurations}:
+    for path in set(engines.values()):
         files = read_engine(path).manifest.files.values()
         sizes.append(2 * sum(entry.size for entry in files) + _SPARE)
     free = memory_bytes().get("MemAvailable", 0) // 2
-    return max(1, min(len(configurations), free // max(sizes)))
+    return max(1, min(len(engines), free // max(sizes)))

@@ -10,6 +10,7 @@ import whisper_opt
 from whisper_opt.compat.faster_whisper.feature_extractor import check_chunk_length
 from whisper_opt.compat.faster_whisper.utils import source_options
 from whisper_opt.compat.faster_whisper.vad import VadOptions, library_options
+from whisper_opt.compat.prompts import text_of_prompt
 
 __all__ = [
     "batched_options",
@@ -134,24 +135,21 @@ def sequential_options(
     Raises:
         OptionError: an argument is not supported.
     """
-    if given["prefix"]:
-        raise whisper_opt.OptionError(
-            "prefix is given, which faster-whisper decodes as part of the first window; here a"
-            " prefix belongs to the prompt: use initial_prompt, or whisper_opt.Whisper.transcribe"
-            " with prefix, which is that of openai-whisper"
-        )
     reset = given["prompt_reset_on_temperature"]
     if reset != _RESET and given["condition_on_previous_text"]:
         raise whisper_opt.OptionError(
             f"prompt_reset_on_temperature is {reset}; expected {_RESET}, which is fixed; leave it"
             " out, or turn condition_on_previous_text off"
         )
+    clips = clip_seconds(given["clip_timestamps"])
     values = {
         **_common(given, model, language),
         **{name: given[name] for name in _SEQUENTIAL},
+        # only windows that begin with the recording have a prefix
+        "transcript_prefix": None if clips and clips[0] else given["prefix"],
         "logprob_threshold": given["log_prob_threshold"],
         "max_initial_timestamp": _latest_start(given["max_initial_timestamp"]),
-        "clip_timestamps": clip_seconds(given["clip_timestamps"]),
+        "clip_timestamps": clips,
         **_vad(vad),
     }
     return whisper_opt.TranscribeOptions.tolerant(**values)
@@ -203,8 +201,8 @@ def _common(given: Arguments, model: whisper_opt.Whisper, language: str) -> dict
         **{name: given[name] for name in _SAME},
         "length_penalty": _length_penalty(given["length_penalty"]),
         "suppress_tokens": () if suppressed is None else tuple(suppressed),
-        "initial_prompt": _prompt(given["initial_prompt"], model),
-        "max_new_tokens": given["max_new_tokens"] or model.dims.n_text_ctx,
+        "initial_prompt": text_of_prompt("initial_prompt", given["initial_prompt"], model),
+        "max_new_tokens": given["max_new_tokens"] or None,
         "language": language,
     }
     if given["beam_size"] != 1:
@@ -234,24 +232,6 @@ def _length_penalty(given: float) -> float | None:
 
 def _latest_start(given: float | None) -> float | None:
     return _FIRST if given == 0 else given
-
-
-def _prompt(given: str | Iterable[int] | None, model: whisper_opt.Whisper) -> str | None:
-    """The prompt as text; ids must be those of a text.
-
-    Raises:
-        OptionError: the ids are not.
-    """
-    if given is None or isinstance(given, str):
-        return given or None
-    ids, vocab = list(given), model.vocab
-    text = vocab.decode(ids)
-    if vocab.encode(" " + text.strip()) != ids:
-        raise whisper_opt.OptionError(
-            "initial_prompt is a list of ids that are not those of a text after a space; give the"
-            " text"
-        )
-    return text
 
 
 # parts of a recording

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping
@@ -12,7 +13,13 @@ import numpy as np
 import whisper_opt
 from whisper_opt.compat.faster_whisper.audio import SAMPLING_RATE, Samples, check_rate
 
-__all__ = ["VadOptions", "collect_chunks", "get_speech_timestamps", "library_options"]
+__all__ = [
+    "SpeechTimestampsMap",
+    "VadOptions",
+    "collect_chunks",
+    "get_speech_timestamps",
+    "library_options",
+]
 
 _HYSTERESIS = 0.15
 """Speech ends this far below the threshold, as it does with ``neg_threshold=None``."""
@@ -134,3 +141,55 @@ def collect_chunks(
         )
         n_before += len(samples)
     return joined, described
+
+
+class SpeechTimestampsMap:
+    """Times in a recording of times in its joined parts.
+
+    Attributes:
+        sampling_rate: samples per second.
+        time_precision: decimals of the times that are returned.
+        chunk_end_sample: end of each part in the joined audio, in samples.
+        total_silence_before: seconds that are left out before each part.
+    """
+
+    def __init__(
+        self, chunks: Iterable[Mapping[str, int]], sampling_rate: int, time_precision: int = 2
+    ) -> None:
+        """``chunks``: parts in order of time, as :func:`get_speech_timestamps` returns."""
+        self.sampling_rate = sampling_rate
+        self.time_precision = time_precision
+        self.chunk_end_sample: list[int] = []
+        self.total_silence_before: list[float] = []
+        n_joined = 0
+        for chunk in chunks:
+            self.total_silence_before.append((chunk["start"] - n_joined) / sampling_rate)
+            n_joined += chunk["end"] - chunk["start"]
+            self.chunk_end_sample.append(n_joined)
+
+    def get_original_time(
+        self, time: float, chunk_index: int | None = None, is_end: bool = False
+    ) -> float:
+        """The time in the recording, in seconds.
+
+        Args:
+            time: seconds in the joined audio.
+            chunk_index: the part that it is in; default: found by :meth:`get_chunk_index`.
+            is_end: whether something ends then, so that the end of a part belongs to that part.
+
+        Raises:
+            IndexError: there are no parts.
+        """
+        index = self.get_chunk_index(time, is_end) if chunk_index is None else chunk_index
+        return round(self.total_silence_before[index] + time, self.time_precision)
+
+    def get_chunk_index(self, time: float, is_end: bool = False) -> int:
+        """The index of the part that a time in the joined audio is in; arguments as above.
+
+        Times after the end are in the last part; -1 if there are no parts.
+        """
+        sample = int(time * self.sampling_rate)
+        if is_end and sample in self.chunk_end_sample:
+            return self.chunk_end_sample.index(sample)
+        after = bisect.bisect(self.chunk_end_sample, sample)
+        return min(after, len(self.chunk_end_sample) - 1)

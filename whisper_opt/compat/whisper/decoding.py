@@ -32,7 +32,7 @@ class DecodingOptions:
         patience: beam search ends when ``beam_size * patience`` hypotheses are complete.
         length_penalty: exponent of the length penalty; None: divide by the length.
         prompt: previous text, or its ids.
-        prefix: text that the result must begin with; ids are refused.
+        prefix: text that the result continues, or its ids.
         suppress_tokens: ids that are never sampled, also as text; -1: symbols that are not spoken.
         suppress_blank: no blank first.
         without_timestamps: text only.
@@ -87,16 +87,13 @@ class DecodingResult:
 def option_values(options: DecodingOptions) -> dict[str, Any]:
     """The values of :class:`whisper_opt.TranscribeOptions` that ``options`` mean.
 
-    Without ``prompt``, which callers handle, and ``fp16``, which has no effect.
-
-    Raises:
-        OptionError: ``prefix`` is a list of ids.
+    Without ``prompt``, which callers handle, and ``fp16``, which has no effect. ``prefix`` is None
+    if it is a list of ids.
     """
     values = dataclasses.asdict(options)
     for name in ("prompt", "fp16"):
         del values[name]
-    if not isinstance(options.prefix, (str, type(None))):
-        raise whisper_opt.OptionError("prefix is a list of ids; expected its text")
+    values["prefix"] = _text(options.prefix)
     suppressed = options.suppress_tokens
     if isinstance(suppressed, str):
         values["suppress_tokens"] = tuple(int(part) for part in suppressed.split(",") if part)
@@ -135,13 +132,14 @@ def _decoded(model: Whisper, mels: Any, options: DecodingOptions) -> list[Decodi
     values = option_values(options)
     if not model.is_multilingual:
         values.update(language=None, task="transcribe")
-    prompt = options.prompt
-    text = prompt if isinstance(prompt, str) and prompt else None
     segments = whisper_opt.decode_windows(
         model.model,
         mels,
-        prompt_tokens=[] if isinstance(prompt, (str, type(None))) else list(prompt),
-        options=whisper_opt.TranscribeOptions.tolerant(**values, initial_prompt=text),
+        prompt_tokens=_ids(options.prompt),
+        prefix_tokens=_ids(options.prefix),
+        options=whisper_opt.TranscribeOptions.tolerant(
+            **values, initial_prompt=_text(options.prompt)
+        ),
     )
     return [
         DecodingResult(
@@ -156,6 +154,16 @@ def _decoded(model: Whisper, mels: Any, options: DecodingOptions) -> list[Decodi
         )
         for segment in segments
     ]
+
+
+def _text(given: str | Iterable[int] | None) -> str | None:
+    """A prompt that is given as text; None if it is empty, or given as ids."""
+    return given if isinstance(given, str) and given else None
+
+
+def _ids(given: str | Iterable[int] | None) -> list[int]:
+    """A prompt that is given as ids; empty if it is text."""
+    return [] if isinstance(given, (str, type(None))) else list(given)
 
 
 def detect_language(model: Whisper, mel: Any, tokenizer: Any = None) -> tuple[Any, Any]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 import whisper_opt
+from whisper_opt.compat.prompts import text_of_prompt
 from whisper_opt.compat.whisper.arrays import as_array
 from whisper_opt.compat.whisper.audio import FRAMES_PER_SECOND
 from whisper_opt.compat.whisper.decoding import DecodingOptions, option_values
@@ -75,7 +76,9 @@ def transcribe(
             "prompt is given, which openai-whisper replaces by the text of earlier windows; use"
             " initial_prompt"
         )
-    values = option_values(DecodingOptions(**decode_options))
+    chosen = DecodingOptions(**decode_options)
+    values = option_values(chosen)
+    values["prefix"] = text_of_prompt("prefix", chosen.prefix, model.model)
     _warn(model, values, word_timestamps, decode_options.get("fp16", True))
     language = values["language"]
     if not model.is_multilingual:

@@ -42,8 +42,17 @@ def check_transcription(options: TranscribeOptions) -> None:
     _check_words(options)
     _check_language(options)
     _check_strategy(options)
+    _check_prompts(options)
+
+
+def _check_prompts(options: TranscribeOptions) -> None:
     if options.carry_initial_prompt and options.initial_prompt is None:
         raise OptionError("carry_initial_prompt is on without an initial_prompt to carry; give one")
+    if options.prefix and options.transcript_prefix:
+        raise OptionError(
+            "prefix and transcript_prefix are both given, but the first window can continue only"
+            " one text; leave one of them out"
+        )
 
 
 def _default(options: TranscribeOptions, name: str) -> Any:

@@ -70,7 +70,16 @@ class TranscribeOptions:
         False, "flag", "prompt every window with the initial prompt, not only the first"
     )
     prefix: Union[str, None] = option(
-        None, "text", "text that the result of every window must begin with"
+        None,
+        "text",
+        "text before the result of every window, which continues it; with max_new_tokens, only as"
+        " many of its last tokens as half the text context of the model then has room for",
+    )
+    transcript_prefix: Union[str, None] = option(
+        None,
+        "text",
+        "text that the transcript begins with: the result of the first window continues it, and"
+        " its first segment begins with it",
     )
     hotwords: Union[str, None] = option(
         None,

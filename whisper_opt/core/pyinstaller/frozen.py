@@ -6,6 +6,8 @@ import importlib.metadata
 import importlib.util
 from pathlib import Path
 
+from whisper_opt.core.native_library import library_name
+
 __all__ = ["binary_files", "data_files", "hidden_modules"]
 
 _PACKAGE = Path(__file__).resolve().parents[2]
@@ -36,7 +38,7 @@ def _metadata() -> list[tuple[str, str]]:
 
 def binary_files() -> list[tuple[str, str]]:
     """The compiled kernels, if there are any."""
-    library = _PACKAGE / _KERNELS / "libwhisper_opt.so"
+    library = _PACKAGE / _KERNELS / library_name()
     return [(str(library), f"whisper_opt/{_KERNELS.as_posix()}")] if library.exists() else []
 
 

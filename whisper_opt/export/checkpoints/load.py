@@ -11,7 +11,7 @@ from whisper_opt.core.model_names import find_name, is_hub_id
 from whisper_opt.export.checkpoints.checkpoint import Checkpoint
 from whisper_opt.export.checkpoints.ctranslate2 import load_ctranslate2
 from whisper_opt.export.checkpoints.ggml import GGML_MAGIC, load_ggml
-from whisper_opt.export.checkpoints.hub import download
+from whisper_opt.export.checkpoints.hub import HubModel, find
 from whisper_opt.export.checkpoints.huggingface import HUGGINGFACE_WEIGHTS, load_huggingface
 from whisper_opt.export.checkpoints.in_memory import load_in_memory
 from whisper_opt.export.checkpoints.lora import Adapter, read_adapter
@@ -20,7 +20,7 @@ from whisper_opt.export.checkpoints.openai import load_openai
 from whisper_opt.export.checkpoints.tokenizer import tokenizer_path
 from whisper_opt.export.checkpoints.torch_pickle import is_torch_file
 
-__all__ = ["load_checkpoint"]
+__all__ = ["load_checkpoint", "load_from_hub"]
 
 _EXPECTED = (
     "a Hugging Face directory (config.json with model.safetensors, pytorch_model.bin or"
@@ -85,17 +85,26 @@ def load_checkpoint(
         if path.exists():
             _refuse_revision(revision, f"{path.name!r}, a local path")
             if path.is_dir():
-                return _load_directory(path, words, None, base)
+                return _load_directory(path, words, None, base, local_files_only)
             _refuse_base(base, path.name)
             return _load_file(path, words)
         if isinstance(source, str) and is_hub_id(source):
+            model = find(source, revision, local_files_only=local_files_only)
             name = source if revision is None else f"{source}@{revision}"
-            folder = download(source, revision, local_files_only=local_files_only)
-            return _load_directory(folder, words, name, base)
+            return _load_directory(model.checkpoint(), words, name, base, local_files_only)
     raise CheckpointError(
         f"{str(source)!r} is neither an existing path nor a Hugging Face hub id"
         f" (organisation/model); expected {_EXPECTED}"
     )
+
+
+def load_from_hub(model: HubModel, *, local_files_only: bool = False) -> Checkpoint:
+    """Open the checkpoint of a model of the hub, which is fetched if need be.
+
+    Its name is ``hub id@commit``. Raises as :func:`load_checkpoint` does.
+    """
+    name = f"{model.name}@{model.commit}"
+    return _load_directory(model.checkpoint(), None, name, None, local_files_only)
 
 
 def _refuse_revision(revision: str | None, what: str) -> None:
@@ -114,7 +123,7 @@ def _refuse_base(base: Any, name: str) -> None:
 
 
 def _load_directory(
-    directory: Path, tokenizer: Path | None, name: str | None, base: Any = None
+    directory: Path, tokenizer: Path | None, name: str | None, base: Any, local_files_only: bool
 ) -> Checkpoint:
     has = {file: (directory / file).is_file() for file in (*HUGGINGFACE_WEIGHTS, *_OTHER_FILES)}
     if any(has[file] for file in HUGGINGFACE_WEIGHTS):
@@ -124,7 +133,7 @@ def _load_directory(
         _refuse_base(base, name or directory.name)
         return load_ctranslate2(directory, tokenizer=tokenizer, name=name)
     if has[ADAPTER_CONFIG]:
-        return _load_adapter(directory, tokenizer, name, base)
+        return _load_adapter(directory, tokenizer, name, base, local_files_only)
     if has["tf_model.h5"]:
         return _load_file(directory / "tf_model.h5", tokenizer)
     raise CheckpointError(
@@ -134,17 +143,23 @@ def _load_directory(
 
 
 def _load_adapter(
-    directory: Path, tokenizer: Path | None, name: str | None, base: Any
+    directory: Path, tokenizer: Path | None, name: str | None, base: Any, local_files_only: bool
 ) -> Checkpoint:
     adapter = read_adapter(directory, name)
     tokenizer = tokenizer or adapter.tokenizer
     if not isinstance(base, Checkpoint):
         fits_base = None if adapter.resizes_vocabulary else tokenizer
-        base = _load_base(adapter, name, base, fits_base)
+        base = _load_base(adapter, name, base, fits_base, local_files_only)
     return adapter.merged(base, tokenizer)
 
 
-def _load_base(adapter: Adapter, name: str | None, base: Any, tokenizer: Path | None) -> Checkpoint:
+def _load_base(
+    adapter: Adapter,
+    name: str | None,
+    base: Any,
+    tokenizer: Path | None,
+    local_files_only: bool,
+) -> Checkpoint:
     """The base model of an adapter; ``name``: hub id of the adapter, if it comes from there."""
     settings = adapter.settings
     revision = None
@@ -163,7 +178,9 @@ def _load_base(adapter: Adapter, name: str | None, base: Any, tokenizer: Path | 
             " (PEFT: merge_and_unload, then save_pretrained)"
         )
     try:
-        return load_checkpoint(base, tokenizer=tokenizer, revision=revision)
+        return load_checkpoint(
+            base, tokenizer=tokenizer, revision=revision, local_files_only=local_files_only
+        )
     except CheckpointError as error:
         raise CheckpointError(
             f"the base model of the adapter cannot be read: {error}; another copy of it can be"

@@ -1,4 +1,5 @@
-/* Products and attention in 8 bits for processors with AVX-512 VNNI.
+/* Products and attention in 8 bits. Every variant, the same code compiled for one instruction set, is a table of these
+ * functions; all variants read the same layouts and compute the same bits.
  *
  * All tensors are row-major and of float32 unless noted. Functions return 0, or -1 if memory cannot be allocated.
  */
@@ -22,15 +23,28 @@ typedef struct Threads {
 /* Weights of a product in the order in which the kernel reads them. */
 typedef struct Packed {
   int64_t n_in, n_out;
-  int8_t *panels; /* [ceil(n_out / 64)][n_in / 4][64][4] */
-  int32_t *sums;  /* [n_out, rounded up to 64], of every column */
+  int64_t width;        /* columns per panel: those of a tile of the variant, a divisor of 64 */
+  const int8_t *panels; /* [ceil(n_out / 64) * 64 / width][n_in / 4][width][4] */
+  int8_t *copy;         /* the same, if it was made for this; NULL: the panels are those of the engine's file */
+  int32_t *sums;        /* [n_out, rounded up to 64], of every column */
 } Packed;
 
 static const float SCORE_SCALE = 0.125f; /* 1 / sqrt(HEAD) */
 
-/* Packs int8 [n_in, n_out]; n_in must be a multiple of 16. */
-int pack_weight(Packed *packed, const int8_t *weight, int64_t n_in, int64_t n_out);
+/* Memory at a multiple of 64 bytes, to be released by `release`; NULL if there is none. */
+void *allocate(size_t n_bytes);
+void release(void *memory);
+
+/* Weights in panels of 64 columns, which must stay where they are if `width` is 64; n_in must be a multiple of 16. */
+int use_panels(Packed *packed, const int8_t *panels, int64_t n_in, int64_t n_out, int64_t width);
+/* Packs int8 [n_in, n_out], the layout of engines before format 5. */
+int pack_weight(Packed *packed, const int8_t *weight, int64_t n_in, int64_t n_out, int64_t width);
 void free_weight(Packed *packed);
+
+/* The first column of a panel. */
+static inline const int8_t *columns_at(const Packed *weight, int64_t column) {
+  return weight->panels + column * weight->n_in;
+}
 
 /* y [n_rows, n_out] = (residual +) x' @ weight * scale + bias, where x' is x, its layer normalization or its
  * GELU, quantized to 8 bits per row (whisper_opt/export/quantization/int8.py). */
@@ -44,7 +58,6 @@ typedef struct Linear {
   const float *residual;     /* [n_rows, n_out] or NULL */
   float *y;
 } Linear;
-int linear(const Linear *args, Threads threads);
 
 /* y [n_rows, n_out] = (x * shrink) @ weight * scale + x . mean: the output head. Every input is
  * quantized to two rows of 8 bits, the second of which is the rounding error of the first
@@ -57,7 +70,6 @@ typedef struct Output {
   const float *scale;         /* [n_out] */
   float *y;
 } Output;
-int output_head(const Output *args, Threads threads);
 
 /* Self-attention of the encoder, y [n_audio, n_queries, n_head * 64]; queries attend to all keys of their audio. */
 typedef struct Attention {
@@ -67,7 +79,6 @@ typedef struct Attention {
   const float *added;       /* [n_keys], added to the scores, or NULL */
   float *y;
 } Attention;
-int attention(const Attention *args, Threads threads);
 
 /* Quantizes keys or values of the cross-attention per channel. */
 typedef struct Pack {
@@ -78,22 +89,32 @@ typedef struct Pack {
                       [n_audio, n_head, n' / 4, 64, 4]; n' is n rounded up to whole blocks */
   float *step;     /* [n_audio, n_head, 64] */
 } Pack;
-void pack_heads(const Pack *args, Threads threads);
 
 /* Cross-attention of the decoder: y [n_audio, n_queries, n_head * 64]. */
 typedef struct Cross {
   int64_t n_audio, n_head, n_keys, n_queries; /* n_keys: a multiple of BLOCK */
   int64_t n_layer, layer;
   const float *queries; /* [n_audio, n_queries, n_head * 64] */
-  const uint8_t *keys;  /* of one layer, as pack_heads writes them */
+  const uint8_t *keys;  /* of one layer, as `pack_heads` writes them */
   const int8_t *values;
   const float *steps;   /* [n_audio, n_layer, 2, n_head, 64], of keys and values */
   const float *added;   /* [n_audio, n_keys], added to the scores; MASKED if there is no key */
   float *y;
 } Cross;
-void cross_attention(const Cross *args, Threads threads);
 
-/* Scores of the cross-attention, y [n_audio, n_heads, n_rows, n_keys], of some heads and queries. */
-void cross_scores(const Cross *args, const int64_t *heads, int64_t n_heads, const int64_t *rows, int64_t n_rows);
+/* One variant. */
+typedef struct Kernels {
+  const char *name; /* of WHISPER_OPT_KERNELS */
+  int64_t width;    /* columns per panel of weights */
+  int (*linear)(const Linear *args, Threads threads);
+  int (*output_head)(const Output *args, Threads threads);
+  int (*attention)(const Attention *args, Threads threads);
+  void (*pack_heads)(const Pack *args, Threads threads);
+  void (*cross_attention)(const Cross *args, Threads threads);
+  /* Scores of the cross-attention, y [n_audio, n_heads, n_rows, n_keys], of some heads and queries. */
+  void (*cross_scores)(const Cross *args, const int64_t *heads, int64_t n_heads, const int64_t *rows, int64_t n_rows);
+} Kernels;
+
+#define KERNELS(label) {label, TILE_COLUMNS, linear, output_head, attention, pack_heads, cross_attention, cross_scores}
 
 #endif

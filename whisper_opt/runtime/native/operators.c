@@ -4,14 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "kernels.h"
+#include "dispatch.h"
 #include "ort_abi.h"
-
-#if defined(_WIN32)
-#define EXPORT __declspec(dllexport)
-#else
-#define EXPORT __attribute__((visibility("default")))
-#endif
 
 /* One of each per process, shared by all sessions. Several threads may create sessions at the same time. */
 static const OrtApi *_Atomic api;
@@ -42,11 +36,13 @@ typedef struct Operator {
   int residual;
   int gelu;
   int takes_layer;
+  int looks_up; /* reads single columns of the weight, which is not packed for it */
 } Operator;
 
 /* An operator in a session. */
 struct Kernel {
   const Operator *operator;
+  const Kernels *variant;
   Packed weight;
   int64_t n_head, layer;
 };
@@ -122,22 +118,50 @@ static OrtStatus *check_vector(const OrtKernelInfo *info, int i, int64_t n) {
   return status;
 }
 
-static OrtStatus *pack_constant(const OrtKernelInfo *info, Kernel *kernel) {
+/* The number of columns of a weight: as many as it has scales. */
+static OrtStatus *count_columns(const OrtKernelInfo *info, const Operator *op, int64_t *n) {
+  const OrtValue *value = NULL;
+  Shape shape;
+  OrtStatus *status = constant(info, op->of_columns[0], &value, &shape);
+  if (status) return status;
+  if (shape.n != 1) return refused("scale is not [n_out]");
+  *n = shape.sizes[0];
+  return NULL;
+}
+
+/* Reads the weight of an operator: panels of 64 columns, or [n_in, n_out] in engines before format 5. */
+static OrtStatus *read_weight(const OrtKernelInfo *info, Kernel *kernel) {
   const Operator *op = kernel->operator;
   const OrtValue *value = NULL;
   void *weight = NULL;
+  int64_t n_in, n_out = 0;
   Shape shape;
   OrtStatus *status = constant(info, op->weight, &value, &shape);
+  if (!status) status = count_columns(info, op, &n_out);
   if (status) return status;
-  if (shape.n != 2 || shape.sizes[0] % 16) return refused("weights must be [multiple of 16, any]");
-  if (shape.sizes[0] > MAX_INPUT) return refused("weights must have at most 16384 rows");
+  const int in_panels = shape.n == 4;
+  n_in = in_panels ? 4 * shape.sizes[1] : shape.sizes[0];
+  if (in_panels ? !is_shape(&shape, (const int64_t[]){ceil_div(n_out, PANEL), n_in / 4, PANEL, 4}, 4)
+                : op->looks_up || !is_shape(&shape, (const int64_t[]){n_in, n_out}, 2))
+    return refused("the shape of the weight does not match its scales");
+  if (n_in % 16) return refused("weights must have a multiple of 16 rows");
+  if (n_in > MAX_INPUT) return refused("weights must have at most 16384 rows");
   for (int i = 0; !status && i < 2; i++) {
-    status = check_vector(info, op->of_columns[i], shape.sizes[1]);
-    if (!status) status = check_vector(info, op->of_rows[i], shape.sizes[0]);
+    status = check_vector(info, op->of_columns[i], n_out);
+    if (!status) status = check_vector(info, op->of_rows[i], n_in);
   }
   if (status) return status;
+  kernel->weight.n_in = n_in;
+  kernel->weight.n_out = n_out;
+  if (op->looks_up) return NULL;
   TRY(GetTensorMutableData, (OrtValue *)value, &weight);
-  return finished(pack_weight(&kernel->weight, weight, shape.sizes[0], shape.sizes[1]));
+  return finished((in_panels ? use_panels : pack_weight)(&kernel->weight, weight, n_in, n_out, kernel->variant->width));
+}
+
+/* The weight for one call. Panels that were not copied are read where ONNX Runtime has them. */
+static OrtStatus *weight_of(const Kernel *kernel, const OrtKernelContext *context, Packed *weight) {
+  *weight = kernel->weight;
+  return weight->copy ? NULL : input(context, kernel->operator->weight, (const void **)&weight->panels, NULL);
 }
 
 static OrtStatus *read_attributes(const OrtKernelInfo *info, Kernel *kernel) {
@@ -150,8 +174,10 @@ static OrtStatus *create(const OrtCustomOp *op, const OrtApi *unused, const OrtK
   (void)unused;
   Kernel *kernel = calloc(1, sizeof *kernel);
   if (!kernel) return finished(-1);
+  const char *why = NULL;
   kernel->operator=(const Operator *) op;
-  OrtStatus *status = kernel->operator->weight ? pack_constant(info, kernel) : read_attributes(info, kernel);
+  kernel->variant = kernels_in_use(&why);
+  OrtStatus *status = !kernel->variant ? refused(why) : kernel->operator->weight ? read_weight(info, kernel) : read_attributes(info, kernel);
   if (status)
     free(kernel);
   else
@@ -167,9 +193,11 @@ static void destroy(void *created) {
 
 static OrtStatus *compute_linear(const Kernel *kernel, OrtKernelContext *context, Threads threads) {
   const Operator *op = kernel->operator;
-  Linear args = {.weight = &kernel->weight, .n_rows = 1, .gelu = op->gelu};
+  Packed weight;
+  Linear args = {.weight = &weight, .n_rows = 1, .gelu = op->gelu};
   Shape shape, residual;
-  OrtStatus *status = input(context, 0, (const void **)&args.x, &shape);
+  OrtStatus *status = weight_of(kernel, context, &weight);
+  if (!status) status = input(context, 0, (const void **)&args.x, &shape);
   if (!status) status = input(context, op->of_rows[0], (const void **)&args.gain, NULL);
   if (!status) status = input(context, op->of_rows[1], (const void **)&args.shift, NULL);
   if (!status) status = input(context, op->of_columns[0], (const void **)&args.scale, NULL);
@@ -182,14 +210,16 @@ static OrtStatus *compute_linear(const Kernel *kernel, OrtKernelContext *context
   if (args.residual && !is_shape(&residual, shape.sizes, shape.n))
     return refused("residual does not have the shape of the product");
   status = output(context, 0, shape, (void **)&args.y);
-  return status ? status : finished(linear(&args, threads));
+  return status ? status : finished(kernel->variant->linear(&args, threads));
 }
 
 static OrtStatus *compute_head(const Kernel *kernel, OrtKernelContext *context, Threads threads) {
   const Operator *op = kernel->operator;
-  Output args = {.weight = &kernel->weight, .n_rows = 1};
+  Packed weight;
+  Output args = {.weight = &weight, .n_rows = 1};
   Shape shape;
-  OrtStatus *status = input(context, 0, (const void **)&args.x, &shape);
+  OrtStatus *status = weight_of(kernel, context, &weight);
+  if (!status) status = input(context, 0, (const void **)&args.x, &shape);
   if (!status) status = input(context, op->of_rows[0], (const void **)&args.shrink, NULL);
   if (!status) status = input(context, op->of_rows[1], (const void **)&args.mean, NULL);
   if (!status) status = input(context, op->of_columns[0], (const void **)&args.scale, NULL);
@@ -198,7 +228,37 @@ static OrtStatus *compute_head(const Kernel *kernel, OrtKernelContext *context, 
   for (size_t i = 0; i + 1 < shape.n; i++) args.n_rows *= shape.sizes[i];
   shape.sizes[shape.n - 1] = kernel->weight.n_out;
   status = output(context, 0, shape, (void **)&args.y);
-  return status ? status : finished(output_head(&args, threads));
+  return status ? status : finished(kernel->variant->output_head(&args, threads));
+}
+
+static OrtStatus *compute_embed(const Kernel *kernel, OrtKernelContext *context, Threads threads) {
+  (void)threads;
+  const Operator *op = kernel->operator;
+  const int64_t n_in = kernel->weight.n_in;
+  const int64_t *tokens = NULL;
+  const float *scale = NULL, *shrink = NULL, *mean = NULL;
+  float *y = NULL;
+  int64_t n_tokens = 1;
+  Packed weight;
+  Shape shape;
+  OrtStatus *status = weight_of(kernel, context, &weight);
+  if (!status) status = input(context, 0, (const void **)&tokens, &shape);
+  if (!status) status = input(context, op->of_columns[0], (const void **)&scale, NULL);
+  if (!status) status = input(context, op->of_rows[0], (const void **)&shrink, NULL);
+  if (!status) status = input(context, op->of_rows[1], (const void **)&mean, NULL);
+  if (status) return status;
+  if (shape.n == MAX_DIMS) return refused("tokens have too many dimensions");
+  for (size_t i = 0; i < shape.n; i++) n_tokens *= shape.sizes[i];
+  for (int64_t i = 0; i < n_tokens; i++)
+    if (tokens[i] < 0 || tokens[i] >= weight.n_out) return refused("a token is out of range");
+  shape.sizes[shape.n++] = n_in;
+  status = output(context, 0, shape, (void **)&y);
+  for (int64_t t = 0; !status && t < n_tokens; t++, y += n_in) {
+    const int8_t *column = weight.panels + tokens[t] / PANEL * PANEL * n_in + tokens[t] % PANEL * 4;
+    for (int64_t i = 0; i < n_in; i++)
+      y[i] = (float)column[i / 4 * 4 * PANEL + i % 4] * scale[tokens[t]] * shrink[i] + mean[i];
+  }
+  return status;
 }
 
 static OrtStatus *attend_self(const Kernel *kernel, OrtKernelContext *context, Threads threads, int chosen) {
@@ -225,7 +285,7 @@ static OrtStatus *attend_self(const Kernel *kernel, OrtKernelContext *context, T
     args.added = second;
   const Shape mixed = {{args.n_audio, args.n_queries, HEAD * kernel->n_head}, 3};
   status = output(context, 0, mixed, (void **)&args.y);
-  return status ? status : finished(attention(&args, threads));
+  return status ? status : finished(kernel->variant->attention(&args, threads));
 }
 
 static OrtStatus *compute_attention(const Kernel *kernel, OrtKernelContext *context, Threads threads) {
@@ -251,7 +311,7 @@ static OrtStatus *pack(const Kernel *kernel, OrtKernelContext *context, Threads 
   const Shape step = {{args.n_audio, args.n_head, HEAD}, 3};
   status = output(context, 0, keys ? panels : quads, (void **)&args.packed);
   if (!status) status = output(context, 1, step, (void **)&args.step);
-  if (!status) pack_heads(&args, threads);
+  if (!status) kernel->variant->pack_heads(&args, threads);
   return status;
 }
 
@@ -299,7 +359,7 @@ static OrtStatus *compute_cross(const Kernel *kernel, OrtKernelContext *context,
   if (!is_shape(&values, quads, 5)) return refused("the shapes of values and keys do not match");
   const Shape mixed = {{args.n_audio, args.n_queries, HEAD * args.n_head}, 3};
   status = output(context, 0, mixed, (void **)&args.y);
-  if (!status) cross_attention(&args, threads);
+  if (!status) kernel->variant->cross_attention(&args, threads);
   return status;
 }
 
@@ -319,7 +379,7 @@ static OrtStatus *compute_scores(const Kernel *kernel, OrtKernelContext *context
     if (wanted[i] < 0 || wanted[i] >= args.n_queries) return refused("a query is out of range");
   const Shape shape = {{args.n_audio, heads.sizes[0], rows.sizes[0], args.n_keys}, 4};
   status = output(context, 0, shape, (void **)&args.y);
-  if (!status) cross_scores(&args, chosen, heads.sizes[0], wanted, rows.sizes[0]);
+  if (!status) kernel->variant->cross_scores(&args, chosen, heads.sizes[0], wanted, rows.sizes[0]);
   return status;
 }
 
@@ -379,6 +439,9 @@ static const Operator OPERATORS[] = {
     {BASE, .name = "Head8", .compute = compute_head, .n_inputs = 5, .n_outputs = 1,
      .inputs = {ORT_FLOAT, ORT_FLOAT, ORT_INT8, ORT_FLOAT, ORT_FLOAT}, .outputs = {ORT_FLOAT}, .weight = 2,
      .of_columns = {3, NONE}, .of_rows = {1, 4}},
+    {BASE, .name = "Embed8", .compute = compute_embed, .n_inputs = 5, .n_outputs = 1,
+     .inputs = {ORT_INT64, ORT_INT8, ORT_FLOAT, ORT_FLOAT, ORT_FLOAT}, .outputs = {ORT_FLOAT}, .weight = 1,
+     .of_columns = {2, NONE}, .of_rows = {3, 4}, .looks_up = 1},
     {BASE, .name = "EncoderAttention", .compute = compute_attention, .n_inputs = 3, .n_outputs = 1,
      .inputs = {ORT_FLOAT, ORT_FLOAT, ORT_BOOL}, .outputs = {ORT_FLOAT}},
     {BASE, .name = "EncoderAttentionAt", .compute = compute_attention_at, .n_inputs = 2, .n_outputs = 1,
@@ -393,16 +456,6 @@ static const Operator OPERATORS[] = {
      .inputs = {ORT_FLOAT, ORT_UINT8, ORT_FLOAT, ORT_FLOAT, ORT_INT64, ORT_INT64}, .outputs = {ORT_FLOAT},
      .takes_layer = 1},
 };
-
-/* Whether this processor has the instructions that the kernels use. */
-EXPORT int whisper_opt_supported(void) {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512vnni");
-}
-
-/* WHISPER_OPT_ABI at compile time. */
-EXPORT int whisper_opt_abi(void) { return WHISPER_OPT_ABI; }
 
 /* The domain with all operators, created once: ONNX Runtime uses its address as long as there are sessions. */
 static OrtStatus *find_domain(OrtCustomOpDomain **found) {
@@ -424,11 +477,13 @@ static OrtStatus *find_domain(OrtCustomOpDomain **found) {
 /* ONNX Runtime calls this for every session that registers the library. */
 EXPORT OrtStatus *RegisterCustomOps(OrtSessionOptions *options, const OrtApiBase *base) {
   const OrtApi *given = base->GetApi(ORT_VERSION), *first = base->GetApi(1), *before = NULL;
+  const char *why = NULL;
   OrtCustomOpDomain *found = NULL;
   if (!given && !first) return NULL;
   if (!given) return ORT_CALL(first, CreateStatus, ORT_FAIL, "the kernels need ONNX Runtime 1.17 or later");
   if (!atomic_compare_exchange_strong(&api, &before, given) && before != given)
     return ORT_CALL(given, CreateStatus, ORT_FAIL, "another ONNX Runtime of this process uses the kernels");
+  if (!kernels_in_use(&why)) return ORT_CALL(given, CreateStatus, ORT_FAIL, why);
   OrtStatus *status = find_domain(&found);
   return status ? status : CALL(AddCustomOpDomain, options, found);
 }

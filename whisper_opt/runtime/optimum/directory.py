@@ -16,7 +16,7 @@ graphs may only name data files of their own directory.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Union
 
@@ -32,6 +32,7 @@ __all__ = [
     "SUFFIXES",
     "GraphFiles",
     "OptimumEngine",
+    "graph_names",
     "is_optimum_directory",
     "read_optimum",
 ]
@@ -47,7 +48,7 @@ SUFFIXES: Mapping[str, tuple[str, ...]] = {
 """Precision -> suffixes of file names, in order of preference."""
 AUTO_ORDER = ("fp32", "int8", "fp16", "int4")
 """Which precision ``auto`` takes: the first that the directory has."""
-_FOLDERS = ("", "onnx")
+_FOLDERS = ("", "onnx/")
 _ENCODER, _MERGED = "encoder_model", "decoder_model_merged"
 _FIRST, _NEXT = "decoder_model", "decoder_with_past_model"
 _AGAIN = "export it again with Optimum, or export its checkpoint with whisper-opt export"
@@ -111,7 +112,13 @@ class OptimumEngine(Engine):
 
 def is_optimum_directory(path: Path) -> bool:
     """Whether a directory has an encoder that Optimum exported, in any precision."""
-    return any(_graph_files(path / folder, _ENCODER) for folder in _FOLDERS)
+    names = _graphs_in(path)
+    return any(
+        f"{folder}{_ENCODER}{suffix}.onnx" in names
+        for folder in _FOLDERS
+        for suffixes in SUFFIXES.values()
+        for suffix in suffixes
+    )
 
 
 def read_optimum(path: Path) -> OptimumEngine:
@@ -166,44 +173,50 @@ def _manifest(
 # --- graphs -------------------------------------------------------------------------------------
 
 
-def _graph_files(folder: Path, name: str) -> dict[str, Path]:
-    """Suffix -> file of one graph, for the suffixes that are known."""
-    found = {
-        suffix: folder / f"{name}{suffix}.onnx" for each in SUFFIXES.values() for suffix in each
-    }
-    return {suffix: file for suffix, file in found.items() if file.is_file()}
+def graph_names(names: Collection[str], precision: str) -> tuple[str, ...]:
+    """The graphs of one precision among the files of a directory.
+
+    Args:
+        names: files, relative to the directory, with ``/``.
+        precision: a key of :data:`SUFFIXES`.
+
+    Returns:
+        The encoder and one decoder, or the encoder and two decoders, as in :class:`GraphFiles`;
+        empty if a graph is missing.
+    """
+    for suffix in SUFFIXES[precision]:
+        for folder in _FOLDERS:
+            encoder, merged, first, later = (
+                f"{folder}{name}{suffix}.onnx" for name in (_ENCODER, _MERGED, _FIRST, _NEXT)
+            )
+            if encoder in names and merged in names:  # as fast as two graphs, with half the memory
+                return encoder, merged
+            if {encoder, first, later} <= set(names):
+                return encoder, first, later
+    return ()
+
+
+def _graphs_in(path: Path) -> set[str]:
+    """The ONNX files of a directory, relative to it."""
+    files = (file for folder in _FOLDERS for file in (path / folder).glob("*.onnx"))
+    return {file.relative_to(path).as_posix() for file in files if file.is_file()}
 
 
 def _all_graphs(path: Path) -> dict[str, GraphFiles]:
     """The graphs of each precision, in the order of :data:`AUTO_ORDER`."""
-    folders = [path / folder for folder in _FOLDERS]
-    found = {
-        precision: graphs for precision in AUTO_ORDER for graphs in _complete(folders, precision)
-    }
+    names = _graphs_in(path)
+    found = {}
+    for precision in AUTO_ORDER:
+        graphs = [path / name for name in graph_names(names, precision)]
+        if graphs:
+            later = graphs[2] if len(graphs) > 2 else None
+            found[precision] = GraphFiles(precision, graphs[0], graphs[1], later)
     if not found:
         raise EngineError(
             f"{path} has an {_ENCODER}.onnx, but no decoder beside it; expected {_MERGED}.onnx, or"
             f" {_FIRST}.onnx and {_NEXT}.onnx, with the same suffix; {_FETCH}"
         )
     return found
-
-
-def _complete(folders: list[Path], precision: str) -> Iterator[GraphFiles]:
-    """The first complete set of graphs of a precision, if there is one."""
-    for suffix in SUFFIXES[precision]:
-        for folder in folders:
-            encoder, merged, first, later = (
-                _graph_files(folder, name).get(suffix)
-                for name in (_ENCODER, _MERGED, _FIRST, _NEXT)
-            )
-            if encoder is None:
-                continue
-            if merged is not None:  # as fast as two graphs, with half the memory
-                yield GraphFiles(precision, encoder, merged, None)
-                return
-            if first is not None and later is not None:
-                yield GraphFiles(precision, encoder, first, later)
-                return
 
 
 def _check_external_data(path: Path) -> None:

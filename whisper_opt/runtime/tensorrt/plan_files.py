@@ -5,39 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Callable
+from typing import Callable
 
 from whisper_opt.core.errors import EngineError
-from whisper_opt.core.files import replace_directory
+from whisper_opt.core.files import replace_directory, write_remedy
+from whisper_opt.core.locks import LockHeldError, file_lock
 
 __all__ = ["locked", "replacing"]
-
-POLL = 0.1
-"""Seconds between two attempts to get the lock."""
-
-
-def _try_lock(stream: Any) -> bool:
-    """Take the lock of an open file unless another process or thread has it.
-
-    The operating system releases it when the process ends, even if it is killed.
-    """
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            stream.seek(0)
-            msvcrt.locking(stream.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(stream.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    return True
 
 
 @contextlib.contextmanager
@@ -54,23 +30,17 @@ def locked(
     Raises:
         EngineError: the directory cannot be written, or the timeout has passed.
     """
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-        stream = (home / ".lock").open("a+b")
-    except OSError as error:
-        raise _cannot_write(home, error) from error
-    with stream:
-        begin, notified = time.monotonic(), False
-        while not _try_lock(stream):
-            if timeout is not None and time.monotonic() - begin >= timeout:
-                raise EngineError(
-                    f"another process has been building plans in {home} for {timeout:g} s;"
-                    " wait for it, or end it"
-                )
-            if on_wait is not None and not notified:
-                on_wait()
-            notified = True
-            time.sleep(POLL)
+    with contextlib.ExitStack() as held:
+        try:
+            home.mkdir(parents=True, exist_ok=True)
+            held.enter_context(file_lock(home / ".lock", on_wait, timeout))
+        except LockHeldError as error:
+            raise EngineError(
+                f"another process has been building plans in {home} for {timeout:g} s;"
+                " wait for it, or end it"
+            ) from error
+        except OSError as error:
+            raise _cannot_write(home, error) from error
         yield
 
 
@@ -100,5 +70,5 @@ def replacing(target: Path) -> Iterator[Path]:
 def _cannot_write(target: Path, error: OSError) -> EngineError:
     return EngineError(
         f"cannot write plans to {target}: {error.strerror or error}; nothing was left there."
-        " Choose a writable directory with enough free space"
+        f" {write_remedy(error)}"
     )

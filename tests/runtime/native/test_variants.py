@@ -1,0 +1,263 @@
+"""All variants of the kernels compute the same bits; the choice of a variant and its self-test."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import hatch_build
+from tests.runtime.native.test_kernels import feeds, some_rows
+from tests.support.engines import sharp_checkpoint
+from tests.support.models import random_dims
+from tests.support.one_node import (
+    LINEARS,
+    attention_graph,
+    cross_graph,
+    head_graph,
+    linear_graph,
+    pack_graph,
+    session,
+)
+from whisper_opt.core.arrays import NDArray
+from whisper_opt.core.errors import BackendUnavailable, OptionError
+from whisper_opt.core.options import LoadOptions
+from whisper_opt.export import export
+from whisper_opt.export.graphs.operators import Operator
+from whisper_opt.export.verification.verify import noise_mel
+from whisper_opt.runtime import native
+from whisper_opt.runtime.devices import open_backend
+from whisper_opt.runtime.native import select_variant, supported_variants, why_no_kernels
+from whisper_opt.runtime.onnxruntime.backend import OrtBackend
+from whisper_opt.runtime.onnxruntime.graph import load_graph
+
+ROOT = Path(__file__).parents[3]
+FOLDER = Path(native.__file__).parent
+KEYS = (1, 5, 128, 300)
+
+
+@pytest.fixture(autouse=True)
+def _restored(library: None) -> Iterator[None]:
+    """Skips without the library; afterwards the usual variant is used again."""
+    yield
+    select_variant(os.environ.get(native.VARIABLE, ""))
+
+
+def all_equal(compute: Callable[[], list[NDArray]]) -> None:
+    """Every variant that this processor supports computes what the plain C code computes."""
+    select_variant("generic")
+    expected = compute()
+    for name in supported_variants():
+        select_variant(name)
+        for found, wanted in zip(compute(), expected):
+            np.testing.assert_array_equal(found, wanted, err_msg=name)
+
+
+def outputs(model: bytes, **given: NDArray) -> list[NDArray]:
+    found: list[NDArray] = session(model, kernels=True).run(None, given)
+    return found
+
+
+# --- the same bits --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("operator", LINEARS, ids=lambda operator: operator.name)
+@pytest.mark.parametrize(("n_in", "n_out"), [(16, 1), (64, 70), (384, 512)])
+def test_products(operator: Operator, n_in: int, n_out: int) -> None:
+    model = linear_graph(operator, n_in, n_out)
+    for n_rows in (1, 2, 3, 6, 8, 97):
+        given = feeds(operator, some_rows((1, n_rows, n_in), n_rows), n_out)
+        given["x"][0, 0] *= 1e30  # the first row is huge
+        all_equal(lambda given=given: outputs(model, **given))  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("fault", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("operator", LINEARS, ids=lambda operator: operator.name)
+def test_products_of_numbers_that_are_not_finite(operator: Operator, fault: float) -> None:
+    given = feeds(operator, some_rows((1, 9, 64), 0), 70)
+    given["x"][0, 4, 33] = fault
+    all_equal(lambda: outputs(linear_graph(operator, 64, 70), **given))
+
+
+def test_gelu_of_a_million_numbers() -> None:
+    """The reciprocal in it is an instruction of some processors and a table in others."""
+    x = np.linspace(-16, 16, 1 << 20, dtype=np.float32).reshape(1, -1, 1024)
+    operator = LINEARS[3]
+    given = feeds(operator, x, 16)
+    all_equal(lambda: outputs(linear_graph(operator, 1024, 16), **given))
+
+
+@pytest.mark.parametrize("n", KEYS)
+@pytest.mark.parametrize("fault", [None, np.nan, np.inf])
+def test_attention_of_the_encoder(n: int, fault: float | None) -> None:
+    rng = np.random.default_rng(n)
+    qkv = (rng.standard_normal((2, n, 3 * 128)) * 3).astype(np.float32)
+    added = rng.uniform(0, 4, n).astype(np.float32)
+    if fault is not None:
+        qkv[0, n // 2, 130] = fault  # in a key
+    all_equal(lambda: outputs(attention_graph(2), qkv=qkv, added=added, by_parts=np.array(True)))
+
+
+@pytest.mark.parametrize("n_queries", [1, 2, 5, 7])
+def test_attention_of_the_decoder(n_queries: int) -> None:
+    rng = np.random.default_rng(n_queries)
+    x = (rng.standard_normal((2, 300, 128)) * 3).astype(np.float32)
+    queries = rng.standard_normal((2, n_queries, 128)).astype(np.float32)
+    added = np.zeros((2, 384), np.float32)
+    added[:, 300:] = -1e30
+
+    def compute() -> list[NDArray]:
+        keys, key_step = outputs(pack_graph(2, "k"), x=x)
+        values, value_step = outputs(pack_graph(2, "v"), x=x[:, ::-1].copy())
+        steps = np.stack([key_step, value_step], 1)[:, None]
+        given = {"queries": queries, "keys": keys, "steps": steps, "added": added}
+        mixed = outputs(cross_graph(2, 0), values=values, **given)
+        chosen = {"heads": np.array([1, 0]), "rows": np.arange(n_queries)}
+        return [keys, values, *mixed, *outputs(cross_graph(2, 0, scores=True), **given, **chosen)]
+
+    all_equal(compute)
+
+
+@pytest.mark.parametrize("n_rows", [1, 2, 3, 5])
+def test_the_output_head(n_rows: int) -> None:
+    hidden = some_rows((n_rows, 1, 128), n_rows)
+    all_equal(lambda: outputs(head_graph(128, 1000), hidden=hidden))
+
+
+def test_an_engine(tmp_path: Path) -> None:
+    """Encoder, prompt and step."""
+    dims = random_dims(n_vocab=2000, n_audio_state=128, n_text_state=128)
+    engine = export(sharp_checkpoint(dims), tmp_path / "engine", precision="int8")
+    mel = noise_mel(dims)[None, :, :800]
+
+    def compute() -> list[NDArray]:
+        backend = OrtBackend(engine, threads=1)
+        encoded = backend.encode(mel)
+        decoder = backend.open(encoded)
+        prompt = decoder.extend(np.arange(6, dtype=np.int64)[None]).numpy()
+        step = decoder.extend(np.array([[7]], np.int64)).numpy()
+        decoder.close()
+        return [*encoded.cross, prompt, step]
+
+    all_equal(compute)
+
+
+# --- the choice -----------------------------------------------------------------------------------
+
+
+def test_sessions_keep_their_variant() -> None:
+    """Selecting another one does not change those that are open."""
+    model, x = linear_graph(LINEARS[0], 64, 70), some_rows((1, 5, 64), 0)
+    select_variant("generic")
+    runner = session(model, kernels=True)
+    before = runner.run(None, {"x": x})
+    select_variant("")
+    assert native.variant() != "generic" or supported_variants() == ("generic",)
+    np.testing.assert_array_equal(runner.run(None, {"x": x})[0], before[0])
+
+
+def test_an_unknown_variant_is_refused() -> None:
+    before = native.variant()
+    with pytest.raises(OptionError, match="no kernels 'sse9' for this system; expected one of"):
+        select_variant("sse9")
+    assert native.variant() == before
+
+
+def in_a_process(script: str, choice: str | None, library: Path | None = None) -> str:
+    """Output of Python with ``WHISPER_OPT_KERNELS``, with another library if one is given."""
+    env = {key: value for key, value in os.environ.items() if key != native.VARIABLE}
+    if choice is not None:
+        env[native.VARIABLE] = choice
+    first = "from whisper_opt.runtime import native; from pathlib import Path\n"
+    if library:
+        first += f"native.LIBRARY = Path({str(library)!r})\n"
+    command = [sys.executable, "-c", first + script]
+    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("choice", [*native.VARIANTS, "", None])
+def test_the_environment_decides(choice: str | None) -> None:
+    if choice and choice not in supported_variants():
+        pytest.skip(f"not tested: this processor has no {native.VARIANTS[choice]}")
+    used = choice or native.variant()
+    assert in_a_process("print(native.variant(), native.why_no_kernels())", choice) == (
+        f"{used} None\n"
+    )
+
+
+def test_what_cannot_be_used_is_refused() -> None:
+    missing = [name for name in native.VARIANTS if name not in supported_variants()]
+    for choice in ["fast", *missing]:
+        script = "try: native.kernel_library()\nexcept Exception as e: print(type(e).__name__, e)"
+        found = in_a_process(script, choice)
+        assert f"BackendUnavailable WHISPER_OPT_KERNELS is '{choice}': " in found
+        assert f"the kernels '{choice}'" in found or f"no kernels '{choice}'" in found
+        assert "generic" in found
+        assert "or unset WHISPER_OPT_KERNELS" in found
+
+
+def test_onnxruntime_gets_the_same_refusal(tmp_path: Path) -> None:
+    """If the library is registered without asking first."""
+    script = f"""
+import onnxruntime
+options = onnxruntime.SessionOptions()
+try: options.register_custom_ops_library({str(native.LIBRARY)!r})
+except Exception as e: print(e)
+"""
+    assert "no kernels 'fast' for this system" in in_a_process(script, "fast")
+
+
+def test_an_engine_is_not_opened_with_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless it does not use kernels."""
+    engine = export(sharp_checkpoint(random_dims()), tmp_path / "engine", precision="int8")
+    monkeypatch.setenv(native.VARIABLE, "fast")
+    monkeypatch.setattr(native, "LIBRARY", tmp_path / "none.so")
+    why_no_kernels.cache_clear()
+    try:
+        with pytest.raises(BackendUnavailable, match="WHISPER_OPT_KERNELS is 'fast': not compiled"):
+            open_backend(engine, LoadOptions(device="cpu"))
+        with pytest.raises(BackendUnavailable, match="or unset WHISPER_OPT_KERNELS"):
+            load_graph(engine, "encoder.onnx", 1, kernels=True)
+        assert open_backend(engine, LoadOptions(device="cpu", kernels="off")).kernels is False
+    finally:
+        monkeypatch.undo()
+        why_no_kernels.cache_clear()
+
+
+@pytest.mark.skipif(hatch_build.compiler() is None, reason="not tested: no C compiler")
+def test_a_variant_that_fails_its_self_test_is_not_used(tmp_path: Path) -> None:
+    """A library is compiled in which the best variant fails."""
+    best, *others = supported_variants()
+    if not others:
+        pytest.skip("not tested: this processor has one variant")
+    folder = tmp_path / "native"
+    shutil.copytree(FOLDER, folder, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    library = folder / "faulty.so"
+    command = [
+        *(hatch_build.compiler() or ()),
+        *hatch_build.FLAGS,
+        f'-DWHISPER_OPT_FAULTY="{best}"',
+        *map(str, folder.glob("*.c")),
+        "-lm",
+        "-o",
+        str(library),
+    ]
+    subprocess.run(command, check=True)
+    faulty = ctypes.CDLL(str(library))
+    faulty.whisper_opt_failed.restype = faulty.whisper_opt_variant.restype = ctypes.c_char_p
+    assert faulty.whisper_opt_failed() == best.encode()
+    expected = None if others == ["generic"] else others[0].encode()
+    assert faulty.whisper_opt_variant() == expected
+    found = in_a_process("print(native.why_no_kernels(), native.variant())", None, library)
+    assert f"kernels for {native.VARIANTS[best]} failed their self-test" in found

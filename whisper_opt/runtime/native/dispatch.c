@@ -1,0 +1,192 @@
+/* Which variants this processor supports, whether they compute correctly here, and which one is used. */
+#include "dispatch.h"
+
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "processor.h"
+
+extern const Kernels kernels_generic;
+#if defined(__x86_64__)
+extern const Kernels kernels_avx2, kernels_avxvnni, kernels_avx512vnni;
+#endif
+
+/* A variant is chosen automatically unless it is slower than ONNX Runtime's own operators. */
+typedef struct Variant {
+  const Kernels *kernels;
+  int (*supported)(void);
+  int automatic;
+} Variant;
+
+/* The fastest first. */
+static const Variant VARIANTS[] = {
+#if defined(__x86_64__)
+    {&kernels_avx512vnni, has_avx512vnni, 1},
+    {&kernels_avxvnni, has_avxvnni, 1},
+    {&kernels_avx2, has_avx2, 1},
+#endif
+    {&kernels_generic, has_any, 0},
+};
+enum { N_VARIANTS = sizeof VARIANTS / sizeof *VARIANTS };
+
+/* --- self-test ---------------------------------------------------------------------------------------------------- */
+
+enum { TEST_ROWS = 7, TEST_IN = 64, TEST_OUT = 70 };
+
+static void run_serially(void *context, void (*work)(void *, size_t), size_t count, void *data) {
+  (void)context;
+  for (size_t i = 0; i < count; i++) work(data, i);
+}
+
+/* Whether a product of integers, among them the largest, is exact: rows have a step of 1. */
+static int passes_self_test(const Kernels *kernels) {
+  static const Threads serial = {NULL, run_serially};
+  int8_t weight[TEST_IN * TEST_OUT];
+  float x[TEST_ROWS * TEST_IN], scale[TEST_OUT], bias[TEST_OUT], y[TEST_ROWS * TEST_OUT];
+  uint32_t random = 1;
+  for (int i = 0; i < TEST_IN * TEST_OUT; i++) {
+    random = random * 1664525 + 1013904223;
+    weight[i] = (int8_t)(i % TEST_OUT < 2 ? 127 : (int)(random >> 24) % 128 - 64);
+  }
+  for (int i = 0; i < TEST_ROWS * TEST_IN; i++) {
+    random = random * 1664525 + 1013904223;
+    x[i] = (float)(i % TEST_IN == 0 || i / TEST_IN == 0 ? 127 : (int)(random >> 24) % 255 - 127);
+  }
+  for (int i = 0; i < TEST_OUT; i++) scale[i] = 1, bias[i] = 0;
+  Packed packed;
+  if (pack_weight(&packed, weight, TEST_IN, TEST_OUT, kernels->width)) return 0;
+  const Linear args = {.weight = &packed, .n_rows = TEST_ROWS, .x = x, .scale = scale, .bias = bias, .y = y};
+  int passed = kernels->linear(&args, serial) == 0;
+  free_weight(&packed);
+  for (int row = 0; row < TEST_ROWS; row++)
+    for (int column = 0; column < TEST_OUT; column++) {
+      int32_t sum = 0;
+      for (int i = 0; i < TEST_IN; i++) sum += (int32_t)x[row * TEST_IN + i] * weight[i * TEST_OUT + column];
+      passed = passed && y[row * TEST_OUT + column] == (float)sum;
+    }
+#ifdef WHISPER_OPT_FAULTY /* the name of a variant that shall fail: for tests */
+  if (!strcmp(kernels->name, WHISPER_OPT_FAULTY)) passed = 0;
+#endif
+  return passed;
+}
+
+/* --- selection ---------------------------------------------------------------------------------------------------- */
+
+/* Everything below is computed once, by the first caller, while the others wait. */
+static atomic_flag busy = ATOMIC_FLAG_INIT;
+static int is_known;
+static int works[N_VARIANTS];                    /* supported, and the self-test passed */
+static char supported[128], failed[128];         /* names, separated by commas */
+static char message[256];                        /* why there is no variant */
+static const Kernels *_Atomic selected;
+
+static void append(char *names, size_t size, const char *name) {
+  const size_t length = strlen(names);
+  snprintf(names + length, size - length, "%s%s", length ? "," : "", name);
+}
+
+static void test_variants(void) {
+  if (is_known) return;
+  for (int i = 0; i < N_VARIANTS; i++) {
+    const char *name = VARIANTS[i].kernels->name;
+    if (!VARIANTS[i].supported()) continue;
+    append(supported, sizeof supported, name);
+    works[i] = passes_self_test(VARIANTS[i].kernels);
+    if (!works[i]) append(failed, sizeof failed, name);
+  }
+  is_known = 1;
+}
+
+/* The variant of that name, if it can be used; otherwise NULL and a message. */
+static const Kernels *named(const char *name) {
+  char known[128] = "";
+  for (int i = 0; i < N_VARIANTS; i++) {
+    append(known, sizeof known, VARIANTS[i].kernels->name);
+    if (strcmp(VARIANTS[i].kernels->name, name)) continue;
+    if (works[i]) return VARIANTS[i].kernels;
+    snprintf(message, sizeof message, "the kernels '%.40s' cannot be used: %s; expected one of %s", name,
+             VARIANTS[i].supported() ? "they failed their self-test" : "this processor does not support them", supported);
+    return NULL;
+  }
+  snprintf(message, sizeof message, "there are no kernels '%.40s' for this system; expected one of %s", name, known);
+  return NULL;
+}
+
+static const Kernels *fastest(void) {
+  for (int i = 0; i < N_VARIANTS; i++)
+    if (VARIANTS[i].automatic && works[i]) return VARIANTS[i].kernels;
+  snprintf(message, sizeof message, "%s", NO_SUITABLE_PROCESSOR);
+  return NULL;
+}
+
+static void lock(void) {
+  while (atomic_flag_test_and_set(&busy)) continue;
+}
+
+static const Kernels *select_kernels(const char *name) {
+  test_variants();
+  const Kernels *found = name && *name ? named(name) : fastest();
+  if (found) atomic_store(&selected, found);
+  return found;
+}
+
+const Kernels *kernels_in_use(const char **why) {
+  const Kernels *found = atomic_load(&selected);
+  if (found) return found;
+  lock();
+  found = atomic_load(&selected);
+  if (!found) found = select_kernels(getenv("WHISPER_OPT_KERNELS"));
+  atomic_flag_clear(&busy);
+  if (!found) *why = message;
+  return found;
+}
+
+/* --- for Python (__init__.py) ------------------------------------------------------------------------------------- */
+
+/* WHISPER_OPT_ABI at compile time. */
+EXPORT int whisper_opt_abi(void) { return WHISPER_OPT_ABI; }
+
+/* Names of the variants that this processor supports, the fastest first, separated by commas. */
+EXPORT const char *whisper_opt_variants(void) {
+  lock();
+  test_variants();
+  atomic_flag_clear(&busy);
+  return supported;
+}
+
+/* Names of those that failed their self-test; they are not used. */
+EXPORT const char *whisper_opt_failed(void) {
+  whisper_opt_variants();
+  return failed;
+}
+
+/* The variant of new sessions, or NULL. */
+EXPORT const char *whisper_opt_variant(void) {
+  const char *why = NULL;
+  const Kernels *found = kernels_in_use(&why);
+  return found ? found->name : NULL;
+}
+
+/* Why there is no variant; NULL if there is one. */
+EXPORT const char *whisper_opt_problem(void) {
+  const char *why = NULL;
+  kernels_in_use(&why);
+  return why;
+}
+
+/* Makes the variant of that name, or with an empty name the fastest one, that of new sessions. Returns NULL, or why it
+ * cannot be used; then nothing changes. */
+EXPORT const char *whisper_opt_select(const char *name) {
+  lock();
+  const Kernels *found = select_kernels(name);
+  atomic_flag_clear(&busy);
+  return found ? NULL : message;
+}
+
+/* Whether any variant can be used. */
+EXPORT int whisper_opt_supported(void) { return whisper_opt_variant() != NULL; }
+
+/* Whether this x86 processor multiplies bytes without 16-bit sums, which overflow: AVX-512 VNNI or AVX-VNNI. */
+EXPORT int whisper_opt_has_vnni(void) { return has_vnni(); }

@@ -1,0 +1,29 @@
+/* The kernels for processors with AVX2, FMA and AVX-VNNI: dot products of bytes, 256 bits wide. */
+#include "kernels.h"
+
+#if defined(__x86_64__)
+
+#include <immintrin.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#elif defined(__GNUC__)
+#pragma GCC target("avx2,fma")
+#endif
+
+#define WITH_AVXVNNI
+#include "vector_avx2.h"
+#include "tile.h"
+#include "linear.h"
+#include "attention.h"
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+
+const Kernels kernels_avxvnni = KERNELS("avxvnni");
+
+#endif

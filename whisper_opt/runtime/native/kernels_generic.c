@@ -1,0 +1,9 @@
+/* The kernels for any processor, in plain C. */
+#include "kernels.h"
+
+#include "vector_c.h"
+#include "tile.h"
+#include "linear.h"
+#include "attention.h"
+
+const Kernels kernels_generic = KERNELS("generic");
