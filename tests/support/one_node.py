@@ -12,7 +12,7 @@ from onnx import TensorProto
 
 from whisper_opt.core.arrays import F32, NDArray
 from whisper_opt.export.graphs.builder import GraphBuilder
-from whisper_opt.export.graphs.head import head8
+from whisper_opt.export.graphs.head import embed8, head8
 from whisper_opt.export.graphs.operators import (
     GELU_LINEAR_ADD,
     LINEAR,
@@ -26,6 +26,7 @@ from whisper_opt.export.graphs.operators import (
     pack_keys,
     pack_values,
 )
+from whisper_opt.export.graphs.packed_weights import pack_weight
 from whisper_opt.runtime.native import LIBRARY
 from whisper_opt.runtime.onnxruntime.graph import sums_overflow
 
@@ -34,6 +35,7 @@ __all__ = [
     "attention_graph",
     "cross_graph",
     "difference",
+    "embedding_graph",
     "graph",
     "head_constants",
     "head_graph",
@@ -46,6 +48,7 @@ __all__ = [
 LINEARS = (LINEAR, NORM_LINEAR, LINEAR_ADD, GELU_LINEAR_ADD)
 TYPES = {
     "positions": TensorProto.INT64,
+    "tokens": TensorProto.INT64,
     "by_parts": TensorProto.BOOL,
     "weight": TensorProto.INT8,
     "keys": TensorProto.UINT8,
@@ -60,12 +63,20 @@ def graph(
     constants: Mapping[str, NDArray],
     shapes: Mapping[str, Sequence[Any]],
     result: Sequence[Any],
+    *,
+    packed: bool = True,
     **attributes: Any,
 ) -> bytes:
-    """A graph of the operator with these constants; its other inputs are inputs of the graph."""
+    """A graph of the operator with these constants; its other inputs are inputs of the graph.
+
+    ``weight`` is given as [n_in, n_out], and stored so if it shall not be ``packed``: then only
+    kernels can read it.
+    """
     builder = GraphBuilder("one")
     for name, shape in shapes.items():
         builder.input(name, TYPES.get(name, TensorProto.FLOAT), list(shape))
+    if packed and "weight" in constants:
+        constants = {**constants, "weight": pack_weight(constants["weight"])}
     inputs = [
         builder.constant(constants[name]) if name in constants else name for name in operator.inputs
     ]
@@ -76,7 +87,7 @@ def graph(
 
 
 def linear_graph(
-    operator: Operator, n_in: int, n_out: int, seed: int = 0, *, rank: int = 3
+    operator: Operator, n_in: int, n_out: int, seed: int = 0, *, rank: int = 3, packed: bool = True
 ) -> bytes:
     """A product with random weights; x is [a, m, n_in], residual the same shape, or of ``rank``."""
     rng = np.random.default_rng([seed, n_in, n_out])
@@ -92,7 +103,7 @@ def linear_graph(
         "residual": ["r", "s", n_out] if rank == 3 else ["r", "s", n_out, "t"],
     }
     given = {name: shape for name, shape in shapes.items() if name in operator.inputs}
-    return graph(operator, constants, given, ["a", "m", n_out])
+    return graph(operator, constants, given, ["a", "m", n_out], packed=packed)
 
 
 def attention_graph(n_head: int, *, at: bool = False) -> bytes:
@@ -118,11 +129,17 @@ def head_constants(n_in: int, n_vocab: int) -> dict[str, NDArray]:
     }
 
 
-def head_graph(n_in: int, n_vocab: int) -> bytes:
+def head_graph(n_in: int, n_vocab: int, *, packed: bool = True) -> bytes:
     """The output head of :func:`head_constants`; hidden is [n_seq, n_at, n_in]."""
     shapes = {"hidden": ["s", "p", n_in]}
-    operator = head8((n_in, n_vocab))
-    return graph(operator, head_constants(n_in, n_vocab), shapes, ["s", "p", n_vocab])
+    operator, constants = head8((n_in, n_vocab)), head_constants(n_in, n_vocab)
+    return graph(operator, constants, shapes, ["s", "p", n_vocab], packed=packed)
+
+
+def embedding_graph(n_in: int, n_vocab: int) -> bytes:
+    """The embedding of tokens [n_seq, n] by the weights of :func:`head_constants`."""
+    shapes = {"tokens": ["s", "p"]}
+    return graph(embed8(n_in), head_constants(n_in, n_vocab), shapes, ["s", "p", n_in])
 
 
 def pack_graph(n_head: int, kind: str) -> bytes:

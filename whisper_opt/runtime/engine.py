@@ -45,10 +45,10 @@ __all__ = [
     "sha256",
 ]
 
-FORMAT_VERSION = 4
-"""Version of the directory layout and the graphs' signatures."""
+FORMAT_VERSION = 5
+"""Version of the directory layout, the graphs' signatures and the layout of their weights."""
 OLDEST_VERSION = 3
-"""The oldest version that can be read: it lacks ``padding``, and nothing else differs."""
+"""The oldest version that can be read. It lacks ``padding``; 8-bit weights are packed from 5 on."""
 MANIFEST = "manifest.json"
 ENGINE_FILES = ("tokenizer.json", "encoder.onnx", "encoder.data", "decoder.onnx", "decoder.data")
 """Every file an engine has besides its manifest."""

@@ -54,6 +54,17 @@ def some_rows(shape: tuple[int, ...], seed: int) -> F32:
     return (rng.standard_normal(shape) * scale).astype(np.float32)
 
 
+@linears
+@pytest.mark.parametrize("n_out", [1, 64, 70, 200])
+def test_weights_of_engines_before_format_5(operator: Operator, n_out: int) -> None:
+    given = feeds(operator, some_rows((2, 7, 80), n_out), n_out)
+    found, expected = (
+        run(session(linear_graph(operator, 80, n_out, packed=packed), kernels=True), **given)
+        for packed in (False, True)
+    )
+    np.testing.assert_array_equal(found, expected)
+
+
 # --- products -------------------------------------------------------------------------------------
 
 
@@ -364,7 +375,7 @@ def refused(model: bytes, given: dict[str, Any] | None = None) -> str:
 def test_weights_of_another_shape(operator: Operator) -> None:
     shapes = {"x": ["a", "m", 40]}
     said = refused(graph(operator, constants(40, 64), shapes, ["a", "m", 64]))
-    assert "weights must be [multiple of 16, any]" in said
+    assert "weights must have a multiple of 16 rows" in said
 
 
 def test_rows_of_another_length() -> None:
@@ -377,9 +388,16 @@ def test_rows_of_another_length() -> None:
 def test_weights_that_are_not_constant() -> None:
     held = constants(64, 64)
     del held["weight"]
-    shapes: dict[str, list[Any]] = {"x": ["a", "m", 64], "weight": [64, 64]}
+    shapes: dict[str, list[Any]] = {"x": ["a", "m", 64], "weight": [1, 16, 64, 4]}
     said = refused(graph(LINEAR, held, shapes, ["a", "m", 64]))
     assert "weights must be constant" in said
+
+
+def test_panels_of_another_number() -> None:
+    held = constants(64, 64)
+    held["scale"] = np.ones(65, np.float32)
+    said = refused(graph(LINEAR, held, {"x": ["a", "m", 64]}, ["a", "m", 64]))
+    assert "the shape of the weight does not match its scales" in said
 
 
 @pytest.mark.parametrize("name", ["scale", "bias", "gain", "shift"])

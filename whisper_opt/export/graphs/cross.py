@@ -27,13 +27,13 @@ from whisper_opt.export.graphs.builder import GraphBuilder
 from whisper_opt.export.graphs.linear import Linear
 from whisper_opt.export.graphs.operators import (
     COUNTED_HEAD_DIM,
-    PANEL,
     append_ones,
     cross_attention,
     cross_scores,
     pack_keys,
     pack_values,
 )
+from whisper_opt.export.graphs.packed_weights import PANEL
 from whisper_opt.export.graphs.partial import CompressedPositions
 from whisper_opt.runtime.padding import BLOCK, MASKED
 

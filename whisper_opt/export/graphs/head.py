@@ -24,6 +24,12 @@ from whisper_opt.core.dims import ModelDims
 from whisper_opt.export.checkpoints.checkpoint import OUTPUT_HEAD, Tensor
 from whisper_opt.export.graphs.builder import MICROSOFT, GraphBuilder
 from whisper_opt.export.graphs.operators import Operator
+from whisper_opt.export.graphs.packed_weights import (
+    gather_columns,
+    pack_weight,
+    packed_shape,
+    unpack_weight,
+)
 from whisper_opt.export.graphs.precision import FP32, Precision
 from whisper_opt.export.quantization.head8 import QuantizedHead, quantize_head
 from whisper_opt.export.quantization.int4 import (
@@ -36,7 +42,7 @@ from whisper_opt.export.quantization.int4 import (
 from whisper_opt.runtime.head_bounds import STEPS
 from whisper_opt.runtime.head_names import APPROXIMATE, APPROXIMATE_SCORES, EXACT, HIDDEN, SCOPE
 
-__all__ = ["EMBEDDING", "embed", "exact_head", "head8", "two_stage_head"]
+__all__ = ["EMBEDDING", "embed", "embed8", "exact_head", "head8", "two_stage_head"]
 
 LIFT = 17.0
 """The estimate: distance of the best score from the mean. On speech it is 12 to 21 in tiny.en. With
@@ -202,6 +208,13 @@ class _Int8Weights:
         name, shape, read = f"{self._scope}.{name}", self.shapes[name], self.read(name)
         return self.builder.weight(name, shape, read, dtype)
 
+    def packed(self) -> str:
+        shape = packed_shape(*self.shapes["weight"])
+        read = self.read("weight")
+        return self.builder.weight(
+            f"{self._scope}.weight", shape, lambda: pack_weight(read()), np.int8
+        )
+
     def host(self, *names: str) -> None:
         for name in names:
             self.builder.host(f"{self._scope}.{name}", self.shapes[name], self.read(name))
@@ -261,36 +274,47 @@ def _int8_logits(
     return builder.node("Squeeze", builder.node("MatMul", scales, products), builder.constant([2]))
 
 
+def embed8(n_state: int) -> Operator:
+    """Embeddings [N, S, n_text_state] of tokens i64 [N, S], from the inputs of :func:`head8`."""
+
+    def body(builder: GraphBuilder) -> list[str]:
+        scale = builder.node("Gather", "scale", "tokens")
+        scale = builder.node("Unsqueeze", scale, builder.constant([2]))
+        columns = gather_columns(builder, "weight", "tokens", n_state)
+        rows = builder.node("Mul", builder.node("Mul", columns, scale), "shrink")
+        return [builder.node("Add", rows, "mean")]
+
+    return Operator("Embed8", ("tokens", "weight", "scale", "shrink", "mean"), body)
+
+
 def _embed_int8(builder: GraphBuilder, tokens: str, tensors: Mapping[str, Tensor]) -> str:
     """Embeddings [N, S, n_text_state] from columns of the weights."""
     weights = _Int8Weights(builder, tensors, _scope(tensors), EMBEDDING)
-    columns = builder.node("Gather", weights("weight"), tokens, axis=1)
-    columns = builder.node("Cast", builder.transpose(columns, [1, 2, 0]), to=_FLOAT)
-    scale = builder.node("Gather", weights("scale"), tokens)
-    scale = builder.node("Unsqueeze", scale, builder.constant([2]))
-    rows = builder.node("Mul", builder.node("Mul", columns, scale), weights("shrink"))
-    return builder.node("Add", rows, weights("mean"))
+    rest = (weights(name) for name in ("scale", "shrink", "mean"))
+    operator = embed8(tensors[EMBEDDING].shape[1])
+    return operator(builder, tokens, weights.packed(), *rest)
 
 
 def _int8_head(builder: GraphBuilder, hidden: str, tensors: Mapping[str, Tensor]) -> str:
     """Scores f32 [N, P, n_vocab] from 8-bit weights; inputs keep 14 bits."""
     weights = _Int8Weights(builder, tensors, "decoder.head", _matrix(tensors))
     operator = head8(weights.shapes["weight"])
-    names = ("shrink", "weight", "scale", "mean")
-    return operator(builder, hidden, *(weights(name) for name in names))
+    last = (weights(name) for name in ("scale", "mean"))
+    return operator(builder, hidden, weights("shrink"), weights.packed(), *last)
 
 
 def head8(shape: tuple[int, ...]) -> Operator:
     """The head of 8-bit engines: hidden [N, P, n_text_state] -> scores [N, P, n_vocab].
 
-    Inputs ``shrink`` [n_text_state], ``weight`` int8 of ``shape`` [n_text_state, n_vocab],
+    Inputs ``shrink`` [n_text_state], packed ``weight`` of ``shape`` [n_text_state, n_vocab],
     ``scale`` [n_vocab] and ``mean`` [n_text_state] are those of
     :class:`whisper_opt.export.quantization.head8.QuantizedHead`.
     """
 
     def body(builder: GraphBuilder) -> list[str]:
         shrunk, absmax = _scaled_input(builder, "hidden", "shrink")
-        scores = _int8_logits(builder, shrunk, absmax, "weight", "scale", shape)
+        weight = unpack_weight(builder, "weight", "scale")
+        scores = _int8_logits(builder, shrunk, absmax, weight, "scale", shape)
         return [_add_mean(builder, scores, "hidden", "mean")]
 
     return Operator("Head8", ("hidden", "shrink", "weight", "scale", "mean"), body)

@@ -17,6 +17,7 @@ from onnx import TensorProto
 
 from whisper_opt.core.dims import HEAD_DIM
 from whisper_opt.export.graphs.builder import MICROSOFT, OWN, GraphBuilder
+from whisper_opt.export.graphs.packed_weights import PANEL, unpack_weight
 from whisper_opt.runtime.padding import BLOCK
 
 __all__ = [
@@ -29,7 +30,6 @@ __all__ = [
     "LINEAR_ADD",
     "MIN_ABSMAX",
     "NORM_LINEAR",
-    "PANEL",
     "Operator",
     "append_log_counts",
     "append_ones",
@@ -43,8 +43,6 @@ __all__ = [
 
 COUNTED_HEAD_DIM = HEAD_DIM + 1
 """Components of a key with its log-count appended (:func:`append_log_counts`)."""
-PANEL = 64
-"""Keys per panel of packed keys (:mod:`whisper_opt.export.graphs.cross`)."""
 
 GELU_MIN = 0.17
 """Minus the least value of a GELU, rounded up."""
@@ -100,7 +98,8 @@ def _int8_product(builder: GraphBuilder, value: str, *, after_gelu: bool = False
     normalized = builder.node("Div", value, absmax)
     step, middle = _number(builder, 1 / steps), builder.constant(np.array(zero, np.uint8))
     integers = builder.node("QuantizeLinear", normalized, step, middle)
-    factors = [integers, "weight", step, "scale", middle]
+    weight = unpack_weight(builder, "weight", "scale")
+    factors = [integers, weight, step, "scale", middle]
     product = builder.node("MatMulIntegerToFloat", *factors, domain=MICROSOFT)
     return builder.node("Add", builder.node("Mul", product, absmax), "bias")
 
@@ -126,7 +125,7 @@ def _gelu_linear_add(builder: GraphBuilder) -> list[str]:
 _WEIGHTS: Sequence[str] = ("weight", "scale", "bias")
 
 LINEAR = Operator("Linear8", ("x", *_WEIGHTS), _linear)
-"""x [.., n_in], weight int8 [n_in, n_out], scale and bias [n_out] -> [.., n_out]."""
+"""x [.., n_in], packed weight of [n_in, n_out], scale and bias [n_out] -> [.., n_out]."""
 NORM_LINEAR = Operator("NormLinear8", ("x", "gain", "shift", *_WEIGHTS), _norm_linear)
 """The same after a layer normalization."""
 LINEAR_ADD = Operator("Linear8Add", ("x", *_WEIGHTS, "residual"), _linear_add)

@@ -23,14 +23,17 @@ typedef struct Threads {
 /* Weights of a product in the order in which the kernel reads them. */
 typedef struct Packed {
   int64_t n_in, n_out;
-  int64_t width;  /* columns per panel: those of a tile of the variant, a divisor of 64 */
-  int8_t *panels; /* [ceil(n_out / 64) * 64 / width][n_in / 4][width][4] */
-  int32_t *sums;  /* [n_out, rounded up to 64], of every column */
+  int64_t width;        /* columns per panel: those of a tile of the variant, a divisor of 64 */
+  const int8_t *panels; /* [ceil(n_out / 64) * 64 / width][n_in / 4][width][4] */
+  int8_t *copy;         /* the same, if it was made for this; NULL: the panels are those of the engine's file */
+  int32_t *sums;        /* [n_out, rounded up to 64], of every column */
 } Packed;
 
 static const float SCORE_SCALE = 0.125f; /* 1 / sqrt(HEAD) */
 
-/* Packs int8 [n_in, n_out]; n_in must be a multiple of 16. */
+/* Weights in panels of 64 columns, which must stay where they are if `width` is 64; n_in must be a multiple of 16. */
+int use_panels(Packed *packed, const int8_t *panels, int64_t n_in, int64_t n_out, int64_t width);
+/* Packs int8 [n_in, n_out], the layout of engines before format 5. */
 int pack_weight(Packed *packed, const int8_t *weight, int64_t n_in, int64_t n_out, int64_t width);
 void free_weight(Packed *packed);
 

@@ -36,6 +36,7 @@ typedef struct Operator {
   int residual;
   int gelu;
   int takes_layer;
+  int looks_up; /* reads single columns of the weight, which is not packed for it */
 } Operator;
 
 /* An operator in a session. */
@@ -117,22 +118,50 @@ static OrtStatus *check_vector(const OrtKernelInfo *info, int i, int64_t n) {
   return status;
 }
 
-static OrtStatus *pack_constant(const OrtKernelInfo *info, Kernel *kernel) {
+/* The number of columns of a weight: as many as it has scales. */
+static OrtStatus *count_columns(const OrtKernelInfo *info, const Operator *op, int64_t *n) {
+  const OrtValue *value = NULL;
+  Shape shape;
+  OrtStatus *status = constant(info, op->of_columns[0], &value, &shape);
+  if (status) return status;
+  if (shape.n != 1) return refused("scale is not [n_out]");
+  *n = shape.sizes[0];
+  return NULL;
+}
+
+/* Reads the weight of an operator: panels of 64 columns, or [n_in, n_out] in engines before format 5. */
+static OrtStatus *read_weight(const OrtKernelInfo *info, Kernel *kernel) {
   const Operator *op = kernel->operator;
   const OrtValue *value = NULL;
   void *weight = NULL;
+  int64_t n_in, n_out = 0;
   Shape shape;
   OrtStatus *status = constant(info, op->weight, &value, &shape);
+  if (!status) status = count_columns(info, op, &n_out);
   if (status) return status;
-  if (shape.n != 2 || shape.sizes[0] % 16) return refused("weights must be [multiple of 16, any]");
-  if (shape.sizes[0] > MAX_INPUT) return refused("weights must have at most 16384 rows");
+  const int in_panels = shape.n == 4;
+  n_in = in_panels ? 4 * shape.sizes[1] : shape.sizes[0];
+  if (in_panels ? !is_shape(&shape, (const int64_t[]){ceil_div(n_out, PANEL), n_in / 4, PANEL, 4}, 4)
+                : op->looks_up || !is_shape(&shape, (const int64_t[]){n_in, n_out}, 2))
+    return refused("the shape of the weight does not match its scales");
+  if (n_in % 16) return refused("weights must have a multiple of 16 rows");
+  if (n_in > MAX_INPUT) return refused("weights must have at most 16384 rows");
   for (int i = 0; !status && i < 2; i++) {
-    status = check_vector(info, op->of_columns[i], shape.sizes[1]);
-    if (!status) status = check_vector(info, op->of_rows[i], shape.sizes[0]);
+    status = check_vector(info, op->of_columns[i], n_out);
+    if (!status) status = check_vector(info, op->of_rows[i], n_in);
   }
   if (status) return status;
+  kernel->weight.n_in = n_in;
+  kernel->weight.n_out = n_out;
+  if (op->looks_up) return NULL;
   TRY(GetTensorMutableData, (OrtValue *)value, &weight);
-  return finished(pack_weight(&kernel->weight, weight, shape.sizes[0], shape.sizes[1], kernel->variant->width));
+  return finished((in_panels ? use_panels : pack_weight)(&kernel->weight, weight, n_in, n_out, kernel->variant->width));
+}
+
+/* The weight for one call. Panels that were not copied are read where ONNX Runtime has them. */
+static OrtStatus *weight_of(const Kernel *kernel, const OrtKernelContext *context, Packed *weight) {
+  *weight = kernel->weight;
+  return weight->copy ? NULL : input(context, kernel->operator->weight, (const void **)&weight->panels, NULL);
 }
 
 static OrtStatus *read_attributes(const OrtKernelInfo *info, Kernel *kernel) {
@@ -148,7 +177,7 @@ static OrtStatus *create(const OrtCustomOp *op, const OrtApi *unused, const OrtK
   const char *why = NULL;
   kernel->operator=(const Operator *) op;
   kernel->variant = kernels_in_use(&why);
-  OrtStatus *status = !kernel->variant ? refused(why) : kernel->operator->weight ? pack_constant(info, kernel) : read_attributes(info, kernel);
+  OrtStatus *status = !kernel->variant ? refused(why) : kernel->operator->weight ? read_weight(info, kernel) : read_attributes(info, kernel);
   if (status)
     free(kernel);
   else
@@ -164,9 +193,11 @@ static void destroy(void *created) {
 
 static OrtStatus *compute_linear(const Kernel *kernel, OrtKernelContext *context, Threads threads) {
   const Operator *op = kernel->operator;
-  Linear args = {.weight = &kernel->weight, .n_rows = 1, .gelu = op->gelu};
+  Packed weight;
+  Linear args = {.weight = &weight, .n_rows = 1, .gelu = op->gelu};
   Shape shape, residual;
-  OrtStatus *status = input(context, 0, (const void **)&args.x, &shape);
+  OrtStatus *status = weight_of(kernel, context, &weight);
+  if (!status) status = input(context, 0, (const void **)&args.x, &shape);
   if (!status) status = input(context, op->of_rows[0], (const void **)&args.gain, NULL);
   if (!status) status = input(context, op->of_rows[1], (const void **)&args.shift, NULL);
   if (!status) status = input(context, op->of_columns[0], (const void **)&args.scale, NULL);
@@ -184,9 +215,11 @@ static OrtStatus *compute_linear(const Kernel *kernel, OrtKernelContext *context
 
 static OrtStatus *compute_head(const Kernel *kernel, OrtKernelContext *context, Threads threads) {
   const Operator *op = kernel->operator;
-  Output args = {.weight = &kernel->weight, .n_rows = 1};
+  Packed weight;
+  Output args = {.weight = &weight, .n_rows = 1};
   Shape shape;
-  OrtStatus *status = input(context, 0, (const void **)&args.x, &shape);
+  OrtStatus *status = weight_of(kernel, context, &weight);
+  if (!status) status = input(context, 0, (const void **)&args.x, &shape);
   if (!status) status = input(context, op->of_rows[0], (const void **)&args.shrink, NULL);
   if (!status) status = input(context, op->of_rows[1], (const void **)&args.mean, NULL);
   if (!status) status = input(context, op->of_columns[0], (const void **)&args.scale, NULL);
@@ -196,6 +229,36 @@ static OrtStatus *compute_head(const Kernel *kernel, OrtKernelContext *context, 
   shape.sizes[shape.n - 1] = kernel->weight.n_out;
   status = output(context, 0, shape, (void **)&args.y);
   return status ? status : finished(kernel->variant->output_head(&args, threads));
+}
+
+static OrtStatus *compute_embed(const Kernel *kernel, OrtKernelContext *context, Threads threads) {
+  (void)threads;
+  const Operator *op = kernel->operator;
+  const int64_t n_in = kernel->weight.n_in;
+  const int64_t *tokens = NULL;
+  const float *scale = NULL, *shrink = NULL, *mean = NULL;
+  float *y = NULL;
+  int64_t n_tokens = 1;
+  Packed weight;
+  Shape shape;
+  OrtStatus *status = weight_of(kernel, context, &weight);
+  if (!status) status = input(context, 0, (const void **)&tokens, &shape);
+  if (!status) status = input(context, op->of_columns[0], (const void **)&scale, NULL);
+  if (!status) status = input(context, op->of_rows[0], (const void **)&shrink, NULL);
+  if (!status) status = input(context, op->of_rows[1], (const void **)&mean, NULL);
+  if (status) return status;
+  if (shape.n == MAX_DIMS) return refused("tokens have too many dimensions");
+  for (size_t i = 0; i < shape.n; i++) n_tokens *= shape.sizes[i];
+  for (int64_t i = 0; i < n_tokens; i++)
+    if (tokens[i] < 0 || tokens[i] >= weight.n_out) return refused("a token is out of range");
+  shape.sizes[shape.n++] = n_in;
+  status = output(context, 0, shape, (void **)&y);
+  for (int64_t t = 0; !status && t < n_tokens; t++, y += n_in) {
+    const int8_t *column = weight.panels + tokens[t] / PANEL * PANEL * n_in + tokens[t] % PANEL * 4;
+    for (int64_t i = 0; i < n_in; i++)
+      y[i] = (float)column[i / 4 * 4 * PANEL + i % 4] * scale[tokens[t]] * shrink[i] + mean[i];
+  }
+  return status;
 }
 
 static OrtStatus *attend_self(const Kernel *kernel, OrtKernelContext *context, Threads threads, int chosen) {
@@ -376,6 +439,9 @@ static const Operator OPERATORS[] = {
     {BASE, .name = "Head8", .compute = compute_head, .n_inputs = 5, .n_outputs = 1,
      .inputs = {ORT_FLOAT, ORT_FLOAT, ORT_INT8, ORT_FLOAT, ORT_FLOAT}, .outputs = {ORT_FLOAT}, .weight = 2,
      .of_columns = {3, NONE}, .of_rows = {1, 4}},
+    {BASE, .name = "Embed8", .compute = compute_embed, .n_inputs = 5, .n_outputs = 1,
+     .inputs = {ORT_INT64, ORT_INT8, ORT_FLOAT, ORT_FLOAT, ORT_FLOAT}, .outputs = {ORT_FLOAT}, .weight = 1,
+     .of_columns = {2, NONE}, .of_rows = {3, 4}, .looks_up = 1},
     {BASE, .name = "EncoderAttention", .compute = compute_attention, .n_inputs = 3, .n_outputs = 1,
      .inputs = {ORT_FLOAT, ORT_FLOAT, ORT_BOOL}, .outputs = {ORT_FLOAT}},
     {BASE, .name = "EncoderAttentionAt", .compute = compute_attention_at, .n_inputs = 2, .n_outputs = 1,

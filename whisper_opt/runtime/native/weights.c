@@ -5,21 +5,24 @@
 
 #include "aligned.h"
 
+static int make_packed(Packed *packed, int64_t n_in, int64_t n_out, int64_t width, int copied) {
+  const int64_t n_columns = ceil_div(n_out, PANEL) * PANEL;
+  *packed = (Packed){.n_in = n_in, .n_out = n_out, .width = width};
+  packed->sums = alloc_aligned(n_columns * sizeof(int32_t));
+  if (copied) packed->copy = alloc_aligned(n_columns * n_in);
+  packed->panels = packed->copy;
+  if (packed->sums && (packed->copy || !copied)) return 0;
+  free_weight(packed);
+  return -1;
+}
+
 int pack_weight(Packed *packed, const int8_t *weight, int64_t n_in, int64_t n_out, int64_t width) {
-  const int64_t n_panels = ceil_div(n_out, PANEL);
-  packed->n_in = n_in;
-  packed->n_out = n_out;
-  packed->width = width;
-  packed->panels = alloc_aligned(n_panels * PANEL * n_in);
-  packed->sums = alloc_aligned(n_panels * PANEL * sizeof(int32_t));
-  if (!packed->panels || !packed->sums) {
-    free_weight(packed);
-    return -1;
-  }
-  memset(packed->panels, 0, n_panels * PANEL * n_in);
-  memset(packed->sums, 0, n_panels * PANEL * sizeof(int32_t));
+  if (make_packed(packed, n_in, n_out, width, 1)) return -1;
+  const int64_t n_columns = ceil_div(n_out, PANEL) * PANEL;
+  memset(packed->copy, 0, n_columns * n_in);
+  memset(packed->sums, 0, n_columns * sizeof(int32_t));
   for (int64_t row = 0; row < n_in; row++) {
-    int8_t *to = packed->panels + row / 4 * 4 * width + row % 4;
+    int8_t *to = packed->copy + row / 4 * 4 * width + row % 4;
     const int8_t *from = weight + row * n_out;
     for (int64_t column = 0; column < n_out; column++) {
       to[column / width * width * n_in + column % width * 4] = from[column];
@@ -29,9 +32,43 @@ int pack_weight(Packed *packed, const int8_t *weight, int64_t n_in, int64_t n_ou
   return 0;
 }
 
+/* The sums of the columns of a panel: of bytes in lanes of 16 bits, which hold 128 sums of two bytes. */
+static void sum_columns(const int8_t *panel, int64_t n_in, int32_t *sums) {
+  typedef uint16_t Lanes __attribute__((vector_size(16)));
+  enum { VECTORS = 4 * PANEL / 16, MOST = 128 };
+  for (int i = 0; i < PANEL; i++) sums[i] = (int32_t)(-128 * n_in); /* bytes are made unsigned */
+  for (int64_t first = 0; first < n_in / 4; first += MOST) {
+    const int64_t last = min64(first + MOST, n_in / 4);
+    Lanes pairs[VECTORS];
+    memset(pairs, 0, sizeof pairs);
+    for (int64_t quad = first; quad < last; quad++)
+      for (int i = 0; i < VECTORS; i++) {
+        Lanes bytes;
+        memcpy(&bytes, panel + quad * 4 * PANEL + i * 16, sizeof bytes);
+        bytes ^= 0x8080;
+        pairs[i] += (bytes & 0xff) + (bytes >> 8);
+      }
+    for (int i = 0; i < PANEL; i++) sums[i] += pairs[i / 4][i % 4 * 2] + pairs[i / 4][i % 4 * 2 + 1];
+  }
+}
+
+int use_panels(Packed *packed, const int8_t *panels, int64_t n_in, int64_t n_out, int64_t width) {
+  if (make_packed(packed, n_in, n_out, width, width != PANEL)) return -1;
+  for (int64_t panel = 0; panel < ceil_div(n_out, PANEL); panel++) {
+    const int8_t *from = panels + panel * PANEL * n_in;
+    sum_columns(from, n_in, packed->sums + panel * PANEL);
+    if (!packed->copy) continue;
+    int8_t *to = packed->copy + panel * PANEL * n_in;
+    for (int64_t quad = 0; quad < n_in / 4; quad++)
+      for (int64_t part = 0; part < PANEL / width; part++)
+        memcpy(to + (part * n_in + quad * 4) * width, from + quad * 4 * PANEL + part * 4 * width, 4 * width);
+  }
+  if (!packed->copy) packed->panels = panels;
+  return 0;
+}
+
 void free_weight(Packed *packed) {
-  free_aligned(packed->panels);
+  free_aligned(packed->copy);
   free_aligned(packed->sums);
-  packed->panels = NULL;
-  packed->sums = NULL;
+  *packed = (Packed){0};
 }
