@@ -30,7 +30,7 @@ from whisper_opt.core.dims import HEAD_DIM
 from whisper_opt.core.errors import BackendUnavailable, OptionError
 from whisper_opt.core.options import KERNELS, LoadOptions
 from whisper_opt.export import export
-from whisper_opt.export.graphs import operators
+from whisper_opt.export.graphs import operators, packed_weights
 from whisper_opt.export.graphs.operators import LINEAR
 from whisper_opt.export.verification.verify import noise_mel
 from whisper_opt.runtime import head_bounds, native, padding
@@ -195,7 +195,7 @@ def test_kernels_and_graphs_share_constants() -> None:
     expected = {
         "WHISPER_OPT_ABI": native.ABI,
         "HEAD": HEAD_DIM,
-        "PANEL": operators.PANEL,
+        "PANEL": packed_weights.PANEL,
         "BLOCK": padding.BLOCK,
         "MASKED": padding.MASKED,
         "GELU_ZERO": operators.GELU_ZERO_POINT,
