@@ -52,7 +52,9 @@ def modes_of(model: str, clip: golden.Clip) -> list[str]:
     if clip.duration_s > 30:
         return ["chunks", "chunked"]
     if clip.duration_s < SHORT_S[english]:
-        return [mode for mode in MODES if mode != "chunked"]
+        # the conversion does not say that tokens of languages are special: they are in the text
+        left_out = ("chunked",) if english else ("chunked", "language")
+        return [mode for mode in MODES if mode not in left_out]
     return ["text", "chunks", "words"] if english else ["text", "chunks"]
 
 

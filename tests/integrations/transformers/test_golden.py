@@ -49,8 +49,13 @@ def outputs(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["tiny.en"])
-@pytest.mark.parametrize("mode", ["text", "chunks", "language"])
+@pytest.mark.parametrize(
+    ("model", "mode"),
+    [
+        *(("tiny.en", mode) for mode in ("text", "chunks", "language")),
+        *(("base", mode) for mode in ("text", "chunks")),
+    ],
+)
 def test_short_recordings(model: str, mode: str, engines: Engines) -> None:
     for clip, expected, found in outputs(engines, model, mode, long=False):
         assert found.keys() == expected.keys(), clip
