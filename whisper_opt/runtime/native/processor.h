@@ -90,7 +90,8 @@ static inline int has_vnni(void) { return 0; }
 #else
 
 #define NO_SUITABLE_PROCESSOR \
-  "there are no kernels for this processor; those in plain C (WHISPER_OPT_KERNELS=generic) are mostly slower than ONNX Runtime"
+  "there are no kernels for this processor; those in plain C (WHISPER_OPT_KERNELS=generic) are mostly slower than" \
+  " ONNX Runtime"
 
 static inline int has_vnni(void) { return 0; }
 
