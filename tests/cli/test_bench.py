@@ -31,7 +31,7 @@ from whisper_opt.cli.bench.stages import STAGES, Clock, TimedBackend, timing
 from whisper_opt.cli.bench.workers import Pool, Program, Worker, WorkerError
 from whisper_opt.core.backend import MultiStepResult, MultiStepSession, TokenMask
 from whisper_opt.core.errors import BackendUnavailable, OptionError, WhisperOptError
-from whisper_opt.runtime.native import why_no_kernels
+from whisper_opt.runtime.native import variant, why_no_kernels
 
 ROOT = Path(__file__).parents[2]
 FAKE = Program("fake", ROOT, "tests.support.fake_peer")
@@ -597,5 +597,6 @@ def test_machine_and_versions() -> None:
     assert found["cpu"]
     assert set(found) >= {"flags", "memory_bytes", "load_before", "busy_cores_before"}
     assert found["kernels"] is (why_no_kernels() is None)
+    assert found["kernel_variant"] == variant()
     assert {"python", "numpy", "onnxruntime", "whisper_opt"} <= set(machine.versions())
     assert machine.commit(Path("/")) is None

@@ -12,7 +12,7 @@ from typing import Any, Union
 
 from whisper_opt.core.cpu import cpu_info, memory_bytes
 from whisper_opt.core.version import __version__, installed_version
-from whisper_opt.runtime.native import why_no_kernels
+from whisper_opt.runtime.native import variant, why_no_kernels
 
 __all__ = [
     "BUSY",
@@ -61,12 +61,13 @@ def busy_cores(seconds: float = 0.5) -> Union[float, None]:
 
 
 def machine() -> dict[str, Any]:
-    """CPU, its relevant features, whether the kernels can be used, memory and load."""
+    """CPU, its relevant features, which kernels can be used, memory and load."""
     found = cpu_info()
     return {
         "cpu": found.name,
         "flags": list(found.flags),
         "kernels": why_no_kernels() is None,
+        "kernel_variant": variant(),
         "cores": found.cores,
         "memory_bytes": memory_bytes().get("MemTotal"),
         "system": f"{platform.system()} {platform.machine()}",

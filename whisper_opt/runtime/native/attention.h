@@ -163,7 +163,8 @@ INLINE void score_keys(const int rows, const int vectors, const int few, const v
 /* Adds the weighted values of a block, of 16 * vectors channels; their steps are multiplied in at the end. */
 INLINE void mix_values(const int rows, const int vectors, const int few, const void *values, Tile *tile, int channel) {
 #define COLUMN(j) \
-  const vi from##j = vectors > j ? from_offset((const int8_t *)values + PANEL_BESIDE * j, BLOCK / 4, PANEL_NEXT) : vi_set1(0);
+  const int8_t *first##j = (const int8_t *)values + PANEL_BESIDE * j; \
+  const vi from##j = vectors > j ? from_offset(first##j, BLOCK / 4, PANEL_NEXT) : vi_set1(0);
 #define DECLARE(r, j) vi sum##r##j = from##j;
   EACH_COLUMN(COLUMN) EACH(DECLARE)
 #undef DECLARE
@@ -229,9 +230,9 @@ static void score_panel(const int rows, const KeysValues *kv, int64_t panel, con
 #endif
   char buffer[PREPARED_KEYS + 64] __attribute__((aligned(64)));
   for (int64_t key = panel; key < panel + PANEL; key += TILE_COLUMNS) {
-    const void *keys = kv->prepared
-                           ? kv->prepared + key / TILE_COLUMNS * PREPARED_KEYS
-                           : prepare_unsigned(kv->keys + panel * HEAD + (key - panel) * 4, HEAD / 4, PANEL_NEXT, buffer);
+    const uint8_t *packed = kv->keys + panel * HEAD + (key - panel) * 4;
+    const void *keys = kv->prepared ? kv->prepared + key / TILE_COLUMNS * PREPARED_KEYS
+                                    : prepare_unsigned(packed, HEAD / 4, PANEL_NEXT, buffer);
     SCORE_KEYS[rows](keys, kv->key_step ? kv->key_step + key : NULL, added + key, tile, scores + key - panel, stride);
   }
 }
@@ -246,10 +247,11 @@ static void mix_block(const int rows, const KeysValues *kv, int64_t key, int64_t
   }
 #endif
   char buffer[PREPARED_VALUES + 64] __attribute__((aligned(64)));
-  const char *prepared = kv->prepared + n / TILE_COLUMNS * PREPARED_KEYS + key / BLOCK * (HEAD / TILE_COLUMNS) * PREPARED_VALUES;
-  for (int channel = 0; channel < HEAD; channel += TILE_COLUMNS, prepared += PREPARED_VALUES) {
+  const int64_t first = n / TILE_COLUMNS * PREPARED_KEYS + key / BLOCK * (HEAD / TILE_COLUMNS) * PREPARED_VALUES;
+  for (int channel = 0; channel < HEAD; channel += TILE_COLUMNS) {
     const void *values =
-        kv->prepared ? prepared : prepare_signed(kv->values + key * HEAD + channel * 4, BLOCK / 4, PANEL_NEXT, buffer);
+        kv->prepared ? kv->prepared + first + channel / TILE_COLUMNS * PREPARED_VALUES
+                     : prepare_signed(kv->values + key * HEAD + channel * 4, BLOCK / 4, PANEL_NEXT, buffer);
     MIX_VALUES[rows](values, tile, channel);
   }
 }

@@ -111,8 +111,9 @@ static const Kernels *named(const char *name) {
     append(known, sizeof known, VARIANTS[i].kernels->name);
     if (strcmp(VARIANTS[i].kernels->name, name)) continue;
     if (works[i]) return VARIANTS[i].kernels;
-    snprintf(message, sizeof message, "the kernels '%.40s' cannot be used: %s; expected one of %s", name,
-             VARIANTS[i].supported() ? "they failed their self-test" : "this processor does not support them", supported);
+    const char *why = VARIANTS[i].supported() ? "they failed their self-test" : "this processor does not support them";
+    snprintf(message, sizeof message, "the kernels '%.40s' cannot be used: %s; expected one of %s", name, why,
+             supported);
     return NULL;
   }
   snprintf(message, sizeof message, "there are no kernels '%.40s' for this system; expected one of %s", name, known);

@@ -1,5 +1,5 @@
-/* Matrix products with 8-bit weights, and the quantization of their inputs. Every variant includes this file once, after
- * its vectors. */
+/* Matrix products with 8-bit weights, and the quantization of their inputs. Every variant includes this file once,
+ * after its vectors. */
 #include <math.h>
 #include <stdlib.h>
 
@@ -112,8 +112,8 @@ static void round_rows(void *data, size_t task) {
 }
 
 /* One tile of a product. */
-INLINE void multiply(const int rows, const int vectors, const int few, const LinearCall *call, int64_t row, int64_t column,
-                     const void *columns) {
+INLINE void multiply(const int rows, const int vectors, const int few, const LinearCall *call, int64_t row,
+                     int64_t column, const void *columns) {
   const Linear *args = call->args;
   const int64_t n_in = args->weight->n_in, n_out = args->weight->n_out;
   TILE_FROM_ZERO(args->weight->sums + column, args->gelu ? GELU_ZERO : ZERO)
@@ -231,8 +231,8 @@ static void round_pair(const HeadCall *call, int64_t row) {
   call->offset[row] = vf_reduce_add(sum);
 }
 
-INLINE void head_tile(const int rows, const int vectors, const int few, const HeadCall *call, int64_t row, int64_t column,
-                      const void *columns) {
+INLINE void head_tile(const int rows, const int vectors, const int few, const HeadCall *call, int64_t row,
+                      int64_t column, const void *columns) {
   const Output *args = call->args;
   const int64_t n_in = args->weight->n_in, n_out = args->weight->n_out;
   TILE_FROM_ZERO(args->weight->sums + column, HEAD_ZERO)

@@ -175,9 +175,13 @@ static OrtStatus *create(const OrtCustomOp *op, const OrtApi *unused, const OrtK
   Kernel *kernel = calloc(1, sizeof *kernel);
   if (!kernel) return finished(-1);
   const char *why = NULL;
+  OrtStatus *status = NULL;
   kernel->operator=(const Operator *) op;
   kernel->variant = kernels_in_use(&why);
-  OrtStatus *status = !kernel->variant ? refused(why) : kernel->operator->weight ? read_weight(info, kernel) : read_attributes(info, kernel);
+  if (!kernel->variant)
+    status = refused(why);
+  else
+    status = kernel->operator->weight ? read_weight(info, kernel) : read_attributes(info, kernel);
   if (status)
     free(kernel);
   else

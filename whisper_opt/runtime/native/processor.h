@@ -10,7 +10,7 @@ static inline int has_any(void) { return 1; }
 #include <cpuid.h>
 
 #define NO_SUITABLE_PROCESSOR \
-  "this processor has no AVX2; the plain C kernels (WHISPER_OPT_KERNELS=generic) are slower than ONNX Runtime"
+  "this processor has no AVX2; the plain C kernels (WHISPER_OPT_KERNELS=generic) are mostly slower than ONNX Runtime"
 
 typedef struct Leaf {
   unsigned eax, ebx, ecx, edx;
@@ -49,7 +49,7 @@ static inline int has_vnni(void) { return has_avx512vnni() || has_avxvnni(); }
 #elif defined(__aarch64__)
 
 #define NO_SUITABLE_PROCESSOR \
-  "this processor has no DotProd; the plain C kernels (WHISPER_OPT_KERNELS=generic) are slower than ONNX Runtime"
+  "this processor has no DotProd; the plain C kernels (WHISPER_OPT_KERNELS=generic) are mostly slower than ONNX Runtime"
 
 #if defined(__linux__)
 
@@ -90,7 +90,8 @@ static inline int has_vnni(void) { return 0; }
 #else
 
 #define NO_SUITABLE_PROCESSOR \
-  "there are no kernels for this processor; those in plain C (WHISPER_OPT_KERNELS=generic) are slower than ONNX Runtime"
+  "there are no kernels for this processor; those in plain C (WHISPER_OPT_KERNELS=generic) are mostly slower than" \
+  " ONNX Runtime"
 
 static inline int has_vnni(void) { return 0; }
 

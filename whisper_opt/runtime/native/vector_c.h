@@ -121,7 +121,8 @@ INLINE f32x4 f4_scale(f32x4 x, f32x4 exponent) {
 
 MAP2(vf, vf_add, f4_add, vf) MAP2(vf, vf_sub, f4_sub, vf) MAP2(vf, vf_mul, f4_mul, vf) MAP2(vf, vf_div, f4_div, vf)
 MAP2(vf, vf_max, f4_max, vf) MAP2(vf, vf_min, f4_min, vf) MAP3(vf, vf_fma, f4_fma, vf) MAP3(vf, vf_fnma, f4_fnma, vf)
-MAP1(vf, vf_abs, f4_abs, vf) MAP1(vf, vf_round, f4_round, vf) MAP1(vf, vf_reciprocal_estimate, f4_reciprocal_estimate, vf)
+MAP1(vf, vf_abs, f4_abs, vf) MAP1(vf, vf_round, f4_round, vf)
+MAP1(vf, vf_reciprocal_estimate, f4_reciprocal_estimate, vf)
 MAP2(vf, vf_scale, f4_scale, vf) MAP1(vi, vf_to_int, f4_to_int, vf) MAP1(vi, vf_bits, f4_bits, vf)
 MAP2(vi, vi_add, i4_add, vi) MAP2(vi, vi_mul, i4_mul, vi) MAP2(vi, vi_max, i4_max, vi) MAP2(vi, vi_and, i4_and, vi)
 MAP2(vi, vi_or, i4_or, vi) MAP1(vf, vi_to_float, i4_to_float, vi) MAP1(vf, vi_as_float, i4_as_float, vi)
@@ -282,14 +283,16 @@ INLINE i32x4 i4_pair(int is_signed, i32x4 x) { /* the low two bytes in 16 bits e
   if (!is_signed) return (x & 0xff) | (x & 0xff00) << 8;
   return (x << 24 >> 24 & 0xffff) | (x << 16 >> 24) << 16;
 }
+INLINE vi vi_pair(int is_signed, vi x, int shift) {
+  return (vi){i4_pair(is_signed, x.a >> shift), i4_pair(is_signed, x.b >> shift), i4_pair(is_signed, x.c >> shift),
+              i4_pair(is_signed, x.d >> shift)};
+}
 INLINE void widen_columns(int is_signed, const void *columns, int64_t quads, int64_t next, void *to) {
   const char *from = columns;
   char *at = to;
   for (; quads > 0; quads--, from += next, at += 128) {
-    const vi x = vi_load(from);
-    vi_store(at, (vi){i4_pair(is_signed, x.a), i4_pair(is_signed, x.b), i4_pair(is_signed, x.c), i4_pair(is_signed, x.d)});
-    vi_store(at + 64, (vi){i4_pair(is_signed, x.a >> 16), i4_pair(is_signed, x.b >> 16), i4_pair(is_signed, x.c >> 16),
-                           i4_pair(is_signed, x.d >> 16)});
+    vi_store(at, vi_pair(is_signed, vi_load(from), 0));
+    vi_store(at + 64, vi_pair(is_signed, vi_load(from), 16));
   }
 }
 
