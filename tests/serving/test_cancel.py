@@ -17,14 +17,14 @@ from whisper_opt import TranscriptionCancelled
 from whisper_opt.serving import Engine
 
 
-class SlowUpload(io.RawIOBase):
+class SlowUpload(io.BytesIO):
     """A file whose first bytes arrive when they are told to."""
 
     def __init__(self) -> None:
         super().__init__()
         self.begun, self.arrived = threading.Event(), threading.Event()
 
-    def read(self, size: int = -1) -> bytes:
+    def read(self, size: int | None = -1) -> bytes:
         self.begun.set()
         assert self.arrived.wait(WAIT)
         return b""

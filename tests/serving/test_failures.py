@@ -106,7 +106,8 @@ def test_unexpected_errors_of_a_file_fail_one_recording(served: Engine) -> None:
         def read(self, size: int) -> bytes:
             raise LookupError("no such thing")
 
-    bad, good = served.submit(Odd(), options()), served.submit(noise(5.0, 1), options())
+    odd: Any = Odd()
+    bad, good = served.submit(odd, options()), served.submit(noise(5.0, 1), options())
     with pytest.raises(EngineError, match="unexpected LookupError: no such thing"):
         bad.result(WAIT)
     assert good.result(WAIT) == expected(1)
@@ -148,8 +149,9 @@ def test_a_callback_that_fails_fails_its_recording_alone(served: Engine, which: 
     def broken(*_: Any) -> None:
         raise LookupError("mine")
 
+    given: dict[str, Any] = {which: broken}
     handles = [
-        served.submit(noise(95.0, 0), options(), **{which: broken}),
+        served.submit(noise(95.0, 0), options(), **given),
         served.submit(noise(SIZES[1], 1), options(), on_segment=lambda _: None),
     ]
     with pytest.raises(LookupError, match="mine"):

@@ -9,7 +9,7 @@ from typing import Any, Callable
 import pytest
 
 from whisper_opt import AudioError
-from whisper_opt.serving.readers import ReadAhead, Readers
+from whisper_opt.serving.readers import Readers
 
 WAIT = 60.0
 FOR_EVER = 1e9
@@ -44,14 +44,14 @@ def chunks_of(n: int, read: list[int] | None = None) -> Iterator[Any]:
         yield f"chunk {i}"
 
 
-def taken(reading: ReadAhead, woken: Woken) -> list[Any]:
+def taken(reading: Any, woken: Woken) -> list[Any]:
     """All chunks, in order."""
     found: list[Any] = []
 
     def take() -> bool:
         while (chunk := reading.take()) is not None:
             found.append(chunk)
-        return reading.ended
+        return bool(reading.ended)
 
     woken.until(take)
     return found
@@ -71,7 +71,7 @@ def test_all_chunks_in_order(woken: Woken) -> None:
 
 def test_only_a_few_chunks_are_read_ahead(woken: Woken) -> None:
     readers, read = Readers(1, woken, ahead=3), list[int]()
-    reading = readers.open(chunks_of(9, read))
+    reading: Any = readers.open(chunks_of(9, read))
     assert read == []
     reading.begin()
     other = readers.open(chunks_of(1))
@@ -90,7 +90,7 @@ def test_an_error_is_raised_once_after_the_chunks_before_it(woken: Woken) -> Non
         raise AudioError("damaged")
 
     readers = Readers(1, woken)
-    reading = readers.open(damaged())
+    reading: Any = readers.open(damaged())
     reading.begin()
     woken.until(lambda: reading._error is not None)
     assert not reading.ended
