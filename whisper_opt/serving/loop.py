@@ -307,7 +307,7 @@ class EngineLoop:
         if request.has_callbacks:
             progress = (job.done, job.duration) if job.done > told else None
             self.callbacks.put(functools.partial(self._tell, request, segments, progress))
-        if not job.finished:
+        if self._scheduler.holds(job):  # `job.finished` may have become true just now
             return
         del self._open[job]
         if job.error is not None:

@@ -136,10 +136,16 @@ class Scheduler:
         """Started jobs of at least this rank that have not had a row."""
         return sum(not each.served and each.terms.rank >= rank for each in self._active.values())
 
+    def holds(self, job: TranscriptionJob) -> bool:
+        """Whether a job was started and its end was not reported yet."""
+        return job in self._active
+
     @property
     def waits(self) -> bool:
         """Whether there is no window to decode: every unfinished job waits for its recording."""
-        ready = self._submitted or any(each.waiting for each in self._active.values())
+        ready = self._submitted or any(
+            each.waiting or each.job.error is not None for each in self._active.values()
+        )
         return self._windows.empty and not ready
 
     def step(self, most_new: int | None = None) -> list[Update]:
@@ -208,6 +214,7 @@ class Scheduler:
         """Segments of a job that are ready; a finished job is forgotten."""
         ready = job.take()
         if job.finished:
+            ready += job.take()  # it may have ended after the first call
             self._active.pop(job, None)
         return job, ready
 
