@@ -73,6 +73,7 @@ class Scheduler:
         admission: Admission | None = None,
         failures: tuple[type[Exception], ...] = _FAILURES,
         aside: Aside | None = None,
+        most_steps: int | None = None,
     ) -> None:
         """An idle scheduler.
 
@@ -83,11 +84,15 @@ class Scheduler:
             admission: which recording comes next; default: the oldest.
             failures: errors that fail only the windows or the job concerned.
             aside: where results are processed whose processing takes long; default: at once.
+            most_steps: tokens per window that a step samples at most, on a device that can sample
+                several; default: as many as it can.
         """
         self._batch_size = batch_size
         self._admission = OldestFirst() if admission is None else admission
         self._failures = failures
-        self._windows = WindowBatch(backend, vocab, batch_size, failures, self._fail, aside)
+        self._windows = WindowBatch(
+            backend, vocab, batch_size, failures, self._fail, aside, most_steps
+        )
         self._active: dict[TranscriptionJob, ActiveJob] = {}
         self._submitted: collections.deque[TranscriptionJob] = collections.deque()
         self._source: Source[TranscriptionJob] = ReadySource(())
