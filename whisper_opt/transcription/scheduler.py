@@ -17,7 +17,7 @@ from whisper_opt.core.backend import Backend
 from whisper_opt.core.errors import EngineError, WhisperOptError
 from whisper_opt.text.results import Segment
 from whisper_opt.text.vocabulary import Vocab
-from whisper_opt.transcription.admission import ActiveJob, Admission, OldestFirst, Terms
+from whisper_opt.transcription.admission import ActiveJob, Admission, OldestFirst, Rank, Terms
 from whisper_opt.transcription.job import Chunk, TranscriptionJob
 from whisper_opt.transcription.sources import ReadySource, Source, source_of
 from whisper_opt.transcription.window_batch import Aside, InFlight, WindowBatch
@@ -139,7 +139,7 @@ class Scheduler:
         """Windows encoded so far."""
         return self._windows.n_encoded
 
-    def unserved(self, rank: tuple[bool, int]) -> int:
+    def unserved(self, rank: Rank) -> int:
         """Started jobs of at least this rank that have not had a row."""
         return sum(not each.served and each.terms.rank >= rank for each in self._active.values())
 
