@@ -32,7 +32,8 @@ def test_closing_many_early(
     sound = spoken([1, 28, 32, 60, 64, 90, 100, 128], 200.0)
     audios = [sound, *noises(5.0, 40.0), sound]
     options = [
-        TranscribeOptions(**(BATCHED if i % 3 == 0 else PLAIN), max_new_tokens=4) for i in range(4)
+        TranscribeOptions(**(BATCHED if i % 3 == 0 else PLAIN), max_new_tokens=4 + i)
+        for i in range(4)
     ]
     results: Any = model.transcribe_many(audios, options=options, batch_size=3)
     for _ in range(after):

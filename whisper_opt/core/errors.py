@@ -7,6 +7,9 @@
     │   └── VerificationError   an export does not match its checkpoint
     ├── BackendUnavailable      an optional package or a device is missing
     ├── StreamError             a stream was closed, or failed, before its last segment
+    ├── QueueFull               an engine has as many recordings waiting as it accepts
+    ├── TranscriptionCancelled  a transcription was cancelled before its end
+    ├── EngineClosed            an engine that transcribes for many callers was closed
     └── OptionError             an option is invalid or not supported (also a ValueError)
 
 Messages say what was found, what was expected and how to fix it.
@@ -18,9 +21,12 @@ __all__ = [
     "AudioError",
     "BackendUnavailable",
     "CheckpointError",
+    "EngineClosed",
     "EngineError",
     "OptionError",
+    "QueueFull",
     "StreamError",
+    "TranscriptionCancelled",
     "VerificationError",
     "WhisperOptError",
 ]
@@ -52,6 +58,18 @@ class BackendUnavailable(WhisperOptError):
 
 class StreamError(WhisperOptError):
     """A transcript was requested of a stream that was closed, or failed, before its end."""
+
+
+class QueueFull(WhisperOptError):
+    """As many recordings wait for a :class:`whisper_opt.serving.Engine` as it accepts."""
+
+
+class TranscriptionCancelled(WhisperOptError):
+    """The result of a transcription was requested, but it was cancelled before its end."""
+
+
+class EngineClosed(WhisperOptError):
+    """A :class:`whisper_opt.serving.Engine` was closed, or accepts no more recordings."""
 
 
 class OptionError(WhisperOptError, ValueError):

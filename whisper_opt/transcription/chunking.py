@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Callable
 
 from whisper_opt.audio.decode import AudioSource, load_audio, open_audio
 from whisper_opt.audio.features import LogMel, log_mel
@@ -19,7 +19,12 @@ from whisper_opt.text.results import Dropped
 from whisper_opt.text.vocabulary import Vocab
 from whisper_opt.transcription.fallback import FallbackDecoder, Suppression
 from whisper_opt.transcription.hallucinations import LoudGaps, SpeechCheck
-from whisper_opt.transcription.job import Chunk, TranscriptionJob
+from whisper_opt.transcription.job import (
+    Chunk,
+    ChunksOnDemand,
+    ChunkSource,
+    TranscriptionJob,
+)
 from whisper_opt.transcription.language import detect_language, language_of_recording
 from whisper_opt.transcription.windows import WindowCursor
 
@@ -39,9 +44,19 @@ class JobFactory:
         self._suppression = suppression
 
     def job(
-        self, source: AudioSource, sample_rate: int | None, options: TranscribeOptions
+        self,
+        source: AudioSource,
+        sample_rate: int | None,
+        options: TranscribeOptions,
+        read: Callable[[Iterator[Chunk]], ChunkSource] = ChunksOnDemand,
     ) -> TranscriptionJob:
         """The job of one recording; nothing is read until the job is opened.
+
+        Args:
+            source: the recording.
+            sample_rate: rate of an array in Hz.
+            options: how to transcribe.
+            read: how its chunks are read: when they are needed, or ahead in another thread.
 
         Raises:
             BackendUnavailable: the model for voice activity detection is missing.
@@ -75,7 +90,7 @@ class JobFactory:
                     detector = SpeechDetector(options.vad_options)
                     yield from self._batched(job, _speech(job, stream, detector))
 
-        return TranscriptionJob(fallback, chunks)
+        return TranscriptionJob(fallback, chunks, read)
 
     def _sequential(self, job: TranscriptionJob, samples: F32) -> Chunk:
         """The sequential strategy: one chunk, the whole recording."""
@@ -154,7 +169,12 @@ class JobFactory:
 
 
 def _speech_check(samples: F32, options: TranscribeOptions) -> SpeechCheck | None:
-    return None if options.vad_mode == "off" else SpeechCheck(samples, options.vad_options)
+    if options.vad_mode == "off":
+        return None
+    check = SpeechCheck(samples, options.vad_options)
+    if options.vad_mode == "check":
+        check.measure()
+    return check
 
 
 def _spoken_clips(

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Iterator
-from typing import Callable
+from collections.abc import Generator, Iterator
+from typing import Callable, Protocol
 
 from whisper_opt.audio.features import LogMel
 from whisper_opt.core.dims import FRAMES_PER_SECOND
@@ -20,7 +20,7 @@ from whisper_opt.transcription.alignment import Aligner
 from whisper_opt.transcription.fallback import FallbackDecoder, Window, WindowResult
 from whisper_opt.transcription.windows import WindowCursor
 
-__all__ = ["Chunk", "TranscriptionJob"]
+__all__ = ["Chunk", "ChunkSource", "ChunksOnDemand", "TranscriptionJob"]
 
 
 class Chunk:
@@ -32,6 +32,8 @@ class Chunk:
         self.cursor = cursor
         self.start = start
         self.finished = False
+        self.busy = False
+        """Whether another thread processes the result of a window; nothing may be taken then."""
         self.segments: list[Segment] = []
         """Segments not yet taken, with times from the start of the chunk."""
 
@@ -88,6 +90,51 @@ class Chunk:
         )
 
 
+class ChunkSource(Protocol):
+    """The chunks of one recording, in order of time."""
+
+    @property
+    def polled(self) -> bool:
+        """Whether :meth:`take` never waits: it returns None if no chunk is ready yet."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether there are no more chunks; may be known only after :meth:`take` returned None."""
+
+    def take(self) -> Chunk | None:
+        """The next chunk; None at the end, and if ``polled`` also if none is ready yet.
+
+        Raises:
+            Exception: the error of the reader, once.
+        """
+
+    def close(self) -> None:
+        """Drop the chunks that are left, and close the recording."""
+
+
+class ChunksOnDemand:
+    """Chunks of an iterator; the recording is read by :meth:`take`, in the thread that calls it."""
+
+    polled = False
+
+    def __init__(self, chunks: Iterator[Chunk]) -> None:
+        """``chunks`` is closed by :meth:`close` if it is a generator."""
+        self.ended = False
+        self._chunks = chunks
+
+    def take(self) -> Chunk | None:
+        """See :class:`ChunkSource`."""
+        chunk = None if self.ended else next(self._chunks, None)
+        self.ended = chunk is None
+        return chunk
+
+    def close(self) -> None:
+        """See :class:`ChunkSource`."""
+        self.ended = True
+        if isinstance(self._chunks, Generator):
+            self._chunks.close()
+
+
 class TranscriptionJob:
     """Transcription of one recording: its chunks, created when needed, and their segments.
 
@@ -104,8 +151,15 @@ class TranscriptionJob:
         self,
         fallback: FallbackDecoder | None,
         chunks: Callable[[TranscriptionJob], Iterator[Chunk]],
+        read: Callable[[Iterator[Chunk]], ChunkSource] = ChunksOnDemand,
     ) -> None:
-        """``chunks`` opens the recording and yields its chunks in order of time."""
+        """Nothing is read yet.
+
+        Args:
+            fallback: decodes the windows.
+            chunks: opens the recording and yields its chunks in order of time.
+            read: how they are read: when they are needed, or ahead in another thread.
+        """
         self._fallback = fallback
         self.language: str | None = None
         self.language_probability: float | None = None
@@ -113,8 +167,7 @@ class TranscriptionJob:
         self.done = 0.0
         self.dropped: list[Dropped] = []
         self.error: WhisperOptError | None = None
-        self._chunks = chunks(self)
-        self._exhausted = False
+        self._source = read(chunks(self))
         self._open: collections.deque[Chunk] = collections.deque()
         self._ahead: collections.deque[Chunk] = collections.deque()
         self._n_segments = 0
@@ -140,20 +193,19 @@ class TranscriptionJob:
         Raises:
             AudioError: the recording cannot be read.
         """
-        chunk = next(self._chunks, None)
-        if chunk is None:
-            self._exhausted = True
-        else:
+        chunk = self._source.take()
+        if chunk is not None:
             self._ahead.append(chunk)
 
+    @property
+    def polled(self) -> bool:
+        """Whether :meth:`next_chunk` never waits for the recording."""
+        return self._source.polled
+
     def next_chunk(self) -> Chunk | None:
-        """The next chunk to decode, or None if there are no more."""
-        chunk = self._ahead.popleft() if self._ahead else None
-        if chunk is None and not self._exhausted:
-            chunk = next(self._chunks, None)
-        if chunk is None:
-            self._exhausted = True
-        else:
+        """The next chunk to decode; None if there are no more, or none that is ready yet."""
+        chunk = self._ahead.popleft() if self._ahead else self._source.take()
+        if chunk is not None:
             self._open.append(chunk)
         return chunk
 
@@ -162,6 +214,8 @@ class TranscriptionJob:
         ready: list[Segment] = []
         while self._open:
             first = self._open[0]
+            if first.busy:
+                break
             ready.extend(first.take(self._n_segments + len(ready)))
             self.dropped.extend(first.take_dropped())
             self.done = max(self.done, first.done)
@@ -170,7 +224,7 @@ class TranscriptionJob:
             self._open.popleft()
         self._n_segments += len(ready)
         if self.finished and self.error is None:
-            self.done = self.duration
+            self.done = max(self.done, self.duration)
         return ready
 
     def fail(self, error: WhisperOptError) -> None:
@@ -180,13 +234,11 @@ class TranscriptionJob:
 
     def close(self) -> None:
         """Drop everything that is not decoded, and close the audio source."""
-        self._exhausted = True
         self._open.clear()
         self._ahead.clear()
-        if isinstance(self._chunks, collections.abc.Generator):
-            self._chunks.close()
+        self._source.close()
 
     @property
     def finished(self) -> bool:
         """Whether there will be no more segments."""
-        return self._exhausted and not self._open and not self._ahead
+        return self._source.ended and not self._open and not self._ahead

@@ -13,7 +13,7 @@ from whisper_opt.text.vocabulary import Vocab
 from whisper_opt.transcription.job import TranscriptionJob
 from whisper_opt.transcription.scheduler import Progress, Steps
 
-__all__ = ["ManyProgress", "Stream", "as_they_finish"]
+__all__ = ["ManyProgress", "Stream", "as_they_finish", "transcript_of"]
 
 ManyProgress = Callable[[int, float, float], None]
 """Called with (index of the recording, seconds done, total seconds) after every window."""
@@ -104,7 +104,7 @@ class Stream:
                 " whole transcript; transcribe the recording again, or use the segments that the"
                 " stream yielded"
             ) from self._error
-        return _transcript(self._job, tuple(self._found), self._vocab)
+        return transcript_of(self._job, tuple(self._found), self._vocab)
 
     def _reason(self) -> str:
         if self._error is None:
@@ -131,7 +131,8 @@ class Stream:
         self.close()
 
 
-def _transcript(job: TranscriptionJob, segments: tuple[Segment, ...], vocab: Vocab) -> Transcript:
+def transcript_of(job: TranscriptionJob, segments: tuple[Segment, ...], vocab: Vocab) -> Transcript:
+    """The transcript of a finished job; ``segments`` are all that it gave."""
     return Transcript(
         segments=segments,
         language=job.language or vocab.default_language,
@@ -168,4 +169,4 @@ def as_they_finish(
                 raise job.error
             if job.finished:
                 number, decoded = numbers.pop(job), tuple(segments.pop(job))
-                yield number, job.error or _transcript(job, decoded, vocab)
+                yield number, job.error or transcript_of(job, decoded, vocab)

@@ -1,0 +1,157 @@
+"""Which recording a free row of the batch goes to.
+
+A row is one window that is being decoded. The choice affects when a recording is finished, never
+its result.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+from collections.abc import Collection, Mapping
+from typing import Protocol
+
+from whisper_opt.core.errors import OptionError
+from whisper_opt.transcription.fallback import Window
+from whisper_opt.transcription.job import Chunk, TranscriptionJob
+
+__all__ = ["ActiveJob", "Admission", "FairShare", "OldestFirst", "Rank", "Terms"]
+
+Rank = tuple[bool, int]
+"""Whether a recording is live, and its priority."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Terms:
+    """What a recording is entitled to.
+
+    Attributes:
+        priority: recordings of a higher priority come first.
+        deadline: time at which the answer is wanted, on any clock; earlier ones come first.
+        live: comes before everything else, and may use the reserved rows.
+        rows: maximum number of rows; None for the limit that all have.
+    """
+
+    priority: int = 0
+    deadline: float = math.inf
+    live: bool = False
+    rows: int | None = None
+
+    @property
+    def rank(self) -> Rank:
+        """Recordings of a higher rank come first."""
+        return self.live, self.priority
+
+
+class ActiveJob:
+    """A job that has been started, and its windows.
+
+    Attributes:
+        job: the job.
+        terms: what it is entitled to.
+        waiting: windows that can be decoded now, with their chunks.
+        n_windows: windows that are being decoded, or are decoded again later.
+        turn: when it was started, or had a row last.
+        served: whether it has had a row.
+    """
+
+    def __init__(self, job: TranscriptionJob, terms: Terms, turn: int) -> None:
+        """A job without windows."""
+        self.job = job
+        self.terms = terms
+        self.waiting: collections.deque[tuple[Chunk, Window]] = collections.deque()
+        self.n_windows = 0
+        self.turn = turn
+        self.served = False
+
+    @property
+    def pending(self) -> bool:
+        """Whether there are windows that are not decoded."""
+        return bool(self.n_windows or self.waiting)
+
+    def clear(self) -> None:
+        """Forget all windows."""
+        self.waiting.clear()
+        self.n_windows = 0
+
+
+class Admission(Protocol):
+    """Chooses the recording whose window is decoded next."""
+
+    def choose(self, active: Collection[ActiveJob]) -> ActiveJob | None:
+        """The job that the next row goes to, one with a waiting window; None for no job.
+
+        Args:
+            active: all started jobs, the oldest first.
+        """
+
+
+class OldestFirst:
+    """Rows go to the oldest recording that has windows."""
+
+    def choose(self, active: Collection[ActiveJob]) -> ActiveJob | None:
+        """See :class:`Admission`."""
+        return next((each for each in active if each.waiting), None)
+
+
+class FairShare:
+    """Rows are shared by the recordings that want them.
+
+    They go to live recordings first, then by priority. Among equals they go to the recording with
+    the fewest rows, then to that with the earliest deadline, then in turns. No recording has more
+    than a maximum of rows, so that one that arrives later soon finds a free one.
+    """
+
+    def __init__(self, n_rows: int, *, rows_per_job: int | None = None, reserved: int = 0) -> None:
+        """Share the rows of a batch.
+
+        Args:
+            n_rows: rows of the batch.
+            rows_per_job: maximum number of rows of one recording. Default: three quarters, and no
+                more than an equal share while others of its rank or a higher one want rows.
+            reserved: rows that only live recordings use.
+
+        Raises:
+            OptionError: no row would be left for a recording.
+        """
+        if rows_per_job is not None and rows_per_job < 1:
+            raise OptionError(
+                f"the limit of rows per recording is {rows_per_job}; expected 1 or more"
+            )
+        if not 0 <= reserved < n_rows:
+            raise OptionError(
+                f"{reserved} of {n_rows} rows are reserved for live sessions; expected 0 to"
+                f" {n_rows - 1}, so that other recordings have at least one"
+            )
+        self._n_rows = n_rows
+        self._rows_per_job = rows_per_job
+        self._open_rows = n_rows - reserved
+
+    def choose(self, active: Collection[ActiveJob]) -> ActiveJob | None:
+        """See :class:`Admission`."""
+        wanting = [each for each in active if each.pending]
+        used = sum(each.n_windows for each in wanting if not each.terms.live)
+        ranks = collections.Counter(each.terms.rank for each in wanting)
+        limits = {rank: self._limit(rank, ranks) for rank in ranks}
+        may = [each for each in wanting if each.waiting and self._may(each, limits, used)]
+        return min(may, key=_order, default=None)
+
+    def _limit(self, rank: Rank, ranks: Mapping[Rank, int]) -> int:
+        """Maximum number of rows of a recording; ``ranks``: recordings of each that want rows."""
+        if self._rows_per_job is not None:
+            return self._rows_per_job
+        n_wanting = sum(n for other, n in ranks.items() if other >= rank)
+        return min(math.ceil(self._open_rows / n_wanting), max(1, self._n_rows * 3 // 4))
+
+    def _may(self, each: ActiveJob, limits: Mapping[Rank, int], used: int) -> bool:
+        """Whether a job may have another row; ``used``: rows of all that are not live."""
+        terms, limit = each.terms, limits[each.terms.rank]
+        if not terms.live and used >= self._open_rows:
+            return False
+        return each.n_windows < (limit if terms.rows is None else min(limit, terms.rows))
+
+
+def _order(each: ActiveJob) -> tuple[bool, int, int, float, int]:
+    terms = each.terms
+    return not terms.live, -terms.priority, each.n_windows, terms.deadline, each.turn
