@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from tests.audio.test_vad import made_up
+from tests.support.engines_on_fakes import WAIT, options, stepped
 from tests.support.stepped_backend import SteppedBackend
 from tests.support.watched_backend import (
     BATCHED,
     PLAIN,
     WatchedBackend,
-    engine,
     noise,
     noises,
     quiet_model,
@@ -30,13 +30,6 @@ from whisper_opt import (
     Whisper,
 )
 from whisper_opt.serving import Engine
-
-WAIT = 60.0
-"""Seconds after which a test that hangs fails."""
-
-
-def options(**given: Any) -> TranscribeOptions:
-    return TranscribeOptions(**{**PLAIN, **given})
 
 
 def test_results_equal_those_of_transcribe(served: Engine, watched: WatchedBackend) -> None:
@@ -136,7 +129,7 @@ def test_drain(model: Whisper) -> None:
 
 def test_a_full_queue_refuses() -> None:
     backend = SteppedBackend()
-    with Engine(Whisper(engine(), backend), max_queued=2) as served:
+    with stepped(backend, max_queued=2) as served:
         handles = [served.submit(noise(31.0), options())]
         backend.wait()
         handles += [served.submit(noise(1.0, i), options()) for i in range(2)]

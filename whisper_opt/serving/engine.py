@@ -369,7 +369,8 @@ class Engine:
         limits = self._limits
         if self._readers.backlog >= limits.readers:
             return False
-        if self._scheduler.unserved(request.terms.rank) >= limits.max_batch:
+        ahead = limits.max_batch + limits.readers
+        if self._scheduler.unserved(request.terms.rank) >= ahead:
             return False
         return request.terms.live or (
             sum(each.held for each in self._open.values()) <= limits.max_held_s

@@ -49,7 +49,7 @@ class ActiveJob:
         terms: what it is entitled to.
         waiting: windows that can be decoded now, with their chunks.
         n_windows: windows that are being decoded, or are decoded again later.
-        turn: when a row was last given to it, or when it was started.
+        turn: when it was started, or had a row last.
         served: whether it has had a row.
     """
 

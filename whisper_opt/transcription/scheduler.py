@@ -230,6 +230,8 @@ class Scheduler:
             if item.job.error is None:
                 each = self._active[item.job]
                 each.n_windows -= 1
+                self._turn += 1
+                each.turn = self._turn
                 touched[item.job] = None
                 self._queue(each, item.chunk)
         return list(touched)

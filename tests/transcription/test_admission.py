@@ -1,0 +1,106 @@
+"""Which recording a free row goes to."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from whisper_opt import OptionError
+from whisper_opt.transcription.admission import ActiveJob, FairShare, OldestFirst, Terms
+
+NOTHING: Any = None
+
+
+def active(
+    turn: int, n_windows: int = 0, waiting: int = 1, terms: Terms | None = None
+) -> ActiveJob:
+    each = ActiveJob(NOTHING, terms or Terms(), turn)
+    each.n_windows = n_windows
+    each.waiting.extend([NOTHING] * waiting)
+    return each
+
+
+def share(n_rows: int = 8, rows_per_job: int = 6, reserved: int = 0) -> FairShare:
+    return FairShare(n_rows, rows_per_job=rows_per_job, reserved=reserved)
+
+
+def served(admission: FairShare, jobs: list[ActiveJob], n: int) -> list[int]:
+    """Index of the job that gets each of the next rows."""
+    order = []
+    for turn in range(n):
+        chosen = admission.choose(jobs)
+        if chosen is None:
+            break
+        chosen.waiting.popleft()
+        chosen.n_windows += 1
+        chosen.turn = 100 + turn
+        order.append(jobs.index(chosen))
+    return order
+
+
+def test_the_oldest_comes_first() -> None:
+    jobs = [active(0, waiting=0), active(1, waiting=2), active(2)]
+    assert OldestFirst().choose(jobs) is jobs[1]
+    assert OldestFirst().choose(jobs[:1]) is None
+
+
+def test_rows_are_given_in_turns() -> None:
+    jobs = [active(3), active(1), active(2)]
+    assert served(share(), jobs, 9) == [1, 2, 0]
+
+
+def test_the_recording_with_the_fewest_rows_comes_first() -> None:
+    jobs = [active(0, waiting=9), active(1, waiting=3), active(2, waiting=1)]
+    assert served(share(), jobs, 8) == [0, 1, 2, 0, 1, 0, 1, 0]
+
+
+def test_no_recording_has_more_than_its_rows() -> None:
+    few = active(1, waiting=9, terms=Terms(rows=2))
+    assert served(share(), [active(0, waiting=9), few], 99) == [0, 1, 0, 1, 0, 0, 0, 0]
+    assert served(share(rows_per_job=1), [active(0, waiting=9, terms=Terms(rows=5))], 9) == [0]
+
+
+def test_the_earliest_deadline_comes_first_among_equals() -> None:
+    jobs = [
+        active(0),
+        active(1, terms=Terms(deadline=9.0)),
+        active(2, terms=Terms(deadline=8.0)),
+        active(3, n_windows=1, terms=Terms(deadline=1.0)),
+    ]
+    assert served(share(), jobs, 9) == [2, 1, 0, 3]
+
+
+def test_a_higher_priority_comes_first() -> None:
+    jobs = [
+        active(0, terms=Terms(deadline=1.0)),
+        active(1, n_windows=3, terms=Terms(priority=2)),
+        active(2, terms=Terms(priority=1)),
+        active(3, terms=Terms(priority=-1, deadline=0.0)),
+    ]
+    assert served(share(), jobs, 9) == [1, 2, 0, 3]
+
+
+def test_live_recordings_come_first_and_use_reserved_rows() -> None:
+    jobs = [
+        active(0, waiting=9, terms=Terms(priority=9)),
+        active(1, waiting=2),
+        active(2, waiting=3, terms=Terms(live=True, priority=-1)),
+    ]
+    assert served(share(n_rows=4, rows_per_job=4, reserved=2), jobs, 9) == [2, 2, 2, 0, 0]
+
+
+def test_reserved_rows_stay_free() -> None:
+    assert served(share(n_rows=4, reserved=3), [active(0, waiting=9)], 9) == [0]
+
+
+@pytest.mark.parametrize("arguments", [{"reserved": 8}, {"reserved": -1}, {"rows_per_job": 0}])
+def test_a_share_without_rows_is_refused(arguments: dict[str, int]) -> None:
+    with pytest.raises(OptionError, match="rows"):
+        share(**arguments)
+
+
+def test_terms_without_a_deadline_come_last() -> None:
+    assert Terms().deadline == math.inf
+    assert Terms(live=True).rank > Terms(priority=5).rank > Terms().rank
