@@ -139,7 +139,9 @@ class Scheduler:
     @property
     def waits(self) -> bool:
         """Whether there is no window to decode: every unfinished job waits for its recording."""
-        ready = self._submitted or any(each.waiting for each in self._active.values())
+        ready = self._submitted or any(
+            each.waiting or each.job.error is not None for each in self._active.values()
+        )
         return self._windows.empty and not ready
 
     def step(self, most_new: int | None = None) -> list[Update]:

@@ -17,8 +17,8 @@ LOGGER = logging.getLogger("whisper_opt.server")
 class JsonFormatter(logging.Formatter):
     """One JSON object per record: time, level, logger, event and the fields of :func:`log_event`.
 
-    Of an exception only its type and the lines of code are written: its message may quote the
-    request.
+    Of an exception only the types of it and of its causes are written, and the lines of code of
+    the last cause: its message may quote the request.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -31,11 +31,21 @@ class JsonFormatter(logging.Formatter):
             "event": record.getMessage(),
             **getattr(record, "fields", {}),
         }
-        if record.exc_info and record.exc_info[0] is not None:
-            entry["exception"] = record.exc_info[0].__name__
-            frames = traceback.extract_tb(record.exc_info[2])
-            entry["trace"] = [f"{frame.filename}:{frame.lineno}" for frame in frames]
+        if record.exc_info and record.exc_info[1] is not None:
+            entry.update(_described(record.exc_info[1]))
         return json.dumps(entry, default=str)
+
+
+def _described(error: BaseException) -> dict[str, Any]:
+    kinds, cause = [type(error).__name__], error
+    while cause.__cause__ is not None and len(kinds) < 10:
+        cause = cause.__cause__
+        kinds.append(type(cause).__name__)
+    frames = traceback.extract_tb(cause.__traceback__)
+    return {
+        "exception": kinds,
+        "trace": [f"{frame.filename}:{frame.lineno}" for frame in frames],
+    }
 
 
 def log_event(event: str, level: int = logging.INFO, exc: Any = None, **fields: Any) -> None:
