@@ -15,6 +15,7 @@ from tests.transcription.test_scheduler_failures import Failing
 from whisper_opt import AudioError, EngineClosed, EngineError, Whisper
 from whisper_opt.serving import Engine
 from whisper_opt.transcription.scheduler import Scheduler
+from whisper_opt.transcription.stream import transcript_of
 
 SIZES = (31.0, 5.0, 64.0, 12.0, 40.0, 3.0)
 
@@ -141,6 +142,22 @@ def test_if_the_loop_fails_all_recordings_fail(monkeypatch: pytest.MonkeyPatch) 
     assert backend.sessions == []
 
 
+def test_a_result_that_cannot_be_made_fails_one_recording(
+    served: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def bug(job: Any, segments: Any, vocab: Any) -> Any:
+        if job.duration == SIZES[1]:
+            raise ZeroDivisionError("a bug")
+        return transcript_of(job, segments, vocab)
+
+    monkeypatch.setattr("whisper_opt.serving.loop.transcript_of", bug)
+    handles = submitted(served)
+    with pytest.raises(ZeroDivisionError):
+        handles[1].result(WAIT)
+    for i in (0, 2, 3, 4, 5):
+        assert handles[i].result(WAIT) == expected(i)
+
+
 # --- callbacks -----------------------------------------------------------------------------------
 
 
@@ -254,8 +271,8 @@ def test_segments_are_there_before_the_end() -> None:
 def test_an_idle_engine_unloads_its_model(model: Whisper) -> None:
     with Engine(model, idle_unload_s=0.05) as served:
         assert served.submit(noise(5.0), options()).result(WAIT)
-        served._thread.join(WAIT)
-        assert not served._thread.is_alive()
+        served._loop.thread.join(WAIT)
+        assert not served._loop.thread.is_alive()
         with pytest.raises(EngineClosed, match=r"unloaded after 0.05 s"):
             served.submit(noise(5.0))
         with pytest.raises(EngineError, match="closed; load it again"):

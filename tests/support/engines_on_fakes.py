@@ -41,7 +41,7 @@ def stepped(backend: SteppedBackend, **arguments: Any) -> Iterator[Engine]:
 def settle(served: Engine) -> None:
     """Wait until the readers have nothing to do."""
     until = time.monotonic() + WAIT
-    while served._readers.backlog or served._readers._begun:
+    while served._loop.readers.backlog or served._loop.readers._begun:
         assert time.monotonic() < until, "a recording is read for ever"
         time.sleep(0.001)
 

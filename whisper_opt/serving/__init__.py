@@ -10,14 +10,18 @@ from __future__ import annotations
 
 from whisper_opt.core.errors import EngineClosed, QueueFull, TranscriptionCancelled
 from whisper_opt.serving.engine import Engine
+from whisper_opt.serving.engines import Engines
 from whisper_opt.serving.handle import Handle
 from whisper_opt.serving.stats import EngineStats
+from whisper_opt.serving.turns import Turns
 
 __all__ = [
     "Engine",
     "EngineClosed",
     "EngineStats",
+    "Engines",
     "Handle",
     "QueueFull",
     "TranscriptionCancelled",
+    "Turns",
 ]

@@ -136,6 +136,10 @@ class Scheduler:
         """Started jobs of at least this rank that have not had a row."""
         return sum(not each.served and each.terms.rank >= rank for each in self._active.values())
 
+    def holds(self, job: TranscriptionJob) -> bool:
+        """Whether a job was started and its end was not reported yet."""
+        return job in self._active
+
     @property
     def waits(self) -> bool:
         """Whether there is no window to decode: every unfinished job waits for its recording."""
