@@ -22,6 +22,7 @@ from whisper_opt.serving.http.auth import VARIABLE, Keys
 from whisper_opt.serving.http.logs import log_event
 from whisper_opt.serving.http.models import Models, named_source
 from whisper_opt.serving.http.routes import Service
+from whisper_opt.serving.turns import Turns
 from whisper_opt.transcription.model import Whisper
 
 __all__ = ["Server"]
@@ -65,8 +66,9 @@ class Server:
             [named_source(source) for source in sources],
             [alias.strip() for alias in chosen.aliases.split(",") if alias.strip()],
             load,
-            lambda model: Engine(model, max_batch=chosen.max_batch, max_queued=chosen.max_queued),
+            self._engine,
         )
+        self._turns = Turns() if len(sources) > 1 else None
         self.service = Service(self.models, chosen)
         self._failure: BaseException | None = None
         self._loader = threading.Thread(target=self._load, name="whisper-opt-load", daemon=True)
@@ -99,6 +101,15 @@ class Server:
         """Stop accepting requests; :meth:`run` returns when those that were accepted are done."""
         self.service.draining = True
         self._server.should_exit = True
+
+    def _engine(self, model: Whisper) -> Engine:
+        """The engine loop of a model; on the CPU, those of several models take turns."""
+        return Engine(
+            model,
+            max_batch=self.options.max_batch,
+            max_queued=self.options.max_queued,
+            turns=self._turns if model.device == "cpu" else None,
+        )
 
     def _load(self) -> None:
         try:
