@@ -22,7 +22,7 @@ def active(
     return each
 
 
-def share(n_rows: int = 8, rows_per_job: int = 6, reserved: int = 0) -> FairShare:
+def share(n_rows: int = 8, rows_per_job: int | None = 6, reserved: int = 0) -> FairShare:
     return FairShare(n_rows, rows_per_job=rows_per_job, reserved=reserved)
 
 
@@ -60,6 +60,14 @@ def test_no_recording_has_more_than_its_rows() -> None:
     few = active(1, waiting=9, terms=Terms(rows=2))
     assert served(share(), [active(0, waiting=9), few], 99) == [0, 1, 0, 1, 0, 0, 0, 0]
     assert served(share(rows_per_job=1), [active(0, waiting=9, terms=Terms(rows=5))], 9) == [0]
+
+
+@pytest.mark.parametrize(("n", "most"), [(1, 6), (2, 4), (3, 3), (8, 1)])
+def test_by_default_each_has_an_equal_share(n: int, most: int) -> None:
+    jobs = [active(0, waiting=9), *(active(1, n_windows=1, waiting=0) for _ in range(n - 1))]
+    idle = [active(2, waiting=0) for _ in range(5)]
+    assert len(served(share(rows_per_job=None), jobs + idle, 99)) == most
+    assert served(share(n_rows=1, rows_per_job=None), [active(0, waiting=9)], 99) == [0]
 
 
 def test_the_earliest_deadline_comes_first_among_equals() -> None:

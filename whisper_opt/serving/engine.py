@@ -63,8 +63,9 @@ class Engine:
             max_windows_per_step: maximum number of windows encoded between two decode steps: the
                 running windows wait for that long.
             rows_per_recording: maximum number of windows of one recording that are decoded at once;
-                default: three quarters of ``max_batch``. With the batched strategy,
-                ``batch_size`` of its options is another maximum.
+                default: three quarters of ``max_batch``, and no more than an equal share while
+                other recordings want rows. With the batched strategy, ``batch_size`` of its options
+                is another maximum.
             reserved_live_rows: rows of the batch that only live recordings may use.
             readers: number of threads that read recordings.
             idle_unload_s: close the engine and the model after so many seconds without work;

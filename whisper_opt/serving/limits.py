@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 
 from whisper_opt.core.errors import OptionError
 
@@ -39,13 +38,6 @@ class Limits:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise OptionError(f"{name} is {value!r}; expected a number of seconds above 0")
-
-    @property
-    def rows_per_job(self) -> int:
-        """Maximum number of rows of one recording."""
-        if self.rows_per_recording is not None:
-            return self.rows_per_recording
-        return max(1, math.floor(self.max_batch * 3 / 4))
 
 
 def _check(name: str, value: object, low: int = 1) -> None:

@@ -60,7 +60,9 @@ class EngineLoop:
         self._model = model
         self.limits = limits
         admission = FairShare(
-            limits.max_batch, rows_per_job=limits.rows_per_job, reserved=limits.reserved_live_rows
+            limits.max_batch,
+            rows_per_job=limits.rows_per_recording,
+            reserved=limits.reserved_live_rows,
         )
         self._use = contextlib.ExitStack()
         backend = self._use.enter_context(model._shared.use())

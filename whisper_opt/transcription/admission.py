@@ -100,18 +100,19 @@ class FairShare:
     than a maximum of rows, so that one that arrives later soon finds a free one.
     """
 
-    def __init__(self, n_rows: int, *, rows_per_job: int, reserved: int = 0) -> None:
+    def __init__(self, n_rows: int, *, rows_per_job: int | None = None, reserved: int = 0) -> None:
         """Share the rows of a batch.
 
         Args:
             n_rows: rows of the batch.
-            rows_per_job: maximum number of rows of one recording.
+            rows_per_job: maximum number of rows of one recording. Default: three quarters, and no
+                more than an equal share while other recordings want rows.
             reserved: rows that only live recordings use.
 
         Raises:
             OptionError: no row would be left for a recording.
         """
-        if rows_per_job < 1:
+        if rows_per_job is not None and rows_per_job < 1:
             raise OptionError(
                 f"the limit of rows per recording is {rows_per_job}; expected 1 or more"
             )
@@ -120,20 +121,29 @@ class FairShare:
                 f"{reserved} of {n_rows} rows are reserved for live sessions; expected 0 to"
                 f" {n_rows - 1}, so that other recordings have at least one"
             )
+        self._n_rows = n_rows
         self._rows_per_job = rows_per_job
         self._open_rows = n_rows - reserved
 
     def choose(self, active: Collection[ActiveJob]) -> ActiveJob | None:
         """See :class:`Admission`."""
-        used = sum(each.n_windows for each in active if not each.terms.live)
-        may = [each for each in active if each.waiting and self._may(each, used)]
+        wanting = [each for each in active if each.pending]
+        used = sum(each.n_windows for each in wanting if not each.terms.live)
+        limit = self._limit(len(wanting))
+        may = [each for each in wanting if each.waiting and self._may(each, limit, used)]
         return min(may, key=_order, default=None)
 
-    def _may(self, each: ActiveJob, used: int) -> bool:
+    def _limit(self, n_wanting: int) -> int:
+        """Maximum number of rows of one recording if so many want rows."""
+        if self._rows_per_job is not None:
+            return self._rows_per_job
+        share = math.ceil(self._open_rows / max(n_wanting, 1))
+        return min(share, max(1, self._n_rows * 3 // 4))
+
+    def _may(self, each: ActiveJob, limit: int, used: int) -> bool:
         """Whether a job may have another row; ``used``: rows of all that are not live."""
         if not each.terms.live and used >= self._open_rows:
             return False
-        limit = self._rows_per_job
         return each.n_windows < (limit if each.terms.rows is None else min(limit, each.terms.rows))
 
 

@@ -214,6 +214,7 @@ class Scheduler:
         """Segments of a job that are ready; a finished job is forgotten."""
         ready = job.take()
         if job.finished:
+            ready += job.take()  # it may have ended after the first call
             self._active.pop(job, None)
         return job, ready
 
