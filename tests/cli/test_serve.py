@@ -80,11 +80,16 @@ def started() -> Iterator[Any]:
         each.process.stderr.close()
 
 
-def post(link: http.client.HTTPConnection, body: bytes, key: Union[str, None] = None) -> None:
+def post(
+    link: http.client.HTTPConnection,
+    body: bytes,
+    key: Union[str, None] = None,
+    path: str = TRANSCRIPTIONS,
+) -> None:
     headers = {"content-type": f"multipart/form-data; boundary={BOUNDARY}"}
     if key is not None:
         headers["authorization"] = f"Bearer {key}"
-    link.request("POST", TRANSCRIPTIONS, body, headers)
+    link.request("POST", path, body, headers)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="not tested: Windows has no SIGTERM")
@@ -116,6 +121,41 @@ def test_a_request_is_answered_after_sigterm(started: Any, engine: Path) -> None
     link.close()
     assert running.end() == 0
     assert [line["event"] for line in running.log][-1] == "stopped"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="not tested: Windows has no SIGKILL")
+def test_jobs_survive_the_death_of_the_process(started: Any, engine: Path, tmp_path: Path) -> None:
+    """20 jobs, and the process is killed in the middle: another one completes all."""
+    arguments = (str(engine), "--device", "cpu", "--jobs-dir", str(tmp_path / "jobs"))
+    dying = started(*arguments)
+    link = dying.connected()
+    jobs = []
+    for _ in range(20):
+        post(link, form(FIELDS, wav(35.0)), path="/v1/jobs")
+        response = link.getresponse()
+        assert response.status == 202
+        jobs.append(json.loads(response.read())["id"])
+    dying.until("job completed")
+    dying.process.kill()
+    dying.process.wait(60)
+    link.close()
+
+    link = (living := started(*arguments)).connected()
+    n_before = len([line for line in dying.log if line["event"] == "job completed"])
+    texts = set()
+    for job in jobs:
+        while True:
+            link.request("GET", f"/v1/jobs/{job}")
+            status = json.loads(link.getresponse().read())["status"]
+            if status == "completed":
+                break
+            assert status in ("queued", "running")
+            living.until("job completed")
+        link.request("GET", f"/v1/jobs/{job}/result")
+        texts.add(link.getresponse().read())
+    link.close()
+    assert 1 <= n_before < 20
+    assert len(texts) == 1
 
 
 def test_keys_of_the_environment(started: Any, engine: Path) -> None:

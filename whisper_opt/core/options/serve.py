@@ -104,6 +104,30 @@ class ServeOptions:
         "origins of web pages that may call the server, separated by commas; *: all; default: none",
         metavar="ORIGIN,...",
     )
+    jobs_dir: Union[str, None] = option(
+        None,
+        "text",
+        "directory of the jobs of /v1/jobs, which survive a restart; default: there are no jobs",
+        metavar="DIR",
+    )
+    jobs_keep: float = option(
+        86_400.0,
+        "number",
+        "seconds for which a finished job and its result are kept",
+        low=1,
+        high=math.inf,
+        metavar="SECONDS",
+    )
+    max_jobs: int = option(
+        1000, "integer", "maximum unfinished jobs; further ones get status 429", low=1, metavar="N"
+    )
+    webhook_origins: Union[str, None] = option(
+        None,
+        "text",
+        "where webhooks of jobs may be sent, as origins (https://example.com) separated by commas;"
+        " default: nowhere",
+        metavar="ORIGIN,...",
+    )
     drain_timeout: float = option(
         300.0,
         "number",

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp
 
 from whisper_opt.serving.http.auth import Authentication, Keys
 from whisper_opt.serving.http.errors import handlers
+from whisper_opt.serving.http.jobs.routes import Jobs
 from whisper_opt.serving.http.observe import Observe
 from whisper_opt.serving.http.openapi import document
 from whisper_opt.serving.http.routes import Service, json_response
@@ -26,6 +27,7 @@ __all__ = ["create_app"]
 def create_app(
     service: Service,
     keys: Keys,
+    jobs: Jobs | None = None,
     on_start: Callable[[], None] | None = None,
     on_stop: Callable[[], Any] | None = None,
 ) -> ASGIApp:
@@ -34,6 +36,7 @@ def create_app(
     Args:
         service: the endpoints.
         keys: the API keys.
+        jobs: the endpoints of jobs, if there are any.
         on_start: called in the event loop before the first request.
         on_stop: called and awaited after the last request.
     """
@@ -47,7 +50,7 @@ def create_app(
             await on_stop()
 
     app = Starlette(
-        routes=_routes(service),
+        routes=[*_routes(service), *(jobs.routes() if jobs is not None else ())],
         middleware=_middleware(service, keys),
         exception_handlers=dict(handlers),
         lifespan=lifespan,

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from whisper_opt.core.errors import (
@@ -139,6 +139,10 @@ def _api_error(request: Request, error: Exception) -> Response:
     return error_response(error)
 
 
+def _disconnected(request: Request, error: Exception) -> Response:
+    return Response(status_code=400)  # nobody reads it
+
+
 def _other_error(request: Request, error: Exception) -> Response:
     return error_response(ApiError(500, _INTERNAL))
 
@@ -146,6 +150,7 @@ def _other_error(request: Request, error: Exception) -> Response:
 handlers: Mapping[Any, Any] = {
     ApiError: _api_error,
     HTTPException: _http_error,
+    ClientDisconnect: _disconnected,
     Exception: _other_error,
 }
 """Exception handlers of the application."""

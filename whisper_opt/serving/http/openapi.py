@@ -45,6 +45,8 @@ def document(models: Sequence[str], options: ServeOptions) -> dict[str, Any]:
         "/healthz": {"get": _get("health", "Whether the process answers.", "Status")},
         "/readyz": {"get": _ready()},
     }
+    if options.jobs_dir is not None:
+        paths.update(_jobs(paths["/v1/audio/transcriptions"]["post"]))
     return {
         "openapi": "3.1.0",
         "info": {
@@ -88,6 +90,64 @@ def _audio(name: str, translate: bool, models: Sequence[str]) -> dict[str, Any]:
             **_errors("400", "401", "404", "408", "413", "415", "429", "500", "503"),
         },
     }
+
+
+def _jobs(transcription: dict[str, Any]) -> dict[str, Any]:
+    """The paths of jobs; a job has the fields of a transcription and a webhook."""
+    content = transcription["requestBody"]["content"]["multipart/form-data"]["schema"]
+    fields = {k: v for k, v in content["properties"].items() if k != "stream"}
+    form = {**content, "properties": {**fields, "webhook": {**_TEXT, "format": "uri"}}}
+    result = transcription["responses"]["200"]["content"]
+    in_path = {"name": "job", "in": "path", "required": True, "schema": _TEXT}
+    listed = [
+        {"name": "limit", "in": "query", "schema": {**_INTEGER, "minimum": 1, "maximum": 100}},
+        {"name": "after", "in": "query", "schema": _TEXT},
+    ]
+    submit = {
+        "operationId": "createJob",
+        "summary": "Transcribe a recording later.",
+        "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}},
+        "responses": {
+            "202": _described("Job"),
+            **_errors("400", "401", "404", "408", "413", "415", "429", "500", "503"),
+        },
+    }
+    one = {"parameters": [in_path]}
+    shown = _get("listJobs", "List the jobs of this key.", "JobList", "400", "404")
+    formats = [
+        {"name": "response_format", "in": "query", "schema": {"enum": list(FORMATS)}},
+        {
+            "name": "timestamp_granularities[]",
+            "in": "query",
+            "schema": _array({"enum": list(GRANULARITIES)}),
+        },
+    ]
+    return {
+        "/v1/jobs": {"post": submit, "get": {**shown, "parameters": listed}},
+        "/v1/jobs/{job}": {
+            "get": {**_get("retrieveJob", "Describe a job.", "Job", "404"), **one},
+            "delete": {**_get("deleteJob", "Cancel and forget a job.", "Deleted", "404"), **one},
+        },
+        "/v1/jobs/{job}/cancel": {
+            "post": {**_get("cancelJob", "Cancel a job.", "Job", "404"), **one}
+        },
+        "/v1/jobs/{job}/result": {
+            "get": {
+                "operationId": "resultOfJob",
+                "summary": "The text of a completed job.",
+                "parameters": [in_path, *formats],
+                "responses": {
+                    "200": {"description": "The text.", "content": result},
+                    **_errors("400", "401", "404", "409", "503"),
+                },
+            }
+        },
+    }
+
+
+def _described(schema: str) -> dict[str, Any]:
+    content = {"application/json": {"schema": _reference(schema)}}
+    return {"description": "Done.", "content": content}
 
 
 def _fields(translate: bool, models: Sequence[str]) -> dict[str, Any]:
@@ -154,12 +214,11 @@ def _reference(name: str) -> dict[str, Any]:
 
 
 def _get(name: str, summary: str, schema: str, *errors: str) -> dict[str, Any]:
-    content = {"application/json": {"schema": _reference(schema)}}
     return {
         "operationId": name,
         "summary": summary,
         "responses": {
-            "200": {"description": "Done.", "content": content},
+            "200": _described(schema),
             **_errors("401", "503", *errors),
         },
     }
@@ -202,7 +261,29 @@ def _schemas() -> dict[str, Any]:
     error = {"message": _TEXT, "type": _TEXT, "param": nullable, "code": nullable}
     usage = _object(("type", "seconds"), type={"const": "duration"}, seconds=_INTEGER)
     languages = _array(_object(["code"], code=_TEXT))
+    time = {"type": ["integer", "null"]}
+    seconds = {"type": ["number", "null"]}
+    job: dict[str, Any] = {
+        **{name: _TEXT for name in ("id", "status", "model", "task")},
+        "object": {"const": "transcription.job"},
+        "bytes": _INTEGER,
+        "created_at": _INTEGER,
+        "started_at": time,
+        "finished_at": time,
+        "progress": _object(("seconds_done", "seconds"), seconds_done=_NUMBER, seconds=seconds),
+        "error": {"anyOf": [_object([*error], **error), {"type": "null"}]},
+    }
     return {
+        "Job": _object([*job], **job),
+        "JobList": _object(
+            ("object", "data", "has_more"),
+            object={"const": "list"},
+            data=_array(_reference("Job")),
+            has_more={"type": "boolean"},
+        ),
+        "Deleted": _object(
+            ("id", "object", "deleted"), id=_TEXT, object=_TEXT, deleted={"const": True}
+        ),
         "Error": _object(["error"], error=_object([*error], **error)),
         "Status": _object(["status"], status=_TEXT),
         "Model": _object([*model], **model),

@@ -8,7 +8,8 @@ import dataclasses
 import json
 import logging
 import time
-from typing import Any
+from collections.abc import AsyncIterator, Collection, Iterator
+from typing import Any, Callable, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -27,7 +28,10 @@ from whisper_opt.serving.http.responses import Deltas, rendered
 from whisper_opt.serving.http.upload import Form, read_form
 from whisper_opt.text.results import Segment, Transcript
 
-__all__ = ["Service", "json_response"]
+__all__ = ["Received", "Service", "json_response"]
+
+
+_T = TypeVar("_T")
 
 
 def json_response(value: Any, status: int = 200) -> Response:
@@ -91,44 +95,72 @@ class Service:
         return await self._audio(request, translate=True)
 
     async def _audio(self, request: Request, *, translate: bool) -> Response:
-        stack = contextlib.AsyncExitStack()
+        async with self.received(request, translate=translate) as (received, resources):
+            work = _Work(self, request, received.model, await self._with_language(received))
+            source = received.form.source
+            if work.is_stream:
+                return work.streamed(source, resources.pop_all())
+            return await work.whole(source)
+
+    @contextlib.asynccontextmanager
+    async def received(
+        self, request: Request, *, translate: bool, others: Collection[str] = ()
+    ) -> AsyncIterator[tuple[Received, contextlib.AsyncExitStack]]:
+        """Receive a recording and check all that can be checked before it is decoded.
+
+        Args:
+            request: the request.
+            translate: whether it was sent to the translations endpoint.
+            others: names of further fields.
+
+        Yields:
+            The request, and what is released at the end of the context.
+
+        Raises:
+            ApiError: it is refused; errors within the context are counted and become one too.
+            ClientDisconnect: the client is gone.
+        """
+        notes = notes_of(request.scope)
         try:
-            return await self._answer(request, stack, translate)
+            async with contextlib.AsyncExitStack() as resources:
+                found = await self._receive(request, resources, translate, others)
+                yield found, resources
         except ClientDisconnect:
-            notes_of(request.scope)["disconnected"] = True
-            return Response(status_code=400)  # nobody reads it
+            notes["disconnected"] = True
+            raise
         except Exception as error:
             refused = api_error(error, {})
             self.metrics.refused.labels(refused.code or str(refused.status)).inc()
-            notes_of(request.scope)["code"] = refused.code
+            notes["code"] = refused.code
             if refused.status == 500:
                 raise
             raise refused from None
-        finally:
-            await stack.aclose()
 
-    async def _answer(
-        self, request: Request, stack: contextlib.AsyncExitStack, translate: bool
-    ) -> Response:
+    async def _receive(
+        self,
+        request: Request,
+        resources: contextlib.AsyncExitStack,
+        translate: bool,
+        others: Collection[str],
+    ) -> Received:
         notes = notes_of(request.scope)
         self._check_open()
         self._rate.take(request.scope["whisper_opt.client"])
-        stack.enter_context(self._admission.one(self._wait()))
+        resources.enter_context(self._admission.one(self._wait()))
         form = await read_form(request, self.options)
-        stack.callback(form.close)
+        resources.callback(form.close)
         notes["bytes"] = form.n_bytes
         self.metrics.upload_bytes.inc(form.n_bytes or 0)
-        fields = form.fields
+        fields = [pair for pair in form.fields if pair[0] not in others]
         deployment = request.path_params.get("deployment")
         if deployment is not None:
             fields = [("model", deployment), *(pair for pair in fields if pair[0] != "model")]
         call = read_call(fields, self.options, translate=translate)
         model = self.models.find(call.model)
         notes.update(model=model.name, format=call.response_format, stream=call.stream or None)
-        work = _Work(self, request, model, await self._checked(form, call, model))
-        if call.stream:
-            return work.streamed(form.source, stack.pop_all())
-        return await work.whole(form.source)
+        await self._check(form, call, model)
+        rest = {name: value for name, value in form.fields if name in others}
+        return Received(form, fields, rest, call, model)
 
     def _check_open(self) -> None:
         if self.draining:
@@ -142,8 +174,8 @@ class Service:
         """Estimated seconds until a request that is sent now begins."""
         return max((model.engine.stats().estimated_wait for model in self.models), default=1.0)
 
-    async def _checked(self, form: Form, call: Call, model: ServedModel) -> Call:
-        """Check the recording and what the model supports; choose among candidate languages."""
+    async def _check(self, form: Form, call: Call, model: ServedModel) -> None:
+        """Check the recording, and whether the model supports the options."""
         if form.n_bytes is None:
             raise ApiError(
                 400,
@@ -151,22 +183,56 @@ class Service:
                 param="file",
                 code="missing_required_parameter",
             )
-        loop = asyncio.get_running_loop()
-        try:
+        whisper = model.whisper
+        with _refusals(call):
             call.options.check_model(
-                is_multilingual=model.whisper.is_multilingual,
-                n_audio_ctx=model.whisper.dims.n_audio_ctx,
+                is_multilingual=whisper.is_multilingual, n_audio_ctx=whisper.dims.n_audio_ctx
             )
-            await loop.run_in_executor(None, check_recording, form, self.options)
-            if call.languages:
-                language = await loop.run_in_executor(
-                    None, likely_language, model.whisper, form.source, call.languages
-                )
-                options = dataclasses.replace(call.options, language=language)
-                call = dataclasses.replace(call, options=options)
-        except Exception as error:
-            raise api_error(error, call.parameters) from error
-        return call
+            await _in_thread(check_recording, form, self.options)
+
+    async def _with_language(self, received: Received) -> Call:
+        """The call with the most probable of several candidate languages."""
+        call = received.call
+        if not call.languages:
+            return call
+        with _refusals(call):
+            language = await _in_thread(
+                likely_language, received.model.whisper, received.form.source, call.languages
+            )
+        options = dataclasses.replace(call.options, language=language)
+        return dataclasses.replace(call, options=options)
+
+
+@contextlib.contextmanager
+def _refusals(call: Call) -> Iterator[None]:
+    """Errors of the library become those of the API, with the field that is wrong."""
+    try:
+        yield
+    except Exception as error:
+        raise api_error(error, call.parameters) from error
+
+
+async def _in_thread(function: Callable[..., _T], *arguments: Any) -> _T:
+    return await asyncio.get_running_loop().run_in_executor(None, function, *arguments)
+
+
+@dataclasses.dataclass(frozen=True)
+class Received:
+    """A request that was received and checked.
+
+    Attributes:
+        form: its form, with the recording.
+        fields: the fields of the form but the others.
+        others: the other fields.
+        call: what it asks for.
+        model: the model.
+    """
+
+    form: Form
+    fields: list[tuple[str, str]]
+    others: dict[str, str]
+    call: Call
+    model: ServedModel
 
 
 class _Work:
@@ -180,6 +246,11 @@ class _Work:
         self._began = time.perf_counter()
         self._mailbox = Mailbox()
         self._n_segments = 0
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether text is to be sent as it is decoded."""
+        return self._call.stream
 
     def _on_segment(self, segment: Segment) -> None:
         if not self._n_segments:

@@ -9,6 +9,7 @@ import logging
 import socket
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Callable, Union
 
@@ -19,6 +20,7 @@ from whisper_opt.core.options import ServeOptions
 from whisper_opt.serving import Engine
 from whisper_opt.serving.http.app import create_app
 from whisper_opt.serving.http.auth import VARIABLE, Keys
+from whisper_opt.serving.http.jobs.routes import Jobs
 from whisper_opt.serving.http.logs import log_event
 from whisper_opt.serving.http.models import Models, named_source
 from whisper_opt.serving.http.routes import Service
@@ -27,6 +29,8 @@ from whisper_opt.transcription.model import Whisper
 
 __all__ = ["Server"]
 
+_KEEP_ALIVE = 75
+"""Seconds for which an idle connection is kept: longer than clients keep theirs."""
 _CLOSING = 10.0
 """Seconds for what is left after all connections are closed."""
 
@@ -75,7 +79,9 @@ class Server:
         self._socket = _bound(chosen.host, chosen.port)
         self.address: tuple[str, int] = self._socket.getsockname()[:2]
         """Host and port that the server listens on."""
-        app = create_app(self.service, keys, self._loader.start, self._close)
+        folder = chosen.jobs_dir
+        self.jobs = None if folder is None else Jobs(self.service, Path(folder))
+        app = create_app(self.service, keys, self.jobs, self._start, self._close)
         self._server = _Uvicorn(app, self)
 
     @property
@@ -121,8 +127,15 @@ class Server:
         else:
             log_event("ready", models=list(self.models.names))
 
+    def _start(self) -> None:
+        self._loader.start()
+        if self.jobs is not None:
+            self.jobs.start()
+
     async def _close(self) -> None:
         loop = asyncio.get_running_loop()
+        if self.jobs is not None:
+            await loop.run_in_executor(None, self.jobs.close)
         await loop.run_in_executor(None, self.models.close, _CLOSING)
 
 
@@ -141,6 +154,7 @@ class _Uvicorn(uvicorn.Server):
                 http="h11",
                 loop="asyncio",
                 lifespan="on",
+                timeout_keep_alive=_KEEP_ALIVE,
                 timeout_graceful_shutdown=max(1, round(server.options.drain_timeout)),
             )
         )

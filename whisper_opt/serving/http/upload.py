@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import os
+import shutil
 import tempfile
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import IO, Any, Union
 
 from python_multipart.exceptions import FormParserError
@@ -103,6 +106,22 @@ class Form:
         if self._held:
             self.flush()
         return self._path or _descriptor(self._file)
+
+    def save(self, path: Path) -> None:
+        """Write the file to ``path``, completely or not at all, and to the disk itself."""
+        source = self.source
+        with contextlib.ExitStack() as stack:
+            if isinstance(source, bytes):
+                given: IO[bytes] = io.BytesIO(source)
+            else:
+                given = stack.enter_context(open(source, "rb"))
+            partial = path.with_name(f"{path.name}.part")
+            stack.callback(partial.unlink, missing_ok=True)
+            with open(partial, "wb") as target:
+                shutil.copyfileobj(given, target, _FLUSH)
+                target.flush()
+                os.fsync(target.fileno())
+            os.replace(partial, path)
 
     def close(self) -> None:
         """Delete the file."""
