@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from whisper_opt.audio.decode import AudioSource
 from whisper_opt.core.errors import EngineClosed, EngineError, QueueFull, TranscriptionCancelled
 from whisper_opt.core.options import TranscribeOptions
+from whisper_opt.serving.aside import AsideThread
 from whisper_opt.serving.callbacks import CallbackThread
 from whisper_opt.serving.handle import CANCELLED, DONE, FAILED, Handle
 from whisper_opt.serving.limits import Limits
@@ -67,8 +68,14 @@ class EngineLoop:
         self._use = contextlib.ExitStack()
         backend = self._use.enter_context(model._shared.use())
         self._turns = contextlib.nullcontext() if turns is None else turns
+        self._aside = AsideThread(self._wake)
         self._scheduler = Scheduler(
-            backend, model.vocab, limits.max_batch, admission=admission, failures=(Exception,)
+            backend,
+            model.vocab,
+            limits.max_batch,
+            admission=admission,
+            failures=(Exception,),
+            aside=self._aside,
         )
         self._calls = ModelCalls(backend, model._shared.use, self._wake)
         self._jobs = model._job_factory(self._calls)
@@ -335,6 +342,7 @@ class EngineLoop:
                 stack.callback(self._model.close)
             stack.enter_context(self._use)
             stack.callback(self.readers.close)
+            stack.callback(self._aside.close)
             stack.callback(self.callbacks.close)
             stack.callback(
                 self._end_all,

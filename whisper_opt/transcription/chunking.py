@@ -166,7 +166,12 @@ class JobFactory:
 
 
 def _speech_check(samples: F32, options: TranscribeOptions) -> SpeechCheck | None:
-    return None if options.vad_mode == "off" else SpeechCheck(samples, options.vad_options)
+    if options.vad_mode == "off":
+        return None
+    check = SpeechCheck(samples, options.vad_options)
+    if options.vad_mode == "check":
+        check.measure()
+    return check
 
 
 def _spoken_clips(

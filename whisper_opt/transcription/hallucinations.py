@@ -51,10 +51,18 @@ class SpeechCheck:
 
     def __call__(self, segment: Segment) -> bool:
         """False if a segment is doubtful and voice activity detection finds no speech in it."""
-        samples = self._part(segment.start - _MARGIN, segment.end + _MARGIN)
-        if not self._is_doubtful(segment, samples):
+        if not self.doubts(segment):
             return True
+        samples = self._around(segment)
         return bool(len(samples)) and bool(SpeechDetector(self._options).spans(samples))
+
+    def measure(self) -> None:
+        """Find the loudest moment now, and not when it is first needed."""
+        _ = self._peak
+
+    def doubts(self, segment: Segment) -> bool:
+        """Whether voice activity detection is needed for a segment; takes little time."""
+        return self._is_doubtful(segment, self._around(segment))
 
     def speech(self, start: float, end: float) -> list[tuple[float, float]]:
         """Spans of speech between two times, all in seconds from the start of the samples."""
@@ -75,6 +83,9 @@ class SpeechCheck:
 
     def _part(self, start: float, end: float) -> F32:
         return self._samples[max(round(start * SAMPLE_RATE), 0) : round(end * SAMPLE_RATE)]
+
+    def _around(self, segment: Segment) -> F32:
+        return self._part(segment.start - _MARGIN, segment.end + _MARGIN)
 
     def _is_doubtful(self, segment: Segment, samples: F32) -> bool:
         seconds = segment.end - segment.start

@@ -32,6 +32,8 @@ class Chunk:
         self.cursor = cursor
         self.start = start
         self.finished = False
+        self.busy = False
+        """Whether another thread processes the result of a window; nothing may be taken then."""
         self.segments: list[Segment] = []
         """Segments not yet taken, with times from the start of the chunk."""
 
@@ -212,6 +214,8 @@ class TranscriptionJob:
         ready: list[Segment] = []
         while self._open:
             first = self._open[0]
+            if first.busy:
+                break
             ready.extend(first.take(self._n_segments + len(ready)))
             self.dropped.extend(first.take_dropped())
             self.done = max(self.done, first.done)

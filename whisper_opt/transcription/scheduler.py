@@ -20,7 +20,7 @@ from whisper_opt.text.vocabulary import Vocab
 from whisper_opt.transcription.admission import ActiveJob, Admission, OldestFirst, Terms
 from whisper_opt.transcription.job import Chunk, TranscriptionJob
 from whisper_opt.transcription.sources import ReadySource, Source, source_of
-from whisper_opt.transcription.window_batch import InFlight, WindowBatch
+from whisper_opt.transcription.window_batch import Aside, InFlight, WindowBatch
 
 __all__ = ["Progress", "Scheduler", "Steps", "Update"]
 
@@ -72,6 +72,7 @@ class Scheduler:
         *,
         admission: Admission | None = None,
         failures: tuple[type[Exception], ...] = _FAILURES,
+        aside: Aside | None = None,
     ) -> None:
         """An idle scheduler.
 
@@ -81,11 +82,12 @@ class Scheduler:
             batch_size: maximum number of windows decoded at once.
             admission: which recording comes next; default: the oldest.
             failures: errors that fail only the windows or the job concerned.
+            aside: where results are processed whose processing takes long; default: at once.
         """
         self._batch_size = batch_size
         self._admission = OldestFirst() if admission is None else admission
         self._failures = failures
-        self._windows = WindowBatch(backend, vocab, batch_size, failures, self._fail)
+        self._windows = WindowBatch(backend, vocab, batch_size, failures, self._fail, aside)
         self._active: dict[TranscriptionJob, ActiveJob] = {}
         self._submitted: collections.deque[TranscriptionJob] = collections.deque()
         self._source: Source[TranscriptionJob] = ReadySource(())

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 from collections.abc import Sequence
-from typing import Callable
+from typing import Callable, Protocol
 
 import numpy as np
 
@@ -22,7 +23,22 @@ from whisper_opt.transcription.fallback import Window, WindowResult
 from whisper_opt.transcription.job import Chunk, TranscriptionJob
 from whisper_opt.transcription.language import language_probabilities
 
-__all__ = ["InFlight", "WindowBatch"]
+__all__ = ["Aside", "InFlight", "Later", "WindowBatch"]
+
+
+class Later(Protocol):
+    """A call in another thread."""
+
+    @property
+    def done(self) -> bool:
+        """Whether it has returned or raised."""
+
+    def result(self) -> InFlight | None:
+        """What it returned; raises what it raised."""
+
+
+Aside = Callable[[Callable[[], "InFlight | None"]], Later]
+"""Starts a call in another thread."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -57,6 +73,7 @@ class WindowBatch:
         size: int,
         failures: tuple[type[Exception], ...],
         fail: Callable[[TranscriptionJob, Exception], None],
+        aside: Aside | None = None,
     ) -> None:
         """An empty batch.
 
@@ -66,6 +83,8 @@ class WindowBatch:
             size: maximum number of windows decoded at once.
             failures: errors of single windows; any other error is raised.
             fail: called with a job and its error; must call :meth:`drop`.
+            aside: results whose processing takes long are processed there, so that the other
+                windows do not wait for that; default: at once.
         """
         self._backend = backend
         self._vocab = vocab
@@ -76,6 +95,8 @@ class WindowBatch:
         self._batch = Batch(backend)
         self._in_flight: dict[int, InFlight] = {}
         self._again: collections.deque[InFlight] = collections.deque()
+        self._aside = aside
+        self._set_aside: dict[InFlight, Later] = {}
         self.n_steps = 0
         self.n_encoded = 0
 
@@ -96,7 +117,7 @@ class WindowBatch:
             self._limit = self._size
         if self._again or self._limit < self._size:
             return 0
-        return self._size - len(self._in_flight)
+        return self._size - len(self._in_flight) - len(self._set_aside)
 
     def retry(self, most: int) -> None:
         """Encode at most so many of the windows that failed together."""
@@ -161,31 +182,65 @@ class WindowBatch:
 
         Their results are in their chunks.
         """
-        finished: list[InFlight] = []
-        again: list[InFlight] = []
         self.n_steps += len(self._batch) > 0
         try:
             results = self._batch.step()
         except self._failures as error:
             self._lose([], error)
             return []
+        finished, again = self._processed_aside()
         for number, decoded in results.items():
             item = self._in_flight.pop(number, None)
-            if item is None:  # its job has failed meanwhile
-                continue
-            try:
-                retry = self._finish(item, decoded)
-            except self._failures as error:
-                self._fail(item.job, error)
-                continue
-            if retry is None:
-                finished.append(item)
-            else:
-                again.append(retry)
+            if item is not None:  # it is None if its job has failed meanwhile
+                self._process(item, decoded, finished, again)
         for item in again:
             if item.job.error is None:
                 self._try_again(item)
         return finished
+
+    def _process(
+        self, item: InFlight, decoded: Decoded, finished: list[InFlight], again: list[InFlight]
+    ) -> None:
+        """Process a result now or aside."""
+        try:
+            fallback = item.job.fallback
+            result = fallback.result(item.window, decoded, len(item.attempts))
+            attempts = (*item.attempts, result)
+            process = functools.partial(self._finish, item, attempts)
+            if self._aside and item.chunk.cursor.takes_long(item.window, attempts, fallback):
+                item.chunk.busy = True
+                self._set_aside[item] = self._aside(process)
+            else:
+                self._sort(item, process(), finished, again)
+        except self._failures as error:
+            self._fail(item.job, error)
+
+    def _processed_aside(self) -> tuple[list[InFlight], list[InFlight]]:
+        """Windows that are finished, and windows to be decoded again, after processing aside."""
+        finished: list[InFlight] = []
+        again: list[InFlight] = []
+        for item in [item for item, later in self._set_aside.items() if later.done]:
+            later = self._set_aside.pop(item, None)
+            if later is None:  # its job has failed meanwhile
+                continue
+            item.chunk.busy = False
+            try:
+                self._sort(item, later.result(), finished, again)
+            except self._failures as error:
+                self._fail(item.job, error)
+        return finished, again
+
+    @staticmethod
+    def _sort(
+        item: InFlight,
+        retry: InFlight | None,
+        finished: list[InFlight],
+        again: list[InFlight],
+    ) -> None:
+        if retry is None:
+            finished.append(item)
+        else:
+            again.append(retry)
 
     def _try_again(self, item: InFlight) -> None:
         """Decode a window at its next temperature."""
@@ -195,11 +250,9 @@ class WindowBatch:
         except self._failures as error:
             self._lose([item], error)
 
-    def _finish(self, item: InFlight, decoded: Decoded) -> InFlight | None:
-        """Process a result; returns the window if it is decoded again at the next temperature."""
+    def _finish(self, item: InFlight, attempts: tuple[WindowResult, ...]) -> InFlight | None:
+        """Process results; returns the window if it is decoded again at the next temperature."""
         fallback, window = item.job.fallback, item.window
-        result = fallback.result(window, decoded, len(item.attempts))
-        attempts = (*item.attempts, result)
         kept = item.chunk.cursor.choose(window, attempts, fallback)
         if kept is None:
             return dataclasses.replace(item, attempts=attempts)
@@ -222,6 +275,8 @@ class WindowBatch:
             del self._in_flight[number]
         for item in [item for item in self._again if item.job is job]:
             self._again.remove(item)
+        for item in [item for item in self._set_aside if item.job is job]:
+            del self._set_aside[item]
         try:
             self._batch.remove(numbers)
         except self._failures as error:
@@ -231,4 +286,5 @@ class WindowBatch:
         """Remove all windows."""
         self._in_flight.clear()
         self._again.clear()
+        self._set_aside.clear()
         self._batch.close()

@@ -156,6 +156,25 @@ class WindowCursor:
             return kept
         return self._choose_repeated(window, attempts, fallback, speech)
 
+    def takes_long(
+        self, window: Window, attempts: Sequence[WindowResult], fallback: FallbackDecoder
+    ) -> bool:
+        """Whether :meth:`choose` and :meth:`accept` probably take as long as a decode step or more.
+
+        They do if they find the times of words, or detect speech in the audio. Arguments as for
+        :meth:`choose`.
+        """
+        check, result = self._speech_check, attempts[-1]
+        is_final = fallback.is_final(result, len(attempts) - 1)
+        if self._options.word_timestamps and is_final:
+            return True
+        if check is None:
+            return False
+        if not is_final or fallback.only_repeats(attempts[0]):
+            return True
+        segments = self._split(window, result).segments
+        return self._is_spoken is not None and any(map(check.doubts, segments))
+
     def _choose_repeated(
         self,
         window: Window,
