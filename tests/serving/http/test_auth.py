@@ -80,7 +80,10 @@ def test_a_refused_upload_is_read_to_its_end(closed: Server) -> None:
     """A client that sends all before it reads sees the response, not a broken connection."""
     body = form([("model", "whisper-1")], b"\0" * (8 << 20))
     with socket.create_connection(closed.address, timeout=60) as link:
-        head = f"POST {TRANSCRIPTIONS} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+        head = (
+            f"POST {TRANSCRIPTIONS} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n"
+        )
         link.sendall(head.encode() + body)
         found = b""
         while chunk := link.recv(1 << 16):
