@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 from whisper_opt.serving.http.auth import Authentication, Keys
 from whisper_opt.serving.http.errors import handlers
 from whisper_opt.serving.http.jobs.routes import Jobs
-from whisper_opt.serving.http.observe import Observe
+from whisper_opt.serving.http.observe import Observe, named_route
 from whisper_opt.serving.http.openapi import document
 from whisper_opt.serving.http.routes import Service, json_response
 
@@ -82,14 +82,14 @@ def _routes(service: Service) -> list[Route]:
 
     azure = "/openai/deployments/{deployment}/audio"
     return [
-        Route("/healthz", service.healthz),
-        Route("/readyz", service.readyz),
-        Route("/metrics", service.metrics_text),
-        Route("/openapi.json", openapi),
-        Route("/v1/models", service.list_models),
-        Route("/v1/models/{name:path}", service.one_model),
-        Route("/v1/audio/transcriptions", service.transcriptions, methods=["POST"]),
-        Route("/v1/audio/translations", service.translations, methods=["POST"]),
-        Route(f"{azure}/transcriptions", service.transcriptions, methods=["POST"]),
-        Route(f"{azure}/translations", service.translations, methods=["POST"]),
+        named_route("/healthz", service.healthz),
+        named_route("/readyz", service.readyz),
+        named_route("/metrics", service.metrics_text),
+        named_route("/openapi.json", openapi),
+        named_route("/v1/models", service.list_models),
+        named_route("/v1/models/{name:path}", service.one_model),
+        named_route("/v1/audio/transcriptions", service.transcriptions, methods=["POST"]),
+        named_route("/v1/audio/translations", service.translations, methods=["POST"]),
+        named_route(f"{azure}/transcriptions", service.transcriptions, methods=["POST"]),
+        named_route(f"{azure}/translations", service.translations, methods=["POST"]),
     ]

@@ -7,16 +7,21 @@ import contextlib
 import logging
 import time
 import uuid
-from typing import Any
+from collections.abc import Awaitable, Sequence
+from typing import Any, Callable
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from whisper_opt.serving.http.logs import log_event
 from whisper_opt.serving.http.metrics import Metrics
 
-__all__ = ["Notes", "Observe", "notes_of"]
+__all__ = ["Notes", "Observe", "named_route", "notes_of"]
 
+Endpoint = Callable[[Request], Awaitable[Response]]
 _LINGER = (2.0, 30.0)
 """Seconds without data, and in all, in which the rest of a refused upload is read and dropped:
 a connection that is closed with unread data is reset, and the client may not see the response."""
@@ -26,6 +31,16 @@ _ABANDONED = 499
 
 class Notes(dict[str, Any]):
     """What a request's log line says besides method, path, status and time."""
+
+
+def named_route(path: str, endpoint: Endpoint, methods: Sequence[str] = ("GET",)) -> Route:
+    """A route whose requests are logged and counted under ``path`` as it is given here."""
+
+    async def named(request: Request) -> Response:
+        request.scope["whisper_opt.path"] = path
+        return await endpoint(request)
+
+    return Route(path, named, methods=list(methods))
 
 
 def notes_of(scope: Any) -> Notes:
@@ -114,8 +129,7 @@ class Observe:
         notes = notes_of(scope)
         gone = notes.pop("disconnected", False) or not exchange.ended
         status = _ABANDONED if gone else exchange.status
-        route = scope.get("route")
-        path = getattr(route, "path", "other")
+        path = scope.get("whisper_opt.path", "other")
         self._metrics.requests.labels(path, str(status)).inc()
         if gone:
             self._metrics.disconnected.inc()

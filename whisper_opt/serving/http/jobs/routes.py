@@ -18,6 +18,7 @@ from whisper_opt.serving.http.jobs.results import loaded
 from whisper_opt.serving.http.jobs.runner import JobRunner
 from whisper_opt.serving.http.jobs.store import COMPLETED, Job, JobStore, described
 from whisper_opt.serving.http.jobs.webhooks import Announcer, check_webhook
+from whisper_opt.serving.http.observe import named_route
 from whisper_opt.serving.http.responses import rendered
 from whisper_opt.serving.http.routes import Received, Service, json_response
 from whisper_opt.serving.http.values import invalid
@@ -59,12 +60,12 @@ class Jobs:
     def routes(self) -> list[Route]:
         """Where the endpoints are."""
         return [
-            Route("/v1/jobs", self.submit, methods=["POST"]),
-            Route("/v1/jobs", self.list, methods=["GET"]),
-            Route("/v1/jobs/{job}", self.show, methods=["GET"]),
-            Route("/v1/jobs/{job}", self.remove, methods=["DELETE"]),
-            Route("/v1/jobs/{job}/cancel", self.cancel, methods=["POST"]),
-            Route("/v1/jobs/{job}/result", self.result, methods=["GET"]),
+            named_route("/v1/jobs", self.submit, methods=["POST"]),
+            named_route("/v1/jobs", self.list, methods=["GET"]),
+            named_route("/v1/jobs/{job}", self.show, methods=["GET"]),
+            named_route("/v1/jobs/{job}", self.remove, methods=["DELETE"]),
+            named_route("/v1/jobs/{job}/cancel", self.cancel, methods=["POST"]),
+            named_route("/v1/jobs/{job}/result", self.result, methods=["GET"]),
         ]
 
     async def submit(self, request: Request) -> Response:
