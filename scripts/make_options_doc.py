@@ -13,7 +13,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from whisper_opt.core.options import LoadOptions, SubtitleOptions, TranscribeOptions, VadOptions
+from whisper_opt.core.options import (
+    LoadOptions,
+    ServeOptions,
+    SubtitleOptions,
+    TranscribeOptions,
+    VadOptions,
+)
 
 TARGET = Path(__file__).parent.parent / "docs" / "options.md"
 SECTIONS = (
@@ -41,6 +47,11 @@ SECTIONS = (
         "Voice activity detection",
         "Arguments of `VadOptions`, for `whisper_opt.detect_speech`; as options of `transcribe`"
         " they begin with `vad_`.",
+    ),
+    (
+        ServeOptions,
+        "Server",
+        "Options of `whisper-opt serve`, as `--name-of-option`; see [server.md](server.md).",
     ),
 )
 

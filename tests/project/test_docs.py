@@ -12,7 +12,10 @@ from whisper_opt.cli.main import _parser
 from whisper_opt.cli.whisper_flags import normalized
 
 ROOT = Path(__file__).parents[2]
-USER_PAGES = ("install", "usage", "engines", "deploy", "troubleshooting", "how-it-decodes")
+USER_PAGES = (
+    *("install", "usage", "engines", "server", "deploy"),
+    *("troubleshooting", "how-it-decodes"),
+)
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 PAGES += [ROOT / "docs" / f"{name}.md" for name in USER_PAGES]
 COMMANDS = ("scripts/quickstart.sh", "scripts/test.sh")

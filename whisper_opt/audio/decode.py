@@ -82,10 +82,14 @@ class AudioStream:
     decoders; so does its end, or leaving it as a context manager.
     """
 
-    def __init__(self, blocks: Generator[F32, None, None], duration: float | None) -> None:
+    def __init__(
+        self, blocks: Generator[F32, None, None], duration: float | None, n_channels: int = 1
+    ) -> None:
         self._blocks = blocks
         self.duration = duration
         """Duration in seconds as the header states it, exact for an array; None if unknown."""
+        self.n_channels = n_channels
+        """Channels at the start of the recording, which are mixed to one."""
 
     def __iter__(self) -> AudioStream:
         return self
@@ -153,10 +157,11 @@ def open_audio(
         name = media.name
         damage = Damage(name, strict_audio)
         first, pieces = _decode(media, damage)
+    n_channels = first.block.shape[1] if first else 1
     mono = _resampled(first, pieces, name, channel)
     blocks = _even(_bounded(mono, max_duration, name), name, damage)
     next(blocks)  # decodes to the first block, so that an unreadable source is refused here
-    return AudioStream(blocks, first.seconds if first else None)
+    return AudioStream(blocks, first.seconds if first else None, n_channels)
 
 
 def load_audio(

@@ -13,6 +13,7 @@ from typing import Any
 from whisper_opt.cli import bench_arguments as cli_bench
 from whisper_opt.cli import build as cli_build
 from whisper_opt.cli import engines as cli_engines
+from whisper_opt.cli import serve as cli_serve
 from whisper_opt.cli.options import complain, never_fail_to_print, options_from
 from whisper_opt.cli.progress import export_bar
 from whisper_opt.cli.transcribe import (
@@ -76,6 +77,8 @@ def _parser() -> argparse.ArgumentParser:
     cli_build.add_build_arguments(command)
     command = _command(commands, "transcribe", "transcribe recordings with an engine", EXAMPLES)
     add_arguments(command)
+    command = _command(commands, "serve", "serve models over HTTP", cli_serve.EXAMPLES)
+    cli_serve.add_serve_arguments(command)
     command = _command(commands, "bench", "measure how fast engines are", cli_bench.EXAMPLES)
     cli_bench.add_bench_arguments(command)
     _add_inspect(commands)

@@ -261,6 +261,10 @@ class Vocab:
                 parts.append(self._names.get(token, b""))
         return b"".join(parts).decode("utf-8", errors="replace")
 
+    def spelling(self, tokens: Sequence[int]) -> bytes:
+        """UTF-8 of the text in ``tokens``; a part of it may begin or end within a character."""
+        return b"".join(self._spelling(token) for token in tokens if token in self.text)
+
     def _spelling(self, token: int) -> bytes:
         """The bytes of a text token."""
         word = self._spelled.get(token)

@@ -16,6 +16,7 @@ from whisper_opt.core.options.load import (
     PRECISIONS,
     LoadOptions,
 )
+from whisper_opt.core.options.serve import ServeOptions
 from whisper_opt.core.options.subtitles import SubtitleOptions
 from whisper_opt.core.options.transcribe import (
     STRATEGIES,
@@ -39,6 +40,7 @@ __all__ = [
     "TASKS",
     "VAD_MODES",
     "LoadOptions",
+    "ServeOptions",
     "SubtitleOptions",
     "TranscribeOptions",
     "VadOptions",

@@ -1,0 +1,35 @@
+"""A server with a tiny random model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.engines import random_engine
+from tests.support.http_server import served
+from tests.support.models import random_dims
+from whisper_opt import Whisper
+from whisper_opt.serving.http.server import Server
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of a tiny multilingual engine, whose windows have at most 20 tokens."""
+    dims = random_dims(n_audio_layer=1, n_text_layer=1, n_text_ctx=40)
+    return random_engine(tmp_path_factory.mktemp("served") / "tiny", dims).path
+
+
+@pytest.fixture(scope="session")
+def whisper(tiny: Path) -> Iterator[Whisper]:
+    """The same model without a server."""
+    with Whisper.load(tiny, device="cpu", threads=1) as model:
+        yield model
+
+
+@pytest.fixture(scope="session")
+def server(tiny: Path) -> Iterator[Server]:
+    """A server without keys and with default limits."""
+    with served(str(tiny)) as running:
+        yield running
