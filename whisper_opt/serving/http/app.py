@@ -19,6 +19,7 @@ from whisper_opt.serving.http.errors import handlers
 from whisper_opt.serving.http.jobs.routes import Jobs
 from whisper_opt.serving.http.observe import Observe, named_route
 from whisper_opt.serving.http.openapi import document
+from whisper_opt.serving.http.page import page_routes
 from whisper_opt.serving.http.routes import Service, json_response
 
 __all__ = ["create_app"]
@@ -82,6 +83,7 @@ def _routes(service: Service) -> list[Route]:
 
     azure = "/openai/deployments/{deployment}/audio"
     return [
+        *page_routes(),
         named_route("/healthz", service.healthz),
         named_route("/readyz", service.readyz),
         named_route("/metrics", service.metrics_text),

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from whisper_opt.core.errors import OptionError
 from whisper_opt.serving.http.errors import ApiError, error_response
+from whisper_opt.serving.http.page import PATHS
 
 __all__ = ["ANYONE", "VARIABLE", "Authentication", "Keys"]
 
@@ -21,7 +22,7 @@ VARIABLE = "WHISPER_OPT_API_KEYS"
 """Environment variable of keys, separated by commas."""
 ANYONE = "anonymous"
 """Name of all clients of a server without keys."""
-OPEN = ("/healthz", "/readyz", "/metrics", "/openapi.json")
+OPEN = ("/healthz", "/readyz", "/metrics", "/openapi.json", *PATHS)
 """Paths that need no key: they show nothing of any request."""
 _LEAST = 8
 

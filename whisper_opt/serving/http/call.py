@@ -34,6 +34,8 @@ __all__ = [
 
 FORMATS = ("json", "text", "srt", "verbose_json", "vtt")
 """Values of ``response_format``."""
+STREAMED = ("json", "text", "verbose_json")
+"""Formats with ``stream``; ``verbose_json`` adds an event with each segment to those of OpenAI."""
 GRANULARITIES = ("segment", "word")
 SERVER_FIELDS = {
     "batch_size": "this server decodes the windows of all requests together (--max-batch)",
@@ -245,8 +247,9 @@ def _refuse_unsupported(form: _Fields, response_format: str, stream: bool) -> No
         if form.values.pop(name, None):
             reason = f"{name} is not supported: {_REFUSED['diarized_json']}; leave it out"
             raise ApiError(400, reason, param=name, code="unsupported_parameter")
-    if stream and response_format not in ("json", "text"):
-        raise invalid("stream", f"is true with response_format {response_format!r}", "json or text")
+    if stream and response_format not in STREAMED:
+        expected = ", ".join(STREAMED)
+        raise invalid("stream", f"is true with response_format {response_format!r}", expected)
 
 
 def _languages(form: _Fields) -> tuple[str, ...]:

@@ -67,6 +67,7 @@ class EventStream(Response):
         handle: Handle,
         mailbox: Mailbox,
         deltas: Deltas,
+        event_of: Callable[[Segment], dict[str, Any]] | None,
         failure: Callable[[BaseException], ApiError],
         on_end: Callable[[Transcript | None, ApiError | None], None],
         resources: contextlib.AsyncExitStack,
@@ -77,6 +78,7 @@ class EventStream(Response):
             handle: the recording, submitted with ``mailbox.put`` and ``mailbox.end`` as callbacks.
             mailbox: its segments.
             deltas: turns segments into text to append.
+            event_of: the further event of a segment, or None: there are none.
             failure: turns an error of the recording into that of the API.
             on_end: called once with the result: a transcript, an error, or neither if the client
                 disconnected.
@@ -87,6 +89,7 @@ class EventStream(Response):
         self._handle = handle
         self._mailbox = mailbox
         self._deltas = deltas
+        self._event_of = event_of
         self._failure = failure
         self._on_end = on_end
         self._resources = resources
@@ -144,6 +147,8 @@ class EventStream(Response):
                 await self._delta(send, self._deltas.end())
                 return transcript
             await self._delta(send, self._deltas.add(segment))
+            if self._event_of is not None:
+                await self._send(send, self._event_of(segment))
 
     async def _delta(self, send: Send, text: str) -> None:
         if text:

@@ -14,7 +14,7 @@ from whisper_opt.text.results import Segment, Transcript
 from whisper_opt.text.vocabulary import Vocab
 from whisper_opt.text.writers import to_srt, to_vtt
 
-__all__ = ["Deltas", "rendered", "text_of", "usage"]
+__all__ = ["Deltas", "rendered", "segment_event", "text_of", "usage"]
 
 _JSON = "application/json"
 _PLAIN = "text/plain; charset=utf-8"
@@ -92,6 +92,14 @@ def _name(code: str) -> str:
 def _segment(segment: Segment) -> dict[str, Any]:
     entry = segment.to_dict()
     entry.pop("words", None)  # listed beside the segments
+    return entry
+
+
+def segment_event(segment: Segment, call: Call) -> dict[str, Any]:
+    """The event of a segment, in a stream of ``verbose_json``."""
+    entry = {"type": "transcript.text.segment", **_segment(segment)}
+    if "word" in call.granularities:
+        entry["words"] = [word.to_dict() for word in segment.words or ()]
     return entry
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import time
@@ -24,7 +25,7 @@ from whisper_opt.serving.http.metrics import CONTENT_TYPE, Metrics
 from whisper_opt.serving.http.models import Models, ServedModel
 from whisper_opt.serving.http.observe import notes_of
 from whisper_opt.serving.http.recordings import check_recording, likely_language
-from whisper_opt.serving.http.responses import Deltas, rendered
+from whisper_opt.serving.http.responses import Deltas, rendered, segment_event
 from whisper_opt.serving.http.upload import Form, read_form
 from whisper_opt.text.results import Segment, Transcript
 
@@ -319,8 +320,12 @@ class _Work:
                 notes["disconnected"] = True
 
         handle = self._submitted(source)
-        deltas = Deltas(self._model.whisper.vocab)
-        return EventStream(handle, self._mailbox, deltas, self._failure, on_end, resources)
+        deltas, event_of = Deltas(self._model.whisper.vocab), None
+        if self._call.response_format == "verbose_json":
+            event_of = functools.partial(segment_event, call=self._call)
+        return EventStream(
+            handle, self._mailbox, deltas, event_of, self._failure, on_end, resources
+        )
 
 
 async def _disconnected(request: Request) -> None:

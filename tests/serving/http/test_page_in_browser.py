@@ -1,0 +1,143 @@
+"""The page in Chromium, with a real recording and a real model."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT, Engines
+from tests.support.http_server import served
+from whisper_opt import Whisper, render
+from whisper_opt.serving.http.server import Server
+
+pytestmark = pytest.mark.slow
+
+JFK = ROOT / "examples" / "jfk.flac"
+ARGUMENTS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+    "--autoplay-policy=no-user-gesture-required",
+)
+PATIENCE = 120
+
+
+@pytest.fixture(scope="module")
+def alone(engines: Engines) -> Whisper:
+    return engines.model("tiny.en", precision="int8")
+
+
+@pytest.fixture(scope="module")
+def server(engines: Engines) -> Iterator[Server]:
+    path = engines.engine("tiny.en", precision="int8").path
+    with served(f"tiny.en={path}") as running:
+        yield running
+
+
+@pytest.fixture
+def browser(server: Server, tmp_path: Path) -> Iterator[Any]:
+    """Chromium with the page open."""
+    selenium = pytest.importorskip("selenium.webdriver", reason="not tested: selenium is missing")
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        pytest.skip("not tested: chromium and chromedriver are not on the PATH")
+    options = selenium.ChromeOptions()
+    options.binary_location = chromium
+    for argument in (*ARGUMENTS, f"--user-data-dir={tmp_path / 'profile'}"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    opened = selenium.Chrome(options=options, service=selenium.ChromeService(driver))
+    try:
+        host, port = server.address
+        opened.get(f"http://{host}:{port}/")
+        yield opened
+        assert opened.get_log("browser") == []
+    finally:
+        opened.quit()
+
+
+def until(browser: Any, condition: Any) -> Any:
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    return WebDriverWait(browser, PATIENCE).until(condition)
+
+
+def one(browser: Any, selector: str) -> Any:
+    return browser.find_element("css selector", selector)
+
+
+def transcribed(browser: Any) -> None:
+    """Upload the recording and wait for the end."""
+    until(browser, lambda b: b.find_elements("css selector", "[name=beam_size]"))
+    one(browser, "#files").send_keys(str(JFK))
+    until(browser, lambda b: one(b, "article > .row").is_displayed())
+
+
+def downloads(browser: Any) -> dict[str, str]:
+    """The text of every file that can be downloaded, by format."""
+    script = """
+        const done = arguments[0], names = [], blobs = [];
+        const [click, make] = [HTMLAnchorElement.prototype.click, URL.createObjectURL];
+        HTMLAnchorElement.prototype.click = function () { names.push(this.download); };
+        URL.createObjectURL = (blob) => (blobs.push(blob), make.call(URL, blob));
+        for (const button of document.querySelectorAll("article > .row button")) button.click();
+        [HTMLAnchorElement.prototype.click, URL.createObjectURL] = [click, make];
+        Promise.all(blobs.map((blob) => blob.text())).then((texts) =>
+          done(Object.fromEntries(texts.map((text, i) => [names[i], text]))));
+    """
+    found: dict[str, str] = browser.execute_async_script(script)
+    return found
+
+
+def test_words_play_and_files_are_those_of_the_command_line(browser: Any, alone: Whisper) -> None:
+    transcribed(browser)
+    expected = alone.transcribe(JFK, word_timestamps=True)
+    words = browser.find_elements("css selector", ".word")
+    assert [word.text for word in words] == expected.text.split()
+    times = [word.start for segment in expected for word in segment.words or ()]
+    words[5].click()
+    playing = "const a = document.querySelector('audio'); return [a.paused, a.currentTime]"
+    until(browser, lambda b: b.execute_script(playing)[1] >= times[5])
+    paused, now = browser.execute_script(playing)
+    assert not paused
+    assert times[5] <= now < times[5] + 5
+    browser.execute_script("document.querySelector('audio').pause()")
+    browser.execute_script(f"document.querySelector('audio').currentTime = {times[7] + 0.01}")
+    shown = words[7].text  # after the seek
+    until(browser, lambda b: [w.text for w in b.find_elements("css selector", ".now")] == [shown])
+    found = downloads(browser)
+    for form in ("txt", "srt", "vtt"):
+        assert found[f"jfk.{form}"] == render(expected, form)
+
+
+def test_a_line_is_edited_with_the_keyboard(browser: Any) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    transcribed(browser)
+    line = one(browser, ".segments li")
+    one(line, ".edit").send_keys(Keys.ENTER)
+    area = one(line, "textarea")
+    area.send_keys(Keys.CONTROL, "a")
+    area.send_keys("Other words", Keys.ENTER)
+    assert one(line, "p").text == "Other words"
+    assert browser.switch_to.active_element.text == "Edit"
+    assert downloads(browser)["jfk.txt"].splitlines()[0] == "Other words"
+    one(line, ".edit").send_keys(Keys.ENTER)
+    one(line, "textarea").send_keys("!", Keys.ESCAPE)
+    assert one(line, "p").text == "Other words"
+
+
+def test_a_file_that_is_no_recording(browser: Any, tmp_path: Path) -> None:
+    file = tmp_path / "notes.wav"
+    file.write_text("no audio")
+    until(browser, lambda b: b.find_elements("css selector", "[name=beam_size]"))
+    one(browser, "#files").send_keys(str(file))
+    alert = until(
+        browser, lambda b: one(b, "[role=alert]").is_displayed() and one(b, "[role=alert]")
+    )
+    assert "audio" in alert.text
+    assert one(browser, "article").find_element("xpath", ".//button[text()='Try again']")
+    browser.get_log("browser")  # the failed request
