@@ -79,6 +79,13 @@ print("; ".join([
 ]))')"
 echo "== $kernels_verdict"
 
+if command -v chromium >/dev/null && command -v chromedriver >/dev/null; then
+    page_verdict="Page of the server: tested in $(chromium --version 2>/dev/null | cut -d' ' -f1,2)"
+else
+    page_verdict="Page of the server: NOT TESTED in a browser (no chromium and chromedriver)"
+fi
+echo "== $page_verdict"
+
 make --no-print-directory lint type constraints-check PY=.venv-test/bin/python
 echo "== tests"
 # a process takes up to 5 GB: no more than four
@@ -87,3 +94,4 @@ echo "== $pythons_verdict"
 echo "== $rtx_verdict"
 echo "== $openvino_verdict"
 echo "== $kernels_verdict"
+echo "== $page_verdict"
