@@ -288,7 +288,7 @@ def test_words_of_a_chunk_have_times_of_the_recording() -> None:
     sound = spoken((40, 60), 70.0)
     found = quiet_model().transcribe(sound, word_timestamps=True, **BATCHED)
     words = [word for segment in found for word in segment.words or ()]
-    assert len(words) > 3
+    assert words  # how many depends on the processor: the model is random
     for word in words:
         assert 39.5 <= word.start <= word.end
     assert {segment.seek for segment in found} == {s.seek for s in found if s.seek >= 3950}

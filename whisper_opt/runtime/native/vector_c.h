@@ -20,6 +20,7 @@
 
 typedef float f32x4 __attribute__((vector_size(16)));
 typedef int32_t i32x4 __attribute__((vector_size(16)));
+typedef uint32_t u32x4 __attribute__((vector_size(16)));
 typedef int16_t i16x8 __attribute__((vector_size(16)));
 typedef struct {
   f32x4 a, b, c, d;
@@ -51,7 +52,11 @@ INLINE f32x4 i4_as_float(i32x4 x) { return (f32x4)x; }
 INLINE i32x4 i4_select(i32x4 mask, i32x4 yes, i32x4 no) { return (mask & yes) | (~mask & no); }
 INLINE f32x4 f4_select(i32x4 mask, f32x4 yes, f32x4 no) { return (f32x4)i4_select(mask, (i32x4)yes, (i32x4)no); }
 OPERATOR(f32x4, f4_add, +) OPERATOR(f32x4, f4_sub, -) OPERATOR(f32x4, f4_mul, *) OPERATOR(f32x4, f4_div, /)
-OPERATOR(i32x4, i4_add, +) OPERATOR(i32x4, i4_mul, *) OPERATOR(i32x4, i4_and, &) OPERATOR(i32x4, i4_or, |)
+OPERATOR(i32x4, i4_and, &) OPERATOR(i32x4, i4_or, |)
+/* Integers wrap, as in all processors. */
+INLINE i32x4 i4_add(i32x4 x, i32x4 y) { return (i32x4)((u32x4)x + (u32x4)y); }
+INLINE i32x4 i4_mul(i32x4 x, i32x4 y) { return (i32x4)((u32x4)x * (u32x4)y); }
+INLINE i32x4 i4_left(i32x4 x, int n) { return (i32x4)((u32x4)x << n); }
 INLINE f32x4 f4_max(f32x4 x, f32x4 y) { return f4_select(x > y, x, y); } /* y if either is NaN */
 INLINE f32x4 f4_min(f32x4 x, f32x4 y) { return f4_select(x < y, x, y); }
 INLINE i32x4 i4_max(i32x4 x, i32x4 y) { return i4_select(x > y, x, y); }
@@ -116,7 +121,7 @@ INLINE f32x4 f4_reciprocal_estimate(f32x4 x) {
 }
 INLINE f32x4 f4_scale(f32x4 x, f32x4 exponent) {
   const i32x4 whole = f4_to_int(f4_max(exponent, f4_set1(-120)));
-  return x * (f32x4)((whole + 127) << 23);
+  return x * (f32x4)i4_left(i4_add(whole, i4_set1(127)), 23);
 }
 
 MAP2(vf, vf_add, f4_add, vf) MAP2(vf, vf_sub, f4_sub, vf) MAP2(vf, vf_mul, f4_mul, vf) MAP2(vf, vf_div, f4_div, vf)
@@ -129,7 +134,9 @@ MAP2(vi, vi_or, i4_or, vi) MAP1(vf, vi_to_float, i4_to_float, vi) MAP1(vf, vi_as
 
 INLINE vf vf_set1(float x) { return (vf){f4_set1(x), f4_set1(x), f4_set1(x), f4_set1(x)}; }
 INLINE vi vi_set1(int32_t x) { return (vi){i4_set1(x), i4_set1(x), i4_set1(x), i4_set1(x)}; }
-INLINE vi vi_shift_left(vi x, int n) { return (vi){x.a << n, x.b << n, x.c << n, x.d << n}; }
+INLINE vi vi_shift_left(vi x, int n) {
+  return (vi){i4_left(x.a, n), i4_left(x.b, n), i4_left(x.c, n), i4_left(x.d, n)};
+}
 INLINE vi vi_load(const void *from) {
   vi x;
   memcpy(&x, from, sizeof x);
@@ -163,10 +170,11 @@ INLINE int vi_any_negative(vi x) {
     return one(even, odd);                                                                       \
   }
 #define SUM(x, y) ((x) + (y))
+#define WRAPPED_SUM(x, y) ((int32_t)((uint32_t)(x) + (uint32_t)(y)))
 #define LARGER(x, y) ((x) > (y) ? (x) : (y))
 REDUCE(vf, float, vf_reduce_add, f4_add, SUM)
 REDUCE(vf, float, vf_reduce_max, f4_max, LARGER)
-REDUCE(vi, int32_t, vi_reduce_add, i4_add, SUM)
+REDUCE(vi, int32_t, vi_reduce_add, i4_add, WRAPPED_SUM)
 REDUCE(vi, int32_t, vi_reduce_max, i4_max, LARGER)
 
 /* The low byte of every number. */
@@ -280,8 +288,8 @@ INLINE void store_saturated(Unsigned *to, vi x) { store_signed(to, saturated(x))
 
 /* Writes bytes of 16 columns in 16 bits: of every quad the first two of all columns, then the other two. */
 INLINE i32x4 i4_pair(int is_signed, i32x4 x) { /* the low two bytes in 16 bits each */
-  if (!is_signed) return (x & 0xff) | (x & 0xff00) << 8;
-  return (x << 24 >> 24 & 0xffff) | (x << 16 >> 24) << 16;
+  if (!is_signed) return (x & 0xff) | i4_left(x & 0xff00, 8);
+  return (i4_left(x, 24) >> 24 & 0xffff) | i4_left(i4_left(x, 16) >> 24, 16);
 }
 INLINE vi vi_pair(int is_signed, vi x, int shift) {
   return (vi){i4_pair(is_signed, x.a >> shift), i4_pair(is_signed, x.b >> shift), i4_pair(is_signed, x.c >> shift),
@@ -304,7 +312,7 @@ INLINE Group read_group(const void *from) {
 /* Adds the products of pairs; a product of an unsigned and a signed byte fits 16 bits. */
 INLINE i32x4 i4_dot(i32x4 sum, i16x8 x, i32x4 y) {
   const i32x4 products = (i32x4)(x * (i16x8)y);
-  return sum + (products >> 16) + (i32x4)((i32x4)((uint32_t __attribute__((vector_size(16))))products << 16) >> 16);
+  return i4_add(sum, i4_add(products >> 16, i4_left(products, 16) >> 16));
 }
 INLINE vi dot_signed_columns(vi sum, Group row, vi column) {
   return (vi){i4_dot(sum.a, row, column.a), i4_dot(sum.b, row, column.b), i4_dot(sum.c, row, column.c),
