@@ -24,6 +24,7 @@ def active(
     each = ActiveJob(TranscriptionJob(None, lambda _: iter(())), terms or Terms(), turn)
     each.job.duration = seconds
     each.n_windows = n_windows
+    each.served = n_windows > 0
     each.waiting.extend([NOTHING] * waiting)
     return each
 
@@ -109,6 +110,16 @@ def test_a_gentle_share_does_not_delay_short_recordings(
     short = active(1, n_windows, waiting=1 - n_windows, seconds=seconds, terms=terms)
     jobs = [active(0, n_windows=4, waiting=9), short]
     assert served(share(gentle=True), jobs, 9) == expected
+
+
+def test_a_gentle_share_waits_a_little_for_a_recording_that_is_being_read() -> None:
+    coming = active(1, waiting=0, seconds=0.0)
+    jobs = [active(0, n_windows=2, waiting=9), coming]
+    jobs[0].served = True
+    assert served(share(gentle=True), jobs, 1) == []
+    coming.waited = 8
+    assert served(share(gentle=True), jobs, 1) == [0]
+    assert served(share(), jobs, 1) == [0]
 
 
 def test_the_end_of_a_recording_is_short() -> None:

@@ -22,6 +22,9 @@ __all__ = ["ActiveJob", "Admission", "FairShare", "OldestFirst", "Rank", "Terms"
 Rank = tuple[bool, int]
 """Whether a recording is live, and its priority."""
 
+_COMING = 8
+"""Steps in which the first window of a short recording is read, if it is not an upload."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Terms:
@@ -55,6 +58,7 @@ class ActiveJob:
         n_windows: windows that are being decoded, or are decoded again later.
         turn: when it was started, or had a row last.
         served: whether it has had a row.
+        waited: steps before it had one.
     """
 
     def __init__(self, job: TranscriptionJob, terms: Terms, turn: int) -> None:
@@ -65,11 +69,17 @@ class ActiveJob:
         self.n_windows = 0
         self.turn = turn
         self.served = False
+        self.waited = 0
 
     @property
     def brief(self) -> bool:
         """Whether at most one window of audio is left."""
         return self.job.duration - self.job.done <= N_SAMPLES / SAMPLE_RATE
+
+    @property
+    def coming(self) -> bool:
+        """Whether its first window is being read, and will probably be there in a few steps."""
+        return not (self.served or self.waiting) and self.waited < _COMING
 
     @property
     def pending(self) -> bool:
@@ -131,7 +141,8 @@ class FairShare:
             reserved: rows that only live recordings use.
             gentle: for devices on which encoding a window takes as long as many decode steps. A
                 recording that has a row gets no other in the same step, and none while a recording
-                of its rank or a higher one with at most one window of audio left wants or has one.
+                of its rank or a higher one with at most one window of audio left wants or has one,
+                or has just been started.
 
         Raises:
             OptionError: no row would be left for a recording.
@@ -160,7 +171,7 @@ class FairShare:
         limits = {rank: self._limit(rank, ranks) for rank in ranks}
         may = [each for each in wanting if each.waiting and self._may(each, limits, used)]
         if self._gentle:
-            brief = [each for each in wanting if each.brief]
+            brief = [each for each in active if each.coming or (each.pending and each.brief)]
             may = [each for each in may if not _delays(each, brief, admitted)]
         return min(may, key=_order, default=None)
 

@@ -166,6 +166,7 @@ class Scheduler:
             ``finished``; that update may have no segments, and the job may have an ``error``.
         """
         for each in self._active.values():
+            each.waited += not each.served
             if each.job.polled and not each.waiting:
                 self._fill(each)
         finished = self._finished()
