@@ -84,9 +84,11 @@ def greedy(cases: Sequence[Case]) -> list[Case]:
     return [dataclasses.replace(case, kind="greedy", penalty=1.0, ngram=0) for case in cases]
 
 
-def together(backend: FakeBackend, cases: Sequence[Case], at_once: int) -> list[Decoded]:
+def together(
+    backend: FakeBackend, cases: Sequence[Case], at_once: int, most_steps: int | None = None
+) -> list[Decoded]:
     """Decode with up to so many windows at once; others join when one is done."""
-    batch, waiting = Batch(backend), list(range(len(cases)))
+    batch, waiting = Batch(backend, most_steps), list(range(len(cases)))
     places: dict[int, int] = {}
     found: dict[int, Decoded] = {}
     while waiting or len(batch):
@@ -119,6 +121,16 @@ def test_a_window_needs_few_runs() -> None:
     (found,) = together(backend, [case], 1)
     assert len(found.hypotheses[0].tokens) > 3
     assert backend.session_type.n_runs == 1
+
+
+def test_a_run_may_be_short() -> None:
+    """So that other windows can join, or leave, between two runs."""
+    backend = RunningBackend()
+    case = Case(5, (31,), 0, FREE, 12, "greedy")
+    (found,) = together(backend, [case], 1, most_steps=3)
+    assert found == alone(case)
+    n_tokens = len(found.hypotheses[0].tokens)
+    assert backend.session_type.n_runs >= (n_tokens - 1) // 3 > 1
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from tests.support.watched_backend import (
 from whisper_opt import (
     AudioError,
     EngineClosed,
+    EngineError,
     OptionError,
     QueueFull,
     Segment,
@@ -140,3 +142,40 @@ def test_a_full_queue_refuses() -> None:
         assert (stats.queued, stats.running, stats.rows, stats.rejected) == (2, 1, 1, 1)
         backend.release()
         assert [handle.result(WAIT).duration for handle in handles] == [31.0, 1.0, 1.0]
+
+
+def test_a_closed_model_is_refused(model: Whisper) -> None:
+    model.close()
+    with pytest.raises(EngineError, match="closed; load it again"):
+        Engine(model)
+
+
+def test_a_model_that_is_closed_meanwhile_serves_on(served: Engine, model: Whisper) -> None:
+    model.close()
+    assert served.submit(noise(5.0), options()).result(WAIT)
+
+
+def test_a_forked_process_needs_an_engine_of_its_own(
+    model: Whisper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Engine(model) as served:
+        with monkeypatch.context() as forked:
+            forked.setattr("os.getpid", lambda: -1)
+            with pytest.raises(EngineClosed, match="was forked"):
+                served.submit(noise(5.0), options())
+            served.close()  # there is nothing to close there
+        assert served.submit(noise(5.0), options()).result(WAIT)
+
+
+def test_files_and_sample_rates(served: Engine) -> None:
+    path = Path(__file__).parents[2] / "examples" / "jfk.flac"
+    expected = quiet_model().transcribe(path, **PLAIN)
+    with path.open("rb") as file:
+        handles = [
+            served.submit(path, options()),
+            served.submit(path.read_bytes(), options()),
+            served.submit(file, options()),
+        ]
+        assert [handle.result(WAIT) for handle in handles] == [expected] * 3
+    slow = served.submit(noise(8.0), options(), sample_rate=8000).result(WAIT)
+    assert slow == quiet_model().transcribe(noise(8.0), sample_rate=8000, **PLAIN)

@@ -70,6 +70,14 @@ def test_by_default_each_has_an_equal_share(n: int, most: int) -> None:
     assert served(share(n_rows=1, rows_per_job=None), [active(0, waiting=9)], 99) == [0]
 
 
+def test_recordings_of_a_lower_priority_do_not_reduce_the_share() -> None:
+    high = active(0, waiting=9, terms=Terms(priority=1))
+    low = [active(1, waiting=9) for _ in range(7)]
+    assert served(share(rows_per_job=None), [*low, high], 8) == [7] * 6 + [0, 1]
+    live = [active(2, n_windows=1, waiting=0, terms=Terms(live=True)) for _ in range(3)]
+    assert served(share(rows_per_job=None), [*live, active(0, waiting=9)], 8) == [3, 3]
+
+
 def test_the_earliest_deadline_comes_first_among_equals() -> None:
     jobs = [
         active(0),

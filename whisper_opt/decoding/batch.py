@@ -184,11 +184,16 @@ def _advance(session: Session, rows: list[_Row], top: Top) -> Int:
 
 
 def _decode_steps(
-    session: MultiStepSession, tokens: Int, rows: Sequence[_Row], greedy: Sequence[GreedyRow]
+    session: MultiStepSession,
+    tokens: Int,
+    rows: Sequence[_Row],
+    greedy: Sequence[GreedyRow],
+    most: int | None,
 ) -> Int:
-    """Multi-step decoding until a row ends; returns the new tokens [n_seq, 1]."""
+    """Multi-step decoding until a row ends, at most so many steps; returns tokens [n_seq, 1]."""
     state = greedy_rows(greedy, [row.decoder.rows[0] for row in rows])
-    found = session.decode_steps(tokens, state, min(row.left for row in rows))
+    left = [row.left for row in rows]
+    found = session.decode_steps(tokens, state, min(left if most is None else [*left, most]))
     for tokens_now, logprobs in zip(found.tokens, found.logprobs):
         for i, row in enumerate(rows):
             if row.live:
@@ -206,9 +211,15 @@ class Batch:
     unfinished windows are lost (:meth:`take_lost`), and the batch can be used again.
     """
 
-    def __init__(self, backend: Backend) -> None:
-        """An empty batch."""
+    def __init__(self, backend: Backend, most_steps: int | None = None) -> None:
+        """An empty batch.
+
+        Args:
+            backend: the model.
+            most_steps: tokens per window that :meth:`step` samples at most; default: no limit.
+        """
         self._backend = backend
+        self._most_steps = most_steps
         self._session: Session | None = None
         self._rows: list[_Row] = []
         self._tokens: Int = np.zeros((0, 1), np.int64)
@@ -289,7 +300,7 @@ class Batch:
         if getattr(session, "supports_multistep", False) and isinstance(session, MultiStepSession):
             greedy = [row.greedy for row in self._rows if row.greedy is not None]
             if len(greedy) == len(self._rows):
-                tokens = _decode_steps(session, self._tokens, self._rows, greedy)
+                tokens = _decode_steps(session, self._tokens, self._rows, greedy, self._most_steps)
                 self._done.extend(row for row in self._rows if not row.live)
                 return tokens, [row for row in self._rows if row.live]
         at = np.zeros_like(self._tokens) if _needs_scores(self._rows) else None
@@ -299,7 +310,7 @@ class Batch:
         """Sample one or more tokens in every window; returns the results of finished windows.
 
         If all windows are greedy and have only the usual constraints, a session that supports
-        multi-step decoding runs until one of them is finished.
+        multi-step decoding runs until one of them is finished, or for ``most_steps``.
 
         Raises:
             EngineError: the model failed. Windows that finished before are returned by the next

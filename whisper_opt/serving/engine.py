@@ -64,8 +64,8 @@ class Engine:
                 running windows wait for that long.
             rows_per_recording: maximum number of windows of one recording that are decoded at once;
                 default: three quarters of ``max_batch``, and no more than an equal share while
-                other recordings want rows. With the batched strategy, ``batch_size`` of its options
-                is another maximum.
+                others of its priority or a higher one want rows. With the batched strategy,
+                ``batch_size`` of its options is another maximum.
             reserved_live_rows: rows of the batch that only live recordings may use.
             readers: number of threads that read recordings.
             idle_unload_s: close the engine and the model after so many seconds without work;

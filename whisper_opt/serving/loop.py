@@ -32,6 +32,9 @@ __all__ = ["EngineLoop"]
 
 _log = logging.getLogger(__name__)
 
+_MOST_STEPS = 16
+"""Tokens per window that a GPU samples before other windows may join, or cancelled ones leave."""
+
 
 class EngineLoop:
     """Decodes the recordings of a queue in a thread of its own.
@@ -76,6 +79,7 @@ class EngineLoop:
             admission=admission,
             failures=(Exception,),
             aside=self._aside,
+            most_steps=_MOST_STEPS,
         )
         self._calls = ModelCalls(backend, model._shared.use, self._wake)
         self._jobs = model._job_factory(self._calls)

@@ -9,14 +9,17 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Protocol
 
 from whisper_opt.core.errors import OptionError
 from whisper_opt.transcription.fallback import Window
 from whisper_opt.transcription.job import Chunk, TranscriptionJob
 
-__all__ = ["ActiveJob", "Admission", "FairShare", "OldestFirst", "Terms"]
+__all__ = ["ActiveJob", "Admission", "FairShare", "OldestFirst", "Rank", "Terms"]
+
+Rank = tuple[bool, int]
+"""Whether a recording is live, and its priority."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Terms:
     rows: int | None = None
 
     @property
-    def rank(self) -> tuple[bool, int]:
+    def rank(self) -> Rank:
         """Recordings of a higher rank come first."""
         return self.live, self.priority
 
@@ -106,7 +109,7 @@ class FairShare:
         Args:
             n_rows: rows of the batch.
             rows_per_job: maximum number of rows of one recording. Default: three quarters, and no
-                more than an equal share while other recordings want rows.
+                more than an equal share while others of its rank or a higher one want rows.
             reserved: rows that only live recordings use.
 
         Raises:
@@ -129,22 +132,24 @@ class FairShare:
         """See :class:`Admission`."""
         wanting = [each for each in active if each.pending]
         used = sum(each.n_windows for each in wanting if not each.terms.live)
-        limit = self._limit(len(wanting))
-        may = [each for each in wanting if each.waiting and self._may(each, limit, used)]
+        ranks = collections.Counter(each.terms.rank for each in wanting)
+        limits = {rank: self._limit(rank, ranks) for rank in ranks}
+        may = [each for each in wanting if each.waiting and self._may(each, limits, used)]
         return min(may, key=_order, default=None)
 
-    def _limit(self, n_wanting: int) -> int:
-        """Maximum number of rows of one recording if so many want rows."""
+    def _limit(self, rank: Rank, ranks: Mapping[Rank, int]) -> int:
+        """Maximum number of rows of a recording; ``ranks``: recordings of each that want rows."""
         if self._rows_per_job is not None:
             return self._rows_per_job
-        share = math.ceil(self._open_rows / max(n_wanting, 1))
-        return min(share, max(1, self._n_rows * 3 // 4))
+        n_wanting = sum(n for other, n in ranks.items() if other >= rank)
+        return min(math.ceil(self._open_rows / n_wanting), max(1, self._n_rows * 3 // 4))
 
-    def _may(self, each: ActiveJob, limit: int, used: int) -> bool:
+    def _may(self, each: ActiveJob, limits: Mapping[Rank, int], used: int) -> bool:
         """Whether a job may have another row; ``used``: rows of all that are not live."""
-        if not each.terms.live and used >= self._open_rows:
+        terms, limit = each.terms, limits[each.terms.rank]
+        if not terms.live and used >= self._open_rows:
             return False
-        return each.n_windows < (limit if each.terms.rows is None else min(limit, each.terms.rows))
+        return each.n_windows < (limit if terms.rows is None else min(limit, terms.rows))
 
 
 def _order(each: ActiveJob) -> tuple[bool, int, int, float, int]:

@@ -17,7 +17,7 @@ from whisper_opt.core.backend import Backend
 from whisper_opt.core.errors import EngineError, WhisperOptError
 from whisper_opt.text.results import Segment
 from whisper_opt.text.vocabulary import Vocab
-from whisper_opt.transcription.admission import ActiveJob, Admission, OldestFirst, Terms
+from whisper_opt.transcription.admission import ActiveJob, Admission, OldestFirst, Rank, Terms
 from whisper_opt.transcription.job import Chunk, TranscriptionJob
 from whisper_opt.transcription.sources import ReadySource, Source, source_of
 from whisper_opt.transcription.window_batch import Aside, InFlight, WindowBatch
@@ -73,6 +73,7 @@ class Scheduler:
         admission: Admission | None = None,
         failures: tuple[type[Exception], ...] = _FAILURES,
         aside: Aside | None = None,
+        most_steps: int | None = None,
     ) -> None:
         """An idle scheduler.
 
@@ -83,11 +84,15 @@ class Scheduler:
             admission: which recording comes next; default: the oldest.
             failures: errors that fail only the windows or the job concerned.
             aside: where results are processed whose processing takes long; default: at once.
+            most_steps: tokens per window that a step samples at most, on a device that can sample
+                several; default: as many as it can.
         """
         self._batch_size = batch_size
         self._admission = OldestFirst() if admission is None else admission
         self._failures = failures
-        self._windows = WindowBatch(backend, vocab, batch_size, failures, self._fail, aside)
+        self._windows = WindowBatch(
+            backend, vocab, batch_size, failures, self._fail, aside, most_steps
+        )
         self._active: dict[TranscriptionJob, ActiveJob] = {}
         self._submitted: collections.deque[TranscriptionJob] = collections.deque()
         self._source: Source[TranscriptionJob] = ReadySource(())
@@ -134,7 +139,7 @@ class Scheduler:
         """Windows encoded so far."""
         return self._windows.n_encoded
 
-    def unserved(self, rank: tuple[bool, int]) -> int:
+    def unserved(self, rank: Rank) -> int:
         """Started jobs of at least this rank that have not had a row."""
         return sum(not each.served and each.terms.rank >= rank for each in self._active.values())
 

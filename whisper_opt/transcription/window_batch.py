@@ -74,6 +74,7 @@ class WindowBatch:
         failures: tuple[type[Exception], ...],
         fail: Callable[[TranscriptionJob, Exception], None],
         aside: Aside | None = None,
+        most_steps: int | None = None,
     ) -> None:
         """An empty batch.
 
@@ -85,6 +86,7 @@ class WindowBatch:
             fail: called with a job and its error; must call :meth:`drop`.
             aside: results whose processing takes long are processed there, so that the other
                 windows do not wait for that; default: at once.
+            most_steps: tokens per window that :meth:`decode` samples at most; default: no limit.
         """
         self._backend = backend
         self._vocab = vocab
@@ -92,7 +94,7 @@ class WindowBatch:
         self._failures = failures
         self._fail = fail
         self._limit = size  # lower after a failure, until its windows are decoded
-        self._batch = Batch(backend)
+        self._batch = Batch(backend, most_steps)
         self._in_flight: dict[int, InFlight] = {}
         self._again: collections.deque[InFlight] = collections.deque()
         self._aside = aside
