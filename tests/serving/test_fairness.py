@@ -75,9 +75,12 @@ def test_batch_size_of_a_recording_limits_its_rows(backend: SteppedBackend) -> N
 
 @pytest.mark.parametrize("most", [1, 2, 3])
 def test_few_windows_are_encoded_between_two_steps(backend: SteppedBackend, most: int) -> None:
-    backend.release()
-    with stepped(backend, max_windows_per_step=most, max_batch=7) as served:
-        handles = [served.submit(noise(60.0, i), long_options()) for i in range(3)]
+    with stepped(backend, max_windows_per_step=most) as served:
+        handles = [served.submit(noise(60.0), long_options())]
+        backend.wait()
+        handles += [served.submit(noise(60.0, i), long_options()) for i in range(1, 5)]
+        steps(served, backend, 3)
+        backend.release()
         for handle in handles:
             handle.result(WAIT)
     encoded, largest = 0, 0

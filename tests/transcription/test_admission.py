@@ -9,28 +9,39 @@ import pytest
 
 from whisper_opt import OptionError
 from whisper_opt.transcription.admission import ActiveJob, FairShare, OldestFirst, Terms
+from whisper_opt.transcription.job import TranscriptionJob
 
 NOTHING: Any = None
 
 
 def active(
-    turn: int, n_windows: int = 0, waiting: int = 1, terms: Terms | None = None
+    turn: int,
+    n_windows: int = 0,
+    waiting: int = 1,
+    terms: Terms | None = None,
+    seconds: float = 3600.0,
 ) -> ActiveJob:
-    each = ActiveJob(NOTHING, terms or Terms(), turn)
+    each = ActiveJob(TranscriptionJob(None, lambda _: iter(())), terms or Terms(), turn)
+    each.job.duration = seconds
     each.n_windows = n_windows
+    each.served = n_windows > 0
     each.waiting.extend([NOTHING] * waiting)
     return each
 
 
-def share(n_rows: int = 8, rows_per_job: int | None = 6, reserved: int = 0) -> FairShare:
-    return FairShare(n_rows, rows_per_job=rows_per_job, reserved=reserved)
+def share(
+    n_rows: int = 8, rows_per_job: int | None = 6, reserved: int = 0, gentle: bool = False
+) -> FairShare:
+    return FairShare(n_rows, rows_per_job=rows_per_job, reserved=reserved, gentle=gentle)
 
 
-def served(admission: FairShare, jobs: list[ActiveJob], n: int) -> list[int]:
-    """Index of the job that gets each of the next rows."""
-    order = []
+def served(
+    admission: FairShare, jobs: list[ActiveJob], n: int, together: bool = False
+) -> list[int]:
+    """Index of the job that gets each of the next rows, in one step or one per step."""
+    order: list[int] = []
     for turn in range(n):
-        chosen = admission.choose(jobs)
+        chosen = admission.choose(jobs, [jobs[i] for i in order] if together else [])
         if chosen is None:
             break
         chosen.waiting.popleft()
@@ -42,8 +53,8 @@ def served(admission: FairShare, jobs: list[ActiveJob], n: int) -> list[int]:
 
 def test_the_oldest_comes_first() -> None:
     jobs = [active(0, waiting=0), active(1, waiting=2), active(2)]
-    assert OldestFirst().choose(jobs) is jobs[1]
-    assert OldestFirst().choose(jobs[:1]) is None
+    assert OldestFirst().choose(jobs, []) is jobs[1]
+    assert OldestFirst().choose(jobs[:1], []) is None
 
 
 def test_rows_are_given_in_turns() -> None:
@@ -76,6 +87,46 @@ def test_recordings_of_a_lower_priority_do_not_reduce_the_share() -> None:
     assert served(share(rows_per_job=None), [*low, high], 8) == [7] * 6 + [0, 1]
     live = [active(2, n_windows=1, waiting=0, terms=Terms(live=True)) for _ in range(3)]
     assert served(share(rows_per_job=None), [*live, active(0, waiting=9)], 8) == [3, 3]
+
+
+def test_a_gentle_share_gives_one_row_per_step() -> None:
+    jobs = [active(0, waiting=9), active(1, n_windows=2, waiting=9)]
+    assert served(share(gentle=True), jobs, 9, together=True) == [0, 1]
+    assert served(share(), [active(0, waiting=9)], 9, together=True) == [0] * 6
+
+
+@pytest.mark.parametrize(
+    ("seconds", "n_windows", "terms", "expected"),
+    [
+        (3.0, 1, Terms(), []),  # a short one is decoded
+        (3.0, 0, Terms(), [1]),  # or comes first
+        (3.0, 1, Terms(priority=-1), [0, 0]),
+        (31.0, 1, Terms(), [0, 0]),
+    ],
+)
+def test_a_gentle_share_does_not_delay_short_recordings(
+    seconds: float, n_windows: int, terms: Terms, expected: list[int]
+) -> None:
+    short = active(1, n_windows, waiting=1 - n_windows, seconds=seconds, terms=terms)
+    jobs = [active(0, n_windows=4, waiting=9), short]
+    assert served(share(gentle=True), jobs, 9) == expected
+
+
+def test_a_gentle_share_waits_a_little_for_a_recording_that_is_being_read() -> None:
+    coming = active(1, waiting=0, seconds=0.0)
+    jobs = [active(0, n_windows=2, waiting=9), coming]
+    jobs[0].served = True
+    assert served(share(gentle=True), jobs, 1) == []
+    coming.waited = 8
+    assert served(share(gentle=True), jobs, 1) == [0]
+    assert served(share(), jobs, 1) == [0]
+
+
+def test_the_end_of_a_recording_is_short() -> None:
+    each = active(0, seconds=100.0)
+    assert not each.brief
+    each.job.done = 70.0
+    assert each.brief
 
 
 def test_the_earliest_deadline_comes_first_among_equals() -> None:
@@ -112,7 +163,7 @@ def test_reserved_rows_stay_free() -> None:
 
 
 @pytest.mark.parametrize("arguments", [{"reserved": 8}, {"reserved": -1}, {"rows_per_job": 0}])
-def test_a_share_without_rows_is_refused(arguments: dict[str, int]) -> None:
+def test_a_share_without_rows_is_refused(arguments: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match="rows"):
         share(**arguments)
 

@@ -67,6 +67,7 @@ class EngineLoop:
             limits.max_batch,
             rows_per_job=limits.rows_per_recording,
             reserved=limits.reserved_live_rows,
+            gentle=model.device == "cpu",
         )
         self._use = contextlib.ExitStack()
         backend = self._use.enter_context(model._shared.use())

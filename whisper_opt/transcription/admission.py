@@ -12,6 +12,7 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Protocol
 
+from whisper_opt.core.dims import N_SAMPLES, SAMPLE_RATE
 from whisper_opt.core.errors import OptionError
 from whisper_opt.transcription.fallback import Window
 from whisper_opt.transcription.job import Chunk, TranscriptionJob
@@ -20,6 +21,9 @@ __all__ = ["ActiveJob", "Admission", "FairShare", "OldestFirst", "Rank", "Terms"
 
 Rank = tuple[bool, int]
 """Whether a recording is live, and its priority."""
+
+_COMING = 8
+"""Steps in which the first window of a short recording is read, if it is not an upload."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +58,7 @@ class ActiveJob:
         n_windows: windows that are being decoded, or are decoded again later.
         turn: when it was started, or had a row last.
         served: whether it has had a row.
+        waited: steps before it had one.
     """
 
     def __init__(self, job: TranscriptionJob, terms: Terms, turn: int) -> None:
@@ -64,6 +69,17 @@ class ActiveJob:
         self.n_windows = 0
         self.turn = turn
         self.served = False
+        self.waited = 0
+
+    @property
+    def brief(self) -> bool:
+        """Whether at most one window of audio is left."""
+        return self.job.duration - self.job.done <= N_SAMPLES / SAMPLE_RATE
+
+    @property
+    def coming(self) -> bool:
+        """Whether its first window is being read, and will probably be there in a few steps."""
+        return not (self.served or self.waiting) and self.waited < _COMING
 
     @property
     def pending(self) -> bool:
@@ -79,18 +95,23 @@ class ActiveJob:
 class Admission(Protocol):
     """Chooses the recording whose window is decoded next."""
 
-    def choose(self, active: Collection[ActiveJob]) -> ActiveJob | None:
+    def choose(
+        self, active: Collection[ActiveJob], admitted: Collection[ActiveJob]
+    ) -> ActiveJob | None:
         """The job that the next row goes to, one with a waiting window; None for no job.
 
         Args:
             active: all started jobs, the oldest first.
+            admitted: jobs that were chosen for the same step.
         """
 
 
 class OldestFirst:
     """Rows go to the oldest recording that has windows."""
 
-    def choose(self, active: Collection[ActiveJob]) -> ActiveJob | None:
+    def choose(
+        self, active: Collection[ActiveJob], admitted: Collection[ActiveJob]
+    ) -> ActiveJob | None:
         """See :class:`Admission`."""
         return next((each for each in active if each.waiting), None)
 
@@ -103,7 +124,14 @@ class FairShare:
     than a maximum of rows, so that one that arrives later soon finds a free one.
     """
 
-    def __init__(self, n_rows: int, *, rows_per_job: int | None = None, reserved: int = 0) -> None:
+    def __init__(
+        self,
+        n_rows: int,
+        *,
+        rows_per_job: int | None = None,
+        reserved: int = 0,
+        gentle: bool = False,
+    ) -> None:
         """Share the rows of a batch.
 
         Args:
@@ -111,6 +139,10 @@ class FairShare:
             rows_per_job: maximum number of rows of one recording. Default: three quarters, and no
                 more than an equal share while others of its rank or a higher one want rows.
             reserved: rows that only live recordings use.
+            gentle: for devices on which encoding a window takes as long as many decode steps. A
+                recording that has a row gets no other in the same step, and none while a recording
+                of its rank or a higher one with at most one window of audio left wants or has one,
+                or has just been started.
 
         Raises:
             OptionError: no row would be left for a recording.
@@ -127,14 +159,20 @@ class FairShare:
         self._n_rows = n_rows
         self._rows_per_job = rows_per_job
         self._open_rows = n_rows - reserved
+        self._gentle = gentle
 
-    def choose(self, active: Collection[ActiveJob]) -> ActiveJob | None:
+    def choose(
+        self, active: Collection[ActiveJob], admitted: Collection[ActiveJob]
+    ) -> ActiveJob | None:
         """See :class:`Admission`."""
         wanting = [each for each in active if each.pending]
         used = sum(each.n_windows for each in wanting if not each.terms.live)
         ranks = collections.Counter(each.terms.rank for each in wanting)
         limits = {rank: self._limit(rank, ranks) for rank in ranks}
         may = [each for each in wanting if each.waiting and self._may(each, limits, used)]
+        if self._gentle:
+            brief = [each for each in active if each.coming or (each.pending and each.brief)]
+            may = [each for each in may if not _delays(each, brief, admitted)]
         return min(may, key=_order, default=None)
 
     def _limit(self, rank: Rank, ranks: Mapping[Rank, int]) -> int:
@@ -150,6 +188,16 @@ class FairShare:
         if not terms.live and used >= self._open_rows:
             return False
         return each.n_windows < (limit if terms.rows is None else min(limit, terms.rows))
+
+
+def _delays(each: ActiveJob, brief: Collection[ActiveJob], admitted: Collection[ActiveJob]) -> bool:
+    """Whether another row of a job would delay what will be finished soon."""
+    if not each.n_windows:
+        return False
+    if each in admitted:
+        return True
+    rank = each.terms.rank
+    return any(other is not each and other.terms.rank >= rank for other in brief)
 
 
 def _order(each: ActiveJob) -> tuple[bool, int, int, float, int]:

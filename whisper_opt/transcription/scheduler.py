@@ -166,6 +166,7 @@ class Scheduler:
             ``finished``; that update may have no segments, and the job may have an ``error``.
         """
         for each in self._active.values():
+            each.waited += not each.served
             if each.job.polled and not each.waiting:
                 self._fill(each)
         finished = self._finished()
@@ -253,10 +254,12 @@ class Scheduler:
     def _new_windows(self, room: int) -> list[InFlight]:
         """Windows of active and new jobs, as many as there is room for."""
         admitted: list[InFlight] = []
+        chosen: list[ActiveJob] = []
         n_started = 0
         while len(admitted) < room:
-            each = self._next_job()
+            each = self._next_job(chosen)
             if each is not None:
+                chosen.append(each)
                 admitted.append(self._take(each))
             # jobs without windows never fill the batch: report them first
             elif n_started == self._batch_size or not self._start_job(idle=not admitted):
@@ -265,9 +268,9 @@ class Scheduler:
                 n_started += 1
         return [item for item in admitted if item.job.error is None]
 
-    def _next_job(self) -> ActiveJob | None:
+    def _next_job(self, admitted: list[ActiveJob]) -> ActiveJob | None:
         """The job whose window is decoded next; it has one that waits."""
-        chosen = self._admission.choose(self._active.values())
+        chosen = self._admission.choose(self._active.values(), admitted)
         if chosen is None:
             read = (each for each in self._active.values() if not each.job.polled)
             chosen = next((each for each in read if not each.waiting and self._fill(each)), None)
