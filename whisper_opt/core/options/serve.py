@@ -128,6 +128,18 @@ class ServeOptions:
         " default: nowhere",
         metavar="ORIGIN,...",
     )
+    wyoming_port: Union[int, None] = option(
+        None,
+        "integer",
+        "also speak the protocol of Home Assistant's voice assistants, on this port (usually"
+        " 10300); it knows no API keys; default: not",
+        low=0,
+        high=65_535,
+        metavar="N",
+    )
+    wyoming_host: str = option(
+        "127.0.0.1", "text", "address of wyoming_port; 0.0.0.0: all interfaces", metavar="ADDRESS"
+    )
     drain_timeout: float = option(
         300.0,
         "number",

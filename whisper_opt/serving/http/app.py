@@ -29,7 +29,7 @@ def create_app(
     service: Service,
     keys: Keys,
     jobs: Jobs | None = None,
-    on_start: Callable[[], None] | None = None,
+    on_start: Callable[[], Any] | None = None,
     on_stop: Callable[[], Any] | None = None,
 ) -> ASGIApp:
     """The application.
@@ -38,14 +38,14 @@ def create_app(
         service: the endpoints.
         keys: the API keys.
         jobs: the endpoints of jobs, if there are any.
-        on_start: called in the event loop before the first request.
+        on_start: called and awaited before the first request.
         on_stop: called and awaited after the last request.
     """
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         if on_start is not None:
-            on_start()
+            await on_start()
         yield
         if on_stop is not None:
             await on_stop()

@@ -163,6 +163,15 @@ class Service:
         rest = {name: value for name, value in form.fields if name in others}
         return Received(form, fields, rest, call, model)
 
+    def admitted(self) -> contextlib.AbstractContextManager[None]:
+        """Count a request that arrives in another way as long as the context lasts.
+
+        Raises:
+            ApiError: the server is not ready, or too many requests are in progress.
+        """
+        self._check_open()
+        return self._admission.one(self._wait())
+
     def _check_open(self) -> None:
         if self.draining:
             raise ApiError(503, "the server is shutting down; use another", retry_after=5)

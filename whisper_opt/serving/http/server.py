@@ -25,6 +25,7 @@ from whisper_opt.serving.http.logs import log_event
 from whisper_opt.serving.http.models import Models, named_source
 from whisper_opt.serving.http.routes import Service
 from whisper_opt.serving.turns import Turns
+from whisper_opt.serving.wyoming.listener import Wyoming
 from whisper_opt.transcription.model import Whisper
 
 __all__ = ["Server"]
@@ -81,6 +82,9 @@ class Server:
         """Host and port that the server listens on."""
         folder = chosen.jobs_dir
         self.jobs = None if folder is None else Jobs(self.service, Path(folder))
+        port = chosen.wyoming_port
+        other = None if port is None else _bound(chosen.wyoming_host, port)
+        self.wyoming = None if other is None else Wyoming(self.service, other)
         app = create_app(self.service, keys, self.jobs, self._start, self._close)
         self._server = _Uvicorn(app, self)
 
@@ -127,13 +131,17 @@ class Server:
         else:
             log_event("ready", models=list(self.models.names))
 
-    def _start(self) -> None:
+    async def _start(self) -> None:
         self._loader.start()
+        if self.wyoming is not None:
+            await self.wyoming.start()
         if self.jobs is not None:
             self.jobs.start()
 
     async def _close(self) -> None:
         loop = asyncio.get_running_loop()
+        if self.wyoming is not None:
+            await self.wyoming.close()
         if self.jobs is not None:
             await loop.run_in_executor(None, self.jobs.close)
         await loop.run_in_executor(None, self.models.close, _CLOSING)

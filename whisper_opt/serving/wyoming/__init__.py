@@ -1,0 +1,1 @@
+"""The protocol of Home Assistant's voice assistants, for ``whisper-opt serve``."""
