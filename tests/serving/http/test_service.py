@@ -242,7 +242,7 @@ def test_an_origin_that_is_allowed(tiny: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
-        ("GET", "/", 404),
+        ("GET", "/page", 404),
         ("GET", "/v1/nope", 404),
         ("GET", TRANSCRIPTIONS, 405),
         ("DELETE", "/v1/models", 405),
