@@ -65,6 +65,15 @@ def outputs(model: bytes, **given: NDArray) -> list[NDArray]:
     return found
 
 
+@pytest.mark.parametrize("name", native.VARIANTS)
+def test_tests_run_with_every_variant(name: str) -> None:
+    """The fixture ``kernels`` selects it for each test, if this processor supports it."""
+    if name not in supported_variants():
+        pytest.skip(f"not tested: this processor has no {native.VARIANTS[name]}")
+    select_variant(name)
+    assert native.variant() == name
+
+
 # --- the same bits --------------------------------------------------------------------------------
 
 
