@@ -24,6 +24,7 @@ __all__ = [
     "VARIABLE",
     "VARIANTS",
     "check_choice",
+    "copies_panels",
     "has_vnni",
     "kernel_library",
     "select_variant",
@@ -124,6 +125,12 @@ def select_variant(name: str) -> None:
     why_no_kernels.cache_clear()
 
 
+def copies_panels() -> bool:
+    """Whether sessions copy packed weights, in panels of another width (docs/kernels.md)."""
+    library, _ = _load()
+    return library is not None and bool(library.whisper_opt_copies_panels())
+
+
 def has_vnni() -> bool | None:
     """Whether this x86 processor has AVX-512 VNNI or AVX-VNNI; None without a compiled library."""
     library, _ = _load()
@@ -134,8 +141,8 @@ def _load() -> tuple[Any, str | None]:
     """The library and None, or None and why it cannot be used on any processor."""
     if not LIBRARY.exists():
         return None, (
-            "not compiled: the package was built without a C compiler, or not for Linux on x86-64;"
-            " install a compiler (gcc or clang), then reinstall whisper-opt from source"
+            "not compiled: the package was built without a C compiler; install one (gcc or clang),"
+            " then reinstall whisper-opt from source"
         )
     try:
         library = ctypes.CDLL(str(LIBRARY))

@@ -194,5 +194,12 @@ EXPORT const char *whisper_opt_select(const char *name) {
 /* Whether any variant can be used. */
 EXPORT int whisper_opt_supported(void) { return whisper_opt_variant() != NULL; }
 
+/* Whether the variant of new sessions copies weights that are stored in panels. */
+EXPORT int whisper_opt_copies_panels(void) {
+  const char *why = NULL;
+  const Kernels *found = kernels_in_use(&why);
+  return found && found->width != PANEL;
+}
+
 /* Whether this x86 processor multiplies bytes without 16-bit sums, which overflow: AVX-512 VNNI or AVX-VNNI. */
 EXPORT int whisper_opt_has_vnni(void) { return has_vnni(); }

@@ -15,8 +15,9 @@ from whisper_opt.core.errors import BackendUnavailable, EngineError
 from whisper_opt.core.remedies import install_hint
 from whisper_opt.runtime.device.executor import Tensor
 from whisper_opt.runtime.engine import Engine
-from whisper_opt.runtime.native import has_vnni, kernel_library
+from whisper_opt.runtime.native import copies_panels, has_vnni, kernel_library
 from whisper_opt.runtime.onnxruntime.fork import keep_after_fork
+from whisper_opt.runtime.onnxruntime.mapped import release_pages
 
 __all__ = [
     "failed_run",
@@ -119,6 +120,8 @@ def load_graph(
         raise EngineError(
             f"ONNX Runtime {runtime.__version__} cannot load {engine.file(name)}: {reason}"
         ) from error
+    if library is not None and copies_panels():
+        release_pages([engine.file(f"{name.partition('.')[0]}.data")])
     _check_dims(session, engine, name)
     keep_after_fork(session)
     return session

@@ -1,0 +1,69 @@
+"""Pages of mapped files."""
+
+from __future__ import annotations
+
+import mmap
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from whisper_opt.runtime.onnxruntime.mapped import release_pages
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="not tested: Linux only")
+
+SIZE = 64 * mmap.PAGESIZE
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "weights of a model.data"
+    path.write_bytes(bytes(range(256)) * (SIZE // 256))
+    return path
+
+
+@pytest.fixture
+def mapped(file: Path) -> Iterator[mmap.mmap]:
+    """The file as ONNX Runtime maps it: private, and writable."""
+    with file.open("rb") as stream, mmap.mmap(stream.fileno(), SIZE, access=mmap.ACCESS_COPY) as it:
+        assert it[:] == file.read_bytes()  # every page is resident
+        yield it
+
+
+def resident(file: Path) -> int:
+    """Resident kilobytes of a mapped file."""
+    found, ours = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split()[0]:
+            ours = line.endswith(str(file))
+        elif ours and line.startswith("Rss:"):
+            found += int(line.split()[1])
+    return found
+
+
+def test_pages_are_released_and_stay_valid(file: Path, mapped: mmap.mmap) -> None:
+    assert resident(file) == SIZE // 1024
+    release_pages([file])
+    assert resident(file) == 0
+    assert mapped[:] == file.read_bytes()
+
+
+def test_other_files_keep_theirs(file: Path, mapped: mmap.mmap, tmp_path: Path) -> None:
+    release_pages([tmp_path / "other"])
+    assert resident(file) == SIZE // 1024
+
+
+def test_changed_pages_are_kept(file: Path, mapped: mmap.mmap) -> None:
+    mapped[5] = 99
+    release_pages([file])
+    assert mapped[5] == 99
+    assert resident(file) == SIZE // 1024
+
+
+def test_other_systems_have_nothing_to_release(
+    file: Path, mapped: mmap.mmap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    release_pages([file])
+    assert resident(file) == SIZE // 1024
