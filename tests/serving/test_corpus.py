@@ -18,7 +18,7 @@ from tests.support.stepped_backend import SteppedBackend
 from tests.support.watched_backend import ENDLESS, WatchedBackend, engine, noise, quiet_model
 from whisper_opt import (
     AudioError,
-    OptionError,
+    EngineError,
     TranscribeOptions,
     Whisper,
     WhisperOptError,
@@ -27,7 +27,7 @@ from whisper_opt import (
 from whisper_opt.runtime.engine_cache import fingerprint as real_fingerprint
 from whisper_opt.serving import Engine
 from whisper_opt.serving import corpus as corpus_module
-from whisper_opt.serving.corpus import Corpus, Outcome, check_options, transcribe_corpus
+from whisper_opt.serving.corpus import Corpus, Outcome, transcribe_corpus
 from whisper_opt.serving.manifests import Recording, Shard
 
 SIZES = (5.0, 31.0, 3.0, 12.0)
@@ -329,20 +329,6 @@ def test_a_full_disk_stops_the_run(
     assert run(recordings) == ALL
 
 
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [({"language": "klingon"}, "klingon"), ({"language_detection_segments": 3}, "English-only")],
-)
-def test_options_are_checked_before_any_work(
-    recordings: list[Recording], given: dict[str, Any], message: str
-) -> None:
-    model = quiet_model()
-    check_options(model, recordings)
-    wrong = recordings[3]._replace(options=options(**given))
-    with pytest.raises(OptionError, match=message):
-        check_options(model, [*recordings, wrong])
-
-
 # the batch, and other processes
 
 
@@ -388,6 +374,21 @@ def test_a_shard_is_transcribed_by_one_process(tmp_path: Path) -> None:
         pass
 
 
+def test_a_file_system_without_locks(
+    tmp_path: Path, recordings: list[Recording], run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Temporary files then have names of their own."""
+
+    def unsupported(*_: Any, **__: Any) -> Any:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(corpus_module, "file_lock", unsupported)
+    with Corpus(tmp_path / "out", quiet_model()) as first, Engine(quiet_model()) as served:
+        assert ids(into(tmp_path / "out", served, recordings)) == ALL
+        assert all(first.outcome(each) is not None for each in recordings)
+    assert len(list((tmp_path / "out").iterdir())) == len(SIZES) + 1
+
+
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     left = tmp_path / ".whisper-opt" / "shard.tmp"
     left.parent.mkdir()
@@ -413,19 +414,27 @@ def test_progress(tmp_path: Path, recordings: list[Recording], monkeypatch: Any)
 
 
 @pytest.mark.parametrize(
-    ("error", "message"), [(KeyError("x"), "KeyError: 'x'"), (AudioError("bad"), "bad")]
+    ("error", "message", "lasting"),
+    [
+        (KeyError("x"), "KeyError: 'x'", False),
+        (EngineError("the device is lost"), "the device is lost", False),
+        (AudioError("bad"), "bad", True),
+    ],
 )
-def test_errors_that_are_not_of_this_library_are_named(
+def test_only_what_lies_in_the_recording_lasts(
     tmp_path: Path,
     recordings: list[Recording],
+    run: Any,
     monkeypatch: pytest.MonkeyPatch,
     error: Exception,
     message: str,
+    lasting: bool,
 ) -> None:
     def result(self: Any) -> Any:
         raise error
 
-    monkeypatch.setattr("whisper_opt.serving.handle.Handle._outcome", result)
-    with Engine(quiet_model()) as served:
+    with monkeypatch.context() as patch, Engine(quiet_model()) as served:
+        patch.setattr("whisper_opt.serving.handle.Handle._outcome", result)
         (outcome,) = into(tmp_path / "out", served, recordings[:1])
     assert outcome.error == message
+    assert run(recordings[:1]) == ([] if lasting else ["id 0"])

@@ -5,11 +5,20 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.support.watched_backend import quiet_model
 from whisper_opt import OptionError, TranscribeOptions
-from whisper_opt.serving.manifests import Manifest, Shard, file_name, read_manifest
+from whisper_opt.serving.manifests import (
+    Manifest,
+    Recording,
+    Shard,
+    check_options,
+    file_name,
+    read_manifest,
+)
 
 OPTIONS = TranscribeOptions(beam_size=2, batch_size=3)
 
@@ -109,6 +118,18 @@ def test_long_names_stay_different() -> None:
     names = {file_name("日" * 200 + end) for end in "ab"}
     assert len(names) == 2
     assert all(len(name.encode()) <= 160 for name in names)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [({"language": "klingon"}, "klingon"), ({"language_detection_segments": 3}, "English-only")],
+)
+def test_options_that_a_model_cannot_honour(given: dict[str, Any], message: str) -> None:
+    model = quiet_model()
+    plain = Recording("a", Path("a"), OPTIONS, 1)
+    check_options(model, [plain])
+    with pytest.raises(OptionError, match=message):
+        check_options(model, [plain, plain._replace(options=TranscribeOptions(**given))])
 
 
 # shards

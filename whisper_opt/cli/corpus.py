@@ -75,8 +75,8 @@ def add_corpus_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _corpus(args: argparse.Namespace) -> int:
-    from whisper_opt.serving.corpus import Corpus, check_options
-    from whisper_opt.serving.manifests import Shard, read_manifest
+    from whisper_opt.serving.corpus import Corpus
+    from whisper_opt.serving.manifests import Shard, check_options, read_manifest
 
     shard = Shard.parse(args.shard)
     options = options_from(args, TranscribeOptions)

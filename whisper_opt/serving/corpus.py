@@ -22,7 +22,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Union
 
-from whisper_opt.core.errors import QueueFull, TranscriptionCancelled, WhisperOptError
+from whisper_opt.core.errors import AudioError, QueueFull, TranscriptionCancelled, WhisperOptError
 from whisper_opt.core.files import replace_file, write_remedy
 from whisper_opt.core.locks import LockHeldError, file_lock
 from whisper_opt.core.options import SubtitleOptions, TranscribeOptions
@@ -37,7 +37,7 @@ from whisper_opt.text.subtitles import PLAIN
 from whisper_opt.text.writers import SUBTITLE_FORMATS, render
 from whisper_opt.transcription.model import Whisper
 
-__all__ = ["Corpus", "Outcome", "check_options", "transcribe_corpus"]
+__all__ = ["Corpus", "Outcome", "transcribe_corpus"]
 
 RECORDS = ".whisper-opt"
 """Directory of the records in the output directory."""
@@ -59,19 +59,6 @@ class Outcome(NamedTuple):
     recording: Recording
     seconds: float
     error: Union[str, None] = None
-
-
-def check_options(model: Whisper, recordings: Iterable[Recording]) -> None:
-    """Refuse options of recordings that a model cannot honour.
-
-    Raises:
-        OptionError: a language, a task or another option needs another model.
-    """
-    for options in {id(each.options): each.options for each in recordings}.values():
-        model.vocab.check_language(options.language, options.task)
-        options.check_model(
-            is_multilingual=model.is_multilingual, n_audio_ctx=model.dims.n_audio_ctx
-        )
 
 
 class Corpus:
@@ -106,6 +93,7 @@ class Corpus:
         self._subtitles = subtitles
         self._maker = [__version__, _identity(model), dataclasses.asdict(subtitles)]
         self._held = contextlib.ExitStack()
+        self._partial: Union[Path, None] = None
 
     # --- the directory ----------------------------------------------------------------------------
 
@@ -129,9 +117,10 @@ class Corpus:
                 f" {self.folder}; wait for it, or end it"
             ) from error
         except OSError:  # a file system without locks: two processes would do the work twice
-            pass
+            return self
+        self._partial = self._own("tmp")
         with contextlib.suppress(OSError):  # of a process that was killed
-            self._own("tmp").unlink()
+            self._partial.unlink()
         return self
 
     def __exit__(
@@ -155,7 +144,7 @@ class Corpus:
     def _write(self, path: Path, text: str) -> bytes:
         data = text.encode()
         try:
-            replace_file(path, data, partial=self._own("tmp"))
+            replace_file(path, data, partial=self._partial)
         except OSError as error:
             raise self._unusable(error) from error
         return data
@@ -227,27 +216,40 @@ class Corpus:
     def _rendered(self, found: Transcript, form: str) -> str:
         return render(found, form, self._subtitles if form in SUBTITLE_FORMATS else PLAIN)
 
-    def save_error(self, recording: Recording, before: Fingerprint | None, error: str) -> Outcome:
+    def save_error(
+        self,
+        recording: Recording,
+        before: Fingerprint | None,
+        error: str,
+        *,
+        lasting: bool = True,
+    ) -> Outcome:
         """Record that a recording failed; files of an older transcript are removed.
 
-        Args are those of :meth:`save`, and the reason.
+        Args:
+            recording: the recording.
+            before: its fingerprint before it was read.
+            error: the reason.
+            lasting: it would fail again; else nothing is recorded, so that the next run tries.
 
         Raises:
             WhisperOptError: a file cannot be written or removed.
         """
+        record = self._record_file(recording)
         try:
-            for target in self.targets(recording).values():
+            for path in (*self.targets(recording).values(), record):
                 with contextlib.suppress(FileNotFoundError):
-                    target.unlink()
+                    path.unlink()
         except OSError as reason:
             raise self._unusable(reason) from reason
-        record = {
-            "id": recording.id,
-            "key": self._key(recording.options),
-            "files": None if before is None else _settled(before),
-            "error": error,
-        }
-        self._save_record(recording, record)
+        if lasting:
+            values = {
+                "id": recording.id,
+                "key": self._key(recording.options),
+                "files": _settled(before),
+                "error": error,
+            }
+            self._save_record(recording, values)
         return Outcome(recording, 0.0, error)
 
     def list_failed(self, failed: Iterable[Outcome]) -> Path | None:
@@ -413,5 +415,6 @@ def _outcome(engine: Engine, corpus: Corpus, ended: _InWork) -> Outcome:
             raise
         known = isinstance(error, WhisperOptError)
         reason = str(error) if known else f"{type(error).__name__}: {error}"
-        return corpus.save_error(ended.recording, ended.before, reason)
+        lasting = isinstance(error, AudioError)
+        return corpus.save_error(ended.recording, ended.before, reason, lasting=lasting)
     return corpus.save(ended.recording, ended.before, found)

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 from whisper_opt.core.errors import OptionError
 from whisper_opt.core.options import TranscribeOptions
+from whisper_opt.transcription.model import Whisper
 
-__all__ = ["Manifest", "Recording", "Shard", "file_name", "read_manifest"]
+__all__ = ["Manifest", "Recording", "Shard", "check_options", "file_name", "read_manifest"]
 
 _MAX_NAME = 160
 """Bytes of the name of a file without its extension; file systems allow 255 in all."""
@@ -96,6 +97,19 @@ class Shard:
     def suffix(self) -> str:
         """Part of the names of its own files; empty if there is one shard only."""
         return "" if self.count == 1 else f"-{self.index}-of-{self.count}"
+
+
+def check_options(model: Whisper, recordings: Iterable[Recording]) -> None:
+    """Refuse options of recordings that a model cannot honour.
+
+    Raises:
+        OptionError: a language, a task or another option needs another model.
+    """
+    for options in {id(each.options): each.options for each in recordings}.values():
+        model.vocab.check_language(options.language, options.task)
+        options.check_model(
+            is_multilingual=model.is_multilingual, n_audio_ctx=model.dims.n_audio_ctx
+        )
 
 
 def file_name(identity: str) -> str:
