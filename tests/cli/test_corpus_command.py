@@ -8,7 +8,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any, Union
 
@@ -174,32 +173,36 @@ def test_killed_ten_times(
     assert records == sorted(path.name for path in (whole / ".whisper-opt").iterdir())
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="not tested: no SIGINT for one process")
-def test_interrupt(engine: Path, tmp_path: Path) -> None:
-    """It is reported what is left, and the same command continues."""
-    for i in range(40):
-        soundfile.write(tmp_path / f"{i}.wav", noise(100.0, i), 16000)
-    path = tmp_path / "list"
-    path.write_text("\n".join(f"{i}.wav" for i in range(40)), encoding="utf-8")
-    out = tmp_path / "out"
-    arguments = ["corpus", str(engine), str(path), str(out), *OPTIONS]
-    running = subprocess.Popen(
-        [sys.executable, "-m", "whisper_opt", *arguments], stderr=subprocess.PIPE, text=True
-    )
-    until = time.monotonic() + 60
-    while not list(out.glob("*.json")):
-        assert time.monotonic() < until
-        assert running.poll() is None
-        time.sleep(0.01)
-    running.send_signal(signal.SIGINT)
-    _, text = running.communicate(timeout=60)
-    assert running.returncode == 1
+@pytest.mark.parametrize("n_files", [1, 2, 5, 6])
+def test_interrupt(
+    whole: Path,
+    engine: Path,
+    manifest: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    n_files: int,
+) -> None:
+    """While a file is written; it is reported what is left, and the same command continues."""
+    left = n_files
+    sync = os.fsync
+
+    def interrupted(number: int) -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            raise KeyboardInterrupt
+        sync(number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", interrupted)
+        assert run(engine, manifest, tmp_path, "--format", "json,txt") == 1
+    text = capsys.readouterr().err
     assert "not yet: the same command continues" in text
     assert text.endswith("interrupted; no incomplete files remain\n")
-    assert "Traceback" not in text
-    for done in out.glob("*.json"):
-        json.loads(done.read_text(encoding="utf-8"))
-    assert not list((out / ".whisper-opt").glob("*.tmp"))
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert run(engine, manifest, tmp_path, "--format", "json,txt") == 1
+    assert contents(tmp_path) == contents(whole)
 
 
 @pytest.mark.parametrize(

@@ -350,6 +350,11 @@ def test_recordings_share_a_batch(tmp_path: Path, recordings: list[Recording]) -
     assert len(together) == 2
 
 
+def test_a_full_queue_is_waited_for(tmp_path: Path, recordings: list[Recording]) -> None:
+    with Engine(quiet_model(), max_queued=1) as served, Corpus(tmp_path, served.model) as corpus:
+        assert ids(transcribe_corpus(served, corpus, recordings, ahead=9)) == ALL
+
+
 def test_a_run_that_is_stopped_cancels_the_rest(
     tmp_path: Path, recordings: list[Recording]
 ) -> None:
