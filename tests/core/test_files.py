@@ -34,6 +34,22 @@ def test_a_failure_keeps_the_older_file(tmp_path: Path, monkeypatch: pytest.Monk
     assert os.listdir(tmp_path) == ["file"]
 
 
+def test_a_partial_file_of_a_given_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was left there is no obstacle, and not a byte of it remains."""
+    partial, target = tmp_path / "partial", tmp_path / "target"
+    partial.write_bytes(b"left by a process that was killed")
+    seen = []
+
+    def sync(number: int) -> None:
+        seen.append(partial.read_bytes())
+
+    monkeypatch.setattr(os, "fsync", sync)
+    replace_file(target, b"new", partial=partial)
+    assert seen == [b"new"]
+    assert target.read_bytes() == b"new"
+    assert not partial.exists()
+
+
 def test_a_directory_is_replaced(tmp_path: Path) -> None:
     for name in ("new", "old"):
         (tmp_path / name).mkdir()

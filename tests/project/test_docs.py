@@ -13,7 +13,7 @@ from whisper_opt.cli.whisper_flags import normalized
 
 ROOT = Path(__file__).parents[2]
 USER_PAGES = (
-    *("install", "usage", "engines", "server", "deploy"),
+    *("install", "usage", "engines", "server", "corpus", "deploy"),
     *("troubleshooting", "how-it-decodes"),
 )
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]

@@ -12,6 +12,7 @@ from typing import Any
 
 from whisper_opt.cli import bench_arguments as cli_bench
 from whisper_opt.cli import build as cli_build
+from whisper_opt.cli import corpus as cli_corpus
 from whisper_opt.cli import engines as cli_engines
 from whisper_opt.cli import serve as cli_serve
 from whisper_opt.cli.options import complain, never_fail_to_print, options_from
@@ -77,6 +78,13 @@ def _parser() -> argparse.ArgumentParser:
     cli_build.add_build_arguments(command)
     command = _command(commands, "transcribe", "transcribe recordings with an engine", EXAMPLES)
     add_arguments(command)
+    command = _command(
+        commands,
+        "corpus",
+        "transcribe a list of recordings; may be killed and continued",
+        cli_corpus.EXAMPLES,
+    )
+    cli_corpus.add_corpus_arguments(command)
     command = _command(commands, "serve", "serve models over HTTP", cli_serve.EXAMPLES)
     cli_serve.add_serve_arguments(command)
     command = _command(commands, "bench", "measure how fast engines are", cli_bench.EXAMPLES)

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from whisper_opt.cli import whisper_flags
+from whisper_opt.cli.formats import check_subtitles, output_formats
 from whisper_opt.cli.options import add_options, complain, expanded, options_from, print_utf8
 from whisper_opt.cli.progress import export_bar
 from whisper_opt.core.errors import OptionError, WhisperOptError
 from whisper_opt.core.options import LoadOptions, SubtitleOptions, TranscribeOptions
 from whisper_opt.text.languages import LANGUAGES
 from whisper_opt.text.results import Segment, Transcript
-from whisper_opt.text.subtitles import given
 from whisper_opt.text.writers import FORMATS, SUBTITLE_FORMATS, format_timestamp, write
 from whisper_opt.transcription.model import Whisper
 
@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--format",
-        type=_formats,
+        type=output_formats,
         metavar="FORMAT,...",
         help=f"{', '.join(FORMATS)} or all, instead of a listing for reading; several formats need"
         " --output-dir",
@@ -97,16 +97,6 @@ def load(args: argparse.Namespace) -> Whisper:
         return Whisper.load(
             args.engine, options=options_from(args, LoadOptions), on_progress=on_progress
         )
-
-
-def _formats(text: str) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
-    for name in names:
-        if name not in (*FORMATS, "all"):
-            raise argparse.ArgumentTypeError(
-                f"unknown format {name!r}; expected all, or one or more of {','.join(FORMATS)}"
-            )
-    return tuple(FORMATS) if "all" in names else names
 
 
 # outputs
@@ -144,16 +134,7 @@ def _outputs(args: argparse.Namespace, options: TranscribeOptions) -> list[Outpu
     """The output of each recording; contradictory arguments are refused here, before any work."""
     formats = args.format or (() if args.output_dir is None else ("txt",))
     subtitles = options_from(args, SubtitleOptions)
-    if subtitles.needs_words:
-        if not any(form in SUBTITLE_FORMATS for form in formats):
-            raise OptionError(
-                f"{given(subtitles)}: set, but no subtitle format is written; add one of"
-                f" {', '.join(SUBTITLE_FORMATS)} to --format"
-            )
-        if not options.word_timestamps:
-            raise OptionError(
-                f"{given(subtitles)}: set, but there are no word timestamps; add --word-timestamps"
-            )
+    check_subtitles(formats, subtitles, options)
     if args.output_dir is None:
         if len(formats) > 1:
             raise OptionError(

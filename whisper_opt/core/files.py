@@ -20,11 +20,22 @@ _PAUSES = (0.01, 0.03, 0.1, 0.3, 0.6)
 """Seconds between attempts to rename on Windows."""
 
 
-def replace_file(target: str | os.PathLike[str], data: bytes | memoryview) -> None:
+def replace_file(
+    target: str | os.PathLike[str],
+    data: bytes | memoryview,
+    *,
+    partial: str | os.PathLike[str] | None = None,
+) -> None:
     """Write a file beside ``target`` and rename it to ``target`` when it is complete.
 
     The file keeps the permissions of the one that it replaces. A link is followed. If ``target`` is
     a device or a pipe, the data is written into it.
+
+    Args:
+        target: the file.
+        data: its contents.
+        partial: where to write it first, on the same file system; a file that is there, left by a
+            process that was killed, is removed. Default: a new name beside ``target``.
 
     Raises:
         OSError: the file cannot be written; an older one is as it was.
@@ -38,7 +49,11 @@ def replace_file(target: str | os.PathLike[str], data: bytes | memoryview) -> No
         with open(target, "wb") as file:
             file.write(data)
         return
-    partial = os.path.join(os.path.dirname(target), f".whisper-opt-{secrets.token_hex(8)}.tmp")
+    if partial is None:
+        partial = os.path.join(os.path.dirname(target), f".whisper-opt-{secrets.token_hex(8)}.tmp")
+    else:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(partial)
     allowed = 0o666 if mode is None else stat.S_IMODE(mode) & 0o777
     try:
         # minus the umask: the new file is never readable to more users than the older one

@@ -13,7 +13,7 @@ __all__ = ["release_pages"]
 
 _MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \S+ +(/.*)")
 _DONTNEED = 4
-"""``MADV_DONTNEED`` of Linux: unchanged pages of a file are read from it again when they are used."""
+"""``MADV_DONTNEED`` of Linux: unchanged pages of a file are read from it again when used."""
 
 
 def release_pages(files: Collection[Path]) -> None:
