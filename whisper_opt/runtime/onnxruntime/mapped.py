@@ -44,7 +44,7 @@ def _unchanged(names: Collection[str]) -> Iterator[tuple[int, int]]:
             if header is not None:
                 begin, end, name = header.groups()
                 mapping = (int(begin, 16), int(end, 16)) if name in names else None
-            elif line.startswith("Private_Dirty:") and mapping is not None:
+            elif line.startswith("Anonymous:") and mapping is not None:  # copies of changed pages
                 if line.split()[1] == "0":
                     yield mapping
                 mapping = None
