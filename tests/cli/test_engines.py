@@ -18,7 +18,7 @@ from whisper_opt import Whisper
 from whisper_opt.cli.main import main
 from whisper_opt.core.options import LoadOptions, TranscribeOptions
 from whisper_opt.runtime.cache_contents import cached_engines
-from whisper_opt.runtime.engine import MANIFEST, read_engine
+from whisper_opt.runtime.engine import FORMAT_VERSION, MANIFEST, read_engine
 from whisper_opt.runtime.engine_cache import LAST_USED, EngineCache
 from whisper_opt.transcription import model
 from whisper_opt.transcription.model_source import engine_directory
@@ -288,7 +288,7 @@ def test_prune(cache: EngineCache, capsys: pytest.CaptureFixture[str]) -> None:
         == done
     )
     for path, reason in (
-        (old, "exported by whisper-opt 0.0.1, format 4"),
+        (old, f"exported by whisper-opt 0.0.1, format {FORMAT_VERSION};"),
         (future, "format 99"),
         (broken, "cannot be read"),
         (partial, "interrupted export"),

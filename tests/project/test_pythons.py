@@ -129,8 +129,8 @@ def test_readme(version: str, tmp_path: Path) -> None:
         code = code.replace(f'"{name}"', repr(path))
     lines = run([python, "-c", code], tmp_path).splitlines()  # "start end text" of each segment
     assert "".join(line[14:] for line in lines) == WORDS
-    (cached,) = (path for path in (tmp_path / "cache").iterdir() if path.is_dir())
-    made = cached.stat().st_mtime_ns
+    (manifest,) = (tmp_path / "cache").glob("*/manifest.json")
+    made = manifest.stat().st_mtime_ns
 
     command = "transcribe base *.mp3 --format srt --output-dir subtitles"
     assert f"    whisper-opt {command}\n" in (ROOT / "README.md").read_text("utf-8")
@@ -138,4 +138,5 @@ def test_readme(version: str, tmp_path: Path) -> None:
     run([python, "-m", "whisper_opt", *arguments], tmp_path)
     cues = (tmp_path / "subtitles" / "jfk.srt").read_text("utf-8").split("\n\n")
     assert " ".join(cue.split("\n", 2)[2] for cue in cues if cue).split() == WORDS.split()
-    assert cached.stat().st_mtime_ns == made
+    assert [*(tmp_path / "cache").glob("*/manifest.json")] == [manifest]
+    assert manifest.stat().st_mtime_ns == made
