@@ -33,13 +33,14 @@ INLINE vf gelu(vf x) {
   return vf_fma(vf_abs(half), vf_fnma(rest, rest, one), half);
 }
 
-/* GELU of a row; returns the largest of its values. */
+/* GELU of a row; returns the largest magnitude. That of a negative value is less than GELU_LEAST, so it does not matter,
+ * but a NaN may be negative. */
 static float gelu_row(const float *x, int64_t n, float *to) {
   vi max = vi_set1(0);
   for (int64_t i = 0; i < n; i += WIDTH) {
     const vf value = gelu(vf_load(x + i));
     vf_store(to + i, value);
-    max = max_bits(max, value);
+    max = max_bits(max, vf_abs(value));
   }
   return reduce_max_bits(max);
 }
