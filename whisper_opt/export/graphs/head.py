@@ -24,12 +24,7 @@ from whisper_opt.core.dims import ModelDims
 from whisper_opt.export.checkpoints.checkpoint import OUTPUT_HEAD, Tensor
 from whisper_opt.export.graphs.builder import MICROSOFT, GraphBuilder
 from whisper_opt.export.graphs.operators import Operator
-from whisper_opt.export.graphs.packed_weights import (
-    gather_columns,
-    pack_weight,
-    packed_shape,
-    unpack_weight,
-)
+from whisper_opt.export.graphs.packed_weights import gather_columns, packed_weight, unpack_weight
 from whisper_opt.export.graphs.precision import FP32, Precision
 from whisper_opt.export.quantization.head8 import QuantizedHead, quantize_head
 from whisper_opt.export.quantization.int4 import (
@@ -209,11 +204,8 @@ class _Int8Weights:
         return self.builder.weight(name, shape, read, dtype)
 
     def packed(self) -> str:
-        shape = packed_shape(*self.shapes["weight"])
-        read = self.read("weight")
-        return self.builder.weight(
-            f"{self._scope}.weight", shape, lambda: pack_weight(read()), np.int8
-        )
+        name, shape = f"{self._scope}.weight", self.shapes["weight"]
+        return packed_weight(self.builder, name, shape, self.read("weight"))
 
     def host(self, *names: str) -> None:
         for name in names:

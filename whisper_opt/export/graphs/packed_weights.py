@@ -9,13 +9,22 @@ when it loads the graph.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 from onnx import TensorProto
 
 from whisper_opt.core.arrays import NDArray
 from whisper_opt.export.graphs.builder import GraphBuilder
 
-__all__ = ["PANEL", "gather_columns", "pack_weight", "packed_shape", "unpack_weight"]
+__all__ = [
+    "PANEL",
+    "gather_columns",
+    "pack_weight",
+    "packed_shape",
+    "packed_weight",
+    "unpack_weight",
+]
 
 PANEL = 64
 """Columns per panel of packed weights, and keys per panel of packed keys."""
@@ -37,6 +46,14 @@ def pack_weight(weight: NDArray) -> NDArray:
         quads = columns.reshape(n_quads, _QUAD, -1).transpose(0, 2, 1)
         packed[panel, :, : columns.shape[1]] = quads
     return packed
+
+
+def packed_weight(
+    builder: GraphBuilder, name: str, shape: Sequence[int], read: Callable[[], NDArray]
+) -> str:
+    """Declare a weight of ``shape`` [n_in, n_out] in packed order; ``read`` returns the matrix."""
+    n_in, n_out = shape
+    return builder.weight(name, packed_shape(n_in, n_out), lambda: pack_weight(read()), np.int8)
 
 
 def unpack_weight(builder: GraphBuilder, weight: str, of_columns: str) -> str:

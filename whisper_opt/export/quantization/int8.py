@@ -28,7 +28,7 @@ from whisper_opt.export.graphs.operators import (
     NORM_LINEAR,
     Operator,
 )
-from whisper_opt.export.graphs.packed_weights import pack_weight, packed_shape
+from whisper_opt.export.graphs.packed_weights import packed_weight
 from whisper_opt.export.graphs.precision import Precision
 from whisper_opt.export.quantization.activation_stats import ActivationStats
 from whisper_opt.export.quantization.smoothing import NormSmoothing, Smoothing, norm_before
@@ -113,9 +113,7 @@ class Int8Linear(Linear):
         columns = functools.lru_cache(maxsize=1)(
             lambda: round_columns(self._read(parts, smoothing))
         )
-        weight = self.builder.weight(
-            f"{name}.weight", packed_shape(*shape), lambda: pack_weight(columns()[0]), np.int8
-        )
+        weight = packed_weight(self.builder, f"{name}.weight", shape, lambda: columns()[0])
         scale = self.builder.weight(f"{name}.scale", shape[1:], lambda: columns()[1])
         offset = self.builder.weight(
             f"{name}.bias", shape[1:], lambda: self._offset(parts, smoothing, bias)

@@ -257,17 +257,6 @@ INLINE vi dot_signed_rows(vi sum, Group row, vi column) {
   return (vi){i4_dot_signed_rows(sum.a, row, column.a), i4_dot_signed_rows(sum.b, row, column.b),
               i4_dot_signed_rows(sum.c, row, column.c), i4_dot_signed_rows(sum.d, row, column.d)};
 }
-INLINE Quad read_quad(const void *from) { return read_group(from); }
-INLINE Quads read_signed_quads(const void *from) { return vi_load(from); }
-INLINE Quads read_unsigned_quads(const void *from) { return vi_load(from); }
-INLINE Partial partial_zero(void) { return vi_set1(0); }
-INLINE vi partial_sum(Partial sum) { return sum; }
-INLINE Partial dot_quads_signed_columns(Partial sum, Quad row, Quads columns) {
-  return dot_signed_columns(sum, row, columns);
-}
-INLINE Partial dot_quads_signed_rows(Partial sum, Quad row, Quads columns) {
-  return dot_signed_rows(sum, row, columns);
-}
 
 #else
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 __all__ = ["release_pages"]
 
-_MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \S+ +(/.*)")
+_MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \S+ *(.*)")
 _DONTNEED = 4
 """``MADV_DONTNEED`` of Linux: unchanged pages of a file are read from it again when used."""
 
@@ -47,6 +47,4 @@ def _unchanged(names: Collection[str]) -> Iterator[tuple[int, int]]:
             elif line.startswith("Anonymous:") and mapping is not None:  # copies of changed pages
                 if line.split()[1] == "0":
                     yield mapping
-                mapping = None
-            elif re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):  # memory without a file
                 mapping = None

@@ -15,7 +15,7 @@ from whisper_opt.serving.http.errors import ApiError, error_response
 from whisper_opt.serving.http.responses import Deltas, text_of, usage
 from whisper_opt.text.results import Segment, Transcript
 
-__all__ = ["EventStream", "Mailbox"]
+__all__ = ["EventStream", "Mailbox", "disconnected"]
 
 HEARTBEAT = 10.0
 """Seconds without an event after which a comment is sent, so that no proxy closes the stream."""
@@ -98,7 +98,7 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events."""
         events = asyncio.ensure_future(self._events(scope, receive, send))
-        gone = asyncio.ensure_future(_disconnected(receive))
+        gone = asyncio.ensure_future(disconnected(receive))
         transcript: Transcript | None = None
         error: ApiError | None = None
         try:
@@ -165,6 +165,7 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": data, "more_body": True})
 
 
-async def _disconnected(receive: Receive) -> None:
+async def disconnected(receive: Receive) -> None:
+    """Wait until the client disconnects."""
     while (await receive())["type"] != "http.disconnect":
         pass

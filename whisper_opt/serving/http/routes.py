@@ -18,7 +18,7 @@ from starlette.responses import Response
 from whisper_opt.core.options import ServeOptions
 from whisper_opt.serving.http.call import Call, read_call
 from whisper_opt.serving.http.errors import ApiError, api_error
-from whisper_opt.serving.http.events import EventStream, Mailbox
+from whisper_opt.serving.http.events import EventStream, Mailbox, disconnected
 from whisper_opt.serving.http.limits import Admission, Rate
 from whisper_opt.serving.http.logs import log_event
 from whisper_opt.serving.http.metrics import CONTENT_TYPE, Metrics
@@ -298,7 +298,7 @@ class _Work:
         """Wait for the transcript; if the client disconnects, the transcription is cancelled."""
         handle = self._submitted(source)
         ended = asyncio.ensure_future(self._mailbox.ended())
-        gone = asyncio.ensure_future(_disconnected(self._request))
+        gone = asyncio.ensure_future(disconnected(self._request.receive))
         try:
             await asyncio.wait({ended, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not ended.done():
@@ -335,8 +335,3 @@ class _Work:
         return EventStream(
             handle, self._mailbox, deltas, event_of, self._failure, on_end, resources
         )
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
