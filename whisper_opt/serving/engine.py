@@ -34,7 +34,7 @@ class Engine:
     Rows of the batch are shared: live recordings first, then by priority; then the recording with
     the fewest rows, then the earliest deadline, then in turns.
 
-    Example:
+    Examples:
         >>> with Engine(model) as engine:  # doctest: +SKIP
         ...     handles = [engine.submit(path) for path in paths]
         ...     texts = [handle.result().text for handle in handles]

@@ -35,7 +35,7 @@ class Engines:
     step has the threads of its model for itself, so models may be loaded with the default number
     of threads.
 
-    Example:
+    Examples:
         >>> models = {name: lambda name=name: Whisper.load(name) for name in ("tiny", "base")}
         >>> with Engines(models, idle_unload_s=300) as engines:  # doctest: +SKIP
         ...     print(engines.submit("base", "talk.mp3").result().text)

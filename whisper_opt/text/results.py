@@ -106,9 +106,10 @@ class Dropped:
     """Part of a recording that has no text in the transcript, and why.
 
     Attributes:
-        start: beginning, in seconds from the start of the recording. end: end, in seconds. reason:
-        ``no speech`` (voice activity detection found none), ``no-speech probability`` (of the
-            model, above ``no_speech_threshold``), ``silence`` (the word times did not fit speech,
+        start: beginning, in seconds from the start of the recording.
+        end: end, in seconds.
+        reason: ``no speech`` (voice activity detection found none), ``no-speech probability`` (of
+            the model, above ``no_speech_threshold``), ``silence`` (the word times did not fit speech,
             see ``hallucination_silence_threshold``) or ``loud sound`` (not transcribed, because
             voice activity detection found no speech, but too loud to be a pause).
         text: the text that was dropped; empty if nothing was transcribed.

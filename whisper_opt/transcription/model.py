@@ -53,7 +53,7 @@ class Whisper:
     :meth:`transcribe`. On a GPU, calls take turns, step by step. Use a :class:`Stream` from one
     thread at a time.
 
-    Example:
+    Examples:
         >>> model = whisper_opt.Whisper.load("engines/tiny.en")  # doctest: +SKIP
         >>> print(model.transcribe("talk.mp3").text)  # doctest: +SKIP
     """

@@ -39,7 +39,7 @@ _CLOSING = 10.0
 class Server:
     """An HTTP server of models.
 
-    Example:
+    Examples:
         >>> Server(["engines/base"], load=Whisper.load).run()  # doctest: +SKIP
     """
 
