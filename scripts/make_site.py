@@ -2,9 +2,9 @@
 
     python scripts/make_site.py [DIR]      default: build/site; needs the extra [docs]
 
-A broken link, a missing anchor or a page that is not in the navigation is an error. Pages are written
-to be read as files too: links between them lead to files. Here links out of docs/ become plain text,
-but for README (docs/index.md takes its place), CONTRIBUTING and CHANGELOG.
+A broken link, a missing anchor or a page that is not in the navigation is an error. Pages are
+written to be read as files too: links between them lead to files. Here links out of docs/ become
+plain text, but for README (docs/index.md takes its place), CONTRIBUTING and CHANGELOG.
 """
 
 from __future__ import annotations

@@ -1,0 +1,167 @@
+"""Every command and every Python block of the documentation runs, on a real model."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Callable
+
+import pytest
+
+from tests.conftest import model_dir
+from tests.support.documented import (
+    NOT_RUN,
+    ROOT,
+    commands,
+    make_recordings,
+    run_command,
+    run_python,
+    why_not,
+)
+from tests.support.http_server import served
+from tests.support.loopback_hub import LoopbackHub
+from tests.support.models import random_checkpoint, random_dims
+from tests.support.models_write import write_huggingface
+from whisper_opt.core.model_names import MODEL_NAMES
+from whisper_opt.core.options import LoadOptions
+from whisper_opt.transcription.model_source import engine_directory
+
+pytestmark = pytest.mark.slow
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def text_of(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def python_blocks(path: Path) -> int:
+    """Number of blocks to run; README's run on every Python (test_pythons.py)."""
+    if path.name == "README.md":
+        return 0
+    return len(re.findall(r"^```python$", text_of(path), re.M))
+
+
+def to_run(path: Path) -> list[str]:
+    return [command for command in commands(text_of(path)) if why_not(command) is None]
+
+
+def requests(path: Path) -> list[str]:
+    found = commands(text_of(path), "curl")
+    return [one for one in found if "127.0.0.1:8000" in one and "job_5f" not in one]
+
+
+def having(part: Callable[[Path], object]) -> list[Path]:
+    return [path for path in PAGES if part(path)]
+
+
+@contextlib.contextmanager
+def cached(root: Path, checkpoints: Mapping[str, Path]) -> Iterator[dict[str, Path]]:
+    """Engines by name, in a cache of their own, made from a hub on this machine."""
+    with LoopbackHub() as hub, hub.client(root / "hub"), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WHISPER_OPT_CACHE", str(root / "cache"))
+        for name, folder in checkpoints.items():
+            found = MODEL_NAMES[name]
+            hub.add(found.hub_id, folder, commit=str(found.revision))
+        yield {name: engine_directory(name, LoadOptions()) for name in checkpoints}
+
+
+def prepare(folder: Path, engines: Mapping[str, Path], checkpoint: Path, text: str) -> None:
+    """Make the files that a page reads."""
+    (folder / "engines").mkdir()
+    exported = set(re.findall(r'export\(\S+ "engines/([\w.-]+)"', text))
+    for name in {*engines, *re.findall(r"engines/([\w.-]*\w)", text)} - exported:
+        if not name.endswith(".toml"):
+            (folder / "engines" / name).symlink_to(engines.get(name, engines["base"]))
+    (folder / "my-finetune").symlink_to(checkpoint)
+    (folder / "models").mkdir()
+    (folder / "models" / "base").symlink_to(checkpoint)
+    (folder / "list.txt").write_text("a.mp3\nb.mp3\n", encoding="utf-8")
+    (folder / "list.jsonl").write_text('{"audio": "a.mp3"}\n{"audio": "b.mp3"}\n', encoding="utf-8")
+    make_recordings("a.mp3 b.mp3" + text, folder)
+
+
+@pytest.fixture(scope="module")
+def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny multilingual checkpoint, whose windows have few tokens."""
+    dims = random_dims(n_audio_layer=1, n_text_layer=1, n_text_ctx=40)
+    root = tmp_path_factory.mktemp("random")
+    return write_huggingface(random_checkpoint(dims), root / "model")
+
+
+@pytest.fixture(scope="module")
+def random_engines(
+    random_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Path]]:
+    names = dict.fromkeys(("base", "tiny.en", "large-v3"), random_model)
+    with cached(tmp_path_factory.mktemp("commands"), names) as engines:
+        yield engines
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("path", having(to_run), ids=lambda path: path.stem)
+def test_commands(
+    path: Path, folder: Path, random_engines: dict[str, Path], random_model: Path
+) -> None:
+    """They succeed; a small random model stands for the checkpoints."""
+    prepare(folder, random_engines, random_model, text_of(path))
+    for command in to_run(path):
+        words = command.split()
+        if words[1] == "export" and "--overwrite" not in words:
+            if Path(words[3]).is_symlink():
+                Path(words[3]).unlink()
+            else:
+                shutil.rmtree(words[3], ignore_errors=True)
+        run_command(command)
+
+
+def test_what_is_not_run_is_documented() -> None:
+    found = [command for path in PAGES for command in commands(text_of(path))]
+    unused = [start for start in NOT_RUN if not any(one.startswith(start) for one in found)]
+    assert unused == []
+
+
+@pytest.mark.parametrize("path", having(requests), ids=lambda path: path.stem)
+def test_requests(
+    path: Path, folder: Path, random_engines: dict[str, Path], random_model: Path
+) -> None:
+    """Every call of curl is answered, but those with the id of some job."""
+    prepare(folder, random_engines, random_model, text_of(path))
+    with served("engines/base", jobs_dir=str(folder / "jobs")) as server:
+        for command in requests(path):
+            line = command.replace("127.0.0.1:8000", f"127.0.0.1:{server.address[1]}")
+            line = line.replace("curl ", "curl -sS --fail-with-body ", 1)
+            done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
+            assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+
+
+@pytest.fixture(scope="module")
+def real_engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
+    root = tmp_path_factory.mktemp("python")
+    with cached(root, {"base": model_dir("base")}) as engines:
+        yield engines
+
+
+@pytest.mark.parametrize("path", having(python_blocks), ids=lambda path: path.stem)
+def test_python(
+    path: Path, folder: Path, real_engines: dict[str, Path], random_model: Path
+) -> None:
+    """The blocks of a page run one after another, with a real model."""
+    prepare(folder, real_engines, random_model, text_of(path))
+    assert "127.0.0.1:8000" not in text_of(path) or path.stem == "server"
+    with contextlib.ExitStack() as stack:
+        rewrite = {}
+        if path.stem == "server":
+            server = stack.enter_context(served("engines/base"))
+            rewrite["127.0.0.1:8000"] = f"127.0.0.1:{server.address[1]}"
+        assert run_python(path, folder, rewrite) == python_blocks(path)
