@@ -75,7 +75,7 @@ def page(text: str, folder: Path) -> str:
     for i in range(0, len(parts), 2):
         for name in removed:
             found = re.compile(rf"\[(?:([^\]]+)\]\[)?{re.escape(name)}\](?:\[\])?")
-            parts[i] = found.sub(lambda use, name=name: use[1] or name, parts[i])  # type: ignore[misc]
+            parts[i] = found.sub(lambda use, name=name: use[1] or name, parts[i])
     return "".join(parts)
 
 

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from whisper_opt.text.languages import LANGUAGE_CODES, LANGUAGES
     from whisper_opt.text.results import Dropped, Segment, Transcript, Word
     from whisper_opt.text.writers import render, write
+    from whisper_opt.transcription.forced_alignment import Alignment, align_text
     from whisper_opt.transcription.mel_windows import decode_windows, window_languages
     from whisper_opt.transcription.model import Whisper
     from whisper_opt.transcription.stream import Stream
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LANGUAGES",
     "LANGUAGE_CODES",
+    "Alignment",
     "AudioError",
     "BackendUnavailable",
     "CheckpointError",
@@ -71,6 +73,7 @@ __all__ = [
     "WhisperOptError",
     "Word",
     "__version__",
+    "align_text",
     "available_models",
     "decode_windows",
     "detect_speech",
@@ -95,6 +98,7 @@ _HOME = {
     "load_audio": "audio.decode",
     "log_mel_spectrogram": "audio.features",
     **dict.fromkeys(("decode_windows", "window_languages"), "transcription.mel_windows"),
+    **dict.fromkeys(("Alignment", "align_text"), "transcription.forced_alignment"),
     **dict.fromkeys(("Span", "detect_speech"), "audio.vad"),
 }
 """Modules of the names that are imported at first use; importing numpy alone takes 0.1 s."""

@@ -15,6 +15,7 @@ from whisper_opt.core.remedies import install_hint, repair_hint
 
 def test_public_names() -> None:
     assert sorted(whisper_opt.__all__) == [
+        "Alignment",
         "AudioError",
         "BackendUnavailable",
         "CheckpointError",
@@ -41,6 +42,7 @@ def test_public_names() -> None:
         "WhisperOptError",
         "Word",
         "__version__",
+        "align_text",
         "available_models",
         "decode_windows",
         "detect_speech",

@@ -139,6 +139,21 @@ class Manifest:
             lines.append(f"  {json.dumps(name)}: " + text.replace("\n", "\n  "))
         return "{\n" + ",\n".join(lines) + "\n}\n"
 
+    def _repr_html_(self) -> str:
+        """The manifest in a notebook: what is not about single files."""
+        from whisper_opt.text.html import table_html
+
+        size = sum(entry.size for entry in self.files.values())
+        rows = [
+            ("source", self.source.get("name")),
+            ("precision", self.precision),
+            ("dialect", self.dialect),
+            ("size", f"{size / 1e6:.0f} MB in {len(self.files)} files"),
+            *((name, value) for name, value in self.dims.to_dict().items()),
+            *((f"verified: {name}", value) for name, value in self.parity.items()),
+        ]
+        return table_html(rows)
+
     @classmethod
     def from_json(cls, content: str, name: str) -> Manifest:
         """Parse ``manifest.json``; messages refer to it as ``name``.

@@ -100,6 +100,12 @@ class Segment:
             entry["truncated"] = True
         return entry
 
+    def _repr_html_(self) -> str:
+        """The segment in a notebook."""
+        from whisper_opt.text.html import segment_html
+
+        return segment_html(self)
+
 
 @dataclasses.dataclass(frozen=True)
 class Dropped:
@@ -109,9 +115,9 @@ class Dropped:
         start: beginning, in seconds from the start of the recording.
         end: end, in seconds.
         reason: ``no speech`` (voice activity detection found none), ``no-speech probability`` (of
-            the model, above ``no_speech_threshold``), ``silence`` (the word times did not fit speech,
-            see ``hallucination_silence_threshold``) or ``loud sound`` (not transcribed, because
-            voice activity detection found no speech, but too loud to be a pause).
+            the model, above ``no_speech_threshold``), ``silence`` (the word times did not fit
+            speech, see ``hallucination_silence_threshold``) or ``loud sound`` (not transcribed,
+            because voice activity detection found no speech, but too loud to be a pause).
         text: the text that was dropped; empty if nothing was transcribed.
     """
 
@@ -177,3 +183,20 @@ class Transcript(Sequence[Segment]):
         if self.dropped:
             entry["dropped"] = [part.to_dict() for part in self.dropped]
         return entry
+
+    def to_html(self, *, before: str = "") -> str:
+        """The transcript as one HTML element, with a field to search it.
+
+        Words have their times (``data-start`` and ``data-end``, in seconds) and
+        a background that is the stronger the less probable they are.
+
+        Args:
+            before: HTML to put above the text.
+        """
+        from whisper_opt.text.html import transcript_html
+
+        return transcript_html(self, before=before)
+
+    def _repr_html_(self) -> str:
+        """The transcript in a notebook."""
+        return self.to_html()

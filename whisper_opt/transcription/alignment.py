@@ -26,6 +26,7 @@ __all__ = [
     "WordTiming",
     "align_words",
     "aligner",
+    "attention_matrix",
     "dtw",
     "median_filter",
 ]
@@ -131,7 +132,7 @@ def align_words(
     n_positions = attention.scores.shape[-1]
     frames_per_position = N_FRAMES // n_positions
     # a window shorter than one position counts as one; the reference finds no words there
-    matrix = _attention_matrix(attention, max(1, n_frames // frames_per_position))
+    matrix = attention_matrix(attention, max(1, n_frames // frames_per_position))
     text, time = dtw(-matrix)
     begins = time[np.diff(text, prepend=-1) > 0] / (n_positions / CHUNK_LENGTH)
     bounds = np.cumsum([0, *(len(tokens) for tokens in word_tokens)])
@@ -148,7 +149,7 @@ def align_words(
     ]
 
 
-def _attention_matrix(attention: CrossAttention, n_positions: int) -> F32:
+def attention_matrix(attention: CrossAttention, n_positions: int) -> F32:
     """Mean filtered attention of the heads: float32 [1 + n_text, n_positions].
 
     Row i belongs to the token that predicts text token i, the last row to the one before eot.
