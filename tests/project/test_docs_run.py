@@ -23,12 +23,9 @@ from tests.support.documented import (
     why_not,
 )
 from tests.support.http_server import served
-from tests.support.loopback_hub import LoopbackHub
 from tests.support.models import random_checkpoint, random_dims
 from tests.support.models_write import write_huggingface
-from whisper_opt.core.model_names import MODEL_NAMES
-from whisper_opt.core.options import LoadOptions
-from whisper_opt.transcription.model_source import engine_directory
+from tests.support.named_engines import named_engines
 
 pytestmark = pytest.mark.slow
 
@@ -59,17 +56,6 @@ def having(part: Callable[[Path], object]) -> list[Path]:
     return [path for path in PAGES if part(path)]
 
 
-@contextlib.contextmanager
-def cached(root: Path, checkpoints: Mapping[str, Path]) -> Iterator[dict[str, Path]]:
-    """Engines by name, in a cache of their own, made from a hub on this machine."""
-    with LoopbackHub() as hub, hub.client(root / "hub"), pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WHISPER_OPT_CACHE", str(root / "cache"))
-        for name, folder in checkpoints.items():
-            found = MODEL_NAMES[name]
-            hub.add(found.hub_id, folder, commit=str(found.revision))
-        yield {name: engine_directory(name, LoadOptions()) for name in checkpoints}
-
-
 def prepare(folder: Path, engines: Mapping[str, Path], checkpoint: Path, text: str) -> None:
     """Make the files that a page reads."""
     (folder / "engines").mkdir()
@@ -98,7 +84,7 @@ def random_engines(
     random_model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Path]]:
     names = dict.fromkeys(("base", "tiny.en", "large-v3"), random_model)
-    with cached(tmp_path_factory.mktemp("commands"), names) as engines:
+    with named_engines(tmp_path_factory.mktemp("commands"), names) as engines:
         yield engines
 
 
@@ -148,7 +134,7 @@ def test_requests(
 @pytest.fixture(scope="module")
 def real_engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
     root = tmp_path_factory.mktemp("python")
-    with cached(root, {"base": model_dir("base")}) as engines:
+    with named_engines(root, {"base": model_dir("base")}) as engines:
         yield engines
 
 

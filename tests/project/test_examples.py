@@ -1,0 +1,136 @@
+"""The programs in examples/ are short and run."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from tests.support.documented import FILES
+from tests.support.engines import random_engine
+from tests.support.models import random_dims
+from tests.support.results import segment
+from whisper_opt import Whisper
+from whisper_opt.serving import Engine
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+
+
+def example(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> str:
+    dims = random_dims(n_audio_layer=1, n_text_layer=1, n_text_ctx=40)
+    return str(random_engine(tmp_path_factory.mktemp("examples") / "tiny", dims).path)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("a.mp3", "b.mp3"):
+        shutil.copyfile(FILES["mp3"], tmp_path / name)
+    return tmp_path
+
+
+def test_every_program_is_listed_and_short() -> None:
+    listed = (EXAMPLES / "README.md").read_text(encoding="utf-8")
+    for path in sorted(EXAMPLES.glob("*.py")):
+        assert f"| `{path.name}` |" in listed
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 60, path.name
+
+
+def test_subtitle_folder(folder: Path, engine: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "b.srt").write_text("mine", encoding="utf-8")
+    (folder / "c.mp3").write_bytes(b"no recording")
+    example("subtitle_folder").main(str(folder), engine)
+    assert (folder / "a.srt").read_text(encoding="utf-8").startswith("1\n00:00:0")
+    assert (folder / "b.srt").read_text(encoding="utf-8") == "mine"
+    assert "c.mp3" in capsys.readouterr().err
+
+
+def test_watch_folder(folder: Path, engine: str) -> None:
+    example("watch_folder").main(str(folder), engine, seconds=0.01, looks=2)
+    assert (folder / "a.txt").exists()
+    assert (folder / "b.txt").exists()
+
+
+def test_fastapi_app(folder: Path, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("fastapi", reason="not tested: fastapi needs Python 3.10")
+    from starlette.testclient import TestClient
+
+    monkeypatch.setenv("MODEL", engine)
+    with TestClient(example("fastapi_app").app) as client:
+        found = client.post("/transcribe", files={"file": (folder / "a.mp3").read_bytes()})
+        assert found.status_code == 200
+        assert set(found.json()) >= {"text", "segments", "language"}
+        assert client.post("/transcribe", files={"file": b"no recording"}).status_code == 400
+
+
+def test_gradio_demo(folder: Path, engine: str) -> None:
+    pytest.importorskip("gradio", reason="not tested: gradio is not installed")
+    with Engine(Whisper.load(engine)) as running:
+        interface = example("gradio_demo").demo(running)
+        html, srt = interface.fn(str(folder / "a.mp3"), False)
+    assert "data-transcript" in html
+    assert "-->" in srt
+
+
+def test_search_transcripts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, text in (("monday", " Ask not what"), ("tuesday", " Nothing here")):
+        entry = {"segments": [{"text": text, "start": 65.0}]}
+        (tmp_path / f"{name}.json").write_text(json.dumps(entry), encoding="utf-8")
+    example("search_transcripts").main(str(tmp_path), "ask OR missing")
+    assert capsys.readouterr().out == "monday 1:05  [Ask] not what\n"
+
+
+def test_karaoke(folder: Path, engine: str) -> None:
+    example("karaoke").main(str(folder / "a.mp3"), engine)
+    assert "[Events]" in (folder / "a.ass").read_text(encoding="utf-8")
+
+
+def test_chapters_begin_after_the_longest_pauses() -> None:
+    times = [(0, 50), (51, 100), (110, 170), (171, 300), (305, 400)]
+    segments = [segment(i, a, b, " x") for i, (a, b) in enumerate(times)]
+    assert example("chapters").chapter_starts(segments, 100.0) == [0, 2, 4]
+
+
+def test_chapters(folder: Path, engine: str, capsys: pytest.CaptureFixture[str]) -> None:
+    example("chapters").main(str(folder / "a.mp3"), engine)
+    assert capsys.readouterr().out[:7] in ("0:00:00", "")
+
+
+@pytest.fixture
+def precisions(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same engine for every precision: an export of each is not what is tested here."""
+    load = Whisper.load
+    monkeypatch.setattr(Whisper, "load", lambda name, precision: load(name))
+
+
+def test_compare_precisions(
+    folder: Path, engine: str, precisions: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    example("compare_precisions").main(engine, str(folder / "a.mp3"))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["fp32", "int8", "int4"]
+    assert all("100.0 % of the words of fp32" in line for line in lines)
+
+
+def test_three_gpus(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    import build_engines
+
+    if sys.version_info < (3, 11):
+        pytest.importorskip("tomli")
+    assert build_engines.main([str(EXAMPLES / "three_gpus.toml"), "--dry-run"]) == 0
+    assert "base-gpu" in capsys.readouterr().out
