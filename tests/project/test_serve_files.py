@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import configparser
+import json
 import re
 import shlex
 from pathlib import Path
 from typing import Any
 
 import make_constraints
+import pytest
 import yaml
 
 from whisper_opt.cli.main import _parser
@@ -28,9 +30,9 @@ def unit() -> configparser.ConfigParser:
     return parser
 
 
-def service() -> dict[str, Any]:
+def service(name: str = "whisper-opt") -> dict[str, Any]:
     found: dict[str, Any] = yaml.safe_load(COMPOSE.read_text(encoding="utf-8"))
-    return found["services"]["whisper-opt"]  # type: ignore[no-any-return]
+    return found["services"][name]  # type: ignore[no-any-return]
 
 
 def parsed(arguments: list[str]) -> argparse.Namespace:
@@ -66,11 +68,31 @@ def test_compose_waits_for_the_drain() -> None:
     assert int(service()["stop_grace_period"].rstrip("s")) > given.drain_timeout
 
 
-def test_compose_builds_an_image_that_exists() -> None:
-    build = service()["build"]
+@pytest.mark.parametrize("name", ["whisper-opt", "lab"])
+def test_compose_builds_an_image_that_exists(name: str) -> None:
+    build = service(name)["build"]
     folder = (COMPOSE.parent / build["context"]).resolve()
     assert (folder / build["dockerfile"]).is_file()
     assert set(build["args"]["EXTRAS"].split(",")) <= EXTRAS.keys()
+
+
+def test_the_lab_is_on_loopback_and_has_a_token() -> None:
+    lab = service("lab")
+    assert lab["ports"] == ["127.0.0.1:8888:8888"]
+    assert lab["environment"]["JUPYTER_TOKEN"].startswith("${JUPYTER_TOKEN:?")
+    assert (ROOT / lab["command"][-1]).is_file()
+    assert lab["profiles"] == ["lab"]  # it does not start with the server
+
+
+def test_the_development_container() -> None:
+    path = ROOT / ".devcontainer" / "devcontainer.json"
+    found = json.loads(path.read_text(encoding="utf-8"))
+    command = found["postCreateCommand"]
+    (extras,) = re.findall(r"\.\[([\w,]+)\]", command)
+    assert set(extras.split(",")) <= EXTRAS.keys()
+    files = re.findall(r"(?:constraints/|scripts/|hatch)\S+", command)
+    assert all((ROOT / name).is_file() for name in files)
+    assert len(files) == 3
 
 
 def test_the_extra_of_the_unit_exists() -> None:
