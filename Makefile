@@ -45,6 +45,7 @@ engines: ## builds the engines of engines/engines.toml
 docs: ## writes what is generated in docs/
 	$(PY) scripts/make_options_doc.py
 	$(PY) scripts/gpu/unrun.py
+	$(PY) scripts/make_terminal_picture.py
 
 site: ## builds the documentation into build/site
 	$(PY) scripts/make_site.py
