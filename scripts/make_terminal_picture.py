@@ -18,27 +18,18 @@ ROOT = Path(__file__).resolve().parents[1]
 TARGET = ROOT / "docs" / "images" / "terminal.svg"
 RECORDING = "examples/jfk.flac"
 COMMANDS = (
-    ["transcribe", "ENGINE", RECORDING],
-    [
-        "transcribe",
-        "ENGINE",
-        RECORDING,
-        "--format",
-        "srt",
-        "--word-timestamps",
-        "--max-line-width",
-        "32",
-    ],
+    f"transcribe ENGINE {RECORDING}",
+    f"transcribe ENGINE {RECORDING} --format srt --word-timestamps --max-line-width 42",
 )
 
 
-def output(arguments: list[str], engine: str) -> str:
+def output(arguments: str, engine: str) -> str:
     """What a command prints.
 
     Raises:
         CalledProcessError: it failed.
     """
-    given = [engine if word == "ENGINE" else word for word in arguments]
+    given = [engine if word == "ENGINE" else word for word in arguments.split()]
     command = [sys.executable, "-m", "whisper_opt", *given]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return done.stdout.rstrip()
@@ -51,9 +42,9 @@ def picture(engine: str, name: str = "tiny.en") -> str:
         engine: what is run.
         name: how it is called in the picture.
     """
-    console = Console(record=True, width=88, file=io.StringIO(), force_terminal=True)
+    console = Console(record=True, width=100, file=io.StringIO(), force_terminal=True)
     for arguments in COMMANDS:
-        shown = " ".join(name if word == "ENGINE" else word for word in arguments)
+        shown = arguments.replace("ENGINE", name)
         console.print(Text.assemble(("$ ", "green"), (f"whisper-opt {shown}", "bold")))
         console.print(Text(output(arguments, engine)))
         console.print()
