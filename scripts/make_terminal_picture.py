@@ -1,6 +1,8 @@
 """Runs a command and writes what it printed as a picture: docs/images/terminal.svg.
 
-python scripts/make_terminal_picture.py [--engine tiny.en] [--target FILE]      needs the extra [docs]
+    python scripts/make_terminal_picture.py [--engine tiny.en] [--target FILE]
+
+Needs the extra [docs].
 """
 
 from __future__ import annotations
