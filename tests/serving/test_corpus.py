@@ -25,10 +25,16 @@ from whisper_opt import (
     render,
 )
 from whisper_opt.runtime.engine_cache import fingerprint as real_fingerprint
-from whisper_opt.serving import Engine
+from whisper_opt.serving import (
+    Corpus,
+    Engine,
+    Outcome,
+    Recording,
+    Shard,
+    corpus_run,
+    transcribe_corpus,
+)
 from whisper_opt.serving import corpus as corpus_module
-from whisper_opt.serving.corpus import Corpus, Outcome, transcribe_corpus
-from whisper_opt.serving.manifests import Recording, Shard
 
 SIZES = (5.0, 31.0, 3.0, 12.0)
 LONG_AGO = 1_600_000_000
@@ -50,13 +56,18 @@ def recordings(tmp_path: Path) -> list[Recording]:
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     """Transcribes what is not done into ``out``; returns the ids of it, sorted."""
     # the time of the last change of the status of a file cannot be set
-    monkeypatch.setattr(corpus_module, "fingerprint", _aged)
+    _patch_fingerprint(monkeypatch, _aged)
 
     def transcribe(recordings: Iterable[Recording], **given: Any) -> list[str]:
         with Whisper(engine(), WatchedBackend()) as model, Engine(model) as served:
             return ids(into(tmp_path / "out", served, recordings, **given))
 
     return transcribe
+
+
+def _patch_fingerprint(monkeypatch: pytest.MonkeyPatch, replacement: Callable[[Path], Any]) -> None:
+    for module in (corpus_module, corpus_run):
+        monkeypatch.setattr(module, "fingerprint", replacement)
 
 
 def _aged(path: Path) -> Any:
@@ -171,7 +182,7 @@ def test_a_recording_that_was_just_written_is_compared_by_its_digest(
         found = real_fingerprint(path)
         return None if found is None else found._replace(when=0.0)
 
-    monkeypatch.setattr(corpus_module, "fingerprint", just_now)
+    _patch_fingerprint(monkeypatch, just_now)
     assert run(recordings) == ALL
     read: list[Path] = []
 
@@ -410,7 +421,7 @@ def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
 
 def test_progress(tmp_path: Path, recordings: list[Recording], monkeypatch: Any) -> None:
     """It is reported while nothing ends."""
-    monkeypatch.setattr(corpus_module, "_TICK", 0.0)
+    monkeypatch.setattr(corpus_run, "_TICK", 0.0)
     seen: list[float] = []
     with Engine(quiet_model()) as served, Corpus(tmp_path / "out", served.model) as corpus:
         list(transcribe_corpus(served, corpus, recordings, on_progress=seen.append))
