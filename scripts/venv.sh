@@ -137,11 +137,17 @@ make_triton_venv() {
     key="$release $triton_wheel numpy-1.26.4"
     if [ "$(cat "$venv/.whisper-opt-done" 2>/dev/null)" != "$key" ]; then
         echo "== installing tritonserver into $venv (Python $release)" >&2
+        if [ -d "$venv" ] && [ ! -e "$venv/.whisper-opt-venv" ]; then
+            echo "$venv exists and was not made by this project: move it away"
+            return 1
+        fi
         rm -rf "$venv"
+        mkdir "$venv"
+        : >"$venv/.whisper-opt-venv"
         "$2" -m venv "$venv" || return 1
         pip="$venv/bin/python -m pip --disable-pip-version-check --quiet install --no-compile"
-        if ! $pip --no-deps "nvidia-pytriton==$triton_wheel" >&2 || ! $pip "numpy==1.26.4" \
-            "tritonclient[grpc]" onnxruntime platformdirs soundfile soxr tiktoken tqdm >&2; then
+        if ! $pip "numpy==1.26.4" "tritonclient[grpc]" onnxruntime platformdirs soundfile soxr \
+            tiktoken tqdm >&2 || ! $pip --no-deps "nvidia-pytriton==$triton_wheel" >&2; then
             echo "its packages cannot be installed"
             return 1
         fi

@@ -74,13 +74,13 @@ class TritonServer:
     """A running server.
 
     Attributes:
-        http: its port for HTTP.
-        grpc: its port for gRPC.
+        http_port: its port for HTTP.
+        grpc_port: its port for gRPC.
         log: its log.
     """
 
-    http: int
-    grpc: int
+    http_port: int
+    grpc_port: int
     log: Path
 
     @contextlib.contextmanager
@@ -92,7 +92,7 @@ class TritonServer:
         if audio is not None:
             given["audio_base64"] = base64.b64encode(audio).decode()
         how = "generate_stream" if stream else "generate"
-        link = http.client.HTTPConnection("127.0.0.1", self.http, timeout=_PATIENCE)
+        link = http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=_PATIENCE)
         with contextlib.closing(link):
             link.request("POST", f"/v2/models/{model}/{how}", json.dumps(given))
             with link.getresponse() as response:

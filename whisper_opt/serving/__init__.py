@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from whisper_opt.core.errors import EngineClosed, QueueFull, TranscriptionCancelled
 from whisper_opt.serving.corpus import Corpus, Outcome
-from whisper_opt.serving.corpus_run import transcribe_corpus
+from whisper_opt.serving.corpus_run import transcribe_corpus, transcribe_recording
 from whisper_opt.serving.engine import Engine
 from whisper_opt.serving.engines import Engines
 from whisper_opt.serving.handle import Handle
@@ -35,4 +35,5 @@ __all__ = [
     "check_options",
     "read_manifest",
     "transcribe_corpus",
+    "transcribe_recording",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import math
@@ -16,7 +17,7 @@ from whisper_opt.serving.engine import Engine
 from whisper_opt.serving.handle import Handle
 from whisper_opt.serving.manifests import Recording
 
-__all__ = ["transcribe_corpus"]
+__all__ = ["transcribe_corpus", "transcribe_recording"]
 
 _TICK = 0.5
 """Seconds between two looks at the progress."""
@@ -83,6 +84,36 @@ def transcribe_corpus(
     finally:
         for each in in_work.values():
             each.handle.cancel()
+
+
+async def transcribe_recording(engine: Engine, corpus: Corpus, recording: Recording) -> Outcome:
+    """Transcribe a recording and write its files, in an asyncio event loop.
+
+    Many may be awaited at once, in one event loop: they share the batch of the engine. A task that
+    is cancelled cancels the transcription.
+
+    Args:
+        engine: transcribes; others may use it too.
+        corpus: where to write.
+        recording: the recording.
+
+    Returns:
+        Its outcome; a recording that cannot be transcribed is no error.
+
+    Raises:
+        OptionError: an option is not supported by the model.
+        EngineClosed: the engine was closed.
+        WhisperOptError: a file cannot be written, or the engine failed.
+    """
+    while True:
+        try:
+            begun = _submitted(engine, recording)
+            break
+        except QueueFull:
+            await asyncio.sleep(_TICK)
+    with contextlib.suppress(Exception):
+        await begun.handle
+    return _outcome(engine, corpus, begun)
 
 
 def _submitted(engine: Engine, recording: Recording) -> _InWork:

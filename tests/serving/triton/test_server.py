@@ -171,7 +171,7 @@ def over_grpc(
     cancel_after: int = 0,
 ) -> list[dict[str, str]]:
     command = [
-        wheel.python, str(Path(triton_client.__file__)), str(server.grpc), "tiny", str(audio),
+        wheel.python, str(Path(triton_client.__file__)), str(server.grpc_port), "tiny", str(audio),
         json.dumps(options), str(cancel_after),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
