@@ -1,4 +1,4 @@
-"""Transcribe datasets of Ray Data, with actors that keep their continuous batch full.
+"""Transcribe datasets of Ray Data (2.51 or later); the actors keep their continuous batch full.
 
 >>> import ray
 >>> from whisper_opt.integrations.ray_data import transcribe
@@ -105,6 +105,8 @@ def transcribe(
     Returns:
         The dataset of the results, to be consumed.
     """
+    from ray.data import ActorPoolStrategy
+
     into = {} if out is None else {"out": os.path.abspath(out)}
     return dataset.map_batches(
         Transcriber if out is None else CorpusTranscriber,
@@ -112,7 +114,7 @@ def transcribe(
         fn_constructor_kwargs={**into, **arguments},
         batch_size=batch_size,
         batch_format="numpy",
-        concurrency=workers,
+        compute=ActorPoolStrategy(size=workers),
         # two tasks per actor: while one ends, the rows of the other keep the batch full
         **{"max_concurrency": 2, **(resources or {})},
     )
