@@ -161,8 +161,8 @@ output [
 {outputs}
 ]
 
-# Each instance is a process with a copy of the model and a batch of its own. Prefer one instance with
-# a larger max_batch to several on the same cores or GPU.
+# Each instance is a process with a copy of the model and a batch of its own. Prefer one instance
+# with a larger max_batch to several on the same cores or GPU.
 instance_group [ {{ count: {settings.instances} kind: {kind}{gpus} }} ]
 
 parameters {{
