@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import time
@@ -19,6 +20,7 @@ from tests.support.watched_backend import ENDLESS, WatchedBackend, engine, noise
 from whisper_opt import (
     AudioError,
     EngineError,
+    OptionError,
     TranscribeOptions,
     Whisper,
     WhisperOptError,
@@ -33,6 +35,7 @@ from whisper_opt.serving import (
     Shard,
     corpus_run,
     transcribe_corpus,
+    transcribe_recording,
 )
 from whisper_opt.serving import corpus as corpus_module
 
@@ -454,3 +457,44 @@ def test_only_what_lies_in_the_recording_lasts(
         (outcome,) = into(tmp_path / "out", served, recordings[:1])
     assert outcome.error == message
     assert run(recordings[:1]) == ([] if lasting else ["id 0"])
+
+
+# --- several processes without shards -------------------------------------------------------------
+
+
+def test_workers_share_a_directory(
+    recordings: list[Recording], model: Whisper, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    with Engine(model) as served, Corpus(out, model, worker="a") as first:
+        with pytest.raises(WhisperOptError, match="another process transcribes as worker-a into"):
+            Corpus(out, model, worker="a").__enter__()
+        with Corpus(out, model, worker="b") as second:
+            found = [
+                *transcribe_corpus(served, first, recordings[:2]),
+                *transcribe_corpus(served, second, recordings[2:]),
+            ]
+    assert ids(found) == ALL
+    with Corpus(out, model) as corpus:
+        assert all(corpus.outcome(each) is not None for each in recordings)
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "x" * 65, "ä"])
+def test_names_of_workers(name: str, model: Whisper, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="expected up to 64 letters, digits, _ and -"):
+        Corpus(tmp_path, model, worker=name)
+
+
+def test_recordings_that_are_awaited_together(
+    recordings: list[Recording], model: Whisper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpus_run, "_TICK", 0.001)
+
+    async def together(served: Engine, corpus: Corpus) -> list[Outcome]:
+        calls = (transcribe_recording(served, corpus, each) for each in recordings)
+        return list(await asyncio.gather(*calls))
+
+    with Engine(model, max_queued=1) as served, Corpus(tmp_path / "out", model) as corpus:
+        found = asyncio.run(together(served, corpus))
+        assert all(corpus.outcome(each) == outcome for each, outcome in zip(recordings, found))
+    assert [each.seconds for each in found] == list(SIZES)
