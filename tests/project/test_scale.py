@@ -26,7 +26,7 @@ def service(scale: Any, **given: Any) -> Any:
 
 def test_one_row_is_a_queue_with_one_server(scale: Any) -> None:
     found = scale.simulate(
-        service(scale), processes=1, rows=1, per_second=0.6, n=100_000, seed=1
+        service(scale), processes=1, rows=1, per_second=0.6, n=30_000, seed=1
     )  # each takes 1 s
     expected = 1 + 0.6 / (2 * (1 - 0.6))  # Pollaczek and Khinchine, constant service time
     assert np.mean(found) == pytest.approx(expected, rel=0.03)
@@ -37,7 +37,7 @@ def test_lengths_that_vary_wait_longer(scale: Any) -> None:
     varied = service(scale, read=0.05, window=0.0, step=0.0, lengths=(2, 2, 2, 34))
     mean, square = 0.5, (3 * 0.1**2 + 1.7**2) / 4  # seconds of service
     rate = 0.7 / mean
-    found = scale.simulate(varied, processes=1, rows=1, per_second=rate, n=200_000, seed=2)
+    found = scale.simulate(varied, processes=1, rows=1, per_second=rate, n=60_000, seed=2)
     expected = mean + rate * square / (2 * (1 - 0.7))
     assert np.mean(found) == pytest.approx(expected, rel=0.05)
 
