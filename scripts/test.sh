@@ -4,8 +4,9 @@
 #   scripts/test.sh [PYTEST ARGUMENTS]       for example: scripts/test.sh -m "not slow" -k audio
 #
 # Makes .venv-test, an environment per other Python from 3.9 to 3.13 that is found (.venv-py39, ...),
-# and .venv-rtx with TensorRT for RTX, 260 MB, where there are wheels of it, and fetches the test
-# models. PYTHON=... picks the Python of .venv-test.
+# .venv-rtx with TensorRT for RTX, 260 MB, where there are wheels of it, and .venv-triton with
+# NVIDIA's tritonserver, 100 MB, where it runs, and fetches the test models. PYTHON=... picks the
+# Python of .venv-test.
 set -eu
 
 cd "$(dirname "$0")/.."
@@ -61,6 +62,16 @@ else
 fi
 echo "== $rtx_verdict"
 
+unset WHISPER_OPT_TRITON
+if why=$(make_triton_venv .venv-triton "$(any_python)"); then
+    WHISPER_OPT_TRITON=$PWD/.venv-triton/bin/python
+    export WHISPER_OPT_TRITON
+    triton_verdict="Triton: tested with the server of nvidia-pytriton $triton_wheel"
+else
+    triton_verdict="Triton: NOT TESTED ($why)"
+fi
+echo "== $triton_verdict"
+
 if version=$(.venv-test/bin/python -c 'import openvino; print(openvino.__version__)' 2>/dev/null); then
     openvino_verdict="OpenVINO: tested with $version"
 else
@@ -92,6 +103,7 @@ echo "== tests"
 .venv-test/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal "$@"
 echo "== $pythons_verdict"
 echo "== $rtx_verdict"
+echo "== $triton_verdict"
 echo "== $openvino_verdict"
 echo "== $kernels_verdict"
 echo "== $page_verdict"

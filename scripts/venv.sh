@@ -125,3 +125,42 @@ make_venv() {
     echo "$key" >"$venv/.whisper-opt-done.partial"
     mv "$venv/.whisper-opt-done.partial" "$venv/.whisper-opt-done"
 }
+
+# make_triton_venv DIR PYTHON: an environment with a tritonserver, its client, and what whisper_opt
+# needs at run time, with the numpy 1 that this server was built for. Does nothing if it is there.
+# Prints why it fails: no wheel for this system, or libraries that the server does not find.
+triton_wheel=0.7.0
+make_triton_venv() {
+    venv=$1
+    if [ "$(uname -sm)" != "Linux x86_64" ]; then echo "no wheel for this system"; return 1; fi
+    release=$(python_version "$2")
+    key="$release $triton_wheel numpy-1.26.4"
+    if [ "$(cat "$venv/.whisper-opt-done" 2>/dev/null)" != "$key" ]; then
+        echo "== installing tritonserver into $venv (Python $release)" >&2
+        if [ -d "$venv" ] && [ ! -e "$venv/.whisper-opt-venv" ]; then
+            echo "$venv exists and was not made by this project: move it away"
+            return 1
+        fi
+        rm -rf "$venv"
+        mkdir "$venv"
+        : >"$venv/.whisper-opt-venv"
+        "$2" -m venv "$venv" || return 1
+        pip="$venv/bin/python -m pip --disable-pip-version-check --quiet install --no-compile"
+        if ! $pip "numpy==1.26.4" "tritonclient[grpc]" onnxruntime platformdirs soundfile soxr \
+            tiktoken tqdm >&2 || ! $pip --no-deps "nvidia-pytriton==$triton_wheel" >&2; then
+            echo "its packages cannot be installed"
+            return 1
+        fi
+        echo "$key" >"$venv/.whisper-opt-done"
+    fi
+    site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+    libraries=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_config_var("LIBDIR"))')
+    stub=$site/pytriton/tritonserver/python_backend_stubs/${release%.*}/triton_python_backend_stub
+    if ! linked=$(LD_LIBRARY_PATH=$site/nvidia_pytriton.libs:$libraries:${LD_LIBRARY_PATH:-} \
+        ldd "$stub" "$site/pytriton/tritonserver/bin/tritonserver" 2>&1); then
+        echo "ldd cannot read the server"
+        return 1
+    fi
+    missing=$(echo "$linked" | sed -n 's/^[[:space:]]*\([^ ]*\) => not found$/\1/p' | head -n 1)
+    if [ -n "$missing" ]; then echo "the server does not find $missing"; return 1; fi
+}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import time
@@ -19,16 +20,24 @@ from tests.support.watched_backend import ENDLESS, WatchedBackend, engine, noise
 from whisper_opt import (
     AudioError,
     EngineError,
+    OptionError,
     TranscribeOptions,
     Whisper,
     WhisperOptError,
     render,
 )
 from whisper_opt.runtime.engine_cache import fingerprint as real_fingerprint
-from whisper_opt.serving import Engine
+from whisper_opt.serving import (
+    Corpus,
+    Engine,
+    Outcome,
+    Recording,
+    Shard,
+    corpus_run,
+    transcribe_corpus,
+    transcribe_recording,
+)
 from whisper_opt.serving import corpus as corpus_module
-from whisper_opt.serving.corpus import Corpus, Outcome, transcribe_corpus
-from whisper_opt.serving.manifests import Recording, Shard
 
 SIZES = (5.0, 31.0, 3.0, 12.0)
 LONG_AGO = 1_600_000_000
@@ -50,13 +59,18 @@ def recordings(tmp_path: Path) -> list[Recording]:
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     """Transcribes what is not done into ``out``; returns the ids of it, sorted."""
     # the time of the last change of the status of a file cannot be set
-    monkeypatch.setattr(corpus_module, "fingerprint", _aged)
+    _patch_fingerprint(monkeypatch, _aged)
 
     def transcribe(recordings: Iterable[Recording], **given: Any) -> list[str]:
         with Whisper(engine(), WatchedBackend()) as model, Engine(model) as served:
             return ids(into(tmp_path / "out", served, recordings, **given))
 
     return transcribe
+
+
+def _patch_fingerprint(monkeypatch: pytest.MonkeyPatch, replacement: Callable[[Path], Any]) -> None:
+    for module in (corpus_module, corpus_run):
+        monkeypatch.setattr(module, "fingerprint", replacement)
 
 
 def _aged(path: Path) -> Any:
@@ -171,7 +185,7 @@ def test_a_recording_that_was_just_written_is_compared_by_its_digest(
         found = real_fingerprint(path)
         return None if found is None else found._replace(when=0.0)
 
-    monkeypatch.setattr(corpus_module, "fingerprint", just_now)
+    _patch_fingerprint(monkeypatch, just_now)
     assert run(recordings) == ALL
     read: list[Path] = []
 
@@ -410,7 +424,7 @@ def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
 
 def test_progress(tmp_path: Path, recordings: list[Recording], monkeypatch: Any) -> None:
     """It is reported while nothing ends."""
-    monkeypatch.setattr(corpus_module, "_TICK", 0.0)
+    monkeypatch.setattr(corpus_run, "_TICK", 0.0)
     seen: list[float] = []
     with Engine(quiet_model()) as served, Corpus(tmp_path / "out", served.model) as corpus:
         list(transcribe_corpus(served, corpus, recordings, on_progress=seen.append))
@@ -443,3 +457,44 @@ def test_only_what_lies_in_the_recording_lasts(
         (outcome,) = into(tmp_path / "out", served, recordings[:1])
     assert outcome.error == message
     assert run(recordings[:1]) == ([] if lasting else ["id 0"])
+
+
+# --- several processes without shards -------------------------------------------------------------
+
+
+def test_workers_share_a_directory(
+    recordings: list[Recording], model: Whisper, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    with Engine(model) as served, Corpus(out, model, worker="a") as first:
+        with pytest.raises(WhisperOptError, match="another process transcribes as worker-a into"):
+            Corpus(out, model, worker="a").__enter__()
+        with Corpus(out, model, worker="b") as second:
+            found = [
+                *transcribe_corpus(served, first, recordings[:2]),
+                *transcribe_corpus(served, second, recordings[2:]),
+            ]
+    assert ids(found) == ALL
+    with Corpus(out, model) as corpus:
+        assert all(corpus.outcome(each) is not None for each in recordings)
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "x" * 65, "ä"])
+def test_names_of_workers(name: str, model: Whisper, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="expected up to 64 letters, digits, _ and -"):
+        Corpus(tmp_path, model, worker=name)
+
+
+def test_recordings_that_are_awaited_together(
+    recordings: list[Recording], model: Whisper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpus_run, "_TICK", 0.001)
+
+    async def together(served: Engine, corpus: Corpus) -> list[Outcome]:
+        calls = (transcribe_recording(served, corpus, each) for each in recordings)
+        return list(await asyncio.gather(*calls))
+
+    with Engine(model, max_queued=1) as served, Corpus(tmp_path / "out", model) as corpus:
+        found = asyncio.run(together(served, corpus))
+        assert all(corpus.outcome(each) == outcome for each, outcome in zip(recordings, found))
+    assert [each.seconds for each in found] == list(SIZES)

@@ -135,7 +135,7 @@ class _Run:
                 complain(f"{len(self.failed)} of {self.n_all} recordings failed; see {listed}")
 
     def _consume(self, engine: Engine, bar: Any, ahead: int) -> None:
-        from whisper_opt.serving.corpus import transcribe_corpus
+        from whisper_opt.serving.corpus_run import transcribe_corpus
 
         def on_progress(in_work: float) -> None:
             bar.set_postfix_str(f"{self.seconds + in_work:.0f} s of audio")

@@ -15,6 +15,7 @@ from whisper_opt.cli import build as cli_build
 from whisper_opt.cli import corpus as cli_corpus
 from whisper_opt.cli import engines as cli_engines
 from whisper_opt.cli import serve as cli_serve
+from whisper_opt.cli import triton as cli_triton
 from whisper_opt.cli.options import complain, never_fail_to_print, options_from
 from whisper_opt.cli.progress import export_bar
 from whisper_opt.cli.transcribe import (
@@ -87,6 +88,13 @@ def _parser() -> argparse.ArgumentParser:
     cli_corpus.add_corpus_arguments(command)
     command = _command(commands, "serve", "serve models over HTTP", cli_serve.EXAMPLES)
     cli_serve.add_serve_arguments(command)
+    command = _command(
+        commands,
+        "triton-repository",
+        "write a model repository for NVIDIA Triton",
+        cli_triton.EXAMPLES,
+    )
+    cli_triton.add_triton_arguments(command)
     command = _command(commands, "bench", "measure how fast engines are", cli_bench.EXAMPLES)
     cli_bench.add_bench_arguments(command)
     _add_inspect(commands)

@@ -6,6 +6,9 @@ OUT/.whisper-opt/NAME.json             the record of a recording: what its files
 OUT/.whisper-opt/shard[-I-of-N].lock   held while a shard is transcribed
 OUT/.whisper-opt/shard[-I-of-N].tmp    the file that is being written, or was when it was killed
 
+Processes that are given recordings by something else than shards have locks and temporary files of
+their own names, worker-NAME.lock and worker-NAME.tmp.
+
 A record is written after the files that it is about. All files are renamed into place.
 """
 
@@ -15,34 +18,29 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import math
-import queue
+import re
 import types
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Union
 
-from whisper_opt.core.errors import AudioError, QueueFull, TranscriptionCancelled, WhisperOptError
+from whisper_opt.core.errors import OptionError, WhisperOptError
 from whisper_opt.core.files import replace_file, write_remedy
 from whisper_opt.core.locks import LockHeldError, file_lock
 from whisper_opt.core.options import SubtitleOptions, TranscribeOptions
 from whisper_opt.core.version import __version__
 from whisper_opt.runtime.engine import sha256
 from whisper_opt.runtime.engine_cache import Fingerprint, fingerprint
-from whisper_opt.serving.engine import Engine
-from whisper_opt.serving.handle import Handle
 from whisper_opt.serving.manifests import Recording, Shard
 from whisper_opt.text.results import Transcript
 from whisper_opt.text.subtitles import PLAIN
 from whisper_opt.text.writers import SUBTITLE_FORMATS, render
 from whisper_opt.transcription.model import Whisper
 
-__all__ = ["Corpus", "Outcome", "transcribe_corpus"]
+__all__ = ["Corpus", "Outcome"]
 
 RECORDS = ".whisper-opt"
 """Directory of the records in the output directory."""
-_TICK = 0.5
-"""Seconds between two looks at the progress."""
 _WITHOUT_EFFECT = ("batch_size", "max_duration", "max_audio_bytes")
 """Options that do not change a transcript: they say how fast, or whether, it is made."""
 
@@ -77,6 +75,7 @@ class Corpus:
         shard: Shard | None = None,
         formats: Sequence[str] = ("json",),
         subtitles: SubtitleOptions = PLAIN,
+        worker: str | None = None,
     ) -> None:
         """Describe the directory; nothing is read or written before the context is entered.
 
@@ -86,9 +85,17 @@ class Corpus:
             shard: which part of the recordings this process transcribes (default: all).
             formats: keys of ``FORMATS``.
             subtitles: layout of words in subtitle formats.
+            worker: name of this process among several that are given recordings by something else
+                than shards; each has a lock of its own. Letters, digits, ``_`` and ``-``.
+
+        Raises:
+            OptionError: ``worker`` is no such name.
         """
+        if worker is not None and not re.fullmatch(r"[\w-]{1,64}", worker, re.ASCII):
+            raise OptionError(f"worker is {worker!r}; expected up to 64 letters, digits, _ and -")
         self.folder = folder
         self.shard = shard or Shard()
+        self._owner = f"shard{self.shard.suffix}" if worker is None else f"worker-{worker}"
         self._formats = tuple(formats)
         self._subtitles = subtitles
         self._maker = [__version__, _identity(model), dataclasses.asdict(subtitles)]
@@ -113,8 +120,8 @@ class Corpus:
             self._held.enter_context(file_lock(lock, timeout=0))
         except LockHeldError as error:
             raise WhisperOptError(
-                f"another process transcribes shard {self.shard.index}/{self.shard.count} into"
-                f" {self.folder}; wait for it, or end it"
+                f"another process transcribes {self._part} into {self.folder}; wait for it, or end"
+                " it"
             ) from error
         except OSError:  # a file system without locks: two processes would do the work twice
             return self
@@ -133,7 +140,13 @@ class Corpus:
         self._held.close()
 
     def _own(self, extension: str) -> Path:
-        return self.folder / RECORDS / f"shard{self.shard.suffix}.{extension}"
+        return self.folder / RECORDS / f"{self._owner}.{extension}"
+
+    @property
+    def _part(self) -> str:
+        if self._owner.startswith("worker-"):
+            return f"as {self._owner}"
+        return f"shard {self.shard.index}/{self.shard.count}"
 
     def _unusable(self, error: OSError) -> WhisperOptError:
         return WhisperOptError(
@@ -329,92 +342,3 @@ def _sha256(path: Path) -> str | None:
 def _settled(found: Fingerprint | None) -> list[list[Any]] | None:
     """The state of a file by which it is known; None if a change may leave it as it is."""
     return found.files if found is not None and found.settled else None
-
-
-# running
-
-
-@dataclasses.dataclass(eq=False)
-class _InWork:
-    """A recording that was submitted, and its state before."""
-
-    recording: Recording
-    before: Union[Fingerprint, None]
-    handle: Handle
-
-
-def transcribe_corpus(
-    engine: Engine,
-    corpus: Corpus,
-    recordings: Iterable[Recording],
-    *,
-    ahead: int = 32,
-    on_progress: Callable[[float], None] | None = None,
-) -> Generator[Outcome, None, None]:
-    """Transcribe recordings, and write their files; all share the batch of an engine.
-
-    A recording that fails stops no other. To stop, close the generator: what is in work is
-    cancelled, and everything that was yielded is on disk.
-
-    Args:
-        engine: transcribes; others may use it too.
-        corpus: where to write.
-        recordings: any number of them; each is taken when there is room for it.
-        ahead: maximum number of recordings that are queued or in work; more than the engine's
-            ``max_batch``, so that it never waits.
-        on_progress: called with the seconds of audio done of the recordings in work, when none has
-            ended for half a second.
-
-    Yields:
-        The outcome of each recording when it has ended, in the order in which they do.
-
-    Raises:
-        OptionError: an option is not supported by the model.
-        EngineClosed: the engine was closed.
-        WhisperOptError: a file cannot be written, or the engine failed.
-    """
-    waiting = iter(recordings)
-    following = next(waiting, None)
-    ended: queue.SimpleQueue[Handle] = queue.SimpleQueue()
-    in_work: dict[Handle, _InWork] = {}
-    try:
-        while following is not None or in_work:
-            with contextlib.suppress(QueueFull):  # others use the engine too: later
-                while following is not None and len(in_work) < ahead:
-                    begun = _submitted(engine, following)
-                    in_work[begun.handle] = begun
-                    begun.handle.add_done_callback(ended.put)
-                    following = next(waiting, None)
-            try:
-                handle = ended.get(timeout=_TICK)  # never for long: Windows would miss Ctrl-C
-            except queue.Empty:
-                if on_progress is not None:
-                    on_progress(math.fsum(each.handle.done for each in in_work.values()))
-                continue
-            yield _outcome(engine, corpus, in_work.pop(handle))
-    finally:
-        for each in in_work.values():
-            each.handle.cancel()
-
-
-def _submitted(engine: Engine, recording: Recording) -> _InWork:
-    before = fingerprint(recording.audio)
-    options = recording.options
-    if options.strategy == "sequential":  # the engine has a batch of its own
-        options = dataclasses.replace(options, batch_size=1)
-    return _InWork(recording, before, engine.submit(recording.audio, options))
-
-
-def _outcome(engine: Engine, corpus: Corpus, ended: _InWork) -> Outcome:
-    try:
-        found = ended.handle.result()
-    except TranscriptionCancelled:
-        raise
-    except Exception as error:
-        if engine.closed:  # it failed, not the recording
-            raise
-        known = isinstance(error, WhisperOptError)
-        reason = str(error) if known else f"{type(error).__name__}: {error}"
-        lasting = isinstance(error, AudioError)
-        return corpus.save_error(ended.recording, ended.before, reason, lasting=lasting)
-    return corpus.save(ended.recording, ended.before, found)

@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,7 +36,7 @@ class Recording(NamedTuple):
         id: what identifies it, whatever the order of the rows.
         audio: the file.
         options: how to transcribe it.
-        line: its line in the manifest, from 1.
+        line: its line in the manifest, from 1; 0 if it comes from elsewhere.
     """
 
     id: str
@@ -48,6 +48,23 @@ class Recording(NamedTuple):
     def name(self) -> str:
         """The name of its files, without extension."""
         return file_name(self.id)
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any], options: TranscribeOptions, folder: Path) -> Recording:
+        """The recording of a row that does not come from a file; keys as in a manifest.
+
+        Args:
+            row: its keys and values.
+            options: how to transcribe it where the row says nothing else.
+            folder: what its path is relative to.
+
+        Raises:
+            OptionError: the row is none of a manifest.
+        """
+        try:
+            return _recording(folder, row, options, 0)
+        except ValueError as error:
+            raise OptionError(f"the row {dict(row)!r}: {error}") from error
 
 
 class Manifest(NamedTuple):
@@ -180,7 +197,7 @@ def _unknown(row: dict[str, Any]) -> Iterator[str]:
 
 
 def _recording(
-    folder: Path, row: dict[str, Any], options: TranscribeOptions, line: int
+    folder: Path, row: Mapping[str, Any], options: TranscribeOptions, line: int
 ) -> Recording:
     if "audio" in row and "path" in row:
         raise ValueError('it has "audio" and "path"; expected one of them')

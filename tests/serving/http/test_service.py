@@ -26,8 +26,9 @@ from whisper_opt import EngineError, OptionError, Whisper, WhisperOptError
 from whisper_opt.core.options import ServeOptions
 from whisper_opt.serving.http.call import LIBRARY_FIELDS
 from whisper_opt.serving.http.logs import JsonFormatter
-from whisper_opt.serving.http.models import Models, named_source
+from whisper_opt.serving.http.models import Models
 from whisper_opt.serving.http.server import Server
+from whisper_opt.serving.names import named_source
 
 CLIP = wav(0.5)
 QUICK = (("temperature", "[0]"), ("vad", "off"))

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, Callable
 
 import numpy as np
@@ -19,21 +17,7 @@ from whisper_opt.serving import Engine
 from whisper_opt.serving.http.errors import ApiError
 from whisper_opt.transcription.model import Whisper
 
-__all__ = ["Models", "ServedModel", "named_source"]
-
-_NAMED = re.compile(r"([\w.:-]+)=(.+)", re.DOTALL)
-
-
-def named_source(argument: str) -> tuple[str, str]:
-    """Name and source of a MODEL argument, ``SOURCE`` or ``NAME=SOURCE``.
-
-    The name of a directory is its last part; that of anything else is the source itself.
-    """
-    given = _NAMED.fullmatch(argument)
-    if given and not Path(argument).exists():
-        return given.group(1), given.group(2)
-    path = Path(argument)
-    return (path.resolve().name if path.exists() else argument), argument
+__all__ = ["Models", "ServedModel"]
 
 
 @dataclasses.dataclass(frozen=True)

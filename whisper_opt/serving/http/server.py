@@ -22,8 +22,9 @@ from whisper_opt.serving.http.app import create_app
 from whisper_opt.serving.http.auth import VARIABLE, Keys
 from whisper_opt.serving.http.jobs.routes import Jobs
 from whisper_opt.serving.http.logs import log_event
-from whisper_opt.serving.http.models import Models, named_source
+from whisper_opt.serving.http.models import Models
 from whisper_opt.serving.http.routes import Service
+from whisper_opt.serving.names import named_source
 from whisper_opt.serving.turns import Turns
 from whisper_opt.serving.wyoming.listener import Wyoming
 from whisper_opt.transcription.model import Whisper

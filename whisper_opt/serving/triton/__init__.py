@@ -1,0 +1,1 @@
+"""A model repository for NVIDIA Triton: its Python backend on the engine of this package."""
