@@ -37,9 +37,9 @@ def test_the_prompt_keeps_the_newest_text_after_the_given() -> None:
     prompt = Prompt([1, 2], 5)
     prompt.add([10, 11])
     prompt.add([12, 13])
-    assert prompt.tokens == (1, 2, 11, 12, 13)
+    assert list(prompt.tokens) == [1, 2, 11, 12, 13]
     prompt.forget()
-    assert prompt.tokens == (1, 2)
+    assert list(prompt.tokens) == [1, 2]
 
 
 def test_the_prompt_is_forgotten_after_two_failures_in_a_row() -> None:
@@ -47,9 +47,9 @@ def test_the_prompt_is_forgotten_after_two_failures_in_a_row() -> None:
     prompt.add([10])
     for good in (False, True, False):
         prompt.result(good=good)
-    assert prompt.tokens == (10,)
+    assert list(prompt.tokens) == [10]
     prompt.result(good=False)
-    assert prompt.tokens == ()
+    assert list(prompt.tokens) == []
 
 
 def test_a_given_language_is_never_detected() -> None:

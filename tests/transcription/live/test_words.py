@@ -17,8 +17,8 @@ from whisper_opt.transcription.live.words import agreed, cut_loop, text_of, unit
         (" Straße", ("strasse",)),
         (" ＡＢＣ１", ("abc1",)),  # noqa: RUF001 - full width is meant
         (" --", ()),
-        ("你好。", ("你", "好")),  # noqa: RUF001
-        ("ｶﾀｶﾅ", ("カ", "タ", "カ", "ナ")),  # noqa: RUF001
+        ("你好。", ("你", "好")),
+        ("ｶﾀｶﾅ", ("カ", "タ", "カ", "ナ")),
         (" สวัสดี", tuple("สวัสดี")),
         (" 안녕하세요", ("안녕하세요",)),
         (" café", ("café",)),
