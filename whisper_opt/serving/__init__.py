@@ -14,6 +14,7 @@ from whisper_opt.serving.corpus_run import transcribe_corpus, transcribe_recordi
 from whisper_opt.serving.engine import Engine
 from whisper_opt.serving.engines import Engines
 from whisper_opt.serving.handle import Handle
+from whisper_opt.serving.live import LiveSession
 from whisper_opt.serving.manifests import Manifest, Recording, Shard, check_options, read_manifest
 from whisper_opt.serving.stats import EngineStats
 from whisper_opt.serving.turns import Turns
@@ -25,6 +26,7 @@ __all__ = [
     "EngineStats",
     "Engines",
     "Handle",
+    "LiveSession",
     "Manifest",
     "Outcome",
     "QueueFull",
