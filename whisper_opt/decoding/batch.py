@@ -206,9 +206,7 @@ class Batch:
         self._done.extend(row for row in rows if not row.live)
         return tokens, [row for row in rows if row.live]
 
-    def _speculate(
-        self, session: Session, tokens: Int, rows: list[Row]
-    ) -> tuple[Int, list[Row]]:
+    def _speculate(self, session: Session, tokens: Int, rows: list[Row]) -> tuple[Int, list[Row]]:
         """Verify proposed tokens, if there are any; returns as :meth:`_choose_next`."""
         drafts = speculative.proposals(rows, self._backend.dims.n_text_ctx)
         if not any(drafts):

@@ -82,7 +82,7 @@ def _verified(scores: F32, draft: Sequence[int], row: Row) -> list[Top]:
 
 
 def _n_accepted(chosen: Sequence[Top], draft: Sequence[int]) -> int:
-    return sum(top.tokens[0, 0] == proposed for top, proposed in zip(chosen, draft))
+    return sum(int(top.tokens[0, 0]) == proposed for top, proposed in zip(chosen, draft))
 
 
 def advance(

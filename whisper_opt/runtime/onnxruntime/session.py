@@ -32,7 +32,6 @@ than 192 tokens."""
 _NONE: Int = np.zeros(0, np.int64)
 
 
-
 @functools.lru_cache(maxsize=1)
 def _computes_on_past() -> bool:
     """Whether ``GroupQueryAttention`` computes several tokens on a past.
