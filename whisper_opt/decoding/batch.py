@@ -26,6 +26,7 @@ from whisper_opt.core.logits import log_softmax, penalized, sample, top_k
 from whisper_opt.decoding import speculative
 from whisper_opt.decoding.multistep import GreedyRow, greedy_rows
 from whisper_opt.decoding.rows import Decoded, DecodeRequest, Row, pad, token_mask
+from whisper_opt.decoding.speculative import Fed
 
 __all__ = ["Batch", "next_token_logprobs"]
 
@@ -132,6 +133,7 @@ class Batch:
         self._done: list[Row] = []
         self._lost: list[int] = []
         self._n_added = 0
+        self._reopened = False
         self.n_proposed = 0
         self.n_accepted = 0
 
@@ -158,8 +160,10 @@ class Batch:
         try:
             rows, logits = self._prefill(session, numbers, requests)
             tokens, live = self._choose_next(session, rows, logits)
-            if live and speculative.takes_drafts(session):
-                tokens, live = self._speculate(session, tokens, live)
+            if not session.extends_at_once:
+                for i, row in enumerate(rows):
+                    row.audio = audio.take([i]) if row.has_drafter else None
+            tokens, live = self._speculate(session, tokens, live)
             if live and self._session is not None:
                 with self._losing():
                     self._session.append(session)
@@ -209,23 +213,64 @@ class Batch:
     def _speculate(self, session: Session, tokens: Int, rows: list[Row]) -> tuple[Int, list[Row]]:
         """Verify proposed tokens, if there are any; returns as :meth:`_choose_next`."""
         drafts = speculative.proposals(rows, self._backend.dims.n_text_ctx)
+        if not session.extends_at_once:
+            return self._reopen(session, tokens, rows, drafts)
         if not any(drafts):
             return tokens, rows
         logits, fed = speculative.feed(session, tokens, rows, drafts)
-        tokens, accepted = speculative.advance(session, rows, logits, fed, _choose)
-        self.n_proposed += sum(map(len, drafts))
-        self.n_accepted += accepted
-        self._done.extend(row for row in rows if not row.live)
+        tokens = self._verify(session, rows, logits, fed)
         return tokens, [row for row in rows if row.live]
+
+    def _verify(self, session: Session, rows: list[Row], logits: Logits, fed: Fed) -> Int:
+        tokens, n_accepted = speculative.advance(session, rows, logits, fed, _choose)
+        self.n_proposed += sum(map(len, fed.drafts))
+        self.n_accepted += n_accepted
+        self._done.extend(row for row in rows if not row.live)
+        return tokens
+
+    def _reopen(
+        self, session: Session, tokens: Int, rows: list[Row], drafts: Sequence[Sequence[int]]
+    ) -> tuple[Int, list[Row]]:
+        """As :meth:`_speculate`; rows with proposals are fed again in sessions of their own."""
+        firsts = np.cumsum([0, *(row.live for row in rows)]).tolist()
+        kept, stay, last = list(rows), list(range(firsts[-1])), [tokens]
+        for row, draft, first in zip(rows, drafts, firsts):
+            if row.audio is None or not draft or not speculative.is_worth_it(row, draft):
+                continue
+            opened = self._backend.open(row.audio)
+            try:
+                found = self._verify(opened, [row], *speculative.feed_again(opened, row, draft))
+                if row.live:
+                    session.append(opened)
+            except BaseException:
+                opened.close()
+                raise
+            kept.remove(row)
+            stay.remove(first)
+            if row.live:
+                kept.append(row)
+                stay.append(sum(map(len, last)))
+                last.append(found)
+            else:
+                opened.close()
+        if len(last) == 1 and kept == rows:
+            return tokens, rows
+        if stay:
+            session.gather(np.array(stay, np.int64))
+        return np.concatenate(last)[stay], kept
 
     def _sample(self, session: Session) -> tuple[Int, list[Row]]:
         """One token in every window, or several if the session supports it for all rows."""
         most = self._most_steps
-        if any(row.has_drafter for row in self._rows) and speculative.takes_drafts(session):
+        if any(row.has_drafter for row in self._rows):
             before = self._tokens
-            tokens, rows = self._speculate(session, before, self._rows)
-            if tokens is not before:
-                return tokens, rows
+            # rows without proposals do not wait for the others twice
+            if session.extends_at_once or not self._reopened:
+                tokens, rows = self._speculate(session, before, self._rows)
+                self._reopened = tokens is not before
+                if self._reopened:
+                    return tokens, rows
+            self._reopened = False
             most = min(most or _STEPS_BETWEEN_DRAFTS, _STEPS_BETWEEN_DRAFTS)
         if getattr(session, "supports_multistep", False) and isinstance(session, MultiStepSession):
             greedy = [row.greedy for row in self._rows if row.greedy is not None]

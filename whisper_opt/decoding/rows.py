@@ -10,7 +10,7 @@ from typing import Callable, Protocol
 import numpy as np
 
 from whisper_opt.core.arrays import Int
-from whisper_opt.core.backend import TokenMask, Top
+from whisper_opt.core.backend import Encoded, TokenMask, Top
 from whisper_opt.decoding.constraints import TokenConstraint, banned_tokens
 from whisper_opt.decoding.multistep import GreedyRow, greedy_row
 from whisper_opt.decoding.search import GreedyDecoder, Hypothesis, TokenDecoder
@@ -86,6 +86,8 @@ class Row:
         self.left = request.max_new_tokens
         """Tokens that may still be sampled."""
         self.begin = n_vocab if request.timestamp_begin is None else request.timestamp_begin
+        self.audio: Encoded | None = None
+        """Its encoded audio, if that is needed to verify proposals."""
         self._n_vocab = n_vocab
         self._drafter: Drafter | None = None
         if request.drafter is not None and isinstance(self.decoder, GreedyDecoder):
@@ -105,6 +107,11 @@ class Row:
         return self.decoder.generator is not None or self.request.repetition_penalty != 1
 
     @property
+    def n_sampled(self) -> int:
+        """Tokens sampled so far."""
+        return self.request.max_new_tokens - self.left
+
+    @property
     def has_drafter(self) -> bool:
         """Whether something may propose its next tokens."""
         return self._drafter is not None
@@ -114,8 +121,7 @@ class Row:
         decoder = self.decoder
         if self._drafter is None or not isinstance(decoder, GreedyDecoder):
             return ()
-        n_sampled = self.request.max_new_tokens - self.left
-        room = n_text_ctx - len(self.request.prompt) - n_sampled
+        room = n_text_ctx - len(self.request.prompt) - self.n_sampled
         most = min(self.left - 1, room)  # the model adds a token of its own
         found = tuple(self._drafter.propose(decoder.rows[0], most))[:most] if most > 0 else ()
         return found[: found.index(decoder.eot)] if decoder.eot in found else found

@@ -22,7 +22,11 @@ from whisper_opt.core.backend import Logits, Session, TokenMask, Top
 from whisper_opt.core.logits import top_k
 from whisper_opt.decoding.rows import Row, pad, token_mask
 
-__all__ = ["Choose", "Fed", "advance", "feed", "proposals", "takes_drafts"]
+__all__ = ["Choose", "Fed", "advance", "feed", "feed_again", "is_worth_it", "proposals"]
+
+_WORTH = 3
+"""Feeding all tokens of a row again pays for at least one proposal per so many tokens: that takes
+about a quarter of a decode step per token."""
 
 Choose = Callable[[F32, "Sequence[Row]", TokenMask], Top]
 """Chooses tokens for decoders by the scores of all tokens, float32 [n_seq, n_vocab]."""
@@ -38,11 +42,6 @@ class Fed(NamedTuple):
 
     lengths: Int
     drafts: Sequence[Sequence[int]]
-
-
-def takes_drafts(session: Session) -> bool:
-    """Whether the session computes several tokens on top of others in one call."""
-    return session.extends_at_once
 
 
 def proposals(rows: Sequence[Row], n_text_ctx: int) -> list[tuple[int, ...]]:
@@ -63,6 +62,23 @@ def feed(
     order = np.arange(int(lengths.max()) - 1)
     at = np.minimum(order[None], lengths[:, None] - 1)
     return session.extend(padded, lengths, at), Fed(lengths, drafts)
+
+
+def is_worth_it(row: Row, draft: Sequence[int]) -> bool:
+    """Whether to verify proposals with :func:`feed_again`."""
+    return _WORTH * len(draft) >= len(row.request.prompt) + row.n_sampled
+
+
+def feed_again(session: Session, row: Row, draft: Sequence[int]) -> tuple[Logits, Fed]:
+    """Feed the prompt, all sampled tokens and the proposals of one row to a new session.
+
+    For sessions that cannot compute several tokens on top of others in one call; returns as
+    :func:`feed`.
+    """
+    before = [*row.request.prompt, *row.decoder.rows[0][-row.n_sampled :]]
+    tokens, lengths = pad([[*before, *draft]])
+    at = len(before) - 1 + np.arange(len(draft))
+    return session.extend(tokens, lengths, at[None]), Fed(lengths, [draft])
 
 
 def _verified(scores: F32, draft: Sequence[int], row: Row) -> list[Top]:

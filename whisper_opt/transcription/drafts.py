@@ -43,7 +43,7 @@ class ChunkDraft:
             start: start of the chunk in seconds from the start of the recording.
             duration: seconds of the recording; 0 if they are not known.
         """
-        self._segments = draft_segments(options.draft) or ()
+        self._segments = draft_segments(options.draft)
         self._most_lookup = options.prompt_lookup_num_tokens
         self._timestamps = not options.without_timestamps
         self._vocab = vocab

@@ -48,7 +48,7 @@ def check_transcription(options: TranscribeOptions) -> None:
 
 
 def _check_drafts(options: TranscribeOptions) -> None:
-    object.__setattr__(options, "draft", draft_segments(options.draft))
+    draft_segments(options.draft)
     for name in ("draft", "prompt_lookup_num_tokens"):
         if getattr(options, name) is None:
             continue

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Union
 
 from whisper_opt.core.errors import OptionError
 
 __all__ = ["DraftSegment", "draft_segments"]
+
+_SHOWN = 200
+"""Characters of a draft in an error message."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,67 +30,56 @@ class DraftSegment:
     end: Union[float, None] = None
 
 
-def draft_segments(value: Any) -> Union[tuple[DraftSegment, ...], None]:
-    """The segments of a draft in order of time; None if there is no text.
+def draft_segments(draft: Any) -> tuple[DraftSegment, ...]:
+    """The segments of a draft that have text, in order of time if all have a start.
 
     Args:
-        value: text; or segments, each with ``text`` and perhaps ``start`` and ``end``, as
+        draft: text; or segments, each with ``text`` and perhaps ``start`` and ``end``, as
             attributes or keys: of a transcript, or of its dictionary; or None.
 
     Raises:
         OptionError: it is none of these.
     """
-    if value is None:
-        return None
-    if isinstance(value, str):
-        found = [DraftSegment(value)]
+    if draft is None or isinstance(draft, str):
+        found = [DraftSegment(draft or "")]
     else:
-        found = [_segment(item) for item in _listed(value)]
+        found = [_segment(item, draft) for item in _listed(draft)]
     found = [segment for segment in found if segment.text.strip()]
-    if found and all(segment.start is not None for segment in found):
+    if all(segment.start is not None for segment in found):
         found.sort(key=lambda segment: segment.start or 0.0)
-    return tuple(found) or None
+    return tuple(found)
 
 
-def _listed(value: Any) -> Iterable[Any]:
+def _listed(draft: Any) -> Sequence[Any]:
     """The segments of a transcript, of its dictionary, or of a list."""
-    if isinstance(value, Mapping):
-        value = value.get("segments")
-    elif hasattr(value, "segments"):
-        value = value.segments
-    if isinstance(value, (bytes, Mapping)) or not isinstance(value, Iterable):
-        raise OptionError(
-            f"draft is {_shown(value)}; expected text, or segments with text, start and end"
-        )
-    return value
+    found = _field(draft, "segments")
+    found = draft if found is None else found
+    if isinstance(found, (bytes, bytearray, memoryview)) or not isinstance(found, Sequence):
+        raise _unusable(draft)
+    return found
 
 
-def _segment(item: Any) -> DraftSegment:
-    if isinstance(item, DraftSegment):
-        return item
+def _segment(item: Any, draft: Any) -> DraftSegment:
     if isinstance(item, str):
         return DraftSegment(item)
     text, start, end = (_field(item, name) for name in ("text", "start", "end"))
     if not isinstance(text, str):
-        raise OptionError(
-            f"draft has a segment {_shown(item)}; expected one with text, and start and end in"
-            " seconds if they are known"
-        )
-    for name, second in (("start", start), ("end", end)):
+        raise _unusable(draft)
+    for second in (start, end):
         number = isinstance(second, (int, float)) and not isinstance(second, bool)
         if second is not None and not (number and math.isfinite(second)):
-            raise OptionError(
-                f"draft has a segment whose {name} is {second!r}; expected seconds, or None"
-            )
-    return DraftSegment(
-        text, None if start is None else float(start), None if end is None else float(end)
-    )
+            raise _unusable(draft)
+    return DraftSegment(text, start, end)
 
 
 def _field(item: Any, name: str) -> Any:
     return item.get(name) if isinstance(item, Mapping) else getattr(item, name, None)
 
 
-def _shown(value: Any) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 60 else f"{shown[:60]}..."
+def _unusable(draft: Any) -> OptionError:
+    shown = repr(draft)
+    shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
+    return OptionError(
+        f"draft is {shown}; expected text, or segments with text, and start and end in seconds if"
+        " they are known"
+    )
