@@ -30,8 +30,8 @@ def test_defaults_are_openai_whispers() -> None:
     """Those of ``transcribe`` and ``DecodingOptions`` (suppress_tokens "-1", sample_len None).
 
     Those from ``transcript_prefix``, ``draft``, ``prompt_lookup_num_tokens``,
-    ``repetition_penalty``, ``no_repeat_ngram_size``, ``seed`` and ``multilingual`` on, which it does
-    not have, change nothing but by being set; speech is looked for unless that is turned off.
+    ``repetition_penalty``, ``no_repeat_ngram_size``, ``seed`` and ``multilingual`` on, which it
+    does not have, change nothing but by being set; speech is looked for unless that is turned off.
     """
     assert dataclasses.asdict(TranscribeOptions()) == {
         "language": None,
