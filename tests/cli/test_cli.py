@@ -119,6 +119,21 @@ def test_every_option_has_an_argument(capsys: pytest.CaptureFixture[str]) -> Non
         assert f"\n  --{name.replace('_', '-')}" in text
 
 
+def test_a_draft_is_read_from_a_file(
+    english: Path, short: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draft = tmp_path / "draft.srt"
+    draft.write_text("1\n00:00:00,000 --> 00:00:01,000\nSo it is\n", encoding="utf-8")
+    args = _parser().parse_args(["transcribe", str(english), short, "--draft", str(draft)])
+    assert args.draft == [{"start": 0.0, "end": 1.0, "text": "So it is"}]
+    assert run("transcribe", english, short, "--format", "txt", "--draft", draft) == 0
+    assert run("transcribe", english, short, short, "--draft", draft) == 1
+    assert "draft is given, but there are 2 recordings" in one_line(capsys)
+    with pytest.raises(SystemExit):
+        run("transcribe", english, short, "--draft", tmp_path / "none.srt")
+    assert "argument --draft: cannot read" in capsys.readouterr().err
+
+
 def test_help_states_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         run("transcribe", "--help")

@@ -29,9 +29,9 @@ SUBTITLE_NAMES = [field.name for field in dataclasses.fields(SubtitleOptions)]
 def test_defaults_are_openai_whispers() -> None:
     """Those of ``transcribe`` and ``DecodingOptions`` (suppress_tokens "-1", sample_len None).
 
-    Those from ``transcript_prefix``, ``repetition_penalty``, ``no_repeat_ngram_size``, ``seed`` and
-    ``multilingual`` on, which it does not have, change nothing but by being set; speech is looked
-    for unless that is turned off.
+    Those from ``transcript_prefix``, ``draft``, ``prompt_lookup_num_tokens``,
+    ``repetition_penalty``, ``no_repeat_ngram_size``, ``seed`` and ``multilingual`` on, which it
+    does not have, change nothing but by being set; speech is looked for unless that is turned off.
     """
     assert dataclasses.asdict(TranscribeOptions()) == {
         "language": None,
@@ -44,6 +44,8 @@ def test_defaults_are_openai_whispers() -> None:
         "prefix": None,
         "transcript_prefix": None,
         "hotwords": None,
+        "draft": None,
+        "prompt_lookup_num_tokens": None,
         "suppress_tokens": (-1,),
         "suppress_blank": True,
         "max_new_tokens": None,
@@ -114,6 +116,16 @@ GOOD: dict[str, list[Any]] = {
     "prefix": [None, "", "So"],
     "transcript_prefix": [None, "", "So"],
     "hotwords": [None, "", "Ann Bob"],
+    "draft": [
+        None,
+        "",
+        "So it is",
+        ["So", "it is"],
+        [{"text": "So", "start": 0, "end": 1.5}],
+        {"segments": [{"text": "So", "start": 0.0}]},
+        [],
+    ],
+    "prompt_lookup_num_tokens": [None, 1, 10],
     "suppress_tokens": [(), (-1,), (0, 5, -1)],
     "suppress_blank": [True, False],
     "max_new_tokens": [None, 1, 448],
@@ -169,6 +181,11 @@ BAD: dict[str, tuple[list[Any], str]] = {
     "prefix": ([1, b"text", ("text",)], TEXT),
     "transcript_prefix": ([1, b"text", ["text"]], TEXT),
     "hotwords": ([1, b"text", ["text"]], TEXT),
+    "draft": (
+        [1, b"text", {"text": "So"}, [1], [{"text": 1}], [{"text": "So", "start": "0"}]],
+        "expected text, or segments with text, and start and end in seconds",
+    ),
+    "prompt_lookup_num_tokens": ([0, -1, 1.5, "3", True], "expected a positive integer or None"),
     "suppress_tokens": (
         ["-1", b"1", [1.5], [True], [-2], ["1"], 5, [None], [[1]]],
         "expected a sequence of token ids, where -1 stands",

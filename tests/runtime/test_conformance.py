@@ -378,3 +378,21 @@ def test_attention_past_the_context_is_refused(backend: Backend) -> None:
     tokens = np.zeros((1, N_CTX + 1), np.int64)
     with pytest.raises(EngineError, match=f"the model holds {N_CTX}"):
         backend.attention(backend.encode(mels(1)), tokens, np.array([N_CTX + 1]))
+
+
+@pytest.mark.parametrize("dropped", [(1, 0, 2), (3, 1, 4), (0, 0, 0), (2, 2, 2)])
+def test_truncated_rows_forget_their_last_tokens(
+    backend: Backend, dropped: tuple[int, ...]
+) -> None:
+    rows = Rows(backend, 3)
+    rows.extend([5, 3, 6])
+    rows.extend([4, 1, 5], np.array([[0, 1, 2, 3], [0, 0, 0, 0], [4, 2, 0, 1]]))
+    rows.truncate(*dropped)
+    rows.step()
+    rows.extend([2, 6, 1])
+    rows.gather(2, 0, 1)
+    rows.truncate(*dropped)
+    rows.gather(0, 0, 1, 2, 2, 2)
+    rows.extend([3, 1, 2, 1, 1, 4])
+    rows.truncate(3, 0, 1, 1, 0, 2)
+    rows.step()

@@ -77,6 +77,10 @@ class Rows:
         for _ in range(n):
             self.extend([1] * len(self.held))
 
+    def truncate(self, *dropped: int) -> None:
+        self.session.truncate(np.array(dropped, np.int64))
+        self.held = [(a, tokens[: len(tokens) - n]) for (a, tokens), n in zip(self.held, dropped)]
+
     def gather(self, *rows: int) -> None:
         self.session.gather(np.array(rows, np.int64))
         self.held = [self.held[row] for row in rows]

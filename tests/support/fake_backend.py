@@ -44,6 +44,7 @@ class FakeBackend:
     def __init__(self, dims: ModelDims, scores: Scores | None = None) -> None:
         """``scores(seed, tokens)`` gives the next-token scores [n_vocab]; default: random."""
         self.dims = dims
+        self.extends_at_once = True
         self._scores = scores
 
     def encode(self, mel: F32) -> FakeEncoded:
@@ -104,6 +105,16 @@ class FakeSession:
             )
             held.extend(new)
         return HostLogits(np.array(scores, np.float32))
+
+    @property
+    def extends_at_once(self) -> bool:
+        return self._backend.extends_at_once
+
+    def truncate(self, dropped: Int) -> None:
+        self._check_open()
+        for (_, held), n in zip(self._rows, dropped.tolist()):
+            assert 0 <= n <= len(held)
+            del held[len(held) - n :]
 
     def _check_open(self) -> None:
         if not self._rows:

@@ -89,6 +89,10 @@ def detects_nothing(mode: Mode) -> bool:
     return mode["language"] is not None or not mode.multilingual_model
 
 
+def never_greedy(mode: Mode) -> bool:
+    return mode["beam_size"] is not None or 0 not in mode["temperatures"]
+
+
 def without_words(mode: Mode) -> bool:
     return not mode.options.word_timestamps
 
@@ -135,6 +139,10 @@ EFFECTS: dict[str, Effect] = {
     "prefix": Effect("So", "test_a_prefix_ends_the_prompt_of_every_window"),
     "transcript_prefix": Effect("So", "test_a_transcript_prefix_begins_the_first_window"),
     "hotwords": Effect("Ann", "test_hotwords_come_first_in_every_window"),
+    "draft": Effect("So it is", "test_drafts_change_the_number_of_steps_only", never_greedy),
+    "prompt_lookup_num_tokens": Effect(
+        4, "test_drafts_change_the_number_of_steps_only", never_greedy
+    ),
     "suppress_tokens": Effect((300,), REFERENCE),
     "suppress_blank": Effect(False, REFERENCE),
     "max_new_tokens": Effect(5, REFERENCE),

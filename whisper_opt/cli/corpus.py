@@ -69,7 +69,8 @@ def add_corpus_arguments(parser: argparse.ArgumentParser) -> None:
         help="also transcribe recordings that failed before and have not changed",
     )
     add_load_arguments(parser)
-    add_options(parser.add_argument_group("transcription options"), TranscribeOptions)
+    group = parser.add_argument_group("transcription options")
+    add_options(group, TranscribeOptions, leave_out=("draft",))  # recordings have their own
     add_options(parser.add_argument_group("subtitle options"), SubtitleOptions)
     parser.set_defaults(run=_corpus)
 

@@ -8,7 +8,10 @@ import glob
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Callable, TypeVar, cast
+
+from whisper_opt.text.transcript_files import read_transcript
 
 __all__ = [
     "add_options",
@@ -129,16 +132,31 @@ def _sequence(read: Callable[[str], Any]) -> Callable[[str], Any]:
     return value
 
 
+def _transcript(path: str) -> Any:
+    try:
+        return read_transcript(Path(path).read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"cannot read {path}: {error}") from None
+
+
 _READERS: dict[str, Callable[[str], Any]] = {
     "text": str,
     "integer": _optional(int),
     "number": _optional(float),
     "integers": _sequence(int),
     "numbers": _sequence(float),
+    "transcript": _transcript,
 }
 
 
-_METAVARS = {"text": "TEXT", "integer": "N", "number": "X", "integers": "N,...", "numbers": "X,..."}
+_METAVARS = {
+    "text": "TEXT",
+    "integer": "N",
+    "number": "X",
+    "integers": "N,...",
+    "numbers": "X,...",
+    "transcript": "FILE",
+}
 """Placeholders of values in the help, by kind of option."""
 
 

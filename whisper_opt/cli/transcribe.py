@@ -200,6 +200,15 @@ def _audio(source: str) -> str | BinaryIO:
     return sys.stdin.buffer if source == STDIN else source
 
 
+def _check_draft(options: TranscribeOptions, sources: Sequence[str]) -> None:
+    if options.draft is not None and len(sources) > 1:
+        raise OptionError(
+            f"draft is given, but there are {len(sources)} recordings, and a draft belongs to one;"
+            " transcribe them one by one, or use the corpus command, whose manifest can have a"
+            " draft for each"
+        )
+
+
 # running
 
 
@@ -208,6 +217,7 @@ def _transcribe(args: argparse.Namespace) -> int:
     args.audio = expanded(args.audio)
     _check_stdin(args.audio)
     options = options_from(args, TranscribeOptions)
+    _check_draft(options, args.audio)
     outputs = _outputs(args, options)
     run = _one if len(outputs) == 1 else _several
     with load(args) as model:

@@ -1,8 +1,8 @@
 """Interfaces between the decode loop and the backends that compute the model.
 
-Token decoders and backends do not depend on each other. They share five methods (``encode``,
-``open``, ``extend``, ``gather``, ``append``) and :class:`Logits`. Word times need a sixth
-(``attention``). A seventh (``decode_steps``) is optional: sessions that have it are
+Token decoders and backends do not depend on each other. They share six methods (``encode``,
+``open``, ``extend``, ``truncate``, ``gather``, ``append``) and :class:`Logits`. Word times need a
+seventh (``attention``). An eighth (``decode_steps``) is optional: sessions that have it are
 :class:`MultiStepSession`.
 """
 
@@ -172,6 +172,17 @@ class Session(Protocol):
 
         Raises:
             EngineError: a row would grow past ``dims.n_text_ctx``.
+        """
+
+    @property
+    def extends_at_once(self) -> bool:
+        """Whether several tokens on top of others take one call of the model, not one each."""
+
+    def truncate(self, dropped: Int) -> None:
+        """Forget the last tokens of every row.
+
+        Args:
+            dropped: int64 [n_seq], how many of each row.
         """
 
     def gather(self, rows: Int) -> None:

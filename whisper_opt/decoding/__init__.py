@@ -1,7 +1,8 @@
 """From encoded audio to tokens: constraints, token decoders and the decode loop."""
 
-from whisper_opt.decoding.batch import Batch, Decoded, DecodeRequest, next_token_logprobs
+from whisper_opt.decoding.batch import Batch, next_token_logprobs
 from whisper_opt.decoding.constraints import TokenConstraint
+from whisper_opt.decoding.rows import Decoded, DecodeRequest, Drafter
 from whisper_opt.decoding.search import (
     BeamSearchDecoder,
     GreedyDecoder,
@@ -16,6 +17,7 @@ __all__ = [
     "BeamSearchDecoder",
     "DecodeRequest",
     "Decoded",
+    "Drafter",
     "GreedyDecoder",
     "Hypothesis",
     "SamplingDecoder",

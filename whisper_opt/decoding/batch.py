@@ -7,10 +7,7 @@ Prompts are right-padded. A finished window leaves the batch and another may tak
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import functools
-from collections.abc import Container, Iterator, Sequence
-from typing import Callable
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -26,118 +23,24 @@ from whisper_opt.core.backend import (
 )
 from whisper_opt.core.errors import WhisperOptError
 from whisper_opt.core.logits import log_softmax, penalized, sample, top_k
-from whisper_opt.decoding.constraints import TokenConstraint, banned_tokens
-from whisper_opt.decoding.multistep import GreedyRow, greedy_row, greedy_rows
-from whisper_opt.decoding.search import GreedyDecoder, Hypothesis, TokenDecoder
+from whisper_opt.decoding import speculative
+from whisper_opt.decoding.multistep import GreedyRow, greedy_rows
+from whisper_opt.decoding.rows import Decoded, DecodeRequest, Row, pad, token_mask
+from whisper_opt.decoding.speculative import Fed
 
-__all__ = ["Batch", "DecodeRequest", "Decoded", "next_token_logprobs"]
-
-
-@dataclasses.dataclass(frozen=True)
-class DecodeRequest:
-    """How to decode one window.
-
-    Attributes:
-        prompt: ids fed before the first sampled token.
-        no_speech_position: index in ``prompt`` of the start-of-transcript token, after which the
-            no-speech probability is read.
-        no_speech_token: id of the no-speech token.
-        constraints: which tokens are banned.
-        timestamp_begin: id of ``<|0.00|>`` under the timestamp rules, else None.
-        max_new_tokens: maximum number of sampled tokens, including the end of text.
-        decoder: makes a new token decoder.
-        repetition_penalty: divides positive scores of text tokens already sampled, and multiplies
-            negative ones (Keskar et al. 2019, CTRL, arXiv:1909.05858); 1 has no effect.
-        text: ids that are text.
-        timestamp_end: id after the last timestamp; None if the timestamps are the last ids.
-    """
-
-    prompt: tuple[int, ...]
-    no_speech_position: int
-    no_speech_token: int
-    constraints: tuple[TokenConstraint, ...]
-    timestamp_begin: int | None
-    max_new_tokens: int
-    decoder: Callable[[], TokenDecoder]
-    repetition_penalty: float = 1.0
-    text: Container[int] = ()
-    timestamp_end: int | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Decoded:
-    """Result of one window: candidates, and the probability of ``no_speech_token`` (0 to 1)."""
-
-    hypotheses: list[Hypothesis]
-    no_speech_prob: float
-
+__all__ = ["Batch", "next_token_logprobs"]
 
 _NOWHERE: Int = np.zeros(0, np.int64)
+_STEPS_BETWEEN_DRAFTS = 4
+"""Tokens that a row samples at most before its next proposal is asked for, on devices that sample
+several tokens by themselves."""
 
 
-class _Row:
-    """One window while it is being decoded."""
-
-    def __init__(self, number: int, request: DecodeRequest, n_vocab: int) -> None:
-        self.number = number
-        self.request = request
-        self.no_speech_prob = 0.0
-        self.decoder = request.decoder()
-        self.live = 1  # hypotheses in the session
-        self.left = request.max_new_tokens
-        self.begin = n_vocab if request.timestamp_begin is None else request.timestamp_begin
-        self._n_vocab = n_vocab
-
-    @functools.cached_property
-    def greedy(self) -> GreedyRow | None:
-        """State for multi-step decoding; None if this row needs the host at every step."""
-        request, decoder = self.request, self.decoder
-        if not isinstance(decoder, GreedyDecoder) or request.repetition_penalty != 1:
-            return None
-        return greedy_row(request.constraints, request.timestamp_begin, decoder.eot, self._n_vocab)
-
-    def step(self, top: Top) -> list[int]:
-        parents = self.decoder.step(top)
-        self.left -= 1
-        if self.left <= 0:
-            parents = []
-        self.live = len(parents)
-        return parents
-
-    def decoded(self) -> Decoded:
-        return Decoded(self.decoder.results(), self.no_speech_prob)
+def _needs_scores(rows: Sequence[Row]) -> bool:
+    return any(row.needs_scores for row in rows)
 
 
-def _pad(sequences: Sequence[Sequence[int]]) -> tuple[Int, Int]:
-    lengths = np.array([len(sequence) for sequence in sequences], np.int64)
-    tokens = np.zeros((len(sequences), int(lengths.max())), np.int64)
-    for row, sequence in zip(tokens, sequences):
-        row[: len(sequence)] = sequence
-    return tokens, lengths
-
-
-def _mask(rows: Sequence[_Row], n_vocab: int) -> TokenMask:
-    live = [(row, sampled) for row in rows for sampled in row.decoder.rows]
-    banned = [banned_tokens(row.request.constraints, sampled) for row, sampled in live]
-    begins = np.array([row.begin for row, _ in live], np.int64)
-    end = rows[0].request.timestamp_end if rows else None  # the same for all rows of a model
-    penalties = np.array([row.request.repetition_penalty for row, _ in live], np.float32)
-    if (penalties == 1).all():
-        return TokenMask(banned, begins, n_vocab=n_vocab, timestamp_end=end)
-    seen = np.zeros((len(live), n_vocab), np.bool_)
-    for repeated, (row, sampled) in zip(seen, live):
-        repeated[[token for token in sampled if token in row.request.text]] = True
-    return TokenMask(banned, begins, seen, penalties, n_vocab=n_vocab, timestamp_end=end)
-
-
-def _needs_scores(rows: Sequence[_Row]) -> bool:
-    """Whether a row samples or has a repetition penalty, which need the scores of all tokens."""
-    return any(
-        row.decoder.generator is not None or row.request.repetition_penalty != 1 for row in rows
-    )
-
-
-def _choose(scores: F32, rows: Sequence[_Row], mask: TokenMask) -> Top:
+def _choose(scores: F32, rows: Sequence[Row], mask: TokenMask) -> Top:
     """Tokens for the decoders: the best ones, or random draws for rows that sample.
 
     ``scores``: float32 [n_seq, n_vocab].
@@ -167,7 +70,7 @@ def _choose(scores: F32, rows: Sequence[_Row], mask: TokenMask) -> Top:
     return top
 
 
-def _advance(session: Session, rows: list[_Row], top: Top) -> Int:
+def _advance(session: Session, rows: list[Row], top: Top) -> Int:
     """Step every decoder, keep the active hypotheses; returns their new tokens [n_seq, 1]."""
     keep: list[int] = []
     tokens: list[int] = []
@@ -186,7 +89,7 @@ def _advance(session: Session, rows: list[_Row], top: Top) -> Int:
 def _decode_steps(
     session: MultiStepSession,
     tokens: Int,
-    rows: Sequence[_Row],
+    rows: Sequence[Row],
     greedy: Sequence[GreedyRow],
     most: int | None,
 ) -> Int:
@@ -209,6 +112,10 @@ class Batch:
 
     The result of a window does not depend on other windows in the batch. If the model fails, all
     unfinished windows are lost (:meth:`take_lost`), and the batch can be used again.
+
+    Attributes:
+        n_proposed: tokens that drafters have proposed.
+        n_accepted: how many of them the model has accepted.
     """
 
     def __init__(self, backend: Backend, most_steps: int | None = None) -> None:
@@ -221,11 +128,14 @@ class Batch:
         self._backend = backend
         self._most_steps = most_steps
         self._session: Session | None = None
-        self._rows: list[_Row] = []
+        self._rows: list[Row] = []
         self._tokens: Int = np.zeros((0, 1), np.int64)
-        self._done: list[_Row] = []
+        self._done: list[Row] = []
         self._lost: list[int] = []
         self._n_added = 0
+        self._reopened = False
+        self.n_proposed = 0
+        self.n_accepted = 0
 
     def __len__(self) -> int:
         """Windows added and not yet handed out by :meth:`step`."""
@@ -250,6 +160,10 @@ class Batch:
         try:
             rows, logits = self._prefill(session, numbers, requests)
             tokens, live = self._choose_next(session, rows, logits)
+            if not session.extends_at_once:
+                for i, row in enumerate(rows):
+                    row.audio = audio.take([i]) if row.has_drafter else None
+            tokens, live = self._speculate(session, tokens, live)
             if live and self._session is not None:
                 with self._losing():
                     self._session.append(session)
@@ -270,10 +184,10 @@ class Batch:
 
     def _prefill(
         self, session: Session, numbers: list[int], requests: Sequence[DecodeRequest]
-    ) -> tuple[list[_Row], Logits]:
+    ) -> tuple[list[Row], Logits]:
         n_vocab = self._backend.dims.n_vocab
-        rows = [_Row(number, request, n_vocab) for number, request in zip(numbers, requests)]
-        tokens, lengths = _pad([request.prompt for request in requests])
+        rows = [Row(number, request, n_vocab) for number, request in zip(numbers, requests)]
+        tokens, lengths = pad([request.prompt for request in requests])
         at = np.array([[request.no_speech_position] for request in requests], np.int64)
         if _needs_scores(rows):
             at = np.concatenate([at, lengths[:, None] - 1], axis=1)
@@ -283,10 +197,11 @@ class Batch:
         return rows, logits
 
     def _choose_next(
-        self, session: Session, rows: list[_Row], logits: Logits
-    ) -> tuple[Int, list[_Row]]:
+        self, session: Session, rows: list[Row], logits: Logits
+    ) -> tuple[Int, list[Row]]:
         """The next tokens, and the unfinished windows."""
-        mask = _mask(rows, self._backend.dims.n_vocab)
+        live = [(row, sampled) for row in rows for sampled in row.decoder.rows]
+        mask = token_mask(live, self._backend.dims.n_vocab)
         if _needs_scores(rows):
             top = _choose(logits.requested()[:, -1], rows, mask)
         else:
@@ -295,12 +210,72 @@ class Batch:
         self._done.extend(row for row in rows if not row.live)
         return tokens, [row for row in rows if row.live]
 
-    def _sample(self, session: Session) -> tuple[Int, list[_Row]]:
+    def _speculate(self, session: Session, tokens: Int, rows: list[Row]) -> tuple[Int, list[Row]]:
+        """Verify proposed tokens, if there are any; returns as :meth:`_choose_next`."""
+        drafts = speculative.proposals(rows, self._backend.dims.n_text_ctx)
+        if not session.extends_at_once:
+            return self._reopen(session, tokens, rows, drafts)
+        if not any(drafts):
+            return tokens, rows
+        logits, fed = speculative.feed(session, tokens, rows, drafts)
+        tokens = self._verify(session, rows, logits, fed)
+        return tokens, [row for row in rows if row.live]
+
+    def _verify(self, session: Session, rows: list[Row], logits: Logits, fed: Fed) -> Int:
+        tokens, n_accepted = speculative.advance(session, rows, logits, fed, _choose)
+        self.n_proposed += sum(map(len, fed.drafts))
+        self.n_accepted += n_accepted
+        self._done.extend(row for row in rows if not row.live)
+        return tokens
+
+    def _reopen(
+        self, session: Session, tokens: Int, rows: list[Row], drafts: Sequence[Sequence[int]]
+    ) -> tuple[Int, list[Row]]:
+        """As :meth:`_speculate`; rows with proposals are fed again in sessions of their own."""
+        firsts = np.cumsum([0, *(row.live for row in rows)]).tolist()
+        kept, stay, last = list(rows), list(range(firsts[-1])), [tokens]
+        for row, draft, first in zip(rows, drafts, firsts):
+            if row.audio is None or not draft or not speculative.is_worth_it(row, draft):
+                continue
+            opened = self._backend.open(row.audio)
+            try:
+                found = self._verify(opened, [row], *speculative.feed_again(opened, row, draft))
+                if row.live:
+                    session.append(opened)
+            except BaseException:
+                opened.close()
+                raise
+            kept.remove(row)
+            stay.remove(first)
+            if row.live:
+                kept.append(row)
+                stay.append(sum(map(len, last)))
+                last.append(found)
+            else:
+                opened.close()
+        if len(last) == 1 and kept == rows:
+            return tokens, rows
+        if stay:
+            session.gather(np.array(stay, np.int64))
+        return np.concatenate(last)[stay], kept
+
+    def _sample(self, session: Session) -> tuple[Int, list[Row]]:
         """One token in every window, or several if the session supports it for all rows."""
+        most = self._most_steps
+        if any(row.has_drafter for row in self._rows):
+            before = self._tokens
+            # rows without proposals do not wait for the others twice
+            if session.extends_at_once or not self._reopened:
+                tokens, rows = self._speculate(session, before, self._rows)
+                self._reopened = tokens is not before
+                if self._reopened:
+                    return tokens, rows
+            self._reopened = False
+            most = min(most or _STEPS_BETWEEN_DRAFTS, _STEPS_BETWEEN_DRAFTS)
         if getattr(session, "supports_multistep", False) and isinstance(session, MultiStepSession):
             greedy = [row.greedy for row in self._rows if row.greedy is not None]
             if len(greedy) == len(self._rows):
-                tokens = _decode_steps(session, self._tokens, self._rows, greedy, self._most_steps)
+                tokens = _decode_steps(session, self._tokens, self._rows, greedy, most)
                 self._done.extend(row for row in self._rows if not row.live)
                 return tokens, [row for row in self._rows if row.live]
         at = np.zeros_like(self._tokens) if _needs_scores(self._rows) else None

@@ -153,9 +153,9 @@ class CacheHistory:
         """All positions are empty, and so equal in all slots."""
         self._writes = np.zeros((n_slots, capacity), np.int64)
 
-    def write(self, start: Int, n_new: int) -> None:
-        """Record a write of ``n_new`` positions from ``start`` [n_slots] on in every slot."""
-        slots = np.arange(len(start))[:, None]
+    def write(self, start: Int, n_new: int, first: int = 0) -> None:
+        """Record a write of ``n_new`` positions from ``start`` on in slots, from ``first`` on."""
+        slots = first + np.arange(len(start))[:, None]
         # writes of different slots count as different, even if the token is the same
         self._writes[slots, start[:, None] + np.arange(n_new)] = (next(self._serial) << 20) + slots
 

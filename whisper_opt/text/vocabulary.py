@@ -313,6 +313,11 @@ class Vocab:
                 current, left = [], b""
         return pieces
 
+    def encode_sentence(self, text: str, language: str) -> list[int]:
+        """Ids of text as a result has it: after a space, except in languages without spaces."""
+        text = " ".join(text.split())
+        return self.encode(text if language in _UNSPACED else f" {text}") if text else []
+
     @property
     def default_language(self) -> str:
         """The language of a recording without speech: English."""

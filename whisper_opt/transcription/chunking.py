@@ -17,6 +17,7 @@ from whisper_opt.core.errors import OptionError
 from whisper_opt.core.options import TranscribeOptions
 from whisper_opt.text.results import Dropped
 from whisper_opt.text.vocabulary import Vocab
+from whisper_opt.transcription.drafts import ChunkDraft
 from whisper_opt.transcription.fallback import FallbackDecoder, Suppression
 from whisper_opt.transcription.hallucinations import LoudGaps, SpeechCheck
 from whisper_opt.transcription.job import (
@@ -132,7 +133,14 @@ class JobFactory:
         return Chunk(
             mel,
             WindowCursor(
-                mel.n_frames, self._vocab, dims, options, job.language, is_spoken, speech_check
+                mel.n_frames,
+                self._vocab,
+                dims,
+                options,
+                job.language,
+                is_spoken,
+                speech_check,
+                self._draft(job),
             ),
         )
 
@@ -156,9 +164,17 @@ class JobFactory:
                 job.language,
                 speech_check if options.vad_mode == "check" else None,
                 speech_check,
+                self._draft(job, start),
             )
             windowed = dataclasses.replace(windowed, transcript_prefix=None)
             yield Chunk(mel, cursor, start)
+
+    def _draft(self, job: TranscriptionJob, start: float = 0.0) -> ChunkDraft | None:
+        """Proposals for the chunk that starts at so many seconds, if there are any."""
+        options = job.fallback.options
+        if options.draft is None and options.prompt_lookup_num_tokens is None:
+            return None
+        return ChunkDraft(options, self._vocab, self._backend.dims, start, job.duration)
 
     def _detect_language(self, job: TranscriptionJob, mels: Iterator[F32]) -> None:
         """Detect the language in windows with speech; the default language if there are none."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import zlib
 from collections.abc import Sequence
+from typing import Callable
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from whisper_opt.decoding import (
     BeamSearchDecoder,
     Decoded,
     DecodeRequest,
+    Drafter,
     GreedyDecoder,
     SamplingDecoder,
     TokenConstraint,
@@ -64,6 +66,7 @@ class Window:
         sot_index: index of the start-of-transcript token in ``prompt``.
         origin: first mel frame of the chunk in the recording.
         begin: ids that the result begins with; they are fed after the prompt.
+        drafter: makes what proposes its tokens; None if nothing does.
     """
 
     seek: int
@@ -72,6 +75,7 @@ class Window:
     sot_index: int
     origin: int = 0
     begin: tuple[int, ...] = ()
+    drafter: Callable[[], Drafter] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,6 +161,7 @@ class FallbackDecoder:
             repetition_penalty=self.options.repetition_penalty,
             text=self._vocab.text,
             timestamp_end=self._vocab.timestamp_end,
+            drafter=window.drafter if self.options.temperatures[attempt] == 0 else None,
         )
 
     def _max_new_tokens(self, window: Window) -> int:

@@ -15,6 +15,7 @@ from whisper_opt.core.options import TranscribeOptions
 from whisper_opt.text.results import Dropped, Segment
 from whisper_opt.text.vocabulary import Vocab
 from whisper_opt.transcription.alignment import Aligner, align_words
+from whisper_opt.transcription.drafts import ChunkDraft
 from whisper_opt.transcription.fallback import (
     FallbackDecoder,
     Window,
@@ -60,6 +61,7 @@ class WindowCursor:
         language: str,
         is_spoken: Callable[[Segment], bool] | None = None,
         speech_check: SpeechCheck | None = None,
+        draft: ChunkDraft | None = None,
     ) -> None:
         """Start at the first frame to transcribe.
 
@@ -72,7 +74,9 @@ class WindowCursor:
             is_spoken: segments for which it returns False are dropped, and so is the text of
                 windows in which ``speech_check`` finds no speech.
             speech_check: finds speech in the chunk, used for results that repeat themselves.
+            draft: proposes tokens.
         """
+        self._draft = draft
         self._is_spoken = is_spoken
         self._speech_check = speech_check
         self.dropped: list[Dropped] = []
@@ -107,7 +111,12 @@ class WindowCursor:
                 size = min(N_FRAMES, self._n_frames - self._seek, end - self._seek)
                 prompt = (*self._previous(), *self._start(), *self._prefix)
                 sot = prompt.index(self._vocab.sot)
-                return Window(self._seek, size, prompt, sot, begin=self._begin)
+                drafter = self._draft and self._draft.drafter(
+                    self._seek, size, prompt, self.language
+                )
+                return Window(
+                    self._seek, size, prompt, sot, begin=self._begin, drafter=drafter or None
+                )
             self._clip += 1
             if self._clip < len(self._clips):
                 self._seek = self._clips[self._clip][0]
@@ -255,6 +264,8 @@ class WindowCursor:
             spoken = [self._is_spoken(segment) for segment in segments]
             self._drop([s for s, kept in zip(segments, spoken) if not kept], "no speech")
             segments = [segment for segment, kept in zip(segments, spoken) if kept]
+        if self._draft is not None:
+            self._draft.accept(segments)
         return self._remember(segments, result.temperature)
 
     def _drop(self, segments: Sequence[Segment], reason: str) -> None:

@@ -53,6 +53,11 @@ def test_the_default() -> None:
         ([("language", "")], {}),
         ([("languages[]", "de")], {"language": "de"}),
         ([("keywords[]", "Ada"), ("keywords[]", "Bob")], {"hotwords": "Ada, Bob"}),
+        ([("draft", "So it is.\nYes.")], {"draft": "So it is.\nYes."}),
+        (
+            [("draft", "1\n00:00:01,500 --> 00:00:02,000\nSo it is\n")],
+            {"draft": [{"start": 1.5, "end": 2.0, "text": "So it is"}]},
+        ),
         ([("keywords", "Ada"), ("keywords", "Bob")], {"hotwords": "Ada, Bob"}),
         ([("keywords", '["Ada", "Bob"]')], {"hotwords": "Ada, Bob"}),
         ([("temperature", "0")], {}),
@@ -223,7 +228,8 @@ def test_every_option_of_the_library_is_a_field() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [n for n, f in LIBRARY_FIELDS.items() if f.metadata["kind"] != "text"]
+    "name",
+    [n for n, f in LIBRARY_FIELDS.items() if f.metadata["kind"] not in ("text", "transcript")],
 )
 def test_a_value_of_another_kind_is_refused_by_name(name: str) -> None:
     error = refusal((name, "x"))

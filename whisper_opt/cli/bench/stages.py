@@ -150,6 +150,16 @@ class TimedSession:
         with self.running():
             return _TimedLogits(self.session.extend(tokens, lengths, at), self)
 
+    @property
+    def extends_at_once(self) -> bool:
+        """As the session."""
+        return self.session.extends_at_once
+
+    def truncate(self, dropped: Int) -> None:
+        """As the session."""
+        with self.running():
+            self.session.truncate(dropped)
+
     def gather(self, rows: Int) -> None:
         """As the session."""
         with self.running():

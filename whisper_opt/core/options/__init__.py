@@ -6,6 +6,7 @@ Every option is validated here, once. A mode that cannot honour an option refuse
 from __future__ import annotations
 
 from whisper_opt.core.options.checks import AUTO, LANGUAGE_OPTIONS
+from whisper_opt.core.options.drafts import DraftSegment, draft_segments
 from whisper_opt.core.options.fields import KINDS
 from whisper_opt.core.options.live import FINALS, POLICIES, LiveOptions
 from whisper_opt.core.options.load import (
@@ -42,10 +43,12 @@ __all__ = [
     "STRATEGIES",
     "TASKS",
     "VAD_MODES",
+    "DraftSegment",
     "LiveOptions",
     "LoadOptions",
     "ServeOptions",
     "SubtitleOptions",
     "TranscribeOptions",
     "VadOptions",
+    "draft_segments",
 ]

@@ -7,6 +7,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from whisper_opt.core.errors import OptionError
+from whisper_opt.core.options.drafts import draft_segments
 from whisper_opt.core.options.fields import items
 from whisper_opt.core.options.vad import VadOptions
 
@@ -43,6 +44,24 @@ def check_transcription(options: TranscribeOptions) -> None:
     _check_language(options)
     _check_strategy(options)
     _check_prompts(options)
+    _check_drafts(options)
+
+
+def _check_drafts(options: TranscribeOptions) -> None:
+    draft_segments(options.draft)
+    for name in ("draft", "prompt_lookup_num_tokens"):
+        if getattr(options, name) is None:
+            continue
+        if options.beam_size is not None:
+            raise OptionError(
+                f"{name} is given, but so is beam_size ({options.beam_size}), and only greedy"
+                " decoding can verify proposed tokens; leave one of them out"
+            )
+        if 0 not in options.temperatures:
+            raise OptionError(
+                f"{name} is given, but no temperature is 0, and proposed tokens can be verified at"
+                f" temperature 0 only; add 0 to temperature, or leave {name} out"
+            )
 
 
 def _check_prompts(options: TranscribeOptions) -> None:

@@ -86,6 +86,22 @@ class TranscribeOptions:
         "text",
         "words to expect; they come before the previous text in the prompt of every window",
     )
+    draft: Union[str, Sequence[Any], None] = option(
+        None,
+        "transcript",
+        "text that the recording probably has: a script, or an edited or earlier transcript, as"
+        " text or as segments with times; greedy decoding verifies it, which is faster than"
+        " decoding step by step and gives the same result",
+        optional=True,
+    )
+    prompt_lookup_num_tokens: Union[int, None] = option(
+        None,
+        "integer",
+        "when the last tokens have occurred before, in the prompt or the result, verify up to N"
+        " tokens that followed them then; for greedy decoding; default: off",
+        metavar="N",
+        low=1,
+    )
     suppress_tokens: Union[Sequence[int], None] = option(
         (-1,),
         "integers",

@@ -236,6 +236,8 @@ class _OneByOne(DeviceSession):
     ``GroupQueryAttention`` of ONNX Runtime 1.19 is wrong for several tokens on a non-empty cache.
     """
 
+    extends_at_once = False
+
     def _tokens_per_call(self, n_new: int, n_at: int, *, aligned: bool) -> int:
         return 1 if self._layout.length.any() else n_new
 

@@ -123,6 +123,14 @@ class DeviceSession:
             self._layout.length = before + lengths
         return logits
 
+    extends_at_once = True
+
+    @_locked
+    def truncate(self, dropped: Int) -> None:
+        if self._cache is None:
+            raise closed_session()
+        self._layout.length = self._layout.length - dropped
+
     def _check_length(self, lengths: Int) -> None:
         if self._cache is None:
             raise closed_session()

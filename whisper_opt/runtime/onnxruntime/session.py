@@ -20,7 +20,7 @@ from whisper_opt.runtime.head_names import APPROXIMATE, APPROXIMATE_SCORES, EXAC
 from whisper_opt.runtime.head_select import TwoStageLogits
 from whisper_opt.runtime.inputs import check_row_lengths, closed_session
 from whisper_opt.runtime.onnxruntime.buffers import Buffers
-from whisper_opt.runtime.onnxruntime.graph import failed_run, graph_tensors
+from whisper_opt.runtime.onnxruntime.graph import failed_run, graph_tensors, import_onnxruntime
 from whisper_opt.runtime.rows import CacheHistory, RowLayout
 
 __all__ = ["CAPACITIES", "Decoder", "OrtSession"]
@@ -30,6 +30,16 @@ CAPACITIES = {"contrib": (192, 448), "standard": (64, 128, 256, 448)}
 with a small cache; a step of ``contrib`` takes the same time with any, and few windows have more
 than 192 tokens."""
 _NONE: Int = np.zeros(0, np.int64)
+
+
+@functools.lru_cache(maxsize=1)
+def _computes_on_past() -> bool:
+    """Whether ``GroupQueryAttention`` computes several tokens on a past.
+
+    In one row it does, from ONNX Runtime 1.20 on. Calls with several rows are refused.
+    """
+    version = import_onnxruntime().__version__
+    return tuple(int(part) for part in version.split(".")[:2]) >= (1, 20)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +107,8 @@ class OrtSession:
             wanted = np.concatenate([at, wanted], axis=1)
         logits: Logits
         if n_new > 1 and self._model.dialect == "contrib" and self._length.any():
-            logits = HostLogits(self._one_by_one(tokens, lengths, wanted))
+            feed = self._row_by_row if self.extends_at_once else self._one_by_one
+            logits = HostLogits(feed(tokens, lengths, wanted))
         else:
             self._reserve(int(self._length.max()) + n_new)
             logits = self._feed(tokens, wanted)
@@ -134,8 +145,48 @@ class OrtSession:
         self._check_open()
         check_row_lengths(self._dims, self._length + lengths)
 
+    @property
+    def extends_at_once(self) -> bool:
+        return self._model.dialect != "contrib" or _computes_on_past()
+
+    def truncate(self, dropped: Int) -> None:
+        self._check_open()
+        self._layout.length = self._length - dropped
+
+    def _row_by_row(self, tokens: Int, lengths: Int, wanted: Int) -> F32:
+        """Feed several tokens on a past in one call per row; rows with one token share a call."""
+        self._reserve(int((self._length + lengths).max()))
+        scores = np.zeros((*wanted.shape, self._dims.n_vocab), np.float32)
+        single = lengths == 1
+        if single.any():
+            zero = np.zeros((len(tokens), 1), np.int64)
+            # the other rows write their first token, and write it again below
+            last = self._own(self._run(tokens[:, :1], self._length, zero).logits)
+            scores[single] = last[single]
+        for row in np.flatnonzero(~single):
+            at, columns = np.unique(wanted[row], return_inverse=True)
+            new = tokens[row, : lengths[row]]
+            scores[row] = self._run_row(int(row), new, at)[columns.reshape(-1)]
+        return scores
+
+    def _run_row(self, row: int, tokens: Int, at: Int) -> F32:
+        """Scores [len(at), n_vocab] of tokens that are fed to one row only."""
+        slot = int(self._layout.slots.slot_of_row[row])
+        audio = slot // self._layout.slots.group
+        binding = _Binding(
+            self._model,
+            _Call(len(tokens), len(at), len(at), 0),
+            [array[audio : audio + 1] for array in self._cross.views()],
+            [array[slot : slot + 1] for array in self._cache.views()],
+        )
+        binding.tokens[...], binding.start[...], binding.at[...] = tokens, self._length[row], at
+        self._history.write(binding.start, len(tokens), slot)
+        binding.run(self._model.session)
+        found: F32 = binding.logits[0]
+        return found
+
     def _one_by_one(self, tokens: Int, lengths: Int, wanted: Int) -> F32:
-        """Feed several tokens on a past one by one; some versions cannot do it in one call."""
+        """Feed several tokens on a past one by one; ONNX Runtime 1.19 cannot do it in one call."""
         n_seq, n_new = tokens.shape
         self._reserve(int(self._length.max()) + n_new)
         scores = np.zeros((*wanted.shape, self._dims.n_vocab), np.float32)

@@ -62,6 +62,13 @@ class _Group:
         self.length += 1
         return logits
 
+    def forget(self, n: int) -> None:
+        """Drop the last n tokens of every slot."""
+        if n:
+            self.length -= n
+            past = [array[:, :, : self.length] for array in self.past.views()]
+            self.past = Buffers([np.ascontiguousarray(each) for each in past], self.past.n)
+
     def take(self, slots: Int) -> _Group:
         """A new group with copies of some slots."""
         found = _Group(self.rows[slots], self.windows[slots], self.hidden)
@@ -146,6 +153,22 @@ class OptimumSession:
         self._length = self._length + lengths
         self._merge()
         return HostLogits(scores)
+
+    extends_at_once = False
+
+    def truncate(self, dropped: Int) -> None:
+        self._check_open()
+        if not dropped.any():
+            return
+        self._length = self._length - dropped
+        parts: list[_Group] = []
+        for group in self._groups:
+            for n in np.unique(dropped[group.rows]):
+                part = group.take(np.flatnonzero(dropped[group.rows] == n))
+                part.forget(int(n))
+                parts.append(part)
+        self._groups = parts
+        self._merge()
 
     def _parts(self, group: _Group, lengths: Int) -> Iterator[_Group]:
         """The group in parts whose rows get equally many tokens, small enough for one call."""

@@ -195,6 +195,7 @@ _KINDS: dict[str, Any] = {
     "number": _NUMBER,
     "integers": _array(_INTEGER),
     "numbers": _array(_NUMBER),
+    "transcript": _TEXT,
 }
 
 

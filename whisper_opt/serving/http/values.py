@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Callable, TypeVar
 
 from whisper_opt.serving.http.errors import ApiError
+from whisper_opt.text.transcript_files import read_transcript
 
 __all__ = ["flag", "integer", "number", "numbers", "one", "texts", "value_of"]
 
@@ -91,6 +92,8 @@ def value_of(name: str, values: Sequence[str], kind: str, optional: bool) -> Any
     text = one(name, values)
     if kind == "text":
         return text
+    if kind == "transcript":
+        return read_transcript(text)
     if optional and text.lower() in _NONE:
         return None
     read: Callable[[str, str], Any] = {"flag": flag, "integer": integer, "number": number}[kind]
