@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from whisper_opt.core.options.checks import AUTO, LANGUAGE_OPTIONS
 from whisper_opt.core.options.fields import KINDS
+from whisper_opt.core.options.live import FINALS, POLICIES, LiveOptions
 from whisper_opt.core.options.load import (
     DEVICES,
     ENCODER_PRECISIONS,
@@ -30,15 +31,18 @@ __all__ = [
     "AUTO",
     "DEVICES",
     "ENCODER_PRECISIONS",
+    "FINALS",
     "KERNELS",
     "KINDS",
     "LANGUAGE_OPTIONS",
     "LIBRARIES",
     "PADDINGS",
+    "POLICIES",
     "PRECISIONS",
     "STRATEGIES",
     "TASKS",
     "VAD_MODES",
+    "LiveOptions",
     "LoadOptions",
     "ServeOptions",
     "SubtitleOptions",
