@@ -128,7 +128,9 @@ class Conversation:
     def _settle(self) -> None:
         """Go on with a session of the present settings, if there is no turn that it would cut."""
         now = self._now
-        if now.settings.same_sound(self.settings) or now.turns.speaking:
+        if self.closing is not None or now.settings.same_sound(self.settings):
+            return
+        if now.turns.speaking:
             return
         if now.settings.turns is None and now.n_uncommitted:
             return
