@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from whisper_opt.core.options import (
+    LiveOptions,
     LoadOptions,
     ServeOptions,
     SubtitleOptions,
@@ -47,6 +48,11 @@ SECTIONS = (
         "Voice activity detection",
         "Arguments of `VadOptions`, for `whisper_opt.detect_speech`; as options of `transcribe`"
         " they begin with `vad_`.",
+    ),
+    (
+        LiveOptions,
+        "Live sessions",
+        "Arguments of `LiveOptions`, for `Engine.live` and `Live`; see [live.md](live.md).",
     ),
     (
         ServeOptions,

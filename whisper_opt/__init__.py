@@ -16,6 +16,8 @@ from whisper_opt.core.errors import (
     CheckpointError,
     EngineClosed,
     EngineError,
+    LiveSessionLost,
+    LiveSessionsFull,
     OptionError,
     QueueFull,
     StreamError,
@@ -32,12 +34,24 @@ if TYPE_CHECKING:
     from whisper_opt.core.dims import ModelDims
     from whisper_opt.core.model_names import available_models
     from whisper_opt.core.options import (
+        LiveOptions,
         LoadOptions,
         SubtitleOptions,
         TranscribeOptions,
         VadOptions,
     )
+    from whisper_opt.serving.live.live import Live
     from whisper_opt.text.languages import LANGUAGE_CODES, LANGUAGES
+    from whisper_opt.text.live_events import (
+        Committed,
+        Failed,
+        Lag,
+        LiveEvent,
+        Partial,
+        SpeechStarted,
+        SpeechStopped,
+        Utterance,
+    )
     from whisper_opt.text.results import Dropped, Segment, Transcript, Word
     from whisper_opt.text.writers import render, write
     from whisper_opt.transcription.mel_windows import decode_windows, window_languages
@@ -50,21 +64,33 @@ __all__ = [
     "AudioError",
     "BackendUnavailable",
     "CheckpointError",
+    "Committed",
     "Dropped",
     "EngineClosed",
     "EngineError",
+    "Failed",
+    "Lag",
+    "Live",
+    "LiveEvent",
+    "LiveOptions",
+    "LiveSessionLost",
+    "LiveSessionsFull",
     "LoadOptions",
     "ModelDims",
     "OptionError",
+    "Partial",
     "QueueFull",
     "Segment",
     "Span",
+    "SpeechStarted",
+    "SpeechStopped",
     "Stream",
     "StreamError",
     "SubtitleOptions",
     "TranscribeOptions",
     "Transcript",
     "TranscriptionCancelled",
+    "Utterance",
     "VadOptions",
     "VerificationError",
     "Whisper",
@@ -87,8 +113,12 @@ _HOME = {
     "Whisper": "transcription.model",
     "Stream": "transcription.stream",
     **dict.fromkeys(
-        ("LoadOptions", "SubtitleOptions", "TranscribeOptions", "VadOptions"), "core.options"
+        ("LiveOptions", "LoadOptions", "SubtitleOptions", "TranscribeOptions", "VadOptions"),
+        "core.options",
     ),
+    **dict.fromkeys(("Committed", "Failed", "Lag", "LiveEvent", "Partial"), "text.live_events"),
+    **dict.fromkeys(("SpeechStarted", "SpeechStopped", "Utterance"), "text.live_events"),
+    "Live": "serving.live.live",
     **dict.fromkeys(("Dropped", "Segment", "Transcript", "Word"), "text.results"),
     **dict.fromkeys(("LANGUAGES", "LANGUAGE_CODES"), "text.languages"),
     **dict.fromkeys(("render", "write"), "text.writers"),

@@ -74,7 +74,6 @@ class FakeLive:
         self._speech = 0.0
         self._silence = 0.0
         self._words: list[Word] = []
-        self._fresh = 0.0  # seconds since the last end-point
 
     # what a front end calls
 
@@ -94,13 +93,11 @@ class FakeLive:
         self.pending.append(Lag(0.0))
 
     def commit(self) -> None:
-        if self._begin is not None or (not self.live.vad and self._fresh > 0):
+        if self._begin is not None:
             self._end()
 
     def clear(self) -> None:
-        if self._words:
-            self._end()
-        self._begin, self._speech, self._fresh = None, 0.0, 0.0
+        self.commit()
 
     def finish(self) -> None:
         if not self.finished:
@@ -115,8 +112,7 @@ class FakeLive:
 
     def _hear(self, speech: bool) -> None:
         before, self._now = self._now, self._now + _STEP_S
-        self._fresh += _STEP_S
-        if speech and self._begin is None:
+        if self._begin is None and (speech or not self.live.vad):
             self._begin = before
             self._add(SpeechStarted(before, self._number))
         if speech:
@@ -138,9 +134,8 @@ class FakeLive:
         self._add(Partial(guess.word, (guess,), self._number))
 
     def _end(self) -> None:
-        begin = self._now if self._begin is None else self._begin
-        if self.live.vad:
-            self._add(SpeechStopped(self._now, self._number))
+        begin = self._begin or 0.0
+        self._add(SpeechStopped(self._now, self._number))
         words = tuple(self._words)
         text = "".join(word.word for word in words) + ("." if words else "")
         segment = Segment(0, begin, self._now, text, (), -0.1, 0.0, 1.0, 0.0, 0, words)
@@ -151,7 +146,7 @@ class FakeLive:
             self._add(Utterance(found, text, begin, self._now, self._number, "en", words))
         self._number += 1
         self._words, self._begin = [], None
-        self._speech = self._silence = self._fresh = 0.0
+        self._speech = self._silence = 0.0
 
     def _add(self, event: LiveEvent) -> None:
         self.pending.append(event)

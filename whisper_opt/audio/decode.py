@@ -55,7 +55,15 @@ from whisper_opt.core.dims import SAMPLE_RATE
 from whisper_opt.core.errors import AudioError
 from whisper_opt.core.remedies import install_hint
 
-__all__ = ["STREAM_BLOCK", "AudioSource", "AudioStream", "load_audio", "open_audio"]
+__all__ = [
+    "STREAM_BLOCK",
+    "AudioSource",
+    "AudioStream",
+    "checked_rate",
+    "load_audio",
+    "open_audio",
+    "resampler_of",
+]
 
 AudioSource = Union[str, "os.PathLike[str]", bytes, bytearray, memoryview, BinaryIO, NDArray]
 """Sources that :func:`load_audio` and :func:`open_audio` accept."""
@@ -280,8 +288,8 @@ def _resampled(
     with contextlib.closing(rest):
         if first is None:
             return
-        rate = _checked_rate(first.rate, name)
-        resampler = _resampler(rate)
+        rate = checked_rate(first.rate, name)
+        resampler = resampler_of(rate)
         downmix = Downmix(rate, name) if channel is None else OneChannel(channel, name)
         piece: Piece | None = first
         while piece is not None:
@@ -348,7 +356,8 @@ def _even(
         yield block[:n_held]
 
 
-def _checked_rate(rate: int, name: str) -> int:
+def checked_rate(rate: int, name: str) -> int:
+    """A sample rate in Hz; raises AudioError if it is out of range."""
     if not _RATES[0] <= rate <= _RATES[1]:
         raise AudioError(
             f"{name} has a sample rate of {rate} Hz; expected {_RATES[0]} to {_RATES[1]} Hz"
@@ -356,7 +365,8 @@ def _checked_rate(rate: int, name: str) -> int:
     return rate
 
 
-def _resampler(rate: int) -> Any:
+def resampler_of(rate: int) -> Any:
+    """A resampler of a stream from a rate to 16 kHz; None if that is the rate."""
     if rate == SAMPLE_RATE:
         return None
     import soxr

@@ -8,6 +8,8 @@
     ├── BackendUnavailable      an optional package or a device is missing
     ├── StreamError             a stream was closed, or failed, before its last segment
     ├── QueueFull               an engine has as many recordings waiting as it accepts
+    │   └── LiveSessionsFull    an engine has as many live sessions as it can serve in time
+    ├── LiveSessionLost         a live session cannot be resumed
     ├── TranscriptionCancelled  a transcription was cancelled before its end
     ├── EngineClosed            an engine that transcribes for many callers was closed
     └── OptionError             an option is invalid or not supported (also a ValueError)
@@ -23,6 +25,8 @@ __all__ = [
     "CheckpointError",
     "EngineClosed",
     "EngineError",
+    "LiveSessionLost",
+    "LiveSessionsFull",
     "OptionError",
     "QueueFull",
     "StreamError",
@@ -62,6 +66,14 @@ class StreamError(WhisperOptError):
 
 class QueueFull(WhisperOptError):
     """As many recordings wait for a :class:`whisper_opt.serving.Engine` as it accepts."""
+
+
+class LiveSessionsFull(QueueFull):
+    """An engine cannot serve another live session without delaying those that it has."""
+
+
+class LiveSessionLost(WhisperOptError):
+    """A live session has ended or is not known, or its audio has a gap: it cannot be resumed."""
 
 
 class TranscriptionCancelled(WhisperOptError):

@@ -12,6 +12,7 @@ from whisper_opt.core.errors import EngineClosed, QueueFull, TranscriptionCancel
 from whisper_opt.serving.engine import Engine
 from whisper_opt.serving.engines import Engines
 from whisper_opt.serving.handle import Handle
+from whisper_opt.serving.live import LiveSession
 from whisper_opt.serving.stats import EngineStats
 from whisper_opt.serving.turns import Turns
 
@@ -21,6 +22,7 @@ __all__ = [
     "EngineStats",
     "Engines",
     "Handle",
+    "LiveSession",
     "QueueFull",
     "TranscriptionCancelled",
     "Turns",

@@ -10,9 +10,12 @@ from types import TracebackType
 from typing import Callable
 
 from whisper_opt.audio.decode import AudioSource
-from whisper_opt.core.options import TranscribeOptions
+from whisper_opt.core.options import LiveOptions, TranscribeOptions
 from whisper_opt.serving.handle import Handle
 from whisper_opt.serving.limits import Limits
+from whisper_opt.serving.live.runner import EngineRunner
+from whisper_opt.serving.live.session import LiveSession
+from whisper_opt.serving.live.sessions import LiveSessions
 from whisper_opt.serving.loop import EngineLoop
 from whisper_opt.serving.requests import Request
 from whisper_opt.serving.stats import EngineStats
@@ -52,6 +55,7 @@ class Engine:
         readers: int = 2,
         idle_unload_s: float | None = None,
         max_held_s: float = 6 * 3600.0,
+        max_live: int | None = None,
         turns: contextlib.AbstractContextManager[object] | None = None,
     ) -> None:
         """Start the thread.
@@ -72,6 +76,8 @@ class Engine:
                 default: never.
             max_held_s: do not begin to read another recording while those being transcribed hold
                 more than so many seconds of audio in memory (96 bytes per ms).
+            max_live: maximum number of live sessions; default: as many as can be served in time,
+                by the measured cost of their updates.
             turns: entered for every step; engines that share it take turns.
 
         Raises:
@@ -80,10 +86,12 @@ class Engine:
         """
         limits = Limits(
             max_batch, max_queued, max_windows_per_step, rows_per_recording, reserved_live_rows,
-            readers, idle_unload_s, max_held_s,
+            readers, idle_unload_s, max_held_s, max_live,
         )  # fmt: skip
         self.model = model
         self._loop = EngineLoop(model, limits, turns)
+        self._runner = EngineRunner(self._loop)
+        self._live = LiveSessions(model, self._runner, max_live)
         atexit.register(self.close)
 
     # --- for callers ------------------------------------------------------------------------------
@@ -133,6 +141,53 @@ class Engine:
         self._loop.add(Request(handle, job, reading, terms, on_segment, on_progress))
         return handle
 
+    def live(
+        self,
+        options: TranscribeOptions | None = None,
+        live: LiveOptions | None = None,
+        *,
+        sample_rate: int = 16_000,
+        channels: int = 1,
+    ) -> LiveSession:
+        """Begin a live session: audio that comes as it is spoken.
+
+        Its updates are windows of the one batch, before all recordings; among sessions the earliest
+        deadline comes first. See docs/live.md.
+
+        Args:
+            options: how to transcribe. Utterances are transcribed with all of them when they end;
+                before that, text is decoded greedily.
+            live: when to decode, and when to commit words.
+            sample_rate: rate of the samples in Hz.
+            channels: number of interleaved channels, which are mixed.
+
+        Raises:
+            LiveSessionsFull: another session would delay those that there are.
+            EngineClosed: the engine accepts no more.
+            OptionError: an option is not supported by this model or by live sessions.
+            AudioError: the rate is out of range.
+        """
+        self._loop.check_accepting(bounded=False)
+        return self._live.begin(options, live, sample_rate, channels)
+
+    def resume_live(self, session_id: str, from_sample: int) -> LiveSession:
+        """Resume a live session whose connection was lost.
+
+        Args:
+            session_id: its ``id``.
+            from_sample: number of the first sample that will be pushed now, at most ``received``;
+                samples that it has are left out.
+
+        Raises:
+            LiveSessionLost: it has ended, or samples are missing.
+        """
+        return self._live.resume(session_id, from_sample)
+
+    @property
+    def live_capacity(self) -> tuple[int, int]:
+        """Number of live sessions, and how many can be served in time as far as is known."""
+        return len(self._live), self._live.capacity
+
     def stats(self) -> EngineStats:
         """What the engine is doing, and what it has done."""
         return self._loop.stats()
@@ -163,6 +218,8 @@ class Engine:
         if self._loop.in_another_process:
             return
         atexit.unregister(self.close)
+        self._live.close()
+        self._runner.close()
         self._loop.stop("the engine was closed")
         if self._loop.may_join:
             self._loop.thread.join()

@@ -25,6 +25,7 @@ class Limits:
     readers: int
     idle_unload_s: float | None
     max_held_s: float
+    max_live: int | None = None
 
     def __post_init__(self) -> None:
         _check("max_batch", self.max_batch)
@@ -34,6 +35,8 @@ class Limits:
         _check("reserved_live_rows", self.reserved_live_rows, low=0)
         if self.rows_per_recording is not None:
             _check("rows_per_recording", self.rows_per_recording)
+        if self.max_live is not None:
+            _check("max_live", self.max_live)
         for name in ("idle_unload_s", "max_held_s"):
             value = getattr(self, name)
             if value is not None and not value > 0:

@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from typing import Callable
 
 from whisper_opt.audio.decode import AudioSource
 from whisper_opt.core.errors import EngineClosed, EngineError, QueueFull, TranscriptionCancelled
@@ -24,6 +25,7 @@ from whisper_opt.serving.stats import Counters, EngineStats
 from whisper_opt.text.results import Segment, Transcript
 from whisper_opt.transcription.admission import FairShare
 from whisper_opt.transcription.job import Chunk, TranscriptionJob
+from whisper_opt.transcription.live.window import Hypothesis, Update
 from whisper_opt.transcription.model import Whisper
 from whisper_opt.transcription.scheduler import Scheduler
 from whisper_opt.transcription.stream import transcript_of
@@ -118,10 +120,22 @@ class EngineLoop:
 
         return self._jobs.job(audio, sample_rate, options, read), reading[0]
 
+    def update_job(
+        self, update: Update, found: Callable[[Hypothesis], None]
+    ) -> tuple[TranscriptionJob, ReadAhead]:
+        """A job of an update of a live session, and its audio; ``found`` gets its result."""
+        reading: list[ReadAhead] = []
+
+        def read(chunks: Iterator[Chunk]) -> ReadAhead:
+            reading.append(self.readers.open(chunks))
+            return reading[0]
+
+        return self._jobs.update_job(update, found, read), reading[0]
+
     def add(self, request: Request) -> None:
         """Queue a request; raises as :meth:`check_accepting`."""
         with self._changed:
-            self.check_accepting()
+            self.check_accepting(bounded=not request.terms.live)
             self._queue.add(request)
             self._requests[request.handle] = request
             self._notify()
@@ -153,8 +167,8 @@ class EngineLoop:
                 self.accepting, self._why = False, "the engine is being drained"
             return self._changed.wait_for(lambda: not self._requests, timeout)
 
-    def check_accepting(self) -> None:
-        """Raises EngineClosed or QueueFull."""
+    def check_accepting(self, *, bounded: bool = True) -> None:
+        """Raises EngineClosed or, if ``bounded``, QueueFull."""
         if self.in_another_process:
             raise EngineClosed(
                 "this process was forked from the one that made the engine; load the model and make"
@@ -162,7 +176,7 @@ class EngineLoop:
             )
         if not self.accepting:
             raise EngineClosed(f"{self._why}, so it accepts no more recordings; make another one")
-        if len(self._queue) >= self.limits.max_queued:
+        if bounded and len(self._queue) >= self.limits.max_queued:
             with self._changed:
                 self._counters.rejected += 1
             raise QueueFull(
@@ -252,12 +266,19 @@ class EngineLoop:
                 self._scheduler.cancel(job)
                 self._open.pop(job, None)
                 self._answer(request, FAILED, None, error)
+        self._share_work(time.monotonic() - begun)
         idle = self._scheduler.waits and not updates
         with self._changed:
             if idle and not self._calls.waiting:
                 self._wait(seen)
             else:
                 self._counters.worked(time.monotonic() - begun)
+
+    def _share_work(self, seconds: float) -> None:
+        """Add time of work to the updates of live sessions: an equal share of all recordings."""
+        for request in self._open.values():
+            if request.is_update:
+                request.work += seconds / len(self._open)
 
     def _wait(self, seen: int) -> None:
         """Wait for an event; the lock is held."""
@@ -314,7 +335,8 @@ class EngineLoop:
         handle, job = request.handle, request.job
         handle.language, handle.duration, handle.done = job.language, job.duration, job.done
         handle._add(segments)
-        self._counters.transcribed(job.done - request.counted)
+        if not request.is_update:
+            self._counters.transcribed(job.done - request.counted)
         told, request.counted = request.counted, job.done
         if request.has_callbacks:
             progress = (job.done, job.duration) if job.done > told else None
@@ -372,7 +394,7 @@ class EngineLoop:
                 counters = self._counters
                 counters.failed += state == FAILED
                 counters.cancelled += state == CANCELLED
-                if transcript is not None:
+                if transcript is not None and not request.is_update:
                     counters.finished(transcript.duration)
                 self.callbacks.put(request.handle._announce)
         self._forget(request)

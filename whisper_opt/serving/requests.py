@@ -31,6 +31,8 @@ class Request:
         on_segment: called with every segment.
         on_progress: called with (seconds done, total seconds).
         counted: seconds of audio in the statistics.
+        is_update: whether it is an update of a live session, which is no recording.
+        work: seconds of work of the engine for it, about.
     """
 
     handle: Handle
@@ -40,6 +42,8 @@ class Request:
     on_segment: Union[Callable[[Segment], None], None] = None
     on_progress: Union[Callable[[float, float], None], None] = None
     counted: float = 0.0
+    is_update: bool = False
+    work: float = 0.0
 
     @property
     def has_callbacks(self) -> bool:

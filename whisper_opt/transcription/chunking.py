@@ -26,6 +26,7 @@ from whisper_opt.transcription.job import (
     TranscriptionJob,
 )
 from whisper_opt.transcription.language import detect_language, language_of_recording
+from whisper_opt.transcription.live.window import Hypothesis, Update, UpdateCursor
 from whisper_opt.transcription.windows import WindowCursor
 
 __all__ = ["JobFactory"]
@@ -89,6 +90,29 @@ class JobFactory:
                     job.duration = stream.duration or 0.0
                     detector = SpeechDetector(options.vad_options)
                     yield from self._batched(job, _speech(job, stream, detector))
+
+        return TranscriptionJob(fallback, chunks, read)
+
+    def update_job(
+        self,
+        update: Update,
+        found: Callable[[Hypothesis], None],
+        read: Callable[[Iterator[Chunk]], ChunkSource] = ChunksOnDemand,
+    ) -> TranscriptionJob:
+        """The job of an update of a live session: one window.
+
+        Args:
+            update: the update.
+            found: called with its result.
+            read: as for :meth:`job`.
+        """
+        dims = self._backend.dims
+        fallback = FallbackDecoder(dims, self._vocab, update.options, self._suppression)
+
+        def chunks(job: TranscriptionJob) -> Iterator[Chunk]:
+            job.duration = len(update.samples) / SAMPLE_RATE
+            mel = self._mel(update.samples)
+            yield Chunk(mel, UpdateCursor(update, mel.n_frames, self._vocab, dims, found))
 
         return TranscriptionJob(fallback, chunks, read)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Callable, Protocol
 
 from whisper_opt.audio.features import LogMel
@@ -18,15 +18,50 @@ from whisper_opt.core.errors import WhisperOptError
 from whisper_opt.text.results import Dropped, Segment
 from whisper_opt.transcription.alignment import Aligner
 from whisper_opt.transcription.fallback import FallbackDecoder, Window, WindowResult
-from whisper_opt.transcription.windows import WindowCursor
 
-__all__ = ["Chunk", "ChunkSource", "ChunksOnDemand", "TranscriptionJob"]
+__all__ = ["Chunk", "ChunkSource", "ChunksOnDemand", "Cursor", "TranscriptionJob"]
+
+
+class Cursor(Protocol):
+    """What the windows of a chunk are, and what becomes of their results.
+
+    Implemented by :class:`~whisper_opt.transcription.windows.WindowCursor`, which describes the
+    methods, and by that of live updates.
+    """
+
+    language: str
+    dropped: list[Dropped]
+
+    @property
+    def seek(self) -> int:
+        """The mel frame up to which the chunk is decoded."""
+
+    def next_window(self) -> Window | None:
+        """The next window; None at the end."""
+
+    def heard(self, languages: Mapping[str, float]) -> None:
+        """Take the probability of each language in the window, the most probable first."""
+
+    def choose(
+        self, window: Window, attempts: Sequence[WindowResult], fallback: FallbackDecoder
+    ) -> WindowResult | None:
+        """The result to keep; None to try the next temperature."""
+
+    def takes_long(
+        self, window: Window, attempts: Sequence[WindowResult], fallback: FallbackDecoder
+    ) -> bool:
+        """Whether the other two methods take as long as a decode step or more."""
+
+    def accept(
+        self, window: Window, result: WindowResult, aligner: Aligner | None = None
+    ) -> list[Segment]:
+        """Process the result, and move on."""
 
 
 class Chunk:
     """A part of the recording that is decoded window by window, independently of other chunks."""
 
-    def __init__(self, mel: LogMel, cursor: WindowCursor, start: float = 0.0) -> None:
+    def __init__(self, mel: LogMel, cursor: Cursor, start: float = 0.0) -> None:
         """``start``: start of the chunk in seconds from the start of the recording."""
         self.mel = mel
         self.cursor = cursor

@@ -149,7 +149,7 @@ class WindowBatch:
         for item, probs in zip(
             multilingual, language_probabilities(self._backend, self._vocab, audio)
         ):
-            item.chunk.cursor.language = next(iter(probs))
+            item.chunk.cursor.heard(probs)
         return [
             dataclasses.replace(item, window=item.chunk.next_window() or item.window)
             if item in multilingual

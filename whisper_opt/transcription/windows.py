@@ -7,7 +7,7 @@ at timestamps, continue at the end of the last finished segment.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Callable
 
 from whisper_opt.core.dims import FRAMES_PER_SECOND, N_FRAMES, ModelDims
@@ -46,8 +46,8 @@ class WindowCursor:
     that windows of several recordings can share a batch.
 
     Attributes:
-        language: language code in the prompt of the next window. It may be set before
-            ``next_window``, which may be called again with another language.
+        language: language code in the prompt of the next window. After :meth:`heard`,
+            ``next_window`` may be called again.
         dropped: text dropped so far, in order of windows.
     """
 
@@ -112,6 +112,10 @@ class WindowCursor:
             if self._clip < len(self._clips):
                 self._seek = self._clips[self._clip][0]
         return None
+
+    def heard(self, languages: Mapping[str, float]) -> None:
+        """Take the probability of each language in the window, the most probable first."""
+        self.language = next(iter(languages))
 
     def _start(self) -> list[int]:
         options = self._options

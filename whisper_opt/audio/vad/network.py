@@ -90,10 +90,12 @@ def empty_state() -> State:
 class Frames:
     """Speech probabilities of a stream of samples; keeps the network's state between calls."""
 
-    def __init__(self) -> None:
+    def __init__(self, batch: int = _BATCH) -> None:
+        """``batch``: frames per call of the network, by which the probabilities may be late."""
         with _loading:
             self._session = _load()
-        self._held = np.zeros(_CONTEXT + _BATCH * FRAME, np.float32)
+        self._batch = batch
+        self._held = np.zeros(_CONTEXT + batch * FRAME, np.float32)
         self._n_held = _CONTEXT
         self._state = empty_state()
 
@@ -118,7 +120,11 @@ class Frames:
             return np.empty(0, np.float32)
         self._held[self._n_held :] = 0
         found = self._run()
-        return found[: len(found) - _BATCH + n_frames]
+        return found[: len(found) - self._batch + n_frames]
+
+    def continue_from(self, other: Frames) -> None:
+        """Take over the state of another stream of the same samples."""
+        self._state = other._state
 
     def _run(self) -> F32:
         """Probabilities that the batch held completes."""

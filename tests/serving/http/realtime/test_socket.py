@@ -13,7 +13,7 @@ from websockets.exceptions import InvalidStatus
 from tests.support.fake_live import FakeLive, loud, quiet
 from tests.support.http_server import get, send, served, wait_until
 from tests.support.sockets import REALTIME, fake_sessions, opened
-from whisper_opt.core.errors import QueueFull
+from whisper_opt.core.errors import LiveSessionsFull
 from whisper_opt.serving import Engine
 from whisper_opt.serving.http.server import Server
 
@@ -117,7 +117,7 @@ def test_limits(server: Server) -> None:
 
 def test_a_model_that_is_busy(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any, **__: Any) -> None:
-        raise QueueFull("secret")
+        raise LiveSessionsFull("secret")
 
     monkeypatch.setattr(Engine, "live", full)
     status, error = refusal(server, additional_headers=KEY)

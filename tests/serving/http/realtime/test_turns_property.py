@@ -28,7 +28,7 @@ class Watcher:
         self.ended: set[str] = set()
 
     def see(self, event: dict[str, Any]) -> None:
-        kind, item = event["type"], event.get("item_id")
+        kind, item = event["type"], str(event.get("item_id"))
         json.dumps(event, allow_nan=False)
         if kind == "input_audio_buffer.committed":
             before = self.committed[-1] if self.committed else None

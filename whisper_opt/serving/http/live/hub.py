@@ -81,10 +81,7 @@ class Hub:
             QueueFull: the engine has as many sessions as it can keep up with.
             OptionError: the model does not support an option.
         """
-        engine: Any = model.engine
-        session: LiveSession = engine.live(
-            options, live, sample_rate=sample_rate, channels=n_channels
-        )
+        session = model.engine.live(options, live, sample_rate=sample_rate, channels=n_channels)
         number, self._n_opened = self._n_opened, self._n_opened + 1
         self._sessions[number] = session
         task = asyncio.ensure_future(self._pump(number, session, model.name))

@@ -230,7 +230,7 @@ class Conversation:
                 code="input_audio_buffer_commit_empty",
             )
         now.n_uncommitted = 0
-        now.turns.committed_by_client()
+        now.turns.committed_by_client(now.seconds)
         now.session.commit()
         self._settle()
 
@@ -238,7 +238,7 @@ class Conversation:
         now = self._now
         now.n_uncommitted = 0
         now.reader.clear()
-        now.turns.cleared()
+        now.turns.cleared(now.seconds)
         now.session.clear()
         self._event("input_audio_buffer.cleared")
         self._settle()

@@ -30,6 +30,8 @@ _FORMATS = {
 }
 """Formats of audio: name in the old dialect, encoding, rate in Hz."""
 _TAIL_MS = LiveOptions().tail_ms
+_LONGEST_S = 600.0
+"""Seconds of the longest turn that a client may end; a longer one is divided."""
 _OF_REPLIES = ("create_response", "interrupt_response")
 """Fields of turn_detection that are about spoken replies, of which there are none here."""
 
@@ -116,7 +118,7 @@ class Settings:
         """How to listen."""
         pace: dict[str, Any] = {} if self.delay is None else {"update_s": _DELAYS[self.delay]}
         if self.turns is None:
-            return LiveOptions(vad=False, **pace)
+            return LiveOptions(vad=False, max_utterance_s=_LONGEST_S, **pace)
         return LiveOptions(
             threshold=self.turns.threshold,
             pre_roll_ms=self.turns.prefix_ms,

@@ -25,6 +25,8 @@ from whisper_opt.text.results import Word
 
 __all__ = ["Item", "Items", "Turns"]
 
+_SLACK = 0.05
+"""Seconds that resampling may hold back at the end of a turn."""
 _PREFIX = "conversation.item.input_audio_transcription"
 
 
@@ -156,39 +158,42 @@ class Turns:
         self._items = items
         self._manual = manual
         self.offset = offset
+        self._latest = 0.0
         self._by_utterance: dict[int, Item] = {}
-        self._committed: collections.deque[Item] = collections.deque()
-        self._open: Union[Item, None] = None
+        self._waiting: collections.deque[tuple[float, Item]] = collections.deque()
+        self._open = items.new()
 
     @property
     def speaking(self) -> bool:
         """Whether there is an utterance whose end is not known."""
         return any(item.shown and not item.committed for item in self._by_utterance.values())
 
-    def committed_by_client(self) -> None:
-        """The client has ended a turn, with audio in it."""
+    def committed_by_client(self, at: float) -> None:
+        """The client has ended a turn, with audio in it, after so many seconds of the session."""
         if not self._manual:
             return  # the session says so: speech_stopped, or a transcript
-        item, self._open = self._open, None
-        if item is None:
-            item = self._items.new()
-            self._committed.append(item)
-        self._items.commit(item)
+        self._items.commit(self._open)
+        self._next(at)
 
-    def cleared(self) -> None:
-        """The client has dropped its audio; an item without text is none."""
-        for number, item in tuple(self._by_utterance.items()):
-            if not item.committed and not item.begun:
-                del self._by_utterance[number]
-                if item is self._open:
-                    self._open = None
+    def cleared(self, at: float) -> None:
+        """The client has dropped its audio, after so many seconds of the session."""
+        if self._manual:
+            self._next(at)
+
+    def _next(self, at: float) -> None:
+        """The turn that began before this time is over; another one begins."""
+        self._waiting.append((at, self._open))
+        self._open = self._items.new()
 
     def heard(self, event: LiveEvent) -> None:
         """Handle an event of the session."""
         number: Union[int, None] = getattr(event, "utterance", None)
         if number is None:  # it is about no utterance
             return
-        item = self._item(number)
+        if number not in self._by_utterance:
+            at = event.start if isinstance(event, SpeechStarted) else self._latest
+            self._by_utterance[number] = self._item(at)
+        item = self._by_utterance[number]
         if isinstance(event, SpeechStarted):
             self._started(item, event)
         elif isinstance(event, SpeechStopped):
@@ -202,17 +207,31 @@ class Turns:
         elif isinstance(event, Failed):
             self._end(number, item, event.error)
 
-    def _item(self, number: int) -> Item:
-        """The item of an utterance; with manual turns they are those of the commits, in order."""
-        item = self._by_utterance.get(number)
-        if item is None:
-            if self._committed:
-                item = self._committed.popleft()
-            else:
-                item = self._items.new()
-                self._open = item if self._manual else None
-            self._by_utterance[number] = item
-        return item
+    def _item(self, begin: float) -> Item:
+        """The item of an utterance that begins at this time; with manual turns, that of its turn.
+
+        A turn that lasts too long is several utterances; the others get items of their own.
+        """
+        if not self._manual:
+            return self._items.new()
+        self._latest = begin
+        while self._waiting and self._waiting[0][0] <= begin + _SLACK:
+            self._lost(self._waiting.popleft()[1])
+        item = self._waiting[0][1] if self._waiting else self._open
+        if not item.ended and not self._has(item):
+            return item
+        more = self._items.new()
+        if not self._waiting:
+            self._open = more
+        return more
+
+    def _has(self, item: Item) -> bool:
+        return any(item is each for each in self._by_utterance.values())
+
+    def _lost(self, item: Item) -> None:
+        """A turn whose utterances have all begun; if there were none, it has no transcript."""
+        if item.shown and not item.ended and not self._has(item):
+            self._items.failed(item, WhisperOptError("nothing was heard in the turn"))
 
     def _started(self, item: Item, event: SpeechStarted) -> None:
         if not self._manual and not item.committed:
@@ -236,20 +255,23 @@ class Turns:
         return max(0, round((self.offset + seconds) * 1000))
 
     def _end(self, number: int, item: Item, outcome: Union[Utterance, BaseException]) -> None:
+        del self._by_utterance[number]
+        if self._manual and not item.committed and not item.begun and not _says(outcome):
+            return  # audio that was cleared
         if isinstance(outcome, Utterance):
             self._items.completed(item, outcome)
         else:
             self._items.failed(item, outcome)
-        del self._by_utterance[number]
-        if item is self._open:
-            self._open = None
 
     def over(self) -> None:
         """The session has ended: what has no transcript gets none."""
-        left = [*self._by_utterance.values(), *self._committed]
-        for item in left:
+        for item in (*self._by_utterance.values(), *(item for _, item in self._waiting)):
             if item.shown:
                 error = WhisperOptError("the session ended before the transcript")
                 self._items.failed(item, error)
         self._by_utterance.clear()
-        self._committed.clear()
+        self._waiting.clear()
+
+
+def _says(outcome: Union[Utterance, BaseException]) -> bool:
+    return isinstance(outcome, Utterance) and bool(outcome.text.strip())

@@ -1,0 +1,103 @@
+"""The live sessions of an engine: begin, resume, end."""
+
+from __future__ import annotations
+
+import threading
+
+from whisper_opt.core.errors import LiveSessionLost, LiveSessionsFull, OptionError
+from whisper_opt.core.options import LiveOptions, TranscribeOptions
+from whisper_opt.serving.live.capacity import Capacity
+from whisper_opt.serving.live.runner import Runner
+from whisper_opt.serving.live.session import LiveSession
+from whisper_opt.transcription.live.transcriber import LiveTranscriber
+from whisper_opt.transcription.model import Whisper
+
+__all__ = ["LiveSessions"]
+
+
+class LiveSessions:
+    """Sessions that have not ended."""
+
+    def __init__(self, model: Whisper, runner: Runner, most: int | None = None) -> None:
+        """``most``: sessions at most; default: as many as are served in time."""
+        self._model = model
+        self._runner = runner
+        self._capacity = Capacity(most)
+        self._lock = threading.Lock()
+        self._sessions: dict[str, LiveSession] = {}
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    @property
+    def capacity(self) -> int:
+        """How many sessions can be served in time, as far as is known."""
+        return self._capacity.sessions
+
+    def begin(
+        self,
+        options: TranscribeOptions | None,
+        live: LiveOptions | None,
+        sample_rate: int,
+        channels: int,
+    ) -> LiveSession:
+        """Begin a session; see :meth:`whisper_opt.serving.Engine.live`."""
+        chosen, how = options or TranscribeOptions(), live or LiveOptions()
+        _check(chosen)
+        if isinstance(channels, bool) or not isinstance(channels, int) or channels < 1:
+            raise OptionError(f"channels is {channels!r}; expected a positive integer")
+        model = self._model
+        chosen.check_model(
+            is_multilingual=model.is_multilingual, n_audio_ctx=model.dims.n_audio_ctx
+        )
+        session = LiveSession(
+            self._runner,
+            LiveTranscriber(model.vocab, model.dims, chosen, how),
+            chosen,
+            how,
+            sample_rate=sample_rate,
+            channels=channels,
+            ended=self._ended,
+            worked=self._capacity.worked,
+        )
+        with self._lock:
+            if len(self._sessions) >= self._capacity.sessions:
+                raise LiveSessionsFull(
+                    f"there are {len(self._sessions)} live sessions, and more would delay them; try"
+                    " again when one has ended, or use another machine"
+                )
+            self._sessions[session.id] = session
+        return session
+
+    def resume(self, session_id: str, from_sample: int) -> LiveSession:
+        """Resume a session; see :meth:`whisper_opt.serving.Engine.resume_live`."""
+        session = self._sessions.get(session_id)
+        if session is None:
+            raise LiveSessionLost(
+                f"there is no live session {session_id!r} (any more); begin another one"
+            )
+        session.resume(from_sample)
+        return session
+
+    def _ended(self, session: LiveSession) -> None:
+        with self._lock:
+            self._sessions.pop(session.id, None)
+
+    def close(self) -> None:
+        """Cancel all sessions."""
+        for session in list(self._sessions.values()):
+            session.cancel()
+
+
+def _check(options: TranscribeOptions) -> None:
+    """Refuse options that live sessions cannot honour."""
+    options.check_alone()
+    for name in ("clip_timestamps", "transcript_prefix", "prefix"):
+        if getattr(options, name):
+            raise OptionError(f"{name} is given, but a live session has no use for it")
+    if options.strategy != "sequential" or options.multilingual:
+        name = "multilingual" if options.multilingual else "strategy='batched'"
+        raise OptionError(
+            f"{name} is given, but each utterance of a live session is a recording of its own;"
+            " leave it out"
+        )

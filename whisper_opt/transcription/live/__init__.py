@@ -1,0 +1,1 @@
+"""Live transcription without threads or clocks: when to decode what, and when to commit words."""

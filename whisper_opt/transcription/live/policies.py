@@ -1,0 +1,100 @@
+"""When a word of a live result is committed: small classes without state.
+
+Each gets the results so far, without the words that are committed already, and says how many words
+of the last one will not change.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Protocol
+
+from whisper_opt.core.options import LiveOptions
+from whisper_opt.transcription.live.words import LiveWord, agreed
+
+__all__ = ["AlignAtt", "Either", "LocalAgreement", "Policy", "policy_of"]
+
+Results = Sequence[Sequence[LiveWord]]
+"""Words of the results of an utterance, the newest last, each without the committed words."""
+
+
+class Policy(Protocol):
+    """Decides which words are committed."""
+
+    def stable(self, results: Results) -> int:
+        """How many of the first words of the last result to commit."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalAgreement:
+    """Commits the words that the last ``n`` results begin with (Liu et al. 2020).
+
+    Words are compared without case, width and punctuation; characters, in scripts without spaces.
+
+    Attributes:
+        n: number of results.
+        margin: words nearer to the end of the audio are not committed, in positions of 20 ms: they
+            may be parts of words.
+    """
+
+    n: int = 2
+    margin: int = 0
+
+    def stable(self, results: Results) -> int:
+        """See :class:`Policy`."""
+        if len(results) < self.n:
+            return 0
+        return _before_margin(results[-1][: agreed(results[-self.n :])], self.margin)
+
+
+@dataclasses.dataclass(frozen=True)
+class AlignAtt:
+    """Commits the words during which the model attended to audio well before the end.
+
+    Attributes:
+        frame_threshold: least distance to the end of the audio, in positions of 20 ms.
+        probability: words that are less probable, and those after them, are not committed.
+    """
+
+    frame_threshold: int = 25
+    probability: float = 0.0
+
+    def stable(self, results: Results) -> int:
+        """See :class:`Policy`."""
+        words = results[-1] if results else ()
+        for i, word in enumerate(words):
+            if word.jumps_back or word.probability < self.probability:
+                return i
+            if word.margin < self.frame_threshold:
+                return i
+        return len(words)
+
+
+@dataclasses.dataclass(frozen=True)
+class Either:
+    """Commits what one of several policies commits."""
+
+    policies: tuple[Policy, ...]
+
+    def stable(self, results: Results) -> int:
+        """See :class:`Policy`."""
+        return max(policy.stable(results) for policy in self.policies)
+
+
+def _before_margin(words: Sequence[LiveWord], margin: int) -> int:
+    return next((i for i, word in enumerate(words) if word.margin < margin), len(words))
+
+
+_SURE = 0.5
+"""Probability from which :class:`AlignAtt` alone commits a word if agreement is asked as well."""
+
+
+def policy_of(options: LiveOptions) -> Policy:
+    """The policy that options name."""
+    agreement = LocalAgreement(options.agreement)
+    if options.policy == "agreement":
+        return agreement
+    if options.policy == "align_att":
+        return AlignAtt(options.frame_threshold)
+    return Either((agreement, AlignAtt(options.frame_threshold, _SURE)))

@@ -1,0 +1,404 @@
+"""A live session as a state machine: no threads, no clock, no model.
+
+Audio goes in, updates come out; results of updates go in, events come out. Time is counted in
+samples. A program decodes one update at a time, and whatever audio has come meanwhile is in the
+next one.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+
+from whisper_opt.audio.vad.gate import SpeechGate
+from whisper_opt.core.arrays import F32
+from whisper_opt.core.dims import SAMPLE_RATE, ModelDims
+from whisper_opt.core.options import LiveOptions, TranscribeOptions
+from whisper_opt.text.live_events import (
+    Committed,
+    LiveEvent,
+    Partial,
+    SpeechStarted,
+    SpeechStopped,
+)
+from whisper_opt.text.vocabulary import Vocab
+from whisper_opt.transcription.live.audio_buffer import AudioBuffer
+from whisper_opt.transcription.live.languages import UtteranceLanguage
+from whisper_opt.transcription.live.policies import policy_of
+from whisper_opt.transcription.live.prompt import Prompt
+from whisper_opt.transcription.live.utterance import LiveUtterance
+from whisper_opt.transcription.live.window import Hypothesis, Update
+from whisper_opt.transcription.live.words import LiveWord, cut_loop, text_of
+
+__all__ = ["Finished", "LiveTranscriber"]
+
+LONGEST = 28.0
+"""Seconds of audio in an update at most."""
+_TOKENS_PER_SECOND = 25
+_LEAST_TOKENS = 50
+_PROMPT = 100
+"""Ids of the text before an update at most."""
+_KEPT = 5 * SAMPLE_RATE
+"""Samples that are kept without an utterance: one may be found to have begun that long ago."""
+_PADDING = round(0.1 * SAMPLE_RATE)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Finished:
+    """An utterance whose words are all committed.
+
+    Attributes:
+        number: its number.
+        samples: its audio, float32 [n] at 16 kHz.
+        start: its beginning in seconds.
+        end: its end in seconds.
+        language: code of its language; None if nothing is known.
+        words: its committed words.
+    """
+
+    number: int
+    samples: F32
+    start: float
+    end: float
+    language: str | None
+    words: tuple[LiveWord, ...]
+
+
+class LiveTranscriber:
+    """Decides what to decode and what to commit.
+
+    Attributes:
+        events: events that have not been taken.
+        finished: utterances that have not been taken.
+        heard: samples up to which everything was decoded, or is no speech.
+    """
+
+    def __init__(
+        self, vocab: Vocab, dims: ModelDims, options: TranscribeOptions, live: LiveOptions
+    ) -> None:
+        """Start a session; ``options`` were checked for the model."""
+        self.events: collections.deque[LiveEvent] = collections.deque()
+        self.finished: collections.deque[Finished] = collections.deque()
+        self._vocab = vocab
+        self._live = live
+        self._policy = policy_of(live)
+        self._options = options
+        self._language = UtteranceLanguage(vocab.check_language(options.language, options.task))
+        self._prompt = Prompt(_first_ids(vocab, options), min(_PROMPT, dims.n_text_ctx // 4))
+        self._plain = update_options(options)
+        self._audio = AudioBuffer()
+        ms = SAMPLE_RATE // 1000
+        self._tail = live.tail_ms * ms
+        self._gate = SpeechGate(
+            live.threshold,
+            silence=live.silence_ms * ms,
+            pre_roll=live.pre_roll_ms * ms,
+            tail=self._tail,
+            longest=round(live.max_utterance_s * SAMPLE_RATE),
+        )
+        self._utterances: collections.deque[LiveUtterance] = collections.deque()
+        self._n_utterances = 0
+        self._running: Update | None = None
+        self._ended = False
+
+    # --- audio ------------------------------------------------------------------------------------
+
+    @property
+    def received(self) -> int:
+        """Samples received."""
+        return self._audio.end
+
+    @property
+    def heard(self) -> int:
+        """Samples up to which everything was decoded, or is no speech."""
+        return self._utterances[0].heard if self._utterances else self._audio.end
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to decode until more audio comes."""
+        return not self._utterances and self._running is None
+
+    @property
+    def unfinished(self) -> list[int]:
+        """Numbers of the utterances that are not taken as finished."""
+        return [each.number for each in self.finished] + [u.number for u in self._utterances]
+
+    def feed(self, samples: F32) -> None:
+        """Add samples, F32 [n] at 16 kHz."""
+        self._audio.add(samples)
+        for edge in self._gate.feed(samples):
+            if not self._live.vad:
+                continue
+            if edge.is_start:
+                self._begin(edge.at)
+            else:
+                self._stop(edge.at)
+        if not self._live.vad and len(samples) and not self._open:
+            self._begin(self._audio.end - len(samples))
+        self._divide()
+        self._forget()
+
+    @property
+    def _open(self) -> bool:
+        return bool(self._utterances) and self._utterances[-1].stop is None
+
+    def _begin(self, at: int) -> None:
+        self._utterances.append(LiveUtterance.at(self._n_utterances, at))
+        self._n_utterances += 1
+        self.events.append(SpeechStarted(at / SAMPLE_RATE, self._utterances[-1].number))
+        if len(self._utterances) == 1:
+            self._language.begin()
+
+    def _stop(self, at: int) -> None:
+        """End the open utterance at a sample, which may be yet to come."""
+        last = self._utterances[-1]
+        last.stop = max(at, last.start)
+        self.events.append(SpeechStopped(last.stop / SAMPLE_RATE, last.number))
+        if last.pending and last.pending[0].start * SAMPLE_RATE < last.stop - _PADDING:
+            last.heard = min(last.heard, last.stop - 1)  # heard once more, to commit them
+        self._close()
+
+    def _divide(self) -> None:
+        """Divide an utterance that is too long: where its last committed word ends, or here."""
+        longest = round(self._live.max_utterance_s * SAMPLE_RATE)
+        while self._open and self._audio.end - self._utterances[-1].start > longest:
+            last = self._utterances[-1]
+            at = last.start + longest
+            if last.committed:
+                end = round(last.committed[-1].end * SAMPLE_RATE)
+                at = end if end > last.start + longest // 2 else at
+            self._gate.end(at)
+            self._gate.begin(at)
+            self._stop(at)
+            self._begin(at)
+
+    def commit(self) -> None:
+        """End the open utterance now."""
+        if self._open:
+            at = self._audio.end
+            self._gate.end(at)
+            self._stop(at)
+
+    def clear(self) -> None:
+        """Forget the audio that has no committed words; utterances end with those they have."""
+        for each in self._utterances:
+            end = round(each.committed[-1].end * SAMPLE_RATE) if each.committed else each.start
+            if each.stop is None:
+                self._gate.end(self._audio.end)
+                self.events.append(SpeechStopped(end / SAMPLE_RATE, each.number))
+            each.stop = each.heard = min(end, each.stop or end)
+            each.results.clear()
+        self._running = None
+        self._close()
+
+    def finish(self) -> None:
+        """No more audio comes."""
+        self._ended = True
+        self.commit()
+        self._close()
+
+    def _forget(self) -> None:
+        """Forget audio before the first utterance that is not finished."""
+        if self._utterances:
+            self._audio.forget(self._utterances[0].start)
+        else:
+            self._audio.forget(self._audio.end - _KEPT)
+
+    # --- updates ----------------------------------------------------------------------------------
+
+    def next_update(self) -> Update | None:
+        """What to decode now; None if nothing, or while the last one is decoded."""
+        if self._running is not None or not self._utterances:
+            return None
+        head = self._utterances[0]
+        end = self._audio.end if head.stop is None else min(head.stop, self._audio.end)
+        limit = head.begin + round(LONGEST * SAMPLE_RATE)
+        if not self._wanted(head, end):
+            return None
+        self._running = self._update(head, min(end, limit))
+        return self._running
+
+    def _wanted(self, head: LiveUtterance, end: int) -> bool:
+        if head.stop is not None:
+            return head.heard < end and (end == head.stop or self._ended)
+        if end - head.heard >= self._live.update_s * SAMPLE_RATE:
+            return True
+        quiet = self._gate.quiet_since  # what was said before a pause need not wait
+        return quiet is not None and head.heard < quiet + self._tail <= end
+
+    def _update(self, head: LiveUtterance, end: int) -> Update:
+        samples = self._audio.take(head.begin, end)
+        seconds = len(samples) / SAMPLE_RATE
+        language = self._language
+        settled = language.language if language.settled else None
+        options = dataclasses.replace(
+            self._plain,
+            max_new_tokens=max(_LEAST_TOKENS, round(_TOKENS_PER_SECOND * seconds)),
+            multilingual=settled is None,
+        )
+        return Update(
+            samples=samples,
+            start=head.begin / SAMPLE_RATE,
+            end=end,
+            prompt=self._prompt.tokens if self._options.conditions else (),
+            prefix=head.prefix,
+            language=settled,
+            options=options,
+            choose_language=language.choose,
+            draft=tuple(token for word in head.pending for token in word.tokens),
+            last=head.stop is not None and end >= head.stop,
+        )
+
+    def accept(self, update: Update, found: Hypothesis) -> None:
+        """Take the result of an update."""
+        if update is not self._running:  # its audio was forgotten meanwhile
+            return
+        self._running = None
+        head = self._utterances[0]
+        quiet = self._gate.quiet_since if head.stop is None else None
+        paused = quiet is not None and update.end >= quiet + self._tail
+        head.heard = update.end
+        if found.languages is not None:
+            self._hear_language(head, found, update)
+        good = self._passes(found)
+        self._prompt.result(good=good)
+        head.add_result(self._plausible(found), self._live.agreement)
+        if head.stop is not None and update.end >= head.stop:
+            stop = head.stop / SAMPLE_RATE
+            n = sum((word.start + word.end) / 2 < stop for word in head.pending)
+        elif paused:
+            n = len(head.pending)
+        elif good and self._language.settled:
+            n = self._policy.stable(head.results)
+        else:
+            n = 0
+        self._commit(head, n, good=good)
+        self._show(head)
+        self._trim(head)
+        self._close()
+        self._forget()
+
+    def failed(self, update: Update) -> None:
+        """An update has no result; its audio is decoded again with the next."""
+        if update is self._running:
+            self._running = None
+            self._utterances[0].heard = update.end
+            self._close()
+
+    def _hear_language(self, head: LiveUtterance, found: Hypothesis, update: Update) -> None:
+        assert found.languages is not None
+        before = self._language.language
+        self._language.heard(found.languages, len(update.samples) / SAMPLE_RATE)
+        if self._language.language != before:
+            head.results.clear()
+
+    def _passes(self, found: Hypothesis) -> bool:
+        options = self._options
+        ratio, logprob = options.compression_ratio_threshold, options.logprob_threshold
+        repeats = ratio is not None and found.compression_ratio > ratio
+        unlikely = logprob is not None and found.avg_logprob < logprob
+        return not (repeats or unlikely or found.truncated)
+
+    def _plausible(self, found: Hypothesis) -> tuple[LiveWord, ...]:
+        """The words of a result without what was probably not said."""
+        options = self._options
+        silent = options.no_speech_threshold is not None and (
+            found.no_speech_prob > options.no_speech_threshold
+        )
+        if silent and not self._passes(found):
+            return ()
+        ratio = options.compression_ratio_threshold
+        if found.truncated or (ratio is not None and found.compression_ratio > ratio):
+            return cut_loop(found.words)
+        return found.words
+
+    # --- words ------------------------------------------------------------------------------------
+
+    def _commit(self, head: LiveUtterance, n: int, *, good: bool) -> None:
+        words = head.commit(n, good=good)
+        if words:
+            reported = tuple(word.word for word in words)
+            self.events.append(Committed(text_of(words), reported, head.number))
+
+    def _show(self, head: LiveUtterance) -> None:
+        words = head.pending
+        text = text_of(words)
+        if text != head.shown:
+            head.shown = text
+            self.events.append(Partial(text, tuple(word.word for word in words), head.number))
+
+    def _trim(self, head: LiveUtterance) -> None:
+        """Leave out the beginning of the buffer if it is too long."""
+        size = head.heard - head.begin
+        most = round(self._live.buffer_s * SAMPLE_RATE)
+        if size <= most:
+            return
+        earliest, latest = head.begin + SAMPLE_RATE, head.heard - SAMPLE_RATE
+        at = head.cut_point(self._gate.pauses, earliest, latest)
+        if at is None and size > (most + LONGEST * SAMPLE_RATE) / 2:
+            at = self._force(head, most)
+        if at is not None:
+            self._prompt.add(head.trim(at))
+
+    def _force(self, head: LiveUtterance, most: int) -> int:
+        """Commit words that no policy commits, because the buffer is too long."""
+        at = head.heard - most // 2
+        n = sum(word.end * SAMPLE_RATE <= at for word in head.pending)
+        self._commit(head, n, good=False)
+        self._show(head)
+        if head.committed:
+            at = max(head.begin, min(at, round(head.committed[-1].end * SAMPLE_RATE) + _PADDING))
+        return at
+
+    def _close(self) -> None:
+        """Finish utterances that are heard to their end."""
+        while self._running is None and self._utterances:
+            head = self._utterances[0]
+            if head.stop is None or head.heard < min(head.stop, self._audio.end):
+                break
+            if self._audio.end < head.stop and not self._ended:
+                break
+            self._finish(head)
+
+    def _finish(self, head: LiveUtterance) -> None:
+        assert head.stop is not None
+        head.results.clear()
+        self._show(head)
+        changed = self._language.end()
+        if changed:
+            self._prompt.forget()
+        self._prompt.add(head.trim(max(head.stop, head.begin)))
+        end = min(head.stop, self._audio.end)
+        self.finished.append(
+            Finished(
+                head.number,
+                self._audio.take(head.start, end),
+                head.start / SAMPLE_RATE,
+                end / SAMPLE_RATE,
+                self._language.language,
+                tuple(head.committed),
+            )
+        )
+        self._utterances.popleft()
+        self._language.begin()
+        self._forget()
+
+
+def update_options(options: TranscribeOptions) -> TranscribeOptions:
+    """The options of updates: one greedy attempt without timestamps."""
+    kept = (
+        *("task", "suppress_tokens", "suppress_blank", "repetition_penalty"),
+        *("no_repeat_ngram_size", "prepend_punctuations", "append_punctuations"),
+    )
+    return TranscribeOptions(
+        **{name: getattr(options, name) for name in kept},
+        without_timestamps=True,
+        word_timestamps=True,
+        temperature=0.0,
+        vad="off",
+    )
+
+
+def _first_ids(vocab: Vocab, options: TranscribeOptions) -> list[int]:
+    texts = [options.hotwords, options.initial_prompt]
+    return [i for text in texts if text and text.strip() for i in vocab.encode(" " + text.strip())]
