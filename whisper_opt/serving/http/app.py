@@ -15,6 +15,7 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
 from whisper_opt.serving.http.auth import Authentication, Keys
+from whisper_opt.serving.http.deepgram.routes import listen_routes
 from whisper_opt.serving.http.errors import handlers
 from whisper_opt.serving.http.jobs.routes import Jobs
 from whisper_opt.serving.http.observe import Observe, named_route
@@ -86,6 +87,7 @@ def _routes(service: Service) -> list[BaseRoute]:
     return [
         *page_routes(),
         *realtime_routes(service),
+        *listen_routes(service),
         named_route("/healthz", service.healthz),
         named_route("/readyz", service.readyz),
         named_route("/metrics", service.metrics_text),

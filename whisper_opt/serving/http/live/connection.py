@@ -9,14 +9,15 @@ import time
 from collections.abc import Awaitable
 from typing import Any, Callable, Protocol, Union
 
-from starlette.websockets import WebSocket
+from starlette.responses import Response
+from starlette.websockets import WebSocket, WebSocketState
 
 from whisper_opt.serving.http.errors import ApiError, api_error, error_response
 from whisper_opt.serving.http.live.hub import Hub
 from whisper_opt.serving.http.live.link import Disconnected, Link
 from whisper_opt.serving.http.logs import log_event
 
-__all__ = ["Dialect", "converse", "refused"]
+__all__ = ["Dialect", "converse", "logged"]
 
 _MOST_BACKLOG = 30.0
 """Seconds of audio that may wait to be heard; beyond, the connection is not read for a while."""
@@ -44,11 +45,6 @@ class Dialect(Protocol):
 
     def farewell(self, *, restarts: bool) -> None:
         """Send what comes after the last text."""
-
-
-async def refused(websocket: WebSocket, error: ApiError) -> None:
-    """Answer the request for a WebSocket with an error."""
-    await websocket.send_denial_response(error_response(error))
 
 
 async def converse(link: Link, dialect: Dialect, hub: Hub, drained: asyncio.Event) -> None:
@@ -133,8 +129,26 @@ async def _unless(gone: asyncio.Future[None], work: Awaitable[Any]) -> None:
         task.cancel()
 
 
-async def logged(websocket: WebSocket, serve: Callable[[], Awaitable[dict[str, Any]]]) -> None:
-    """Run the whole service of a connection, and write its line in the log."""
+async def _broken(websocket: WebSocket, response: Response) -> None:
+    """A fault of the server: close, or answer, whatever is possible yet."""
+    if websocket.application_state == WebSocketState.CONNECTED:
+        await websocket.close(1011)
+    else:
+        await websocket.send_denial_response(response)
+
+
+async def logged(
+    websocket: WebSocket,
+    serve: Callable[[], Awaitable[dict[str, Any]]],
+    refusal: Callable[[ApiError], Response] = error_response,
+) -> None:
+    """Run the whole service of a connection, and write its line in the log.
+
+    Args:
+        websocket: the connection, not yet accepted.
+        serve: serves it; returns fields of the line.
+        refusal: the response to a request that is refused.
+    """
     began = time.perf_counter()
     path, client = websocket.scope["path"], websocket.scope.get("whisper_opt.client")
     fields: dict[str, Any] = {}
@@ -143,12 +157,13 @@ async def logged(websocket: WebSocket, serve: Callable[[], Awaitable[dict[str, A
         fields = await serve()
     except ApiError as error:
         fields = {"status": error.status, "code": error.code}
-        await refused(websocket, error)
+        with contextlib.suppress(Exception):  # the client is gone
+            await websocket.send_denial_response(refusal(error))
     except Exception as error:
         failure = error
         fields = {"status": 500}
         with contextlib.suppress(Exception):
-            await refused(websocket, api_error(error, {}))
+            await _broken(websocket, refusal(api_error(error, {})))
     log_event(
         "live connection",
         level=logging.INFO if failure is None else logging.ERROR,
