@@ -13,6 +13,7 @@ from whisper_opt.core.options import ServeOptions
 from whisper_opt.serving.http.deepgram.listening import Listening
 from whisper_opt.serving.http.deepgram.messages import rest_of
 from whisper_opt.serving.http.deepgram.query import read_query
+from whisper_opt.text.live_events import Utterance
 from whisper_opt.text.results import Word
 
 AUDIO = "encoding=linear16&sample_rate=24000"
@@ -66,6 +67,22 @@ def test_final_results_add_up() -> None:
     assert [message["start"] for message in found] == pytest.approx([0.0, *ends[:-1]])
     words = found[-1]["channel"]["alternatives"][0]["words"]
     assert [(word["word"], word["punctuated_word"]) for word in words] == [("w0.2", "w0.2")]
+
+
+def test_an_utterance_that_ends_late() -> None:
+    """Its transcript may come after the beginning of the next one."""
+    talk = Talk("vad_events=true")
+    for _ in range(2):
+        talk.say(loud(0.3))
+        talk.say(quiet(0.6))
+    pending = talk.sessions[0].pending
+    (at,) = [i for i, e in enumerate(pending) if isinstance(e, Utterance) and e.utterance == 0]
+    late = pending[at]
+    del pending[at]
+    pending.insert(len(pending) - 3, late)
+    found = talk.take()
+    assert texts(found) == ["w0.0", "w1.0"]
+    assert [message["type"] for message in found] == ["SpeechStarted"] * 2 + ["Results"] * 2
 
 
 def test_interim_results_are_what_is_not_final() -> None:

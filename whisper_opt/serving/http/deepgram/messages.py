@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import difflib
 import re
 from collections.abc import Sequence
@@ -68,11 +69,25 @@ class Channel:
         self._speaking: set[int] = set()
         self._last_end: float | None = None  # of a word, until UtteranceEnd was sent
         self._finalizing = False
+        self._events: dict[int, collections.deque[LiveEvent]] = {}  # by number of the utterance
+        self._now = 0
 
     def heard(self, event: LiveEvent) -> None:
-        """Handle an event of the channel's session."""
+        """Handle an event of the channel's session; those of the next utterance wait for the end.
+
+        A client takes the results of a channel for one text, in order.
+        """
         if isinstance(event, SpeechStarted):
             self._started(event)
+        number = getattr(event, "utterance", None)
+        if number is not None:
+            self._events.setdefault(number, collections.deque()).append(event)
+        while self._events.get(self._now):
+            self._say(self._events[self._now].popleft())
+
+    def _say(self, event: LiveEvent) -> None:
+        if isinstance(event, SpeechStarted):
+            self._begin = max(self._begin, event.start)
         elif isinstance(event, Partial):
             self._partial(event)
         elif isinstance(event, Committed):
@@ -107,8 +122,6 @@ class Channel:
             self._send({"type": "UtteranceEnd", "channel": self._index, "last_word_end": last})
 
     def _started(self, event: SpeechStarted) -> None:
-        if not self._speaking:
-            self._begin = max(self._begin, event.start)
         self._speaking.add(event.utterance)
         if self._asked.vad_events:
             self._send({"type": "SpeechStarted", "channel": self._index, "timestamp": event.start})
@@ -129,6 +142,8 @@ class Channel:
 
     def _ended(self, number: int, words: tuple[Word, ...], end: float) -> None:
         self._speaking.discard(number)
+        del self._events[number]
+        self._now = number + 1
         self._sent, self._held = [], []
         from_finalize, self._finalizing = self._finalizing, False
         self._result(
