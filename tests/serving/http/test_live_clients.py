@@ -7,6 +7,7 @@ import base64
 import inspect
 import re
 import threading
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -116,3 +117,35 @@ def test_deepgram(server: Server) -> None:
     final = [message for message in found if getattr(message, "is_final", False)]
     close_to_the_words(" ".join(each.channel.alternatives[0].transcript for each in final))
     assert any(each.speech_final for each in final)
+
+
+def test_wyoming(server: Server, engines: Engines) -> None:
+    """Text comes while the recording is received; the transcript is that of all of it."""
+    with warnings.catch_warnings():  # it imports the standard library's audioop
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from wyoming.asr import Transcribe
+        from wyoming.audio import AudioChunk, AudioStart, AudioStop
+        from wyoming.client import AsyncTcpClient
+
+    kind = {"rate": 16_000, "width": 2, "channels": 1}
+    samples = speech(16_000)
+
+    async def run() -> list[Any]:
+        assert server.wyoming is not None
+        found: list[Any] = []
+        async with AsyncTcpClient(*server.wyoming.address) as client:
+            await client.write_event(Transcribe(language="en").event())
+            await client.write_event(AudioStart(**kind).event())
+            for piece in pieces(samples, 3200):
+                await client.write_event(AudioChunk(**kind, audio=piece).event())
+            found.append(await client.read_event())  # before the end
+            await client.write_event(AudioStop().event())
+            while found[-1].type != "transcript-stop":
+                found.append(await client.read_event())
+        return found
+
+    found = asyncio.run(asyncio.wait_for(run(), PATIENCE))
+    assert found[0].type == "transcript-start"
+    assert any(event.type == "transcript-chunk" for event in found)
+    model = engines.model("tiny.en", precision="int8")
+    assert found[-2].data["text"] == model.transcribe(samples, language="en").text.strip()

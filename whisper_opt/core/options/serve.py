@@ -171,6 +171,12 @@ class ServeOptions:
     wyoming_host: str = option(
         "127.0.0.1", "text", "address of wyoming_port; 0.0.0.0: all interfaces", metavar="ADDRESS"
     )
+    wyoming_live: bool = option(
+        True,
+        "flag",
+        "on wyoming_port, send text while the recording is still received; off: decode once, when"
+        " it is complete",
+    )
     drain_timeout: float = option(
         300.0,
         "number",
