@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, Union
 
@@ -158,9 +159,15 @@ class FakeLive:
         """Whether there are no events and none will come."""
         return self.finished and not self.pending
 
-    def events(self) -> Iterator[LiveEvent]:
+    def drain(self) -> Iterator[LiveEvent]:
+        """The events that are there."""
         while self.pending:
             yield self.pending.popleft()
+
+    def events(self) -> Iterator[LiveEvent]:
+        while not self.over:
+            yield from self.drain()
+            time.sleep(0.001)
 
     async def __aiter__(self) -> AsyncIterator[LiveEvent]:
         while not self.over:

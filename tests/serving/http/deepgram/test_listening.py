@@ -41,7 +41,7 @@ class Talk:
 
     def take(self) -> list[dict[str, Any]]:
         for number, session in enumerate(self.sessions):
-            for event in session.events():
+            for event in session.drain():
                 self.it.heard(number, event)
         found, self.sent[:] = list(self.sent), []
         return found
