@@ -216,6 +216,17 @@ def test_a_client_secret_needs_a_key(server: Server) -> None:
 # the end
 
 
+def test_no_more_audio(server: Server) -> None:
+    """An event of this server's own: the protocol has none."""
+    with opened(server, additional_headers=KEY) as socket:
+        socket.until("session.created")
+        socket.say(loud(0.5))
+        socket.tell("whisper_opt.finish")
+        events, code = socket.rest()
+    assert [event["transcript"] for event in events if "transcript" in event] == ["w0.0 w0.1."]
+    assert code == 1000
+
+
 def test_an_idle_connection_is_closed(tiny: Path, sessions: Any) -> None:
     with served(str(tiny), live_idle_timeout=0.1) as server, opened(server) as socket:
         events, code = socket.rest()

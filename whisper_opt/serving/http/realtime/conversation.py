@@ -28,6 +28,7 @@ _LONGEST_ID = 512
 _TYPES = (
     *("session.update", "transcription_session.update"),
     *(f"input_audio_buffer.{what}" for what in ("append", "commit", "clear")),
+    "whisper_opt.finish",
 )
 
 Open = Callable[[Settings], tuple[int, LiveSession]]
@@ -176,7 +177,14 @@ class Conversation:
 
     def _handle(self, event: Mapping[str, Any]) -> None:
         handlers: Mapping[Any, Callable[[Mapping[str, Any]], None]] = dict(
-            zip(_TYPES, (self._update, self._update_flat, self._append, self._commit, self._clear))
+            zip(
+                _TYPES,
+                (
+                    *(self._update, self._update_flat),
+                    *(self._append, self._commit, self._clear),
+                    self._end,
+                ),
+            )
         )
         kind = event.get("type")
         handler = handlers.get(kind) if isinstance(kind, str) else None
@@ -244,6 +252,10 @@ class Conversation:
         self._settle()
 
     # the end
+
+    def _end(self, event: Mapping[str, Any]) -> None:
+        """There is no more audio: the last texts are sent, and the connection is closed."""
+        self.closing = 1000, ""
 
     def finish(self) -> None:
         """There is no more audio."""
