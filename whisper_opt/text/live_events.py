@@ -133,8 +133,7 @@ class Lag(LiveEvent):
     """How far the text is behind the audio.
 
     Attributes:
-        seconds: since the arrival of the oldest speech that is in no result yet; when an update was
-            finished.
+        seconds: from the arrival of the newest audio of an update to its result.
     """
 
     seconds: float

@@ -18,7 +18,7 @@ class Capacity:
     """Measures what a second of speech costs."""
 
     def __init__(self, most: int | None = None) -> None:
-        """``most``: sessions at most, whatever they cost; default: no limit."""
+        """``most``: this many sessions, whatever they cost; default: by what they cost."""
         self._most = most
         self._work = self._audio = 0.0
 
@@ -33,7 +33,8 @@ class Capacity:
     @property
     def sessions(self) -> int:
         """Sessions that can be served if people speak in all of them."""
-        found = _UNMEASURED
-        if self._audio >= _ENOUGH:
-            found = max(1, int(_SHARE * self._audio / max(self._work, 1e-9)))
-        return found if self._most is None else min(found, self._most)
+        if self._most is not None:
+            return self._most
+        if self._audio < _ENOUGH:
+            return _UNMEASURED
+        return max(1, int(_SHARE * self._audio / max(self._work, 1e-9)))

@@ -235,6 +235,8 @@ class LiveSession:
     def _hear(self, block: NDArray, rate: int, arrived: float) -> None:
         samples = self._input.feed(block, rate)
         self._transcriber.feed(samples)
+        if self._transcriber.idle:
+            self._arrivals.clear()
         self._arrivals.append((self._transcriber.received, arrived))
 
     def _end_of_audio(self) -> None:
@@ -278,15 +280,15 @@ class LiveSession:
             else:
                 self._transcriber.accept(update, found)
             self._report()
-            self._queue.put(Lag(self._lag()))
+            self._queue.put(Lag(self._lag(update.end)))
 
         self._guarded(take)
 
-    def _lag(self) -> float:
-        heard = self._transcriber.heard
-        while self._arrivals and self._arrivals[0][0] <= heard:
+    def _lag(self, heard: int) -> float:
+        """Seconds since the arrival of the newest sample that an update heard."""
+        while len(self._arrivals) > 1 and self._arrivals[0][0] < heard:
             self._arrivals.popleft()
-        return self._runner.now() - self._arrivals[0][1] if self._arrivals else 0.0
+        return self._runner.now() - self._arrivals[0][1]
 
     # --- results of utterances --------------------------------------------------------------------
 

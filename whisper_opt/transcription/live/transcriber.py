@@ -135,7 +135,6 @@ class LiveTranscriber:
                 self._stop(edge.at)
         if not self._live.vad and len(samples) and not self._open:
             self._begin(self._audio.end - len(samples))
-        self._divide()
         self._forget()
 
     @property
@@ -154,23 +153,22 @@ class LiveTranscriber:
         last = self._utterances[-1]
         last.stop = max(at, last.start)
         self.events.append(SpeechStopped(last.stop / SAMPLE_RATE, last.number))
-        if last.pending and last.pending[0].start * SAMPLE_RATE < last.stop - _PADDING:
-            last.heard = min(last.heard, last.stop - 1)  # heard once more, to commit them
         self._close()
 
-    def _divide(self) -> None:
-        """Divide an utterance that is too long: where its last committed word ends, or here."""
+    def _divide(self, head: LiveUtterance) -> None:
+        """End an utterance that is too long where its last committed word ends."""
         longest = round(self._live.max_utterance_s * SAMPLE_RATE)
-        while self._open and self._audio.end - self._utterances[-1].start > longest:
-            last = self._utterances[-1]
-            at = last.start + longest
-            if last.committed:
-                end = round(last.committed[-1].end * SAMPLE_RATE)
-                at = end if end > last.start + longest // 2 else at
-            self._gate.end(at)
-            self._gate.begin(at)
-            self._stop(at)
-            self._begin(at)
+        if head.stop is not None or head.heard - head.start <= longest:
+            return
+        least = head.start + longest // 2
+        if not head.committed or head.committed[-1].end * SAMPLE_RATE < least:
+            self._commit(head, len(head.pending) - 1, good=False)
+        at = round(head.committed[-1].end * SAMPLE_RATE) if head.committed else head.heard
+        at = min(at, head.heard) if at > head.start else head.heard
+        self._gate.end(at)
+        self._gate.begin(at)
+        self._stop(at)
+        self._begin(at)
 
     def commit(self) -> None:
         """End the open utterance now."""
@@ -264,8 +262,7 @@ class LiveTranscriber:
         self._prompt.result(good=good)
         head.add_result(self._plausible(found), self._live.agreement)
         if head.stop is not None and update.end >= head.stop:
-            stop = head.stop / SAMPLE_RATE
-            n = sum((word.start + word.end) / 2 < stop for word in head.pending)
+            n = head.pending_before(head.stop)
         elif paused:
             n = len(head.pending)
         elif good and self._language.settled:
@@ -274,6 +271,7 @@ class LiveTranscriber:
             n = 0
         self._commit(head, n, good=good)
         self._show(head)
+        self._divide(head)
         self._trim(head)
         self._close()
         self._forget()
@@ -315,7 +313,7 @@ class LiveTranscriber:
     # --- words ------------------------------------------------------------------------------------
 
     def _commit(self, head: LiveUtterance, n: int, *, good: bool) -> None:
-        words = head.commit(n, good=good)
+        words = head.commit(max(n, 0), good=good)
         if words:
             reported = tuple(word.word for word in words)
             self.events.append(Committed(text_of(words), reported, head.number))
@@ -329,6 +327,8 @@ class LiveTranscriber:
 
     def _trim(self, head: LiveUtterance) -> None:
         """Leave out the beginning of the buffer if it is too long."""
+        if head.stop is not None:
+            return
         size = head.heard - head.begin
         most = round(self._live.buffer_s * SAMPLE_RATE)
         if size <= most:
@@ -362,7 +362,8 @@ class LiveTranscriber:
 
     def _finish(self, head: LiveUtterance) -> None:
         assert head.stop is not None
-        head.results.clear()
+        self._commit(head, head.pending_before(head.stop), good=True)
+        head.results.clear()  # what is left is heard again in the next utterance
         self._show(head)
         changed = self._language.end()
         if changed:

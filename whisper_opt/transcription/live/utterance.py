@@ -79,6 +79,10 @@ class LiveUtterance:
             self.results = [rest]
         return words
 
+    def pending_before(self, at: int) -> int:
+        """How many words of the last result that are not committed are before a sample."""
+        return sum(_middle(word) < at / SAMPLE_RATE for word in self.pending)
+
     def trim(self, at: int) -> tuple[int, ...]:
         """Let the buffer begin at a sample; returns the ids of good words before it."""
         seconds = at / SAMPLE_RATE

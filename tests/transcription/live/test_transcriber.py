@@ -1,0 +1,298 @@
+"""The state machine of a live session."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.support.live_script import RATE, Script, Silent, result
+from tests.support.live_words import words
+from whisper_opt import Committed, LiveOptions, TranscribeOptions
+from whisper_opt.transcription.live.window import Hypothesis, Update
+from whisper_opt.transcription.live.words import LiveWord, text_of
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_network() -> Iterator[None]:
+    """These sessions find no speech; all audio is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("whisper_opt.audio.vad.gate.Frames", Silent)
+        patch.setattr("whisper_opt.audio.vad.gate.SecondLook", Silent)
+        yield
+
+
+def options(**changed: Any) -> LiveOptions:
+    return LiveOptions(**{"vad": False, "policy": "agreement", "update_s": 0.5, **changed})
+
+
+def test_words_are_committed_when_two_results_agree() -> None:
+    script = Script(options())
+    script.hear(result(words("hello word")), 1.0)
+    assert (script.committed(), script.partial) == ("", " hello word")
+    update = script.hear(result(words("Hello, world how")), 1.0)
+    assert (script.committed(), script.partial) == (" Hello,", " world how")
+    assert update.prefix == ()
+    update = script.hear(result(words("world how are")), 1.0)
+    assert update.prefix == tuple(t for w in words("Hello,") for t in w.tokens)
+    assert update.draft == tuple(t for w in words("world how") for t in w.tokens)
+    assert script.committed() == " Hello, world how"
+
+
+def test_an_update_waits_for_the_one_before_and_for_new_audio() -> None:
+    script = Script(options())
+    script.speak(0.4)
+    assert script.session.next_update() is None
+    script.speak(0.2)
+    update = script.update()
+    script.speak(3.0)
+    assert script.session.next_update() is None  # all that comes is in one update
+    script.answer(update, result(words("a")))
+    assert script.update().end == round(3.6 * RATE)
+
+
+def test_the_end_of_an_utterance_commits_the_rest() -> None:
+    script = Script(options())
+    script.hear(result(words("a b")), 1.0)
+    script.speak(0.5)
+    script.do("commit")
+    script.hear(result(words("a b c")), 0.0)
+    assert script.committed() == " a b c"
+    (finished,) = script.session.finished
+    assert (finished.start, finished.end, len(finished.samples)) == (0.0, 1.5, 24_000)
+    assert [word.text for word in finished.words] == [" a", " b", " c"]
+
+
+def test_what_follows_a_comma_less_word_is_appended() -> None:
+    """The committed text never changes; punctuation that comes later is added to it."""
+    script = Script(options())
+    script.hear(result(words("hey")), 1.0)
+    script.hear(result(words("hey you")), 1.0)
+    assert script.committed() == " hey"
+    comma = dataclasses.replace(words("x")[0], text=",")
+    script.hear(result([comma, *words("you there")]), 1.0)
+    script.hear(result(words("there")), 1.0)
+    assert script.committed() == " hey, you there"
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"avg_logprob": -1.5},
+        {"compression_ratio": 3.0},
+        {"truncated": True},
+    ],
+)
+def test_results_that_fail_a_threshold_commit_nothing(bad: dict[str, Any]) -> None:
+    script = Script(options())
+    for _ in range(4):
+        script.hear(result(words("a b c"), **bad), 1.0)
+    assert script.committed() == ""
+
+
+def test_silence_by_the_model_is_no_text() -> None:
+    script = Script(options())
+    script.hear(result(words("Thank you."), avg_logprob=-1.5, no_speech_prob=0.9), 1.0)
+    script.do("commit")
+    assert (script.committed(), script.partial) == ("", "")
+
+
+def test_a_loop_is_cut_at_the_end_of_an_utterance() -> None:
+    script = Script(options())
+    script.speak(2.0)
+    script.do("commit")
+    script.hear(result(words("we go on and on and on and on and"), compression_ratio=3.0))
+    assert script.committed() == " we go on and"
+
+
+def test_a_loop_does_not_go_on_in_the_next_utterance() -> None:
+    """Its text is no prompt."""
+    script = Script(options())
+    script.speak(2.0)
+    script.do("commit")
+    script.hear(result(words("so so so so so"), compression_ratio=3.0))
+    script.speak(1.0)
+    assert script.update().prompt == ()
+
+
+def test_good_text_is_the_prompt_of_the_next_utterance() -> None:
+    script = Script(options())
+    script.speak(2.0)
+    script.do("commit")
+    script.hear(result(words("good text")))
+    script.speak(1.0)
+    assert script.update().prompt == tuple(t for w in words("good text") for t in w.tokens)
+
+
+def test_two_failures_drop_the_prompt() -> None:
+    script = Script(options())
+    script.speak(2.0)
+    script.do("commit")
+    script.hear(result(words("good text")))
+    script.hear(result(words("a"), avg_logprob=-2.0), 1.0)
+    assert script.hear(result(words("b"), avg_logprob=-2.0), 1.0).prompt
+    script.speak(1.0)
+    assert script.update().prompt == ()
+
+
+def test_without_previous_text_there_is_no_prompt() -> None:
+    script = Script(options(), TranscribeOptions(condition_on_previous_text=False))
+    script.speak(2.0)
+    script.do("commit")
+    script.hear(result(words("good text")))
+    script.speak(1.0)
+    assert script.update().prompt == ()
+
+
+def test_the_budget_of_tokens_depends_on_the_audio() -> None:
+    script = Script(options())
+    assert script.hear(result(words("a")), 1.0).options.max_new_tokens == 50
+    script.speak(5.0)
+    assert script.update().options.max_new_tokens == 150
+
+
+def test_clear_keeps_committed_words_only() -> None:
+    script = Script(options())
+    script.hear(result(words("a b")), 1.0)
+    script.hear(result(words("a b c")), 1.0)
+    script.speak(1.0)
+    late = script.update()
+    script.do("clear")
+    script.answer(late, result(words("c d e")))  # comes too late
+    assert script.committed() == " a b"
+    (finished,) = script.session.finished
+    assert text_of(finished.words) == " a b"
+    script.speak(0.2)
+    assert script.edges[-1][0] == "start"
+    assert script.edges[-1][1] == pytest.approx(3.0)
+
+
+def test_a_failed_update_is_made_up_for_by_the_next() -> None:
+    script = Script(options())
+    script.speak(1.0)
+    script.session.failed(script.update())
+    script.speak(1.0)
+    update = script.update()
+    assert (update.start, update.end) == (0.0, 2 * RATE)
+
+
+def test_audio_after_the_end_is_a_new_utterance() -> None:
+    script = Script(options())
+    script.speak(1.0)
+    script.do("commit")
+    script.speak(2.0)
+    script.hear(result(words("one")))
+    script.hear(result(words("two")))
+    script.do("finish")
+    assert (script.committed(0), script.committed(1)) == (" one", " two")
+    assert script.edges == [("start", 0.0), ("stop", 1.0), ("start", 1.0), ("stop", 3.0)]
+    assert [each.number for each in script.session.finished] == [0, 1]
+    assert script.session.idle
+
+
+# --- a speaker ------------------------------------------------------------------------------------
+
+STEP = 0.05
+PER_WORD = 6
+EACH = STEP * PER_WORD
+
+
+class Speaker:
+    """Says word after word, one every 0.3 s; results are right but for the last word.
+
+    Word ``i`` has the token ``i + 1``. Each update must begin with exactly those words that are
+    committed and lie in its audio: then none is lost and none is doubled.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+        self._n_slips = 0
+
+    def word(self, i: int, offset: float = 0.0) -> LiveWord:
+        return LiveWord(f" w{i}", (i + 1,), i * EACH, (i + 1) * EACH, 0.9, margin=100)
+
+    def answer(self, update: Update) -> Hypothesis:
+        first = math.ceil(update.start / EACH - 0.5)
+        known = len(update.prefix)
+        assert update.prefix == tuple(range(first + 1, first + 1 + known))
+        last = int(update.end / RATE / EACH + 1e-6)  # words up to this one are complete
+        found = [self.word(i) for i in range(first + known, last)]
+        if not update.last and self._random.random() < 0.7:  # half a word, misheard
+            self._n_slips += 1
+            slip = dataclasses.replace(self.word(last), text=f" slip{self._n_slips}")
+            found = [*found[: max(0, len(found) - self._random.randrange(2))], slip]
+        bad = self._random.random() < 0.15 and not update.last
+        return result(found, avg_logprob=-2.0 if bad else -0.3)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from(["agreement"]),
+    st.lists(
+        st.tuples(
+            st.sampled_from(["speak"] * 8 + ["answer"] * 8 + ["commit", "fail"]),
+            st.integers(1, 60),
+        ),
+        max_size=60,
+    ),
+)
+def test_no_word_is_lost_doubled_or_taken_back(
+    seed: int, policy: str, steps: list[tuple[str, int]]
+) -> None:
+    script = Script(options(policy=policy, max_utterance_s=8.0, buffer_s=4.0))
+    speaker, spoken = Speaker(seed), 0  # in steps of 0.05 s
+    waiting: list[Update] = []
+    before = ""
+    for what, n in steps:
+        if what == "speak":
+            script.speak(n * STEP)
+            spoken += n
+        elif what == "commit":  # between two words
+            rest = -spoken % PER_WORD
+            script.speak(rest * STEP)
+            spoken += rest
+            script.do("commit")
+        else:
+            update = waiting.pop() if waiting else script.session.next_update()
+            if update is None:
+                continue
+            if what == "fail":
+                script.session.failed(update)
+            else:
+                script.answer(update, speaker.answer(update))
+        assert script.committed().startswith(before)
+        before = script.committed()
+    spoken += -spoken % PER_WORD
+    script.speak(spoken * STEP - script.session.received / RATE)
+    script.do("finish")
+    while not script.session.idle:
+        update = script.update()
+        script.answer(update, speaker.answer(update))
+    assert script.committed() == "".join(f" w{i}" for i in range(spoken // PER_WORD))
+    numbers = [each.number for each in script.session.finished]
+    assert numbers == list(range(len(numbers)))
+    per_utterance = [event.utterance for event in script.events if isinstance(event, Committed)]
+    assert per_utterance == sorted(per_utterance)
+
+
+def test_memory_and_buffer_are_bounded() -> None:
+    """Half an hour of speech without a pause."""
+    script, speaker, longest = Script(options(policy="agreement")), Speaker(3), 0
+    for _ in range(1800):
+        script.speak(1.0)
+        update = script.session.next_update()
+        if update is not None:
+            longest = max(longest, len(update.samples))
+            assert len(update.prompt) + len(update.prefix) < 250
+            script.answer(update, speaker.answer(update))
+        script.session.finished.clear()
+    assert longest <= 28 * RATE
+    assert script.session._audio._data.size <= 1 << 20
+    assert len(script.session._utterances) == 1
