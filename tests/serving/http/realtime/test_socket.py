@@ -184,6 +184,14 @@ def test_a_client_secret(server: Server) -> None:
     assert other.status == 401
 
 
+def test_client_secrets_are_described(server: Server) -> None:
+    paths = get(server, "/openapi.json").json["paths"]
+    assert {path for path in paths if "realtime" in path} == {
+        "/v1/realtime/client_secrets",
+        "/v1/realtime/transcription_sessions",
+    }
+
+
 def test_a_client_secret_of_the_old_dialect(server: Server) -> None:
     reply = made(server, {"input_audio_format": "g711_ulaw"}, "transcription_sessions")
     assert reply.json["input_audio_format"] == "g711_ulaw"
