@@ -14,6 +14,7 @@ from whisper_opt.cli import bench_arguments as cli_bench
 from whisper_opt.cli import build as cli_build
 from whisper_opt.cli import corpus as cli_corpus
 from whisper_opt.cli import engines as cli_engines
+from whisper_opt.cli import live as cli_live
 from whisper_opt.cli import serve as cli_serve
 from whisper_opt.cli import triton as cli_triton
 from whisper_opt.cli.options import complain, never_fail_to_print, options_from
@@ -86,6 +87,8 @@ def _parser() -> argparse.ArgumentParser:
         cli_corpus.EXAMPLES,
     )
     cli_corpus.add_corpus_arguments(command)
+    command = _command(commands, "live", "transcribe speech while it is spoken", cli_live.EXAMPLES)
+    cli_live.add_live_arguments(command)
     command = _command(commands, "serve", "serve models over HTTP", cli_serve.EXAMPLES)
     cli_serve.add_serve_arguments(command)
     command = _command(

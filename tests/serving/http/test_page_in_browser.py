@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import soundfile
 
 from tests.conftest import ROOT, Engines
 from tests.support.http_server import served
@@ -20,6 +21,7 @@ JFK = ROOT / "examples" / "jfk.flac"
 ARGUMENTS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+    *("--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"),
     "--autoplay-policy=no-user-gesture-required",
 )
 PATIENCE = 120
@@ -38,7 +40,7 @@ def server(engines: Engines) -> Iterator[Server]:
 
 
 @pytest.fixture
-def browser(server: Server, tmp_path: Path) -> Iterator[Any]:
+def browser(server: Server, microphone: Path, tmp_path: Path) -> Iterator[Any]:
     """Chromium with the page open."""
     selenium = pytest.importorskip("selenium.webdriver", reason="not tested: selenium is missing")
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
@@ -46,7 +48,8 @@ def browser(server: Server, tmp_path: Path) -> Iterator[Any]:
         pytest.skip("not tested: chromium and chromedriver are not on the PATH")
     options = selenium.ChromeOptions()
     options.binary_location = chromium
-    for argument in (*ARGUMENTS, f"--user-data-dir={tmp_path / 'profile'}"):
+    heard = f"--use-file-for-fake-audio-capture={microphone}"
+    for argument in (*ARGUMENTS, heard, f"--user-data-dir={tmp_path / 'profile'}"):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     opened = selenium.Chrome(options=options, service=selenium.ChromeService(driver))
@@ -57,6 +60,15 @@ def browser(server: Server, tmp_path: Path) -> Iterator[Any]:
         assert opened.get_log("browser") == []
     finally:
         opened.quit()
+
+
+@pytest.fixture(scope="module")
+def microphone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the microphone of the browser hears, again and again."""
+    samples, rate = soundfile.read(JFK)
+    path = tmp_path_factory.mktemp("microphone") / "speech.wav"
+    soundfile.write(path, samples, rate, "PCM_16")
+    return path
 
 
 def until(browser: Any, condition: Any) -> Any:
@@ -111,6 +123,29 @@ def test_words_play_and_files_are_those_of_the_command_line(browser: Any, alone:
     found = downloads(browser)
     for form in ("txt", "srt", "vtt"):
         assert found[f"jfk.{form}"] == render(expected, form)
+
+
+def test_live_text_of_the_microphone(browser: Any) -> None:
+    """Certain text grows, other text is marked; the recording has the text in the end."""
+    until(browser, lambda b: b.find_elements("css selector", "[name=beam_size]"))
+    one(browser, "#record").click()
+
+    def shown(kind: str) -> str:
+        return " ".join(span.text for span in browser.find_elements("css selector", f".{kind}"))
+
+    until(browser, lambda b: shown("partial"))
+    until(browser, lambda b: "americans" in shown("certain").lower())
+    certain = shown("certain")
+    one(browser, "#record").click()
+    until(browser, lambda b: b.find_elements("css selector", "article audio"))
+    assert not browser.find_elements("css selector", ".live")
+    text = one(browser, ".segments").text.lower()
+    assert "fellow americans" in text
+    assert len(browser.find_elements("css selector", ".word")) >= len(certain.split()) - 1
+    assert downloads(browser)
+    times = [button.text for button in browser.find_elements("css selector", ".time")]
+    assert times[0] == "0:00"
+    assert times == sorted(times)
 
 
 def test_a_line_is_edited_with_the_keyboard(browser: Any) -> None:

@@ -17,6 +17,7 @@ from tests.support.engines import random_engine
 from tests.support.gated_model import GatedBackend, gated_model
 from tests.support.http_server import served, wait_until
 from tests.support.models import random_dims
+from tests.support.sockets import fake_sessions
 from whisper_opt import Whisper
 from whisper_opt.serving.http.server import Server
 
@@ -39,7 +40,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(tiny: Path) -> Iterator[Server]:
-    with served(str(tiny), wyoming_port=0, max_audio_seconds=40.0, max_channels=2) as running:
+    options: Any = {"wyoming_live": False, "max_audio_seconds": 40.0, "max_channels": 2}
+    with served(str(tiny), wyoming_port=0, **options) as running:
         yield running
 
 
@@ -113,6 +115,36 @@ def test_a_transcript(server: Server, whisper: Whisper) -> None:
     assert alone.text.strip()
     assert text_of(events) == alone.text.strip()
     assert events[-2].data["language"] == "de"
+
+
+def test_text_comes_before_the_recording_is_complete(tiny: Path, whisper: Whisper) -> None:
+    """The transcript is that of the whole recording nevertheless."""
+    samples = speech(2.0)
+    expected = whisper.transcribe(samples, language="en").text.strip()
+    with fake_sessions() as sessions, served(str(tiny), wyoming_port=0) as server:
+
+        async def run() -> list[Event]:
+            assert server.wyoming is not None
+            found: list[Event] = []
+            async with AsyncTcpClient(*server.wyoming.address) as client:
+                *first, stop = [Transcribe(language="en"), *audio(samples)]
+                for event in first:
+                    await client.write_event(event.event())
+                found += [await asyncio.wait_for(client.read_event(), 60) for _ in range(2)]
+                await client.write_event(stop.event())
+                while found[-1].type != "transcript-stop":
+                    found.append(await asyncio.wait_for(client.read_event(), 60))
+            return found
+
+        events = asyncio.run(run())
+    types = [event.type for event in events]
+    assert types[:2] == ["transcript-start", "transcript-chunk"]
+    assert events[1].data["text"] == "w0.0"
+    assert types[-2:] == ["transcript", "transcript-stop"]
+    assert types.count("transcript-start") == 1
+    assert events[-2].data["text"] == expected
+    assert [session.cancelled for session in sessions] == [True]
+    assert sessions[0].options.language == "en"
 
 
 def test_names_and_terms_are_hotwords(server: Server, whisper: Whisper) -> None:

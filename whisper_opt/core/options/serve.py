@@ -128,6 +128,37 @@ class ServeOptions:
         " default: nowhere",
         metavar="ORIGIN,...",
     )
+    live_connections: int = option(
+        64,
+        "integer",
+        "maximum live connections (WebSockets); further ones are refused with status 429, and so"
+        " are those that the model cannot keep up with",
+        low=1,
+        metavar="N",
+    )
+    live_connections_per_key: int = option(
+        0,
+        "integer",
+        "maximum live connections of each API key (or of all clients without keys); 0: no limit of"
+        " its own",
+        low=0,
+        metavar="N",
+    )
+    live_idle_timeout: float = option(
+        600.0,
+        "number",
+        "close a live connection that has sent nothing for so many seconds",
+        low=0.1,
+        high=86_400,
+        metavar="SECONDS",
+    )
+    live_message_bytes: int = option(
+        16 << 20,
+        "integer",
+        "close a live connection that sends a longer message",
+        low=1 << 10,
+        metavar="N",
+    )
     wyoming_port: Union[int, None] = option(
         None,
         "integer",
@@ -139,6 +170,12 @@ class ServeOptions:
     )
     wyoming_host: str = option(
         "127.0.0.1", "text", "address of wyoming_port; 0.0.0.0: all interfaces", metavar="ADDRESS"
+    )
+    wyoming_live: bool = option(
+        True,
+        "flag",
+        "on wyoming_port, send text while the recording is still received; off: decode once, when"
+        " it is complete",
     )
     drain_timeout: float = option(
         300.0,

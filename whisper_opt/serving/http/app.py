@@ -11,15 +11,17 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
 from whisper_opt.serving.http.auth import Authentication, Keys
+from whisper_opt.serving.http.deepgram.routes import listen_routes
 from whisper_opt.serving.http.errors import handlers
 from whisper_opt.serving.http.jobs.routes import Jobs
 from whisper_opt.serving.http.observe import Observe, named_route
 from whisper_opt.serving.http.openapi import document
 from whisper_opt.serving.http.page import page_routes
+from whisper_opt.serving.http.realtime.routes import realtime_routes
 from whisper_opt.serving.http.routes import Service, json_response
 
 __all__ = ["create_app"]
@@ -73,17 +75,19 @@ def _middleware(service: Service, keys: Keys) -> list[Middleware]:
                 expose_headers=["x-request-id", "retry-after"],
             )
         )
-    found.append(Middleware(Authentication, keys=keys))
+    found.append(Middleware(Authentication, keys=keys, secrets=service.secrets))
     return found
 
 
-def _routes(service: Service) -> list[Route]:
+def _routes(service: Service) -> list[BaseRoute]:
     async def openapi(request: Request) -> Response:
         return json_response(document(service.models.names, service.options))
 
     azure = "/openai/deployments/{deployment}/audio"
     return [
         *page_routes(),
+        *realtime_routes(service),
+        *listen_routes(service),
         named_route("/healthz", service.healthz),
         named_route("/readyz", service.readyz),
         named_route("/metrics", service.metrics_text),

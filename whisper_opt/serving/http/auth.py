@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.websockets import WebSocket
 
 from whisper_opt.core.errors import OptionError
 from whisper_opt.serving.http.errors import ApiError, error_response
 from whisper_opt.serving.http.page import PATHS
+from whisper_opt.serving.http.realtime.secrets import Secrets
 
 __all__ = ["ANYONE", "VARIABLE", "Authentication", "Keys"]
 
@@ -25,6 +27,9 @@ ANYONE = "anonymous"
 OPEN = ("/healthz", "/readyz", "/metrics", "/openapi.json", *PATHS)
 """Paths that need no key: they show nothing of any request."""
 _LEAST = 8
+_SUBPROTOCOL = "openai-insecure-api-key."
+_SECRETS = "/v1/realtime"
+"""The path that client secrets open."""
 
 
 class Keys:
@@ -84,34 +89,53 @@ def _digest(key: str) -> bytes:
 
 
 def _given(headers: Headers) -> str | None:
-    """The key of a request: a bearer token, or ``api-key`` as in Azure."""
+    """The key of a request: a bearer token, ``api-key`` as in Azure, or ``Token`` as Deepgram's."""
     scheme, _, token = headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer" and token.strip():
+    if scheme.lower() in ("bearer", "token") and token.strip():
         return token.strip()
     return headers.get("api-key") or headers.get("x-api-key")
+
+
+def _offered(subprotocols: Sequence[str]) -> str | None:
+    """The key among the subprotocols of a WebSocket: web pages can send no other header."""
+    for before, each in zip(("", *subprotocols), subprotocols):
+        if each.startswith(_SUBPROTOCOL):
+            return each[len(_SUBPROTOCOL) :]
+        if before in ("token", "bearer"):
+            return each
+    return None
 
 
 class Authentication:
     """Refuses requests without a valid key, before their body is read."""
 
-    def __init__(self, app: ASGIApp, keys: Keys) -> None:
+    def __init__(self, app: ASGIApp, keys: Keys, secrets: Secrets) -> None:
         self._app = app
         self._keys = keys
+        self._secrets = secrets
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it with status 401."""
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
         response = self._checked(scope)
+        if response is not None and scope["type"] == "websocket":
+            await WebSocket(scope, receive, send).send_denial_response(response)
+            return
         await (response or self._app)(scope, receive, send)
 
     def _checked(self, scope: Scope) -> Response | None:
         """The response to a request that is refused; sets the name of the client otherwise."""
         scope["whisper_opt.client"] = ANYONE
+        key = _given(Headers(scope=scope)) or _offered(scope.get("subprotocols", ()))
+        if scope["type"] == "websocket" and scope["path"] == _SECRETS and key:
+            made = self._secrets.find(key)
+            if made is not None:
+                scope["whisper_opt.client"], scope["whisper_opt.settings"] = made
+                return None
         if not self._keys or scope["path"] in OPEN:
             return None
-        key = _given(Headers(scope=scope))
         name = self._keys.name_of(key) if key else None
         if name is not None:
             scope["whisper_opt.client"] = name

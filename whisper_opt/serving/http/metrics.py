@@ -15,6 +15,7 @@ __all__ = ["CONTENT_TYPE", "Metrics"]
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
+_LAGS = (0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 30)
 _PREFIX = "whisper_opt"
 
 _GAUGES = {
@@ -99,6 +100,29 @@ class Metrics:
             "Duration of the recordings that were transcribed.",
             ["model"],
             buckets=_SECONDS,
+            **in_registry,
+        )
+
+        self.live = Gauge(
+            f"{_PREFIX}_live_connections", "Live connections.", ["protocol"], **in_registry
+        )
+        self.live_lag = Histogram(
+            f"{_PREFIX}_live_lag_seconds",
+            "Age of the oldest sample that was not heard yet, at each update of a live session.",
+            ["model"],
+            buckets=_LAGS,
+            **in_registry,
+        )
+        self.live_utterances = Counter(
+            f"{_PREFIX}_live_utterances",
+            "Utterances of live sessions that ended.",
+            ["model", "outcome"],
+            **in_registry,
+        )
+        self.live_speech = Counter(
+            f"{_PREFIX}_live_speech_seconds",
+            "Seconds of the utterances of live sessions.",
+            ["model"],
             **in_registry,
         )
 

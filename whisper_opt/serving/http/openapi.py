@@ -42,6 +42,7 @@ def document(models: Sequence[str], options: ServeOptions) -> dict[str, Any]:
                 "parameters": [{"name": "model", "in": "path", "required": True, "schema": _TEXT}],
             }
         },
+        **_secrets(),
         "/healthz": {"get": _get("health", "Whether the process answers.", "Status")},
         "/readyz": {"get": _ready()},
     }
@@ -142,6 +143,27 @@ def _jobs(transcription: dict[str, Any]) -> dict[str, Any]:
                 },
             }
         },
+    }
+
+
+def _secrets() -> dict[str, Any]:
+    """Client secrets of the WebSocket ``/v1/realtime``, which itself has no place here."""
+
+    def post(name: str, schema: str, **properties: Any) -> dict[str, Any]:
+        content = {"application/json": {"schema": {"type": "object", "properties": properties}}}
+        made = _get(name, "Make a key for realtime sessions.", schema, "400", "413", "429")
+        return {"post": {**made, "requestBody": {"content": content}}}
+
+    after = {"type": "object", "properties": {"anchor": _TEXT, "seconds": _INTEGER}}
+    session = {"type": "object"}
+    flat = {name: session for name in ("turn_detection", "input_audio_transcription")}
+    return {
+        "/v1/realtime/client_secrets": post(
+            "createClientSecret", "ClientSecret", expires_after=after, session=session
+        ),
+        "/v1/realtime/transcription_sessions": post(
+            "createTranscriptionSession", "TranscriptionSession", **flat, input_audio_format=_TEXT
+        ),
     }
 
 
@@ -274,7 +296,12 @@ def _schemas() -> dict[str, Any]:
         "progress": _object(("seconds_done", "seconds"), seconds_done=_NUMBER, seconds=seconds),
         "error": {"anyOf": [_object([*error], **error), {"type": "null"}]},
     }
+    secret = {"value": _TEXT, "expires_at": _INTEGER}
     return {
+        "ClientSecret": _object((*secret, "session"), **secret, session={"type": "object"}),
+        "TranscriptionSession": _object(
+            ("id", "client_secret"), id=_TEXT, client_secret=_object([*secret], **secret)
+        ),
         "Job": _object([*job], **job),
         "JobList": _object(
             ("object", "data", "has_more"),

@@ -20,10 +20,12 @@ from whisper_opt.serving.http.call import Call, read_call
 from whisper_opt.serving.http.errors import ApiError, api_error
 from whisper_opt.serving.http.events import EventStream, Mailbox, disconnected
 from whisper_opt.serving.http.limits import Admission, Rate
+from whisper_opt.serving.http.live.gate import Gate
 from whisper_opt.serving.http.logs import log_event
 from whisper_opt.serving.http.metrics import CONTENT_TYPE, Metrics
 from whisper_opt.serving.http.models import Models, ServedModel
 from whisper_opt.serving.http.observe import notes_of
+from whisper_opt.serving.http.realtime.secrets import Secrets
 from whisper_opt.serving.http.recordings import check_recording, likely_language
 from whisper_opt.serving.http.responses import Deltas, rendered, segment_event
 from whisper_opt.serving.http.upload import Form, read_form
@@ -48,6 +50,8 @@ class Service:
         options: options of the server.
         metrics: its metrics.
         draining: whether the server is shutting down.
+        gate: limits on live connections.
+        secrets: client secrets of the realtime API.
     """
 
     def __init__(self, models: Models, options: ServeOptions) -> None:
@@ -55,6 +59,8 @@ class Service:
         self.options = options
         self.metrics = Metrics(models)
         self.draining = False
+        self.gate = Gate(options)
+        self.secrets = Secrets()
         self._rate = Rate(options.requests_per_minute)
         self._admission = Admission(options.max_queued + options.max_batch)
 
@@ -145,7 +151,7 @@ class Service:
         others: Collection[str],
     ) -> Received:
         notes = notes_of(request.scope)
-        self._check_open()
+        self.check_open()
         self._rate.take(request.scope["whisper_opt.client"])
         resources.enter_context(self._admission.one(self._wait()))
         form = await read_form(request, self.options)
@@ -169,10 +175,11 @@ class Service:
         Raises:
             ApiError: the server is not ready, or too many requests are in progress.
         """
-        self._check_open()
+        self.check_open()
         return self._admission.one(self._wait())
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """Raise ApiError, 503, if the server is not ready or is shutting down."""
         if self.draining:
             raise ApiError(503, "the server is shutting down; use another", retry_after=5)
         if not self.models.ready:

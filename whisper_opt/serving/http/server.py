@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Callable, Union
 
 import uvicorn
+import websockets  # noqa: F401 # uvicorn needs it, and imports it late
 
 from whisper_opt.core.errors import OptionError, WhisperOptError
 from whisper_opt.core.options import ServeOptions
@@ -159,7 +160,9 @@ class _Uvicorn(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                ws="none",
+                ws="websockets-sansio",
+                ws_max_size=server.options.live_message_bytes,
+                ws_per_message_deflate=False,  # audio does not get smaller
                 http="h11",
                 loop="asyncio",
                 lifespan="on",
@@ -168,6 +171,14 @@ class _Uvicorn(uvicorn.Server):
             )
         )
         self._whole = server
+
+    async def shutdown(self, sockets: Union[list[socket.socket], None] = None) -> None:
+        """Close the ports; let live connections end; then as uvicorn does."""
+        for server in self.servers:
+            server.close()
+        if not self.force_exit:
+            await self._whole.service.gate.drain(self._whole.options.drain_timeout)
+        await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: Union[FrameType, None]) -> None:
         """Stop at the first signal; at the second, at once."""

@@ -97,6 +97,7 @@ class LiveSession:
         self._finishing = False
         self._arrivals: collections.deque[tuple[int, float]] = collections.deque()
         self._final: Union[Finished, None] = None
+        self._received_s = self._heard_s = 0.0
 
     # --- in any thread ----------------------------------------------------------------------------
 
@@ -120,6 +121,7 @@ class LiveSession:
             skipped = min(self._skip, len(block))
             self._skip -= skipped
             self.received += len(block) - skipped
+            self._received_s += (len(block) - skipped) / rate
             arrived = self._runner.now()
         self._do(lambda: self._hear(block[skipped:], rate, arrived))
 
@@ -187,6 +189,11 @@ class LiveSession:
         return self._queue.take()
 
     @property
+    def backlog(self) -> float:
+        """Seconds of audio that were received and are in no result yet; see :class:`Lag`."""
+        return max(0.0, self._received_s - self._heard_s)
+
+    @property
     def ended(self) -> bool:
         """Whether there will be no more events."""
         return self._queue.ended
@@ -241,6 +248,7 @@ class LiveSession:
         """Report, and begin what is to be done next."""
         if self._queue.ended:
             return
+        self._heard_s = self._transcriber.heard / SAMPLE_RATE
         try:
             update = self._transcriber.next_update()
             if update is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from typing import Any
+from typing import Any, Union
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from whisper_opt.serving.http.recordings import LEAST_SECONDS
 from whisper_opt.serving.http.responses import Deltas, text_of
 from whisper_opt.serving.http.routes import Service
 from whisper_opt.serving.wyoming.events import Event, WyomingError, read_event, write_event
+from whisper_opt.serving.wyoming.live_text import LiveText
 
 __all__ = ["Session"]
 
@@ -47,6 +48,7 @@ class Session:
         self._format: dict[str, Any] = {}
         self._audio = bytearray()
         self._refused = False
+        self._live: Union[LiveText, None] = None
 
     async def run(self) -> None:
         """Serve; errors are sent to the client. What is no event ends the connection."""
@@ -64,6 +66,7 @@ class Session:
             log_event("wyoming failed", logging.ERROR, exc=error)
             await self._error(api_error(error, {}).message, "server_error")
         finally:
+            await self._end_live()
             self._writer.close()
 
     async def _error(self, text: str, code: str) -> None:
@@ -81,6 +84,7 @@ class Session:
 
     async def _refuse(self, text: str, code: str) -> None:
         self._refused, self._audio = True, bytearray()
+        await self._end_live()
         await self._error(text, code)
 
     async def _handle(self, event: Event) -> None:
@@ -90,10 +94,12 @@ class Session:
         elif event.type == "transcribe":
             self._asked = event.data
         elif event.type == "audio-start":
+            await self._end_live()
             self._format = event.data
             self._audio, self._refused = bytearray(), False
         elif event.type == "audio-chunk" and not self._refused:
             self._add(event)
+            self._add_live(event.payload)
         elif event.type == "audio-stop" and not self._refused:
             asked, self._asked = self._asked, {}
             await self._transcribe(asked)
@@ -138,6 +144,31 @@ class Session:
                 "audio-too-long",
             )
 
+    def _add_live(self, data: bytes) -> None:
+        """Hear the audio while it comes, if it is of the usual kind: whole samples of 16 bits."""
+        rate, width, n_channels = self._layout()
+        if width != 2 or len(data) % (2 * n_channels) or not self._service.options.wyoming_live:
+            return
+        if self._live is None:
+            name = str(self._asked.get("name") or self._service.models.names[0])
+            model, options = self._service.models.find(name), self._options(self._asked)
+            self._live = LiveText(model, options, rate, n_channels, self._first_chunks)
+        self._live.push(np.frombuffer(data, "<i2").reshape(-1, n_channels))
+
+    async def _first_chunks(self, text: str) -> None:
+        assert self._live is not None
+        if self._live.text == text:
+            await write_event(self._writer, Event("transcript-start"))
+        await self._chunk(text)
+
+    async def _end_live(self) -> str:
+        """End the live session, if any; the text that was sent."""
+        live, text = self._live, ""
+        if live is not None:
+            await live.end()
+            self._live, text = None, live.text
+        return text
+
     def _layout(self) -> tuple[int, int, int]:
         """Rate, width and channels of the audio."""
         found: list[Any] = [self._format.get(name) for name in ("rate", "width", "channels")]
@@ -164,7 +195,9 @@ class Session:
     async def _transcribe(self, asked: dict[str, Any]) -> None:
         samples, rate = self._samples()
         model = self._service.models.find(str(asked.get("name") or self._service.models.names[0]))
-        await write_event(self._writer, Event("transcript-start"))
+        sent = await self._end_live()
+        if not sent:
+            await write_event(self._writer, Event("transcript-start"))
         if len(samples) < LEAST_SECONDS * rate:
             await self._end("", None)
             return
@@ -179,7 +212,7 @@ class Session:
                 raise api_error(error, {"language": "language"}) from error
             handle.add_done_callback(mailbox.end)
             try:
-                await self._send(model, handle, mailbox)
+                await self._send(model, handle, mailbox, sent)
             finally:
                 handle.cancel()  # without effect after the end
 
@@ -200,7 +233,8 @@ class Session:
         except Exception as error:
             raise api_error(error, {}) from error
 
-    async def _send(self, model: ServedModel, handle: Handle, mailbox: Mailbox) -> None:
+    async def _send(self, model: ServedModel, handle: Handle, mailbox: Mailbox, sent: str) -> None:
+        """Send the text as it is decoded; what was sent before is its beginning, or stays alone."""
         deltas = Deltas(model.whisper.vocab)
         while True:
             try:
@@ -211,15 +245,20 @@ class Session:
                 continue
             if segment is None:
                 break
-            await self._chunk(deltas.add(segment))
+            text = deltas.add(segment)
+            if not sent:
+                await self._chunk(text)
         try:
             transcript = handle.result(0)
         except Exception as error:
             raise api_error(error, {}) from error
-        await self._chunk(deltas.end())
+        whole = text_of(transcript)
+        await self._chunk(whole[len(sent) :] if sent and whole.startswith(sent) else "")
+        if not sent:
+            await self._chunk(deltas.end())
         self._service.metrics.audio.labels(model.name).observe(transcript.duration)
         log_event("wyoming", model=model.name, audio_s=round(transcript.duration, 3))
-        await self._end(text_of(transcript), transcript.language)
+        await self._end(whole, transcript.language)
 
     async def _chunk(self, text: str) -> None:
         if text:

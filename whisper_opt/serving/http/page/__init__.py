@@ -22,7 +22,10 @@ _FILES: Mapping[str, str] = {
     "/": "index.html",
     **{
         f"/page/{name}": name
-        for name in ("style.css", "app.js", "api.js", "formats.js", "transcript.js")
+        for name in (
+            *("style.css", "app.js", "api.js", "capture.js", "formats.js", "live.js"),
+            "transcript.js",
+        )
     },
 }
 PATHS = tuple(_FILES)

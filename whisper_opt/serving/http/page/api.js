@@ -16,6 +16,11 @@ export function useKey(value) {
   sessionStorage.setItem("api-key", value);
 }
 
+// Subprotocols of a WebSocket: the only way for a page to send a key with it.
+export function socketProtocols() {
+  return key ? ["realtime", `openai-insecure-api-key.${key}`] : ["realtime"];
+}
+
 async function request(path, init = {}) {
   const headers = key ? { authorization: `Bearer ${key}` } : {};
   const response = await fetch(path, { ...init, headers });

@@ -1,6 +1,7 @@
 // The page: choose, drop or record files, and transcribe them with the options of the form.
 
 import { ApiError, models, optionSchemas, transcribe, useKey } from "./api.js";
+import { LiveTranscription, LiveView, sessionOptions } from "./live.js";
 import { TranscriptView } from "./transcript.js";
 
 const AT_ONCE = 3; // recordings sent at the same time; the others wait here
@@ -114,7 +115,8 @@ async function whenFree(send) {
   }
 }
 
-function add(file) {
+// Shows a file; transcribes it unless its segments are known.
+function add(file, segments = null) {
   let control;
   const options = chosenOptions();
   const view = new TranscriptView(file, {
@@ -144,7 +146,13 @@ function add(file) {
     });
   };
   byId("recordings").prepend(view.root);
-  start();
+  if (!segments) {
+    start();
+    return;
+  }
+  view.started();
+  for (const segment of segments) view.add(segment);
+  view.ended();
 }
 
 function addAll(files) {
@@ -160,19 +168,39 @@ async function record() {
   }
   const stream = await navigator.mediaDevices.getUserMedia({ audio: true });
   const parts = [];
+  const live = await listen(stream);
   recorder = new MediaRecorder(stream);
   recorder.ondataavailable = (event) => parts.push(event.data);
-  recorder.onstop = () => {
+  recorder.onstop = async () => {
+    const segments = await live?.stop();
     for (const track of stream.getTracks()) track.stop();
     const type = recorder.mimeType;
     const suffix = type.includes("ogg") ? "ogg" : type.includes("mp4") ? "m4a" : "webm";
     recorder = null;
     pressed(false);
     const at = new Date().toISOString().slice(0, 19).replaceAll(":", "-");
-    add(new File(parts, `recording-${at}.${suffix}`, { type }));
+    live?.view.root.remove();
+    add(new File(parts, `recording-${at}.${suffix}`, { type }), segments);
   };
   recorder.start();
   pressed(true);
+}
+
+// The text while it is spoken; null if it is transcribed afterwards.
+async function listen(stream) {
+  const options = sessionOptions(chosenOptions());
+  if (!options) return null;
+  const view = new LiveView();
+  const live = new LiveTranscription(stream, options, (items) => view.show(items));
+  try {
+    await live.start();
+  } catch (error) {
+    live.abandon();
+    say(`No live text: ${error.message}`);
+    return null;
+  }
+  byId("recordings").prepend(view.root);
+  return Object.assign(live, { view });
 }
 
 function pressed(on) {

@@ -1,0 +1,1 @@
+"""Live transcription as Deepgram's clients ask for it, over WebSockets."""

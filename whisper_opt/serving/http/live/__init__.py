@@ -1,0 +1,1 @@
+"""WebSockets of live transcription: connections, limits, audio."""

@@ -1,0 +1,1 @@
+"""Realtime transcription of the OpenAI API, over WebSockets."""
