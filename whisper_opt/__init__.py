@@ -38,7 +38,7 @@ if TYPE_CHECKING:
         VadOptions,
     )
     from whisper_opt.text.languages import LANGUAGE_CODES, LANGUAGES
-    from whisper_opt.text.results import Dropped, Segment, Transcript, Word
+    from whisper_opt.text.results import Dropped, Segment, Transcript, Turn, Word
     from whisper_opt.text.writers import render, write
     from whisper_opt.transcription.mel_windows import decode_windows, window_languages
     from whisper_opt.transcription.model import Whisper
@@ -65,6 +65,7 @@ __all__ = [
     "TranscribeOptions",
     "Transcript",
     "TranscriptionCancelled",
+    "Turn",
     "VadOptions",
     "VerificationError",
     "Whisper",
@@ -89,7 +90,7 @@ _HOME = {
     **dict.fromkeys(
         ("LoadOptions", "SubtitleOptions", "TranscribeOptions", "VadOptions"), "core.options"
     ),
-    **dict.fromkeys(("Dropped", "Segment", "Transcript", "Word"), "text.results"),
+    **dict.fromkeys(("Dropped", "Segment", "Transcript", "Turn", "Word"), "text.results"),
     **dict.fromkeys(("LANGUAGES", "LANGUAGE_CODES"), "text.languages"),
     **dict.fromkeys(("render", "write"), "text.writers"),
     "load_audio": "audio.decode",

@@ -12,6 +12,7 @@ import pytest
 
 from whisper_opt.core.errors import OptionError
 from whisper_opt.core.options import (
+    CHANNELS,
     KINDS,
     STRATEGIES,
     TASKS,
@@ -74,6 +75,7 @@ def test_defaults_are_openai_whispers() -> None:
         "vad_min_silence_duration": 0.5,
         "vad_speech_pad": 0.2,
         "vad_max_speech_duration": 30.0,
+        "channels": "mix",
         "max_duration": 86_400.0,
         "max_audio_bytes": 2 << 30,
         "strict_audio": False,
@@ -144,6 +146,7 @@ GOOD: dict[str, list[Any]] = {
     "vad_min_silence_duration": [0, 2.0, 30],
     "vad_speech_pad": [0, 0.4, 5],
     "vad_max_speech_duration": [1, 29.5, math.inf],
+    "channels": ["mix", "split"],
     "max_duration": [0, 60, 1.5, math.inf],
     "max_audio_bytes": [1, 1 << 40],
     "strict_audio": [True, False],
@@ -238,6 +241,7 @@ BAD: dict[str, tuple[list[Any], str]] = {
         [0, 0.9, math.nan, None, "1", True],
         "expected a number from 1 to inf",
     ),
+    "channels": (["", "left", 0, None, True], "expected one of mix, split"),
     "max_duration": ([-1, math.nan, None, "60", True], "expected a number from 0 to inf"),
     "max_audio_bytes": ([0, -1, 1.5, None, True], "expected a positive integer"),
     "strict_audio": ([None, 1, "yes"], "expected True or False"),
@@ -546,7 +550,12 @@ def test_every_option_has_a_kind_that_fits_its_default(options: Any) -> None:
 def test_choices() -> None:
     fields = [*dataclasses.fields(TranscribeOptions), *dataclasses.fields(SubtitleOptions)]
     choices = {f.name: f.metadata["choices"] for f in fields if "choices" in f.metadata}
-    assert choices == {"task": TASKS, "strategy": STRATEGIES, "vad": VAD_MODES}
+    assert choices == {
+        "task": TASKS,
+        "strategy": STRATEGIES,
+        "vad": VAD_MODES,
+        "channels": CHANNELS,
+    }
 
 
 def test_one_detection_window_only_without_vad() -> None:

@@ -35,6 +35,7 @@ def test_public_names() -> None:
         "TranscribeOptions",
         "Transcript",
         "TranscriptionCancelled",
+        "Turn",
         "VadOptions",
         "VerificationError",
         "Whisper",

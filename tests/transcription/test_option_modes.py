@@ -203,6 +203,7 @@ EFFECTS: dict[str, Effect] = {
     ),
     "vad_speech_pad": Effect(0.4, "test_spans_are_those_of_the_package", checks_only),
     "vad_max_speech_duration": Effect(9.0, "test_spans_are_those_of_the_package", checks_only),
+    "channels": Effect("split", "test_each_channel_is_transcribed_by_itself"),
     "max_duration": Effect(60.0, "test_duration_is_limited_for_every_source"),
     "max_audio_bytes": Effect(1 << 20, "test_memory_is_limited"),
     "strict_audio": Effect(True, "test_damage_is_skipped_and_times_stay"),
@@ -358,7 +359,7 @@ def test_subtitle_options_show_in_every_format_or_are_refused(form: str) -> None
     assert list(SUBTITLE_VALUES) == [field.name for field in dataclasses.fields(SubtitleOptions)]
     texts = (" one", " two,", " three", " four")
     words = tuple(Word(float(i), i + 0.8, text, 1.0) for i, text in enumerate(texts))
-    segment = Segment(0, 0.0, 4.0, "".join(texts), (), -0.1, 0.0, 1.0, 0.0, 0, words)
+    segment = Segment(0, 0.0, 4.0, "".join(texts), (), -0.1, 0.0, 1.0, 0.0, 0, words, speaker="A")
     transcript = Transcript((segment,), "en", 4.0, segment.text)
     seen = [FORMATS[form](transcript)]
     for name, given in SUBTITLE_VALUES.items():

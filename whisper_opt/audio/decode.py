@@ -55,7 +55,14 @@ from whisper_opt.core.dims import SAMPLE_RATE
 from whisper_opt.core.errors import AudioError
 from whisper_opt.core.remedies import install_hint
 
-__all__ = ["STREAM_BLOCK", "AudioSource", "AudioStream", "load_audio", "open_audio"]
+__all__ = [
+    "STREAM_BLOCK",
+    "AudioSource",
+    "AudioStream",
+    "load_audio",
+    "open_audio",
+    "reopenable",
+]
 
 AudioSource = Union[str, "os.PathLike[str]", bytes, bytearray, memoryview, BinaryIO, NDArray]
 """Sources that :func:`load_audio` and :func:`open_audio` accept."""
@@ -209,6 +216,20 @@ def load_audio(
                 )
             joined.extend(block.data)
     return np.frombuffer(joined, np.float32)
+
+
+def reopenable(source: AudioSource, max_audio_bytes: int = MAX_BYTES) -> AudioSource:
+    """The same recording as a source that can be opened several times.
+
+    File objects and pipes are read into memory; all other sources are returned as they are.
+
+    Raises:
+        AudioError: the source does not exist, cannot be read, or is empty or too large.
+    """
+    if isinstance(source, (np.ndarray, bytes)):
+        return source
+    media = open_media(source, max_audio_bytes)
+    return media.data if media.path is None else media.path
 
 
 def _decode(media: Media, damage: Damage) -> tuple[Piece | None, Blocks]:

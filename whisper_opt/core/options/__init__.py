@@ -17,6 +17,7 @@ from whisper_opt.core.options.load import (
     LoadOptions,
 )
 from whisper_opt.core.options.serve import ServeOptions
+from whisper_opt.core.options.speakers import CHANNELS, SpeakerOptions
 from whisper_opt.core.options.subtitles import SubtitleOptions
 from whisper_opt.core.options.transcribe import (
     STRATEGIES,
@@ -28,6 +29,7 @@ from whisper_opt.core.options.vad import VadOptions
 
 __all__ = [
     "AUTO",
+    "CHANNELS",
     "DEVICES",
     "ENCODER_PRECISIONS",
     "KERNELS",
@@ -41,6 +43,7 @@ __all__ = [
     "VAD_MODES",
     "LoadOptions",
     "ServeOptions",
+    "SpeakerOptions",
     "SubtitleOptions",
     "TranscribeOptions",
     "VadOptions",

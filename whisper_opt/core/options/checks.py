@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from whisper_opt.core.errors import OptionError
 from whisper_opt.core.options.fields import items
+from whisper_opt.core.options.speakers import check_one_text
 from whisper_opt.core.options.vad import VadOptions
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ def check_transcription(options: TranscribeOptions) -> None:
     _check_language(options)
     _check_strategy(options)
     _check_prompts(options)
+    options.speaker_options  # noqa: B018 - checks them together
+    check_one_text(options.channels, options.transcript_prefix)
 
 
 def _check_prompts(options: TranscribeOptions) -> None:
