@@ -118,6 +118,7 @@ class Effect:
     needs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
+DIARIZE = {"diarize": True}
 REFERENCE = "test_whole_recordings_equal_the_reference"
 MIXES = "test_random_mixes_equal_single_runs"
 EFFECTS: dict[str, Effect] = {
@@ -204,6 +205,11 @@ EFFECTS: dict[str, Effect] = {
     "vad_speech_pad": Effect(0.4, "test_spans_are_those_of_the_package", checks_only),
     "vad_max_speech_duration": Effect(9.0, "test_spans_are_those_of_the_package", checks_only),
     "channels": Effect("split", "test_each_channel_is_transcribed_by_itself"),
+    "diarize": Effect(True, "test_segments_have_the_speakers_of_their_words"),
+    "num_speakers": Effect(2, "test_the_number_of_speakers_may_be_limited", needs=DIARIZE),
+    "min_speakers": Effect(2, "test_the_number_of_speakers_may_be_limited", needs=DIARIZE),
+    "max_speakers": Effect(2, "test_the_number_of_speakers_may_be_limited", needs=DIARIZE),
+    "known_speakers": Effect((("Ann", "ann.wav"),), "test_known_speakers_are_named", needs=DIARIZE),
     "max_duration": Effect(60.0, "test_duration_is_limited_for_every_source"),
     "max_audio_bytes": Effect(1 << 20, "test_memory_is_limited"),
     "strict_audio": Effect(True, "test_damage_is_skipped_and_times_stay"),
@@ -321,6 +327,7 @@ LOAD_EFFECTS: dict[str, LoadEffect] = {
     "encoder_precision": LoadEffect("int8", "test_load_says_what_computes", GPU),
     "padding": LoadEffect("whole", "test_attention_covers_all_positions", GPU),
     "kernels": LoadEffect("off", "test_load_says_what_computes", GPU),
+    "speakers": LoadEffect("speakers", "test_load_opens_the_networks"),
     "cuda_graphs": LoadEffect(False, "test_options_are_checked", ONLY_TENSORRT),
     "tensorrt_library": LoadEffect("tensorrt", "test_options_are_checked", ONLY_TENSORRT),
     "build_plans": LoadEffect(True, "test_options_are_checked", ONLY_TENSORRT),

@@ -129,16 +129,33 @@ def _sequence(read: Callable[[str], Any]) -> Callable[[str], Any]:
     return value
 
 
+def _clips(text: str) -> Any:
+    """``NAME=FILE,...``; raises ArgumentTypeError."""
+    pairs = [part.partition("=") for part in text.split(",") if part.strip()]
+    for name, sign, path in pairs:
+        if not (name.strip() and sign and path.strip()):
+            raise argparse.ArgumentTypeError(f"{text!r} has no NAME=FILE in {name!r}")
+    return tuple((name.strip(), path.strip()) for name, _, path in pairs)
+
+
 _READERS: dict[str, Callable[[str], Any]] = {
     "text": str,
     "integer": _optional(int),
     "number": _optional(float),
     "integers": _sequence(int),
     "numbers": _sequence(float),
+    "clips": _clips,
 }
 
 
-_METAVARS = {"text": "TEXT", "integer": "N", "number": "X", "integers": "N,...", "numbers": "X,..."}
+_METAVARS = {
+    "text": "TEXT",
+    "integer": "N",
+    "number": "X",
+    "integers": "N,...",
+    "numbers": "X,...",
+    "clips": "NAME=FILE,...",
+}
 """Placeholders of values in the help, by kind of option."""
 
 

@@ -32,7 +32,8 @@ class Recording(Protocol):
     def fallback(self) -> FallbackDecoder:
         """Decodes the windows."""
 
-    def hear(self, samples: F32) -> None:
+    @property
+    def hear(self) -> Callable[[F32], None]:
         """Called with the samples, in order."""
 
 

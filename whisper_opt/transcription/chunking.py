@@ -6,10 +6,11 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Iterator
-from typing import Any, Callable
+from typing import Any, Callable, Union
 
 from whisper_opt.audio.decode import AudioSource, load_audio, open_audio
 from whisper_opt.audio.features import LogMel, log_mel
+from whisper_opt.audio.speakers.networks import SpeakerNetworks
 from whisper_opt.audio.vad import SpeechDetector, cut, merge, require_model
 from whisper_opt.core.arrays import F32
 from whisper_opt.core.backend import Backend
@@ -19,6 +20,7 @@ from whisper_opt.core.options import TranscribeOptions
 from whisper_opt.text.results import Dropped
 from whisper_opt.text.vocabulary import Vocab
 from whisper_opt.transcription.channels import ChannelSplit, Recording
+from whisper_opt.transcription.diarization import Diarization
 from whisper_opt.transcription.fallback import FallbackDecoder, Suppression
 from whisper_opt.transcription.hallucinations import LoudGaps, SpeechCheck
 from whisper_opt.transcription.job import (
@@ -39,9 +41,16 @@ _SKIPPED = 2.0
 class JobFactory:
     """Creates transcription jobs for one model."""
 
-    def __init__(self, backend: Backend, vocab: Vocab, suppression: Suppression) -> None:
-        """``suppression``: token lists of the checkpoint."""
+    def __init__(
+        self,
+        backend: Backend,
+        vocab: Vocab,
+        suppression: Suppression,
+        speakers: SpeakerNetworks | None = None,
+    ) -> None:
+        """``suppression``: token lists of the checkpoint; ``speakers``: needed for ``diarize``."""
         self._backend = backend
+        self._speakers = speakers
         self._vocab = vocab
         self._suppression = suppression
 
@@ -75,27 +84,38 @@ class JobFactory:
         decoded = _with_words(options)
         fallback = FallbackDecoder(self._backend.dims, self._vocab, decoded, self._suppression)
         reading: dict[str, Any] = {"sample_rate": sample_rate, **options.reading}
-        split = ChannelSplit(options, reading, language) if options.channels == "split" else None
+        apart: Union[ChannelSplit, Diarization, None] = None
+        if options.channels == "split":
+            apart = ChannelSplit(options, reading, language)
+        elif options.diarize:
+            apart = Diarization(self._networks(), options, reading)
 
         def chunks(job: TranscriptionJob) -> Iterator[Chunk]:
-            if split is not None:
-                return split.chunks(job, source, self._chunks)
             job.language = language
-            return self._chunks(job, source, reading)
+            if apart is None:
+                return self._chunks(job, source, reading)
+            return apart.chunks(job, source, self._chunks)
 
         job = TranscriptionJob(fallback, chunks, read)
-        if split is not None:
-            job.complete = functools.partial(split.complete, job, self._tokens)
+        if apart is not None:
+            job.complete = functools.partial(apart.complete, job, self._tokens)
         return job
+
+    def _networks(self) -> SpeakerNetworks:
+        if self._speakers is None:
+            raise OptionError(
+                "diarize is on, but the model was loaded without the networks for it; write them"
+                " with whisper-opt export-speakers, and give the directory as speakers when loading"
+            )
+        return self._speakers
 
     def _check_words(self, options: TranscribeOptions) -> None:
         missing = getattr(self._backend, "no_word_times", "")  # only some backends lack them
         if missing and options.word_timestamps:
             raise OptionError(f"word_timestamps is on, but {missing}")
         if missing and options.speaker_options.needs_words:
-            raise OptionError(
-                f"channels is {options.channels!r}, which needs word times, but {missing}"
-            )
+            given = "diarize is on" if options.diarize else f"channels is {options.channels!r}"
+            raise OptionError(f"{given}, which needs word times, but {missing}")
 
     def _tokens(self, text: str) -> list[int]:
         """Tokens of text that the model has written."""
@@ -108,13 +128,13 @@ class JobFactory:
         options = job.fallback.options
         if options.strategy == "sequential":
             samples = load_audio(source, **reading)
-            job.hear(samples)
             yield self._sequential(job, samples)
+            job.hear(samples)  # decoding has begun
         elif options.clip_timestamps:
             samples = load_audio(source, **reading)
-            job.hear(samples)
             job.duration = len(samples) / SAMPLE_RATE
             yield from self._batched(job, _clips(samples, options))
+            job.hear(samples)
         else:
             with open_audio(source, **reading) as stream:
                 job.duration = stream.duration or 0.0

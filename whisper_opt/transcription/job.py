@@ -153,6 +153,7 @@ class TranscriptionJob:
         error: the error if the job has failed.
         turns: who speaks when, if that is found out; known when the job is finished.
         n_channels: channels that are transcribed by themselves.
+        hear: called with the samples of the recording in order, F32 [n] at 16 kHz, any n.
         complete: called with all segments when the last one is known, if they are known only then;
             returns those to be taken.
     """
@@ -179,6 +180,7 @@ class TranscriptionJob:
         self.error: WhisperOptError | None = None
         self.turns: tuple[Turn, ...] = ()
         self.n_channels = 1
+        self.hear: Callable[[F32], None] = _ignored
         self.complete: Callable[[list[Segment]], list[Segment]] | None = None
         self._held: list[Segment] = []
         self._source = read(chunks(self))
@@ -194,9 +196,6 @@ class TranscriptionJob:
             raise error
 
         return cls(None, lambda _: map(fail, [error]))
-
-    def hear(self, samples: F32) -> None:
-        """Called with the samples of the recording in order, F32 [n] at 16 kHz, any n."""
 
     @property
     def fallback(self) -> FallbackDecoder:
@@ -268,3 +267,7 @@ class TranscriptionJob:
     def finished(self) -> bool:
         """Whether there will be no more segments."""
         return self._source.ended and not self._open and not self._ahead
+
+
+def _ignored(samples: F32) -> None:
+    pass

@@ -44,7 +44,7 @@ def check_transcription(options: TranscribeOptions) -> None:
     _check_language(options)
     _check_strategy(options)
     _check_prompts(options)
-    options.speaker_options  # noqa: B018 - checks them together
+    object.__setattr__(options, "known_speakers", options.speaker_options.known_speakers)
     check_one_text(options.channels, options.transcript_prefix)
 
 

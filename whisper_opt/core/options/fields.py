@@ -10,8 +10,8 @@ from whisper_opt.core.errors import OptionError
 
 __all__ = ["KINDS", "check_fields", "items", "option"]
 
-KINDS = ("text", "flag", "integer", "number", "integers", "numbers")
-"""Kinds of values. The option class itself checks the last two, which are sequences."""
+KINDS = ("text", "flag", "integer", "number", "integers", "numbers", "clips")
+"""Kinds of values. The option class itself checks the last three, which hold several."""
 
 
 def option(
@@ -102,6 +102,7 @@ _CHECKS: dict[str, Callable[[Any, Any], Union[str, None]]] = {
     "number": _number,
     "integers": _unchecked,
     "numbers": _unchecked,
+    "clips": _unchecked,
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Union
 
 from whisper_opt.core.errors import OptionError
@@ -268,6 +268,13 @@ class TranscribeOptions:
     vad_max_speech_duration: float = _vad("max_speech_duration")
 
     channels: str = _speakers("channels")
+    diarize: bool = _speakers("diarize")
+    num_speakers: Union[int, None] = _speakers("num_speakers")
+    min_speakers: Union[int, None] = _speakers("min_speakers")
+    max_speakers: Union[int, None] = _speakers("max_speakers")
+    known_speakers: Union[Mapping[str, Any], Sequence[tuple[str, Any]], None] = _speakers(
+        "known_speakers"
+    )
 
     max_duration: float = option(
         86_400.0,
