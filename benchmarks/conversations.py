@@ -1,7 +1,7 @@
 """Conversations made from clips of single speakers, with known turns. A seed makes each the same.
 
-Speakers take turns at random. Six of ten turns begin after a pause of 0.1 to 1.2 s, the others
-before the one before has ended, so that about 10 % of the speech is spoken by two at once. A turn
+Speakers take turns at random. Two of three turns begin after a pause of 0.1 to 1.2 s, the others
+before the one before has ended, so that two speak at once during about a tenth of the speech. A turn
 is one clip, or a part of one cut in a pause, with the loudness of its speaker. When speech begins
 and ends in a clip is found by voice activity detection on the clean clip.
 """
@@ -162,7 +162,7 @@ def conversation(
         who = str(rng.choice([name for name in names if name != who]))
         piece = queues[who][int(rng.integers(len(queues[who])))]
         length = piece.samples.size / RATE
-        if turns and rng.random() < 0.4:
+        if turns and rng.random() < 1 / 3:
             at = max(turns[-1].start + 0.5, last_end - min(4.0, 0.6 * length) * rng.uniform(0.4, 1))
             mine = [turn.end for turn in turns if turn.speaker == who]
             at = max([at, *(end + 0.1 for end in mine)])
