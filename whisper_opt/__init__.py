@@ -52,7 +52,7 @@ if TYPE_CHECKING:
         SpeechStopped,
         Utterance,
     )
-    from whisper_opt.text.results import Dropped, Segment, Transcript, Word
+    from whisper_opt.text.results import Dropped, Segment, Transcript, Turn, Word
     from whisper_opt.text.writers import render, write
     from whisper_opt.transcription.forced_alignment import Alignment, align_text
     from whisper_opt.transcription.mel_windows import decode_windows, window_languages
@@ -92,6 +92,7 @@ __all__ = [
     "TranscribeOptions",
     "Transcript",
     "TranscriptionCancelled",
+    "Turn",
     "Utterance",
     "VadOptions",
     "VerificationError",
@@ -122,7 +123,7 @@ _HOME = {
     **dict.fromkeys(("Committed", "Failed", "Lag", "LiveEvent", "Partial"), "text.live_events"),
     **dict.fromkeys(("SpeechStarted", "SpeechStopped", "Utterance"), "text.live_events"),
     "Live": "serving.live.live",
-    **dict.fromkeys(("Dropped", "Segment", "Transcript", "Word"), "text.results"),
+    **dict.fromkeys(("Dropped", "Segment", "Transcript", "Turn", "Word"), "text.results"),
     **dict.fromkeys(("LANGUAGES", "LANGUAGE_CODES"), "text.languages"),
     **dict.fromkeys(("render", "write"), "text.writers"),
     "load_audio": "audio.decode",

@@ -33,7 +33,7 @@ from whisper_opt.export.checkpoints import Checkpoint
 from whisper_opt.runtime.engine import FORMAT_VERSION
 from whisper_opt.runtime.engine_cache import EngineCache
 from whisper_opt.text.results import Dropped, Segment, Transcript, Word
-from whisper_opt.text.writers import FORMATS, SUBTITLE_FORMATS
+from whisper_opt.text.writers import FORMATS, SUBTITLE_FORMATS, TEXT_FORMATS
 
 ROOT = Path(__file__).parents[2]
 JFK = str(ROOT / "examples" / "jfk.flac")
@@ -97,7 +97,7 @@ def test_export_inspect_transcribe(
     assert "real-time factor" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("form", sorted(FORMATS))
+@pytest.mark.parametrize("form", sorted(TEXT_FORMATS))
 def test_a_format_goes_to_standard_output(
     form: str, engine: Path, short: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -155,7 +155,7 @@ def test_help_states_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(
     ("given", "expected"),
-    [("srt,json", ["json", "srt"]), (" vtt, vtt ", ["vtt"]), ("all", sorted(FORMATS))],
+    [("srt,json", ["json", "srt"]), (" vtt, vtt ", ["vtt"]), ("all", sorted(TEXT_FORMATS))],
 )
 def test_several_formats(
     given: str,
@@ -179,9 +179,9 @@ def test_subtitle_options_go_to_the_formats_that_have_subtitles(tmp_path: Path) 
     segment = Segment(0, 0.0, 2.0, " one two", (), -0.1, 0.0, 1.0, 0.0, 0, words)
     transcript = Transcript((segment,), "en", 2.0, " one two")
     options = SubtitleOptions(max_words_per_line=1)
-    files = tuple(tmp_path / f"a.{form}" for form in FORMATS)
-    Output(tuple(FORMATS), files, options).save(transcript)
-    for form, path in zip(FORMATS, files):
+    files = tuple(tmp_path / f"a.{form}" for form in TEXT_FORMATS)
+    Output(TEXT_FORMATS, files, options).save(transcript)
+    for form, path in zip(TEXT_FORMATS, files):
         laid_out = options if form in SUBTITLE_FORMATS else SubtitleOptions()
         assert path.read_text(encoding="utf-8") == FORMATS[form](transcript, laid_out)
     assert (tmp_path / "a.lrc").read_text() == "[00:00.00]one\n[00:01.00]two\n"
@@ -543,7 +543,7 @@ def test_a_listing_is_printed_anywhere(encoding: str, monkeypatch: pytest.Monkey
 
 @pytest.mark.usefixtures("speaking")
 @pytest.mark.parametrize("encoding", [*ENCODINGS, "utf-16"])
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", TEXT_FORMATS)
 def test_a_format_is_utf_8_anywhere(
     form: str, encoding: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 from whisper_opt.core.errors import OptionError
 from whisper_opt.core.options import (
+    CHANNELS,
     KINDS,
     STRATEGIES,
     TASKS,
@@ -76,6 +78,12 @@ def test_defaults_are_openai_whispers() -> None:
         "vad_min_silence_duration": 0.5,
         "vad_speech_pad": 0.2,
         "vad_max_speech_duration": 30.0,
+        "channels": "mix",
+        "diarize": False,
+        "num_speakers": None,
+        "min_speakers": None,
+        "max_speakers": None,
+        "known_speakers": (),
         "max_duration": 86_400.0,
         "max_audio_bytes": 2 << 30,
         "strict_audio": False,
@@ -100,6 +108,10 @@ WITH: dict[str, dict[str, Any]] = {
     "hallucination_silence_threshold": {"word_timestamps": True},
     "max_line_count": {"max_line_width": 40},
     "length_penalty": {"beam_size": 5},
+    "num_speakers": {"diarize": True},
+    "min_speakers": {"diarize": True},
+    "max_speakers": {"diarize": True},
+    "known_speakers": {"diarize": True},
     "vad_speech_pad": {"vad": "cut"},
     "vad_max_speech_duration": {"vad": "cut"},
 }
@@ -156,6 +168,12 @@ GOOD: dict[str, list[Any]] = {
     "vad_min_silence_duration": [0, 2.0, 30],
     "vad_speech_pad": [0, 0.4, 5],
     "vad_max_speech_duration": [1, 29.5, math.inf],
+    "channels": ["mix", "split"],
+    "diarize": [True, False],
+    "num_speakers": [None, 1, 64],
+    "min_speakers": [None, 1, 64],
+    "max_speakers": [None, 1, 64],
+    "known_speakers": [(), (("Ann", "ann.wav"), ("Bob", b"wav"))],
     "max_duration": [0, 60, 1.5, math.inf],
     "max_audio_bytes": [1, 1 << 40],
     "strict_audio": [True, False],
@@ -255,6 +273,15 @@ BAD: dict[str, tuple[list[Any], str]] = {
         [0, 0.9, math.nan, None, "1", True],
         "expected a number from 1 to inf",
     ),
+    "channels": (["", "left", 0, None, True], "expected one of mix, split"),
+    "diarize": (["yes", 1, None], "expected True or False"),
+    "num_speakers": ([0, 65, 2.0, True, "2"], "expected an integer from 1 to 64 or None"),
+    "min_speakers": ([0, 65, 2.0, True, "2"], "expected an integer from 1 to 64 or None"),
+    "max_speakers": ([0, 65, 2.0, True, "2"], "expected an integer from 1 to 64 or None"),
+    "known_speakers": (
+        ["ann.wav", 3, ("ann.wav",), (("", "ann.wav"),), ((1, "ann.wav"),)],
+        "expected a dictionary: the name of each",
+    ),
     "max_duration": ([-1, math.nan, None, "60", True], "expected a number from 0 to inf"),
     "max_audio_bytes": ([0, -1, 1.5, None, True], "expected a positive integer"),
     "strict_audio": ([None, 1, "yes"], "expected True or False"),
@@ -352,6 +379,25 @@ CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
     (
         {"strategy": "batched", "condition_on_previous_text": True},
         "condition_on_previous_text is on, but in batched mode",
+    ),
+    ({"num_speakers": 2}, "num_speakers is given, but it needs diarize"),
+    ({"known_speakers": {"Ann": "a.wav"}}, "known_speakers is given, but it needs diarize"),
+    ({"diarize": True, "channels": "split"}, "diarize is on and channels is 'split'"),
+    (
+        {"diarize": True, "num_speakers": 2, "max_speakers": 3},
+        "num_speakers and max_speakers are both given",
+    ),
+    (
+        {"diarize": True, "min_speakers": 4, "max_speakers": 3},
+        "min_speakers is 4; expected at most max_speakers, which is 3",
+    ),
+    (
+        {"diarize": True, "known_speakers": {"Ann": io.BytesIO(b"")}},
+        "a file object for 'Ann', which can be read only once",
+    ),
+    (
+        {"diarize": True, "known_speakers": (("Ann", "a.wav"), (" Ann", "b.wav"))},
+        "has a name twice",
     ),
     ({"strategy": "batched", "vad": "off"}, "vad is 'off', but batched mode needs .*'cut'"),
     ({"strategy": "batched", "vad": "check"}, "vad is 'check', but batched mode needs .*'cut'"),
@@ -555,7 +601,7 @@ def test_every_option_has_a_kind_that_fits_its_default(options: Any) -> None:
         assert (kind == "integer") == (type(value) is int), field.name
         assert (kind == "number") == isinstance(value, float), field.name
         assert (kind == "text") == isinstance(value, str), field.name
-        assert (kind in ("integers", "numbers")) == isinstance(value, tuple), field.name
+        assert (kind in ("integers", "numbers", "clips")) == isinstance(value, tuple), field.name
     kinds = {field.metadata["kind"] for field in dataclasses.fields(TranscribeOptions)}
     assert kinds == set(KINDS)
 
@@ -563,7 +609,12 @@ def test_every_option_has_a_kind_that_fits_its_default(options: Any) -> None:
 def test_choices() -> None:
     fields = [*dataclasses.fields(TranscribeOptions), *dataclasses.fields(SubtitleOptions)]
     choices = {f.name: f.metadata["choices"] for f in fields if "choices" in f.metadata}
-    assert choices == {"task": TASKS, "strategy": STRATEGIES, "vad": VAD_MODES}
+    assert choices == {
+        "task": TASKS,
+        "strategy": STRATEGIES,
+        "vad": VAD_MODES,
+        "channels": CHANNELS,
+    }
 
 
 def test_one_detection_window_only_without_vad() -> None:

@@ -47,6 +47,7 @@ def test_public_names() -> None:
         "TranscribeOptions",
         "Transcript",
         "TranscriptionCancelled",
+        "Turn",
         "Utterance",
         "VadOptions",
         "VerificationError",

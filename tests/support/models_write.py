@@ -203,10 +203,12 @@ class _Pickle:
         # A matrix stored transposed has strides, as PyTorch writes views.
         fortran = values.ndim == 2 and not values.flags.c_contiguous
         base = values.T if fortran else values
-        strides = tuple(step // 4 for step in values.strides)
+        strides = tuple(step // values.itemsize for step in values.strides)
         key = str(len(self.storages))
-        self.storages.append(encode(base, self._dtype))
-        storage = f"ctorch\n{_TORCH[self._dtype]}\n".encode()
+        counter = values.dtype == np.int64
+        self.storages.append(base.tobytes() if counter else encode(base, self._dtype))
+        kind = "LongStorage" if counter else _TORCH[self._dtype]
+        storage = f"ctorch\n{kind}\n".encode()
         pid = [self.value("storage"), storage, *map(self.value, (key, "cpu", values.size))]
         arguments = [
             b"(" + b"".join(pid) + self._view + b"tQ",

@@ -185,7 +185,7 @@ def test_goldens_cover_every_option() -> None:
 
 
 def test_formats_are_those_of_the_reference_and_two_more() -> None:
-    assert list(writers.FORMATS) == ["txt", "srt", "vtt", "tsv", "json", "lrc", "ass"]
+    assert list(writers.FORMATS) == ["txt", "srt", "vtt", "tsv", "json", "lrc", "ass", "rttm"]
     assert set(writers.SUBTITLE_FORMATS) < set(writers.FORMATS)
 
 

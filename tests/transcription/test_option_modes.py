@@ -122,6 +122,7 @@ class Effect:
     needs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
+DIARIZE = {"diarize": True}
 REFERENCE = "test_whole_recordings_equal_the_reference"
 MIXES = "test_random_mixes_equal_single_runs"
 EFFECTS: dict[str, Effect] = {
@@ -211,6 +212,12 @@ EFFECTS: dict[str, Effect] = {
     ),
     "vad_speech_pad": Effect(0.4, "test_spans_are_those_of_the_package", checks_only),
     "vad_max_speech_duration": Effect(9.0, "test_spans_are_those_of_the_package", checks_only),
+    "channels": Effect("split", "test_each_channel_is_transcribed_by_itself"),
+    "diarize": Effect(True, "test_segments_have_the_speakers_of_their_words"),
+    "num_speakers": Effect(2, "test_the_number_of_speakers_may_be_limited", needs=DIARIZE),
+    "min_speakers": Effect(2, "test_the_number_of_speakers_may_be_limited", needs=DIARIZE),
+    "max_speakers": Effect(2, "test_the_number_of_speakers_may_be_limited", needs=DIARIZE),
+    "known_speakers": Effect((("Ann", "ann.wav"),), "test_known_speakers_are_named", needs=DIARIZE),
     "max_duration": Effect(60.0, "test_duration_is_limited_for_every_source"),
     "max_audio_bytes": Effect(1 << 20, "test_memory_is_limited"),
     "strict_audio": Effect(True, "test_damage_is_skipped_and_times_stay"),
@@ -328,6 +335,7 @@ LOAD_EFFECTS: dict[str, LoadEffect] = {
     "encoder_precision": LoadEffect("int8", "test_load_says_what_computes", GPU),
     "padding": LoadEffect("whole", "test_attention_covers_all_positions", GPU),
     "kernels": LoadEffect("off", "test_load_says_what_computes", GPU),
+    "speakers": LoadEffect("speakers", "test_load_opens_the_networks"),
     "cuda_graphs": LoadEffect(False, "test_options_are_checked", ONLY_TENSORRT),
     "tensorrt_library": LoadEffect("tensorrt", "test_options_are_checked", ONLY_TENSORRT),
     "build_plans": LoadEffect(True, "test_options_are_checked", ONLY_TENSORRT),
@@ -366,7 +374,7 @@ def test_subtitle_options_show_in_every_format_or_are_refused(form: str) -> None
     assert list(SUBTITLE_VALUES) == [field.name for field in dataclasses.fields(SubtitleOptions)]
     texts = (" one", " two,", " three", " four")
     words = tuple(Word(float(i), i + 0.8, text, 1.0) for i, text in enumerate(texts))
-    segment = Segment(0, 0.0, 4.0, "".join(texts), (), -0.1, 0.0, 1.0, 0.0, 0, words)
+    segment = Segment(0, 0.0, 4.0, "".join(texts), (), -0.1, 0.0, 1.0, 0.0, 0, words, speaker="A")
     transcript = Transcript((segment,), "en", 4.0, segment.text)
     seen = [FORMATS[form](transcript)]
     for name, given in SUBTITLE_VALUES.items():

@@ -62,6 +62,7 @@ __all__ = [
     "checked_rate",
     "load_audio",
     "open_audio",
+    "reopenable",
     "resampler_of",
 ]
 
@@ -217,6 +218,20 @@ def load_audio(
                 )
             joined.extend(block.data)
     return np.frombuffer(joined, np.float32)
+
+
+def reopenable(source: AudioSource, max_audio_bytes: int = MAX_BYTES) -> AudioSource:
+    """The same recording as a source that can be opened several times.
+
+    File objects and pipes are read into memory; all other sources are returned as they are.
+
+    Raises:
+        AudioError: the source does not exist, cannot be read, or is empty or too large.
+    """
+    if isinstance(source, (np.ndarray, bytes)):
+        return source
+    media = open_media(source, max_audio_bytes)
+    return media.data if media.path is None else media.path
 
 
 def _decode(media: Media, damage: Damage) -> tuple[Piece | None, Blocks]:

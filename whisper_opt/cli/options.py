@@ -139,6 +139,15 @@ def _transcript(path: str) -> Any:
         raise argparse.ArgumentTypeError(f"cannot read {path}: {error}") from None
 
 
+def _clips(text: str) -> Any:
+    """``NAME=FILE,...``; raises ArgumentTypeError."""
+    pairs = [part.partition("=") for part in text.split(",") if part.strip()]
+    for name, sign, path in pairs:
+        if not (name.strip() and sign and path.strip()):
+            raise argparse.ArgumentTypeError(f"{text!r} has no NAME=FILE in {name!r}")
+    return tuple((name.strip(), path.strip()) for name, _, path in pairs)
+
+
 _READERS: dict[str, Callable[[str], Any]] = {
     "text": str,
     "integer": _optional(int),
@@ -146,6 +155,7 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "integers": _sequence(int),
     "numbers": _sequence(float),
     "transcript": _transcript,
+    "clips": _clips,
 }
 
 
@@ -156,6 +166,7 @@ _METAVARS = {
     "integers": "N,...",
     "numbers": "X,...",
     "transcript": "FILE",
+    "clips": "NAME=FILE,...",
 }
 """Placeholders of values in the help, by kind of option."""
 

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any, overload
 
-__all__ = ["Dropped", "Segment", "Transcript", "Word"]
+__all__ = ["Dropped", "Segment", "Transcript", "Turn", "Word"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,21 +22,34 @@ class Word:
         end: end, in seconds.
         word: the text, with its leading space where the language has one.
         probability: mean probability of the word's tokens, 0 to 1.
+        speaker: who says it, with ``diarize`` or ``channels="split"``, else None.
+        overlap: whether someone else speaks during most of it.
     """
 
     start: float
     end: float
     word: str
     probability: float
+    speaker: str | None = None
+    overlap: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """The word under openai-whisper's keys and in their order."""
-        return {
+        """The word under openai-whisper's keys and in their order.
+
+        ``speaker`` and ``overlap`` (not keys of the reference) are present if they are known and
+        true.
+        """
+        entry: dict[str, Any] = {
             "word": self.word,
             "start": self.start,
             "end": self.end,
             "probability": self.probability,
         }
+        if self.speaker is not None:
+            entry["speaker"] = self.speaker
+        if self.overlap:
+            entry["overlap"] = True
+        return entry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +71,8 @@ class Segment:
         language: language code of that window with ``multilingual``, else None.
         truncated: whether decoding stopped at the token limit; the rest of the text of that window
             is missing.
+        speaker: who says it, with ``diarize`` or ``channels="split"``, else None.
+        channel: the channel of the recording, from 0, with ``channels="split"``, else None.
     """
 
     id: int
@@ -73,12 +88,14 @@ class Segment:
     words: tuple[Word, ...] | None = None
     language: str | None = None
     truncated: bool = False
+    speaker: str | None = None
+    channel: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The segment under openai-whisper's keys and in their order.
 
-        ``words`` and ``language`` are present if they are not None, ``truncated`` if it is true;
-        the reference does not have the last two keys.
+        ``words``, ``language``, ``speaker`` and ``channel`` are present if they are not None,
+        ``truncated`` if it is true; of these the reference has only ``words``.
         """
         entry: dict[str, Any] = {
             "id": self.id,
@@ -98,6 +115,10 @@ class Segment:
             entry["language"] = self.language
         if self.truncated:
             entry["truncated"] = True
+        if self.speaker is not None:
+            entry["speaker"] = self.speaker
+        if self.channel is not None:
+            entry["channel"] = self.channel
         return entry
 
     def _repr_html_(self) -> str:
@@ -105,6 +126,27 @@ class Segment:
         from whisper_opt.text.html import segment_html
 
         return segment_html(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """A time in which one person speaks without a longer pause.
+
+    Turns of different speakers overlap where several speak at once.
+
+    Attributes:
+        start: beginning, in seconds from the start of the recording.
+        end: end, in seconds.
+        speaker: name of a known speaker, else ``A``, ``B``, ... in order of appearance.
+    """
+
+    start: float
+    end: float
+    speaker: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields by name."""
+        return dataclasses.asdict(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,8 +158,9 @@ class Dropped:
         end: end, in seconds.
         reason: ``no speech`` (voice activity detection found none), ``no-speech probability`` (of
             the model, above ``no_speech_threshold``), ``silence`` (the word times did not fit
-            speech, see ``hallucination_silence_threshold``) or ``loud sound`` (not transcribed,
-            because voice activity detection found no speech, but too loud to be a pause).
+            speech, see ``hallucination_silence_threshold``), ``cross-talk`` (the same words are on
+            a louder channel) or ``loud sound`` (not transcribed, because voice activity detection
+            found no speech, but too loud to be a pause).
         text: the text that was dropped; empty if nothing was transcribed.
     """
 
@@ -145,6 +188,7 @@ class Transcript(Sequence[Segment]):
         language_probability: probability of ``language``, 0 to 1, or None if it was given and not
             detected.
         dropped: text that was dropped, and long loud parts that were not transcribed.
+        turns: who speaks when, with ``diarize``, in order of time; empty without it.
     """
 
     segments: tuple[Segment, ...]
@@ -153,6 +197,7 @@ class Transcript(Sequence[Segment]):
     text: str
     language_probability: float | None = None
     dropped: tuple[Dropped, ...] = ()
+    turns: tuple[Turn, ...] = ()
 
     def __iter__(self) -> Iterator[Segment]:
         return iter(self.segments)
@@ -172,8 +217,8 @@ class Transcript(Sequence[Segment]):
     def to_dict(self) -> dict[str, Any]:
         """The result in openai-whisper's schema: ``text``, ``segments``, ``language``.
 
-        ``dropped`` (not a key of the reference) is present if it is not empty. ``duration`` and
-        ``language_probability`` are not part of that schema and are left out.
+        ``dropped`` and ``turns`` (not keys of the reference) are present if they are not empty.
+        ``duration`` and ``language_probability`` are not part of that schema and are left out.
         """
         entry: dict[str, Any] = {
             "text": self.text,
@@ -182,6 +227,8 @@ class Transcript(Sequence[Segment]):
         }
         if self.dropped:
             entry["dropped"] = [part.to_dict() for part in self.dropped]
+        if self.turns:
+            entry["turns"] = [turn.to_dict() for turn in self.turns]
         return entry
 
     def to_html(self, *, before: str = "") -> str:

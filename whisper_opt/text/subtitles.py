@@ -6,6 +6,7 @@ The layout is openai-whisper's (``SubtitlesWriter.iterate_result`` in whisper/ut
   ``max_line_width`` breaks it into lines; a word wider than a line gets its own line.
 * With ``max_line_count`` too, words flow from segment to segment: a cue ends when its lines are
   full, or when a word begins more than 3 s after the beginning of the previous word.
+* A cue has the words of one speaker (openai-whisper knows none).
 * Width is counted in characters; the space before the first word of a line is dropped.
 
 If the word times would show a cue for less than ``LEAST``, the cue takes the missing time from the
@@ -61,6 +62,11 @@ class Cue:
         return self.words[-1].end
 
     @property
+    def speaker(self) -> str | None:
+        """Who says them."""
+        return self.words[0].speaker
+
+    @property
     def text(self) -> str:
         """The text of all words, with line breaks."""
         return "".join(word.word for word in self.words)
@@ -101,7 +107,8 @@ def _laid_out(transcript: Transcript, options: SubtitleOptions) -> Iterator[Cue]
     for segment in transcript:
         if segment.words is None:
             yield from layout.take()
-            yield Cue((Word(segment.start, segment.end, segment.text.strip(), 1.0),))
+            text = segment.text.strip()
+            yield Cue((Word(segment.start, segment.end, text, 1.0, segment.speaker),))
             continue
         for i, word in enumerate(segment.words):
             yield from layout.add(word, begins=i % per_cue == 0)
@@ -177,7 +184,8 @@ class _Layout:
         """Add a word; ``begins``: it is the first of a segment or of a part of one."""
         flows = self._count is not None
         pause = flows and word.start - self._last > _PAUSE
-        apart = begins and not flows and bool(self._words)
+        other = bool(self._words) and word.speaker != self._words[-1].speaker
+        apart = (begins and not flows and bool(self._words)) or other
         fits = self._used > 0 and self._used + len(word.word) <= self._width
         self._last = word.start
         if fits and not pause and not apart:

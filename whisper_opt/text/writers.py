@@ -1,10 +1,14 @@
-r"""Formats of transcripts: txt, srt, vtt, tsv, json, lrc and ass.
+r"""Formats of transcripts: txt, srt, vtt, tsv, json, lrc, ass and rttm.
 
 The first five equal the output of openai-whisper's writers (whisper/utils.py) byte for byte, except
 that srt and vtt avoid what players misread: of ``-->`` in the text the dashes before ``->`` are
 dropped, blank lines in a cue are dropped, a cue of no duration takes time from its neighbours
 (``subtitles.LEAST``), and with highlighting a state of no or negative duration, between two words
 that overlap, is left out.
+
+Speakers, if they are known: txt, srt, lrc and ass begin every line or cue with ``NAME: ``; ass has
+the name in its field for it, too; vtt has voice tags, ``<v NAME>``; tsv has another column, json
+other keys; rttm lists nothing else.
 
 Every formatter is a pure function from a transcript to the text of a file with ``\n`` line ends.
 """
@@ -17,23 +21,27 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from types import MappingProxyType
-from typing import Protocol
+from typing import Callable, Protocol, Union
 
 from whisper_opt.core.errors import OptionError, WhisperOptError
 from whisper_opt.core.files import replace_file
 from whisper_opt.core.options import SubtitleOptions
-from whisper_opt.text.results import Transcript, Word
+from whisper_opt.text.results import Segment, Transcript, Word
+from whisper_opt.text.rttm import rttm_lines
 from whisper_opt.text.subtitles import PLAIN, Cue, cues, given
 
 __all__ = [
     "FORMATS",
     "SUBTITLE_FORMATS",
+    "TEXT_FORMATS",
     "format_timestamp",
     "render",
     "to_ass",
     "to_json",
     "to_lrc",
+    "to_rttm",
     "to_srt",
     "to_tsv",
     "to_txt",
@@ -82,7 +90,7 @@ class Formatter(Protocol):
 def to_txt(transcript: Transcript, options: SubtitleOptions = PLAIN) -> str:
     """The text of each segment on a line of its own."""
     _refuse(options, "txt")
-    return "".join(f"{segment.text.strip()}\n" for segment in transcript)
+    return "".join(f"{_said_by(segment)}{segment.text.strip()}\n" for segment in transcript)
 
 
 def to_srt(transcript: Transcript, options: SubtitleOptions = PLAIN) -> str:
@@ -93,19 +101,25 @@ def to_srt(transcript: Transcript, options: SubtitleOptions = PLAIN) -> str:
 
 def to_vtt(transcript: Transcript, options: SubtitleOptions = PLAIN) -> str:
     """WebVTT subtitles; times have hours only from one hour on."""
-    entries = _entries(transcript, options, always_hours=False, marker=".")
+    entries = _entries(transcript, options, always_hours=False, marker=".", said_by=_voice)
     return "WEBVTT\n\n" + "".join(f"{start} --> {end}\n{text}\n\n" for start, end, text in entries)
 
 
 def to_tsv(transcript: Transcript, options: SubtitleOptions = PLAIN) -> str:
-    """Tab-separated start and end in integer milliseconds, and text, under a header line."""
+    """Tab-separated start and end in integer milliseconds, and text, under a header line.
+
+    If speakers are known, they are in a fourth column.
+    """
     _refuse(options, "tsv")
+    named = any(segment.speaker is not None for segment in transcript)
     rows = (
         f"{round(1000 * segment.start)}\t{round(1000 * segment.end)}\t"
         + segment.text.strip().replace("\t", " ")
+        + (f"\t{_one_line(segment.speaker or '').replace(chr(9), ' ')}" if named else "")
         for segment in transcript
     )
-    return "".join(f"{row}\n" for row in ("start\tend\ttext", *rows))
+    header = "start\tend\ttext" + ("\tspeaker" if named else "")
+    return "".join(f"{row}\n" for row in (header, *rows))
 
 
 def to_json(transcript: Transcript, options: SubtitleOptions = PLAIN) -> str:
@@ -127,7 +141,8 @@ def to_lrc(transcript: Transcript, options: SubtitleOptions = PLAIN) -> str:
     """
     lines = (line for cue in cues(transcript, options) for line in _lines(cue))
     return "".join(
-        f"[{_minutes(line[0].start)}]{_lyrics(line, options.highlight_words)}\n" for line in lines
+        f"[{_minutes(line[0].start)}]{_said_by(line[0])}{_lyrics(line, options.highlight_words)}\n"
+        for line in lines
     )
 
 
@@ -143,12 +158,21 @@ def to_ass(transcript: Transcript, options: SubtitleOptions = PLAIN) -> str:
     backslash is followed by U+2060, which is invisible.
     """
     events = (
-        f"Dialogue: 0,{_hours(cue.start)},{_hours(cue.end)},Default,,0,0,0,,"
+        f"Dialogue: 0,{_hours(cue.start)},{_hours(cue.end)},Default,{_ass_name(cue)},0,0,0,,"
+        + _ass_text(_said_by(cue))
         + (_karaoke(cue) if options.highlight_words else _ass_text(cue.text))
         for cue in cues(transcript, options)
         if cue.text.strip()
     )
     return _ASS_HEADER + "".join(f"{event}\n" for event in events)
+
+
+def to_rttm(
+    transcript: Transcript, options: SubtitleOptions = PLAIN, *, name: str = "recording"
+) -> str:
+    """Who speaks when, one line per turn; ``name`` of the recording is its second field."""
+    _refuse(options, "rttm")
+    return "".join(f"{line}\n" for line in rttm_lines(transcript, name))
 
 
 FORMATS: Mapping[str, Formatter] = MappingProxyType(
@@ -160,9 +184,13 @@ FORMATS: Mapping[str, Formatter] = MappingProxyType(
         "json": to_json,
         "lrc": to_lrc,
         "ass": to_ass,
+        "rttm": to_rttm,
     }
 )
 """Formatter of each format by its file extension."""
+
+TEXT_FORMATS = tuple(name for name in FORMATS if name != "rttm")
+"""Formats that hold the text, so that every transcript can be written in all of them."""
 
 SUBTITLE_FORMATS = ("srt", "vtt", "lrc", "ass")
 """Formats that accept :class:`SubtitleOptions`; the others have no cues."""
@@ -197,7 +225,10 @@ def write(
         OptionError: ``format`` is not a key of :data:`FORMATS`, or ``options`` cannot be honoured.
         WhisperOptError: the file cannot be written.
     """
-    text = render(transcript, format, options)
+    if format == "rttm":
+        text = to_rttm(transcript, options, name=Path(path).stem)
+    else:
+        text = render(transcript, format, options)
     try:
         replace_file(path, text.encode("utf-8"))
     except (OSError, UnicodeError) as error:
@@ -216,11 +247,37 @@ def _refuse(options: SubtitleOptions, format: str) -> None:
         )
 
 
+# speakers
+
+
+def _said_by(said: Union[Segment, Word, Cue]) -> str:
+    """What is before a text whose speaker is known."""
+    return "" if said.speaker is None else f"{_one_line(said.speaker)}: "
+
+
+def _voice(said: Union[Segment, Word, Cue]) -> str:
+    """The start of a voice span of WebVTT, which ends with the cue."""
+    if said.speaker is None:
+        return ""
+    name = _one_line(said.speaker).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return f"<v {name}>"
+
+
+def _ass_name(cue: Cue) -> str:
+    """The speaker as a field of a line; fields are separated by commas."""
+    return _one_line(cue.speaker or "").replace(",", ";")
+
+
 # srt and vtt
 
 
 def _entries(
-    transcript: Transcript, options: SubtitleOptions, *, always_hours: bool, marker: str
+    transcript: Transcript,
+    options: SubtitleOptions,
+    *,
+    always_hours: bool,
+    marker: str,
+    said_by: Callable[[Cue], str] = _said_by,
 ) -> Iterator[tuple[str, str, str]]:
     """Start, end and text of every cue or, with ``highlight_words``, of every state of it."""
     for cue in map(_readable, cues(transcript, options)):
@@ -229,7 +286,7 @@ def _entries(
             yield (
                 format_timestamp(start, always_hours=always_hours, marker=marker),
                 format_timestamp(end, always_hours=always_hours, marker=marker),
-                text,
+                said_by(cue) + text.lstrip(" ") if cue.speaker else text,
             )
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterator
-from typing import Any, Callable
+from typing import Any, Callable, Union
 
 from whisper_opt.audio.decode import AudioSource, load_audio, open_audio
 from whisper_opt.audio.features import LogMel, log_mel
+from whisper_opt.audio.speakers.networks import SpeakerNetworks
 from whisper_opt.audio.vad import SpeechDetector, cut, merge, require_model
 from whisper_opt.core.arrays import F32
 from whisper_opt.core.backend import Backend
@@ -17,6 +19,8 @@ from whisper_opt.core.errors import OptionError
 from whisper_opt.core.options import TranscribeOptions
 from whisper_opt.text.results import Dropped
 from whisper_opt.text.vocabulary import Vocab
+from whisper_opt.transcription.channels import ChannelSplit, Recording
+from whisper_opt.transcription.diarization import Diarization
 from whisper_opt.transcription.drafts import ChunkDraft
 from whisper_opt.transcription.fallback import FallbackDecoder, Suppression
 from whisper_opt.transcription.hallucinations import LoudGaps, SpeechCheck
@@ -39,9 +43,16 @@ _SKIPPED = 2.0
 class JobFactory:
     """Creates transcription jobs for one model."""
 
-    def __init__(self, backend: Backend, vocab: Vocab, suppression: Suppression) -> None:
-        """``suppression``: token lists of the checkpoint."""
+    def __init__(
+        self,
+        backend: Backend,
+        vocab: Vocab,
+        suppression: Suppression,
+        speakers: SpeakerNetworks | None = None,
+    ) -> None:
+        """``suppression``: token lists of the checkpoint; ``speakers``: needed for ``diarize``."""
         self._backend = backend
+        self._speakers = speakers
         self._vocab = vocab
         self._suppression = suppression
 
@@ -69,30 +80,28 @@ class JobFactory:
             is_multilingual=self._vocab.is_multilingual,
             n_audio_ctx=self._backend.dims.n_audio_ctx,
         )
-        missing = getattr(self._backend, "no_word_times", "")  # only some backends lack them
-        if options.word_timestamps and missing:
-            raise OptionError(f"word_timestamps is on, but {missing}")
+        self._check_words(options)
         if options.vad_mode != "off":
             require_model()
-        fallback = FallbackDecoder(self._backend.dims, self._vocab, options, self._suppression)
-
+        decoded = _with_words(options)
+        fallback = FallbackDecoder(self._backend.dims, self._vocab, decoded, self._suppression)
         reading: dict[str, Any] = {"sample_rate": sample_rate, **options.reading}
+        apart: Union[ChannelSplit, Diarization, None] = None
+        if options.channels == "split":
+            apart = ChannelSplit(options, reading, language)
+        elif options.diarize:
+            apart = Diarization(self._networks(), options, reading)
 
         def chunks(job: TranscriptionJob) -> Iterator[Chunk]:
             job.language = language
-            if options.strategy == "sequential":
-                yield self._sequential(job, load_audio(source, **reading))
-            elif options.clip_timestamps:
-                samples = load_audio(source, **reading)
-                job.duration = len(samples) / SAMPLE_RATE
-                yield from self._batched(job, _clips(samples, options))
-            else:
-                with open_audio(source, **reading) as stream:
-                    job.duration = stream.duration or 0.0
-                    detector = SpeechDetector(options.vad_options)
-                    yield from self._batched(job, _speech(job, stream, detector))
+            if apart is None:
+                return self._chunks(job, source, reading)
+            return apart.chunks(job, source, self._chunks)
 
-        return TranscriptionJob(fallback, chunks, read)
+        job = TranscriptionJob(fallback, chunks, read)
+        if apart is not None:
+            job.complete = functools.partial(apart.complete, job, self._tokens)
+        return job
 
     def update_job(
         self,
@@ -117,7 +126,47 @@ class JobFactory:
 
         return TranscriptionJob(fallback, chunks, read)
 
-    def _sequential(self, job: TranscriptionJob, samples: F32) -> Chunk:
+    def _networks(self) -> SpeakerNetworks:
+        if self._speakers is None:
+            raise OptionError(
+                "diarize is on, but the model was loaded without the networks for it; write them"
+                " with whisper-opt export-speakers, and give the directory as speakers when loading"
+            )
+        return self._speakers
+
+    def _check_words(self, options: TranscribeOptions) -> None:
+        missing = getattr(self._backend, "no_word_times", "")  # only some backends lack them
+        if missing and options.word_timestamps:
+            raise OptionError(f"word_timestamps is on, but {missing}")
+        if missing and options.speaker_options.needs_words:
+            given = "diarize is on" if options.diarize else f"channels is {options.channels!r}"
+            raise OptionError(f"{given}, which needs word times, but {missing}")
+
+    def _tokens(self, text: str) -> list[int]:
+        """Tokens of text that the model has written."""
+        return self._vocab.encode(text.replace("<|", "< |"))  # not the name of a special token
+
+    def _chunks(
+        self, job: Recording, source: AudioSource, reading: dict[str, Any]
+    ) -> Iterator[Chunk]:
+        """The chunks of a recording, or of one channel of it."""
+        options = job.fallback.options
+        if options.strategy == "sequential":
+            samples = load_audio(source, **reading)
+            yield self._sequential(job, samples)
+            job.hear(samples)  # decoding has begun
+        elif options.clip_timestamps:
+            samples = load_audio(source, **reading)
+            job.duration = len(samples) / SAMPLE_RATE
+            yield from self._batched(job, _clips(samples, options))
+            job.hear(samples)
+        else:
+            with open_audio(source, **reading) as stream:
+                job.duration = stream.duration or 0.0
+                detector = SpeechDetector(options.vad_options)
+                yield from self._batched(job, _speech(job, stream, detector))
+
+    def _sequential(self, job: Recording, samples: F32) -> Chunk:
         """The sequential strategy: one chunk, the whole recording."""
         options, dims = job.fallback.options, self._backend.dims
         job.duration = len(samples) / SAMPLE_RATE
@@ -144,9 +193,7 @@ class JobFactory:
             ),
         )
 
-    def _batched(
-        self, job: TranscriptionJob, parts: Iterator[tuple[float, F32]]
-    ) -> Iterator[Chunk]:
+    def _batched(self, job: Recording, parts: Iterator[tuple[float, F32]]) -> Iterator[Chunk]:
         """The batched strategy: each part of the recording is a chunk."""
         options = job.fallback.options
         taken: list[tuple[float, F32]] = []
@@ -169,14 +216,14 @@ class JobFactory:
             windowed = dataclasses.replace(windowed, transcript_prefix=None)
             yield Chunk(mel, cursor, start)
 
-    def _draft(self, job: TranscriptionJob, start: float = 0.0) -> ChunkDraft | None:
+    def _draft(self, job: Recording, start: float = 0.0) -> ChunkDraft | None:
         """Proposals for the chunk that starts at so many seconds, if there are any."""
         options = job.fallback.options
         if options.draft is None and options.prompt_lookup_num_tokens is None:
             return None
         return ChunkDraft(options, self._vocab, self._backend.dims, start, job.duration)
 
-    def _detect_language(self, job: TranscriptionJob, mels: Iterator[F32]) -> None:
+    def _detect_language(self, job: Recording, mels: Iterator[F32]) -> None:
         """Detect the language in windows with speech; the default language if there are none."""
         options = job.fallback.options
         probs = detect_language(
@@ -206,6 +253,12 @@ class JobFactory:
 
     def _mel(self, samples: F32) -> LogMel:
         return log_mel(samples, self._backend.dims.n_mels)
+
+
+def _with_words(options: TranscribeOptions) -> TranscribeOptions:
+    """The options with word times if they are needed to tell who says what."""
+    needed = options.speaker_options.needs_words and not options.word_timestamps
+    return dataclasses.replace(options, word_timestamps=True) if needed else options
 
 
 def _speech_check(samples: F32, options: TranscribeOptions) -> SpeechCheck | None:
@@ -243,7 +296,7 @@ def _clips(samples: F32, options: TranscribeOptions) -> Iterator[tuple[float, F3
 
 
 def _speech(
-    job: TranscriptionJob, blocks: Iterator[F32], detector: SpeechDetector
+    job: Recording, blocks: Iterator[F32], detector: SpeechDetector
 ) -> Iterator[tuple[float, F32]]:
     """Start in seconds and samples of each span of speech."""
     n_read, gaps = 0, LoudGaps()
@@ -254,6 +307,7 @@ def _speech(
             n_read += len(block)
             job.duration = max(job.duration, n_read / SAMPLE_RATE)
             gaps.feed(block)
+            job.hear(block)
             yield block
         job.duration = n_read / SAMPLE_RATE
 

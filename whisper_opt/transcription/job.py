@@ -13,9 +13,10 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Callable, Protocol
 
 from whisper_opt.audio.features import LogMel
+from whisper_opt.core.arrays import F32
 from whisper_opt.core.dims import FRAMES_PER_SECOND
 from whisper_opt.core.errors import WhisperOptError
-from whisper_opt.text.results import Dropped, Segment
+from whisper_opt.text.results import Dropped, Segment, Turn
 from whisper_opt.transcription.alignment import Aligner
 from whisper_opt.transcription.fallback import FallbackDecoder, Window, WindowResult
 
@@ -66,6 +67,8 @@ class Chunk:
         self.mel = mel
         self.cursor = cursor
         self.start = start
+        self.channel: int | None = None
+        """The channel that it is part of, if channels are transcribed by themselves."""
         self.finished = False
         self.busy = False
         """Whether another thread processes the result of a window; nothing may be taken then."""
@@ -107,6 +110,9 @@ class Chunk:
         ]
 
     def _placed(self, segment: Segment, i: int) -> Segment:
+        if self.channel is not None:
+            language = segment.language or self.cursor.language
+            segment = dataclasses.replace(segment, channel=self.channel, language=language)
         if not self.start:
             return dataclasses.replace(segment, id=i)
         words = segment.words and tuple(
@@ -180,6 +186,11 @@ class TranscriptionJob:
         done: time in seconds up to which everything is decoded.
         dropped: parts dropped so far, not in order.
         error: the error if the job has failed.
+        turns: who speaks when, if that is found out; known when the job is finished.
+        n_channels: channels that are transcribed by themselves.
+        hear: called with the samples of the recording in order, F32 [n] at 16 kHz, any n.
+        complete: called with all segments when the last one is known, if they are known only then;
+            returns those to be taken.
     """
 
     def __init__(
@@ -202,6 +213,11 @@ class TranscriptionJob:
         self.done = 0.0
         self.dropped: list[Dropped] = []
         self.error: WhisperOptError | None = None
+        self.turns: tuple[Turn, ...] = ()
+        self.n_channels = 1
+        self.hear: Callable[[F32], None] = _ignored
+        self.complete: Callable[[list[Segment]], list[Segment]] | None = None
+        self._held: list[Segment] = []
         self._source = read(chunks(self))
         self._open: collections.deque[Chunk] = collections.deque()
         self._ahead: collections.deque[Chunk] = collections.deque()
@@ -253,14 +269,23 @@ class TranscriptionJob:
                 break
             ready.extend(first.take(self._n_segments + len(ready)))
             self.dropped.extend(first.take_dropped())
-            self.done = max(self.done, first.done)
+            open_chunks = self._open if first.channel is not None else (first,)
+            self.done = max(self.done, min(chunk.done for chunk in open_chunks))
             if not first.finished:
                 break
             self._open.popleft()
         self._n_segments += len(ready)
         if self.finished and self.error is None:
             self.done = max(self.done, self.duration)
-        return ready
+        return ready if self.complete is None else self._completed(ready)
+
+    def _completed(self, ready: list[Segment]) -> list[Segment]:
+        """All segments if ``ready`` are the last ones, else none."""
+        self._held += ready
+        if not self.finished or self.error is not None or self.complete is None:
+            return []
+        complete, self.complete = self.complete, None
+        return complete(self._held)
 
     def fail(self, error: WhisperOptError) -> None:
         """Fail with ``error``; segments already taken stay valid."""
@@ -277,3 +302,7 @@ class TranscriptionJob:
     def finished(self) -> bool:
         """Whether there will be no more segments."""
         return self._source.ended and not self._open and not self._ahead
+
+
+def _ignored(samples: F32) -> None:
+    pass

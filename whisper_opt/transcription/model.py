@@ -11,6 +11,7 @@ from typing import Any
 
 from whisper_opt.audio.decode import AudioSource, load_audio
 from whisper_opt.audio.features import log_mel
+from whisper_opt.audio.speakers.networks import SpeakerNetworks, open_speakers
 from whisper_opt.core.backend import Backend
 from whisper_opt.core.background import Background
 from whisper_opt.core.dims import N_FRAMES, ModelDims
@@ -65,10 +66,12 @@ class Whisper:
         device: str = "cpu",
         vocab: Vocab | None = None,
         encoder_precision: str = "engine",
+        speakers: SpeakerNetworks | None = None,
     ) -> None:
         """Create a model from an engine and a backend; most programs use :meth:`load`.
 
-        ``vocab``: vocabulary of the engine if it was read already.
+        ``vocab``: vocabulary of the engine if it was read already. ``speakers``: needed for
+        ``diarize``.
 
         Raises:
             EngineError: the engine's tokenizer does not fit its model.
@@ -79,6 +82,7 @@ class Whisper:
         """``cpu``, ``cuda`` or ``tensorrt``."""
         self.encoder_precision = encoder_precision
         """Precision of the encoder: ``engine`` (as exported), ``bf16`` or ``int8``."""
+        self._speakers = speakers
         self._shared = SharedBackend(backend)
         self._vocab = vocab or _vocab(engine)
         listed, begin = manifest.suppress_tokens, manifest.begin_suppress_tokens
@@ -118,6 +122,7 @@ class Whisper:
                   are exported;
                 - ``precision``: which graphs of a directory of Optimum;
                 - ``encoder_precision``, ``padding``, ``kernels``: how the CPU computes;
+                - ``speakers``: directory of the networks for ``diarize``;
                 - ``cuda_graphs``, ``tensorrt_library``, ``build_plans``: for ``tensorrt``;
                 - ``tensorrt_provider``: for ``cuda``.
 
@@ -134,6 +139,9 @@ class Whisper:
 
     @classmethod
     def _open(cls, path: Path, options: LoadOptions, verify: bool) -> Whisper:
+        speakers = None
+        if options.speakers is not None:
+            speakers = open_speakers(options.speakers, threads=options.threads, verify=verify)
         engine = read_engine(path, verify=verify)
         # in parallel with the graphs, which are mostly loaded outside of Python
         with Background(lambda: _vocab(engine)) as vocab:
@@ -145,6 +153,7 @@ class Whisper:
                     found.device,
                     vocab.result(),
                     encoder_precision=found.encoder_precision,
+                    speakers=speakers,
                 )
             except BaseException:  # for example a bad tokenizer: release the device
                 SharedBackend(found.backend).close()
@@ -349,7 +358,7 @@ class Whisper:
         return tuple(sorted(known or self.dims.default_alignment_heads))
 
     def _job_factory(self, backend: Backend) -> JobFactory:
-        return JobFactory(backend, self._vocab, self._suppression)
+        return JobFactory(backend, self._vocab, self._suppression, self._speakers)
 
     @property
     def _backend(self) -> Backend | None:

@@ -140,6 +140,7 @@ def transcript_of(job: TranscriptionJob, segments: tuple[Segment, ...], vocab: V
         duration=job.duration,
         dropped=tuple(sorted(job.dropped, key=lambda part: part.start)),
         text=vocab.decode([token for segment in segments for token in segment.tokens]),
+        turns=job.turns,
     )
 
 

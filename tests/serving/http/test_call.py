@@ -122,6 +122,25 @@ def test_several_languages_are_candidates() -> None:
     assert call.options.language is None
 
 
+CLIP_URL = "data:audio/wav;base64,UklGRg=="
+DIARIZED = ("response_format", "diarized_json")
+
+
+def known(name: str, url: str) -> list[tuple[str, str]]:
+    return [("known_speaker_names[]", name), ("known_speaker_references[]", url)]
+
+
+def test_speakers() -> None:
+    call = read(
+        DIARIZED, *known("agent", CLIP_URL), *known("Ann ", CLIP_URL), ("num_speakers", "3")
+    )
+    assert call.options.diarize
+    assert call.options.known_speakers == (("agent", b"RIFF"), ("Ann", b"RIFF"))
+    assert call.options.num_speakers == 3
+    assert not read(DIARIZED, ("channels", "split")).options.diarize
+    assert read(("diarize", "true"), ("response_format", "srt")).options.diarize
+
+
 def test_a_translation() -> None:
     call = read(("prompt", "Names"), translate=True)
     assert call.options.task == "translate"
@@ -135,7 +154,13 @@ def test_a_translation() -> None:
         ([("nope[]", "1")], "nope", "unknown_parameter"),
         ([("model", "other")], "model", "invalid_value"),
         ([("response_format", "xml")], "response_format", "invalid_value"),
-        ([("response_format", "diarized_json")], "response_format", "unsupported_value"),
+        (
+            [("response_format", "diarized_json"), ("diarize", "false")],
+            "diarize",
+            "invalid_value",
+        ),
+        ([("diarize", "true"), ("channels", "split")], "diarize", "invalid_value"),
+        ([("num_speakers", "2")], "num_speakers", "invalid_value"),
         ([("timestamp_granularities[]", "word")], "response_format", "invalid_value"),
         (
             [("timestamp_granularities[]", "x"), ("response_format", "verbose_json")],
@@ -144,7 +169,16 @@ def test_a_translation() -> None:
         ),
         ([("include[]", "logprobs")], "include", "unsupported_value"),
         ([("include[]", "x")], "include", "invalid_value"),
-        ([("known_speaker_names[]", "x")], "known_speaker_names", "unsupported_parameter"),
+        ([("known_speaker_names[]", "x")], "known_speaker_names", "invalid_value"),
+        ([*known("x", CLIP_URL)], "known_speaker_names", "invalid_value"),
+        ([*known("x", "http://x/a.wav"), DIARIZED], "known_speaker_references", "invalid_value"),
+        ([*known("x", CLIP_URL + "*"), DIARIZED], "known_speaker_references", "invalid_value"),
+        (
+            [*known("x", CLIP_URL), *known("x", CLIP_URL), DIARIZED],
+            "known_speaker_names",
+            "invalid_value",
+        ),
+        (17 * [*known("x", CLIP_URL)] + [DIARIZED], "known_speaker_names", "invalid_value"),
         ([("stream", "yes")], "stream", "invalid_value"),
         ([("stream", "true"), ("response_format", "srt")], "stream", "invalid_value"),
         ([("temperature", "2")], "temperature", "invalid_value"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import io
 import sys
 from collections.abc import Iterator
@@ -10,11 +11,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import soundfile
 
 from tests.support.gated_model import GatedBackend, gated_model
 from tests.support.http_server import get, post, served, wait_until, wav
 from tests.support.in_threads import Started
+from tests.support.speaker_networks import ToneNetworks, tones
 from whisper_opt import Whisper, render
+from whisper_opt.core.arrays import F32
 from whisper_opt.serving.http.server import Server
 
 if sys.version_info < (3, 10):
@@ -100,8 +104,89 @@ def test_plain_formats(client: openai.OpenAI, expected: Any, form: Any) -> None:
         assert shown == render(expected, form)
 
 
-def test_diarized_json_is_refused(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError) as caught:
+# speakers
+
+SPOKEN = [(0.5, 8.0, 0), (8.5, 15.0, 1), (15.5, 24.0, 0)]
+
+
+def encoded(samples: F32) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, samples, 16000, format="WAV")
+    return file.getvalue()
+
+
+TONES = encoded(tones(SPOKEN, 25.0))
+
+
+@pytest.fixture(scope="module")
+def with_speakers(tiny: Path) -> Iterator[tuple[Whisper, openai.OpenAI]]:
+    """A model that tells tones apart, and a client of a server with it."""
+
+    def load(source: str) -> Whisper:
+        model = Whisper.load(source, device="cpu", threads=1)
+        model._speakers = ToneNetworks.networks()
+        return model
+
+    with served(str(tiny), load=load) as running, load(str(tiny)) as model:
+        client = openai.OpenAI(base_url=f"{running.url}/v1", api_key="any", max_retries=0)
+        yield model, client
+        client.close()
+
+
+def test_diarized_json(with_speakers: tuple[Whisper, openai.OpenAI]) -> None:
+    model, client = with_speakers
+    clip = base64.b64encode(encoded(tones([(0.0, 3.0, 1)], 3.0))).decode()
+    found = create(
+        client,
+        TONES,
+        model="gpt-4o-transcribe-diarize",
+        response_format="diarized_json",
+        extra={
+            "known_speaker_names": ["agent"],
+            "known_speaker_references": [f"data:audio/wav;base64,{clip}"],
+        },
+    )
+    assert kind(found) is types.TranscriptionDiarized
+    known = {"agent": encoded(tones([(0.0, 3.0, 1)], 3.0))}
+    expected = model.transcribe(
+        TONES, temperature=0.0, vad="off", diarize=True, known_speakers=known
+    )
+    assert [(s.id, s.start, s.end, s.text, s.speaker) for s in found.segments] == [
+        (f"seg_{s.id:03d}", s.start, s.end, s.text.strip(), s.speaker) for s in expected
+    ]
+    assert {turn.speaker for turn in expected.turns} == {"A", "agent"}
+    assert found.duration == 25.0
+    assert found.text == expected.text.strip()
+
+
+def test_a_stream_of_diarized_json(with_speakers: tuple[Whisper, openai.OpenAI]) -> None:
+    model, client = with_speakers
+    events = list(create(client, TONES, response_format="diarized_json", stream=True))
+    expected = model.transcribe(TONES, temperature=0.0, vad="off", diarize=True)
+    segments = [event for event in events if event.type == "transcript.text.segment"]
+    assert all(kind(event) is types.TranscriptionTextSegmentEvent for event in segments)
+    assert [(s.text, s.speaker) for s in segments] == [
+        (s.text.strip(), s.speaker) for s in expected
+    ]
+    deltas = [event.delta for event in events if event.type == "transcript.text.delta"]
+    assert "".join(deltas) == events[-1].text == expected.text.strip()
+
+
+def test_a_clip_without_speech_is_refused(
+    with_speakers: tuple[Whisper, openai.OpenAI],
+) -> None:
+    clip = base64.b64encode(encoded(tones([], 3.0))).decode()
+    extra = {
+        "known_speaker_names": ["agent"],
+        "known_speaker_references": [f"data:audio/wav;base64,{clip}"],
+    }
+    with pytest.raises(openai.BadRequestError, match="no speech was found") as caught:
+        create(with_speakers[1], TONES, response_format="diarized_json", extra=extra)
+    assert caught.value.param == "known_speaker_references"
+
+
+def test_diarized_json_needs_the_networks(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="export-speakers") as caught:
         create(client, response_format="diarized_json")
     assert caught.value.param == "response_format"
 

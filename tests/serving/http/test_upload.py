@@ -104,7 +104,7 @@ def test_a_length_over_the_limit_is_refused_before_the_body_arrives(small: Serve
     with socket.create_connection(small.address, timeout=60) as link:
         head = (
             f"POST {TRANSCRIPTIONS} HTTP/1.1\r\nHost: x\r\nContent-Type: {KIND['content-type']}\r\n"
-            f"Content-Length: {LIMIT + (2 << 20)}\r\nExpect: 100-continue\r\n\r\n"
+            f"Content-Length: {LIMIT + (14 << 20)}\r\nExpect: 100-continue\r\n\r\n"
         )
         link.sendall(head.encode())
         assert link.recv(100).startswith(b"HTTP/1.1 413 ")
@@ -163,6 +163,7 @@ END = f"--{BOUNDARY}--\r\n".encode()
         BEGIN + b"X: " + b"y" * 9000 + b"\r\n\r\nx\r\n" + END,
         form([("model", "m")] * 2001),
         form([("prompt", "x" * (1 << 20)), MODEL]),
+        form([("known_speaker_references[]", "x" * (13 << 20)), MODEL]),
         form([MODEL], CLIP).replace(BOUNDARY.encode(), b"another"),
     ],
 )

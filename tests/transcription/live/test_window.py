@@ -97,10 +97,8 @@ def test_half_a_character_is_held_back(n_bytes: int) -> None:
 
 def byte_tokens(data: bytes) -> list[int]:
     """Tokens of single bytes."""
-    found = []
-    for byte in data:
-        found.append(next(i for i in range(256) if VOCAB.spelling([i]) == bytes([byte])))
-    return found
+    ids = {VOCAB.spelling([i]): i for i in range(256)}
+    return [ids[bytes([byte])] for byte in data]
 
 
 def test_no_new_words() -> None:

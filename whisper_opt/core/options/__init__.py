@@ -19,6 +19,7 @@ from whisper_opt.core.options.load import (
     LoadOptions,
 )
 from whisper_opt.core.options.serve import ServeOptions
+from whisper_opt.core.options.speakers import CHANNELS, SpeakerOptions
 from whisper_opt.core.options.subtitles import SubtitleOptions
 from whisper_opt.core.options.transcribe import (
     STRATEGIES,
@@ -30,6 +31,7 @@ from whisper_opt.core.options.vad import VadOptions
 
 __all__ = [
     "AUTO",
+    "CHANNELS",
     "DEVICES",
     "ENCODER_PRECISIONS",
     "FINALS",
@@ -47,6 +49,7 @@ __all__ = [
     "LiveOptions",
     "LoadOptions",
     "ServeOptions",
+    "SpeakerOptions",
     "SubtitleOptions",
     "TranscribeOptions",
     "VadOptions",

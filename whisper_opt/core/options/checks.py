@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from whisper_opt.core.errors import OptionError
 from whisper_opt.core.options.drafts import draft_segments
 from whisper_opt.core.options.fields import items
+from whisper_opt.core.options.speakers import check_one_text
 from whisper_opt.core.options.vad import VadOptions
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ def _check_drafts(options: TranscribeOptions) -> None:
                 f"{name} is given, but no temperature is 0, and proposed tokens can be verified at"
                 f" temperature 0 only; add 0 to temperature, or leave {name} out"
             )
+    object.__setattr__(options, "known_speakers", options.speaker_options.known_speakers)
+    check_one_text(options.channels, options.transcript_prefix)
 
 
 def _check_prompts(options: TranscribeOptions) -> None:

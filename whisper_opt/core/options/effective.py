@@ -16,6 +16,8 @@ _WORDS = (
     "hallucination_silence_threshold",
 )
 """Options that need word timestamps."""
+_SPEAKERS = ("num_speakers", "min_speakers", "max_speakers", "known_speakers")
+"""Options that need diarize."""
 
 
 def effective_transcription(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -78,6 +80,8 @@ def _idle_elsewhere(values: Mapping[str, Any]) -> list[str]:
         idle.append("max_initial_timestamp")
     if not values.get("word_timestamps"):
         idle += _WORDS
+    if not values.get("diarize"):
+        idle += _SPEAKERS
     if values.get("initial_prompt") is None:
         idle.append("carry_initial_prompt")
     language = values.get("language")

@@ -10,8 +10,8 @@ from whisper_opt.core.errors import OptionError
 
 __all__ = ["KINDS", "check_fields", "items", "option"]
 
-KINDS = ("text", "flag", "integer", "number", "integers", "numbers", "transcript")
-"""Kinds of values. The option class itself checks the last three."""
+KINDS = ("text", "flag", "integer", "number", "integers", "numbers", "transcript", "clips")
+"""Kinds of values. The option class itself checks the last four, which hold several."""
 
 
 def option(
@@ -103,6 +103,7 @@ _CHECKS: dict[str, Callable[[Any, Any], Union[str, None]]] = {
     "integers": _unchecked,
     "numbers": _unchecked,
     "transcript": _unchecked,
+    "clips": _unchecked,
 }
 
 

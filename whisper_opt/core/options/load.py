@@ -103,6 +103,13 @@ class LoadOptions:
         " if they can be used",
         choices=KERNELS,
     )
+    speakers: Union[str, None] = option(
+        None,
+        "text",
+        "directory of the networks for diarize, which whisper-opt export-speakers writes; they run"
+        " on the CPU",
+        metavar="DIR",
+    )
     cuda_graphs: Union[bool, None] = option(
         None,
         "flag",

@@ -42,7 +42,7 @@ class ServeOptions:
     )
     aliases: str = option(
         "whisper-1,gpt-transcribe,gpt-4o-transcribe,gpt-4o-mini-transcribe,"
-        "gpt-4o-mini-transcribe-2025-12-15",
+        "gpt-4o-mini-transcribe-2025-12-15,gpt-4o-transcribe-diarize",
         "text",
         "other names of the first model, separated by commas",
         metavar="NAME,...",

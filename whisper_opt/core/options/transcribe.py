@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Union
 
 from whisper_opt.core.errors import OptionError
 from whisper_opt.core.options.checks import LANGUAGE_OPTIONS, check_transcription
 from whisper_opt.core.options.effective import effective_transcription
 from whisper_opt.core.options.fields import check_fields, option
+from whisper_opt.core.options.speakers import SpeakerOptions
 from whisper_opt.core.options.vad import VadOptions
 
 __all__ = ["STRATEGIES", "TASKS", "VAD_MODES", "TranscribeOptions"]
@@ -23,6 +24,12 @@ VAD_MODES = ("off", "check", "cut")
 def _vad(name: str) -> Any:
     """The field ``vad_<name>``, made from that of :class:`VadOptions`."""
     meta = VadOptions.__dataclass_fields__[name]
+    return dataclasses.field(default=meta.default, metadata=meta.metadata)
+
+
+def _speakers(name: str) -> Any:
+    """The field ``name`` of :class:`SpeakerOptions`."""
+    meta = SpeakerOptions.__dataclass_fields__[name]
     return dataclasses.field(default=meta.default, metadata=meta.metadata)
 
 
@@ -276,6 +283,15 @@ class TranscribeOptions:
     vad_speech_pad: float = _vad("speech_pad")
     vad_max_speech_duration: float = _vad("max_speech_duration")
 
+    channels: str = _speakers("channels")
+    diarize: bool = _speakers("diarize")
+    num_speakers: Union[int, None] = _speakers("num_speakers")
+    min_speakers: Union[int, None] = _speakers("min_speakers")
+    max_speakers: Union[int, None] = _speakers("max_speakers")
+    known_speakers: Union[Mapping[str, Any], Sequence[tuple[str, Any]], None] = _speakers(
+        "known_speakers"
+    )
+
     max_duration: float = option(
         86_400.0,
         "number",
@@ -341,6 +357,12 @@ class TranscribeOptions:
         return VadOptions(**{name: getattr(self, f"vad_{name}") for name in names})
 
     @property
+    def speaker_options(self) -> SpeakerOptions:
+        """The options about who speaks."""
+        names = [field.name for field in dataclasses.fields(SpeakerOptions)]
+        return SpeakerOptions(**{name: getattr(self, name) for name in names})
+
+    @property
     def temperatures(self) -> tuple[float, ...]:
         """``temperature`` as a tuple of at least one."""
         given = self.temperature
@@ -375,7 +397,8 @@ class TranscribeOptions:
             OptionError: ``batch_size`` is given for one recording with the sequential strategy.
         """
         honoured = (1, _default("batch_size"))  # 1 is what the sequential strategy does
-        if self.strategy == "sequential" and self.batch_size not in honoured:
+        one = self.strategy == "sequential" and self.channels == "mix"
+        if one and self.batch_size not in honoured:
             raise OptionError(
                 f"batch_size is {self.batch_size}, but the sequential strategy decodes the windows"
                 " of one recording one after another; leave it out, or use strategy='batched'"

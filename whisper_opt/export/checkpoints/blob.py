@@ -23,6 +23,7 @@ from whisper_opt.runtime.engine import sha256
 
 __all__ = [
     "ITEM_BYTES",
+    "STORAGE_BYTES",
     "Blob",
     "Stored",
     "make_source",
@@ -33,7 +34,12 @@ __all__ = [
 
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 """Bytes of one value for each storage type that converts to float32 without loss."""
-_NUMBERS = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2", "int8": "<i1", "int16": "<i2"}
+STORAGE_BYTES = {**ITEM_BYTES, "int64": 8}
+"""The same with the type of counters, which only some checkpoints may have."""
+_NUMBERS = {
+    **{"float32": "<f4", "float16": "<f2", "bfloat16": "<u2"},
+    **{"int8": "<i1", "int16": "<i2", "int64": "<i8"},
+}
 _CHUNK_ITEMS = 1 << 20
 
 
@@ -65,7 +71,7 @@ class Blob:
     Attributes:
         path: the weight file.
         offset: first byte of the data.
-        dtype: storage type: a key of :data:`ITEM_BYTES`, or ``int8`` or ``int16``.
+        dtype: storage type: a key of :data:`STORAGE_BYTES`, or ``int8`` or ``int16``.
         shape: dimensions.
         strides: step of each axis in values, or None if the data is C-contiguous.
     """

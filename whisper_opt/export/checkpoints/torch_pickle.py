@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from whisper_opt.core.errors import CheckpointError
-from whisper_opt.export.checkpoints.blob import ITEM_BYTES, Blob
+from whisper_opt.export.checkpoints.blob import STORAGE_BYTES, Blob
 from whisper_opt.export.checkpoints.torch_legacy import is_legacy_file, read_legacy
 from whisper_opt.export.checkpoints.torch_unpickler import MAX_PICKLE_BYTES, unpickle
 
@@ -35,8 +35,12 @@ def _starts_as_zip(path: Path) -> bool:
         return False
 
 
-def read_torch(path: Path) -> Any:
+def read_torch(path: Path, *, counters: bool = False) -> Any:
     """The saved object, with tensors as unread :class:`Blob`.
+
+    Args:
+        path: the file.
+        counters: accept tensors of int64 too: the counters of batch normalizations.
 
     Raises:
         CheckpointError: the file is not one of ``torch.save``, is damaged, has tensors of an
@@ -47,7 +51,7 @@ def read_torch(path: Path) -> Any:
             return read_legacy(path)
         with zipfile.ZipFile(path) as archive:
             storages = _Storages(path, archive)
-            return unpickle(storages.pickle(), storages)
+            return unpickle(storages.pickle(), storages, counters=counters)
     except CheckpointError:
         raise
     except OSError as error:
@@ -117,7 +121,7 @@ class _Storages:
             raise CheckpointError(
                 f"{self._path.name} lacks the data of storage {key!r:.80}; fetch it again"
             )
-        n_bytes = n_items * ITEM_BYTES[dtype]
+        n_bytes = n_items * STORAGE_BYTES[dtype]
         self._check_plain(info)
         if info.file_size < n_bytes:
             raise CheckpointError(

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any, Callable, ClassVar, Protocol
 
 from whisper_opt.core.errors import CheckpointError
-from whisper_opt.export.checkpoints.blob import ITEM_BYTES, Blob
+from whisper_opt.export.checkpoints.blob import STORAGE_BYTES, Blob
 
 __all__ = ["MAX_PICKLE_BYTES", "StorageIndex", "unpickle"]
 
@@ -36,14 +36,16 @@ class StorageIndex(Protocol):
         """The storage ``key`` as one flat array; CheckpointError if it is not in the file."""
 
 
-def unpickle(stream: io.BytesIO, storages: StorageIndex) -> Any:
+def unpickle(stream: io.BytesIO, storages: StorageIndex, *, counters: bool = False) -> Any:
     """The next object of a stream, with tensors as unread :class:`Blob`.
+
+    ``counters``: accept tensors of int64 too.
 
     Raises:
         CheckpointError: it names something that tensors do not need, or a storage is not there.
         Exception: of any kind, if the pickle is damaged.
     """
-    return _Unpickler(stream, storages).load()
+    return _Unpickler(stream, storages, counters).load()
 
 
 _OPCODES = (
@@ -75,7 +77,7 @@ class _Unpickler(pickle._Unpickler):
         code[0]: pickle._Unpickler.dispatch[code[0]] for code in _OPCODES
     }
 
-    def __init__(self, file: io.BytesIO, storages: StorageIndex) -> None:
+    def __init__(self, file: io.BytesIO, storages: StorageIndex, counters: bool) -> None:
         super().__init__(file)
         self._storages = storages
         self._known: dict[tuple[str, str], Any] = {
@@ -83,6 +85,7 @@ class _Unpickler(pickle._Unpickler):
             ("torch._utils", "_rebuild_tensor_v2"): _RebuildTensor(),
             ("torch._utils", "_rebuild_parameter"): _RebuildParameter(),
             **_STORAGES,
+            **({("torch", "LongStorage"): "int64"} if counters else {}),
         }
 
     def find_class(self, module: str, name: str) -> Any:
@@ -100,7 +103,7 @@ class _Unpickler(pickle._Unpickler):
 
     def persistent_load(self, pid: Any) -> Blob:
         tag, dtype, key, _, n_items, *view = pid  # views: None since PyTorch 0.4
-        known = type(dtype) is str and dtype in ITEM_BYTES and type(key) in (str, int)
+        known = type(dtype) is str and dtype in STORAGE_BYTES and type(key) in (str, int)
         if tag != "storage" or not known or not _sizes((n_items,)) or view not in ([], [None]):
             raise pickle.UnpicklingError(f"unknown persistent id {reprlib.repr(pid)}")
         return self._storages.blob(str(key), dtype, n_items)
@@ -174,7 +177,7 @@ class _RebuildTensor:
             raise pickle.UnpicklingError("a tensor reaches outside its storage")
         return Blob(
             storage.path,
-            storage.offset + offset * ITEM_BYTES[storage.dtype],
+            storage.offset + offset * STORAGE_BYTES[storage.dtype],
             storage.dtype,
             tuple(size),
             None if _is_contiguous(size, stride) else tuple(stride),

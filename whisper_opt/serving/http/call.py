@@ -10,6 +10,7 @@ from typing import Any
 from whisper_opt.core.errors import OptionError
 from whisper_opt.core.options import ServeOptions, SubtitleOptions, TranscribeOptions
 from whisper_opt.serving.http.errors import ApiError, api_error
+from whisper_opt.serving.http.speakers import known_speakers, put_speakers
 from whisper_opt.serving.http.values import (
     flag,
     integer,
@@ -32,20 +33,18 @@ __all__ = [
     "read_call",
 ]
 
-FORMATS = ("json", "text", "srt", "verbose_json", "vtt")
+FORMATS = ("json", "text", "srt", "verbose_json", "vtt", "diarized_json")
 """Values of ``response_format``."""
-STREAMED = ("json", "text", "verbose_json")
-"""Formats with ``stream``; ``verbose_json`` adds an event with each segment to those of OpenAI."""
+STREAMED = ("json", "text", "verbose_json", "diarized_json")
+"""Formats with ``stream``; the last two have an event with each segment."""
 GRANULARITIES = ("segment", "word")
 SERVER_FIELDS = {
     "batch_size": "this server decodes the windows of all requests together (--max-batch)",
     "max_audio_bytes": "the server limits the size of a file (--max-upload-bytes)",
     "max_duration": "the server limits the duration of a recording (--max-audio-seconds)",
+    "known_speakers": "send known_speaker_names and known_speaker_references",
 }
 """Options that a request cannot set, and why."""
-_REFUSED = {
-    "diarized_json": "speakers are not distinguished by this server",
-}
 _RENAMED = {"prompt": "initial_prompt"}
 """Fields of OpenAI's API that stand for one option of the library."""
 _STRATEGY = {
@@ -164,12 +163,16 @@ def read_call(fields: Iterable[tuple[str, str]], limits: ServeOptions, *, transl
             param="model",
             code="missing_required_parameter",
         )
-    response_format = _format(form)
+    response_format = _format(form, translate)
     stream = flag("stream", form.text("stream") or "false")
     granularities = _granularities(form, response_format)
     _refuse_unsupported(form, response_format, stream)
     languages = _languages(form)
+    known = known_speakers(
+        form.texts("known_speaker_names"), form.texts("known_speaker_references")
+    )
     values, parameters = _options(form)
+    put_speakers(known, response_format, values, parameters)
     if translate:
         _set_task(values)
     if len(languages) == 1:
@@ -203,18 +206,11 @@ def read_call(fields: Iterable[tuple[str, str]], limits: ServeOptions, *, transl
     )
 
 
-def _format(form: _Fields) -> str:
+def _format(form: _Fields, translate: bool) -> str:
     name = form.text("response_format") or "json"
-    if name in _REFUSED:
-        raise ApiError(
-            400,
-            f"response_format {name!r} is not supported: {_REFUSED[name]}; expected one of"
-            f" {', '.join(FORMATS)}",
-            param="response_format",
-            code="unsupported_value",
-        )
-    if name not in FORMATS:
-        raise invalid("response_format", f"is {name!r}", f"one of {', '.join(FORMATS)}")
+    expected = FORMATS[:-1] if translate else FORMATS
+    if name not in expected:
+        raise invalid("response_format", f"is {name!r}", f"one of {', '.join(expected)}")
     return name
 
 
@@ -243,10 +239,6 @@ def _refuse_unsupported(form: _Fields, response_format: str, stream: bool) -> No
             param="include",
             code="unsupported_value",
         )
-    for name in ("known_speaker_names", "known_speaker_references"):
-        if form.values.pop(name, None):
-            reason = f"{name} is not supported: {_REFUSED['diarized_json']}; leave it out"
-            raise ApiError(400, reason, param=name, code="unsupported_parameter")
     if stream and response_format not in STREAMED:
         expected = ", ".join(STREAMED)
         raise invalid("stream", f"is true with response_format {response_format!r}", expected)

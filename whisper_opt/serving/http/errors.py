@@ -108,7 +108,9 @@ def api_error(error: BaseException, parameters: Mapping[str, str], wait: float =
         return ApiError(503, "the server is shutting down; use another", retry_after=5)
     if isinstance(error, AudioError):
         message = _UPLOAD.sub("the file", str(error))
-        return ApiError(400, message, param="file", code="invalid_audio")
+        known = "reference clip of" in message
+        field = "known_speaker_references" if known else "file"
+        return ApiError(400, message, param=field, code="invalid_audio")
     if isinstance(error, OptionError):
         message = str(error)
         return ApiError(400, message, param=_parameter(message, parameters), code="invalid_value")

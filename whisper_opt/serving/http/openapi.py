@@ -8,6 +8,7 @@ from typing import Any
 from whisper_opt.core.options import ServeOptions
 from whisper_opt.core.version import __version__
 from whisper_opt.serving.http.call import FORMATS, GRANULARITIES, LIBRARY_FIELDS
+from whisper_opt.serving.http.speakers import MAX_KNOWN
 
 __all__ = ["document"]
 
@@ -69,6 +70,8 @@ def document(models: Sequence[str], options: ServeOptions) -> dict[str, Any]:
 
 def _audio(name: str, translate: bool, models: Sequence[str]) -> dict[str, Any]:
     results = ["Transcription", "VerboseTranscription"]
+    if not translate:
+        results.append("DiarizedTranscription")
     content: dict[str, Any] = {
         "application/json": {"schema": {"anyOf": [_reference(one) for one in results]}},
         "text/plain": {"schema": _TEXT},
@@ -177,7 +180,10 @@ def _fields(translate: bool, models: Sequence[str]) -> dict[str, Any]:
         "file": {**_TEXT, "format": "binary", "description": "the recording, in any format"},
         "model": {**_TEXT, "examples": list(models)},
         "prompt": {**_TEXT, "description": LIBRARY_FIELDS["initial_prompt"].metadata["help"]},
-        "response_format": {"enum": list(FORMATS), "default": "json"},
+        "response_format": {
+            "enum": list(FORMATS[:-1] if translate else FORMATS),
+            "default": "json",
+        },
         "temperature": {
             "anyOf": [{**_NUMBER, "minimum": 0, "maximum": 1}, _array(_NUMBER)],
             "description": "0: raised if thresholds fail; an array: the temperatures to try",
@@ -190,6 +196,12 @@ def _fields(translate: bool, models: Sequence[str]) -> dict[str, Any]:
                 "keywords": {**_array(_TEXT), "description": "words to expect"},
                 "timestamp_granularities": _array({"enum": list(GRANULARITIES)}),
                 "stream": {"type": "boolean", "default": False},
+                "known_speaker_names": {**_array(_TEXT), "maxItems": MAX_KNOWN},
+                "known_speaker_references": {
+                    **_array({**_TEXT, "format": "uri"}),
+                    "maxItems": MAX_KNOWN,
+                    "description": "a data URL of 2 to 10 s of each known speaker",
+                },
                 "chunking_strategy": {"anyOf": [{"const": "auto"}, _server_vad()]},
             }
         )
@@ -280,6 +292,10 @@ def _schemas() -> dict[str, Any]:
         "duration": _NUMBER,
         "text": _TEXT,
     }
+    spoken = {
+        **{name: _TEXT for name in ("type", "id", "text", "speaker")},
+        **{name: _NUMBER for name in ("start", "end")},
+    }
     model = {"id": _TEXT, "object": {"const": "model"}, "created": _INTEGER, "owned_by": _TEXT}
     error = {"message": _TEXT, "type": _TEXT, "param": nullable, "code": nullable}
     usage = _object(("type", "seconds"), type={"const": "duration"}, seconds=_INTEGER)
@@ -319,6 +335,14 @@ def _schemas() -> dict[str, Any]:
             ("object", "data"), object={"const": "list"}, data=_array(_reference("Model"))
         ),
         "Transcription": _object(["text"], text=_TEXT, languages=languages, usage=usage),
+        "DiarizedTranscription": _object(
+            ("task", "duration", "text", "segments"),
+            task=_TEXT,
+            duration=_NUMBER,
+            text=_TEXT,
+            segments=_array(_object([*spoken], **spoken)),
+            usage=usage,
+        ),
         "VerboseTranscription": _object(
             [*verbose],
             **verbose,

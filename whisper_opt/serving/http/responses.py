@@ -9,6 +9,7 @@ import re
 from typing import Any
 
 from whisper_opt.serving.http.call import Call
+from whisper_opt.serving.http.speakers import diarized, diarized_segment
 from whisper_opt.text.languages import LANGUAGES
 from whisper_opt.text.results import Segment, Transcript
 from whisper_opt.text.vocabulary import Vocab
@@ -42,6 +43,9 @@ def rendered(transcript: Transcript, call: Call) -> tuple[bytes, str]:
         return _encoded(_short(transcript, call)), _JSON
     if form == "verbose_json":
         return _encoded(_verbose(transcript, call)), _JSON
+    if form == "diarized_json":
+        found = diarized(transcript, text_of(transcript), usage(transcript))
+        return _encoded(found), _JSON
     if form == "srt":
         return to_srt(transcript, call.subtitles).encode(), _PLAIN
     if form == "vtt":
@@ -96,7 +100,9 @@ def _segment(segment: Segment) -> dict[str, Any]:
 
 
 def segment_event(segment: Segment, call: Call) -> dict[str, Any]:
-    """The event of a segment, in a stream of ``verbose_json``."""
+    """The event of a segment, in a stream of ``verbose_json`` or ``diarized_json``."""
+    if call.response_format == "diarized_json":
+        return diarized_segment(segment)
     entry = {"type": "transcript.text.segment", **_segment(segment)}
     if "word" in call.granularities:
         entry["words"] = [word.to_dict() for word in segment.words or ()]

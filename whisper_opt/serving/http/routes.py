@@ -337,7 +337,7 @@ class _Work:
 
         handle = self._submitted(source)
         deltas, event_of = Deltas(self._model.whisper.vocab), None
-        if self._call.response_format == "verbose_json":
+        if self._call.response_format in ("verbose_json", "diarized_json"):
             event_of = functools.partial(segment_event, call=self._call)
         return EventStream(
             handle, self._mailbox, deltas, event_of, self._failure, on_end, resources

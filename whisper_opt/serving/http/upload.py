@@ -26,7 +26,11 @@ from whisper_opt.serving.http.errors import ApiError
 __all__ = ["Form", "read_form", "too_large"]
 
 _MAX_FIELD_BYTES = 1 << 20
-"""Size of all fields together, without the file."""
+"""Size of all fields together, without the file and clips."""
+_CLIPS = ("known_speaker_references", "known_speaker_references[]")
+_MAX_CLIP_BYTES = 12 << 20
+"""Size of all clips of known speakers: four of 10 s in any format."""
+_MOST_BESIDE = _MAX_FIELD_BYTES + _MAX_CLIP_BYTES
 _MAX_PARTS = 2_000
 _MAX_HEADER_BYTES = 8 << 10
 """Size of the headers of one part."""
@@ -145,7 +149,7 @@ class _Reader:
         self._form = form
         self.ended = False
         self._n_parts = 0
-        self._n_field_bytes = 0
+        self._n_bytes = {True: 0, False: 0}  # of clips, and of other fields
         self._header = b""
         self._value = b""
         self._disposition = b""
@@ -215,11 +219,14 @@ class _Reader:
         if self._is_file:
             self._form.add(data[start:end])
             return
-        self._n_field_bytes += end - start
-        if self._n_field_bytes > _MAX_FIELD_BYTES:
+        is_clip = self._name in _CLIPS
+        self._n_bytes[is_clip] += end - start
+        most = _MAX_CLIP_BYTES if is_clip else _MAX_FIELD_BYTES
+        if self._n_bytes[is_clip] > most:
+            what = "clips of known speakers" if is_clip else "fields"
             raise ApiError(
                 400,
-                f"the fields exceed {_MAX_FIELD_BYTES} bytes; only the part 'file' may be larger",
+                f"the {what} exceed {most} bytes; only the part 'file' may be larger",
                 param=self._name,
             )
         self._data += data[start:end]
@@ -252,7 +259,7 @@ async def read_form(request: Request, options: ServeOptions) -> Form:
     reader = _Reader(form)
     try:
         length = request.headers.get("content-length", "")
-        if length.isdigit() and int(length) > options.max_upload_bytes + _MAX_FIELD_BYTES:
+        if length.isdigit() and int(length) > options.max_upload_bytes + _MOST_BESIDE:
             raise too_large(options.max_upload_bytes)
         parser = MultipartParser(parser_of, reader.callbacks)
         async for chunk in _chunks(request, options.upload_timeout):

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from typing import Any
 
-from whisper_opt.text.results import Dropped, Segment, Transcript, Word
+from whisper_opt.text.results import Dropped, Segment, Transcript, Turn, Word
 
 __all__ = ["dumped", "loaded"]
 
@@ -21,6 +21,7 @@ def loaded(text: str) -> Transcript:
     entry = json.loads(text)
     entry["segments"] = tuple(map(_segment, entry["segments"]))
     entry["dropped"] = tuple(Dropped(**part) for part in entry["dropped"])
+    entry["turns"] = tuple(Turn(**turn) for turn in entry.get("turns", ()))
     return Transcript(**entry)
 
 

@@ -1,0 +1,148 @@
+"""Who speaks when in a recording that comes in blocks."""
+
+from __future__ import annotations
+
+import itertools
+import string
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from whisper_opt.audio.speakers.clustering import LIMIT, cluster, similarities
+from whisper_opt.audio.speakers.networks import SpeakerNetworks
+from whisper_opt.audio.speakers.turns import Spoken, active_frames, spans
+from whisper_opt.audio.speakers.windows import SPEAKERS, STEP, Voice, Windows
+from whisper_opt.core.arrays import F32
+from whisper_opt.core.errors import AudioError
+
+__all__ = ["SIMILAR", "Diarizer", "names", "voice_of"]
+
+SIMILAR = 0.5
+"""Cosine similarity from which a speaker is one of the known ones."""
+
+
+def names() -> Iterator[str]:
+    """A, B, ..., Z, AA, AB, ..."""
+    for length in itertools.count(1):
+        for letters in itertools.product(string.ascii_uppercase, repeat=length):
+            yield "".join(letters)
+
+
+def voice_of(networks: SpeakerNetworks, samples: F32, name: str) -> F32:
+    """The voice of the person who speaks most in a clip: F32 [n] of unit length.
+
+    Raises:
+        AudioError: nobody speaks in it; ``name`` is that of the clip.
+    """
+    windows = Windows(networks)
+    windows.feed(samples)
+    windows.finish()
+    if not windows.voices:
+        raise AudioError(
+            f"no speech was found in the reference clip of {name}; expected 2 to 10 s of one person"
+        )
+    labels, centres = _clustered(windows.voices, 1, None)
+    weights = [voice.weight for voice in windows.voices]
+    best = centres[int(np.bincount(labels, weights).argmax())]
+    found: F32 = best / np.linalg.norm(best)
+    return found
+
+
+def _clustered(voices: Sequence[Voice], low: int, high: int | None) -> tuple[Sequence[int], F32]:
+    labels, centres = cluster(
+        np.stack([voice.embedding for voice in voices]),
+        [voice.weight for voice in voices],
+        low=low,
+        high=high,
+    )
+    return labels.tolist(), centres
+
+
+class Diarizer:
+    """Finds the turns of the speakers of one recording."""
+
+    def __init__(
+        self,
+        networks: SpeakerNetworks,
+        *,
+        low: int = 1,
+        high: int | None = None,
+        known: Mapping[str, F32] | None = None,
+        step: int = STEP,
+        limit: float = LIMIT,
+    ) -> None:
+        """No samples yet.
+
+        Args:
+            networks: the networks.
+            low: minimum number of speakers.
+            high: maximum number of speakers; default: no limit.
+            known: voices of known speakers by name.
+            step: frames from window to window.
+            limit: cosine distance up to which two voices are one.
+        """
+        self._windows = Windows(networks, step)
+        self._low, self._high = low, high
+        self._known = dict(known or {})
+        self._limit = limit
+
+    def feed(self, samples: F32) -> None:
+        """Add F32 [n] at 16 kHz, any n."""
+        self._windows.feed(samples)
+
+    def finish(self) -> tuple[Spoken, ...]:
+        """The turns of all speakers in order of time."""
+        windows = self._windows
+        windows.finish()
+        if not windows.voices:
+            return ()
+        labels, centres = cluster(
+            np.stack([voice.embedding for voice in windows.voices]),
+            [voice.weight for voice in windows.voices],
+            low=self._low,
+            high=self._high,
+            limit=self._limit,
+        )
+        owners, known = self._recognized(centres)
+        table = np.full((len(windows.starts), SPEAKERS), -1)
+        for voice, label in zip(windows.voices, labels):
+            table[voice.window, voice.speaker] = owners[label]
+        n_speakers = max(owners) + 1
+        active = active_frames(
+            windows.starts, windows.activities, table.tolist(), windows.n_frames, n_speakers
+        )
+        end = windows.duration
+        found = [
+            (start, min(stop, end), speaker)
+            for speaker in range(n_speakers)
+            for start, stop in spans(active[:, speaker])
+        ]
+        return _named(sorted(found), known)
+
+    def _recognized(self, centres: F32) -> tuple[list[int], dict[int, str]]:
+        """The speaker of every cluster, and the names of those who are known."""
+        owners = list(range(len(centres)))
+        named: dict[int, str] = {}
+        if self._known:
+            alike = similarities(centres, np.stack(list(self._known.values())))
+            for cluster_, (best, value) in enumerate(zip(alike.argmax(axis=1), alike.max(axis=1))):
+                name = list(self._known)[best]
+                if value >= SIMILAR:
+                    same = [i for i, other in named.items() if other == name]
+                    owners[cluster_] = same[0] if same else cluster_
+                    named[owners[cluster_]] = name
+        return owners, named
+
+
+def _named(
+    found: Sequence[tuple[float, float, int]], known: Mapping[int, str]
+) -> tuple[Spoken, ...]:
+    """Turns with names; those who are not known are called A, B, ... as they appear."""
+    free = (name for name in names() if name not in known.values())
+    named = dict(known)
+    turns = []
+    for start, end, speaker in found:
+        if speaker not in named:
+            named[speaker] = next(free)
+        turns.append(Spoken(round(float(start), 3), round(float(end), 3), named[speaker]))
+    return tuple(turns)
