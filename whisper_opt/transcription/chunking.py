@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterator
 from typing import Any, Callable
@@ -15,10 +16,11 @@ from whisper_opt.core.backend import Backend
 from whisper_opt.core.dims import N_SAMPLES, SAMPLE_RATE
 from whisper_opt.core.errors import OptionError
 from whisper_opt.core.options import TranscribeOptions
+from whisper_opt.decoding import Drafter
 from whisper_opt.text.results import Dropped
 from whisper_opt.text.vocabulary import Vocab
-from whisper_opt.transcription.drafts import ChunkDraft
-from whisper_opt.transcription.fallback import FallbackDecoder, Suppression
+from whisper_opt.transcription.drafts import Assistant, ChunkDraft
+from whisper_opt.transcription.fallback import FallbackDecoder, Suppression, Window
 from whisper_opt.transcription.hallucinations import LoudGaps, SpeechCheck
 from whisper_opt.transcription.job import (
     Chunk,
@@ -38,8 +40,15 @@ _SKIPPED = 2.0
 class JobFactory:
     """Creates transcription jobs for one model."""
 
-    def __init__(self, backend: Backend, vocab: Vocab, suppression: Suppression) -> None:
-        """``suppression``: token lists of the checkpoint."""
+    def __init__(
+        self,
+        backend: Backend,
+        vocab: Vocab,
+        suppression: Suppression,
+        assistant: Assistant | None = None,
+    ) -> None:
+        """``suppression``: token lists of the checkpoint; ``assistant``: the draft model."""
+        self._assistant = assistant
         self._backend = backend
         self._vocab = vocab
         self._suppression = suppression
@@ -68,6 +77,8 @@ class JobFactory:
             is_multilingual=self._vocab.is_multilingual,
             n_audio_ctx=self._backend.dims.n_audio_ctx,
         )
+        if self._assistant is not None:
+            options.check_greedy("draft_model")
         missing = getattr(self._backend, "no_word_times", "")  # only some backends lack them
         if options.word_timestamps and missing:
             raise OptionError(f"word_timestamps is on, but {missing}")
@@ -118,6 +129,7 @@ class JobFactory:
                 speech_check,
                 self._draft(job),
             ),
+            assist=self._assist(job.fallback),
         )
 
     def _batched(
@@ -143,7 +155,7 @@ class JobFactory:
                 self._draft(job, start),
             )
             windowed = dataclasses.replace(windowed, transcript_prefix=None)
-            yield Chunk(mel, cursor, start)
+            yield Chunk(mel, cursor, start, self._assist(job.fallback))
 
     def _draft(self, job: TranscriptionJob, start: float = 0.0) -> ChunkDraft | None:
         """Proposals for the chunk that starts at so many seconds, if there are any."""
@@ -151,6 +163,14 @@ class JobFactory:
         if options.draft is None and options.prompt_lookup_num_tokens is None:
             return None
         return ChunkDraft(options, self._vocab, self._backend.dims, start, job.duration)
+
+    def _assist(
+        self, fallback: FallbackDecoder
+    ) -> Callable[[Window, LogMel], Callable[[], Drafter]] | None:
+        """Proposals of the draft model, if there is one."""
+        if self._assistant is None:
+            return None
+        return functools.partial(self._assistant.drafter, fallback=fallback)
 
     def _detect_language(self, job: TranscriptionJob, mels: Iterator[F32]) -> None:
         """Detect the language in windows with speech; the default language if there are none."""
