@@ -127,7 +127,7 @@ def test_a_draft_is_read_from_a_file(
     args = _parser().parse_args(["transcribe", str(english), short, "--draft", str(draft)])
     assert args.draft == [{"start": 0.0, "end": 1.0, "text": "So it is"}]
     assert run("transcribe", english, short, "--format", "txt", "--draft", draft) == 0
-    assert run("transcribe", english, short, short, "--draft", draft) == 1
+    assert run("transcribe", english, short, short, "--draft", draft) == 2
     assert "draft is given, but there are 2 recordings" in one_line(capsys)
     with pytest.raises(SystemExit):
         run("transcribe", english, short, "--draft", tmp_path / "none.srt")

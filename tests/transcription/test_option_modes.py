@@ -336,6 +336,7 @@ LOAD_EFFECTS: dict[str, LoadEffect] = {
     "padding": LoadEffect("whole", "test_attention_covers_all_positions", GPU),
     "kernels": LoadEffect("off", "test_load_says_what_computes", GPU),
     "speakers": LoadEffect("speakers", "test_load_opens_the_networks"),
+    "draft_model": LoadEffect("tiny", "test_a_draft_model_saves_steps", GPU),
     "cuda_graphs": LoadEffect(False, "test_options_are_checked", ONLY_TENSORRT),
     "tensorrt_library": LoadEffect("tensorrt", "test_options_are_checked", ONLY_TENSORRT),
     "build_plans": LoadEffect(True, "test_options_are_checked", ONLY_TENSORRT),

@@ -313,6 +313,18 @@ class Vocab:
                 current, left = [], b""
         return pieces
 
+    def equals(self, other: Vocab) -> bool:
+        """Whether every id stands for the same text or special token."""
+        special = [
+            (vocab.eot, vocab.sot, vocab.no_timestamps, vocab.timestamp_begin, vocab.timestamp_end)
+            for vocab in (self, other)
+        ]
+        return (
+            special[0] == special[1]
+            and self._pieces == other._pieces
+            and self.languages == other.languages
+        )
+
     def encode_sentence(self, text: str, language: str) -> list[int]:
         """Ids of text as a result has it: after a space, except in languages without spaces."""
         text = " ".join(text.split())

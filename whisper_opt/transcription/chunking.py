@@ -17,12 +17,13 @@ from whisper_opt.core.backend import Backend
 from whisper_opt.core.dims import N_SAMPLES, SAMPLE_RATE
 from whisper_opt.core.errors import OptionError
 from whisper_opt.core.options import TranscribeOptions
+from whisper_opt.decoding import Drafter
 from whisper_opt.text.results import Dropped
 from whisper_opt.text.vocabulary import Vocab
 from whisper_opt.transcription.channels import ChannelSplit, Recording
 from whisper_opt.transcription.diarization import Diarization
-from whisper_opt.transcription.drafts import ChunkDraft
-from whisper_opt.transcription.fallback import FallbackDecoder, Suppression
+from whisper_opt.transcription.drafts import Assistant, ChunkDraft
+from whisper_opt.transcription.fallback import FallbackDecoder, Suppression, Window
 from whisper_opt.transcription.hallucinations import LoudGaps, SpeechCheck
 from whisper_opt.transcription.job import (
     Chunk,
@@ -49,8 +50,18 @@ class JobFactory:
         vocab: Vocab,
         suppression: Suppression,
         speakers: SpeakerNetworks | None = None,
+        assistant: Assistant | None = None,
     ) -> None:
-        """``suppression``: token lists of the checkpoint; ``speakers``: needed for ``diarize``."""
+        """Make jobs for one model.
+
+        Args:
+            backend: the model.
+            vocab: its vocabulary.
+            suppression: token lists of the checkpoint.
+            speakers: networks for ``diarize``.
+            assistant: the draft model.
+        """
+        self._assistant = assistant
         self._backend = backend
         self._speakers = speakers
         self._vocab = vocab
@@ -80,6 +91,8 @@ class JobFactory:
             is_multilingual=self._vocab.is_multilingual,
             n_audio_ctx=self._backend.dims.n_audio_ctx,
         )
+        if self._assistant is not None:
+            options.check_greedy("draft_model")
         self._check_words(options)
         if options.vad_mode != "off":
             require_model()
@@ -191,6 +204,7 @@ class JobFactory:
                 speech_check,
                 self._draft(job),
             ),
+            assist=self._assist(job.fallback),
         )
 
     def _batched(self, job: Recording, parts: Iterator[tuple[float, F32]]) -> Iterator[Chunk]:
@@ -214,7 +228,7 @@ class JobFactory:
                 self._draft(job, start),
             )
             windowed = dataclasses.replace(windowed, transcript_prefix=None)
-            yield Chunk(mel, cursor, start)
+            yield Chunk(mel, cursor, start, self._assist(job.fallback))
 
     def _draft(self, job: Recording, start: float = 0.0) -> ChunkDraft | None:
         """Proposals for the chunk that starts at so many seconds, if there are any."""
@@ -222,6 +236,14 @@ class JobFactory:
         if options.draft is None and options.prompt_lookup_num_tokens is None:
             return None
         return ChunkDraft(options, self._vocab, self._backend.dims, start, job.duration)
+
+    def _assist(
+        self, fallback: FallbackDecoder
+    ) -> Callable[[Window, LogMel], Callable[[], Drafter]] | None:
+        """Proposals of the draft model, if there is one."""
+        if self._assistant is None:
+            return None
+        return functools.partial(self._assistant.drafter, fallback=fallback)
 
     def _detect_language(self, job: Recording, mels: Iterator[F32]) -> None:
         """Detect the language in windows with speech; the default language if there are none."""

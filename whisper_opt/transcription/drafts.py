@@ -6,17 +6,73 @@ import functools
 from collections.abc import Sequence
 from typing import Callable
 
+from whisper_opt.audio.features import LogMel
+from whisper_opt.core.backend import Backend, Encoded
 from whisper_opt.core.dims import FRAMES_PER_SECOND, ModelDims
+from whisper_opt.core.errors import OptionError
 from whisper_opt.core.options import TranscribeOptions, draft_segments
 from whisper_opt.decoding import Drafter
 from whisper_opt.decoding.drafters import FirstOf, KnownText, LookupDrafter, TextDrafter
 from whisper_opt.text.results import Segment
 from whisper_opt.text.vocabulary import Vocab
+from whisper_opt.transcription.fallback import FallbackDecoder, Window
 
-__all__ = ["ChunkDraft"]
+__all__ = ["Assistant", "ChunkDraft", "assistant_of"]
 
 _SETTLED = 0.1
 """Seconds; a segment of the draft that ends so soon after the start of a window is before it."""
+
+
+_MOST_ASSISTED = 5
+"""Tokens that a draft model proposes at most: as ``num_assistant_tokens`` of transformers was."""
+
+
+class Assistant:
+    """A small model that proposes tokens for the windows of a large one."""
+
+    def __init__(self, backend: Backend) -> None:
+        """``backend``: the small model; it has the vocabulary and mel bins of the large one."""
+        self._backend = backend
+
+    def drafter(
+        self, window: Window, mel: LogMel, fallback: FallbackDecoder
+    ) -> Callable[[], Drafter]:
+        """Makes the drafter of a window; a known text is preferred where it fits."""
+
+        def encode() -> Encoded:
+            return self._backend.encode(mel.window(window.seek, window.size)[None])
+
+        def make() -> Drafter:
+            small = fallback.assisted(window, self._backend, encode, _MOST_ASSISTED)
+            return small if window.drafter is None else FirstOf(window.drafter(), small)
+
+        return make
+
+
+def assistant_of(dims: ModelDims, vocab: Vocab, draft: Backend, draft_vocab: Vocab) -> Assistant:
+    """A draft model for a model.
+
+    Args:
+        dims: dimensions of the model.
+        vocab: its vocabulary.
+        draft: the draft model.
+        draft_vocab: its vocabulary.
+
+    Raises:
+        OptionError: its vocabulary or its mel bins differ.
+    """
+    found, expected = draft.dims, dims
+    if found.n_mels != expected.n_mels:
+        raise OptionError(
+            f"draft_model hears {found.n_mels} mel bins, but the model {expected.n_mels}; choose"
+            " a draft model with as many"
+        )
+    if not draft_vocab.equals(vocab):
+        raise OptionError(
+            f"draft_model has another vocabulary ({found.n_vocab} ids; the model has"
+            f" {expected.n_vocab}); choose one of the same kind, English-only or multilingual"
+        )
+    return Assistant(draft)
 
 
 class ChunkDraft:

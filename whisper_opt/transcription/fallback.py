@@ -10,6 +10,7 @@ from typing import Callable
 import numpy as np
 
 from whisper_opt.core.arrays import Int
+from whisper_opt.core.backend import Backend, Encoded
 from whisper_opt.core.dims import ModelDims
 from whisper_opt.core.errors import OptionError
 from whisper_opt.core.options import TranscribeOptions
@@ -30,6 +31,7 @@ from whisper_opt.decoding.constraints import (
     SuppressTokens,
     TimestampRules,
 )
+from whisper_opt.decoding.model_drafter import ModelDrafter
 from whisper_opt.text.vocabulary import Vocab
 
 __all__ = [
@@ -162,6 +164,29 @@ class FallbackDecoder:
             text=self._vocab.text,
             timestamp_end=self._vocab.timestamp_end,
             drafter=window.drafter if self.options.temperatures[attempt] == 0 else None,
+        )
+
+    def assisted(
+        self, window: Window, backend: Backend, encode: Callable[[], Encoded], most: int
+    ) -> ModelDrafter:
+        """Proposals of a small model for ``window``.
+
+        Args:
+            window: the window.
+            backend: the small model.
+            encode: encodes the window with it.
+            most: maximum number of tokens of a proposal.
+        """
+        begin = self._dims.n_vocab if self._begin is None else self._begin
+        return ModelDrafter(
+            backend,
+            encode,
+            window.prompt,
+            self._constraints,
+            begin,
+            self._vocab.eot,
+            most,
+            self._vocab.timestamp_end,
         )
 
     def _max_new_tokens(self, window: Window) -> int:

@@ -16,6 +16,7 @@ from whisper_opt.audio.features import LogMel
 from whisper_opt.core.arrays import F32
 from whisper_opt.core.dims import FRAMES_PER_SECOND
 from whisper_opt.core.errors import WhisperOptError
+from whisper_opt.decoding import Drafter
 from whisper_opt.text.results import Dropped, Segment, Turn
 from whisper_opt.transcription.alignment import Aligner
 from whisper_opt.transcription.fallback import FallbackDecoder, Window, WindowResult
@@ -62,8 +63,22 @@ class Cursor(Protocol):
 class Chunk:
     """A part of the recording that is decoded window by window, independently of other chunks."""
 
-    def __init__(self, mel: LogMel, cursor: Cursor, start: float = 0.0) -> None:
-        """``start``: start of the chunk in seconds from the start of the recording."""
+    def __init__(
+        self,
+        mel: LogMel,
+        cursor: Cursor,
+        start: float = 0.0,
+        assist: Callable[[Window, LogMel], Callable[[], Drafter]] | None = None,
+    ) -> None:
+        """Begin a chunk.
+
+        Args:
+            mel: its spectrogram.
+            cursor: its windows.
+            start: its start in seconds from the start of the recording.
+            assist: proposals of a draft model for a window.
+        """
+        self._assist = assist
         self.mel = mel
         self.cursor = cursor
         self.start = start
@@ -81,7 +96,9 @@ class Chunk:
         if window is None:
             self.finished = True
             return None
-        return dataclasses.replace(window, origin=round(self.start * FRAMES_PER_SECOND))
+        drafter = window.drafter if self._assist is None else self._assist(window, self.mel)
+        origin = round(self.start * FRAMES_PER_SECOND)
+        return dataclasses.replace(window, origin=origin, drafter=drafter)
 
     def accept(self, window: Window, result: WindowResult, aligner: Aligner | None) -> None:
         """Process the result of ``window``."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import importlib
 import itertools
 from collections.abc import Iterable, Iterator
@@ -33,6 +35,7 @@ from whisper_opt.transcription.alignment import aligner
 from whisper_opt.transcription.alignment_heads import HeadScore, rank_heads
 from whisper_opt.transcription.arguments import ManyOptions, check_detection, merged
 from whisper_opt.transcription.chunking import JobFactory
+from whisper_opt.transcription.drafts import Assistant, assistant_of
 from whisper_opt.transcription.fallback import Suppression
 from whisper_opt.transcription.job import TranscriptionJob
 from whisper_opt.transcription.language import language_of_recording
@@ -84,6 +87,7 @@ class Whisper:
         """Precision of the encoder: ``engine`` (as exported), ``bf16`` or ``int8``."""
         self._speakers = speakers
         self._shared = SharedBackend(backend)
+        self._assistant: Assistant | None = None
         self._vocab = vocab or _vocab(engine)
         listed, begin = manifest.suppress_tokens, manifest.begin_suppress_tokens
         self._suppression = Suppression(
@@ -123,6 +127,7 @@ class Whisper:
                 - ``precision``: which graphs of a directory of Optimum;
                 - ``encoder_precision``, ``padding``, ``kernels``: how the CPU computes;
                 - ``speakers``: directory of the networks for ``diarize``;
+                - ``draft_model``: a smaller model that proposes tokens;
                 - ``cuda_graphs``, ``tensorrt_library``, ``build_plans``: for ``tensorrt``;
                 - ``tensorrt_provider``: for ``cuda``.
 
@@ -135,7 +140,13 @@ class Whisper:
             OptionError: an option is unknown, out of range, or contradicts the device.
         """
         chosen = merged(LoadOptions, options, overrides)
-        return opened(source, chosen, on_progress, lambda path: cls._open(path, chosen, verify))
+        model = opened(source, chosen, on_progress, lambda path: cls._open(path, chosen, verify))
+        if chosen.draft_model is not None:
+            with contextlib.ExitStack() as failing:
+                failing.callback(model.close)
+                model._assistant = _assistant(model, chosen, on_progress)
+                failing.pop_all()
+        return model
 
     @classmethod
     def _open(cls, path: Path, options: LoadOptions, verify: bool) -> Whisper:
@@ -358,7 +369,7 @@ class Whisper:
         return tuple(sorted(known or self.dims.default_alignment_heads))
 
     def _job_factory(self, backend: Backend) -> JobFactory:
-        return JobFactory(backend, self._vocab, self._suppression, self._speakers)
+        return JobFactory(backend, self._vocab, self._suppression, self._speakers, self._assistant)
 
     @property
     def _backend(self) -> Backend | None:
@@ -393,6 +404,28 @@ def _check_batch_size(chosen: TranscribeOptions, shared: int, index: int) -> Non
             f"the options of recording {index} have batch_size {chosen.batch_size}, but all"
             f" recordings share one batch of {shared} windows; pass batch_size to transcribe_many"
         )
+
+
+def _assistant(
+    model: Whisper, options: LoadOptions, on_progress: ExportProgress | None
+) -> Assistant:
+    """The draft model that the options name, for a model."""
+    if model.device != "cpu":
+        raise OptionError(
+            f"draft_model is given, but the model runs on {model.device!r}, and draft models run on"
+            " the CPU; leave it out, or use device='cpu'"
+        )
+    chosen = dataclasses.replace(
+        options,
+        draft_model=None,
+        device="cpu",
+        revision=None,
+        precision="auto",  # of a model by name: the fastest
+        encoder_precision="engine",
+    )
+    small = Whisper.load(options.draft_model, options=chosen, on_progress=on_progress)
+    with small._shared.use() as backend:
+        return assistant_of(model.dims, model.vocab, backend, small.vocab)
 
 
 def _build_plans(engine: Engine, gpu: Gpu, library: str | None) -> None:

@@ -46,25 +46,15 @@ def check_transcription(options: TranscribeOptions) -> None:
     _check_strategy(options)
     _check_prompts(options)
     _check_drafts(options)
+    object.__setattr__(options, "known_speakers", options.speaker_options.known_speakers)
+    check_one_text(options.channels, options.transcript_prefix)
 
 
 def _check_drafts(options: TranscribeOptions) -> None:
     draft_segments(options.draft)
     for name in ("draft", "prompt_lookup_num_tokens"):
-        if getattr(options, name) is None:
-            continue
-        if options.beam_size is not None:
-            raise OptionError(
-                f"{name} is given, but so is beam_size ({options.beam_size}), and only greedy"
-                " decoding can verify proposed tokens; leave one of them out"
-            )
-        if 0 not in options.temperatures:
-            raise OptionError(
-                f"{name} is given, but no temperature is 0, and proposed tokens can be verified at"
-                f" temperature 0 only; add 0 to temperature, or leave {name} out"
-            )
-    object.__setattr__(options, "known_speakers", options.speaker_options.known_speakers)
-    check_one_text(options.channels, options.transcript_prefix)
+        if getattr(options, name) is not None:
+            options.check_greedy(name)
 
 
 def _check_prompts(options: TranscribeOptions) -> None:

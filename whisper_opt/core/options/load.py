@@ -110,6 +110,13 @@ class LoadOptions:
         " on the CPU",
         metavar="DIR",
     )
+    draft_model: Union[str, None] = option(
+        None,
+        "text",
+        "a smaller model with the same vocabulary, by name or path: it proposes tokens, which"
+        " greedy decoding verifies; on the CPU",
+        metavar="MODEL",
+    )
     cuda_graphs: Union[bool, None] = option(
         None,
         "flag",
@@ -159,6 +166,11 @@ class LoadOptions:
             raise OptionError(
                 f"padding is {self.padding!r}, but device is {self.device!r}, which always"
                 " processes all of it; leave it out, or use device='cpu'"
+            )
+        if self.draft_model is not None and self.device in ("cuda", "tensorrt"):
+            raise OptionError(
+                f"draft_model is given, but device is {self.device!r}, and draft models run on the"
+                " CPU; leave it out, or use device='cpu'"
             )
         self._only("cuda_graphs", self.cuda_graphs is not None, "tensorrt")
         self._only("tensorrt_library", self.tensorrt_library is not None, "tensorrt")

@@ -98,7 +98,7 @@ class TranscribeOptions:
         "transcript",
         "text that the recording probably has: a script, or an edited or earlier transcript, as"
         " text or as segments with times; greedy decoding verifies it, which is faster than"
-        " decoding step by step and gives the same result",
+        " decoding step by step and gives the same result up to rounding",
         optional=True,
     )
     prompt_lookup_num_tokens: Union[int, None] = option(
@@ -388,6 +388,23 @@ class TranscribeOptions:
             raise OptionError(
                 f"beam_size is {self.beam_size}; expected at most {n_audio_ctx}, because a window"
                 f" begins with one of the {n_audio_ctx + 1} timestamps of this model"
+            )
+
+    def check_greedy(self, name: str) -> None:
+        """Refuse an option about proposed tokens if there is no greedy decoding to verify them.
+
+        Raises:
+            OptionError: there are beams, or no temperature is 0.
+        """
+        if self.beam_size is not None:
+            raise OptionError(
+                f"{name} is given, but so is beam_size ({self.beam_size}), and only greedy decoding"
+                " can verify proposed tokens; leave one of them out"
+            )
+        if 0 not in self.temperatures:
+            raise OptionError(
+                f"{name} is given, but no temperature is 0, and proposed tokens can be verified at"
+                f" temperature 0 only; add 0 to temperature, or leave {name} out"
             )
 
     def check_alone(self) -> None:
