@@ -58,6 +58,7 @@ class Segment:
         language: language code of that window with ``multilingual``, else None.
         truncated: whether decoding stopped at the token limit; the rest of the text of that window
             is missing.
+        token_logprobs: natural log-probability of each of ``tokens``, or None without that option.
     """
 
     id: int
@@ -73,12 +74,13 @@ class Segment:
     words: tuple[Word, ...] | None = None
     language: str | None = None
     truncated: bool = False
+    token_logprobs: tuple[float, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The segment under openai-whisper's keys and in their order.
 
-        ``words`` and ``language`` are present if they are not None, ``truncated`` if it is true;
-        the reference does not have the last two keys.
+        ``words``, ``language`` and ``token_logprobs`` are present if they are not None,
+        ``truncated`` if it is true; of these the reference has ``words`` only.
         """
         entry: dict[str, Any] = {
             "id": self.id,
@@ -98,6 +100,8 @@ class Segment:
             entry["language"] = self.language
         if self.truncated:
             entry["truncated"] = True
+        if self.token_logprobs is not None:
+            entry["token_logprobs"] = list(self.token_logprobs)
         return entry
 
 

@@ -53,6 +53,11 @@ def _check_prompts(options: TranscribeOptions) -> None:
             "prefix and transcript_prefix are both given, but the first window can continue only"
             " one text; leave one of them out"
         )
+    if options.token_logprobs and options.transcript_prefix:
+        raise OptionError(
+            "token_logprobs is on, but the tokens of transcript_prefix are not sampled and have no"
+            " log-probability; leave one of them out"
+        )
 
 
 def _default(options: TranscribeOptions, name: str) -> Any:

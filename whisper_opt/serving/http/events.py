@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from whisper_opt.serving import Handle
 from whisper_opt.serving.http.errors import ApiError, error_response
-from whisper_opt.serving.http.responses import Deltas, text_of, usage
+from whisper_opt.serving.http.responses import Deltas
 from whisper_opt.text.results import Segment, Transcript
 
 __all__ = ["EventStream", "Mailbox", "disconnected"]
@@ -126,12 +126,7 @@ class EventStream(Response):
                 await self._send(send, error.body)
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
             return None, error
-        done = {
-            "type": "transcript.text.done",
-            "text": text_of(transcript),
-            "usage": usage(transcript),
-        }
-        await self._send(send, done)
+        await self._send(send, self._deltas.done(transcript))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
         return transcript, None
 
@@ -144,15 +139,15 @@ class EventStream(Response):
                 continue
             if segment is None:
                 transcript: Transcript = self._handle.result(0)
-                await self._delta(send, self._deltas.end())
+                await self._delta(send, self._deltas.event(None))
                 return transcript
-            await self._delta(send, self._deltas.add(segment))
+            await self._delta(send, self._deltas.event(segment))
             if self._event_of is not None:
                 await self._send(send, self._event_of(segment))
 
-    async def _delta(self, send: Send, text: str) -> None:
-        if text:
-            await self._send(send, {"type": "transcript.text.delta", "delta": text})
+    async def _delta(self, send: Send, event: dict[str, Any] | None) -> None:
+        if event is not None:
+            await self._send(send, event)
 
     async def _send(self, send: Send, event: dict[str, Any]) -> None:
         await self._write(send, f"data: {json.dumps(event, ensure_ascii=False)}\n\n".encode())

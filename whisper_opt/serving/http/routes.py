@@ -309,7 +309,7 @@ class _Work:
             gone.cancel()
         try:
             transcript: Transcript = handle.result(0)
-            body, media_type = rendered(transcript, self._call)
+            body, media_type = rendered(transcript, self._call, self._model.whisper.vocab)
         except Exception as error:
             raise self._failure(error) from error
         self._note(transcript)
@@ -329,7 +329,8 @@ class _Work:
                 notes["disconnected"] = True
 
         handle = self._submitted(source)
-        deltas, event_of = Deltas(self._model.whisper.vocab), None
+        logprobs = self._call.options.token_logprobs
+        deltas, event_of = Deltas(self._model.whisper.vocab, logprobs=logprobs), None
         if self._call.response_format == "verbose_json":
             event_of = functools.partial(segment_event, call=self._call)
         return EventStream(
