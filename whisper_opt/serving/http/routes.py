@@ -13,6 +13,7 @@ from typing import Any, Callable, TypeVar, Union
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from whisper_opt.core.arrays import F32
 from whisper_opt.core.options import ServeOptions
 from whisper_opt.serving.http.call import Call, read_call
 from whisper_opt.serving.http.early import LEAST_BYTES, Early, Slots
@@ -125,7 +126,8 @@ class Service:
                     call = await self._with_language(received)
                     work = Work(self.metrics, request, received.model, call)
                     work.uploaded()
-                    work.submit(received.form.source)
+                    whole = received.samples
+                    work.submit(received.form.source if whole is None else whole)
                 else:
                     work.uploaded()
                 stack.pop_all()
@@ -210,9 +212,9 @@ class Service:
         call = read_call(fields, self.options, translate=translate)
         model = self.models.find(call.model)
         notes.update(model=model.name, format=call.response_format, stream=call.stream or None)
-        await self._check(form, call, model)
+        samples = await self._check(form, call, model)
         rest = {name: value for name, value in form.fields if name in others}
-        return Received(form, fields, rest, call, model)
+        return Received(form, fields, rest, call, model, samples)
 
     async def _form(self, request: Request, early: Early[Work] | None) -> Form:
         if early is None:
@@ -250,8 +252,11 @@ class Service:
         """Estimated seconds until a request that is sent now begins."""
         return max((model.engine.stats().estimated_wait for model in self.models), default=1.0)
 
-    async def _check(self, form: Form, call: Call, model: ServedModel) -> None:
-        """Check the recording, and whether the model supports the options."""
+    async def _check(self, form: Form, call: Call, model: ServedModel) -> F32 | None:
+        """Check the recording, and whether the model supports the options.
+
+        Returns what :func:`check_recording` returns.
+        """
         if form.n_bytes is None:
             raise ApiError(
                 400,
@@ -264,7 +269,7 @@ class Service:
             call.options.check_model(
                 is_multilingual=whisper.is_multilingual, n_audio_ctx=whisper.dims.n_audio_ctx
             )
-            await _in_thread(check_recording, form, self.options)
+            return await _in_thread(check_recording, form, self.options, call.options)
 
     async def _with_language(self, received: Received) -> Call:
         """The call with the most probable of several candidate languages."""
@@ -325,6 +330,7 @@ class Received:
         others: the other fields.
         call: what it asks for.
         model: the model.
+        samples: of a short recording, which was decoded when it was checked.
     """
 
     form: Form
@@ -332,3 +338,4 @@ class Received:
     others: dict[str, str]
     call: Call
     model: ServedModel
+    samples: F32 | None = None
