@@ -32,8 +32,9 @@ def test_defaults_are_openai_whispers() -> None:
     """Those of ``transcribe`` and ``DecodingOptions`` (suppress_tokens "-1", sample_len None).
 
     Those from ``transcript_prefix``, ``draft``, ``prompt_lookup_num_tokens``,
-    ``repetition_penalty``, ``no_repeat_ngram_size``, ``seed`` and ``multilingual`` on, which it
-    does not have, change nothing but by being set; speech is looked for unless that is turned off.
+    ``repetition_penalty``, ``no_repeat_ngram_size``, ``seed``, ``multilingual`` and
+    ``token_logprobs`` on, which it does not have, change nothing but by being set; speech is looked
+    for unless that is turned off.
     """
     assert dataclasses.asdict(TranscribeOptions()) == {
         "language": None,
@@ -67,6 +68,7 @@ def test_defaults_are_openai_whispers() -> None:
         "prepend_punctuations": "\"'“¿([{-",
         "append_punctuations": "\"'.。,，!！?？:：”)]}、",  # noqa: RUF001 - full-width marks
         "hallucination_silence_threshold": None,
+        "token_logprobs": False,
         "multilingual": False,
         "language_detection_segments": None,
         "language_detection_threshold": 0.5,
@@ -157,6 +159,7 @@ GOOD: dict[str, list[Any]] = {
     "prepend_punctuations": ["", "("],
     "append_punctuations": ["", ")."],
     "hallucination_silence_threshold": [None, 0, 2.0, math.inf],
+    "token_logprobs": [True, False],
     "multilingual": [True, False],
     "language_detection_segments": [None, 1, 10],
     "language_detection_threshold": [0, 0.5, 1],
@@ -247,6 +250,7 @@ BAD: dict[str, tuple[list[Any], str]] = {
         [-0.1, math.nan, "2", True],
         "expected a number from 0 to inf, or None",
     ),
+    "token_logprobs": ([None, 1, "yes"], FLAG),
     "multilingual": ([None, 1, "yes"], FLAG),
     "language_detection_segments": ([0, -1, 1.5, "1", True], "expected a positive integer"),
     "language_detection_threshold": (

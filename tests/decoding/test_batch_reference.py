@@ -214,3 +214,23 @@ def test_the_repetition_penalty(kind: str) -> None:
             old += len(text) - len(set(text))
         shares.append(old / (old + new))
     assert shares[0] > shares[1] > shares[2]
+
+
+def test_log_probabilities_of_tokens() -> None:
+    """Every sampled token has that of the log-softmax after the published filters."""
+    cases = random_cases(60, 77)
+    assert {case.kind for case in cases} == {"greedy", "beam", "sample"}
+    audio = FakeEncoded(tuple(case.audio for case in cases))
+    n_tokens = 0
+    for case, decoded in zip(cases, decode(BACKEND, audio, [case.request for case in cases])):
+        for hypothesis in decoded.hypotheses:
+            if hypothesis.sum_logprob == -np.inf:
+                continue
+            tokens = hypothesis.tokens
+            expected = [
+                float(reference_log_softmax(naive_scores(case, tokens[:i]))[token])
+                for i, token in enumerate(tokens)
+            ]
+            assert hypothesis.logprobs == pytest.approx(expected, abs=1e-5)
+            n_tokens += len(tokens)
+    assert n_tokens > 200

@@ -122,11 +122,26 @@ def test_a_gentle_share_waits_a_little_for_a_recording_that_is_being_read() -> N
     assert served(share(), jobs, 1) == [0]
 
 
+def test_a_gentle_share_expects_another_short_recording_after_one() -> None:
+    """For some steps a longer recording with a row gets no other, one without a row does."""
+    long, short = active(0, n_windows=1, waiting=9), active(1, n_windows=1, waiting=0, seconds=3.0)
+    admission = share(gentle=True)
+    assert served(admission, [long, short], 1) == []
+    assert [admission.choose([long], []) for _ in range(15)] == [None] * 15
+    assert admission.choose([long], []) is long
+    assert served(admission, [long, short], 1) == []
+    assert admission.choose([active(2)], []) is not None
+    high = active(3, n_windows=1, waiting=9, terms=Terms(priority=1))
+    assert admission.choose([high], []) is high
+
+
 def test_the_end_of_a_recording_is_short() -> None:
     each = active(0, seconds=100.0)
-    assert not each.brief
-    each.job.done = 70.0
-    assert each.brief
+    found = []
+    for done, duration in ((0.0, 100.0), (70.0, 100.0), (70.0, 0.0)):  # the last: not known yet
+        each.job.done, each.job.duration = done, duration
+        found.append(each.brief)
+    assert found == [False, True, False]
 
 
 def test_the_earliest_deadline_comes_first_among_equals() -> None:

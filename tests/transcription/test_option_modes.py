@@ -183,6 +183,7 @@ EFFECTS: dict[str, Effect] = {
     "hallucination_silence_threshold": Effect(
         2.0, "test_silence_before_doubtful_text_is_skipped", without_words
     ),
+    "token_logprobs": Effect(True, "test_log_probabilities_of_tokens"),
     "multilingual": Effect(True, "test_every_window_has_its_language", detects_nothing),
     "language_detection_segments": Effect(
         3, "test_windows_are_averaged_until_one_is_sure", detects_nothing

@@ -19,6 +19,7 @@ from tests.support.reference_windows import (
     reference,
     reference_cut,
 )
+from whisper_opt.core.errors import OptionError
 from whisper_opt.core.options import TranscribeOptions
 from whisper_opt.transcription.fallback import Window, WindowResult
 from whisper_opt.transcription.windows import WindowCursor
@@ -379,3 +380,21 @@ def test_progress_stops_at_the_end_of_the_recording() -> None:
     cursor.accept(window, result_of(A, time(20), time(20)))
     assert cursor.seek == 1000
     assert cursor.next_window() is None
+
+
+def test_segments_have_the_log_probabilities_of_their_tokens() -> None:
+    tokens = (time(0), A, time(1), time(1), B, C, time(3), time(3), time(4), time(4), A)
+    options = TranscribeOptions(token_logprobs=True, clip_timestamps=(0.0, 4.0))
+    result = result_of(*tokens, token_logprobs=tuple(-float(i) for i in range(len(tokens))))
+    first, second, *empty = ours(400, options, script(result)()).segments
+    assert (first.tokens, first.token_logprobs) == (tokens[:3], (0.0, -1.0, -2.0))
+    assert (second.tokens, second.token_logprobs) == (tokens[3:7], (-3.0, -4.0, -5.0, -6.0))
+    assert {(each.tokens, each.token_logprobs) for each in empty} == {((), ())}
+    assert first.to_dict()["token_logprobs"] == [0.0, -1.0, -2.0]
+    plain = ours(400, options, script(result_of(*tokens))()).segments
+    assert "token_logprobs" not in plain[0].to_dict()
+
+
+def test_a_given_beginning_has_no_log_probabilities() -> None:
+    with pytest.raises(OptionError, match="token_logprobs is on, but the tokens of transcript_pre"):
+        TranscribeOptions(token_logprobs=True, transcript_prefix="So")

@@ -35,6 +35,7 @@ from typing import Any, BinaryIO, Callable, Union
 import numpy as np
 
 from whisper_opt.audio.arrays import MAX_SAMPLE, array_blocks, too_loud
+from whisper_opt.audio.arriving import Arriving
 from whisper_opt.audio.downmix import Downmix, OneChannel
 from whisper_opt.audio.ffmpeg import ffmpeg_blocks
 from whisper_opt.audio.libav import pyav_blocks
@@ -60,13 +61,16 @@ __all__ = [
     "AudioSource",
     "AudioStream",
     "checked_rate",
+    "decoded_on_arrival",
     "load_audio",
     "open_audio",
     "reopenable",
     "resampler_of",
 ]
 
-AudioSource = Union[str, "os.PathLike[str]", bytes, bytearray, memoryview, BinaryIO, NDArray]
+AudioSource = Union[
+    str, "os.PathLike[str]", bytes, bytearray, memoryview, BinaryIO, NDArray, Arriving
+]
 """Sources that :func:`load_audio` and :func:`open_audio` accept."""
 
 STREAM_BLOCK = 4 * SAMPLE_RATE
@@ -171,6 +175,15 @@ def open_audio(
     blocks = _even(_bounded(mono, max_duration, name), name, damage)
     next(blocks)  # decodes to the first block, so that an unreadable source is refused here
     return AudioStream(blocks, first.seconds if first else None, n_channels)
+
+
+def decoded_on_arrival(head: bytes) -> bool:
+    """Whether a recording with these first bytes (12 or more) is decoded without its end.
+
+    wav and flac are, by libsndfile, and mp3, by FFmpeg. Of ogg libsndfile reads the last page
+    first, and mp4 may have its index at the end.
+    """
+    return (head[:4] == b"RIFF" and head[8:12] == b"WAVE") or head[:4] == b"fLaC" or is_mp3(head)
 
 
 def load_audio(

@@ -14,6 +14,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+from whisper_opt.audio.arriving import Forward
 from whisper_opt.audio.media import (
     MAX_CHANNELS,
     Blocks,
@@ -65,7 +66,11 @@ def pyav_blocks(media: Media, damage: Damage) -> Blocks:
     except ImportError as error:
         raise DeclinedError(f"not installed ({install_hint('audio')})") from error
     with contextlib.ExitStack() as stack:
-        file = stack.enter_context(media.open())
+        file: Any
+        if media.arriving is None:
+            file = stack.enter_context(media.open())
+        else:
+            file = Forward(media.arriving)
         options = {"format_whitelist": FORMATS, "protocol_whitelist": "none"}
         try:
             container = stack.enter_context(

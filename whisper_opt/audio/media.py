@@ -12,12 +12,14 @@ import dataclasses
 import io
 import logging
 import os
+import shutil
 import stat
 from collections.abc import Generator, Iterator
 from typing import Any, BinaryIO, NamedTuple, Union
 
 import numpy as np
 
+from whisper_opt.audio.arriving import Arriving
 from whisper_opt.core.arrays import F32, NDArray
 from whisper_opt.core.errors import AudioError
 
@@ -163,14 +165,17 @@ def silence(rate: int, n_samples: int) -> Blocks:
 
 @dataclasses.dataclass(frozen=True)
 class Media:
-    """An encoded recording: a file on disk, or its bytes in memory."""
+    """An encoded recording: a file on disk, its bytes in memory, or bytes that still arrive."""
 
     name: str
     path: str | None
     data: bytes = b""
+    arriving: Arriving | None = None
 
     def open(self) -> BinaryIO:
         """A new file object at the first byte."""
+        if self.arriving is not None:
+            return self.arriving.open()
         if self.path is None:
             return io.BytesIO(self.data)
         return _open(self.path)
@@ -185,8 +190,8 @@ class Media:
 
         with tempfile.TemporaryDirectory(prefix="whisper-opt-") as folder:
             path = os.path.join(folder, "recording")
-            with open(path, "wb") as file:
-                file.write(self.data)
+            with open(path, "wb") as file, self.open() as given:
+                shutil.copyfileobj(given, file)
             yield path
 
 
@@ -194,7 +199,7 @@ def open_media(source: Any, max_bytes: int = MAX_BYTES) -> Media:
     """Check that a recording exists, can be read and is not empty.
 
     Args:
-        source: a path, bytes, bytearray, memoryview or binary file object.
+        source: a path, bytes, bytearray, memoryview, binary file object, or bytes that arrive.
         max_bytes: maximum bytes to read from a pipe or file object.
 
     Raises:
@@ -202,6 +207,8 @@ def open_media(source: Any, max_bytes: int = MAX_BYTES) -> Media:
     """
     if isinstance(source, (str, os.PathLike)):
         return _path_media(os.fspath(source), max_bytes)
+    if isinstance(source, Arriving):
+        return Media("the upload", None, arriving=source)
     if isinstance(source, (bytes, bytearray, memoryview)):
         data, hint = bytes(source), ""
         name = f"audio data of {len(data)} bytes"

@@ -8,6 +8,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from whisper_opt.audio.arriving import Arriving, ArrivingFile
 from whisper_opt.audio.media import (
     BLOCK,
     MAX_CHANNELS,
@@ -43,6 +44,8 @@ def soundfile_blocks(media: Media, damage: Damage) -> Blocks:
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(media.open())
         try:
+            if media.arriving is not None:
+                file = stack.enter_context(_opened_when_there(media.arriving, soundfile))
             sound = stack.enter_context(soundfile.SoundFile(_Seeking(file)))
         except (RuntimeError, TypeError) as error:  # TypeError: a name that ends in .raw
             raise DeclinedError(_reason(error).rpartition(": ")[2].rstrip(".")) from error
@@ -86,6 +89,20 @@ def rest_in_steps(media: Media, n_read: int) -> Blocks:
             if not len(block):
                 return
             yield Piece(sound.samplerate, block)
+
+
+def _opened_when_there(source: Arriving, soundfile: Any) -> BinaryIO:
+    """A file that can be opened without waiting: soundfile opens one file at a time.
+
+    Whatever libsndfile reads of this recording to open it has arrived.
+    """
+    while True:
+        raw = ArrivingFile(source, patient=False)
+        with contextlib.suppress(RuntimeError):
+            soundfile.SoundFile(_Seeking(io.BufferedReader(raw))).close()
+        if not raw.wanted:
+            return source.open()
+        source.wait_for(raw.wanted)
 
 
 class _Seeking:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from whisper_opt.cli.options import add_options, options_from
+from whisper_opt.core.allocator import few_arenas
 from whisper_opt.core.errors import BackendUnavailable
 from whisper_opt.core.options import LoadOptions, ServeOptions
 from whisper_opt.core.remedies import install_hint
@@ -44,6 +45,7 @@ def _serve(args: argparse.Namespace) -> int:
         raise BackendUnavailable(
             f"whisper-opt serve needs the package {error.name}; {install_hint('server')}"
         ) from error
+    few_arenas()
     loading = options_from(args, LoadOptions)
     server = Server(
         args.models,

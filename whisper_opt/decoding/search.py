@@ -32,10 +32,13 @@ class Hypothesis:
         tokens: ids without the end of text, those that the result had to begin with included.
         sum_logprob: sum of the log-probabilities of the sampled tokens and, if reached, the end of
             text.
+        logprobs: natural log-probability of every sampled token, the end of text left out: those
+            of openai-whisper's log-softmax after its filters, at temperature 1.
     """
 
     tokens: tuple[int, ...]
     sum_logprob: float
+    logprobs: tuple[float, ...] = ()
 
 
 class TokenDecoder(Protocol):
@@ -109,6 +112,7 @@ class SamplingDecoder:
         self._eot = eot
         self._tokens: list[list[int]] = [list(begin) for _ in range(best_of)]
         self._sums = [0.0] * best_of
+        self._logprobs: list[list[float]] = [[] for _ in range(best_of)]
         self._live = [0] if best_of == 1 else list(range(best_of))
         self._begun = False
 
@@ -131,13 +135,15 @@ class SamplingDecoder:
             self._sums[candidate] += logprob
             if token != self._eot:
                 self._tokens[candidate].append(token)
+                self._logprobs[candidate].append(logprob)
                 live.append(candidate)
                 kept.append(parent)
         self._live = live
         return kept
 
     def results(self) -> list[Hypothesis]:
-        return [Hypothesis(tuple(t), s) for t, s in zip(self._tokens, self._sums)]
+        found = zip(self._tokens, self._sums, self._logprobs)
+        return [Hypothesis(tuple(tokens), total, tuple(each)) for tokens, total, each in found]
 
 
 class GreedyDecoder(SamplingDecoder):
@@ -173,7 +179,8 @@ class BeamSearchDecoder:
         self._rows: list[list[int]] = [list(begin)]
         # single precision, so that ties are those of the reference
         self._sums = [np.float32(0)]
-        self._finished: dict[tuple[int, ...], float] = {}
+        self._logprobs: list[tuple[float, ...]] = [()]
+        self._finished: dict[tuple[int, ...], Hypothesis] = {}
 
     @property
     def rows(self) -> list[list[int]]:
@@ -181,26 +188,27 @@ class BeamSearchDecoder:
 
     def step(self, top: Top) -> list[int]:
         candidates = [
-            (total + logprob, row, int(token))
+            (total + logprob, row, int(token), logprob)
             for row, total in enumerate(self._sums)
             for token, logprob in zip(top.tokens[row], top.logprobs[row])
         ]
         candidates.sort(key=lambda candidate: -candidate[0])  # stable: ties keep row order
-        rows, sums, parents = [], [], []
-        ended: list[tuple[tuple[int, ...], float]] = []
-        for total, parent, token in candidates:
+        rows, sums, parents, logprobs = [], [], [], []
+        ended: list[Hypothesis] = []
+        for total, parent, token, logprob in candidates:
             if token == self._eot:
-                ended.append((tuple(self._rows[parent]), float(total)))
+                ended.append(self._hypothesis(parent, float(total)))
                 continue
             rows.append([*self._rows[parent], token])
             sums.append(total)
             parents.append(parent)
+            logprobs.append((*self._logprobs[parent], float(logprob)))
             if len(rows) == self._beam_size:
                 break
-        for tokens, score in ended:
+        for hypothesis in ended:
             if len(self._finished) < self._wanted:
-                self._finished[tokens] = score
-        self._rows, self._sums = rows, sums
+                self._finished[hypothesis.tokens] = hypothesis
+        self._rows, self._sums, self._logprobs = rows, sums, logprobs
         return parents if self.rows else []
 
     def results(self) -> list[Hypothesis]:
@@ -208,5 +216,9 @@ class BeamSearchDecoder:
         for i in sorted(range(len(self._rows)), key=lambda i: -self._sums[i]):
             if len(found) >= self._beam_size:
                 break
-            found[tuple(self._rows[i])] = float(self._sums[i])
-        return [Hypothesis(tokens, total) for tokens, total in found.items()]
+            hypothesis = self._hypothesis(i, float(self._sums[i]))
+            found[hypothesis.tokens] = hypothesis
+        return list(found.values())
+
+    def _hypothesis(self, row: int, total: float) -> Hypothesis:
+        return Hypothesis(tuple(self._rows[row]), total, self._logprobs[row])

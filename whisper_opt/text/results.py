@@ -73,6 +73,7 @@ class Segment:
             is missing.
         speaker: who says it, with ``diarize`` or ``channels="split"``, else None.
         channel: the channel of the recording, from 0, with ``channels="split"``, else None.
+        token_logprobs: natural log-probability of each of ``tokens``, or None without that option.
     """
 
     id: int
@@ -90,12 +91,13 @@ class Segment:
     truncated: bool = False
     speaker: str | None = None
     channel: int | None = None
+    token_logprobs: tuple[float, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The segment under openai-whisper's keys and in their order.
 
-        ``words``, ``language``, ``speaker`` and ``channel`` are present if they are not None,
-        ``truncated`` if it is true; of these the reference has only ``words``.
+        ``words``, ``language``, ``speaker``, ``channel`` and ``token_logprobs`` are present if they
+        are not None, ``truncated`` if it is true; of these the reference has only ``words``.
         """
         entry: dict[str, Any] = {
             "id": self.id,
@@ -119,6 +121,8 @@ class Segment:
             entry["speaker"] = self.speaker
         if self.channel is not None:
             entry["channel"] = self.channel
+        if self.token_logprobs is not None:
+            entry["token_logprobs"] = list(self.token_logprobs)
         return entry
 
     def _repr_html_(self) -> str:

@@ -24,6 +24,8 @@ Rank = tuple[bool, int]
 
 _COMING = 8
 """Steps in which the first window of a short recording is read, if it is not an upload."""
+_COURTESY = 16
+"""Steps after a short recording in which no window of a longer one with a row is encoded."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +76,8 @@ class ActiveJob:
     @property
     def brief(self) -> bool:
         """Whether at most one window of audio is left."""
-        return self.job.duration - self.job.done <= N_SAMPLES / SAMPLE_RATE
+        left = self.job.duration - self.job.done
+        return 0 < left <= N_SAMPLES / SAMPLE_RATE
 
     @property
     def coming(self) -> bool:
@@ -142,7 +145,7 @@ class FairShare:
             gentle: for devices on which encoding a window takes as long as many decode steps. A
                 recording that has a row gets no other in the same step, and none while a recording
                 of its rank or a higher one with at most one window of audio left wants or has one,
-                or has just been started.
+                or has just been started, nor in the next few steps: after one, another often comes.
 
         Raises:
             OptionError: no row would be left for a recording.
@@ -160,6 +163,8 @@ class FairShare:
         self._rows_per_job = rows_per_job
         self._open_rows = n_rows - reserved
         self._gentle = gentle
+        self._step = 0
+        self._last_brief: dict[Rank, int] = {}
 
     def choose(
         self, active: Collection[ActiveJob], admitted: Collection[ActiveJob]
@@ -172,8 +177,26 @@ class FairShare:
         may = [each for each in wanting if each.waiting and self._may(each, limits, used)]
         if self._gentle:
             brief = [each for each in active if each.coming or (each.pending and each.brief)]
-            may = [each for each in may if not _delays(each, brief, admitted)]
+            self._remember(brief, admitted)
+            may = [
+                each
+                for each in may
+                if not (_delays(each, brief, admitted) or self._expects_brief(each))
+            ]
         return min(may, key=_order, default=None)
+
+    def _remember(self, brief: Collection[ActiveJob], admitted: Collection[ActiveJob]) -> None:
+        """Note in which step there was a brief recording of each rank."""
+        self._step += not admitted  # the first choice of a step
+        known = (each for each in brief if each.brief)
+        self._last_brief.update((each.terms.rank, self._step) for each in known)
+
+    def _expects_brief(self, each: ActiveJob) -> bool:
+        """Whether another row of a job might delay a brief recording that arrives soon."""
+        if not each.n_windows or each.brief:
+            return False
+        rank, soon = each.terms.rank, self._step - _COURTESY
+        return any(other >= rank and step > soon for other, step in self._last_brief.items())
 
     def _limit(self, rank: Rank, ranks: Mapping[Rank, int]) -> int:
         """Maximum number of rows of a recording; ``ranks``: recordings of each that want rows."""

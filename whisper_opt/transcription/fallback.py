@@ -87,6 +87,7 @@ class WindowResult:
     Attributes:
         truncated: whether decoding stopped at the token limit.
         has_speech: False if voice activity detection found no speech in the window.
+        token_logprobs: log-probability of each of ``tokens``; None without the option.
     """
 
     tokens: tuple[int, ...]
@@ -96,6 +97,7 @@ class WindowResult:
     temperature: float
     truncated: bool = False
     has_speech: bool = True
+    token_logprobs: tuple[float, ...] | None = None
 
 
 def last_that_fit(
@@ -222,6 +224,7 @@ class FallbackDecoder:
             compression_ratio=compression_ratio(text),
             temperature=self.options.temperatures[attempt],
             truncated=len(best.tokens) - len(window.begin) >= self._max_new_tokens(window),
+            token_logprobs=best.logprobs if self.options.token_logprobs else None,
         )
 
     def is_final(self, result: WindowResult, attempt: int) -> bool:

@@ -203,4 +203,5 @@ def _segment(model: Whisper, i: int, language: str | None, result: WindowResult)
         seek=i * N_FRAMES,
         language=language,
         truncated=result.truncated,
+        token_logprobs=result.token_logprobs,
     )

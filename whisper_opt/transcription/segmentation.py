@@ -47,11 +47,12 @@ def split_at_timestamps(
     offset = seconds_of(window.seek)
     precision = seconds_of(dims.frames_per_position)
     if not cuts:
+        everything = range(len(tokens))
         timestamps = [token for token, is_time in zip(tokens, times) if is_time]
         length = seconds_of(window.size)
         if timestamps and timestamps[-1] != begin:
             length = (timestamps[-1] - begin) * precision
-        (segment,) = _segments(window, result, vocab, [(offset, offset + length, tokens)])
+        (segment,) = _segments(window, result, vocab, [(offset, offset + length, everything)])
         segment = dataclasses.replace(segment, truncated=result.truncated)
         return WindowSegments([segment], window.size, single_ending)
     if single_ending:
@@ -60,7 +61,7 @@ def split_at_timestamps(
     for first, last in zip([0, *cuts], cuts):
         part = tokens[first:last]
         start, end = (part[0] - begin) * precision, (part[-1] - begin) * precision
-        spans.append((offset + start, offset + end, part))
+        spans.append((offset + start, offset + end, range(first, last)))
     n_done = (tokens[cuts[-1] - 1] - begin) * dims.frames_per_position
     segments = _segments(window, result, vocab, spans)
     return WindowSegments(segments, window.size if single_ending else n_done, single_ending)
@@ -70,20 +71,23 @@ def _segments(
     window: Window,
     result: WindowResult,
     vocab: Vocab,
-    spans: list[tuple[float, float, tuple[int, ...]]],
+    spans: list[tuple[float, float, range]],
 ) -> list[Segment]:
+    """Segments of (start, end, places of its tokens in the result)."""
     return [
         Segment(
             id=i,
             start=start,
             end=end,
-            text=vocab.decode(tokens),
-            tokens=tokens,
+            text=vocab.decode(result.tokens[places.start : places.stop]),
+            tokens=result.tokens[places.start : places.stop],
             avg_logprob=result.avg_logprob,
             no_speech_prob=result.no_speech_prob,
             compression_ratio=result.compression_ratio,
             temperature=result.temperature,
             seek=window.seek,
+            token_logprobs=result.token_logprobs
+            and result.token_logprobs[places.start : places.stop],
         )
-        for i, (start, end, tokens) in enumerate(spans)
+        for i, (start, end, places) in enumerate(spans)
     ]

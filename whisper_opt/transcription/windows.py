@@ -287,8 +287,11 @@ class WindowCursor:
         for i, segment in enumerate(segments, self._n_segments):
             segment = dataclasses.replace(segment, id=i, language=language)
             if segment.start == segment.end or not segment.text.strip():
-                none = None if segment.words is None else ()
-                segment = dataclasses.replace(segment, text="", tokens=(), words=none)
+                words = None if segment.words is None else ()
+                logprobs = None if segment.token_logprobs is None else ()
+                segment = dataclasses.replace(
+                    segment, text="", tokens=(), words=words, token_logprobs=logprobs
+                )
             self._all_tokens.extend(segment.tokens)
             numbered.append(segment)
         self._n_segments += len(numbered)

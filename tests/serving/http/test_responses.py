@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from typing import Any
 
 import pytest
 
 from tests.support.http_server import TRANSLATIONS, get, post, wav
 from whisper_opt import LANGUAGES, Segment, SubtitleOptions, Transcript, Whisper, render
-from whisper_opt.serving.http.responses import Deltas, _with_hours
+from whisper_opt.serving.http.responses import Deltas, _with_hours, logprobs_of
 from whisper_opt.serving.http.server import Server
 
 CLIP = wav(35.0)
@@ -140,6 +142,57 @@ def test_openai_temperature_of_zero_is_the_default(server: Server, whisper: Whis
     assert post(server, clip, *fields).json["segments"] == [s.to_dict() for s in alone]
 
 
+# log-probabilities
+
+
+@pytest.mark.parametrize("form", ["json", "verbose_json"])
+@pytest.mark.parametrize("search", [("temperature", "[0]"), ("beam_size", "3"), ("best_of", "2")])
+def test_logprobs(server: Server, whisper: Whisper, form: str, search: tuple[str, str]) -> None:
+    options: dict[str, Any] = {"temperature": 0.0}
+    if search[0] == "beam_size":
+        options["beam_size"] = 3
+    elif search[0] == "best_of":
+        options = {"temperature": 0.7, "best_of": 2}
+    alone = whisper.transcribe(CLIP, vad="off", token_logprobs=True, **options)
+    given = [(name, str(value)) for name, value in options.items()]
+    given = [("temperature", f"[{v}]") if n == "temperature" else (n, v) for n, v in given]
+    fields = (*given, ("vad", "off"), ("include[]", "logprobs"), ("response_format", form))
+    found = post(server, CLIP, *fields).json
+    expected = [
+        logprob
+        for segment in alone
+        for token, logprob in zip(segment.tokens, segment.token_logprobs or ())
+        if token in whisper.vocab.text
+    ]
+    assert [each["logprob"] for each in found["logprobs"]] == expected
+    spelled = b"".join(bytes(each["bytes"]) for each in found["logprobs"])
+    assert spelled.decode("utf-8", "replace") == alone.text
+    for each in found["logprobs"]:
+        assert each["token"] == bytes(each["bytes"]).decode("utf-8", "replace")
+    if form == "verbose_json":
+        listed = [tuple(segment["token_logprobs"]) for segment in found["segments"]]
+        assert listed == [segment.token_logprobs for segment in alone]
+
+
+def test_events_have_the_logprobs_of_their_text(server: Server) -> None:
+    fields = (*PLAIN, ("include[]", "logprobs"))
+    plain = post(server, CLIP, *fields).json
+    *deltas, done = post(server, CLIP, *fields, ("stream", "true")).events
+    assert len(deltas) > 1
+    assert done["logprobs"] == plain["logprobs"]
+    assert [each for event in deltas for each in event["logprobs"]] == plain["logprobs"]
+    for event in deltas:
+        spelled = b"".join(bytes(each["bytes"]) for each in event["logprobs"])
+        assert spelled.decode("utf-8", "replace").strip() == event["delta"].strip()
+
+
+def test_a_token_that_cannot_occur() -> None:
+    segment = Segment(0, 0.0, 1.0, "a", (97,), 0.0, 0.0, 1.0, 0.0, 0)
+    segment = dataclasses.replace(segment, token_logprobs=(-math.inf,))
+    (found,) = logprobs_of([segment], Bytes())  # type: ignore[arg-type] # as below
+    assert found == {"token": "a", "logprob": -9999.0, "bytes": [97]}
+
+
 # deltas
 
 
@@ -151,6 +204,8 @@ def segments(*texts: bytes) -> list[Segment]:
 
 class Bytes:
     """A vocabulary whose tokens are bytes."""
+
+    text = range(256)
 
     def spelling(self, tokens: tuple[int, ...]) -> bytes:
         return bytes(tokens)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Union
 
+import numpy as np
 import pytest
 
 from tests.support.http_server import (
@@ -20,7 +21,9 @@ from tests.support.http_server import (
     wait_until,
     wav,
 )
+from whisper_opt import Whisper
 from whisper_opt.core.options import ServeOptions
+from whisper_opt.serving import Engine
 from whisper_opt.serving.http.errors import ApiError
 from whisper_opt.serving.http.server import Server
 from whisper_opt.serving.http.upload import Form
@@ -139,6 +142,33 @@ def test_recordings(small: Server, file: bytes, code: Union[str, None]) -> None:
 def test_no_file(small: Server) -> None:
     expected = (400, INVALID, "missing_required_parameter", "file")
     assert raw(small, form([MODEL])) == expected
+
+
+@pytest.mark.parametrize(
+    ("seconds", "fields", "is_decoded"),
+    [(1.0, (), True), (13.0, (), False), (1.0, (("chunking_strategy", "auto"),), False)],
+)
+def test_a_short_recording_is_decoded_once(
+    server: Server,
+    whisper: Whisper,
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: float,
+    fields: tuple[tuple[str, str], ...],
+    is_decoded: bool,
+) -> None:
+    """The samples of its check are transcribed; the batched strategy reads a stream."""
+    submit, sources = Engine.submit, []
+
+    def watched(self: Engine, audio: Any, *arguments: Any, **given: Any) -> Any:
+        sources.append(audio)
+        return submit(self, audio, *arguments, **given)
+
+    monkeypatch.setattr(Engine, "submit", watched)
+    clip = wav(seconds, rate=22_050, n_channels=2)
+    found = post(server, clip, ("temperature", "[0]"), *fields)
+    assert [isinstance(source, np.ndarray) for source in sources] == [is_decoded]
+    if not fields:
+        assert found.json["text"] == whisper.transcribe(clip, temperature=0.0).text.strip()
 
 
 # malformed forms

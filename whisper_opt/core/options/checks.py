@@ -65,6 +65,17 @@ def _check_prompts(options: TranscribeOptions) -> None:
             "prefix and transcript_prefix are both given, but the first window can continue only"
             " one text; leave one of them out"
         )
+    if options.token_logprobs and options.speaker_options.needs_words:
+        given = "diarize is on" if options.diarize else f"channels is {options.channels!r}"
+        raise OptionError(
+            f"token_logprobs is on, but {given}, which divides segments between words, so that their"
+            " tokens are no longer those that were sampled; leave one of them out"
+        )
+    if options.token_logprobs and options.transcript_prefix:
+        raise OptionError(
+            "token_logprobs is on, but the tokens of transcript_prefix are not sampled and have no"
+            " log-probability; leave one of them out"
+        )
 
 
 def _default(options: TranscribeOptions, name: str) -> Any:

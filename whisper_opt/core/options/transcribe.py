@@ -235,6 +235,12 @@ class TranscribeOptions:
         high=math.inf,
         metavar="SECONDS",
     )
+    token_logprobs: bool = option(
+        False,
+        "flag",
+        "keep the log-probability of every token: of the log-softmax over the tokens that were"
+        " allowed, at temperature 1, as in openai-whisper",
+    )
     multilingual: bool = option(
         False, "flag", "detect the language of every window, for recordings in several languages"
     )

@@ -27,6 +27,7 @@ __all__ = [
     "FORMATS",
     "GRANULARITIES",
     "LIBRARY_FIELDS",
+    "LOGPROBS",
     "SERVER_FIELDS",
     "TRANSLATION_FIELDS",
     "Call",
@@ -37,6 +38,8 @@ FORMATS = ("json", "text", "srt", "verbose_json", "vtt", "diarized_json")
 """Values of ``response_format``."""
 STREAMED = ("json", "text", "verbose_json", "diarized_json")
 """Formats with ``stream``; the last two have an event with each segment."""
+LOGPROBS = ("json", "verbose_json")
+"""Formats with log-probabilities of tokens."""
 GRANULARITIES = ("segment", "word")
 SERVER_FIELDS = {
     "batch_size": "this server decodes the windows of all requests together (--max-batch)",
@@ -166,6 +169,7 @@ def read_call(fields: Iterable[tuple[str, str]], limits: ServeOptions, *, transl
     response_format = _format(form, translate)
     stream = flag("stream", form.text("stream") or "false")
     granularities = _granularities(form, response_format)
+    include = _included(form)
     _refuse_unsupported(form, response_format, stream)
     languages = _languages(form)
     known = known_speakers(
@@ -173,6 +177,7 @@ def read_call(fields: Iterable[tuple[str, str]], limits: ServeOptions, *, transl
     )
     values, parameters = _options(form)
     put_speakers(known, response_format, values, parameters)
+    _put_logprobs(include, values, parameters, response_format)
     if translate:
         _set_task(values)
     if len(languages) == 1:
@@ -228,17 +233,31 @@ def _granularities(form: _Fields, response_format: str) -> frozenset[str]:
     return frozenset(names or ("segment",))
 
 
-def _refuse_unsupported(form: _Fields, response_format: str, stream: bool) -> None:
-    for name in form.texts("include"):
+def _included(form: _Fields) -> tuple[str, ...]:
+    names = form.texts("include")
+    for name in names:
         if name != "logprobs":
             raise invalid("include", f"holds {name!r}", "logprobs")
-        raise ApiError(
-            400,
-            "include[]=logprobs is not supported: this server does not keep log-probabilities of"
-            " tokens; verbose_json has avg_logprob of every segment",
-            param="include",
-            code="unsupported_value",
+    return names
+
+
+def _put_logprobs(
+    include: Sequence[str], values: dict[str, Any], parameters: dict[str, str], form: str
+) -> None:
+    """``include[]=logprobs`` is the option ``token_logprobs``; both need a format of JSON."""
+    if include and not values.get("token_logprobs"):
+        if "token_logprobs" in values:
+            raise invalid("include", "holds logprobs, and token_logprobs is false", "one of them")
+        values["token_logprobs"], parameters["token_logprobs"] = True, "include"
+    if values.get("token_logprobs") and form not in LOGPROBS:
+        raise invalid(
+            parameters["token_logprobs"],
+            f"asks for log-probabilities with response_format {form!r}, which has none",
+            " or ".join(LOGPROBS),
         )
+
+
+def _refuse_unsupported(form: _Fields, response_format: str, stream: bool) -> None:
     if stream and response_format not in STREAMED:
         expected = ", ".join(STREAMED)
         raise invalid("stream", f"is true with response_format {response_format!r}", expected)

@@ -195,6 +195,7 @@ def _fields(translate: bool, models: Sequence[str]) -> dict[str, Any]:
                 "languages": {**_array(_TEXT), "description": "candidates for detection"},
                 "keywords": {**_array(_TEXT), "description": "words to expect"},
                 "timestamp_granularities": _array({"enum": list(GRANULARITIES)}),
+                "include": _array({"enum": ["logprobs"]}),
                 "stream": {"type": "boolean", "default": False},
                 "known_speaker_names": {**_array(_TEXT), "maxItems": MAX_KNOWN},
                 "known_speaker_references": {
@@ -298,6 +299,9 @@ def _schemas() -> dict[str, Any]:
     }
     model = {"id": _TEXT, "object": {"const": "model"}, "created": _INTEGER, "owned_by": _TEXT}
     error = {"message": _TEXT, "type": _TEXT, "param": nullable, "code": nullable}
+    logprob = _object(
+        ("token", "logprob", "bytes"), token=_TEXT, logprob=_NUMBER, bytes=_array(_INTEGER)
+    )
     usage = _object(("type", "seconds"), type={"const": "duration"}, seconds=_INTEGER)
     languages = _array(_object(["code"], code=_TEXT))
     time = {"type": ["integer", "null"]}
@@ -334,7 +338,9 @@ def _schemas() -> dict[str, Any]:
         "ModelList": _object(
             ("object", "data"), object={"const": "list"}, data=_array(_reference("Model"))
         ),
-        "Transcription": _object(["text"], text=_TEXT, languages=languages, usage=usage),
+        "Transcription": _object(
+            ["text"], text=_TEXT, languages=languages, logprobs=_array(logprob), usage=usage
+        ),
         "DiarizedTranscription": _object(
             ("task", "duration", "text", "segments"),
             task=_TEXT,
@@ -349,6 +355,7 @@ def _schemas() -> dict[str, Any]:
             segments=_array(_object([*segment], **segment)),
             words=_array(_object([*word], **word)),
             dropped=_array({"type": "object"}),
+            logprobs=_array(logprob),
             usage=usage,
         ),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Union
 
@@ -11,7 +12,7 @@ from whisper_opt.audio.decode import AudioStream, open_audio
 from whisper_opt.core.arrays import F32
 from whisper_opt.core.dims import SAMPLE_RATE
 from whisper_opt.core.errors import OptionError
-from whisper_opt.core.options import ServeOptions
+from whisper_opt.core.options import ServeOptions, TranscribeOptions
 from whisper_opt.serving.http.errors import ApiError
 from whisper_opt.serving.http.upload import Form
 from whisper_opt.transcription.model import Whisper
@@ -20,12 +21,24 @@ __all__ = ["LEAST_SECONDS", "check_recording", "likely_language"]
 
 LEAST_SECONDS = 0.1
 """Duration of the shortest recording that is accepted, as in OpenAI's API."""
+_WHOLE = 12.0
+"""Seconds up to which a recording is decoded once, when it is checked. Its samples, 64,000 bytes
+per second, are then in memory while it waits."""
 _LISTENED = 300
 """Seconds from the start of a recording in which its language is looked for."""
 
 
-def check_recording(form: Form, limits: ServeOptions) -> None:
+def check_recording(form: Form, limits: ServeOptions, options: TranscribeOptions) -> F32 | None:
     """Decode the beginning of a recording, so that an unusable one is refused before it waits.
+
+    Args:
+        form: the form.
+        limits: options of the server.
+        options: how the recording is to be transcribed.
+
+    Returns:
+        F32 [n], all samples of the recording at 16 kHz, if it is short: it need not be
+        decoded again. None if it is longer, or if the strategy is not sequential.
 
     Raises:
         ApiError: it is empty, too short, too long, or has too many channels.
@@ -35,7 +48,11 @@ def check_recording(form: Form, limits: ServeOptions) -> None:
         raise ApiError(
             400, "the file is empty; send a recording", param="file", code="invalid_audio"
         )
-    with open_audio(form.source, max_duration=limits.max_audio_seconds) as stream:
+    with open_audio(
+        form.source,
+        max_duration=limits.max_audio_seconds,
+        strict_audio=options.strict_audio,
+    ) as stream:
         if stream.n_channels > limits.max_channels:
             raise ApiError(
                 400,
@@ -52,13 +69,18 @@ def check_recording(form: Form, limits: ServeOptions) -> None:
                 param="file",
                 code="audio_too_long",
             )
-        if len(next(stream)) < LEAST_SECONDS * SAMPLE_RATE:
+        blocks = [next(stream)]
+        if len(blocks[0]) < LEAST_SECONDS * SAMPLE_RATE:
             raise ApiError(
                 400,
                 f"the recording is too short; expected at least {LEAST_SECONDS} s of audio",
                 param="file",
                 code="audio_too_short",
             )
+        if options.strategy != "sequential" or (stream.duration or math.inf) > _WHOLE:
+            return None
+        blocks += stream
+        return np.concatenate(blocks)
 
 
 def likely_language(model: Whisper, source: Union[str, bytes], candidates: Sequence[str]) -> str:

@@ -7,29 +7,26 @@ import contextlib
 import dataclasses
 import functools
 import json
-import logging
-import time
 from collections.abc import AsyncIterator, Collection, Iterator
-from typing import Any, Callable, TypeVar
+from typing import Any, Callable, TypeVar, Union
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from whisper_opt.core.arrays import F32
 from whisper_opt.core.options import ServeOptions
 from whisper_opt.serving.http.call import Call, read_call
+from whisper_opt.serving.http.early import LEAST_BYTES, Early, Slots
 from whisper_opt.serving.http.errors import ApiError, api_error
-from whisper_opt.serving.http.events import EventStream, Mailbox, disconnected
 from whisper_opt.serving.http.limits import Admission, Rate
 from whisper_opt.serving.http.live.gate import Gate
-from whisper_opt.serving.http.logs import log_event
 from whisper_opt.serving.http.metrics import CONTENT_TYPE, Metrics
 from whisper_opt.serving.http.models import Models, ServedModel
 from whisper_opt.serving.http.observe import notes_of
 from whisper_opt.serving.http.realtime.secrets import Secrets
 from whisper_opt.serving.http.recordings import check_recording, likely_language
-from whisper_opt.serving.http.responses import Deltas, rendered, segment_event
 from whisper_opt.serving.http.upload import Form, read_form
-from whisper_opt.text.results import Segment, Transcript
+from whisper_opt.serving.http.work import Work
 
 __all__ = ["Received", "Service", "json_response"]
 
@@ -63,6 +60,7 @@ class Service:
         self.secrets = Secrets()
         self._rate = Rate(options.requests_per_minute)
         self._admission = Admission(options.max_queued + options.max_batch)
+        self._slots = Slots(max(1, options.max_batch // 2))
 
     # health, models
 
@@ -102,16 +100,72 @@ class Service:
         return await self._audio(request, translate=True)
 
     async def _audio(self, request: Request, *, translate: bool) -> Response:
-        async with self.received(request, translate=translate) as (received, resources):
-            work = _Work(self, request, received.model, await self._with_language(received))
-            source = received.form.source
-            if work.is_stream:
-                return work.streamed(source, resources.pop_all())
-            return await work.whole(source)
+        begin = functools.partial(self._begun, request, translate)
+        early: Early[Work] = Early(begin, self._slots)
+        rest = asyncio.ensure_future(self._rest(request, translate, early))
+        try:
+            if not _is_small(request):
+                await _until_text(rest, early)
+            if rest.done() or early.work is None or not early.work.has_text:
+                response = await rest
+                assert isinstance(response, Response)
+                return response
+        except BaseException:
+            rest.cancel()
+            raise
+        return early.work.streamed(contextlib.AsyncExitStack(), rest)
+
+    async def _rest(
+        self, request: Request, translate: bool, early: Early[Work]
+    ) -> Union[Response, contextlib.AsyncExitStack]:
+        """Receive a request and answer it.
+
+        Returns:
+            The response; what is to be released at its end, if a stream of it was begun before.
+        """
+        with contextlib.ExitStack() as stack:
+            stack.callback(early.cancel)
+            async with self.received(request, translate=translate, early=early) as found:
+                received, resources = found
+                work = early.work
+                if work is None:
+                    call = await self._with_language(received)
+                    work = Work(self.metrics, request, received.model, call)
+                    work.uploaded()
+                    whole = received.samples
+                    work.submit(received.form.source if whole is None else whole)
+                else:
+                    work.uploaded()
+                stack.pop_all()
+                if work.is_streaming:
+                    return resources.pop_all()
+                if work.is_stream:
+                    return work.streamed(resources.pop_all())
+                return await work.whole()
+
+    def _begun(self, request: Request, translate: bool, form: Form) -> Work | None:
+        """The transcription of a form whose file is arriving; None if it has to be whole first."""
+        try:
+            self.check_open()
+            call = read_call(_fields_of(form, request), self.options, translate=translate)
+            model = self.models.find(call.model)
+            if call.languages:  # one of them is chosen first
+                return None
+            work = Work(self.metrics, request, model, call)
+            work.submit(form.arriving)
+        except Exception:  # raised again when the form is whole
+            return None
+        notes_of(request.scope)["early"] = True
+        return work
 
     @contextlib.asynccontextmanager
     async def received(
-        self, request: Request, *, translate: bool, others: Collection[str] = ()
+        self,
+        request: Request,
+        *,
+        translate: bool,
+        others: Collection[str] = (),
+        early: Early[Work] | None = None,
     ) -> AsyncIterator[tuple[Received, contextlib.AsyncExitStack]]:
         """Receive a recording and check all that can be checked before it is decoded.
 
@@ -119,6 +173,7 @@ class Service:
             request: the request.
             translate: whether it was sent to the translations endpoint.
             others: names of further fields.
+            early: begins the transcription before the end of the upload.
 
         Yields:
             The request, and what is released at the end of the context.
@@ -130,7 +185,7 @@ class Service:
         notes = notes_of(request.scope)
         try:
             async with contextlib.AsyncExitStack() as resources:
-                found = await self._receive(request, resources, translate, others)
+                found = await self._receive(request, resources, translate, others, early)
                 yield found, resources
         except ClientDisconnect:
             notes["disconnected"] = True
@@ -149,25 +204,38 @@ class Service:
         resources: contextlib.AsyncExitStack,
         translate: bool,
         others: Collection[str],
+        early: Early[Work] | None,
     ) -> Received:
         notes = notes_of(request.scope)
         self.check_open()
         self._rate.take(request.scope["whisper_opt.client"])
         resources.enter_context(self._admission.one(self._wait()))
-        form = await read_form(request, self.options)
+        form = await self._form(request, early)
         resources.callback(form.close)
         notes["bytes"] = form.n_bytes
         self.metrics.upload_bytes.inc(form.n_bytes or 0)
-        fields = [pair for pair in form.fields if pair[0] not in others]
-        deployment = request.path_params.get("deployment")
-        if deployment is not None:
-            fields = [("model", deployment), *(pair for pair in fields if pair[0] != "model")]
+        fields = [pair for pair in _fields_of(form, request) if pair[0] not in others]
         call = read_call(fields, self.options, translate=translate)
         model = self.models.find(call.model)
         notes.update(model=model.name, format=call.response_format, stream=call.stream or None)
-        await self._check(form, call, model)
+        samples = await self._check(form, call, model)
         rest = {name: value for name, value in form.fields if name in others}
-        return Received(form, fields, rest, call, model)
+        return Received(form, fields, rest, call, model, samples)
+
+    async def _form(self, request: Request, early: Early[Work] | None) -> Form:
+        if early is None:
+            return await read_form(request, self.options)
+        try:
+            form = await read_form(request, self.options, early.offer)
+        except BaseException:
+            early.end(None)
+            raise
+        try:
+            early.end(form)
+        except ApiError:
+            form.close()
+            raise
+        return form
 
     def admitted(self) -> contextlib.AbstractContextManager[None]:
         """Count a request that arrives in another way as long as the context lasts.
@@ -191,8 +259,11 @@ class Service:
         """Estimated seconds until a request that is sent now begins."""
         return max((model.engine.stats().estimated_wait for model in self.models), default=1.0)
 
-    async def _check(self, form: Form, call: Call, model: ServedModel) -> None:
-        """Check the recording, and whether the model supports the options."""
+    async def _check(self, form: Form, call: Call, model: ServedModel) -> F32 | None:
+        """Check the recording, and whether the model supports the options.
+
+        Returns what :func:`check_recording` returns.
+        """
         if form.n_bytes is None:
             raise ApiError(
                 400,
@@ -205,7 +276,7 @@ class Service:
             call.options.check_model(
                 is_multilingual=whisper.is_multilingual, n_audio_ctx=whisper.dims.n_audio_ctx
             )
-            await _in_thread(check_recording, form, self.options)
+            return await _in_thread(check_recording, form, self.options, call.options)
 
     async def _with_language(self, received: Received) -> Call:
         """The call with the most probable of several candidate languages."""
@@ -229,6 +300,29 @@ def _refusals(call: Call) -> Iterator[None]:
         raise api_error(error, call.parameters) from error
 
 
+def _is_small(request: Request) -> bool:
+    """Whether a request is too small to be transcribed while it arrives."""
+    length = request.headers.get("content-length", "")
+    return not length.isdigit() or int(length) < LEAST_BYTES
+
+
+async def _until_text(rest: asyncio.Future[Any], early: Early[Work]) -> None:
+    """Wait until the request is answered, or a stream that began early has text."""
+    waits: set[asyncio.Future[Any]] = {rest, asyncio.ensure_future(early.text())}
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        (waits - {rest}).pop().cancel()
+
+
+def _fields_of(form: Form, request: Request) -> list[tuple[str, str]]:
+    """The fields of a form; the path of a request may name the model."""
+    deployment = request.path_params.get("deployment")
+    if deployment is None:
+        return list(form.fields)
+    return [("model", deployment), *(pair for pair in form.fields if pair[0] != "model")]
+
+
 async def _in_thread(function: Callable[..., _T], *arguments: Any) -> _T:
     return await asyncio.get_running_loop().run_in_executor(None, function, *arguments)
 
@@ -243,6 +337,7 @@ class Received:
         others: the other fields.
         call: what it asks for.
         model: the model.
+        samples: of a short recording, which was decoded when it was checked.
     """
 
     form: Form
@@ -250,95 +345,4 @@ class Received:
     others: dict[str, str]
     call: Call
     model: ServedModel
-
-
-class _Work:
-    """The transcription of one request."""
-
-    def __init__(self, service: Service, request: Request, model: ServedModel, call: Call) -> None:
-        self._service = service
-        self._request = request
-        self._model = model
-        self._call = call
-        self._began = time.perf_counter()
-        self._mailbox = Mailbox()
-        self._n_segments = 0
-
-    @property
-    def is_stream(self) -> bool:
-        """Whether text is to be sent as it is decoded."""
-        return self._call.stream
-
-    def _on_segment(self, segment: Segment) -> None:
-        if not self._n_segments:
-            elapsed = time.perf_counter() - self._began
-            self._service.metrics.first_segment.labels(self._model.name).observe(elapsed)
-        self._n_segments += 1
-        if self._call.stream:
-            self._mailbox.put(segment)
-
-    def _submitted(self, source: Any) -> Any:
-        try:
-            handle = self._model.engine.submit(
-                source, self._call.options, on_segment=self._on_segment
-            )
-        except Exception as error:
-            raise self._failure(error) from error
-        handle.add_done_callback(self._mailbox.end)
-        return handle
-
-    def _failure(self, error: BaseException) -> ApiError:
-        wait = self._model.engine.stats().estimated_wait
-        refused = api_error(error, self._call.parameters, wait)
-        if refused.status == 500:
-            request_id = self._request.scope["whisper_opt.id"]
-            log_event("transcription failed", logging.ERROR, exc=error, id=request_id)
-        return refused
-
-    def _note(self, transcript: Transcript) -> None:
-        metrics, name = self._service.metrics, self._model.name
-        metrics.total.labels(name).observe(time.perf_counter() - self._began)
-        metrics.audio.labels(name).observe(transcript.duration)
-        notes_of(self._request.scope)["audio_s"] = round(transcript.duration, 3)
-
-    async def whole(self, source: Any) -> Response:
-        """Wait for the transcript; if the client disconnects, the transcription is cancelled."""
-        handle = self._submitted(source)
-        ended = asyncio.ensure_future(self._mailbox.ended())
-        gone = asyncio.ensure_future(disconnected(self._request.receive))
-        try:
-            await asyncio.wait({ended, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if not ended.done():
-                raise ClientDisconnect
-        finally:
-            handle.cancel()  # without effect after the end
-            ended.cancel()
-            gone.cancel()
-        try:
-            transcript: Transcript = handle.result(0)
-            body, media_type = rendered(transcript, self._call)
-        except Exception as error:
-            raise self._failure(error) from error
-        self._note(transcript)
-        return Response(body, media_type=media_type)
-
-    def streamed(self, source: Any, resources: contextlib.AsyncExitStack) -> Response:
-        """The response that sends text as it is decoded, and releases the file at its end."""
-        notes = notes_of(self._request.scope)
-
-        def on_end(transcript: Transcript | None, error: ApiError | None) -> None:
-            if transcript is not None:
-                self._note(transcript)
-            elif error is not None:
-                notes["code"] = error.code or str(error.status)
-                self._service.metrics.refused.labels(notes["code"]).inc()
-            else:
-                notes["disconnected"] = True
-
-        handle = self._submitted(source)
-        deltas, event_of = Deltas(self._model.whisper.vocab), None
-        if self._call.response_format in ("verbose_json", "diarized_json"):
-            event_of = functools.partial(segment_event, call=self._call)
-        return EventStream(
-            handle, self._mailbox, deltas, event_of, self._failure, on_end, resources
-        )
+    samples: F32 | None = None

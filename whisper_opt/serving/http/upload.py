@@ -12,14 +12,16 @@ import io
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import IO, Any, Union
+from typing import IO, Any, Callable, Union
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
+from whisper_opt.audio.arriving import Arriving
 from whisper_opt.core.options import ServeOptions
 from whisper_opt.serving.http.errors import ApiError
 
@@ -34,6 +36,8 @@ _MOST_BESIDE = _MAX_FIELD_BYTES + _MAX_CLIP_BYTES
 _MAX_PARTS = 2_000
 _MAX_HEADER_BYTES = 8 << 10
 """Size of the headers of one part."""
+_CLOSING = b"\r\n----\r\n"
+"""What is after the last part, without the boundary."""
 _FLUSH = 1 << 20
 """Bytes that are collected before they are written to the temporary file."""
 
@@ -55,12 +59,18 @@ class Form:
     Attributes:
         fields: (name, value) of every field, in order.
         n_bytes: size of the file; None if there is none.
+        size_by_header: size of the file by the length of the request, if nothing comes after it;
+            None if the length is not known.
+        arriving: the file while it arrives; None without :meth:`begin_arriving`.
     """
 
     def __init__(self, options: ServeOptions) -> None:
         self.fields: list[tuple[str, str]] = []
         self.n_bytes: int | None = None
+        self.size_by_header: int | None = None
+        self.arriving: Arriving | None = None
         self._options = options
+        self._lock = threading.Lock()  # of the contents
         self._held = bytearray()
         self._file: IO[bytes] | None = None
         self._path: str | None = None  # of a file that must be deleted
@@ -74,7 +84,28 @@ class Form:
         self.n_bytes = (self.n_bytes or 0) + len(data)
         if self.n_bytes > self._options.max_upload_bytes:
             raise too_large(self._options.max_upload_bytes)
-        self._held += data
+        with self._lock:
+            self._held += data
+        if self.arriving is not None:
+            self.arriving.arrived(self.n_bytes)
+
+    def begin_arriving(self) -> None:
+        """Let other threads read the file while it arrives; its size must be known."""
+        assert self.size_by_header is not None
+        self.arriving = Arriving(self.size_by_header, self.read_at)
+        self.arriving.arrived(self.n_bytes or 0)
+
+    def read_at(self, start: int, n_bytes: int) -> bytes:
+        """Bytes of the file that have arrived; fewer at their end. In any thread."""
+        with self._lock:
+            n_written = 0 if self._file is None else self._file.tell()
+            found = b""
+            if self._file is not None and start < n_written:
+                self._file.seek(start)
+                found = self._file.read(min(n_bytes, n_written - start))
+                self._file.seek(n_written)
+            first = max(0, start - n_written)
+            return found + bytes(self._held[first : first + n_bytes - len(found)])
 
     @property
     def must_flush(self) -> bool:
@@ -84,11 +115,12 @@ class Form:
 
     def flush(self) -> None:
         """Write what is held to the temporary file, which is created if need be."""
-        if self._file is None:
-            self._file = self._create()
-        self._file.write(self._held)
-        self._file.flush()
-        self._held.clear()
+        with self._lock:
+            if self._file is None:
+                self._file = self._create()
+            self._file.write(self._held)
+            self._file.flush()
+            self._held.clear()
 
     def _create(self) -> IO[bytes]:
         folder = self._options.temp_dir
@@ -129,9 +161,13 @@ class Form:
 
     def close(self) -> None:
         """Delete the file."""
-        self._held = bytearray()
-        if self._file is not None:
-            self._file.close()
+        if self.arriving is not None:
+            self.arriving.break_off()
+        with self._lock:
+            self._held = bytearray()
+            if self._file is not None:
+                self._file.close()
+                self._file = None
         if self._path is not None:
             with contextlib.suppress(OSError):
                 os.unlink(self._path)
@@ -145,8 +181,10 @@ def _descriptor(file: IO[bytes]) -> str:
 class _Reader:
     """Callbacks of the parser: collects the parts of a form."""
 
-    def __init__(self, form: Form) -> None:
+    def __init__(self, form: Form, n_after: int | None) -> None:
+        """``n_after``: bytes from the start of the chunk to the closing boundary, if known."""
         self._form = form
+        self.n_after = n_after
         self.ended = False
         self._n_parts = 0
         self._n_bytes = {True: 0, False: 0}  # of clips, and of other fields
@@ -217,6 +255,8 @@ class _Reader:
 
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
         if self._is_file:
+            if not self._form.n_bytes and self.n_after is not None:
+                self._form.size_by_header = self.n_after - start
             self._form.add(data[start:end])
             return
         is_clip = self._name in _CLIPS
@@ -247,25 +287,37 @@ def _text(data: bytes, what: str) -> str:
         raise ApiError(400, f"{what} is not UTF-8; expected text in that encoding") from None
 
 
-async def read_form(request: Request, options: ServeOptions) -> Form:
+async def read_form(
+    request: Request, options: ServeOptions, on_data: Callable[[Form], None] | None = None
+) -> Form:
     """Read the form of a request as it arrives.
+
+    Args:
+        request: the request.
+        options: options of the server.
+        on_data: called with what there is after every part of the body.
 
     Raises:
         ApiError: 413: the file is too large; 415: no multipart form; 408: the upload pauses too
             long; 400: the form is malformed, or has no file.
         ClientDisconnect: the client is gone.
     """
-    parser_of, form = _boundary(request), Form(options)
-    reader = _Reader(form)
+    boundary, form = _boundary(request), Form(options)
+    length = request.headers.get("content-length", "")
+    n_after = int(length) - len(boundary) - len(_CLOSING) if length.isdigit() else None
+    reader = _Reader(form, n_after)
     try:
-        length = request.headers.get("content-length", "")
         if length.isdigit() and int(length) > options.max_upload_bytes + _MOST_BESIDE:
             raise too_large(options.max_upload_bytes)
-        parser = MultipartParser(parser_of, reader.callbacks)
+        parser = MultipartParser(boundary, reader.callbacks)
         async for chunk in _chunks(request, options.upload_timeout):
             parser.write(chunk)
             if form.must_flush:
                 await asyncio.get_running_loop().run_in_executor(None, form.flush)
+            if reader.n_after is not None:
+                reader.n_after -= len(chunk)
+            if on_data is not None:
+                on_data(form)
         parser.finalize()
         if not reader.ended:
             raise ApiError(400, "the form ends without its final boundary; send it whole")

@@ -123,6 +123,21 @@ def test_refusals(server: Server, file: bytes, fields: Any, error: Any) -> None:
     assert submit(server, file, *fields).error == error
 
 
+def test_log_probabilities(server: Server) -> None:
+    """They are kept with the result, and left out in formats without them."""
+    job = accepted(server, ("include[]", "logprobs"))
+    ended(server, job)
+    found = get(server, f"{JOBS}/{job}/result").json
+    assert found["logprobs"]
+    verbose = get(server, f"{JOBS}/{job}/result?response_format=verbose_json").json
+    assert verbose["logprobs"] == found["logprobs"]
+    assert get(server, f"{JOBS}/{job}/result?response_format=text").text.strip() == found["text"]
+    plain = accepted(server)
+    ended(server, plain)
+    asked = get(server, f"{JOBS}/{plain}/result?include=logprobs")
+    assert asked.error == (400, INVALID, "invalid_value", "include")
+
+
 def test_a_translation(server: Server) -> None:
     job = accepted(server, ("task", "translate"), ("response_format", "verbose_json"))
     assert ended(server, job)["task"] == "translate"

@@ -140,6 +140,7 @@ def test_results_are_read_as_they_were() -> None:
     segments = (
         Segment(0, 0.0, 1.0, " né x", (1, 2), -0.5, 0.1, 1.2, 0.0, 0, words, "fr"),
         Segment(1, 1.0, 2.0, " y", (3,), -0.5, 0.1, 1.2, 0.4, 100, None, None, True),
+        Segment(2, 2.0, 3.0, " z", (4,), -0.5, 0.1, 1.2, 0.4, 100, token_logprobs=(-0.25,)),
     )
     made = Transcript(segments, "fr", 2.0, " né x y", 0.5, (Dropped(2.0, 3.0, "silence", "z"),))
     assert loaded(dumped(made)) == made

@@ -29,4 +29,6 @@ def _segment(entry: dict[str, Any]) -> Segment:
     words = entry["words"]
     entry["words"] = None if words is None else tuple(Word(**word) for word in words)
     entry["tokens"] = tuple(entry["tokens"])
+    logprobs = entry.get("token_logprobs")
+    entry["token_logprobs"] = None if logprobs is None else tuple(logprobs)
     return Segment(**entry)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 from pathlib import Path
 from typing import Any, Callable, TypeVar, Union
@@ -12,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from whisper_opt.core.options import ServeOptions
-from whisper_opt.serving.http.call import Call, read_call
+from whisper_opt.serving.http.call import LOGPROBS, Call, read_call
 from whisper_opt.serving.http.errors import ApiError, queue_full
 from whisper_opt.serving.http.jobs.results import loaded
 from whisper_opt.serving.http.jobs.runner import JobRunner
@@ -29,6 +30,7 @@ _T = TypeVar("_T")
 _MOST_LISTED = 100
 _OF_RESULT = ("response_format", "timestamp_granularities", "stream")
 """Fields that are about the response: those of the request for the result count."""
+_OF_LOGPROBS = ("include", "token_logprobs")
 
 
 class Jobs:
@@ -141,7 +143,11 @@ class Jobs:
                 headers={"x-should-retry": "false"},
             )
         call = self._call_of(job, request)
-        body, media_type = rendered(await _in_thread(loaded, job.result), call)
+        transcript = await _in_thread(loaded, job.result)
+        vocab = None
+        if call.options.token_logprobs:
+            vocab = self._service.models.find(job.model).whisper.vocab
+        body, media_type = rendered(transcript, call, vocab)
         return Response(body, media_type=media_type)
 
     def _call_of(self, job: Job, request: Request) -> Call:
@@ -154,8 +160,14 @@ class Jobs:
             kept += [pair for pair in job.fields if pair[0] == "response_format"]
         if before.options.word_timestamps and "word_timestamps" not in dict(kept):
             kept.append(("word_timestamps", "true"))
+        form = dict([*kept, *asked]).get("response_format", "json")
+        if form not in LOGPROBS:  # the job may have log-probabilities, but this format has none
+            kept = [pair for pair in kept if pair[0].replace("[]", "") not in _OF_LOGPROBS]
         call = read_call([*kept, *asked], self._options, translate=job.translate)
-        if call.options != before.options:
+        options = before.options
+        if form not in LOGPROBS:
+            options = dataclasses.replace(options, token_logprobs=False)
+        if call.options != options:
             raise invalid(
                 "timestamp_granularities" if "timestamp_granularities" in given else min(given),
                 "asks for another transcription than that of the job",
