@@ -10,9 +10,6 @@
  *   nibble_sums()   the sums of 32 bits after at most 8 calls of dot_nibbles()
  */
 
-/* Vectors of columns of a tile with `rows` rows. */
-#define NIBBLE_VECTORS(rows) (TILE_COLUMNS == PANEL ? ((rows) <= 2 ? 4 : 2) : 1)
-
 /* One call of `linear4` or `output_head4`. */
 typedef struct NibbleCall {
   const Packed *weight;
@@ -43,6 +40,21 @@ static void round_blocks(const NibbleCall *call, int64_t row, const float *x) {
   }
 }
 
+/* Stores the product of a row with 16 columns, and what is added to it. */
+INLINE void store_total(const NibbleCall *call, int64_t row, int64_t column, vf total) {
+  const int64_t left = call->weight->n_out - column, at = row * call->stride + column;
+  const Linear *args = call->linear;
+  if (!args) {
+    vf_store_tail(call->output->y + at, left, vf_add(total, vf_set1(call->offset[row])));
+    return;
+  }
+  total = vf_add(total, vf_load_tail(args->bias + column, left));
+  if (args->residual) total = vf_add(total, vf_load_tail(args->residual + at, left));
+  vf_store_tail(args->y + at, left, total);
+}
+
+#define EACH_ROW(DO) DO(0) DO(1) DO(2) DO(3) DO(4) DO(5)
+
 /* With 16 registers, totals are in memory: GCC 12 would keep sums there, in the inner loop. */
 #if FEW_REGISTERS
 #define TOTALS_IN_MEMORY(totals) __asm__ volatile("" : : "r"(totals) : "memory");
@@ -50,82 +62,49 @@ static void round_blocks(const NibbleCall *call, int64_t row, const float *x) {
 #define TOTALS_IN_MEMORY(totals)
 #endif
 
-/* One tile of a product, added up block by block. */
-INLINE void nibble_tile(const int rows, const int vectors, const NibbleCall *call, int64_t row, int64_t column) {
-  const int64_t n_in = call->weight->n_in, blocks = n_in / NIBBLE_BLOCK, beside = blocks * NIBBLE_BYTES;
-  const char *columns = (const char *)call->weight->panels + column / WIDTH * beside;
+/* One tile of a product: some rows by a panel of 16 columns, which is one stream of memory. */
+INLINE void nibble_tile(const int rows, const NibbleCall *call, int64_t row, int64_t column) {
+  const int64_t n_in = call->weight->n_in, blocks = n_in / NIBBLE_BLOCK;
+  const char *columns = (const char *)call->weight->panels + column / WIDTH * blocks * NIBBLE_BYTES;
   const int8_t *x = call->integers + row * n_in;
   const float *step = call->step + row * blocks;
   const int32_t *zero = call->zero + row * blocks;
   const vi mask = vi_set1(0x0f0f0f0f);
-  vf totals[TILE][4];
-#define ZERO_TOTAL(r, j) \
-  if (USED(r, j)) totals[r][j] = vf_set1(0);
-  EACH(ZERO_TOTAL)
-#undef ZERO_TOTAL
-  for (int64_t block = 0; block < blocks; block++, columns += NIBBLE_BYTES) {
-#define DECLARE(r, j) vi sum##r##j = vi_set1(0);
-    EACH(DECLARE)
+  vf totals[TILE];
+  for (int r = 0; r < rows; r++) totals[r] = vf_set1(0);
+  for (int64_t block = 0; block < blocks; block++) {
+#define DECLARE(r) vi sum##r = vi_set1(0);
+    EACH_ROW(DECLARE)
 #undef DECLARE
-    for (int octet = 0; octet < NIBBLE_BLOCK / 8; octet++, x += 8) {
-#define LOAD(j)                                                                                \
-  const vi both##j = vectors > j ? vi_load(columns + beside * j + octet * 64) : vi_set1(0);    \
-  const vi low##j = vi_and(both##j, mask), high##j = vi_and(vi_shift_right_4(both##j), mask);
-      EACH_COLUMN(LOAD)
-#undef LOAD
-#define DOT_LOW(r, j) \
-  if (vectors > j) sum##r##j = dot_nibbles(sum##r##j, quad, low##j);
-#define DOT_HIGH(r, j) \
-  if (vectors > j) sum##r##j = dot_nibbles(sum##r##j, quad, high##j);
-#define ROW(r, at, DOT)                                                 \
-  if (rows > r) {                                                       \
-    const SignedQuad quad = read_signed_quad(x + r * n_in + at);        \
-    EACH_OF_ROW(DOT, r)                                                 \
-  }
-#define ROWS(at, DOT) ROW(0, at, DOT) ROW(1, at, DOT) ROW(2, at, DOT) ROW(3, at, DOT) ROW(4, at, DOT) ROW(5, at, DOT)
-      ROWS(0, DOT_LOW) ROWS(4, DOT_HIGH)
-#undef ROWS
-#undef ROW
+    for (int octet = 0; octet < NIBBLE_BLOCK / 8; octet++, x += 8, columns += 4 * WIDTH) {
+      const vi both = vi_load(columns), low = vi_and(both, mask), high = vi_and(vi_shift_right_4(both), mask);
+#define DOT_LOW(r) \
+  if (rows > r) sum##r = dot_nibbles(sum##r, read_signed_quad(x + r * n_in), low);
+#define DOT_HIGH(r) \
+  if (rows > r) sum##r = dot_nibbles(sum##r, read_signed_quad(x + r * n_in + 4), high);
+      EACH_ROW(DOT_LOW) EACH_ROW(DOT_HIGH)
 #undef DOT_HIGH
 #undef DOT_LOW
     }
-#define SCALE(j)                                                                                               \
-  const vf scale##j =                                                                                          \
-      vectors > j ? vf_load((const float *)(columns + beside * j + NIBBLE_BLOCK / 8 * 64)) : vf_set1(0);
-    EACH_COLUMN(SCALE)
-#undef SCALE
-#define ADD(r, j)                                                                             \
-  if (USED(r, j)) {                                                                           \
-    const vi sum = vi_add(nibble_sums(sum##r##j), vi_set1(zero[r * blocks + block]));         \
-    const vf factor = vf_mul(scale##j, vf_set1(step[r * blocks + block]));                    \
-    totals[r][j] = vf_fma(vi_to_float(sum), factor, totals[r][j]);                            \
-  }
+    const vf scale = vf_load((const float *)columns);
+    columns += sizeof(float) * WIDTH;
     TOTALS_IN_MEMORY(totals)
-    EACH(ADD)
+#define ADD(r)                                                                           \
+  if (rows > r) {                                                                        \
+    const vi sum = vi_add(nibble_sums(sum##r), vi_set1(zero[r * blocks + block]));       \
+    const vf factor = vf_mul(scale, vf_set1(step[r * blocks + block]));                  \
+    totals[r] = vf_fma(vi_to_float(sum), factor, totals[r]);                             \
+  }
+    EACH_ROW(ADD)
 #undef ADD
   }
-#define STORE(r, j)                                                                                      \
-  if (USED(r, j)) {                                                                                      \
-    const int64_t left = call->weight->n_out - column - WIDTH * j;                                       \
-    const int64_t at = (row + r) * call->stride + column + WIDTH * j;                                    \
-    vf value = totals[r][j];                                                                             \
-    if (call->output) {                                                                                  \
-      vf_store_tail(call->output->y + at, left, vf_add(value, vf_set1(call->offset[row + r])));          \
-    } else {                                                                                             \
-      const Linear *args = call->linear;                                                                 \
-      value = vf_add(value, vf_load_tail(args->bias + column + WIDTH * j, left));                        \
-      if (args->residual) value = vf_add(value, vf_load_tail(args->residual + at, left));                \
-      vf_store_tail(args->y + at, left, value);                                                          \
-    }                                                                                                    \
-  }
-  EACH(STORE)
-#undef STORE
+  for (int r = 0; r < rows; r++) store_total(call, row + r, column, totals[r]);
 }
 
 typedef void (*NibbleTile)(const NibbleCall *call, int64_t row, int64_t column);
 #define NIBBLE_TILE(n)                                                                    \
   static void nibble_tile_##n(const NibbleCall *call, int64_t row, int64_t column) {      \
-    nibble_tile(n, NIBBLE_VECTORS(n), call, row, column);                                 \
+    nibble_tile(n, call, row, column);                                                    \
   }
 NIBBLE_TILE(1) NIBBLE_TILE(2) NIBBLE_TILE(3) NIBBLE_TILE(4) NIBBLE_TILE(5) NIBBLE_TILE(6)
 static const NibbleTile NIBBLE_TILES[] = {NULL,          nibble_tile_1, nibble_tile_2, nibble_tile_3,
@@ -140,11 +119,8 @@ static void nibble_block(void *data, size_t task) {
   const int64_t first_column = (int64_t)task % groups * width, end_column = min64(first_column + width, n_out);
   const int64_t first = (int64_t)task / groups * TASK_ROWS, end = min64(first + TASK_ROWS, call->n_rows);
   const int64_t height = tile_height(end - first);
-  for (int64_t column = first_column; column < end_column; column += PANEL)
-    for (int64_t row = first; row < end; row += height) {
-      const int64_t n = min64(height, end - row), step = NIBBLE_VECTORS(n) * WIDTH;
-      for (int64_t at = column; at < min64(column + PANEL, end_column); at += step) NIBBLE_TILES[n](call, row, at);
-    }
+  for (int64_t column = first_column; column < end_column; column += WIDTH)
+    for (int64_t row = first; row < end; row += height) NIBBLE_TILES[min64(height, end - row)](call, row, column);
 }
 
 /* Memory for the quantized inputs; NULL if there is none. */
