@@ -22,7 +22,6 @@ from whisper_opt.export.graphs.int4_operators import (
     head4,
 )
 from whisper_opt.export.graphs.operators import (
-    CONV,
     GELU_LINEAR_ADD,
     LINEAR,
     LINEAR_ADD,
@@ -44,7 +43,6 @@ __all__ = [
     "LINEARS",
     "LINEARS4",
     "attention_graph",
-    "conv_graph",
     "cross_graph",
     "difference",
     "embedding4_graph",
@@ -122,18 +120,6 @@ def linear_graph(
     }
     given = {name: shape for name, shape in shapes.items() if name in operator.inputs}
     return graph(operator, constants, given, ["a", "m", n_out], packed=packed)
-
-
-def conv_graph(n_in: int, n_out: int, stride: int) -> bytes:
-    """A convolution with random weights; x is [a, f, n_in]."""
-    rng = np.random.default_rng([n_in, n_out])
-    constants = {
-        "weight": rng.integers(-127, 128, (3 * n_in, n_out)).astype(np.int8),
-        "scale": rng.uniform(0.5, 2, n_out).astype(np.float32) / np.float32(100 * n_in**0.5),
-        "bias": rng.standard_normal(n_out).astype(np.float32),
-    }
-    shapes = {"x": ["a", "f", n_in]}
-    return graph(CONV, constants, shapes, ["a", "g", n_out], stride=stride)
 
 
 def linear4_constants(n_in: int, n_out: int, seed: int = 0) -> dict[str, NDArray]:

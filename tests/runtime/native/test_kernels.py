@@ -11,12 +11,10 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
-from onnx import TensorProto
 
 from tests.support.one_node import (
     LINEARS,
     attention_graph,
-    conv_graph,
     difference,
     graph,
     linear_graph,
@@ -25,9 +23,7 @@ from tests.support.one_node import (
     session,
 )
 from whisper_opt.core.arrays import F32, NDArray
-from whisper_opt.export.graphs.builder import MICROSOFT, GraphBuilder
 from whisper_opt.export.graphs.operators import (
-    CONV,
     GELU_LINEAR_ADD,
     LINEAR,
     LINEAR_ADD,
@@ -175,79 +171,6 @@ def test_extreme_rows(operator: Operator, name: str) -> None:
     if np.isfinite(expected).all() or operator is not NORM_LINEAR:
         # ONNX Runtime 1.19 has a variance that is lost in the square of the mean
         assert difference(found, expected) < 1e-6
-
-
-# --- convolutions ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("stride", [1, 2, 3])
-@pytest.mark.parametrize(("n_in", "n_out"), [(16, 1), (80, 70), (128, 128)])
-def test_convolutions(stride: int, n_in: int, n_out: int) -> None:
-    """As products: equal except for last bits, and integers that a last bit rounds otherwise."""
-    model = conv_graph(n_in, n_out, stride)
-    plain = session(model, kernels=False)
-    one, two = (session(model, kernels=True, threads=threads) for threads in (1, 2))
-    for n_frames, n_audio in itertools.product((1, 2, 3, 4, 97, 200), (1, 2)):
-        x = np.maximum(some_rows((n_audio, n_frames, n_in), n_frames), np.float32(-0.17))
-        found, expected = run(one, x=x), run(plain, x=x)
-        assert found.shape == (n_audio, -(-n_frames // stride), n_out) == expected.shape
-        np.testing.assert_array_equal(found, run(two, x=x))
-        far = np.abs(found - expected).max(axis=2) / (1 + np.abs(expected).max(axis=2))
-        assert np.median(far) < 1e-5
-        assert far.max() < 0.05
-
-
-@pytest.mark.parametrize("stride", [1, 2])
-def test_a_convolution_is_that_of_onnx(stride: int) -> None:
-    """The order of the frames and the zeros at the ends."""
-    n_in, n_out = 16, 8
-    rng = np.random.default_rng(stride)
-    weight = rng.integers(-127, 128, (3 * n_in, n_out)).astype(np.int8)
-    held: dict[str, NDArray] = {
-        "weight": weight,
-        "scale": np.full(n_out, 1 / 127, np.float32),
-        "bias": np.ones(n_out, np.float32),
-    }
-    shapes = {"x": ["a", "f", n_in]}
-    model = graph(CONV, held, shapes, ["a", "g", n_out], stride=stride)
-    x = rng.integers(0, 240, (2, 9, n_in)).astype(np.float32)
-    x[:, :, 0] = 239  # integers stay as they are
-    builder = GraphBuilder("conv")
-    builder.input("x", TensorProto.FLOAT, ["a", n_in, "f"])
-    taps = (weight.astype(np.float32) / 127).reshape(3, n_in, n_out).transpose(2, 1, 0)
-    inputs = ("x", builder.constant(np.ascontiguousarray(taps)), builder.constant(held["bias"]))
-    value = builder.node("Conv", *inputs, kernel_shape=[3], pads=[1, 1], strides=[stride])
-    value = builder.node("Gelu", value, domain=MICROSOFT)
-    builder.output(value, "y", TensorProto.FLOAT, ["a", n_out, "g"])
-    reference = builder.finish(20, 10).model.SerializeToString()
-    expected = run(session(reference, kernels=False), x=np.ascontiguousarray(x.transpose(0, 2, 1)))
-    found = run(session(model, kernels=True), x=x)
-    np.testing.assert_allclose(found, expected.transpose(0, 2, 1), rtol=1e-5, atol=1e-3)
-
-
-@pytest.mark.parametrize("fault", [np.nan, np.inf])
-def test_convolutions_keep_nan_and_infinity(fault: float) -> None:
-    runner = session(conv_graph(16, 70, 1), kernels=True)
-    x = np.abs(some_rows((1, 9, 16), 1))
-    unchanged = run(runner, x=x)
-    x[0, 4, 7] = fault
-    found = run(runner, x=x)
-    assert not np.isfinite(found[0, 3:6]).any()
-    others = [0, 1, 2, 6, 7, 8]
-    np.testing.assert_array_equal(found[0, others], unchanged[0, others])
-
-
-def test_frames_of_another_length() -> None:
-    shapes = {"x": ["a", "f", "n"]}
-    held = constants(48, 64)
-    model = graph(CONV, held, shapes, ["a", "g", 64], stride=1)
-    said = refused(model, {"x": np.zeros((1, 2, 20), np.float32)})
-    assert "x is not [n_audio, n_frames, n_in]" in said
-
-
-@pytest.mark.parametrize("stride", [0, 65])
-def test_a_stride_out_of_range(stride: int) -> None:
-    assert "stride must be from 1 to 64" in refused(conv_graph(16, 64, stride))
 
 
 # --- attention ------------------------------------------------------------------------------------

@@ -21,7 +21,6 @@ from tests.support.one_node import (
     LINEARS,
     LINEARS4,
     attention_graph,
-    conv_graph,
     cross_graph,
     head4_graph,
     head_graph,
@@ -155,14 +154,6 @@ def test_attention_of_the_decoder(n_queries: int) -> None:
 def test_the_output_head(n_rows: int) -> None:
     hidden = some_rows((n_rows, 1, 128), n_rows)
     all_equal(lambda: outputs(head_graph(128, 1000), hidden=hidden))
-
-
-@pytest.mark.parametrize("stride", [1, 2])
-def test_convolutions(stride: int) -> None:
-    model = conv_graph(80, 70, stride)
-    for n_frames in (1, 2, 5, 100):
-        x = np.abs(some_rows((2, n_frames, 80), n_frames))
-        all_equal(lambda x=x: outputs(model, x=x))  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("n_rows", [1, 2, 3, 4, 5, 6, 7])

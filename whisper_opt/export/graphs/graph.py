@@ -158,7 +158,7 @@ def build_encoder(
     linear = _linear(builder, tensors, types, stats, encoder_bits)
     mel = builder.input("mel", _FLOAT, ["n_audio", dims.n_mels, "n_frames"])
     padding = CompressedPositions(builder) if types.compresses_padding else None
-    value, cuts = linear.stem(mel, dims.frames_per_position, dialect.gelu), []
+    value, cuts = _stem(builder, linear, dialect, dims, mel), []
     builder.scope("encoder.positional_embedding")
     table = linear.vector("encoder.positional_embedding", types.residual)
     if padding is None:
@@ -184,6 +184,24 @@ def build_encoder(
     cross = PackedCrossKV if packed else PlainCrossKV
     cross(builder, linear, dims).outputs(value, padding)
     return builder.finish(dialect.opset, dialect.ir_version), cuts
+
+
+def _stem(
+    builder: GraphBuilder, linear: Linear, dialect: Dialect, dims: ModelDims, mel: str
+) -> str:
+    """The convolutions: [A, n_mels, F] -> [A, F / 2, n_audio_state]."""
+    types = linear.types
+    value = builder.cast(mel, np.float32, types.compute)
+    for conv, stride in (("encoder.conv1", 1), ("encoder.conv2", dims.frames_per_position)):
+        builder.scope(conv)
+        weights = (linear.vector(f"{conv}.weight"), linear.vector(f"{conv}.bias"))
+        value = builder.node(
+            "Conv", value, *weights, kernel_shape=[3], pads=[1, 1], strides=[stride]
+        )
+        if conv == "encoder.conv2":  # the residual stream begins here
+            value = builder.cast(value, types.compute, types.residual)
+        value = dialect.gelu(builder, value)
+    return builder.transpose(value, [0, 2, 1])
 
 
 def _group_by_audio(builder: GraphBuilder, value: str, n_audio: str, n_state: int) -> str:

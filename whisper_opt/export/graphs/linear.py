@@ -53,24 +53,6 @@ class Linear:
         tensor = self.tensors[name]
         return self._declare(name, tensor.shape, tensor.read, dtype or self.types.compute)
 
-    def stem(self, mel: str, stride: int, gelu: Gelu) -> str:
-        """The convolutions of [A, n_mels, F], the second with a stride: [A, F', n_state]."""
-        value = self._convolution(self._conv1(mel, gelu), "encoder.conv2", stride)
-        # the residual stream begins here
-        value = self.builder.cast(value, self.types.compute, self.types.residual)
-        return self.builder.transpose(gelu(self.builder, value), [0, 2, 1])
-
-    def _conv1(self, mel: str, gelu: Gelu) -> str:
-        value = self.builder.cast(mel, np.float32, self.types.compute)
-        return gelu(self.builder, self._convolution(value, "encoder.conv1", 1))
-
-    def _convolution(self, value: str, name: str, stride: int) -> str:
-        self.builder.scope(name)
-        weights = (self.vector(f"{name}.weight"), self.vector(f"{name}.bias"))
-        return self.builder.node(
-            "Conv", value, *weights, kernel_shape=[3], pads=[1, 1], strides=[stride]
-        )
-
     def norm(self, name: str) -> tuple[str, str]:
         """Weight and bias of the layer normalization called ``name``, float32."""
         weight, bias = (self.vector(f"{name}.{part}", np.float32) for part in ("weight", "bias"))

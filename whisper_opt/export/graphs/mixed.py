@@ -28,10 +28,6 @@ class MixedLinear(Linear):
         """As of :class:`Linear`."""
         return self._low.vector(name, dtype)
 
-    def stem(self, mel: str, stride: int, gelu: Gelu) -> str:
-        """As of :class:`Linear`."""
-        return self._low.stem(mel, stride, gelu)
-
     def norm(self, name: str) -> tuple[str, str]:
         """As of :class:`Linear`: with the smoothing of its products, if these are in 8 bits."""
         return self._of(name).norm(name)

@@ -21,7 +21,6 @@ from whisper_opt.export.graphs.packed_weights import PANEL, unpack_weight
 from whisper_opt.runtime.padding import BLOCK
 
 __all__ = [
-    "CONV",
     "COUNTED_HEAD_DIM",
     "GELU_LINEAR_ADD",
     "GELU_MIN",
@@ -123,24 +122,6 @@ def _gelu_linear_add(builder: GraphBuilder) -> list[str]:
     return [builder.node("Add", "residual", _int8_product(builder, after, after_gelu=True))]
 
 
-def _three_frames(builder: GraphBuilder) -> str:
-    """Every ``stride``-th frame of ``x`` [A, F, n] between its neighbours: [A, F', 3 * n]."""
-    padded = builder.node("Pad", "x", builder.constant([0, 1, 0, 0, 1, 0]))
-    n_frames, axis = builder.dim("x", 1), builder.constant([1])
-    step = builder.node("Unsqueeze", builder.attribute("stride"), builder.constant([0]))
-    taps = []
-    for k in range(3):
-        first = builder.constant([k])
-        end = builder.node("Add", n_frames, first)
-        taps.append(builder.node("Slice", padded, first, end, axis, step))
-    return builder.node("Concat", *taps, axis=2)
-
-
-def _conv(builder: GraphBuilder) -> list[str]:
-    product = _int8_product(builder, _three_frames(builder), after_gelu=True)
-    return [builder.node("Gelu", product, domain=MICROSOFT)]
-
-
 _WEIGHTS: Sequence[str] = ("weight", "scale", "bias")
 
 LINEAR = Operator("Linear8", ("x", *_WEIGHTS), _linear)
@@ -151,10 +132,6 @@ LINEAR_ADD = Operator("Linear8Add", ("x", *_WEIGHTS, "residual"), _linear_add)
 """The same, added to residual [.., n_out]."""
 GELU_LINEAR_ADD = Operator("GeluLinear8Add", ("x", *_WEIGHTS, "residual"), _gelu_linear_add)
 """The same after a GELU."""
-
-CONV = Operator("Conv8", ("x", *_WEIGHTS), _conv, ("stride",))
-"""x [A, F, n_in], a result of a GELU, packed weight of [3 * n_in, n_out]: convolution over three
-frames, and its GELU [A, ceil(F / stride), n_out]. Frames beyond the ends are 0."""
 
 
 def encoder_attention(n_head: int) -> Operator:

@@ -22,7 +22,6 @@ from whisper_opt.export.checkpoints.checkpoint import Tensor
 from whisper_opt.export.graphs.builder import GraphBuilder
 from whisper_opt.export.graphs.linear import Gelu, Linear
 from whisper_opt.export.graphs.operators import (
-    CONV,
     GELU_LINEAR_ADD,
     LINEAR,
     LINEAR_ADD,
@@ -70,24 +69,6 @@ class Int8Linear(Linear):
                 f"{name}.bias", state, lambda: (shift.read() - smoothing.mean) / smoothing.scale
             ),
         )
-
-    def stem(self, mel: str, stride: int, gelu: Gelu) -> str:
-        """As of :class:`Linear`; the second convolution is a product of three frames in 8 bits."""
-        value = self.builder.transpose(self._conv1(mel, gelu), [0, 2, 1])
-        name = "encoder.conv2"
-        self.builder.scope(name)
-        tensor = self.tensors[f"{name}.weight"]
-        n_out, n_in, width = tensor.shape
-
-        @functools.lru_cache(maxsize=1)
-        def columns() -> tuple[NDArray, F32]:
-            return round_columns(tensor.read().transpose(2, 1, 0).reshape(-1, n_out))
-
-        shape = (n_in * width, n_out)
-        weight = packed_weight(self.builder, f"{name}.weight", shape, lambda: columns()[0])
-        scale = self.builder.weight(f"{name}.scale", (n_out,), lambda: columns()[1])
-        bias = self.vector(f"{name}.bias", np.float32)
-        return CONV(self.builder, value, weight, scale, bias, stride=stride)
 
     # products
 

@@ -60,9 +60,6 @@ typedef struct Linear {
   int gelu;                  /* true: GELU instead of the normalization */
   const float *scale, *bias; /* [n_out]; scale is not used with 4-bit weights */
   const float *residual;     /* [n_rows, n_out] or NULL */
-  /* A convolution over three frames, if n_frames is not 0: x is [.., n_frames, n_in / 3], a result of a GELU, and a row
-   * is every stride-th frame between its neighbours, of which those beyond the ends are 0. y is the GELU of the product. */
-  int64_t n_frames, stride;
   float *y;
 } Linear;
 

@@ -80,31 +80,11 @@ typedef struct LinearCall {
   int64_t panels;     /* per task */
 } LinearCall;
 
-/* Whether results of a GELU are quantized. */
-INLINE int is_of_gelu(const Linear *args) { return args->gelu || args->n_frames; }
-
-/* Three frames side by side, where they are or, at the ends, with zeros in `copy`. */
-static const float *three_frames(const Linear *args, int64_t row, float *copy) {
-  const int64_t width = args->weight->n_in / 3, last = args->n_frames - 1, rows = last / args->stride + 1;
-  const int64_t frame = row % rows * args->stride;
-  const float *x = args->x + (row / rows * args->n_frames + frame - 1) * width;
-  if (frame > 0 && frame < last) return x;
-  for (int64_t i = 0; i < 3; i++) {
-    const int64_t at = frame - 1 + i;
-    if (at < 0 || at > last)
-      memset(copy + i * width, 0, width * sizeof *copy);
-    else
-      memcpy(copy + i * width, x + i * width, width * sizeof *copy);
-  }
-  return copy;
-}
-
 static void round_row(const LinearCall *call, int64_t row) {
   const Linear *args = call->args;
   const int64_t n = args->weight->n_in;
+  const float *x = args->x + row * n;
   float changed[n] __attribute__((aligned(64)));
-  const float *x = args->n_frames ? three_frames(args, row, changed) : args->x + row * n;
-  const int of_gelu = is_of_gelu(args);
   float absmax;
   if (args->gelu) {
     absmax = gelu_row(x, n, changed);
@@ -115,11 +95,11 @@ static void round_row(const LinearCall *call, int64_t row) {
   } else {
     absmax = absmax_row(x, n);
   }
-  const float least = of_gelu ? GELU_LEAST : LEAST;
+  const float least = args->gelu ? GELU_LEAST : LEAST;
   if (absmax < least) absmax = least; /* a NaN stays and appears in the product */
-  const float steps = of_gelu ? GELU_STEPS : STEPS;
+  const float steps = args->gelu ? GELU_STEPS : STEPS;
   const vf factor = vf_set1(steps / absmax);
-  const vi zero = vi_set1(of_gelu ? GELU_ZERO : ZERO);
+  const vi zero = vi_set1(args->gelu ? GELU_ZERO : ZERO);
   Unsigned *to = call->integers + row * n;
   for (int64_t i = 0; i < n; i += WIDTH)
     store_saturated(to + i, vi_add(vf_to_int(vf_mul(vf_load(x + i), factor)), zero));
@@ -137,7 +117,7 @@ INLINE void multiply(const int rows, const int vectors, const int few, const Lin
                      int64_t column, const void *columns) {
   const Linear *args = call->args;
   const int64_t n_in = args->weight->n_in, n_out = args->weight->n_out;
-  TILE_FROM_ZERO(args->weight->sums + column, is_of_gelu(args) ? GELU_ZERO : ZERO)
+  TILE_FROM_ZERO(args->weight->sums + column, args->gelu ? GELU_ZERO : ZERO)
   TILE_PRODUCTS(COLUMNS, call->integers + row * n_in, n_in, columns, n_in / 4, WEIGHT_NEXT, WEIGHT_BESIDE(n_in))
 #define COLUMN(j)                                                              \
   const int64_t left##j = vectors > j ? n_out - column - WIDTH * j : 0;        \
@@ -194,14 +174,7 @@ static void multiply_block(void *data, size_t task) {
   const LinearCall *call = data;
   const int64_t n_out = call->args->weight->n_out, width = call->panels * PANEL, groups = ceil_div(n_out, width);
   const int64_t column = (int64_t)task % groups * width, first = (int64_t)task / groups * TASK_ROWS;
-  const int64_t end = min64(first + TASK_ROWS, call->args->n_rows), end_column = min64(column + width, n_out);
-  multiply_rows(call, first, end, column, end_column);
-  if (!call->args->n_frames) return;
-  for (int64_t row = first; row < end; row++)
-    for (int64_t i = column; i < end_column; i += WIDTH) {
-      float *y = call->args->y + row * n_out + i;
-      vf_store_tail(y, end_column - i, gelu(vf_load_tail(y, end_column - i)));
-    }
+  multiply_rows(call, first, min64(first + TASK_ROWS, call->args->n_rows), column, min64(column + width, n_out));
 }
 
 static int linear(const Linear *args, Threads threads) {

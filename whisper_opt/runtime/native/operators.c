@@ -36,7 +36,6 @@ typedef struct Operator {
   int residual;
   int gelu;
   int takes_layer;
-  int convolves;
   int looks_up; /* reads single columns of the weight, which is not packed for it */
   int nibbles;  /* index of the scales of 4-bit weights */
   int special;  /* index of the float16 weights of special tokens */
@@ -47,7 +46,7 @@ struct Kernel {
   const Operator *operator;
   const Kernels *variant;
   Packed weight, special;
-  int64_t n_head, layer, stride;
+  int64_t n_head, layer;
 };
 
 typedef struct Shape {
@@ -203,15 +202,8 @@ static OrtStatus *read_special(const OrtKernelInfo *info, Kernel *kernel) {
   return finished(pack_halves(&kernel->special, data, kernel->weight.n_in, shape.sizes[0]));
 }
 
-static OrtStatus *read_stride(const OrtKernelInfo *info, Kernel *kernel) {
-  TRY(KernelInfoGetAttribute_int64, info, "stride", &kernel->stride);
-  if (kernel->stride < 1 || kernel->stride > 64) return refused("stride must be from 1 to 64");
-  return kernel->weight.n_in % 48 ? refused("weights must have three times a multiple of 16 rows") : NULL;
-}
-
 static OrtStatus *read_weights(const OrtKernelInfo *info, Kernel *kernel) {
   OrtStatus *status = (kernel->operator->nibbles ? read_nibbles : read_weight)(info, kernel);
-  if (!status && kernel->operator->convolves) status = read_stride(info, kernel);
   return status || !kernel->operator->special ? status : read_special(info, kernel);
 }
 
@@ -273,25 +265,6 @@ static OrtStatus *compute_linear(const Kernel *kernel, OrtKernelContext *context
     return refused("residual does not have the shape of the product");
   status = output(context, 0, shape, (void **)&args.y);
   return status ? status : finished((op->nibbles ? kernel->variant->linear4 : kernel->variant->linear)(&args, threads));
-}
-
-static OrtStatus *compute_conv(const Kernel *kernel, OrtKernelContext *context, Threads threads) {
-  const Operator *op = kernel->operator;
-  Packed weight;
-  Linear args = {.weight = &weight, .stride = kernel->stride,};
-  Shape shape;
-  OrtStatus *status = weight_of(kernel, context, &weight);
-  if (!status) status = input(context, 0, (const void **)&args.x, &shape);
-  if (!status) status = input(context, op->of_columns[0], (const void **)&args.scale, NULL);
-  if (!status) status = input(context, op->of_columns[1], (const void **)&args.bias, NULL);
-  if (status) return status;
-  if (shape.n != 3 || shape.sizes[2] != kernel->weight.n_in / 3) return refused("x is not [n_audio, n_frames, n_in]");
-  args.n_frames = shape.sizes[1];
-  shape.sizes[1] = ceil_div(args.n_frames, kernel->stride);
-  shape.sizes[2] = kernel->weight.n_out;
-  args.n_rows = shape.sizes[0] * shape.sizes[1];
-  status = output(context, 0, shape, (void **)&args.y);
-  return status ? status : finished(kernel->variant->linear(&args, threads));
 }
 
 static OrtStatus *compute_head(const Kernel *kernel, OrtKernelContext *context, Threads threads) {
@@ -566,9 +539,6 @@ static const Operator OPERATORS[] = {
     {BASE, .name = "Embed8", .compute = compute_embed, .n_inputs = 5, .n_outputs = 1,
      .inputs = {ORT_INT64, ORT_INT8, ORT_FLOAT, ORT_FLOAT, ORT_FLOAT}, .outputs = {ORT_FLOAT}, .weight = 1,
      .of_columns = {2, NONE}, .of_rows = {3, 4}, .looks_up = 1},
-    {BASE, .name = "Conv8", .compute = compute_conv, .n_inputs = 4, .n_outputs = 1,
-     .inputs = {ORT_FLOAT, WEIGHTS}, .outputs = {ORT_FLOAT}, .weight = 1, .of_columns = {2, 3},
-     .of_rows = {NONE, NONE}, .residual = NONE, .convolves = 1},
     PRODUCT4("Linear4", 4, TYPES(ORT_FLOAT, NIBBLES), 1, NONE, NONE, NONE, 0),
     PRODUCT4("NormLinear4", 6, TYPES(ORT_FLOAT, ORT_FLOAT, ORT_FLOAT, NIBBLES), 3, 1, 2, NONE, 0),
     PRODUCT4("Linear4Add", 5, TYPES(ORT_FLOAT, NIBBLES, ORT_FLOAT), 1, NONE, NONE, 4, 0),
