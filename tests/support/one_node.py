@@ -13,6 +13,14 @@ from onnx import TensorProto
 from whisper_opt.core.arrays import F32, NDArray
 from whisper_opt.export.graphs.builder import GraphBuilder
 from whisper_opt.export.graphs.head import embed8, head8
+from whisper_opt.export.graphs.int4_operators import (
+    GELU_LINEAR4_ADD,
+    LINEAR4,
+    LINEAR4_ADD,
+    NORM_LINEAR4,
+    embed4,
+    head4,
+)
 from whisper_opt.export.graphs.operators import (
     GELU_LINEAR_ADD,
     LINEAR,
@@ -27,18 +35,25 @@ from whisper_opt.export.graphs.operators import (
     pack_values,
 )
 from whisper_opt.export.graphs.packed_weights import pack_weight
+from whisper_opt.export.quantization.int4 import pack_int4
 from whisper_opt.runtime.native import LIBRARY
 from whisper_opt.runtime.onnxruntime.graph import sums_overflow
 
 __all__ = [
     "LINEARS",
+    "LINEARS4",
     "attention_graph",
     "cross_graph",
     "difference",
+    "embedding4_graph",
     "embedding_graph",
     "graph",
+    "head4_constants",
+    "head4_graph",
     "head_constants",
     "head_graph",
+    "linear4_constants",
+    "linear4_graph",
     "linear_graph",
     "pack_graph",
     "run",
@@ -46,6 +61,7 @@ __all__ = [
 ]
 
 LINEARS = (LINEAR, NORM_LINEAR, LINEAR_ADD, GELU_LINEAR_ADD)
+LINEARS4 = (LINEAR4, NORM_LINEAR4, LINEAR4_ADD, GELU_LINEAR4_ADD)
 TYPES = {
     "positions": TensorProto.INT64,
     "tokens": TensorProto.INT64,
@@ -69,13 +85,13 @@ def graph(
 ) -> bytes:
     """A graph of the operator with these constants; its other inputs are inputs of the graph.
 
-    ``weight`` is given as [n_in, n_out], and stored so if it shall not be ``packed``: then only
-    kernels can read it.
+    8-bit ``weight`` is given as [n_in, n_out], and stored so if it shall not be ``packed``: then
+    only kernels can read it.
     """
     builder = GraphBuilder("one")
     for name, shape in shapes.items():
         builder.input(name, TYPES.get(name, TensorProto.FLOAT), list(shape))
-    if packed and "weight" in constants:
+    if packed and "weight" in constants and constants["weight"].dtype == np.int8:
         constants = {**constants, "weight": pack_weight(constants["weight"])}
     inputs = [
         builder.constant(constants[name]) if name in constants else name for name in operator.inputs
@@ -104,6 +120,61 @@ def linear_graph(
     }
     given = {name: shape for name, shape in shapes.items() if name in operator.inputs}
     return graph(operator, constants, given, ["a", "m", n_out], packed=packed)
+
+
+def linear4_constants(n_in: int, n_out: int, seed: int = 0) -> dict[str, NDArray]:
+    """Random weights of 4 bits, and the vectors of a product."""
+    rng = np.random.default_rng([seed, n_in, n_out])
+    packed, steps = pack_int4(rng.standard_normal((n_out, n_in)).astype(np.float32))
+    return {
+        "weight": packed,
+        "steps": steps.astype(np.float16),
+        "bias": rng.standard_normal(n_out).astype(np.float32),
+        "gain": rng.uniform(0.5, 2, n_in).astype(np.float32),
+        "shift": rng.standard_normal(n_in).astype(np.float32),
+    }
+
+
+def linear4_graph(
+    operator: Operator, n_in: int, n_out: int, *, changed: Mapping[str, NDArray] | None = None
+) -> bytes:
+    """A product with random 4-bit weights; x is [a, m, n_in], residual [a, m, n_out].
+
+    ``changed``: constants that replace those of :func:`linear4_constants`.
+    """
+    constants = {**linear4_constants(n_in, n_out), **(changed or {})}
+    shapes: dict[str, list[Any]] = {"x": ["a", "m", n_in], "residual": ["r", "s", n_out]}
+    given = {name: shape for name, shape in shapes.items() if name in operator.inputs}
+    return graph(operator, constants, given, ["a", "m", n_out], n_in=n_in, n_out=n_out)
+
+
+def head4_constants(n_in: int, n_words: int, n_special: int) -> dict[str, NDArray]:
+    """A random output head of 4 bits."""
+    rng = np.random.default_rng([n_in, n_words, n_special])
+    return {
+        "shrink": rng.uniform(0.25, 1, n_in).astype(np.float32),
+        **{k: v for k, v in linear4_constants(n_in, n_words).items() if k in ("weight", "steps")},
+        "mean": rng.standard_normal(n_in).astype(np.float32) / np.float32(n_in**0.5),
+        "special": rng.standard_normal((n_special, n_in)).astype(np.float16),
+    }
+
+
+def head4_graph(
+    n_in: int, n_words: int, n_special: int, *, changed: Mapping[str, NDArray] | None = None
+) -> bytes:
+    """The output head of :func:`head4_constants`; hidden is [n_seq, n_at, n_in].
+
+    ``changed``: constants that replace those.
+    """
+    constants = {**head4_constants(n_in, n_words, n_special), **(changed or {})}
+    shapes, result = {"hidden": ["s", "p", n_in]}, ["s", "p", n_words + n_special]
+    return graph(head4(n_in, n_words), constants, shapes, result)
+
+
+def embedding4_graph(n_in: int, n_words: int, n_special: int) -> bytes:
+    """The embedding of tokens [n_seq, n] by the weights of :func:`head4_constants`."""
+    constants, shapes = head4_constants(n_in, n_words, n_special), {"tokens": ["s", "p"]}
+    return graph(embed4(n_in, n_words), constants, shapes, ["s", "p", n_in])
 
 
 def attention_graph(n_head: int, *, at: bool = False) -> bytes:

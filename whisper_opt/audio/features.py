@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -149,13 +149,13 @@ def _checked(samples: F32) -> F32:
 
 def _log_frames(samples: F32, n_frames: int, n_mels: int) -> tuple[F32, np.float32]:
     """The first ``n_frames`` frames, clamped and scaled; and the clamp before scaling."""
-    bands = _bands(n_mels)
+    bands, spectra = _bands(n_mels), _PowerSpectra()
     frames = np.empty((n_mels, n_frames), np.float32)
     peak = np.float32(-10.0)  # of the padding: log10 of the smallest power, 1e-10
     with np.errstate(invalid="ignore", over="ignore"):  # the peak is then not finite
         for start in range(0, n_frames, _BLOCK):
             block = frames[:, start : start + _BLOCK]
-            _power_to_mel(_power(samples, start, block.shape[1]), bands, block)
+            _power_to_mel(spectra.of(samples, start, block.shape[1]), bands, block)
             np.maximum(block, np.float32(1e-10), out=block)
             np.log10(block, out=block)
             peak = np.maximum(peak, block.max())
@@ -239,15 +239,30 @@ def _span(samples: F32, start: int, stop: int) -> F32:
     return result
 
 
-def _power(samples: F32, start: int, n_frames: int) -> F32:
-    """Power spectra of frames ``start`` to ``start + n_frames``, F32 [n_frames, 201]."""
-    first = start * HOP_LENGTH - _HALF
-    span = _span(samples, first, first + (n_frames - 1) * HOP_LENGTH + N_FFT)
-    windows = np.lib.stride_tricks.sliding_window_view(span, N_FFT)[::HOP_LENGTH]
-    spectrum = np.fft.rfft(windows * _hann())
-    power: F32 = np.square(spectrum.real)
-    power += np.square(spectrum.imag)
-    return power
+class _PowerSpectra:
+    """Power spectra of blocks of frames, in arrays that are allocated once.
+
+    New arrays per block are large enough for the C library to ask the system for memory and return
+    it each time: that took most of the time.
+    """
+
+    def __init__(self) -> None:
+        self._windows = np.empty((_BLOCK, N_FFT), np.float32)
+        # numpy's annotations know float64 only
+        self._spectrum: Any = np.empty((_BLOCK, _HALF + 1), np.complex64)
+        self._power = np.empty((_BLOCK, _HALF + 1), np.float32)
+
+    def of(self, samples: F32, start: int, n_frames: int) -> F32:
+        """Frames ``start`` to ``start + n_frames``: F32 [n_frames, 201], valid until the next."""
+        first = start * HOP_LENGTH - _HALF
+        span = _span(samples, first, first + (n_frames - 1) * HOP_LENGTH + N_FFT)
+        windows = np.lib.stride_tricks.sliding_window_view(span, N_FFT)[::HOP_LENGTH]
+        np.multiply(windows, _hann(), out=self._windows[:n_frames])
+        spectrum = np.fft.rfft(self._windows[:n_frames], out=self._spectrum[:n_frames])
+        parts = spectrum.view(np.float32)  # real and imaginary parts in turns
+        np.square(parts, out=parts)
+        power: F32 = np.add(parts[:, ::2], parts[:, 1::2], out=self._power[:n_frames])
+        return power
 
 
 def _power_to_mel(power: F32, bands: tuple[_Band, ...], out: F32) -> None:

@@ -30,7 +30,7 @@ from whisper_opt.core.dims import HEAD_DIM
 from whisper_opt.core.errors import BackendUnavailable, OptionError
 from whisper_opt.core.options import KERNELS, LoadOptions
 from whisper_opt.export import export
-from whisper_opt.export.graphs import operators, packed_weights
+from whisper_opt.export.graphs import int4_operators, operators, packed_weights
 from whisper_opt.export.graphs.operators import LINEAR
 from whisper_opt.export.verification.verify import noise_mel
 from whisper_opt.runtime import head_bounds, native, padding
@@ -204,6 +204,7 @@ def test_kernels_and_graphs_share_constants() -> None:
         "LEAST": operators.MIN_ABSMAX,
         "HEAD_ZERO": head_bounds.STEPS + 1,
         "HEAD_STEPS": head_bounds.STEPS,
+        "NIBBLE_BLOCK": int4_operators.BLOCK,
     }
     assert {name: found[name] for name in expected} == expected
 

@@ -19,9 +19,12 @@ from tests.support.engines import sharp_checkpoint
 from tests.support.models import random_dims
 from tests.support.one_node import (
     LINEARS,
+    LINEARS4,
     attention_graph,
     cross_graph,
+    head4_graph,
     head_graph,
+    linear4_graph,
     linear_graph,
     pack_graph,
     session,
@@ -87,6 +90,19 @@ def test_products(operator: Operator, n_in: int, n_out: int) -> None:
         all_equal(lambda given=given: outputs(model, **given))  # type: ignore[misc]
 
 
+@pytest.mark.parametrize("operator", LINEARS4, ids=lambda operator: operator.name)
+@pytest.mark.parametrize("fault", [None, np.nan, np.inf])
+def test_products_with_4_bits(operator: Operator, fault: float | None) -> None:
+    for n_in, n_out in ((32, 1), (64, 70), (384, 512)):
+        model = linear4_graph(operator, n_in, n_out)
+        for n_rows in (1, 2, 3, 4, 5, 6, 8, 97):
+            given = feeds(operator, some_rows((1, n_rows, n_in), n_rows), n_out)
+            given["x"][0, 0] *= 1e30
+            if fault is not None:
+                given["x"][0, n_rows // 2, 5] = fault
+            all_equal(lambda model=model, given=given: outputs(model, **given))  # type: ignore[misc]
+
+
 @pytest.mark.parametrize("fault", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("operator", LINEARS, ids=lambda operator: operator.name)
 def test_products_of_numbers_that_are_not_finite(operator: Operator, fault: float) -> None:
@@ -140,10 +156,17 @@ def test_the_output_head(n_rows: int) -> None:
     all_equal(lambda: outputs(head_graph(128, 1000), hidden=hidden))
 
 
-def test_an_engine(tmp_path: Path) -> None:
+@pytest.mark.parametrize("n_rows", [1, 2, 3, 4, 5, 6, 7])
+def test_the_output_head_with_4_bits(n_rows: int) -> None:
+    hidden = some_rows((n_rows, 1, 128), n_rows)
+    all_equal(lambda: outputs(head4_graph(128, 1000, 70), hidden=hidden))
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_an_engine(precision: str, tmp_path: Path) -> None:
     """Encoder, prompt and step."""
     dims = random_dims(n_vocab=2000, n_audio_state=128, n_text_state=128)
-    engine = export(sharp_checkpoint(dims), tmp_path / "engine", precision="int8")
+    engine = export(sharp_checkpoint(dims), tmp_path / "engine", precision=precision)
     mel = noise_mel(dims)[None, :, :800]
 
     def compute() -> list[NDArray]:

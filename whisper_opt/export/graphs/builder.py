@@ -198,10 +198,15 @@ class GraphBuilder:
     def attribute(self, name: str) -> str:
         """An integer attribute of the function being defined, as int64 scalar."""
         value = self.node("Constant")
-        attribute = self._nodes[-1].attribute.add()
-        attribute.name, attribute.ref_attr_name = "value_int", name
-        attribute.type = AttributeProto.INT
+        self.refer(value_int=name)
         return value
+
+    def refer(self, **names: str) -> None:
+        """Give the last node integer attributes of the function being defined, by their names."""
+        for name, of_function in names.items():
+            attribute = self._nodes[-1].attribute.add()
+            attribute.name, attribute.ref_attr_name = name, of_function
+            attribute.type = AttributeProto.INT
 
     def reshape(self, value: str, shape: Sequence[int]) -> str:
         """Reshape; 0 keeps a dimension, -1 is inferred."""

@@ -23,17 +23,12 @@ from whisper_opt.core.arrays import NDArray
 from whisper_opt.core.dims import ModelDims
 from whisper_opt.export.checkpoints.checkpoint import OUTPUT_HEAD, Tensor
 from whisper_opt.export.graphs.builder import MICROSOFT, GraphBuilder
+from whisper_opt.export.graphs.int4_operators import BLOCK, embed4, head4
 from whisper_opt.export.graphs.operators import Operator
 from whisper_opt.export.graphs.packed_weights import gather_columns, packed_weight, unpack_weight
 from whisper_opt.export.graphs.precision import FP32, Precision
 from whisper_opt.export.quantization.head8 import QuantizedHead, quantize_head
-from whisper_opt.export.quantization.int4 import (
-    BLOCK,
-    EMBEDDING,
-    N_SPECIAL,
-    Int4Head,
-    int4_product,
-)
+from whisper_opt.export.quantization.int4 import EMBEDDING, N_SPECIAL, Int4Head
 from whisper_opt.runtime.head_bounds import STEPS
 from whisper_opt.runtime.head_names import APPROXIMATE, APPROXIMATE_SCORES, EXACT, HIDDEN, SCOPE
 
@@ -342,40 +337,17 @@ class _Int4Weights:
 def _embed_int4(builder: GraphBuilder, tokens: str, tensors: Mapping[str, Tensor]) -> str:
     """Embeddings [N, S, n_text_state] from rows of the weights."""
     head = _Int4Weights(builder, tensors, _scope(tensors), EMBEDDING)
-    last, first = builder.constant(head.words - 1), builder.constant(head.words)
-    rows = _int4_rows(builder, builder.node("Min", tokens, last), head)
-    beyond = builder.node("Max", builder.node("Sub", tokens, first), builder.constant(0))
-    special = builder.node("Gather", head.special, beyond)
-    special = builder.cast(special, np.float16, np.float32)
-    is_word = builder.node("Unsqueeze", builder.node("Less", tokens, first), builder.constant([2]))
-    return builder.node("Where", is_word, rows, special)
-
-
-def _int4_rows(builder: GraphBuilder, tokens: str, head: _Int4Weights) -> str:
-    """Embeddings [N, S, n_text_state] of tokens with 4-bit rows."""
-    pairs = builder.node("Cast", builder.node("Gather", head.packed, tokens), to=TensorProto.INT32)
-    sixteen = builder.constant(np.array(16, np.int32))
-    high = builder.node("Div", pairs, sixteen)
-    low = builder.node("Sub", pairs, builder.node("Mul", high, sixteen))
-    axis = builder.constant([4])
-    both = [builder.node("Unsqueeze", half, axis) for half in (low, high)]
-    integers = builder.node("Cast", builder.node("Concat", *both, axis=4), to=_FLOAT)
-    integers = builder.reshape(integers, [0, 0, head.blocks, BLOCK])
-    centred = builder.node("Sub", integers, _number(builder, 8))
-    scale = builder.cast(builder.node("Gather", head.steps, tokens), np.float16, np.float32)
-    scale = builder.node("Unsqueeze", scale, builder.constant([3]))
-    rows = builder.reshape(builder.node("Mul", centred, scale), [0, 0, head.state])
-    return builder.node("Add", builder.node("Mul", rows, head.shrink), head.mean)
+    operator = embed4(head.state, head.words)
+    weights = (head.packed, head.steps, head.shrink, head.mean, head.special)
+    return operator(builder, tokens, *weights)
 
 
 def _int4_head(builder: GraphBuilder, hidden: str, tensors: Mapping[str, Tensor]) -> str:
     """Scores f32 [N, P, n_vocab] from 4-bit weights, and float16 weights of special tokens."""
     head = _Int4Weights(builder, tensors, "decoder.head", _matrix(tensors))
-    shrunk = builder.node("Mul", hidden, head.shrink)
-    scores = int4_product(builder, shrunk, head.packed, head.steps, head.state, head.words)
-    words = _add_mean(builder, scores, hidden, head.mean)
-    special = builder.transpose(builder.cast(head.special, np.float16, np.float32), [1, 0])
-    return builder.node("Concat", words, builder.node("MatMul", hidden, special), axis=2)
+    operator = head4(head.state, head.words)
+    weights = (head.shrink, head.packed, head.steps, head.mean, head.special)
+    return operator(builder, hidden, *weights)
 
 
 def _number(builder: GraphBuilder, value: float) -> str:

@@ -1,8 +1,4 @@
-"""Products with 4-bit weights, in blocks that share a scale (``MatMulNBits``).
-
-ONNX Runtime quantizes each block of an input row to 8 bits, so rows do not affect each other. With
-blocks of 32 its results are bit-identical for any number of rows.
-"""
+"""Weights of 4 bits, in blocks that share a scale (``export/graphs/int4_operators.py``)."""
 
 from __future__ import annotations
 
@@ -13,9 +9,16 @@ import numpy as np
 
 from whisper_opt.core.arrays import F32, NDArray
 from whisper_opt.export.checkpoints.checkpoint import OUTPUT_HEAD, Tensor
-from whisper_opt.export.graphs.builder import MICROSOFT, GraphBuilder
 from whisper_opt.export.graphs.groups import CROSS, HEAD, group_of, matches
-from whisper_opt.export.graphs.linear import Linear
+from whisper_opt.export.graphs.int4_operators import (
+    BLOCK,
+    GELU_LINEAR4_ADD,
+    LINEAR4,
+    LINEAR4_ADD,
+    NORM_LINEAR4,
+)
+from whisper_opt.export.graphs.linear import Gelu, Linear
+from whisper_opt.export.graphs.operators import Operator
 from whisper_opt.export.quantization.head8 import mean_and_channel_scale
 
 __all__ = [
@@ -25,14 +28,11 @@ __all__ = [
     "Int4Head",
     "Int4Linear",
     "dequantized",
-    "int4_product",
     "pack_int4",
     "unpack_int4",
 ]
 
 EMBEDDING = "decoder.token_embedding.weight"
-BLOCK = 32
-"""Weights that share a scale, along the input."""
 _RATIOS = (1.05, 1.0, 0.96, 0.92, 0.88, 0.84, 0.8, 0.75)
 """Scales tried for each block, relative to the one that reaches its largest weight."""
 _ROWS = 1024
@@ -137,38 +137,44 @@ def dequantized(tensors: Mapping[str, Tensor], kept: Collection[str] = ()) -> di
     return {name: stored(name, tensor) for name, tensor in tensors.items()}
 
 
-def int4_product(builder: GraphBuilder, value: str, weight: str, steps: str, k: int, n: int) -> str:
-    """``value`` [.., k] times packed weights [n, k]; ``steps`` are float16."""
-    # a constant expression: ONNX Runtime evaluates it once, when it loads the graph
-    steps = builder.reshape(builder.cast(steps, np.float16, np.float32), [-1])
-    return builder.node(
-        "MatMulNBits",
-        value,
-        weight,
-        steps,
-        domain=MICROSOFT,
-        K=k,
-        N=n,
-        bits=4,
-        block_size=BLOCK,
-        accuracy_level=4,
-    )
-
-
 class Int4Linear(Linear):
     """Projections as :class:`~whisper_opt.export.graphs.linear.Linear`, with weights of 4 bits."""
 
     def __call__(self, value: str, name: str, *, bias: bool = True) -> str:
         """As of :class:`Linear`."""
-        product = self._int4(value, name, [name])
-        return self.builder.node("Add", product, self.vector(f"{name}.bias")) if bias else product
+        return self._product(LINEAR4, [value], name, [name], bias=bias)
 
-    def _qkv(self, value: str, name: str) -> str:
+    def norm_linear(self, value: str, norm: str, name: str) -> str:
+        """As of :class:`Linear`."""
+        return self._product(NORM_LINEAR4, [value, *self.norm(norm)], name, [name])
+
+    def norm_qkv(self, value: str, norm: str, name: str) -> str:
+        """As of :class:`Linear`."""
         parts = [f"{name}.{part}" for part in ("query", "key", "value")]
-        product = self._int4(value, f"{name}.qkv", parts)
-        return self.builder.node("Add", product, self.qkv_bias(name))
+        return self._product(NORM_LINEAR4, [value, *self.norm(norm)], f"{name}.qkv", parts)
 
-    def _int4(self, value: str, name: str, parts: Sequence[str]) -> str:
+    def linear_add(self, value: str, inner: str, name: str) -> str:
+        """As of :class:`Linear`."""
+        return self._product(LINEAR4_ADD, [inner], name, [name], [value])
+
+    def gelu_linear_add(self, value: str, inner: str, name: str, gelu: Gelu) -> str:
+        """As of :class:`Linear`."""
+        return self._product(GELU_LINEAR4_ADD, [inner], name, [name], [value])
+
+    def _product(
+        self,
+        operator: Operator,
+        first: Sequence[str],
+        name: str,
+        parts: Sequence[str],
+        last: Sequence[str] = (),
+        *,
+        bias: bool = True,
+    ) -> str:
+        """The projections ``parts`` side by side, by one operator.
+
+        ``first`` and ``last`` are the operator's inputs before and after the weights.
+        """
         shapes = [self.tensors[f"{part}.weight"].shape for part in parts]
         n_in, n_out = shapes[0][1], sum(shape[0] for shape in shapes)
 
@@ -183,4 +189,15 @@ class Int4Linear(Linear):
         steps = self.builder.weight(
             f"{name}.steps", (n_out, blocks), lambda: packed()[1], np.float16
         )
-        return int4_product(self.builder, value, weight, steps, n_in, n_out)
+        offset = self.builder.weight(f"{name}.bias", (n_out,), lambda: self._offset(parts, bias))
+        weights = (weight, steps, offset)
+        return operator(self.builder, *first, *weights, *last, n_in=n_in, n_out=n_out)
+
+    def _offset(self, parts: Sequence[str], bias: bool) -> F32:
+        """Biases [n_out]; keys have none."""
+        found = []
+        for part in parts:
+            own = self.tensors.get(f"{part}.bias")
+            n_out = self.tensors[f"{part}.weight"].shape[0]
+            found.append(own.read() if bias and own is not None else np.zeros(n_out))
+        return np.concatenate(found).astype(np.float32)

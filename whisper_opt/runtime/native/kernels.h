@@ -26,7 +26,7 @@ typedef struct Packed {
   int64_t width;        /* columns per panel: those of a tile of the variant, a divisor of 64 */
   const int8_t *panels; /* [ceil(n_out / 64) * 64 / width][n_in / 4][width][4] */
   int8_t *copy;         /* the same, if it was made for this; NULL: the panels are those of the engine's file */
-  int32_t *sums;        /* [n_out, rounded up to 64], of every column */
+  int32_t *sums;        /* [n_out, rounded up to 64], of every column; NULL if weights have 4 or 16 bits */
 } Packed;
 
 static const float SCORE_SCALE = 0.125f; /* 1 / sqrt(HEAD) */
@@ -35,7 +35,14 @@ static const float SCORE_SCALE = 0.125f; /* 1 / sqrt(HEAD) */
 int use_panels(Packed *packed, const int8_t *panels, int64_t n_in, int64_t n_out, int64_t width);
 /* Packs int8 [n_in, n_out], the layout of engines before format 5. */
 int pack_weight(Packed *packed, const int8_t *weight, int64_t n_in, int64_t n_out, int64_t width);
+/* Packs 4-bit weights [n_out, n_in / 32, 16], two per byte, the first in the low half, and float16 scales
+ * [n_out, n_in / 32]: panels of 16 columns, in which a block of 32 inputs has NIBBLE_BYTES bytes. Its first 64 bytes
+ * hold inputs 0 to 3 of every column in the low halves, and inputs 4 to 7 in the high halves. */
+int pack_nibbles(Packed *packed, const uint8_t *weight, const uint16_t *scale, int64_t n_in, int64_t n_out);
+/* Packs float16 weights [n_out, n_in] in panels of 16 columns, two inputs of a column side by side; n_in is even. */
+int pack_halves(Packed *packed, const uint16_t *weight, int64_t n_in, int64_t n_out);
 void free_weight(Packed *packed);
+float half_as_float(uint16_t half); /* a float16 number */
 
 /* The first column of a panel. */
 static inline const int8_t *columns_at(const Packed *weight, int64_t column) {
@@ -43,27 +50,30 @@ static inline const int8_t *columns_at(const Packed *weight, int64_t column) {
 }
 
 /* y [n_rows, n_out] = (residual +) x' @ weight * scale + bias, where x' is x, its layer normalization or its
- * GELU, quantized to 8 bits per row (whisper_opt/export/quantization/int8.py). */
+ * GELU, quantized to 8 bits per row (whisper_opt/export/quantization/int8.py). With 4-bit weights, which have their
+ * scales beside them, x' is quantized per block. */
 typedef struct Linear {
   const Packed *weight;
   int64_t n_rows;
   const float *x;            /* [n_rows, n_in] */
   const float *gain, *shift; /* [n_in] of the normalization, or NULL */
   int gelu;                  /* true: GELU instead of the normalization */
-  const float *scale, *bias; /* [n_out] */
+  const float *scale, *bias; /* [n_out]; scale is not used with 4-bit weights */
   const float *residual;     /* [n_rows, n_out] or NULL */
   float *y;
 } Linear;
 
 /* y [n_rows, n_out] = (x * shrink) @ weight * scale + x . mean: the output head. Every input is
  * quantized to two rows of 8 bits, the second of which is the rounding error of the first
- * (whisper_opt/export/graphs/head.py). */
+ * (whisper_opt/export/graphs/head.py). With 4-bit weights inputs are quantized per block, and y is
+ * [n_rows, n_out + n_special]: the scores of special tokens, x @ special, follow. */
 typedef struct Output {
   const Packed *weight;
   int64_t n_rows;
   const float *x;             /* [n_rows, n_in] */
   const float *shrink, *mean; /* [n_in] */
-  const float *scale;         /* [n_out] */
+  const float *scale;         /* [n_out], or NULL */
+  const Packed *special;      /* float16, or NULL */
   float *y;
 } Output;
 
@@ -104,6 +114,8 @@ typedef struct Kernels {
   int64_t width;    /* columns per panel of weights */
   int (*linear)(const Linear *args, Threads threads);
   int (*output_head)(const Output *args, Threads threads);
+  int (*linear4)(const Linear *args, Threads threads); /* with 4-bit weights */
+  int (*output_head4)(const Output *args, Threads threads);
   int (*attention)(const Attention *args, Threads threads);
   void (*pack_heads)(const Pack *args, Threads threads);
   void (*cross_attention)(const Cross *args, Threads threads);
@@ -111,6 +123,8 @@ typedef struct Kernels {
   void (*cross_scores)(const Cross *args, const int64_t *heads, int64_t n_heads, const int64_t *rows, int64_t n_rows);
 } Kernels;
 
-#define KERNELS(label) {label, TILE_COLUMNS, linear, output_head, attention, pack_heads, cross_attention, cross_scores}
+#define KERNELS(label)                                                                                       \
+  {label, TILE_COLUMNS, linear, output_head, linear4, output_head4, attention, pack_heads, cross_attention,  \
+   cross_scores}
 
 #endif

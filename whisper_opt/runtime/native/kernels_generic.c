@@ -4,6 +4,7 @@
 #include "vector_c.h"
 #include "tile.h"
 #include "linear.h"
+#include "linear4.h"
 #include "attention.h"
 
 const Kernels kernels_generic = KERNELS("generic");

@@ -18,6 +18,7 @@
 #include "vector_c.h"
 #include "tile.h"
 #include "linear.h"
+#include "linear4.h"
 #include "attention.h"
 
 #if defined(__clang__)

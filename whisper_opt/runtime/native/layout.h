@@ -7,7 +7,7 @@
 #ifndef WHISPER_OPT_LAYOUT_H
 #define WHISPER_OPT_LAYOUT_H
 
-#define WHISPER_OPT_ABI 3
+#define WHISPER_OPT_ABI 4
 
 #define HEAD 64   /* channels per attention head */
 #define PANEL 64  /* columns of a weight, or keys, that are stored together */
@@ -22,6 +22,10 @@
 #define LEAST 1e-20f   /* smallest magnitude that is scaled to 8 bits */
 #define HEAD_ZERO 64   /* zero point of inputs of the output head */
 #define HEAD_STEPS 63
+
+#define NIBBLE_BLOCK 32 /* 4-bit weights of a column that share a scale */
+#define NIBBLE_ZERO 8   /* their zero point */
+#define NIBBLE_BYTES 320 /* a block of 16 columns, and its scales in float32 */
 
 /* Limits of arrays on the stack. */
 #define MAX_KEYS 4096   /* per audio */

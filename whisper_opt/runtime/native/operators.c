@@ -37,13 +37,15 @@ typedef struct Operator {
   int gelu;
   int takes_layer;
   int looks_up; /* reads single columns of the weight, which is not packed for it */
+  int nibbles;  /* index of the scales of 4-bit weights */
+  int special;  /* index of the float16 weights of special tokens */
 } Operator;
 
 /* An operator in a session. */
 struct Kernel {
   const Operator *operator;
   const Kernels *variant;
-  Packed weight;
+  Packed weight, special;
   int64_t n_head, layer;
 };
 
@@ -158,6 +160,53 @@ static OrtStatus *read_weight(const OrtKernelInfo *info, Kernel *kernel) {
   return finished((in_panels ? use_panels : pack_weight)(&kernel->weight, weight, n_in, n_out, kernel->variant->width));
 }
 
+/* Reads 4-bit weights [n_out, n_in / 32, 16] and their scales [n_out, n_in / 32], and packs them. */
+static OrtStatus *read_nibbles(const OrtKernelInfo *info, Kernel *kernel) {
+  const Operator *op = kernel->operator;
+  const OrtValue *value = NULL, *scales = NULL;
+  void *weight = NULL, *scale = NULL;
+  Shape shape, of_scales;
+  OrtStatus *status = constant(info, op->weight, &value, &shape);
+  if (!status) status = constant(info, op->nibbles, &scales, &of_scales);
+  if (status) return status;
+  const int64_t n_out = shape.sizes[0], blocks = shape.sizes[1], n_in = blocks * NIBBLE_BLOCK;
+  if (!is_shape(&shape, (const int64_t[]){n_out, blocks, NIBBLE_BLOCK / 2}, 3) ||
+      !is_shape(&of_scales, (const int64_t[]){n_out, blocks}, 2))
+    return refused("the shape of the weight does not match its scales");
+  if (n_in > MAX_INPUT) return refused("weights must have at most 16384 rows");
+  status = check_vector(info, op->of_columns[1], n_out);
+  for (int i = 0; !status && i < 2; i++) status = check_vector(info, op->of_rows[i], n_in);
+  if (status) return status;
+  kernel->weight.n_in = n_in;
+  kernel->weight.n_out = n_out;
+  if (op->looks_up) return NULL;
+  TRY(GetTensorMutableData, (OrtValue *)value, &weight);
+  TRY(GetTensorMutableData, (OrtValue *)scales, &scale);
+  return finished(pack_nibbles(&kernel->weight, weight, scale, n_in, n_out));
+}
+
+/* Reads the weights of special tokens, float16 [n, n_in]. */
+static OrtStatus *read_special(const OrtKernelInfo *info, Kernel *kernel) {
+  const OrtValue *value = NULL;
+  void *data = NULL;
+  Shape shape;
+  OrtStatus *status = constant(info, kernel->operator->special, &value, &shape);
+  if (status) return status;
+  if (!is_shape(&shape, (const int64_t[]){shape.sizes[0], kernel->weight.n_in}, 2))
+    return refused("the weights of special tokens do not match the others");
+  kernel->special.n_out = shape.sizes[0];
+  if (kernel->operator->looks_up) return NULL;
+  TRY(GetTensorMutableData, (OrtValue *)value, &data);
+  for (int64_t i = 0; i < shape.sizes[0] * shape.sizes[1]; i++)
+    if ((((const uint16_t *)data)[i] & 0x7c00) == 0x7c00) return refused("weights must be finite");
+  return finished(pack_halves(&kernel->special, data, kernel->weight.n_in, shape.sizes[0]));
+}
+
+static OrtStatus *read_weights(const OrtKernelInfo *info, Kernel *kernel) {
+  OrtStatus *status = (kernel->operator->nibbles ? read_nibbles : read_weight)(info, kernel);
+  return status || !kernel->operator->special ? status : read_special(info, kernel);
+}
+
 /* The weight for one call. Panels that were not copied are read where ONNX Runtime has them. */
 static OrtStatus *weight_of(const Kernel *kernel, const OrtKernelContext *context, Packed *weight) {
   *weight = kernel->weight;
@@ -168,6 +217,13 @@ static OrtStatus *read_attributes(const OrtKernelInfo *info, Kernel *kernel) {
   TRY(KernelInfoGetAttribute_int64, info, "num_heads", &kernel->n_head);
   if (kernel->n_head < 1 || kernel->n_head > MAX_HEADS) return refused("num_heads must be from 1 to 1024");
   return kernel->operator->takes_layer ? CALL(KernelInfoGetAttribute_int64, info, "layer", &kernel->layer) : NULL;
+}
+
+static void destroy(void *created) {
+  Kernel *kernel = created;
+  free_weight(&kernel->weight);
+  free_weight(&kernel->special);
+  free(kernel);
 }
 
 static OrtStatus *create(const OrtCustomOp *op, const OrtApi *unused, const OrtKernelInfo *info, void **created) {
@@ -181,18 +237,12 @@ static OrtStatus *create(const OrtCustomOp *op, const OrtApi *unused, const OrtK
   if (!kernel->variant)
     status = refused(why);
   else
-    status = kernel->operator->weight ? read_weight(info, kernel) : read_attributes(info, kernel);
+    status = kernel->operator->weight ? read_weights(info, kernel) : read_attributes(info, kernel);
   if (status)
-    free(kernel);
+    destroy(kernel);
   else
     *created = kernel;
   return status;
-}
-
-static void destroy(void *created) {
-  Kernel *kernel = created;
-  free_weight(&kernel->weight);
-  free(kernel);
 }
 
 static OrtStatus *compute_linear(const Kernel *kernel, OrtKernelContext *context, Threads threads) {
@@ -214,13 +264,13 @@ static OrtStatus *compute_linear(const Kernel *kernel, OrtKernelContext *context
   if (args.residual && !is_shape(&residual, shape.sizes, shape.n))
     return refused("residual does not have the shape of the product");
   status = output(context, 0, shape, (void **)&args.y);
-  return status ? status : finished(kernel->variant->linear(&args, threads));
+  return status ? status : finished((op->nibbles ? kernel->variant->linear4 : kernel->variant->linear)(&args, threads));
 }
 
 static OrtStatus *compute_head(const Kernel *kernel, OrtKernelContext *context, Threads threads) {
   const Operator *op = kernel->operator;
   Packed weight;
-  Output args = {.weight = &weight, .n_rows = 1};
+  Output args = {.weight = &weight, .n_rows = 1, .special = op->special ? &kernel->special : NULL};
   Shape shape;
   OrtStatus *status = weight_of(kernel, context, &weight);
   if (!status) status = input(context, 0, (const void **)&args.x, &shape);
@@ -230,9 +280,10 @@ static OrtStatus *compute_head(const Kernel *kernel, OrtKernelContext *context, 
   if (status) return status;
   if (shape.n == 0 || shape.sizes[shape.n - 1] != kernel->weight.n_in) return refused("hidden is not [.., n_in]");
   for (size_t i = 0; i + 1 < shape.n; i++) args.n_rows *= shape.sizes[i];
-  shape.sizes[shape.n - 1] = kernel->weight.n_out;
+  shape.sizes[shape.n - 1] = kernel->weight.n_out + kernel->special.n_out;
   status = output(context, 0, shape, (void **)&args.y);
-  return status ? status : finished(kernel->variant->output_head(&args, threads));
+  if (status) return status;
+  return finished((op->special ? kernel->variant->output_head4 : kernel->variant->output_head)(&args, threads));
 }
 
 static OrtStatus *compute_embed(const Kernel *kernel, OrtKernelContext *context, Threads threads) {
@@ -261,6 +312,43 @@ static OrtStatus *compute_embed(const Kernel *kernel, OrtKernelContext *context,
     const int8_t *column = weight.panels + tokens[t] / PANEL * PANEL * n_in + tokens[t] % PANEL * 4;
     for (int64_t i = 0; i < n_in; i++)
       y[i] = (float)column[i / 4 * 4 * PANEL + i % 4] * scale[tokens[t]] * shrink[i] + mean[i];
+  }
+  return status;
+}
+
+static void embed_word(const uint8_t *pairs, const uint16_t *steps, const float *shrink, const float *mean, int64_t n,
+                       float *y) {
+  for (int64_t i = 0; i < n; i++) {
+    const float value = (float)((pairs[i / 2] >> i % 2 * 4 & 15) - NIBBLE_ZERO);
+    y[i] = value * half_as_float(steps[i / NIBBLE_BLOCK]) * shrink[i] + mean[i];
+  }
+}
+
+static OrtStatus *compute_embed4(const Kernel *kernel, OrtKernelContext *context, Threads threads) {
+  (void)threads;
+  const int64_t n_in = kernel->weight.n_in, n_words = kernel->weight.n_out, n_special = kernel->special.n_out;
+  const void *data[MAX_INPUTS];
+  float *y = NULL;
+  int64_t n_tokens = 1;
+  Shape shape;
+  OrtStatus *status = input(context, 0, &data[0], &shape);
+  for (int i = 1; !status && i < 6; i++) status = input(context, i, &data[i], NULL);
+  if (status) return status;
+  const int64_t *tokens = data[0];
+  if (shape.n == MAX_DIMS) return refused("tokens have too many dimensions");
+  for (size_t i = 0; i < shape.n; i++) n_tokens *= shape.sizes[i];
+  for (int64_t t = 0; t < n_tokens; t++)
+    if (tokens[t] < 0 || tokens[t] >= n_words + n_special) return refused("a token is out of range");
+  shape.sizes[shape.n++] = n_in;
+  status = output(context, 0, shape, (void **)&y);
+  for (int64_t t = 0; !status && t < n_tokens; t++, y += n_in) {
+    const uint8_t *pairs = (const uint8_t *)data[1] + tokens[t] * (n_in / 2);
+    const uint16_t *steps = (const uint16_t *)data[2] + tokens[t] * (n_in / NIBBLE_BLOCK);
+    const uint16_t *special = (const uint16_t *)data[5] + (tokens[t] - n_words) * n_in;
+    if (tokens[t] < n_words)
+      embed_word(pairs, steps, data[3], data[4], n_in, y);
+    else
+      for (int64_t i = 0; i < n_in; i++) y[i] = half_as_float(special[i]);
   }
   return status;
 }
@@ -434,6 +522,11 @@ static int newest(const OrtCustomOp *op) {
   {BASE, .name = label, .compute = compute_linear, .n_inputs = n, .n_outputs = 1, .inputs = types,     \
    .outputs = {ORT_FLOAT}, .weight = weight_, .of_columns = {weight_ + 1, weight_ + 2},                \
    .of_rows = {gain, shift}, .residual = residual_, .gelu = gelu_}
+#define NIBBLES ORT_UINT8, ORT_FLOAT16, ORT_FLOAT
+#define PRODUCT4(label, n, types, weight_, gain, shift, residual_, gelu_)                              \
+  {BASE, .name = label, .compute = compute_linear, .n_inputs = n, .n_outputs = 1, .inputs = types,     \
+   .outputs = {ORT_FLOAT}, .weight = weight_, .nibbles = weight_ + 1, .of_columns = {NONE, weight_ + 2}, \
+   .of_rows = {gain, shift}, .residual = residual_, .gelu = gelu_}
 #define TYPES(...) {__VA_ARGS__}
 static const Operator OPERATORS[] = {
     PRODUCT("Linear8", 4, TYPES(ORT_FLOAT, WEIGHTS), 1, NONE, NONE, NONE, 0),
@@ -446,6 +539,16 @@ static const Operator OPERATORS[] = {
     {BASE, .name = "Embed8", .compute = compute_embed, .n_inputs = 5, .n_outputs = 1,
      .inputs = {ORT_INT64, ORT_INT8, ORT_FLOAT, ORT_FLOAT, ORT_FLOAT}, .outputs = {ORT_FLOAT}, .weight = 1,
      .of_columns = {2, NONE}, .of_rows = {3, 4}, .looks_up = 1},
+    PRODUCT4("Linear4", 4, TYPES(ORT_FLOAT, NIBBLES), 1, NONE, NONE, NONE, 0),
+    PRODUCT4("NormLinear4", 6, TYPES(ORT_FLOAT, ORT_FLOAT, ORT_FLOAT, NIBBLES), 3, 1, 2, NONE, 0),
+    PRODUCT4("Linear4Add", 5, TYPES(ORT_FLOAT, NIBBLES, ORT_FLOAT), 1, NONE, NONE, 4, 0),
+    PRODUCT4("GeluLinear4Add", 5, TYPES(ORT_FLOAT, NIBBLES, ORT_FLOAT), 1, NONE, NONE, 4, 1),
+    {BASE, .name = "Head4", .compute = compute_head, .n_inputs = 6, .n_outputs = 1,
+     .inputs = {ORT_FLOAT, ORT_FLOAT, ORT_UINT8, ORT_FLOAT16, ORT_FLOAT, ORT_FLOAT16}, .outputs = {ORT_FLOAT},
+     .weight = 2, .nibbles = 3, .of_columns = {NONE, NONE}, .of_rows = {1, 4}, .special = 5},
+    {BASE, .name = "Embed4", .compute = compute_embed4, .n_inputs = 6, .n_outputs = 1,
+     .inputs = {ORT_INT64, ORT_UINT8, ORT_FLOAT16, ORT_FLOAT, ORT_FLOAT, ORT_FLOAT16}, .outputs = {ORT_FLOAT},
+     .weight = 1, .nibbles = 2, .of_columns = {NONE, NONE}, .of_rows = {3, 4}, .special = 5, .looks_up = 1},
     {BASE, .name = "EncoderAttention", .compute = compute_attention, .n_inputs = 3, .n_outputs = 1,
      .inputs = {ORT_FLOAT, ORT_FLOAT, ORT_BOOL}, .outputs = {ORT_FLOAT}},
     {BASE, .name = "EncoderAttentionAt", .compute = compute_attention_at, .n_inputs = 2, .n_outputs = 1,

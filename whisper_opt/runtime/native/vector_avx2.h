@@ -113,6 +113,8 @@ INLINE vi vi_shift_left(vi x, int n) {
   const __m256i by = _mm256_set1_epi32(n);
   return (vi){_mm256_sllv_epi32(x.a, by), _mm256_sllv_epi32(x.b, by)};
 }
+INLINE vi vi_shift_right_3(vi x) { return (vi){_mm256_srli_epi32(x.a, 3), _mm256_srli_epi32(x.b, 3)}; }
+INLINE vi vi_shift_right_4(vi x) { return (vi){_mm256_srli_epi32(x.a, 4), _mm256_srli_epi32(x.b, 4)}; }
 INLINE vf vi_to_float(vi x) { return (vf){_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
 INLINE vf vi_as_float(vi x) { return (vf){_mm256_castsi256_ps(x.a), _mm256_castsi256_ps(x.b)}; }
 INLINE int vi_any_negative(vi x) { return _mm256_movemask_ps(_mm256_castsi256_ps(_mm256_or_si256(x.a, x.b))) != 0; }
@@ -154,6 +156,13 @@ INLINE void store_low_bytes(uint8_t *to, vi x) {
   _mm_storeu_si128((void *)to, _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
 }
 
+typedef __m256i SignedQuad;
+INLINE SignedQuad read_signed_quad(const void *from) {
+  int32_t quad;
+  memcpy(&quad, from, sizeof quad);
+  return _mm256_set1_epi32(quad);
+}
+
 #ifdef WITH_AVXVNNI
 
 typedef uint8_t Unsigned;
@@ -184,6 +193,8 @@ INLINE vi dot_signed_rows(vi sum, Group row, vi column) {
   __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum.b) : "x"(column.b), "x"(row));
   return sum;
 }
+INLINE vi dot_nibbles(vi sum, SignedQuad row, vi column) { return dot_signed_rows(sum, row, column); }
+INLINE vi nibble_sums(vi sum) { return sum; }
 
 #else
 
@@ -220,6 +231,16 @@ INLINE void widen_columns(int is_signed, const void *columns, int64_t quads, int
     _mm256_storeu_si256(at + 2, is_signed ? _mm256_srai_epi16(second_low, 8) : second_low);
     _mm256_storeu_si256(at + 3, is_signed ? _mm256_srai_epi16(second_high, 8) : second_high);
   }
+}
+
+/* Two sums of 16 bits per column: 8 times two products of at most 127 * 15 fit. */
+INLINE vi dot_nibbles(vi sum, SignedQuad row, vi column) {
+  return (vi){_mm256_add_epi16(sum.a, _mm256_maddubs_epi16(column.a, row)),
+              _mm256_add_epi16(sum.b, _mm256_maddubs_epi16(column.b, row))};
+}
+INLINE vi nibble_sums(vi sum) {
+  const __m256i ones = _mm256_set1_epi16(1);
+  return (vi){_mm256_madd_epi16(sum.a, ones), _mm256_madd_epi16(sum.b, ones)};
 }
 
 INLINE Group read_group(const void *from) { return from; }

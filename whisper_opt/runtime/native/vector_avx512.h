@@ -58,6 +58,8 @@ INLINE vi vi_max(vi a, vi b) { return _mm512_max_epi32(a, b); }
 INLINE vi vi_and(vi a, vi b) { return _mm512_and_si512(a, b); }
 INLINE vi vi_or(vi a, vi b) { return _mm512_or_si512(a, b); }
 INLINE vi vi_shift_left(vi x, int n) { return _mm512_sllv_epi32(x, _mm512_set1_epi32(n)); }
+INLINE vi vi_shift_right_3(vi x) { return _mm512_srli_epi32(x, 3); }
+INLINE vi vi_shift_right_4(vi x) { return _mm512_srli_epi32(x, 4); }
 INLINE vf vi_to_float(vi x) { return _mm512_cvtepi32_ps(x); }
 INLINE vf vi_as_float(vi x) { return _mm512_castsi512_ps(x); }
 INLINE int vi_any_negative(vi x) { return _mm512_movepi32_mask(x) != 0; }
@@ -99,5 +101,10 @@ INLINE vi dot_signed_rows(vi sum, Group row, vi column) {
   __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(column), "v"(row));
   return sum;
 }
+
+typedef __m512i SignedQuad;
+INLINE SignedQuad read_signed_quad(const void *from) { return read_group(from); }
+INLINE vi dot_nibbles(vi sum, SignedQuad row, vi column) { return dot_signed_rows(sum, row, column); }
+INLINE vi nibble_sums(vi sum) { return sum; }
 
 #endif

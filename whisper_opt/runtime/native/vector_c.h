@@ -137,6 +137,10 @@ INLINE vi vi_set1(int32_t x) { return (vi){i4_set1(x), i4_set1(x), i4_set1(x), i
 INLINE vi vi_shift_left(vi x, int n) {
   return (vi){i4_left(x.a, n), i4_left(x.b, n), i4_left(x.c, n), i4_left(x.d, n)};
 }
+#define SHIFT_RIGHT(n)                                                                               \
+  INLINE i32x4 i4_right_##n(i32x4 x) { return (i32x4)((u32x4)x >> n); }                              \
+  MAP1(vi, vi_shift_right_##n, i4_right_##n, vi)
+SHIFT_RIGHT(3) SHIFT_RIGHT(4)
 INLINE vi vi_load(const void *from) {
   vi x;
   memcpy(&x, from, sizeof x);
@@ -229,6 +233,8 @@ INLINE i32x4 i4_dot_signed_rows(i32x4 sum, Group row, i32x4 column) {
   return (i32x4)vusdotq_s32((int32x4_t)sum, (uint8x16_t)column, row);
 }
 
+INLINE i32x4 i4_dot_nibbles(i32x4 sum, Group row, i32x4 column) { return i4_dot_signed_rows(sum, row, column); }
+
 #else
 
 /* Both operands are signed: unsigned numbers are stored less 128, and keys are changed as they are read. */
@@ -246,6 +252,7 @@ INLINE i32x4 i4_dot(i32x4 sum, Group row, i32x4 column) {
 INLINE i32x4 i4_dot_signed_rows(i32x4 sum, Group row, i32x4 column) {
   return i4_dot(sum, row, (i32x4)veorq_u8((uint8x16_t)column, vdupq_n_u8(128)));
 }
+INLINE i32x4 i4_dot_nibbles(i32x4 sum, Group row, i32x4 column) { return i4_dot(sum, row, column); }
 
 #endif
 
@@ -253,6 +260,8 @@ INLINE vi dot_signed_columns(vi sum, Group row, vi column) {
   return (vi){i4_dot(sum.a, row, column.a), i4_dot(sum.b, row, column.b), i4_dot(sum.c, row, column.c),
               i4_dot(sum.d, row, column.d)};
 }
+typedef Group SignedQuad;
+INLINE SignedQuad read_signed_quad(const void *from) { return read_group(from); }
 INLINE vi dot_signed_rows(vi sum, Group row, vi column) {
   return (vi){i4_dot_signed_rows(sum.a, row, column.a), i4_dot_signed_rows(sum.b, row, column.b),
               i4_dot_signed_rows(sum.c, row, column.c), i4_dot_signed_rows(sum.d, row, column.d)};
@@ -309,5 +318,24 @@ INLINE vi dot_signed_columns(vi sum, Group row, vi column) {
 }
 INLINE vi dot_signed_rows(vi sum, Group row, vi column) { return dot_signed_columns(sum, row, column); }
 
+typedef struct {
+  i32x4 bytes[4];
+} SignedQuad;
+INLINE SignedQuad read_signed_quad(const void *from) {
+  const int8_t *x = from;
+  return (SignedQuad){{i4_set1(x[0]), i4_set1(x[1]), i4_set1(x[2]), i4_set1(x[3])}};
+}
+INLINE i32x4 i4_dot_nibbles(i32x4 sum, SignedQuad row, i32x4 column) {
+  return sum + row.bytes[0] * (column & 15) + row.bytes[1] * (column >> 8 & 15) + row.bytes[2] * (column >> 16 & 15) +
+         row.bytes[3] * (column >> 24);
+}
+
 #endif
+
+INLINE vi dot_nibbles(vi sum, SignedQuad row, vi column) {
+  return (vi){i4_dot_nibbles(sum.a, row, column.a), i4_dot_nibbles(sum.b, row, column.b),
+              i4_dot_nibbles(sum.c, row, column.c), i4_dot_nibbles(sum.d, row, column.d)};
+}
+INLINE vi nibble_sums(vi sum) { return sum; }
+
 #endif

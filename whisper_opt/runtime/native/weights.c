@@ -67,6 +67,51 @@ int use_panels(Packed *packed, const int8_t *panels, int64_t n_in, int64_t n_out
   return 0;
 }
 
+float half_as_float(uint16_t half) {
+  uint32_t bits = (half & 0x7fffu) << 13;
+  float value;
+  if ((half & 0x7c00) == 0x7c00) bits |= 0x7f800000; /* infinity or NaN */
+  memcpy(&value, &bits, sizeof value);
+  if (bits < 0x7f800000) value *= 0x1p112f;
+  return half & 0x8000 ? -value : value;
+}
+
+int pack_nibbles(Packed *packed, const uint8_t *weight, const uint16_t *scale, int64_t n_in, int64_t n_out) {
+  enum { WIDTH = 16, HALF = NIBBLE_BLOCK / 2 };
+  const int64_t blocks = n_in / NIBBLE_BLOCK, n_columns = ceil_div(n_out, PANEL) * PANEL;
+  const int64_t size = n_columns / WIDTH * blocks * NIBBLE_BYTES;
+  uint8_t *to = alloc_aligned(size);
+  if (!to) return -1;
+  *packed = (Packed){.n_in = n_in, .n_out = n_out, .width = WIDTH, .panels = (int8_t *)to, .copy = (int8_t *)to};
+  memset(to, 0, size);
+  for (int64_t column = 0; column < n_out; column++)
+    for (int64_t block = 0; block < blocks; block++, weight += HALF, scale++) {
+      uint8_t *at = to + (column / WIDTH * blocks + block) * NIBBLE_BYTES;
+      const float value = half_as_float(*scale);
+      memcpy(at + NIBBLE_BYTES - (WIDTH - column % WIDTH) * sizeof value, &value, sizeof value);
+      at += 4 * (column % WIDTH);
+      for (int64_t i = 0; i < HALF; i += 4, at += 4 * WIDTH) /* eight inputs */
+        for (int b = 0; b < 4; b++) {
+          const int shift = b % 2 * 4;
+          at[b] = (uint8_t)((weight[i + b / 2] >> shift & 15) | (weight[i + 2 + b / 2] >> shift & 15) << 4);
+        }
+    }
+  return 0;
+}
+
+int pack_halves(Packed *packed, const uint16_t *weight, int64_t n_in, int64_t n_out) {
+  enum { WIDTH = 16 };
+  const int64_t n_columns = ceil_div(n_out, PANEL) * PANEL, size = n_columns * n_in * sizeof *weight;
+  uint16_t *to = alloc_aligned(size);
+  if (!to) return -1;
+  *packed = (Packed){.n_in = n_in, .n_out = n_out, .width = WIDTH, .panels = (int8_t *)to, .copy = (int8_t *)to};
+  memset(to, 0, size);
+  for (int64_t column = 0; column < n_out; column++)
+    for (int64_t i = 0; i < n_in; i++, weight++)
+      to[column / WIDTH * WIDTH * n_in + (i / 2 * WIDTH + column % WIDTH) * 2 + i % 2] = *weight;
+  return 0;
+}
+
 void free_weight(Packed *packed) {
   free_aligned(packed->copy);
   free_aligned(packed->sums);
