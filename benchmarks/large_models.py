@@ -118,7 +118,8 @@ def measure(folder: Path, n_mels: int, args: argparse.Namespace) -> dict[str, An
             worker = stack.enter_context(contextlib.closing(Worker(program)))
             response = loaded(worker, fields)
             found[name] = {"file_bytes": size, **response, "times": {kind: [] for kind in KINDS}}
-            worker.request("transcribe", rows=1, n=4)  # warm
+            for rows in (0, 1):  # warm
+                worker.request("transcribe", rows=rows, n=4)
             workers[name] = worker
         names = list(workers)
         for n, i in enumerate(turns(len(names), args.rounds * len(KINDS))):

@@ -57,7 +57,10 @@ class Calls:
         raise NotImplementedError
 
     def steps(self, rows: int, n: int) -> Span:
-        """Time of one step: mean of ``n`` steps after a prompt, each for ``rows`` rows."""
+        """Time of one step: mean of ``n`` steps after a prompt, each for ``rows`` rows.
+
+        Of the window that was encoded last; there is one.
+        """
         raise NotImplementedError
 
     def transcribe(self, rows: int = 0, n: int = 0) -> dict[str, Any]:

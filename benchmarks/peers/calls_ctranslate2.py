@@ -31,7 +31,7 @@ class System(Calls):
             [self.prompt],
             beam_size=rows,
             patience=1,
-            max_length=2 * n,  # half of it may be new tokens
+            max_length=max(2 * n, n + len(self.prompt) - 1),  # half may be new
             suppress_blank=False,
             suppress_tokens=[END],
         )
@@ -40,11 +40,14 @@ class System(Calls):
 
     def window(self) -> Span:
         """Keys and values of cross-attention are computed with the first token."""
-        return timed(lambda: self._generate(self._model.encode(self._mel), 1, 1))
+        return timed(self._window)
+
+    def _window(self) -> None:
+        self._encoded = self._model.encode(self._mel)
+        self._generate(self._encoded, 1, 1)
 
     def steps(self, rows: int, n: int) -> Span:
         """Time of ``n + 4`` tokens less that of four."""
-        encoded = self._model.encode(self._mel)
-        few = timed(lambda: self._generate(encoded, rows, 4))
-        many = timed(lambda: self._generate(encoded, rows, 4 + n))
+        few = timed(lambda: self._generate(self._encoded, rows, 4))
+        many = timed(lambda: self._generate(self._encoded, rows, 4 + n))
         return (many[0] - few[0]) / n, (many[1] - few[1]) / n

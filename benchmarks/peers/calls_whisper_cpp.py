@@ -42,19 +42,19 @@ class System(Calls):
         found = self._library.whisper_decode(self._context, row, len(tokens), past, self._threads)
         self._check(found)
 
-    def _prompt(self) -> None:
+    def _window(self) -> None:
         self._check(self._library.whisper_encode(self._context, 0, self._threads))
         self._decode(self.prompt, 0)
 
     def window(self) -> Span:
-        return timed(self._prompt)
+        return timed(self._window)
 
     def steps(self, rows: int, n: int) -> Span:
         """Without the choice of tokens.
 
         Rows are tokens of one sequence, of which the last has scores, as in whisper-bench.
         """
-        self._prompt()
+        self._decode(self.prompt, 0)
 
         def run() -> None:
             for i in range(n):

@@ -23,9 +23,13 @@ class System(Calls):
         self.loaded(kernels=variant())
 
     def _prompt(self) -> Session:
-        session = self._backend.open(self._backend.encode(self.mel[None]))
+        session = self._backend.open(self._encoded)
         self._top(session, np.array([self.prompt]), 1)
         return session
+
+    def _window(self) -> None:
+        self._encoded = self._backend.encode(self.mel[None])
+        self._prompt().close()
 
     def _top(self, session: Session, tokens: np.ndarray, k: int) -> None:
         n_rows, n_vocab = len(tokens), self._backend.dims.n_vocab
@@ -33,7 +37,7 @@ class System(Calls):
         session.extend(tokens).top(k, TokenMask(nothing, np.full(n_rows, n_vocab)))
 
     def window(self) -> Span:
-        return timed(lambda: self._prompt().close())
+        return timed(self._window)
 
     def steps(self, rows: int, n: int) -> Span:
         """With the choice of tokens; rows swap places, as beams do."""
