@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import statistics
 import subprocess
 import sys
@@ -39,7 +40,7 @@ from random_checkpoint import SHAPES
 
 from whisper_opt.cli.bench.machine import busy_cores
 from whisper_opt.cli.bench.measure import turns
-from whisper_opt.cli.bench.report import FORMAT, environment, read_json, table, write_json
+from whisper_opt.cli.bench.report import environment, table, write_json
 from whisper_opt.cli.bench.workers import Program, Worker, WorkerError
 from whisper_opt.runtime.engine import PACKED
 
@@ -194,7 +195,9 @@ def main() -> int:
     """Measure all models; results of other models and instruction sets stay in the file."""
     args = arguments()
     command = ["python", f"benchmarks/{Path(__file__).name}", *sys.argv[1:]]
-    file = read_json(args.out) if args.out.exists() else {"format": FORMAT, "models": {}}
+    file: dict[str, Any] = {"models": {}}
+    if args.out.exists():
+        file = json.loads(args.out.read_text(encoding="utf-8"))
     for model in args.models:
         forms = ["ctranslate2"] if Path(python_of("faster-whisper")).exists() else []
         forms += ["ggml-q8_0.bin"] if args.whisper_cpp or args.whisper_cpp_avx2 else []
