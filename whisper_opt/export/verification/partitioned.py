@@ -104,8 +104,8 @@ class PartitionedGraph:
     """One exported graph, run in partitions with ONNX Runtime on the CPU.
 
     Weights stay in the mapped file: they are not packed for products, and constant expressions
-    (:mod:`whisper_opt.export.graphs.packed_weights`) are evaluated in every run, one weight at a
-    time. Evaluated at loading, they took four times the memory of the weights.
+    (:mod:`whisper_opt.export.graphs.packed_weights`) are evaluated in every run. Evaluated at
+    loading, they took four times the memory of the weights.
     """
 
     def __init__(
