@@ -16,6 +16,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Callable, TypedDict
 
+import numpy as np
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
@@ -47,6 +49,7 @@ __all__ = [
     "digest",
     "finish",
     "installed_version",
+    "joined",
     "load",
     "log",
     "measure",
@@ -100,6 +103,17 @@ def arguments(doc: str | None, models: Sequence[str] = ("tiny.en", "base")) -> A
     for name in ("faster_whisper", "httpx"):
         logging.getLogger(name).setLevel(logging.WARNING)
     return parser
+
+
+def joined(parts: Sequence[Clip], seed: int = 0, pause: float = 0.5) -> tuple[F32, str]:
+    """Clips one after the other in a random order: float32 samples [n] at 16 kHz, and their text.
+
+    ``pause``: seconds of silence after each.
+    """
+    order = np.random.default_rng(seed).permutation(len(parts))
+    silence = np.zeros(round(pause * SAMPLE_RATE), np.float32)
+    samples = [part for i in order for part in (clip_pcm(parts[i].id), silence)]
+    return np.concatenate(samples), " ".join(parts[i].text for i in order)
 
 
 # ---------------------------------------------------------------- runs kept on disk

@@ -27,7 +27,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, Clip, clip_pcm, clips, log
+from common import ROOT, SAMPLE_RATE, Clip, clip_pcm, clips, joined, log
 from peers.catalog import BENCHMARKS, PEERS, Peer, environments, python_of
 
 from whisper_opt.cli.bench.machine import BUSY, busy_cores
@@ -43,7 +43,7 @@ from whisper_opt.cli.bench.report import (
 )
 from whisper_opt.cli.bench.workers import Pool, Program, Worker, WorkerError
 
-SETS = ("jfk", "read", "long")
+SETS = ("jfk", "read", "long", "joined")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,9 +120,14 @@ class Case:
 
 
 def ours(args: argparse.Namespace, model: str) -> Iterator[System]:
-    """This library with every engine of the model: ``engines/MODEL`` and ``engines/MODEL-*``."""
+    """This library with every engine of the model: ``engines/MODEL`` and ``engines/MODEL-*``.
+
+    With ``--ours``, those with these endings: ``int8`` is ``engines/MODEL-int8``.
+    """
     folders = [args.engines / model, *sorted(args.engines.glob(f"{model}-*"))]
-    if not (folders[0] / "manifest.json").is_file():
+    if args.ours is not None:
+        folders = [args.engines / f"{model}-{ending}" for ending in args.ours]
+    elif not (folders[0] / "manifest.json").is_file():
         from whisper_opt.export import export
 
         export(args.models_dir / model, folders[0])
@@ -182,9 +187,12 @@ def cases(args: argparse.Namespace, folder: Path) -> Iterator[Case]:
     """Every combination of models, sets, searches and batches requested."""
     for model in args.models:
         for name in args.sets:
-            recordings = [_recording(clip, folder) for clip in _clips(name, args.quick)]
+            if name == "joined":
+                recordings = [_joined(folder)]
+            else:
+                recordings = [_recording(clip, folder) for clip in _clips(name, args.quick)]
             for beam in args.beams:
-                for batch in args.batches if name == "long" else [1]:
+                for batch in args.batches if name in ("long", "joined") else [1]:
                     yield Case(model, name, recordings, beam, batch)
 
 
@@ -196,6 +204,14 @@ def _clips(name: str, quick: bool) -> list[Clip]:
         return [max(english, key=lambda clip: clip.duration_s)]
     chosen = [clip for clip in english if clip.kind == "read"]
     return chosen[:2] if quick else chosen
+
+
+def _joined(folder: Path) -> Recording:
+    """All English recordings with a transcript as one, of over ten minutes."""
+    path = folder / "joined.wav"
+    pcm, text = joined([clip for clip in clips() if clip.language == "en" and clip.wer])
+    write_wav(path, pcm)
+    return Recording("joined", path, len(pcm) / SAMPLE_RATE, "en", text)
 
 
 def _recording(clip: Clip, folder: Path) -> Recording:
@@ -270,6 +286,7 @@ def result(case: Case, row: Row) -> dict[str, Any]:
     if row.error or len(done) < len(case.recordings):
         return {**entry, "not_measured": row.error or "interrupted"}
     wall = {name: [a["seconds"] for a in responses] for name, responses in row.responses.items()}
+    cpu = {name: [a["cpu_seconds"] for a in found] for name, found in row.responses.items()}
     internal = {
         name: [sum(a["internal"]) for a in responses]
         for name, responses in row.responses.items()
@@ -287,6 +304,7 @@ def result(case: Case, row: Row) -> dict[str, Any]:
         "rtfx": round(sum(recording.seconds for recording in case.recordings) / seconds, 2),
         "slowest_to_fastest": round(sum(map(max, times)) / sum(map(min, times)), 3),
         "wall_seconds": round(_total(wall), 4),
+        "cpu_seconds": round(_total(cpu), 4),
         **({"internal_seconds": round(_total(internal), 4)} if internal else {}),
         "rounds_s": {name: [round(s, 5) for s in values] for name, values in counted.items()},
         "peak_bytes": max(a["memory"].get("peak_bytes", 0) for a in _all(row)),
@@ -316,6 +334,7 @@ def report(entries: Sequence[dict[str, Any]]) -> str:
                 entry["system"],
                 entry["precision"],
                 f"{entry['seconds']:.3f}",
+                f"{entry['cpu_seconds']:.2f}",
                 factor,
                 f"{entry['rtfx']:.1f}",
                 f"{entry['slowest_to_fastest']:.2f}",
@@ -324,8 +343,8 @@ def report(entries: Sequence[dict[str, Any]]) -> str:
                 ", ".join(entry["notes"]),
             )
         )
-    header = ("", "precision", "s", "x", "RTFx", "slowest/fastest", "WER %", "peak MiB", "notes")
-    text = table(header, lines)
+    columns = ("s", "CPU s", "x", "RTFx", "slowest/fastest", "WER %", "peak MiB", "notes")
+    text = table(("", "precision", *columns), lines)
     missing = [
         f"not measured: {entry['system']}: {entry['not_measured']}"
         for entry in entries
@@ -349,10 +368,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--peers", nargs="*", metavar="NAME", help="only systems whose name contains it"
     )
+    parser.add_argument("--ours", nargs="*", metavar="ENDING", help="only these engines of ours")
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--beams", nargs="+", type=int, default=[1, 5])
     parser.add_argument(
-        "--batches", nargs="+", type=int, default=[1, 8], help="rounds of the long recording"
+        "--batches", nargs="+", type=int, default=[1, 8], help="for long recordings"
     )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)

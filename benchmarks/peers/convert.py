@@ -77,6 +77,10 @@ def _ctranslate2(checkpoint: Checkpoint, source: Path, target: Path) -> None:
         target.symlink_to(source.resolve(), target_is_directory=True)
     else:
         write_ctranslate2(checkpoint, target)
+        words, added = _tokens(checkpoint)
+        ids = {index: word for word, index in {**words, **added}.items()}
+        vocabulary = [ids.get(index, f"<|{index}|>") for index in range(checkpoint.dims.n_vocab)]
+        (target / "vocabulary.json").write_text(json.dumps(vocabulary), encoding="utf-8")
 
 
 def _huggingface(checkpoint: Checkpoint, source: Path, target: Path) -> None:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import struct
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from whisper_opt.core.arrays import F32
+from whisper_opt.core.dims import ModelDims
 from whisper_opt.export.checkpoints.checkpoint import Checkpoint
 
 __all__ = [
@@ -322,6 +324,25 @@ def ctranslate2_quantized(values: F32, dtype: str) -> tuple[F32, F32]:
     return np.rint(values * steps), np.asarray(scales, np.float32)
 
 
+def _variables(arrays: dict[str, F32], dims: ModelDims, dtype: str) -> Iterator[bytes]:
+    """The variables of a CTranslate2 file, one at a time."""
+    integers, _, other = dtype.partition("_")
+    for name, values in arrays.items():
+        kind = dtype
+        if integers in _CT2_LARGEST:
+            kind = other or "float32"
+            if values.ndim > 1 and name.endswith("weight"):
+                kind = integers
+                values, scales = ctranslate2_quantized(values, integers)
+                raw = encode(scales, "float32")
+                yield _variable(f"{name}_scale", scales.shape, 0, raw)
+        yield _variable(name, values.shape, _CT2_TYPES[kind], encode(values, kind))
+    for name, n_heads in (("encoder", dims.n_audio_head), ("decoder", dims.n_text_head)):
+        yield _variable(f"{name}/num_heads", (), 2, struct.pack("<h", n_heads))
+    for name, flag in (("pre_norm", 1), ("scale_embeddings", 0), ("activation", 3)):
+        yield _variable(f"decoder/{name}", (), 1, struct.pack("<b", flag))
+
+
 def write_ctranslate2(
     checkpoint: Checkpoint,
     directory: Path,
@@ -338,25 +359,18 @@ def write_ctranslate2(
     dims = checkpoint.dims
     layers = {"encoder": dims.n_audio_layer, "decoder": dims.n_text_layer}
     arrays = {**_ctranslate2_arrays(_arrays(checkpoint), layers), **(changed or {})}
-    integers, _, other = dtype.partition("_")
-    variables = []
-    for name, values in arrays.items():
-        kind = dtype
-        if integers in _CT2_LARGEST:
-            kind = other or "float32"
-            if values.ndim > 1 and name.endswith("weight"):
-                kind = integers
-                values, scales = ctranslate2_quantized(values, integers)
-                raw = encode(scales, "float32")
-                variables.append(_variable(f"{name}_scale", scales.shape, 0, raw))
-        variables.append(_variable(name, values.shape, _CT2_TYPES[kind], encode(values, kind)))
-    for name, n_heads in (("encoder", dims.n_audio_head), ("decoder", dims.n_text_head)):
-        variables.append(_variable(f"{name}/num_heads", (), 2, struct.pack("<h", n_heads)))
-    for name, flag in (("pre_norm", 1), ("scale_embeddings", 0), ("activation", 3)):
-        variables.append(_variable(f"decoder/{name}", (), 1, struct.pack("<b", flag)))
     with (directory / "model.bin").open("wb") as file:
         file.write(struct.pack("<I", 6) + _string("WhisperSpec") + struct.pack("<I", 3))
-        file.write(struct.pack("<I", len(variables)) + b"".join(variables))
+        at = file.tell()
+        file.write(bytes(4))
+        n_variables = 0
+        for variable in _variables(arrays, dims, dtype):
+            file.write(variable)
+            n_variables += 1
+        end = file.tell()
+        file.seek(at)
+        file.write(struct.pack("<I", n_variables))
+        file.seek(end)
         if "decoder/projection/weight" in arrays:  # a separate output head
             file.write(struct.pack("<I", 0))
         else:

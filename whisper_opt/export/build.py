@@ -336,7 +336,7 @@ def _verified(
     padding: tuple[int, ...] | None,
 ) -> Mapping[str, Any]:
     """The verification's entry of the manifest: errors against the checkpoint."""
-    graphs = {stem: PartitionedGraph(*part, folder, stem) for stem, part in parts.items()}
+    graphs = {stem: _runnable(*part, folder, stem) for stem, part in parts.items()}
     encoder, decoder = (graphs[stem] for stem in _STEMS)
     head = None
     if tensors:
@@ -352,6 +352,11 @@ def _verified(
         packed = (graphs["encoder.packed"], graphs["decoder.packed"])
         note["packed"] = verify_packed(checkpoint.dims, (encoder, decoder), packed, padding)
     return {**parity.to_dict(), **note}
+
+
+def _runnable(graph: OnnxGraph, cuts: list[str], folder: Path, stem: str) -> PartitionedGraph:
+    """A written graph. Encoders run a few times only, so that partitions cost them little."""
+    return PartitionedGraph(graph, cuts, folder, stem, whole=1 if "encoder" in stem else 4)
 
 
 def _tools() -> dict[str, str]:

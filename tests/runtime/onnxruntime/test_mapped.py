@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import sys
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from whisper_opt.runtime.onnxruntime.mapped import release_pages
+from whisper_opt.runtime.onnxruntime.mapped import release_freed, release_pages
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="not tested: Linux only")
 
@@ -67,3 +68,8 @@ def test_other_systems_have_nothing_to_release(
     monkeypatch.setattr(sys, "platform", "darwin")
     release_pages([file])
     assert resident(file) == SIZE // 1024
+
+
+def test_other_c_libraries_keep_what_is_freed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
+    release_freed()

@@ -10,7 +10,8 @@ the system goes to standard error; standard output has only the responses.
     {"job": "load", ...}          the other fields are arguments of ``System``
         {"ok": true, "seconds": ..., "memory": {...}, ...}
     {"job": "transcribe", ...}    the other fields are arguments of ``System.transcribe``
-        {"ok": true, "memory": {...}, "text": ..., "segments": ..., "seconds": ...}
+        {"ok": true, "memory": {...}, "cpu_seconds": ..., "text": ..., "segments": ...,
+         "seconds": ...}
     {"job": "quit"}
 
 The response to a job that fails is ``{"ok": false, "error": "..."}``; the process continues.
@@ -55,6 +56,11 @@ def memory() -> dict[str, int]:
     return {"resident_bytes": now, "peak_bytes": max(peak, children)}
 
 
+def _cpu_seconds() -> float:
+    """CPU time of this process and its finished children, user and system."""
+    return sum(os.times()[:4])
+
+
 def serve(load: Callable[..., Any], jobs: TextIO, responses: TextIO) -> None:
     """Run jobs until the input ends or a job is ``quit``.
 
@@ -78,7 +84,9 @@ def serve(load: Callable[..., Any], jobs: TextIO, responses: TextIO) -> None:
             elif kind == "transcribe":
                 if system is None:
                     raise ValueError("nothing is loaded yet")
+                cpu = _cpu_seconds()
                 response = dict(system.transcribe(**job))
+                response["cpu_seconds"] = _cpu_seconds() - cpu
             else:
                 raise ValueError(f"unknown job {kind!r}; expected load, transcribe or quit")
             response = {"ok": True, **response, "memory": memory()}

@@ -68,8 +68,8 @@ def _check_prompts(options: TranscribeOptions) -> None:
     if options.token_logprobs and options.speaker_options.needs_words:
         given = "diarize is on" if options.diarize else f"channels is {options.channels!r}"
         raise OptionError(
-            f"token_logprobs is on, but {given}, which divides segments between words, so that their"
-            " tokens are no longer those that were sampled; leave one of them out"
+            f"token_logprobs is on, but {given}, which divides segments between words, and their"
+            " tokens are then not those that were sampled; leave one of them out"
         )
     if options.token_logprobs and options.transcript_prefix:
         raise OptionError(

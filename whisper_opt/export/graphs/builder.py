@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, Callable
+from typing import Any, Callable, Generic, TypeVar
 
 import numpy as np
 from onnx import (
@@ -26,7 +26,7 @@ from onnx import (
 
 from whisper_opt.core.arrays import NDArray
 
-__all__ = ["MICROSOFT", "OWN", "GraphBuilder", "OnnxGraph", "Weight"]
+__all__ = ["MICROSOFT", "OWN", "GraphBuilder", "OnnxGraph", "Together", "Weight"]
 
 MICROSOFT = "com.microsoft"
 OWN = "whisper_opt"
@@ -69,6 +69,38 @@ class OnnxGraph:
         """All tensors of the data file, in file order."""
         own = {weight.name for weight in self.weights}
         return (*self.weights, *(weight for weight in self.host if weight.name not in own))
+
+
+_T = TypeVar("_T")
+
+
+class Together(Generic[_T]):
+    """Weights that are computed together, such as integers and their scales.
+
+    The result is kept from the first read of a weight until all of them have been read.
+    """
+
+    def __init__(self, compute: Callable[[], _T]) -> None:
+        """``compute``: makes all weights; called at the first read."""
+        self._compute = compute
+        self._names: set[str] = set()
+        self._unread: set[str] = set()
+        self._found: _T | None = None
+
+    def part(self, name: str, of: Callable[[_T], NDArray]) -> Callable[[], NDArray]:
+        """What reads the weight ``name``, which ``of`` takes from the result."""
+        self._names.add(name)
+
+        def read() -> NDArray:
+            if self._found is None:
+                self._found, self._unread = self._compute(), set(self._names)
+            values = of(self._found)
+            self._unread.discard(name)
+            if not self._unread:
+                self._found = None
+            return values
+
+        return read
 
 
 class GraphBuilder:

@@ -12,7 +12,7 @@ float16 and the remainder, so the embedding is read once for both.
 
 from __future__ import annotations
 
-import functools
+import operator
 from collections.abc import Mapping
 from typing import Any, Callable
 
@@ -22,7 +22,7 @@ from onnx import TensorProto
 from whisper_opt.core.arrays import NDArray
 from whisper_opt.core.dims import ModelDims
 from whisper_opt.export.checkpoints.checkpoint import OUTPUT_HEAD, Tensor
-from whisper_opt.export.graphs.builder import MICROSOFT, GraphBuilder
+from whisper_opt.export.graphs.builder import MICROSOFT, GraphBuilder, Together
 from whisper_opt.export.graphs.int4_operators import BLOCK, embed4, head4
 from whisper_opt.export.graphs.operators import Operator
 from whisper_opt.export.graphs.packed_weights import gather_columns, packed_weight, unpack_weight
@@ -176,11 +176,11 @@ class _Int8Weights:
         self, builder: GraphBuilder, tensors: Mapping[str, Tensor], scope: str, matrix: str
     ) -> None:
         parts = (matrix, "decoder.ln.weight", "decoder.ln.bias")
-        head = functools.lru_cache(maxsize=1)(lambda: quantize_head(*(tensors[p] for p in parts)))
+        head = Together(lambda: quantize_head(*(tensors[part] for part in parts)))
         vocab, state = tensors[matrix].shape
         self.builder = builder
         self._scope = scope
-        self._head: Callable[[], QuantizedHead] = head
+        self._head: Together[QuantizedHead] = head
         self.shapes = {
             "weight": (state, vocab),
             "scale": (vocab,),
@@ -191,7 +191,7 @@ class _Int8Weights:
         }
 
     def read(self, name: str) -> Callable[[], NDArray]:
-        return lambda: getattr(self._head(), name)
+        return self._head.part(name, operator.attrgetter(name))
 
     def __call__(self, name: str) -> str:
         dtype = np.int8 if name == "weight" else np.float32
@@ -319,12 +319,12 @@ class _Int4Weights:
     def __init__(
         self, builder: GraphBuilder, tensors: Mapping[str, Tensor], scope: str, matrix: str
     ) -> None:
-        head = functools.lru_cache(maxsize=1)(lambda: Int4Head(tensors, matrix))
+        head = Together(lambda: Int4Head(tensors, matrix))
         vocab, self.state = tensors[matrix].shape
         self.words, self.blocks = vocab - N_SPECIAL, self.state // BLOCK
 
         def weight(name: str, shape: tuple[int, ...], dtype: Any = np.float32) -> str:
-            read = functools.partial(lambda name: getattr(head(), name), name)
+            read = head.part(name, operator.attrgetter(name))
             return builder.weight(f"{scope}.{name}", shape, read, dtype)
 
         self.packed = weight("packed", (self.words, self.blocks, BLOCK // 2), np.uint8)

@@ -9,6 +9,7 @@ import numpy as np
 
 from whisper_opt.core.arrays import F32, NDArray
 from whisper_opt.export.checkpoints.checkpoint import OUTPUT_HEAD, Tensor
+from whisper_opt.export.graphs.builder import Together
 from whisper_opt.export.graphs.groups import CROSS, HEAD, group_of, matches
 from whisper_opt.export.graphs.int4_operators import (
     BLOCK,
@@ -178,17 +179,17 @@ class Int4Linear(Linear):
         shapes = [self.tensors[f"{part}.weight"].shape for part in parts]
         n_in, n_out = shapes[0][1], sum(shape[0] for shape in shapes)
 
-        @functools.lru_cache(maxsize=1)
-        def packed() -> tuple[NDArray, F32]:
+        def pack() -> tuple[NDArray, F32]:
             return pack_int4(np.concatenate([self.tensors[f"{p}.weight"].read() for p in parts]))
 
+        packed = Together(pack)
+        integers = packed.part("weight", lambda found: found[0])
+        scales = packed.part("steps", lambda found: found[1])
         blocks = n_in // BLOCK
         weight = self.builder.weight(
-            f"{name}.weight", (n_out, blocks, BLOCK // 2), lambda: packed()[0], np.uint8
+            f"{name}.weight", (n_out, blocks, BLOCK // 2), integers, np.uint8
         )
-        steps = self.builder.weight(
-            f"{name}.steps", (n_out, blocks), lambda: packed()[1], np.float16
-        )
+        steps = self.builder.weight(f"{name}.steps", (n_out, blocks), scales, np.float16)
         offset = self.builder.weight(f"{name}.bias", (n_out,), lambda: self._offset(parts, bias))
         weights = (weight, steps, offset)
         return operator(self.builder, *first, *weights, *last, n_in=n_in, n_out=n_out)

@@ -12,14 +12,13 @@ steps.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from whisper_opt.core.arrays import F32, NDArray
 from whisper_opt.export.checkpoints.checkpoint import Tensor
-from whisper_opt.export.graphs.builder import GraphBuilder
+from whisper_opt.export.graphs.builder import GraphBuilder, Together
 from whisper_opt.export.graphs.linear import Gelu, Linear
 from whisper_opt.export.graphs.operators import (
     GELU_LINEAR_ADD,
@@ -110,11 +109,11 @@ class Int8Linear(Linear):
         norm = norm_before(parts[0])
         smoothing = self._smoothing.of(norm) if norm else None
         shape = self._shape(parts)
-        columns = functools.lru_cache(maxsize=1)(
-            lambda: round_columns(self._read(parts, smoothing))
-        )
-        weight = packed_weight(self.builder, f"{name}.weight", shape, lambda: columns()[0])
-        scale = self.builder.weight(f"{name}.scale", shape[1:], lambda: columns()[1])
+        columns = Together(lambda: round_columns(self._read(parts, smoothing)))
+        integers = columns.part("weight", lambda found: found[0])
+        scales = columns.part("scale", lambda found: found[1])
+        weight = packed_weight(self.builder, f"{name}.weight", shape, integers)
+        scale = self.builder.weight(f"{name}.scale", shape[1:], scales)
         offset = self.builder.weight(
             f"{name}.bias", shape[1:], lambda: self._offset(parts, smoothing, bias)
         )

@@ -19,11 +19,12 @@ from whisper_opt.core.errors import BackendUnavailable, VerificationError
 from whisper_opt.core.remedies import install_hint
 from whisper_opt.export.graphs.builder import OnnxGraph
 from whisper_opt.runtime.onnxruntime.graph import sums_overflow
+from whisper_opt.runtime.onnxruntime.mapped import release_freed, release_pages
 
 __all__ = ["PARTITION_BYTES", "PartitionedGraph", "extract", "require_onnxruntime"]
 
 PARTITION_BYTES = 256 << 20
-"""Weights loaded at once. A model of up to four times this is one partition."""
+"""Weights loaded at once."""
 
 
 def extract(model: ModelProto, inputs: Sequence[str], outputs: Sequence[str]) -> ModelProto:
@@ -100,9 +101,22 @@ def require_onnxruntime(dialect: str = "contrib") -> Any:
 
 
 class PartitionedGraph:
-    """One exported graph, run in partitions with ONNX Runtime on the CPU."""
+    """One exported graph, run in partitions with ONNX Runtime on the CPU.
 
-    def __init__(self, graph: OnnxGraph, cuts: Sequence[str], folder: Path, stem: str) -> None:
+    Weights stay in the mapped file: they are not packed for products, and constant expressions
+    (:mod:`whisper_opt.export.graphs.packed_weights`) are evaluated in every run. Evaluated at
+    loading, they took four times the memory of the weights.
+    """
+
+    def __init__(
+        self,
+        graph: OnnxGraph,
+        cuts: Sequence[str],
+        folder: Path,
+        stem: str,
+        *,
+        whole: int = 4,
+    ) -> None:
         """Plan the partitions.
 
         Args:
@@ -110,7 +124,10 @@ class PartitionedGraph:
             cuts: values of the residual stream at which the graph may be cut, in order.
             folder: folder of the graph and its data file. Partitions are temporary files in it.
             stem: file name without suffix.
+            whole: a graph with weights of up to this many times :data:`PARTITION_BYTES` is one
+                partition, which stays loaded between runs.
         """
+        self._whole = whole
         self._runtime = require_onnxruntime()
         self._folder = folder
         self._stem = stem
@@ -121,7 +138,7 @@ class PartitionedGraph:
 
     def _plan(self, graph: OnnxGraph, cuts: Sequence[str]) -> list[ModelProto]:
         sizes = {weight.name: weight.nbytes for weight in graph.weights}
-        if sum(sizes.values()) <= 4 * PARTITION_BYTES:
+        if sum(sizes.values()) <= self._whole * PARTITION_BYTES:
             return [graph.model]
         partitions: list[ModelProto] = []
         known: list[str] = []
@@ -151,6 +168,11 @@ class PartitionedGraph:
     def close(self) -> None:
         """Free the weights that ONNX Runtime holds; :meth:`run` loads them again."""
         self._single = None
+        self._release()
+
+    def _release(self) -> None:
+        release_pages([self._folder / f"{self._stem.partition('.')[0]}.data"])
+        release_freed()
 
     def run(self, feeds: Mapping[str, NDArray]) -> dict[str, NDArray]:
         """All graph outputs for ``feeds`` (all graph inputs by name).
@@ -164,6 +186,7 @@ class PartitionedGraph:
             names = [value.name for value in partition.graph.output]
             needed = {value.name: values[value.name] for value in partition.graph.input}
             outputs = dict(zip(names, self._run_partition(partition, names, needed)))
+            self._release()
             values.update(outputs)
             results.update(outputs)
         return {name: results[name] for name in self._outputs}
@@ -181,24 +204,30 @@ class PartitionedGraph:
         return outputs
 
     def _session(self, partition: ModelProto) -> Any:
-        options = self._runtime.SessionOptions()
-        options.log_severity_level = 3
-        if sums_overflow():
-            options.add_session_config_entry("session.x64quantprecision", "1")
-        providers = ["CPUExecutionProvider"]
         if len(self._partitions) == 1:
             if self._single is None:
-                path = self._folder / f"{self._stem}.onnx"
-                self._single = self._runtime.InferenceSession(
-                    str(path), options, providers=providers
-                )
+                self._single = self._open(self._folder / f"{self._stem}.onnx")
             return self._single
         path = self._folder / f"{self._stem}.partition.onnx"
         path.write_bytes(partition.SerializeToString())
         try:
-            return self._runtime.InferenceSession(str(path), options, providers=providers)
+            return self._open(path)
         finally:
             path.unlink()
+
+    def _open(self, path: Path) -> Any:
+        options = self._runtime.SessionOptions()
+        options.log_severity_level = 3
+        options.enable_cpu_mem_arena = False
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        if sums_overflow():
+            options.add_session_config_entry("session.x64quantprecision", "1")
+        providers = ["CPUExecutionProvider"]
+        session = self._runtime.InferenceSession(
+            str(path), options, providers=providers, disabled_optimizers=["ConstantFolding"]
+        )
+        release_freed()
+        return session
 
 
 def _weight_bytes(partition: ModelProto, sizes: Mapping[str, int]) -> int:

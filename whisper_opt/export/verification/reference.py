@@ -19,6 +19,10 @@ from whisper_opt.export.checkpoints.checkpoint import OUTPUT_HEAD, Checkpoint
 __all__ = ["Reference", "gelu", "layer_norm"]
 
 
+_BLOCK = 1 << 16
+"""Values of a GELU computed at a time, so that what lies between stays in the processor's cache."""
+
+
 def _erf(x: F32) -> F32:
     """Error function after Abramowitz and Stegun 7.1.26 (absolute error below 1.5e-7)."""
     t = 1 / (1 + np.float32(0.3275911) * np.abs(x))
@@ -30,7 +34,13 @@ def _erf(x: F32) -> F32:
 
 def gelu(x: F32) -> F32:
     """Exact Gaussian error linear unit."""
-    return cast(F32, x * np.float32(0.5) * (1 + _erf(x * np.float32(0.5**0.5))))
+    found = np.empty_like(x)
+    step = max(1, _BLOCK * len(x) // max(x.size, 1))
+    for begin in range(0, len(x), step):
+        rows = x[begin : begin + step]
+        half = rows * np.float32(0.5)
+        found[begin : begin + step] = half * (1 + _erf(rows * np.float32(0.5**0.5)))
+    return found
 
 
 def layer_norm(x: F32, weight: F32, bias: F32) -> F32:
@@ -58,7 +68,8 @@ def _attend(
     mixed = np.empty((n_query, n_head * width), np.float32)
     future = np.triu(np.ones((n_query, len(key)), np.bool_), 1) if causal else None
     for head in range(n_head):
-        scores = query[:, head] @ key[:, head].T * np.float32(width**-0.5)
+        scores = query[:, head] @ key[:, head].T
+        scores *= np.float32(width**-0.5)
         if counts is not None:
             scores += np.log(counts).astype(np.float32)
         if future is not None:
@@ -84,7 +95,9 @@ class Reference:
 
     def _linear(self, x: F32, name: str, *, bias: bool = True) -> F32:
         product: F32 = x @ self._read(f"{name}.weight").T
-        return product + self._read(f"{name}.bias") if bias else product
+        if bias:
+            product += self._read(f"{name}.bias")
+        return product
 
     def _embedding(self) -> F32:
         """[n_vocab, n_text_state]."""

@@ -87,20 +87,19 @@ def verify(
     )
     if parts is not None:
         _verify_compression(checkpoint, encoder, decoder, parts, precision)
+    encoder.close()  # neither the encoder nor the decoder is needed beside the next
     sequences = _sequences(dims)
     found, bound_ratio = _decode_stepwise(decoder, cross, sequences, dims, head)
     decoded = [] if vocab is None else [_decode_greedily(decoder, cross, vocab, dims)]
     found += [_decode_at_once(decoder, cross, tokens, dims)["logits"][0] for tokens in decoded]
+    attention = _attention(decoder, cross, sequences[0], dims)
+    decoder.close()
+    del cross
     expected, alignment = reference.decode(audio, sequences[:1], checkpoint.heads)
     expected += reference.logits(audio, [*sequences[1:], *decoded])
     error, scale = measure(zip(expected, found))
     require_error_below("decoder scores", error, precision.logits_tolerance * scale)
-    attention_error, attention_scale = measure(
-        zip(alignment, [_attention(decoder, cross, sequences[0], dims)])
-    )
-    if precision.bits is None:  # openai-whisper's model needs the memory
-        encoder.close()
-        decoder.close()
+    attention_error, attention_scale = measure(zip(alignment, [attention]))
     require_error_below(
         "attention scores", attention_error, precision.cross_tolerance * attention_scale
     )
@@ -163,9 +162,9 @@ def verify_packed(
     found = []
     for encoder, decoder in (plain, packed):
         cross = _encode(encoder, encoder_input)
+        encoder.close()  # one graph in memory at a time
         scores, _ = _decode_stepwise(decoder, cross, sequences, dims, None)
         attention = _attention(decoder, cross, sequences[0], dims)[..., : len(encoder_input.counts)]
-        encoder.close()  # one pair in memory at a time
         decoder.close()
         if "cross_added" in cross:
             require_error_below(
@@ -241,10 +240,12 @@ def _verify_compression(
     encoder_input = PaddingCompression(parts, dims.frames_per_position).compress(mel[None])
     audio = reference.encode_compressed(mel, encoder_input.positions, encoder_input.counts)
     cross = _encode(encoder, encoder_input)
+    encoder.close()
     error, scale = _compare_cross(reference, audio, cross, dims, measure)
     require_error_below("keys and values of padding", error, 2 * precision.cross_tolerance * scale)
     tokens = _sequences(dims)[0]
     found = _decode_at_once(decoder, cross, tokens, dims)["logits"]
+    decoder.close()
     expected = reference.decode(audio, [tokens], counts=encoder_input.counts)[0]
     error, scale = measure(zip(expected, found))
     require_error_below(

@@ -1,4 +1,4 @@
-"""Memory of files that ONNX Runtime has mapped."""
+"""Memory that ONNX Runtime has mapped or freed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-__all__ = ["release_pages"]
+__all__ = ["release_freed", "release_pages"]
 
 _MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \S+ *(.*)")
 _DONTNEED = 4
@@ -33,6 +33,20 @@ def release_pages(files: Collection[Path]) -> None:
     madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     for begin, end in found:
         madvise(begin, end - begin, _DONTNEED)
+
+
+def release_freed() -> None:
+    """Return freed memory to the system, with the GNU C library; elsewhere nothing happens.
+
+    The library keeps what is freed for the next allocations: after a large session was closed, up
+    to its size.
+    """
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError, TypeError):  # another C library
+        return
+    trim.argtypes = (ctypes.c_size_t,)
+    trim(0)
 
 
 def _unchanged(names: Collection[str]) -> Iterator[tuple[int, int]]:
