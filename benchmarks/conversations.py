@@ -1,9 +1,9 @@
 """Conversations made from clips of single speakers, with known turns. A seed makes each the same.
 
 Speakers take turns at random. Two of three turns begin after a pause of 0.1 to 1.2 s, the others
-before the one before has ended, so that two speak at once during about a tenth of the speech. A turn
-is one clip, or a part of one cut in a pause, with the loudness of its speaker. When speech begins
-and ends in a clip is found by voice activity detection on the clean clip.
+before the one before has ended, so that two speak at once during about a tenth of the speech. A
+turn is one clip, or a part of one cut in a pause, with the loudness of its speaker. When speech
+begins and ends in a clip is found by voice activity detection on the clean clip.
 """
 
 from __future__ import annotations
@@ -24,11 +24,10 @@ RATE = 16_000
 VOICES: dict[str, tuple[str, ...]] = {
     "jfk": ("en-jfk",),
     "1998": tuple(f"en-ls-1998-15444-000{i}" for i in (0, 3, 4, 5)),
-    "1272": ("en-ls-1272-141231-0002",),
+    "1272": ("en-ls-1272-141231-0002", "en-leopard-test"),
     "2412": ("en-ls-2412-153948-0000", "en-ls-2412-153948-0001"),
     "fleurs-0": ("en-fleurs-000",),
     "austen": ("en-ps-0870",),
-    "leopard": ("en-leopard-test",),
     "mfa": ("en-mfa-acoustic_corpus",),
     "allison": ("en-ast-demo-congrats", "en-ast-conf-adminmenu-18"),
     "lj": ("en-long-lj001",),

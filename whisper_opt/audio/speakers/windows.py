@@ -39,8 +39,8 @@ _FIELD = 991
 """Samples that a frame hears."""
 WINDOW = 10 * SAMPLE_RATE
 FRAMES = (WINDOW - _FIELD) // FRAME + 1
-STEP = 148
-"""Frames from window to window: 2.5 s."""
+STEP = 178
+"""Frames from window to window: 3.0 s."""
 SPEAKERS = 3
 _SETS = np.array(
     [[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [1, 0, 1], [0, 1, 1]], np.bool_
