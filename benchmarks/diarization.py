@@ -49,7 +49,7 @@ SPEECH = Path(__file__).resolve().parents[1] / "tests" / "data" / "speech"
 BLEED = np.float32(0.1)
 """How loud a channel has the speakers of the others."""
 NEAR = 0.3
-"""Seconds within which the speaker of a channel must speak for a word of it."""
+"""Seconds within which the speaker of a channel must speak before, during or after each word."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,9 +159,10 @@ def wrong_channel(truth: Conversation, model: Whisper) -> tuple[int, int, int]:
         name = list(truth.tracks)[segment.channel or 0]
         own = [turn for turn in truth.turns if turn.speaker == name]
         for word in segment.words or ():
-            middle = (word.start + word.end) / 2
             n += 1
-            wrong += not any(turn.start - NEAR <= middle <= turn.end + NEAR for turn in own)
+            wrong += not any(
+                turn.start - NEAR <= word.end and word.start <= turn.end + NEAR for turn in own
+            )
     removed = [part.text.split() for part in found.dropped if part.reason == "cross-talk"]
     return wrong, n, sum(map(len, removed))
 

@@ -2,7 +2,8 @@
 
 **Cross-talk.** A microphone also picks up the speakers of other channels, more quietly. A word is
 cross-talk if another channel is 6 dB louder meanwhile and the loudness of both goes up and down
-together: then the word comes from there, whatever Whisper has heard in it. It is also cross-talk if
+together: then the word comes from there, whatever Whisper has heard in it. The same holds if the
+other one is 12 dB louder, also relative to how loud both usually are. It is also cross-talk if
 another channel has the same word at the same time and is louder by less, and if that is no
 coincidence: the loudness of both goes together, or three consecutive words are the same. If two
 channels are copies of each other, the first one is kept. Words beside cross-talk are judged less
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -33,6 +35,11 @@ _SLACK = 0.2
 """Two words are said at the same time if less than this, in seconds, is between them."""
 _CLEARLY = 6.0
 """Decibels by which a channel is clearly louder."""
+_FAR = 12.0
+"""Decibels below another channel, measured and relative to what is usual on each, at which nobody
+speaks into a channel."""
+_SHORTEST = 0.1
+"""Seconds around shorter words in which loudness is measured."""
 _SAME = 0.1
 """Decibels within which two channels are the same signal."""
 _LONGEST = 3.0
@@ -79,6 +86,13 @@ class Levels:
         mean = float(frames.sum(dtype=np.float64)) / max(1, len(frames) * _FRAME)
         return 10 * math.log10(max(mean, 1e-12))
 
+    @functools.cached_property
+    def usual(self) -> float:
+        """The level that a twentieth of the recording exceeds, in decibels, when all was read."""
+        frames = self._between(0.0, math.inf)
+        power = float(np.quantile(frames, 0.95)) / _FRAME if len(frames) else 0.0
+        return 10 * math.log10(max(power, 1e-12))
+
     def similarity(self, other: Levels, start: float, end: float) -> tuple[float, float]:
         """Correlation of two channels around a time: of their loudness, and of its changes."""
         bounds = max(0.0, start - _AROUND), end + _AROUND
@@ -99,7 +113,8 @@ class Levels:
         if len(self._energies) > 1:
             self._energies = [np.concatenate(self._energies)]
         known = self._energies[0] if self._energies else np.empty(0, np.float32)
-        return known[math.floor(100 * start) : math.ceil(100 * end)]
+        past = len(known) if end == math.inf else math.ceil(100 * end)
+        return known[math.floor(100 * start) : past]
 
 
 def _correlation(pair: npt.NDArray[np.float64]) -> float:
@@ -225,10 +240,13 @@ def _find_cross_talk(words: list[list[_Spoken]], levels: Sequence[Levels]) -> No
 
 def _listen(each: _Spoken, own: Levels, level: Levels) -> None:
     """Note whether a louder channel can be heard during a word."""
-    bounds = each.word.start, each.word.end
-    if level.decibels(*bounds) - own.decibels(*bounds) >= _CLEARLY:
-        each.near = each.near or own.similarity(level, *bounds)[0] >= _PERHAPS
-        each.copied = each.copied or own.follows(level, *bounds)
+    short = max(0.0, _SHORTEST - (each.word.end - each.word.start)) / 2
+    bounds = max(0.0, each.word.start - short), each.word.end + short
+    louder = level.decibels(*bounds) - own.decibels(*bounds)
+    if louder >= _CLEARLY:
+        silent = min(louder, louder - level.usual + own.usual) >= _FAR
+        each.near = each.near or silent or own.similarity(level, *bounds)[0] >= _PERHAPS
+        each.copied = each.copied or silent or own.follows(level, *bounds)
 
 
 def _compare(
