@@ -24,11 +24,10 @@ RATE = 16_000
 VOICES: dict[str, tuple[str, ...]] = {
     "jfk": ("en-jfk",),
     "1998": tuple(f"en-ls-1998-15444-000{i}" for i in (0, 3, 4, 5)),
-    "1272": ("en-ls-1272-141231-0002",),
+    "1272": ("en-ls-1272-141231-0002", "en-leopard-test"),
     "2412": ("en-ls-2412-153948-0000", "en-ls-2412-153948-0001"),
     "fleurs-0": ("en-fleurs-000",),
     "austen": ("en-ps-0870",),
-    "leopard": ("en-leopard-test",),
     "mfa": ("en-mfa-acoustic_corpus",),
     "allison": ("en-ast-demo-congrats", "en-ast-conf-adminmenu-18"),
     "lj": ("en-long-lj001",),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from tests.support.models_write import write_torch
 from whisper_opt.audio.speakers import SpeakerNetworks
@@ -164,11 +166,18 @@ class ToneNetworks:
         return found
 
 
+@functools.cache
+def _turning(n: int, hertz: float) -> npt.NDArray[np.complex64]:
+    time = np.arange(n) / 16000
+    found: npt.NDArray[np.complex64] = np.exp(-2j * np.pi * hertz * time).astype(np.complex64)
+    return found
+
+
 def _strength(window: F32, hertz: float) -> F32:
     """Amplitude of a tone in every frame, over 270 samples."""
-    time = np.arange(len(window)) / 16000
-    turning = window * np.exp(-2j * np.pi * hertz * time)
-    sums = np.concatenate([[0], np.cumsum(turning)])
-    starts = np.arange(FRAMES) * FRAME + 360
-    strength: F32 = 2 * np.abs(sums[starts + FRAME] - sums[starts]).astype(np.float32) / FRAME
+    sums = np.add.reduceat(window * _turning(len(window), hertz), _EDGES)[:-1:2]
+    strength: F32 = 2 * np.abs(sums).astype(np.float32) / FRAME
     return strength
+
+
+_EDGES = np.array([(360 + i * FRAME, 360 + (i + 1) * FRAME) for i in range(FRAMES)]).ravel()

@@ -101,6 +101,14 @@ def test_the_rest_of_what_is_heard_quietly_goes_too() -> None:
     assert dropped == [" shell we begin them eating"]
 
 
+def test_what_is_heard_quietly_goes_whatever_whisper_understood() -> None:
+    heard = OTHER * np.float32(0.01) + ALONE * np.float32(0.1)
+    segments = [said(0, "shall we begin", 1.0), said(1, "chalet big inn", 1.1)]
+    kept, dropped = merged(segments, ALONE, heard)
+    assert kept == [(0, " shall we begin")]
+    assert dropped == [" chalet big inn"]
+
+
 def test_own_words_beside_cross_talk_stay() -> None:
     both = OTHER.copy()  # silent while the other one speaks, but for what is heard
     both[: 4 * 16000] = ALONE[: 4 * 16000] * np.float32(0.1)
@@ -125,7 +133,7 @@ def test_of_copies_the_first_is_kept() -> None:
 
 def test_the_same_words_later_are_no_cross_talk() -> None:
     segments = [said(0, "one two three", 1.0), said(1, "one two three", 5.0)]
-    quieter = ALONE * np.float32(0.1)
+    quieter = OTHER * np.float32(0.1)
     kept, dropped = merged(segments, ALONE, quieter)
     assert [channel for channel, _ in kept] == [0, 1]
     assert dropped == []
@@ -143,5 +151,7 @@ def test_levels_are_those_of_the_samples() -> None:
     assert found.decibels(100.0, 101.0) == -120.0
     (same,) = levels(ALONE * np.float32(0.01))
     (other,) = levels(OTHER)
-    assert found.similarity(same, 2.0, 3.0) > 0.999
-    assert abs(found.similarity(other, 2.0, 3.0)) < 0.7
+    assert min(found.similarity(same, 2.0, 3.0)) > 0.999
+    assert found.follows(same, 2.0, 3.0)
+    assert not found.follows(other, 2.0, 3.0)
+    assert found.similarity(same, 100.0, 101.0) == (0.0, 0.0)

@@ -38,6 +38,8 @@ EXAMPLES = (
     "  whisper-opt transcribe engines/base talk.mp3 --format vtt --word-timestamps"
     " --max-line-width 42\n"
     "  whisper-opt transcribe talk.mp3 --model engines/base --output_format srt\n"
+    "  whisper-opt transcribe base call.wav --channels split --format vtt\n"
+    "  whisper-opt transcribe base talk.mp3 --diarize --speakers engines/speakers\n"
     "  cat talk.mp3 | whisper-opt transcribe base -\n\n"
     f"languages: {_wrapped(LANGUAGES)}\n\n"
 )
@@ -348,7 +350,8 @@ def _complain_of(source: str, error: WhisperOptError) -> None:
 
 def _line(segment: Segment) -> str:
     times = (format_timestamp(second) for second in (segment.start, segment.end))
-    return f"[{' --> '.join(times)}] {segment.text}"
+    speaker = "" if segment.speaker is None else f" {segment.speaker}:"
+    return f"[{' --> '.join(times)}]{speaker} {segment.text}"
 
 
 def _report(summary: str, found: Transcript) -> None:

@@ -24,6 +24,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Union
 
+from whisper_opt.audio.speakers.networks import MANIFEST
 from whisper_opt.core.errors import OptionError, WhisperOptError
 from whisper_opt.core.files import replace_file, write_remedy
 from whisper_opt.core.locks import LockHeldError, file_lock
@@ -34,7 +35,7 @@ from whisper_opt.runtime.engine_cache import Fingerprint, fingerprint
 from whisper_opt.serving.manifests import Recording, Shard
 from whisper_opt.text.results import Transcript
 from whisper_opt.text.subtitles import PLAIN
-from whisper_opt.text.writers import SUBTITLE_FORMATS, render
+from whisper_opt.text.writers import SUBTITLE_FORMATS, render, to_rttm
 from whisper_opt.transcription.model import Whisper
 
 __all__ = ["Corpus", "Outcome"]
@@ -206,7 +207,7 @@ class Corpus:
                 recording, before, "it was changed while it was transcribed; run the command again"
             )
         try:
-            texts = {form: self._rendered(found, form) for form in self._formats}
+            texts = {form: self._rendered(found, form, recording.audio) for form in self._formats}
         except WhisperOptError as error:  # for example a negative time
             return self.save_error(recording, before, str(error))
         old = self._record(recording)
@@ -226,7 +227,9 @@ class Corpus:
         self._save_record(recording, record)
         return Outcome(recording, found.duration)
 
-    def _rendered(self, found: Transcript, form: str) -> str:
+    def _rendered(self, found: Transcript, form: str, audio: Path) -> str:
+        if form == "rttm":
+            return to_rttm(found, name=audio.stem)
         return render(found, form, self._subtitles if form in SUBTITLE_FORMATS else PLAIN)
 
     def save_error(
@@ -329,7 +332,9 @@ def _identity(model: Whisper) -> list[Any]:
         name: entry.sha256 or sha256(engine.file(name))  # directories of Optimum have no digests
         for name, entry in engine.manifest.files.items()
     }
-    return [files, model.encoder_precision]
+    networks = model._speakers
+    speakers = [] if networks is None else [sha256(networks.path / MANIFEST)]
+    return [files, model.encoder_precision, *speakers]
 
 
 def _sha256(path: Path) -> str | None:

@@ -55,7 +55,8 @@ class Request:
         """Seconds of audio that it keeps in memory."""
         options: TranscribeOptions = self.job.fallback.options
         whole = options.strategy == "sequential" or options.clip_timestamps
-        return self.job.duration if whole else min(self.job.duration, _HELD_AHEAD)
+        seconds = self.job.duration if whole else min(self.job.duration, _HELD_AHEAD)
+        return seconds * self.job.n_channels
 
 
 class RequestQueue:

@@ -1,22 +1,26 @@
 """Merging the transcripts of the channels of a recording, without cross-talk.
 
 **Cross-talk.** A microphone also picks up the speakers of other channels, more quietly. A word is
-cross-talk if another channel has the same word at the same time and is louder, and if that is no
-coincidence: the loudness of both channels goes up and down together, or three consecutive words are
-the same. If two channels are copies of each other, the first one is kept. Words beside cross-talk
-are cross-talk too if another channel that speaks meanwhile is 6 dB louder and goes up and down with
-it: quiet speech is often recognized with other words.
+cross-talk if another channel is 6 dB louder meanwhile and the loudness of both goes up and down
+together: then the word comes from there, whatever Whisper has heard in it. The same holds if the
+other one is 12 dB louder, also relative to how loud both usually are. It is also cross-talk if
+another channel has the same word at the same time and is louder by less, and if that is no
+coincidence: the loudness of both goes together, or three consecutive words are the same. If two
+channels are copies of each other, the first one is kept. Words beside cross-talk are judged less
+strictly.
 """
 
 from __future__ import annotations
 
 import bisect
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from whisper_opt.core.arrays import F32
 from whisper_opt.core.dims import SAMPLE_RATE
@@ -31,6 +35,11 @@ _SLACK = 0.2
 """Two words are said at the same time if less than this, in seconds, is between them."""
 _CLEARLY = 6.0
 """Decibels by which a channel is clearly louder."""
+_FAR = 12.0
+"""Decibels below another channel, measured and relative to what is usual on each, at which nobody
+speaks into a channel."""
+_SHORTEST = 0.1
+"""Seconds around shorter words in which loudness is measured."""
 _SAME = 0.1
 """Decibels within which two channels are the same signal."""
 _LONGEST = 3.0
@@ -42,7 +51,12 @@ _BESIDE = 1.0
 _AROUND = 0.4
 """Seconds before and after a word in which the loudness of two channels is compared."""
 _COPY = 0.8
-"""Correlation of the loudness of two channels (in decibels) from which one hears the other."""
+"""Correlation of the loudness of two channels (in decibels) from which one hears the other, if"""
+_CHANGES = 0.5
+"""its changes from one hundredth of a second to the next have this correlation too: two people who
+begin to speak at the same time after a pause do not speak in the same rhythm."""
+_PERHAPS = 0.5
+"""The first of these for words beside cross-talk."""
 
 
 def speaker_of_channel(channel: int) -> str:
@@ -72,22 +86,43 @@ class Levels:
         mean = float(frames.sum(dtype=np.float64)) / max(1, len(frames) * _FRAME)
         return 10 * math.log10(max(mean, 1e-12))
 
-    def similarity(self, other: Levels, start: float, end: float) -> float:
-        """Correlation of the loudness of two channels around a time, -1 to 1."""
+    @functools.cached_property
+    def usual(self) -> float:
+        """The level that a twentieth of the recording exceeds, in decibels, when all was read."""
+        frames = self._between(0.0, math.inf)
+        power = float(np.quantile(frames, 0.95)) / _FRAME if len(frames) else 0.0
+        return 10 * math.log10(max(power, 1e-12))
+
+    def similarity(self, other: Levels, start: float, end: float) -> tuple[float, float]:
+        """Correlation of two channels around a time: of their loudness, and of its changes."""
         bounds = max(0.0, start - _AROUND), end + _AROUND
         mine, others = self._between(*bounds), other._between(*bounds)
         n = min(len(mine), len(others))
+        if not n:  # Whisper may give times after the end
+            return 0.0, 0.0
         pair = np.stack([mine[:n], others[:n]]).astype(np.float64)
         pair = np.log(pair + 1e-3 * pair.mean(axis=1, keepdims=True) + 1e-12)
-        pair -= pair.mean(axis=1, keepdims=True)
-        scale = math.sqrt(float((pair[0] @ pair[0]) * (pair[1] @ pair[1]))) if n else 0.0
-        return float(pair[0] @ pair[1]) / scale if scale else 0.0
+        return _correlation(pair), _correlation(np.diff(pair, axis=1))
+
+    def follows(self, other: Levels, start: float, end: float) -> bool:
+        """Whether this channel is loud and quiet when the other one is."""
+        level, changes = self.similarity(other, start, end)
+        return level >= _COPY and changes >= _CHANGES
 
     def _between(self, start: float, end: float) -> F32:
         if len(self._energies) > 1:
             self._energies = [np.concatenate(self._energies)]
         known = self._energies[0] if self._energies else np.empty(0, np.float32)
-        return known[math.floor(100 * start) : math.ceil(100 * end)]
+        past = len(known) if end == math.inf else math.ceil(100 * end)
+        return known[math.floor(100 * start) : past]
+
+
+def _correlation(pair: npt.NDArray[np.float64]) -> float:
+    if not pair.size:
+        return 0.0
+    pair = pair - pair.mean(axis=1, keepdims=True)
+    scale = math.sqrt(float((pair[0] @ pair[0]) * (pair[1] @ pair[1])))
+    return float(pair[0] @ pair[1]) / scale if scale else 0.0
 
 
 @dataclasses.dataclass
@@ -100,9 +135,9 @@ class _Spoken:
     same: bool = False
     """Whether a louder channel, or one before that is its copy, has the same word meanwhile."""
     copied: bool = False
-    """The same, and that is no coincidence."""
-    heard: bool = False
-    """Whether a channel that speaks meanwhile and is clearly louder can be heard in this one."""
+    """Whether it comes from another channel for certain."""
+    near: bool = False
+    """Whether a channel that is clearly louder may be heard in this one."""
 
 
 def merge_channels(
@@ -195,11 +230,23 @@ def _find_cross_talk(words: list[list[_Spoken]], levels: Sequence[Levels]) -> No
         for each in channel:
             for other in range(len(words)):
                 if other != c:
+                    _listen(each, levels[c], levels[other])
                     _compare(each, words[other], starts[other], levels[c], levels[other], other < c)
     for channel in words:
         _mark_same(channel)
         _mark_beside(channel)
         _mark_beside(channel[::-1])
+
+
+def _listen(each: _Spoken, own: Levels, level: Levels) -> None:
+    """Note whether a louder channel can be heard during a word."""
+    short = max(0.0, _SHORTEST - (each.word.end - each.word.start)) / 2
+    bounds = max(0.0, each.word.start - short), each.word.end + short
+    louder = level.decibels(*bounds) - own.decibels(*bounds)
+    if louder >= _CLEARLY:
+        silent = min(louder, louder - level.usual + own.usual) >= _FAR
+        each.near = each.near or silent or own.similarity(level, *bounds)[0] >= _PERHAPS
+        each.copied = each.copied or silent or own.follows(level, *bounds)
 
 
 def _compare(
@@ -210,39 +257,34 @@ def _compare(
     level: Levels,
     is_first: bool,
 ) -> None:
-    """Compare a word with the words that another channel has meanwhile."""
+    """Compare a word with the same word of another channel that is louder, or before its copy."""
     word = each.word
     for i in range(bisect.bisect_left(starts, word.start - _LONGEST), len(others)):
         other = others[i].word
         if starts[i] >= word.end + _SLACK:
             break
-        if other.end < word.start - _SLACK:
+        if other.end < word.start - _SLACK or not each.text or each.text != others[i].text:
             continue
         bounds = min(word.start, other.start), max(word.end, other.end)
         louder = level.decibels(*bounds) - own.decibels(*bounds)
-        is_copy = abs(louder) < _SAME
-        if not (is_first if is_copy else louder > 0):
-            continue
-        similar = own.similarity(level, *bounds) >= _COPY
-        if each.text and each.text == others[i].text:
-            each.same, each.copied = True, each.copied or similar
-        if min(word.end, other.end) > max(word.start, other.start):
-            each.heard = each.heard or (similar and (is_copy or louder >= _CLEARLY))
+        if is_first if abs(louder) < _SAME else louder > 0:
+            each.same = True
+            each.copied = each.copied or own.follows(level, *bounds)
 
 
 def _mark_same(channel: list[_Spoken]) -> None:
-    """Mark words that a louder channel has too, unless that may be a coincidence."""
+    """Mark words that come from a louder channel for certain, and three that it has too."""
     for same, run in itertools.groupby(channel, key=lambda each: each.same):
         words = list(run)
-        for each in words if same else ():
-            each.removed = each.copied or len(words) >= _RUN
+        for each in words:
+            each.removed = each.copied or (same and len(words) >= _RUN)
 
 
 def _mark_beside(channel: Sequence[_Spoken]) -> None:
-    """Mark words after a marked one (in this order) if another channel can be heard."""
+    """Mark words after a marked one (in this order) that may come from another channel."""
     before: _Spoken | None = None
     for each in channel:
-        if before is not None and before.removed and each.heard:
+        if before is not None and before.removed and each.near:
             gap = max(each.word.start - before.word.end, before.word.start - each.word.end)
             each.removed = each.removed or gap < _BESIDE
         before = each

@@ -76,7 +76,7 @@ def test_segments_are_those_of_the_library(
         assert mine.tokens == list(theirs.tokens)
         assert theirs.words is not None
         assert mine.words is not None
-        assert [dataclasses.asdict(w) for w in mine.words] == [vars(w) for w in theirs.words]
+        assert [dataclasses.asdict(w) for w in mine.words] == [w.to_dict() for w in theirs.words]
     assert (info.language, info.language_probability, info.all_language_probs) == ("en", 1, None)
     assert info.duration == info.duration_after_vad == 11.0
 

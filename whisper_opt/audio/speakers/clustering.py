@@ -17,7 +17,7 @@ __all__ = ["LIMIT", "cluster", "similarities"]
 
 Labels = npt.NDArray[np.intp]
 
-LIMIT = 0.6
+LIMIT = 0.65
 """Mean cosine distance up to which two clusters are one speaker."""
 _STRICT = 0.3
 """The same for the first merge of many voices."""

