@@ -117,11 +117,13 @@ def test_limits(server: Server) -> None:
 
 def test_a_model_that_is_busy(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any, **__: Any) -> None:
-        raise LiveSessionsFull("secret")
+        raise LiveSessionsFull("there are 8 live sessions")
 
     monkeypatch.setattr(Engine, "live", full)
     status, error = refusal(server, additional_headers=KEY)
-    assert (status, error["type"]) == (429, "rate_limit_error")
+    assert (status, error["code"]) == (429, "too_many_sessions")
+    counted = 'whisper_opt_http_refused_total{code="too_many_sessions"}'
+    assert counted in get(server, "/metrics").text
 
 
 def test_a_message_that_is_too_long(server: Server) -> None:
