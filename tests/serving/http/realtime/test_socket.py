@@ -255,3 +255,14 @@ def test_a_shutdown_waits_for_the_last_utterance(tiny: Path, sessions: Any) -> N
         assert text == "w0.0 w0.1."
         assert events[-1]["error"]["code"] == "draining"
         assert code == 1012
+
+
+def test_a_second_signal_ends_at_once(tiny: Path, sessions: list[FakeLive]) -> None:
+    """Even if a session does not finish."""
+    with served(str(tiny), drain_timeout=1000.0) as server, opened(server) as socket:
+        socket.until("session.created")
+        setattr(sessions[-1], "finish", lambda: None)  # noqa: B010
+        server._server.handle_exit(15, None)
+        wait_until(lambda: server.service.gate._draining, "it drains")
+        server._server.handle_exit(15, None)
+        assert socket.rest()[1] in (1006, 1012)
