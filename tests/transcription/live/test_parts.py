@@ -79,13 +79,14 @@ def test_a_short_sound_does_not_change_the_language() -> None:
 
 def test_a_doubtful_language_is_that_of_the_utterance_before() -> None:
     language = _german()
-    assert language.choose({"en": 0.6, "de": 0.3}) == "de"
+    assert language.choose({"en": 0.6, "de": 0.3}, 4.0) == "de"
     language.heard({"en": 0.6, "de": 0.3}, 6.0)
     assert (language.language, language.settled) == ("de", True)
 
 
 def test_a_sure_language_changes_it() -> None:
     language = _german()
+    assert language.choose({"en": 0.9, "de": 0.05}, 1.9) == "de"
     language.heard({"en": 0.9, "de": 0.05}, 2.5)
     assert (language.language, language.settled) == ("en", True)
     assert language.end() is True

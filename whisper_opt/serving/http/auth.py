@@ -15,6 +15,7 @@ from starlette.websockets import WebSocket
 
 from whisper_opt.core.errors import OptionError
 from whisper_opt.serving.http.errors import ApiError, error_response
+from whisper_opt.serving.http.live.link import deny, subprotocols
 from whisper_opt.serving.http.page import PATHS
 from whisper_opt.serving.http.realtime.secrets import Secrets
 
@@ -121,14 +122,14 @@ class Authentication:
             return
         response = self._checked(scope)
         if response is not None and scope["type"] == "websocket":
-            await WebSocket(scope, receive, send).send_denial_response(response)
+            await deny(WebSocket(scope, receive, send), response)
             return
         await (response or self._app)(scope, receive, send)
 
     def _checked(self, scope: Scope) -> Response | None:
         """The response to a request that is refused; sets the name of the client otherwise."""
         scope["whisper_opt.client"] = ANYONE
-        key = _given(Headers(scope=scope)) or _offered(scope.get("subprotocols", ()))
+        key = _given(Headers(scope=scope)) or _offered(subprotocols(scope))
         if scope["type"] == "websocket" and scope["path"] == _SECRETS and key:
             made = self._secrets.find(key)
             if made is not None:

@@ -15,6 +15,7 @@ from starlette.responses import Response
 from whisper_opt.core.errors import (
     AudioError,
     EngineClosed,
+    LiveSessionsFull,
     OptionError,
     QueueFull,
     TranscriptionCancelled,
@@ -102,6 +103,8 @@ def api_error(error: BaseException, parameters: Mapping[str, str], wait: float =
     """
     if isinstance(error, ApiError):
         return error
+    if isinstance(error, LiveSessionsFull):
+        return ApiError(429, str(error), code="too_many_sessions", retry_after=10)
     if isinstance(error, QueueFull):
         return queue_full(wait)
     if isinstance(error, (EngineClosed, TranscriptionCancelled)):

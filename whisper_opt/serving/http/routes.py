@@ -246,6 +246,15 @@ class Service:
         self.check_open()
         return self._admission.one(self._wait())
 
+    def check_live(self, client: str) -> None:
+        """Count the request of a client for a live connection.
+
+        Raises:
+            ApiError: the server is not ready, or the client has sent too many requests.
+        """
+        self.check_open()
+        self._rate.take(client)
+
     def check_open(self) -> None:
         """Raise ApiError, 503, if the server is not ready or is shutting down."""
         if self.draining:

@@ -8,6 +8,7 @@ import ipaddress
 import logging
 import socket
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
@@ -36,6 +37,8 @@ _KEEP_ALIVE = 75
 """Seconds for which an idle connection is kept: longer than clients keep theirs."""
 _CLOSING = 10.0
 """Seconds for what is left after all connections are closed."""
+_LOOK = 0.1
+"""Seconds between looks for a second signal."""
 
 
 class Server:
@@ -176,8 +179,13 @@ class _Uvicorn(uvicorn.Server):
         """Close the ports; let live connections end; then as uvicorn does."""
         for server in self.servers:
             server.close()
-        if not self.force_exit:
-            await self._whole.service.gate.drain(self._whole.options.drain_timeout)
+        end = time.monotonic() + self._whole.options.drain_timeout
+        gate = self._whole.service.gate
+        draining = asyncio.ensure_future(gate.drain(self._whole.options.drain_timeout))
+        while not self.force_exit and not draining.done():
+            await asyncio.wait({draining}, timeout=_LOOK)
+        draining.cancel()
+        self.config.timeout_graceful_shutdown = max(1, round(end - time.monotonic()))
         await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: Union[FrameType, None]) -> None:

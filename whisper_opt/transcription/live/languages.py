@@ -41,22 +41,20 @@ class UtteranceLanguage:
         if self._given is None:
             self.settled = False
 
-    def choose(self, found: Mapping[str, float]) -> str:
-        """The language to decode an update with, given the probability of each."""
+    def choose(self, found: Mapping[str, float], seconds: float) -> str:
+        """The language to decode so many seconds with, given the probability of each."""
         best = next(iter(found))
-        if self._before is None or best == self._before or found[best] >= _CHANGED:
-            return best
-        return self._before
+        changed = found[best] >= _CHANGED and seconds >= _LEAST_CHANGED
+        return best if self._before is None or changed else self._before
 
     def heard(self, found: Mapping[str, float], seconds: float) -> None:
         """Take the probabilities of so many seconds of the utterance."""
         if self.settled:
             return
-        self.language = chosen = self.choose(found)
+        self.language = chosen = self.choose(found, seconds)
         changed = self._before is not None and chosen != self._before
-        sure = found[chosen] >= (_CHANGED if changed else _SURE)
-        least = _LEAST_CHANGED if changed else _LEAST
-        self.settled = seconds >= _MOST or (sure and seconds >= least)
+        sure = found.get(chosen, 0.0) >= _SURE and seconds >= _LEAST
+        self.settled = changed or sure or seconds >= _MOST
 
     def end(self) -> bool:
         """End the utterance; whether its language is another than that of the one before."""

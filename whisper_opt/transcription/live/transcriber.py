@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 
 from whisper_opt.audio.vad.gate import SpeechGate
 from whisper_opt.core.arrays import F32
@@ -242,7 +243,7 @@ class LiveTranscriber:
             prefix=head.prefix,
             language=settled,
             options=options,
-            choose_language=language.choose,
+            choose_language=functools.partial(language.choose, seconds=seconds),
             draft=tuple(token for word in head.pending for token in word.tokens),
             last=head.stop is not None and end >= head.stop,
         )
@@ -263,12 +264,12 @@ class LiveTranscriber:
         head.add_result(self._plausible(found), self._live.agreement)
         if head.stop is not None and update.end >= head.stop:
             n = head.pending_before(head.stop)
+        elif not self._language.settled:
+            n = 0
         elif paused:
             n = len(head.pending)
-        elif good and self._language.settled:
-            n = self._policy.stable(head.results)
         else:
-            n = 0
+            n = self._policy.stable(head.results) if good else 0
         self._commit(head, n, good=good)
         self._show(head)
         self._divide(head)

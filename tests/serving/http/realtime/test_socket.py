@@ -117,11 +117,13 @@ def test_limits(server: Server) -> None:
 
 def test_a_model_that_is_busy(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any, **__: Any) -> None:
-        raise LiveSessionsFull("secret")
+        raise LiveSessionsFull("there are 8 live sessions")
 
     monkeypatch.setattr(Engine, "live", full)
     status, error = refusal(server, additional_headers=KEY)
-    assert (status, error["type"]) == (429, "rate_limit_error")
+    assert (status, error["code"]) == (429, "too_many_sessions")
+    counted = 'whisper_opt_http_refused_total{code="too_many_sessions"}'
+    assert counted in get(server, "/metrics").text
 
 
 def test_a_message_that_is_too_long(server: Server) -> None:
@@ -253,3 +255,14 @@ def test_a_shutdown_waits_for_the_last_utterance(tiny: Path, sessions: Any) -> N
         assert text == "w0.0 w0.1."
         assert events[-1]["error"]["code"] == "draining"
         assert code == 1012
+
+
+def test_a_second_signal_ends_at_once(tiny: Path, sessions: list[FakeLive]) -> None:
+    """Even if a session does not finish."""
+    with served(str(tiny), drain_timeout=1000.0) as server, opened(server) as socket:
+        socket.until("session.created")
+        setattr(sessions[-1], "finish", lambda: None)  # noqa: B010
+        server._server.handle_exit(15, None)
+        wait_until(lambda: server.service.gate._draining, "it drains")
+        server._server.handle_exit(15, None)
+        assert socket.rest()[1] in (1006, 1012)

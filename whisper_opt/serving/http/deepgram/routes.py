@@ -15,7 +15,7 @@ from whisper_opt.serving.http.deepgram.query import Asked, read_query
 from whisper_opt.serving.http.errors import ApiError, api_error
 from whisper_opt.serving.http.live.connection import converse, logged
 from whisper_opt.serving.http.live.hub import Hub, LiveSession
-from whisper_opt.serving.http.live.link import Link, check_origin
+from whisper_opt.serving.http.live.link import Link, check_origin, subprotocols
 from whisper_opt.serving.http.routes import Service
 
 __all__ = ["listen_routes"]
@@ -26,7 +26,7 @@ def listen_routes(service: Service) -> list[BaseRoute]:
 
     async def socket(websocket: WebSocket) -> None:
         connection = _Connection(service, websocket)
-        await logged(websocket, connection.serve, connection.refusal)
+        await logged(websocket, connection.serve, service.metrics, connection.refusal)
 
     return [WebSocketRoute("/v1/listen", socket)]
 
@@ -64,14 +64,14 @@ class _Connection:
         """
         websocket, service = self._websocket, self._service
         check_origin(websocket, service.options)
-        service.check_open()
         client = websocket.scope["whisper_opt.client"]
+        service.check_live(client)
         with (
             service.gate.one(client) as drained,
             service.metrics.live.labels("listen").track_inprogress(),
         ):
             asked, self._listening = self._begun()
-            offered = websocket.scope["subprotocols"]
+            offered = subprotocols(websocket.scope)
             headers = [(b"dg-request-id", self._request_id.encode())]
             await websocket.accept(offered[0] if offered else None, headers)
             await converse(self._link, self._listening, self._hub, drained)

@@ -14,8 +14,9 @@ from starlette.websockets import WebSocket, WebSocketState
 
 from whisper_opt.serving.http.errors import ApiError, api_error, error_response
 from whisper_opt.serving.http.live.hub import Hub
-from whisper_opt.serving.http.live.link import Disconnected, Link
+from whisper_opt.serving.http.live.link import Disconnected, Link, deny
 from whisper_opt.serving.http.logs import log_event
+from whisper_opt.serving.http.metrics import Metrics
 
 __all__ = ["Dialect", "converse", "logged"]
 
@@ -134,12 +135,13 @@ async def _broken(websocket: WebSocket, response: Response) -> None:
     if websocket.application_state == WebSocketState.CONNECTED:
         await websocket.close(1011)
     else:
-        await websocket.send_denial_response(response)
+        await deny(websocket, response)
 
 
 async def logged(
     websocket: WebSocket,
     serve: Callable[[], Awaitable[dict[str, Any]]],
+    metrics: Metrics,
     refusal: Callable[[ApiError], Response] = error_response,
 ) -> None:
     """Run the whole service of a connection, and write its line in the log.
@@ -147,6 +149,7 @@ async def logged(
     Args:
         websocket: the connection, not yet accepted.
         serve: serves it; returns fields of the line.
+        metrics: counts refusals.
         refusal: the response to a request that is refused.
     """
     began = time.perf_counter()
@@ -157,8 +160,9 @@ async def logged(
         fields = await serve()
     except ApiError as error:
         fields = {"status": error.status, "code": error.code}
+        metrics.refused.labels(error.code or str(error.status)).inc()
         with contextlib.suppress(Exception):  # the client is gone
-            await websocket.send_denial_response(refusal(error))
+            await deny(websocket, refusal(error))
     except Exception as error:
         failure = error
         fields = {"status": 500}

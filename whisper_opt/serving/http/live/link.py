@@ -4,15 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Mapping
 from typing import Any, Union
 from urllib.parse import urlsplit
 
+from starlette.responses import Response
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from whisper_opt.core.options import ServeOptions
 from whisper_opt.serving.http.errors import ApiError
 
-__all__ = ["Disconnected", "Link", "check_origin"]
+__all__ = ["Disconnected", "Link", "check_origin", "deny", "subprotocols"]
+
+
+def subprotocols(scope: Mapping[str, Any]) -> list[str]:
+    """The subprotocols that a client offers; some servers pass the header on as it is."""
+    offered = scope.get("subprotocols", ())
+    return [each.strip() for header in offered for each in header.split(",")]
+
+
+async def deny(websocket: WebSocket, response: Response) -> None:
+    """Answer the request for a WebSocket with a response."""
+    kept = [pair for pair in response.raw_headers if pair[0] != b"content-length"]
+    response.raw_headers = kept  # the server adds it, and old ones add it to what is there
+    await websocket.send_denial_response(response)
 
 
 class Disconnected(Exception):  # noqa: N818 # it is no fault

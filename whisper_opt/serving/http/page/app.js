@@ -221,8 +221,14 @@ byId("files").addEventListener("change", (event) => {
   addAll(event.target.files);
   event.target.value = ""; // the same file can be chosen again
 });
-byId("record").addEventListener("click", () => {
-  record().catch((error) => say(`Recording is not possible: ${error.message}`));
+byId("record").addEventListener("click", async () => {
+  byId("record").disabled = true; // while the microphone and the server get ready
+  try {
+    await record();
+  } catch (error) {
+    say(`Recording is not possible: ${error.message}`);
+  }
+  byId("record").disabled = false;
 });
 if (!navigator.mediaDevices?.getUserMedia) byId("record").hidden = true; // needs https or localhost
 makeOptions().catch((error) => say(`The server's options cannot be read: ${error.message}`));

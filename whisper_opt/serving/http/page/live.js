@@ -83,11 +83,13 @@ export class LiveTranscription {
     this.onText([...this.items.values()]);
   }
 
-  // Ends the last utterance; resolves to the segments of all when they are there.
+  // Ends the last utterance; resolves to the segments of all when they are there, or to null if the
+  // connection broke.
   async stop() {
     await this.context.close();
     this.send({ type: "whisper_opt.finish" });
-    await this.closed;
+    const { code } = await this.closed;
+    if (code !== 1000) return null;
     return [...this.items.values()].flatMap((item) => item.segments);
   }
 

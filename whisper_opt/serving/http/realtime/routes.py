@@ -15,7 +15,7 @@ from starlette.websockets import WebSocket
 from whisper_opt.serving.http.errors import ApiError, api_error
 from whisper_opt.serving.http.live.connection import converse, logged
 from whisper_opt.serving.http.live.hub import Hub, LiveSession
-from whisper_opt.serving.http.live.link import Link, check_origin
+from whisper_opt.serving.http.live.link import Link, check_origin, subprotocols
 from whisper_opt.serving.http.observe import named_route
 from whisper_opt.serving.http.realtime.conversation import Conversation
 from whisper_opt.serving.http.realtime.secrets import DEFAULT_SECONDS
@@ -36,7 +36,7 @@ def realtime_routes(service: Service) -> list[BaseRoute]:
         async def serve() -> dict[str, Any]:
             return await _Connection(service, websocket).serve()
 
-        await logged(websocket, serve)
+        await logged(websocket, serve, service.metrics)
 
     async def client_secrets(request: Request) -> Response:
         return await _client_secret(service, request)
@@ -76,14 +76,14 @@ class _Connection:
         websocket, service = self._websocket, self._service
         check_origin(websocket, service.options)
         settings = self._first_settings()
-        service.check_open()
         client = websocket.scope["whisper_opt.client"]
+        service.check_live(client)
         with (
             service.gate.one(client) as drained,
             service.metrics.live.labels("realtime").track_inprogress(),
         ):
             self._conversation = self._begun(settings)
-            offered = websocket.scope["subprotocols"]
+            offered = subprotocols(websocket.scope)
             await websocket.accept("realtime" if "realtime" in offered else None)
             await converse(self._link, self._conversation, self._hub, drained)
             return {"model": self._conversation.settings.model}
@@ -135,7 +135,7 @@ class _Connection:
 def _is_flat(websocket: WebSocket) -> bool:
     """Whether the client speaks the old dialect."""
     old = "realtime=v1" in websocket.headers.get("openai-beta", "")
-    return old or "openai-beta.realtime-v1" in websocket.scope["subprotocols"]
+    return old or "openai-beta.realtime-v1" in subprotocols(websocket.scope)
 
 
 # client secrets
