@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.support.live_script import RATE, Script, Silent, result
 from tests.support.live_words import words
-from whisper_opt import Committed, LiveOptions, TranscribeOptions
+from whisper_opt import Committed, EngineError, LiveOptions, TranscribeOptions
 from whisper_opt.transcription.live.window import Hypothesis, Update
 from whisper_opt.transcription.live.words import LiveWord, text_of
 
@@ -194,6 +194,25 @@ def test_audio_after_the_end_is_a_new_utterance() -> None:
     assert script.edges == [("start", 0.0), ("stop", 1.0), ("start", 1.0), ("stop", 3.0)]
     assert [each.number for each in script.session.finished] == [0, 1]
     assert script.session.idle
+
+
+def test_a_session_that_is_far_behind_ends() -> None:
+    script = Script(options())
+    for _ in range(31):
+        script.speak(10.0)
+    with pytest.raises(EngineError, match="300 s behind"):
+        script.speak(10.0)
+
+
+def test_a_long_committed_text_leaves_room_for_more() -> None:
+    """The buffer is trimmed, and the prompt shortened, before the context is full."""
+    script = Script(options(buffer_s=28.0))
+    for i in range(12):
+        spoken = words(f"{'x' * 60}{i}", start=2.0 * i, each=1.9)
+        for _ in range(2):
+            update = script.hear(result(spoken), 1.0)
+            assert len(update.prompt) + len(update.prefix) <= 448 - 80
+    assert script.committed().count("x" * 60) >= 11
 
 
 # --- a speaker ------------------------------------------------------------------------------------
