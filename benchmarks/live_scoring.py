@@ -61,10 +61,8 @@ def keys(text: str) -> list[str]:
     return [unit for word in text.split() for unit in units(word)]
 
 
-_DIGITS = {
-    word: str(i)
-    for i, word in enumerate("zero one two three four five six seven eight nine".split())
-}
+_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+_DIGITS = {name: str(i) for i, name in enumerate(_NAMES)}
 
 
 def spoken(words: Sequence[str]) -> list[str]:

@@ -107,6 +107,7 @@ class LiveTranscriber:
         self._utterances: collections.deque[LiveUtterance] = collections.deque()
         self._n_utterances = 0
         self._running: Update | None = None
+        self._n_failed = 0  # in a row
         self._ended = False
 
     # --- audio ------------------------------------------------------------------------------------
@@ -275,7 +276,7 @@ class LiveTranscriber:
         """Take the result of an update."""
         if update is not self._running:  # its audio was forgotten meanwhile
             return
-        self._running = None
+        self._running, self._n_failed = None, 0
         head = self._utterances[0]
         quiet = self._gate.quiet_since if head.stop is None else None
         paused = quiet is not None and update.end >= quiet + self._tail
@@ -301,11 +302,15 @@ class LiveTranscriber:
         self._forget()
 
     def failed(self, update: Update) -> None:
-        """An update has no result; its audio is decoded again with the next."""
-        if update is self._running:
-            self._running = None
+        """An update has no result; it is decoded once more, or else with the audio that follows."""
+        if update is not self._running:
+            return
+        self._running = None
+        self._n_failed += 1
+        if self._n_failed > 1:
             self._utterances[0].heard = update.end
-            self._close()
+            self._n_failed = 0
+        self._close()
 
     def _hear_language(self, head: LiveUtterance, found: Hypothesis, update: Update) -> None:
         assert found.languages is not None
