@@ -13,7 +13,7 @@ from whisper_opt import TranscribeOptions
 from whisper_opt.text.vocabulary import Vocab
 from whisper_opt.transcription.alignment import CrossAttention
 from whisper_opt.transcription.fallback import WindowResult
-from whisper_opt.transcription.live.transcriber import update_options
+from whisper_opt.transcription.live.options import update_options
 from whisper_opt.transcription.live.window import Hypothesis, Update, UpdateCursor
 
 DIMS = random_dims(n_vocab=51_865, n_text_ctx=448)
