@@ -8,17 +8,22 @@ Add http://127.0.0.1:8765/ as a browser source in OBS: the page is transparent. 
 the text from ws://127.0.0.1:8765/text, as JSON: {"certain": "...", "partial": "..."}.
 """
 
+from __future__ import annotations
+
 import argparse
 import asyncio
 import contextlib
 import threading
 import time
+from collections.abc import AsyncIterator
+from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.requests import Request
 from starlette.responses import HTMLResponse
 from starlette.routing import Route, WebSocketRoute
-from starlette.websockets import WebSocketDisconnect
+from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from whisper_opt import Committed, Live, Partial, SpeechStarted, Whisper, load_audio
 
@@ -47,10 +52,10 @@ PAGE = """<!doctype html>
 class Subtitles:
     """The text of the latest utterance, and those who watch it."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.text = {"certain": "", "partial": ""}
 
-    async def follow(self, live):
+    async def follow(self, live: Live) -> None:
         self.changed = asyncio.Event()
         utterance = -1
         async for event in live:
@@ -66,10 +71,10 @@ class Subtitles:
             changed, self.changed = self.changed, asyncio.Event()
             changed.set()
 
-    async def page(self, request):
+    async def page(self, request: Request) -> HTMLResponse:
         return HTMLResponse(PAGE)
 
-    async def watch(self, websocket):
+    async def watch(self, websocket: WebSocket) -> None:
         await websocket.accept()
         with contextlib.suppress(WebSocketDisconnect):
             while True:
@@ -78,17 +83,17 @@ class Subtitles:
                 await changed.wait()
 
 
-def hear_microphone(live):
+def hear_microphone(live: Live) -> None:
     import sounddevice
 
-    def heard(samples, frames, at, status):
+    def heard(samples: Any, *_: Any) -> None:
         live.push(samples.copy())
 
     with sounddevice.InputStream(samplerate=16_000, channels=1, dtype="int16", callback=heard):
         threading.Event().wait()
 
 
-def hear_file(live, path):
+def hear_file(live: Live, path: str) -> None:
     samples = load_audio(path)
     for i in range(0, len(samples), 1600):
         live.push(samples[i : i + 1600])
@@ -96,7 +101,7 @@ def hear_file(live, path):
     live.finish()
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("model")
     parser.add_argument("audio", nargs="?")
@@ -106,10 +111,10 @@ def main():
         subtitles = Subtitles()
 
         @contextlib.asynccontextmanager
-        async def lifespan(app):
+        async def lifespan(app: Starlette) -> AsyncIterator[None]:
             following = asyncio.create_task(subtitles.follow(live))
-            hear, more = (hear_file, (args.audio,)) if args.audio else (hear_microphone, ())
-            threading.Thread(target=hear, args=(live, *more), daemon=True).start()
+            heard = (hear_file, (live, args.audio)) if args.audio else (hear_microphone, (live,))
+            threading.Thread(target=heard[0], args=heard[1], daemon=True).start()
             yield
             following.cancel()
 

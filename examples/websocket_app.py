@@ -7,33 +7,36 @@ Send 16-bit PCM at 16 kHz as binary messages, and an empty one at the end. Starl
 is made of: in a FastAPI app, decorate ``listen`` with ``@app.websocket("/listen")``.
 """
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 import os
+from collections.abc import AsyncIterator
 
 from starlette.applications import Starlette
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from whisper_opt import Committed, Partial, Utterance, Whisper
-from whisper_opt.serving import Engine
+from whisper_opt.serving import Engine, LiveSession
 
 KINDS = {Partial: "partial", Committed: "committed", Utterance: "utterance"}
 
 
 @contextlib.asynccontextmanager
-async def lifespan(app):
+async def lifespan(app: Starlette) -> AsyncIterator[None]:
     with Whisper.load(os.environ["MODEL"]) as model, Engine(model) as app.state.engine:
         yield
 
 
-async def send(websocket, session):
+async def send(websocket: WebSocket, session: LiveSession) -> None:
     async for event in session:
-        if type(event) in KINDS:
+        if isinstance(event, (Partial, Committed, Utterance)):
             await websocket.send_json({"type": KINDS[type(event)], "text": event.text})
 
 
-async def listen(websocket: WebSocket):
+async def listen(websocket: WebSocket) -> None:
     session = websocket.app.state.engine.live(sample_rate=16_000)
     await websocket.accept()
     sender = asyncio.create_task(send(websocket, session))
