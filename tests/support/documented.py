@@ -31,6 +31,8 @@ NOT_RUN = {
     "whisper-opt build": "needs TensorRT; tests/export/tensorrt run it",
     "whisper-opt serve": "runs until it is stopped; the server of this test stands for it",
     "whisper-opt bench": "takes minutes; tests/cli/bench run it",
+    "whisper-opt live": "needs a microphone, or plays at its own pace; tests/cli/test_live.py",
+    "whisper-opt triton-repository": "is for a server; tests/serving/triton run it",
     "whisper-opt export my-finetune/ engines/mine --alignment-heads 3.1": (
         "names heads of a larger model"
     ),
