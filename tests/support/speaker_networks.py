@@ -176,7 +176,7 @@ def _turning(n: int, hertz: float) -> npt.NDArray[np.complex64]:
 def _strength(window: F32, hertz: float) -> F32:
     """Amplitude of a tone in every frame, over 270 samples."""
     sums = np.add.reduceat(window * _turning(len(window), hertz), _EDGES)[:-1:2]
-    strength: F32 = (2 * np.abs(sums) / FRAME).astype(np.float32)
+    strength: F32 = np.abs(sums).astype(np.float32) * np.float32(2 / FRAME)
     return strength
 
 

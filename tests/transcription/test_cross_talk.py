@@ -109,6 +109,17 @@ def test_what_is_heard_quietly_goes_whatever_whisper_understood() -> None:
     assert dropped == [" chalet big inn"]
 
 
+def test_words_far_below_another_channel_are_cross_talk() -> None:
+    """Nobody speaks there, whatever can be heard: the speaker of this channel is louder."""
+    half = np.arange(SECONDS * 16000) < 6 * 16000
+    mine = np.where(half, OTHER * np.float32(0.01), OTHER).astype(np.float32)
+    theirs = np.where(half, ALONE, ALONE * np.float32(1e-3)).astype(np.float32)
+    segments = [said(1, "wind and weather, fine thanks", 2.0, gap=5.0), said(0, "hello", 2.0)]
+    kept, dropped = merged(segments, theirs, mine)
+    assert kept == [(0, " hello"), (1, " fine thanks")]
+    assert dropped == [" wind and weather,"]
+
+
 def test_own_words_beside_cross_talk_stay() -> None:
     both = OTHER.copy()  # silent while the other one speaks, but for what is heard
     both[: 4 * 16000] = ALONE[: 4 * 16000] * np.float32(0.1)

@@ -244,7 +244,9 @@ def _listen(each: _Spoken, own: Levels, level: Levels) -> None:
     bounds = max(0.0, each.word.start - short), each.word.end + short
     louder = level.decibels(*bounds) - own.decibels(*bounds)
     if louder >= _CLEARLY:
-        silent = min(louder, louder - level.usual + own.usual) >= _FAR
+        around = max(0.0, bounds[0] - _AROUND), bounds[1] + _AROUND
+        far = level.decibels(*around) - own.decibels(*around)
+        silent = min(far, far - level.usual + own.usual) >= _FAR
         each.near = each.near or silent or own.similarity(level, *bounds)[0] >= _PERHAPS
         each.copied = each.copied or silent or own.follows(level, *bounds)
 
