@@ -5,7 +5,7 @@ python benchmarks/live.py ENGINE SPEECH [--policy P,...] [--set name=value ...] 
 SPEECH is a folder with manifest.jsonl (id, path, language, duration_s, text). All recordings over
 30 s are played in virtual time, which is fed by the CPU time of one thread. Latency is measured
 from the ends of words in the offline transcript of the same model. Word errors: without case and
-punctuation.
+punctuation, and digits are the same as their names.
 """
 
 from __future__ import annotations

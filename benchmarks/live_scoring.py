@@ -61,6 +61,22 @@ def keys(text: str) -> list[str]:
     return [unit for word in text.split() for unit in units(word)]
 
 
+_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+_DIGITS = {name: str(i) for i, name in enumerate(_NAMES)}
+
+
+def spoken(words: Sequence[str]) -> list[str]:
+    """Words with numbers written in one way: ``1, 2`` and ``one two`` are ``12``."""
+    found: list[str] = []
+    for word in words:
+        word = _DIGITS.get(word, word)
+        if word.isdigit() and found and found[-1].isdigit():
+            found[-1] += word
+        else:
+            found.append(word)
+    return found
+
+
 def align(left: Sequence[str], right: Sequence[str]) -> list[tuple[int | None, int | None]]:
     """Pairs of indices of least edit distance; None on one side: a word that only one has."""
     n, m = len(left), len(right)
@@ -143,11 +159,12 @@ def score(
         if i is not None and j is not None and plain[i] == live[j]:
             found.shown.append(done[j].shown - expected[i][1])
             found.committed.append(done[j].committed - expected[i][1])
+    said, live, plain = spoken(said), spoken(live), spoken(plain)
     found.reference_words = len(said)
     found.live_errors = errors(said, live)
-    found.final_errors = errors(said, final)
+    found.final_errors = errors(said, spoken(final))
     found.offline_errors = errors(said, plain)
-    found.lost, found.doubled = _lost_and_doubled(pairs, plain, live, said)
+    found.lost, found.doubled = _lost_and_doubled(align(plain, live), plain, live, said)
     return found
 
 

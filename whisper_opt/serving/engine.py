@@ -91,7 +91,8 @@ class Engine:
         self.model = model
         self._loop = EngineLoop(model, limits, turns)
         self._runner = EngineRunner(self._loop)
-        self._live = LiveSessions(model, self._runner, max_live)
+        self._live = LiveSessions(model, self._runner, max_live, self._loop.wake)
+        self._loop.in_use = lambda: len(self._live) > 0
         atexit.register(self.close)
 
     # --- for callers ------------------------------------------------------------------------------

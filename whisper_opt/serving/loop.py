@@ -48,6 +48,8 @@ class EngineLoop:
         callbacks: calls the callbacks.
         accepting: whether :meth:`add` accepts recordings.
         unloads: whether the loop ended, and closed the model, because it had nothing to do.
+        in_use: whether there are live sessions, which may be silent; :meth:`wake` must be called
+            when the last one ends.
     """
 
     def __init__(
@@ -74,7 +76,7 @@ class EngineLoop:
         self._use = contextlib.ExitStack()
         backend = self._use.enter_context(model._shared.use())
         self._turns = contextlib.nullcontext() if turns is None else turns
-        self._aside = AsideThread(self._wake)
+        self._aside = AsideThread(self.wake)
         self._scheduler = Scheduler(
             backend,
             model.vocab,
@@ -84,12 +86,13 @@ class EngineLoop:
             aside=self._aside,
             most_steps=_MOST_STEPS,
         )
-        self._calls = ModelCalls(backend, model._shared.use, self._wake)
+        self._calls = ModelCalls(backend, model._shared.use, self.wake)
         self._jobs = model._job_factory(self._calls)
-        self.readers = Readers(limits.readers, self._wake)
+        self.readers = Readers(limits.readers, self.wake)
         self.callbacks = CallbackThread()
         self._changed = threading.Condition()
         self._n_events = 0
+        self.in_use: Callable[[], bool] = lambda: False
         self.accepting, self._stopping, self.unloads = True, False, False
         self._why = "the engine was closed"
         self._queue = RequestQueue()
@@ -188,7 +191,8 @@ class EngineLoop:
         self._n_events += 1
         self._changed.notify_all()
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Look for something to do."""
         with self._changed:
             self._notify()
 
@@ -284,11 +288,11 @@ class EngineLoop:
         """Wait for an event; the lock is held."""
         limit = PATIENCE if self.readers.backlog else None
         unload = self.limits.idle_unload_s
-        unloads = unload is not None and not self._requests
+        unloads = unload is not None and not self._requests and not self.in_use()
         arrived = self._changed.wait_for(
             lambda: self._n_events != seen, unload if unloads else limit
         )
-        if unloads and not arrived:
+        if unloads and not arrived and not self.in_use():
             self.accepting, self._stopping, self.unloads = False, True, True
             self._why = f"the engine was unloaded after {unload} s without work"
 

@@ -115,6 +115,19 @@ def test_the_end_of_the_engine_ends_sessions(model: Whisper) -> None:
         engine.live(OPTIONS, LIVE)
 
 
+def test_a_silent_session_keeps_the_model_loaded() -> None:
+    model = quick_model()
+    with Engine(model, idle_unload_s=3600.0) as engine:
+        session = engine.live(OPTIONS, LIVE)
+        engine._loop.limits = dataclasses.replace(engine._loop.limits, idle_unload_s=0.01)
+        engine._loop.wake()
+        engine._loop.thread.join(0.3)
+        assert not engine.unloaded
+        session.cancel()
+        engine._loop.thread.join(60)
+        assert engine.unloaded
+
+
 def test_asyncio(served: Engine) -> None:
     async def listen() -> list[LiveEvent]:
         session = served.live(OPTIONS, LIVE)

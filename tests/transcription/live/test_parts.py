@@ -65,6 +65,8 @@ def test_the_first_utterance_settles_its_language() -> None:
     language.heard({"en": 0.4, "de": 0.3}, 0.5)
     assert (language.language, language.settled) == ("en", False)
     language.heard({"de": 0.7, "en": 0.1}, 1.5)
+    assert language.settled is False
+    language.heard({"de": 0.85, "en": 0.1}, 1.5)
     assert (language.language, language.settled) == ("de", True)
     assert language.end() is False
 

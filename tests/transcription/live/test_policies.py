@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.live_words import words
 from whisper_opt import LiveOptions
-from whisper_opt.transcription.live.policies import AlignAtt, Either, LocalAgreement, policy_of
+from whisper_opt.transcription.live.policies import AlignAtt, Both, LocalAgreement, policy_of
 
 
 def test_agreement_needs_n_results() -> None:
@@ -33,20 +33,16 @@ def test_align_att_stops_where_the_attention_jumps_back() -> None:
     assert AlignAtt(25).stable([[first, back, third]]) == 1
 
 
-def test_align_att_stops_at_an_improbable_word() -> None:
-    sure, unsure = words("a"), words("b", probability=0.4)
-    assert AlignAtt(25, 0.5).stable([[*sure, *unsure, *sure]]) == 1
-
-
-def test_either_commits_the_most() -> None:
-    policy = Either((LocalAgreement(2), AlignAtt(25)))
+def test_both_commit_what_each_commits() -> None:
+    policy = Both((LocalAgreement(2), AlignAtt(25)))
     far, near = words("a b", margin=50), words("c d", margin=5)
-    assert policy.stable([[*far, *near]]) == 2
-    assert policy.stable([[*far, *near], [*far, *near]]) == 4
+    assert policy.stable([[*far, *near]]) == 0
+    assert policy.stable([[*far, *near], [*far, *near]]) == 2
+    assert policy.stable([[far[0]], [*far, *near]]) == 1
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [("agreement", LocalAgreement), ("align_att", AlignAtt), ("both", Either)]
+    ("name", "kind"), [("agreement", LocalAgreement), ("align_att", AlignAtt), ("both", Both)]
 )
 def test_policies_by_name(name: str, kind: type) -> None:
     assert type(policy_of(LiveOptions(policy=name))) is kind

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.support.live_script import RATE, Script, Silent, result
 from tests.support.live_words import words
-from whisper_opt import Committed, LiveOptions, TranscribeOptions
+from whisper_opt import Committed, EngineError, LiveOptions, TranscribeOptions
 from whisper_opt.transcription.live.window import Hypothesis, Update
 from whisper_opt.transcription.live.words import LiveWord, text_of
 
@@ -177,6 +177,8 @@ def test_a_failed_update_is_made_up_for_by_the_next() -> None:
     script = Script(options())
     script.speak(1.0)
     script.session.failed(script.update())
+    script.session.failed(script.update())
+    assert script.session.next_update() is None  # not again and again
     script.speak(1.0)
     update = script.update()
     assert (update.start, update.end) == (0.0, 2 * RATE)
@@ -194,6 +196,25 @@ def test_audio_after_the_end_is_a_new_utterance() -> None:
     assert script.edges == [("start", 0.0), ("stop", 1.0), ("start", 1.0), ("stop", 3.0)]
     assert [each.number for each in script.session.finished] == [0, 1]
     assert script.session.idle
+
+
+def test_a_session_that_is_far_behind_ends() -> None:
+    script = Script(options())
+    for _ in range(31):
+        script.speak(10.0)
+    with pytest.raises(EngineError, match="300 s behind"):
+        script.speak(10.0)
+
+
+def test_a_long_committed_text_leaves_room_for_more() -> None:
+    """The buffer is trimmed, and the prompt shortened, before the context is full."""
+    script = Script(options(buffer_s=28.0))
+    for i in range(12):
+        spoken = words(f"{'x' * 60}{i}", start=2.0 * i, each=1.9)
+        for _ in range(2):
+            update = script.hear(result(spoken), 1.0)
+            assert len(update.prompt) + len(update.prefix) <= 448 - 80
+    assert script.committed().count("x" * 60) >= 11
 
 
 # --- a speaker ------------------------------------------------------------------------------------
@@ -234,7 +255,7 @@ class Speaker:
 @settings(deadline=None, max_examples=40)
 @given(
     st.integers(0, 10**6),
-    st.sampled_from(["agreement"]),
+    st.sampled_from(["agreement", "both"]),
     st.lists(
         st.tuples(
             st.sampled_from(["speak"] * 8 + ["answer"] * 8 + ["commit", "fail"]),
@@ -248,8 +269,7 @@ def test_no_word_is_lost_doubled_or_taken_back(
 ) -> None:
     script = Script(options(policy=policy, max_utterance_s=8.0, buffer_s=4.0))
     speaker, spoken = Speaker(seed), 0  # in steps of 0.05 s
-    waiting: list[Update] = []
-    before = ""
+    before, failed = "", False
     for what, n in steps:
         if what == "speak":
             script.speak(n * STEP)
@@ -260,13 +280,14 @@ def test_no_word_is_lost_doubled_or_taken_back(
             spoken += rest
             script.do("commit")
         else:
-            update = waiting.pop() if waiting else script.session.next_update()
+            update = script.session.next_update()
             if update is None:
                 continue
-            if what == "fail":
+            if what == "fail" and not failed:
                 script.session.failed(update)
             else:
                 script.answer(update, speaker.answer(update))
+            failed = what == "fail" and not failed
         assert script.committed().startswith(before)
         before = script.committed()
     spoken += -spoken % PER_WORD

@@ -13,7 +13,7 @@ from whisper_opt import TranscribeOptions
 from whisper_opt.text.vocabulary import Vocab
 from whisper_opt.transcription.alignment import CrossAttention
 from whisper_opt.transcription.fallback import WindowResult
-from whisper_opt.transcription.live.transcriber import update_options
+from whisper_opt.transcription.live.options import update_options
 from whisper_opt.transcription.live.window import Hypothesis, Update, UpdateCursor
 
 DIMS = random_dims(n_vocab=51_865, n_text_ctx=448)
@@ -97,10 +97,8 @@ def test_half_a_character_is_held_back(n_bytes: int) -> None:
 
 def byte_tokens(data: bytes) -> list[int]:
     """Tokens of single bytes."""
-    found = []
-    for byte in data:
-        found.append(next(i for i in range(256) if VOCAB.spelling([i]) == bytes([byte])))
-    return found
+    of = {VOCAB.spelling([i]): i for i in range(256)}
+    return [of[bytes([byte])] for byte in data]
 
 
 def test_no_new_words() -> None:

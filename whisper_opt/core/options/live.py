@@ -25,7 +25,8 @@ class LiveOptions:
         "both",
         "text",
         "when a word is committed; agreement: results of several updates agree on it; align_att:"
-        " the model attends to audio well before the end while it writes the word; both: either",
+        " the model attends to audio well before the end while it writes the word; both: if both"
+        " hold",
         choices=POLICIES,
     )
     agreement: int = option(

@@ -226,6 +226,8 @@ class LiveSession:
         try:
             call()
             self._advance()
+        except WhisperOptError as error:
+            self._stop(error)
         except Exception as error:
             _log.exception("a live session failed")
             failure = EngineError(f"the live session failed ({type(error).__name__}: {error})")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Callable
 
 from whisper_opt.core.errors import LiveSessionLost, LiveSessionsFull, OptionError
 from whisper_opt.core.options import LiveOptions, TranscribeOptions
@@ -18,8 +19,22 @@ __all__ = ["LiveSessions"]
 class LiveSessions:
     """Sessions that have not ended."""
 
-    def __init__(self, model: Whisper, runner: Runner, most: int | None = None) -> None:
-        """``most``: sessions at most; default: as many as are served in time."""
+    def __init__(
+        self,
+        model: Whisper,
+        runner: Runner,
+        most: int | None = None,
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
+        """No sessions.
+
+        Args:
+            model: a loaded model.
+            runner: where the sessions run.
+            most: sessions at most; default: as many as are served in time.
+            changed: called when a session has ended.
+        """
+        self._changed = changed
         self._model = model
         self._runner = runner
         self._capacity = Capacity(most)
@@ -82,6 +97,7 @@ class LiveSessions:
     def _ended(self, session: LiveSession) -> None:
         with self._lock:
             self._sessions.pop(session.id, None)
+        self._changed()
 
     def close(self) -> None:
         """Cancel all sessions."""

@@ -9,7 +9,7 @@ __all__ = ["UtteranceLanguage"]
 _SURE = 0.5
 """Probability from which the language of the utterance before is kept."""
 _CHANGED = 0.8
-"""Probability from which another language is taken instead."""
+"""Probability from which another language is taken instead, or the first of a session."""
 _LEAST = 1.0
 """Seconds of audio after which the language may be settled."""
 _LEAST_CHANGED = 2.0
@@ -53,7 +53,8 @@ class UtteranceLanguage:
             return
         self.language = chosen = self.choose(found, seconds)
         changed = self._before is not None and chosen != self._before
-        sure = found.get(chosen, 0.0) >= _SURE and seconds >= _LEAST
+        least = _CHANGED if self._before is None else _SURE  # nothing speaks for it but this
+        sure = found.get(chosen, 0.0) >= least and seconds >= _LEAST
         self.settled = changed or sure or seconds >= _MOST
 
     def end(self) -> bool:

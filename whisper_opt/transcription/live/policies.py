@@ -13,7 +13,7 @@ from typing import Protocol
 from whisper_opt.core.options import LiveOptions
 from whisper_opt.transcription.live.words import LiveWord, agreed
 
-__all__ = ["AlignAtt", "Either", "LocalAgreement", "Policy", "policy_of"]
+__all__ = ["AlignAtt", "Both", "LocalAgreement", "Policy", "policy_of"]
 
 Results = Sequence[Sequence[LiveWord]]
 """Words of the results of an utterance, the newest last, each without the committed words."""
@@ -34,18 +34,15 @@ class LocalAgreement:
 
     Attributes:
         n: number of results.
-        margin: words nearer to the end of the audio are not committed, in positions of 20 ms: they
-            may be parts of words.
     """
 
     n: int = 2
-    margin: int = 0
 
     def stable(self, results: Results) -> int:
         """See :class:`Policy`."""
         if len(results) < self.n:
             return 0
-        return _before_margin(results[-1][: agreed(results[-self.n :])], self.margin)
+        return agreed(results[-self.n :])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,47 +51,33 @@ class AlignAtt:
 
     Attributes:
         frame_threshold: least distance to the end of the audio, in positions of 20 ms.
-        probability: words that are less probable, and those after them, are not committed.
     """
 
     frame_threshold: int = 25
-    probability: float = 0.0
 
     def stable(self, results: Results) -> int:
         """See :class:`Policy`."""
         words = results[-1] if results else ()
         for i, word in enumerate(words):
-            if word.jumps_back or word.probability < self.probability:
-                return i
-            if word.margin < self.frame_threshold:
+            if word.jumps_back or word.margin < self.frame_threshold:
                 return i
         return len(words)
 
 
 @dataclasses.dataclass(frozen=True)
-class Either:
-    """Commits what one of several policies commits."""
+class Both:
+    """Commits what all of several policies commit."""
 
     policies: tuple[Policy, ...]
 
     def stable(self, results: Results) -> int:
         """See :class:`Policy`."""
-        return max(policy.stable(results) for policy in self.policies)
-
-
-def _before_margin(words: Sequence[LiveWord], margin: int) -> int:
-    return next((i for i, word in enumerate(words) if word.margin < margin), len(words))
-
-
-_SURE = 0.5
-"""Probability from which :class:`AlignAtt` alone commits a word if agreement is asked as well."""
+        return min(policy.stable(results) for policy in self.policies)
 
 
 def policy_of(options: LiveOptions) -> Policy:
     """The policy that options name."""
-    agreement = LocalAgreement(options.agreement)
-    if options.policy == "agreement":
-        return agreement
-    if options.policy == "align_att":
-        return AlignAtt(options.frame_threshold)
-    return Either((agreement, AlignAtt(options.frame_threshold, _SURE)))
+    agreement, attention = LocalAgreement(options.agreement), AlignAtt(options.frame_threshold)
+    if options.policy == "both":
+        return Both((agreement, attention))
+    return agreement if options.policy == "agreement" else attention

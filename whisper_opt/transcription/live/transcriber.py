@@ -14,6 +14,7 @@ import functools
 from whisper_opt.audio.vad.gate import SpeechGate
 from whisper_opt.core.arrays import F32
 from whisper_opt.core.dims import SAMPLE_RATE, ModelDims
+from whisper_opt.core.errors import EngineError
 from whisper_opt.core.options import LiveOptions, TranscribeOptions
 from whisper_opt.text.live_events import (
     Committed,
@@ -25,6 +26,7 @@ from whisper_opt.text.live_events import (
 from whisper_opt.text.vocabulary import Vocab
 from whisper_opt.transcription.live.audio_buffer import AudioBuffer
 from whisper_opt.transcription.live.languages import UtteranceLanguage
+from whisper_opt.transcription.live.options import first_ids, update_options
 from whisper_opt.transcription.live.policies import policy_of
 from whisper_opt.transcription.live.prompt import Prompt
 from whisper_opt.transcription.live.utterance import LiveUtterance
@@ -39,6 +41,10 @@ _TOKENS_PER_SECOND = 25
 _LEAST_TOKENS = 50
 _PROMPT = 100
 """Ids of the text before an update at most."""
+_ROOM = 80
+"""Ids at least that may follow the prompt and the committed text."""
+_MOST_BEHIND = 300
+"""Seconds of speech at most that wait to be decoded: the memory of a session is bounded."""
 _KEPT = 5 * SAMPLE_RATE
 """Samples that are kept without an utterance: one may be found to have begun that long ago."""
 _PADDING = round(0.1 * SAMPLE_RATE)
@@ -85,8 +91,9 @@ class LiveTranscriber:
         self._policy = policy_of(live)
         self._options = options
         self._language = UtteranceLanguage(vocab.check_language(options.language, options.task))
-        self._prompt = Prompt(_first_ids(vocab, options), min(_PROMPT, dims.n_text_ctx // 4))
+        self._prompt = Prompt(first_ids(vocab, options), min(_PROMPT, dims.n_text_ctx // 4))
         self._plain = update_options(options)
+        self._n_text_ctx = dims.n_text_ctx
         self._audio = AudioBuffer()
         ms = SAMPLE_RATE // 1000
         self._tail = live.tail_ms * ms
@@ -100,6 +107,7 @@ class LiveTranscriber:
         self._utterances: collections.deque[LiveUtterance] = collections.deque()
         self._n_utterances = 0
         self._running: Update | None = None
+        self._n_failed = 0  # in a row
         self._ended = False
 
     # --- audio ------------------------------------------------------------------------------------
@@ -125,7 +133,16 @@ class LiveTranscriber:
         return [each.number for each in self.finished] + [u.number for u in self._utterances]
 
     def feed(self, samples: F32) -> None:
-        """Add samples, F32 [n] at 16 kHz."""
+        """Add samples, F32 [n] at 16 kHz.
+
+        Raises:
+            EngineError: the model is far behind.
+        """
+        if self._audio.end - self.heard > _MOST_BEHIND * SAMPLE_RATE:
+            raise EngineError(
+                f"the model is {_MOST_BEHIND} s behind a live session, which has ended; use a"
+                " smaller model, or fewer sessions"
+            )
         self._audio.add(samples)
         for edge in self._gate.feed(samples):
             if not self._live.vad:
@@ -226,7 +243,7 @@ class LiveTranscriber:
         return quiet is not None and head.heard < quiet + self._tail <= end
 
     def _update(self, head: LiveUtterance, end: int) -> Update:
-        samples = self._audio.take(head.begin, end)
+        samples, prefix = self._audio.take(head.begin, end), head.prefix
         seconds = len(samples) / SAMPLE_RATE
         language = self._language
         settled = language.language if language.settled else None
@@ -239,8 +256,8 @@ class LiveTranscriber:
             samples=samples,
             start=head.begin / SAMPLE_RATE,
             end=end,
-            prompt=self._prompt.tokens if self._options.conditions else (),
-            prefix=head.prefix,
+            prompt=self._previous(len(prefix)),
+            prefix=prefix,
             language=settled,
             options=options,
             choose_language=functools.partial(language.choose, seconds=seconds),
@@ -248,11 +265,18 @@ class LiveTranscriber:
             last=head.stop is not None and end >= head.stop,
         )
 
+    def _previous(self, n_prefix: int) -> tuple[int, ...]:
+        """The prompt, if so many ids of committed text follow it."""
+        room = self._n_text_ctx - _ROOM - n_prefix
+        if not self._options.conditions or room <= 0:
+            return ()
+        return self._prompt.tokens[-room:]
+
     def accept(self, update: Update, found: Hypothesis) -> None:
         """Take the result of an update."""
         if update is not self._running:  # its audio was forgotten meanwhile
             return
-        self._running = None
+        self._running, self._n_failed = None, 0
         head = self._utterances[0]
         quiet = self._gate.quiet_since if head.stop is None else None
         paused = quiet is not None and update.end >= quiet + self._tail
@@ -278,11 +302,15 @@ class LiveTranscriber:
         self._forget()
 
     def failed(self, update: Update) -> None:
-        """An update has no result; its audio is decoded again with the next."""
-        if update is self._running:
-            self._running = None
+        """An update has no result; it is decoded once more, or else with the audio that follows."""
+        if update is not self._running:
+            return
+        self._running = None
+        self._n_failed += 1
+        if self._n_failed > 1:
             self._utterances[0].heard = update.end
-            self._close()
+            self._n_failed = 0
+        self._close()
 
     def _hear_language(self, head: LiveUtterance, found: Hypothesis, update: Update) -> None:
         assert found.languages is not None
@@ -332,11 +360,12 @@ class LiveTranscriber:
             return
         size = head.heard - head.begin
         most = round(self._live.buffer_s * SAMPLE_RATE)
-        if size <= most:
+        full = len(head.prefix) > self._n_text_ctx // 2
+        if size <= most and not full:
             return
         earliest, latest = head.begin + SAMPLE_RATE, head.heard - SAMPLE_RATE
         at = head.cut_point(self._gate.pauses, earliest, latest)
-        if at is None and size > (most + LONGEST * SAMPLE_RATE) / 2:
+        if at is None and (full or size > (most + LONGEST * SAMPLE_RATE) / 2):
             at = self._force(head, most)
         if at is not None:
             self._prompt.add(head.trim(at))
@@ -384,23 +413,3 @@ class LiveTranscriber:
         self._utterances.popleft()
         self._language.begin()
         self._forget()
-
-
-def update_options(options: TranscribeOptions) -> TranscribeOptions:
-    """The options of updates: one greedy attempt without timestamps."""
-    kept = (
-        *("task", "suppress_tokens", "suppress_blank", "repetition_penalty"),
-        *("no_repeat_ngram_size", "prepend_punctuations", "append_punctuations"),
-    )
-    return TranscribeOptions(
-        **{name: getattr(options, name) for name in kept},
-        without_timestamps=True,
-        word_timestamps=True,
-        temperature=0.0,
-        vad="off",
-    )
-
-
-def _first_ids(vocab: Vocab, options: TranscribeOptions) -> list[int]:
-    texts = [options.hotwords, options.initial_prompt]
-    return [i for text in texts if text and text.strip() for i in vocab.encode(" " + text.strip())]

@@ -1,0 +1,29 @@
+"""What options of transcription mean for the updates of a live session."""
+
+from __future__ import annotations
+
+from whisper_opt.core.options import TranscribeOptions
+from whisper_opt.text.vocabulary import Vocab
+
+__all__ = ["first_ids", "update_options"]
+
+
+def update_options(options: TranscribeOptions) -> TranscribeOptions:
+    """The options of updates: one greedy attempt without timestamps."""
+    kept = (
+        *("task", "suppress_tokens", "suppress_blank", "repetition_penalty"),
+        *("no_repeat_ngram_size", "prepend_punctuations", "append_punctuations"),
+    )
+    return TranscribeOptions(
+        **{name: getattr(options, name) for name in kept},
+        without_timestamps=True,
+        word_timestamps=True,
+        temperature=0.0,
+        vad="off",
+    )
+
+
+def first_ids(vocab: Vocab, options: TranscribeOptions) -> list[int]:
+    """Ids that every prompt begins with: hotwords and the initial prompt."""
+    texts = [options.hotwords, options.initial_prompt]
+    return [i for text in texts if text and text.strip() for i in vocab.encode(" " + text.strip())]
