@@ -7,9 +7,8 @@ import itertools
 import json
 from typing import Any, Union
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from tests.support.fake_live import FakeLive, loud, quiet
 from whisper_opt.serving.http.realtime.conversation import Conversation
@@ -26,6 +25,7 @@ class Watcher:
         self.deltas: dict[str, list[str]] = {}
         self.committed: list[str] = []
         self.ended: set[str] = set()
+        self.faults = False
 
     def see(self, event: dict[str, Any]) -> None:
         kind, item = event["type"], str(event.get("item_id"))
@@ -43,13 +43,15 @@ class Watcher:
             assert item in self.committed
             assert item not in self.ended
             self.ended.add(item)
+            assert self.faults or not kind.endswith("failed")
             if kind.endswith("completed"):  # the fake's final text is the committed text, and a dot
                 assert event["transcript"].startswith("".join(self.deltas.get(item, [])))
 
 
-class Client(RuleBasedStateMachine):
+class Client:
+    """A client, and all that may happen to it."""
+
     def __init__(self) -> None:
-        super().__init__()
         self.sessions: list[FakeLive] = []
         self.over: set[int] = set()
         self.watcher = Watcher()
@@ -71,27 +73,22 @@ class Client(RuleBasedStateMachine):
         if self.it.closing is None:
             self.it.receive(json.dumps({"type": type_, **fields}))
 
-    @rule(parts=st.lists(st.tuples(st.booleans(), st.integers(1, 8)), min_size=1, max_size=3))
     def append(self, parts: list[tuple[bool, int]]) -> None:
         for speech, tenths in parts:
             samples = (loud if speech else quiet)(tenths / 10, self.it.settings.rate)
             audio = base64.b64encode(samples.tobytes()).decode()
             self.tell("input_audio_buffer.append", audio=audio)
 
-    @rule()
     def commit(self) -> None:
         self.tell("input_audio_buffer.commit")
 
-    @rule()
     def clear(self) -> None:
         self.tell("input_audio_buffer.clear")
 
-    @rule(turns=st.sampled_from(TURNS), language=st.sampled_from([None, "en", "de"]))
     def update(self, turns: Any, language: Union[str, None]) -> None:
         given = {"turn_detection": turns, "transcription": {"language": language}}
         self.tell("session.update", session={"audio": {"input": given}})
 
-    @rule(pick=st.integers(0, 5), n=st.integers(1, 6))
     def listen(self, pick: int, n: int) -> None:
         """Some events of one session arrive; those of another may wait."""
         left = [i for i in range(len(self.sessions)) if i not in self.over]
@@ -105,17 +102,16 @@ class Client(RuleBasedStateMachine):
             self.over.add(number)
             self.it.ended(number)
 
-    @rule(fails=st.booleans())
     def fail(self, fails: bool) -> None:
         self.sessions[-1].fails = fails
+        self.watcher.faults = self.watcher.faults or fails
 
-    @rule(pick=st.integers(0, 30))
-    def break_down(self, pick: int) -> None:
-        """Sometimes a session breaks, and its events are lost."""
-        if pick == 0:
-            self.sessions[-1].cancel()
+    def break_down(self) -> None:
+        """A session breaks, and its events are lost."""
+        self.sessions[-1].cancel()
+        self.watcher.faults = True
 
-    def teardown(self) -> None:
+    def end(self) -> None:
         """No more audio: everything that was committed ends."""
         self.it.finish()
         for _ in self.sessions:
@@ -124,11 +120,33 @@ class Client(RuleBasedStateMachine):
         assert self.watcher.ended == set(self.watcher.committed)
 
 
-Client.TestCase.settings = settings(
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "append": {
+        "parts": st.lists(st.tuples(st.booleans(), st.integers(2, 8)), min_size=2, max_size=4)
+    },
+    "listen": {"pick": st.integers(0, 5), "n": st.integers(1, 6)},
+    "commit": {},
+    "clear": {},
+    "update": {"turns": st.sampled_from(TURNS), "language": st.sampled_from([None, "en", "de"])},
+    "fail": {"fails": st.sampled_from([False, False, True])},
+    "break_down": {},
+}
+OFTEN = {"append": 12, "listen": 10, "commit": 6, "clear": 2, "update": 2, "fail": 2}
+NAMES = [name for name in ARGUMENTS for _ in range(OFTEN.get(name, 1))]
+ACTIONS = st.sampled_from(NAMES).flatmap(
+    lambda name: st.tuples(st.just(name), st.fixed_dictionaries(ARGUMENTS[name]))
+)
+
+
+@given(st.lists(ACTIONS, min_size=15, max_size=60))
+@settings(
     max_examples=150,
-    stateful_step_count=30,
     deadline=None,
     derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow],
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
-TestClient = Client.TestCase
+def test_each_item_ends_once(actions: list[tuple[str, dict[str, Any]]]) -> None:
+    client = Client()
+    for name, arguments in actions:
+        getattr(client, name)(**arguments)
+    client.end()
