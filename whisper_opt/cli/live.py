@@ -36,6 +36,8 @@ examples:
 _LEFT_OUT = (
     *("clip_timestamps", "transcript_prefix", "prefix", "strategy", "batch_size", "multilingual"),
     *("word_timestamps", "max_duration", "max_audio_bytes", "strict_audio"),
+    *("channels", "diarize", "num_speakers", "min_speakers", "max_speakers", "known_speakers"),
+    "draft",
     *(f.name for f in dataclasses.fields(TranscribeOptions) if f.name.startswith("vad")),
 )
 """Options of recordings that live sessions refuse, always use, or have of their own."""

@@ -244,7 +244,8 @@ class Speaker:
         assert update.prefix == tuple(range(first + 1, first + 1 + known))
         last = int(update.end / RATE / EACH + 1e-6)  # words up to this one are complete
         found = [self.word(i) for i in range(first + known, last)]
-        if not update.last and self._random.random() < 0.7:  # half a word, misheard
+        cut = update.end / RATE - last * EACH > 1e-6
+        if cut and not update.last and self._random.random() < 0.7:  # half a word, misheard
             self._n_slips += 1
             slip = dataclasses.replace(self.word(last), text=f" slip{self._n_slips}")
             found = [*found[: max(0, len(found) - self._random.randrange(2))], slip]

@@ -33,10 +33,10 @@ class LiveOptions:
         2, "integer", "consecutive results that must agree on a word", low=2, high=10, metavar="N"
     )
     frame_threshold: int = option(
-        25,
+        50,
         "integer",
         "align_att commits a word if the model attends to audio at least this far before the end,"
-        " in positions of 20 ms",
+        " in positions of 20 ms; less is sooner, with more errors",
         low=0,
         high=1500,
         metavar="N",

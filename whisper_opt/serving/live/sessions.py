@@ -108,9 +108,14 @@ class LiveSessions:
 def _check(options: TranscribeOptions) -> None:
     """Refuse options that live sessions cannot honour."""
     options.check_alone()
-    for name in ("clip_timestamps", "transcript_prefix", "prefix"):
+    for name in ("clip_timestamps", "transcript_prefix", "prefix", "draft", "diarize"):
         if getattr(options, name):
             raise OptionError(f"{name} is given, but a live session has no use for it")
+    if options.channels == "split":
+        raise OptionError(
+            "channels is 'split', but a live session is one voice or a mix; open a session for each"
+            " channel"
+        )
     if options.strategy != "sequential" or options.multilingual:
         name = "multilingual" if options.multilingual else "strategy='batched'"
         raise OptionError(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
+import math
 import time
 from collections.abc import Iterator
 from types import TracebackType
@@ -134,7 +135,7 @@ class Simulation:
         self._running[job] = _Running(ended)
         self._scheduler.start(job, Terms(deadline=self._now + deadline, live=True))
 
-    def run(self, until: float = float("inf")) -> None:
+    def run(self, until: float = math.inf) -> None:
         """Do what is to be done up to a virtual time; default: until there is nothing to do."""
         while self._now < until:
             if self._calls and self._calls[0][0] <= self._now:
@@ -144,8 +145,9 @@ class Simulation:
             elif self._scheduler.busy:
                 self._step()
             elif self._calls:
-                self._now = max(self._now, self._calls[0][0])
+                self._now = max(self._now, min(self._calls[0][0], until))
             else:
+                self._now = self._now if math.isinf(until) else until
                 return
 
     def _measured(self, call: Callable[[], object]) -> None:

@@ -41,6 +41,8 @@ _TOKENS_PER_SECOND = 25
 _LEAST_TOKENS = 50
 _PROMPT = 100
 """Ids of the text before an update at most."""
+_PAUSE = round(0.4 * SAMPLE_RATE)
+"""Samples without speech after which all words are committed; 0.2 s costs more errors."""
 _ROOM = 80
 """Ids at least that may follow the prompt and the committed text."""
 _MOST_BEHIND = 300
@@ -96,12 +98,11 @@ class LiveTranscriber:
         self._n_text_ctx = dims.n_text_ctx
         self._audio = AudioBuffer()
         ms = SAMPLE_RATE // 1000
-        self._tail = live.tail_ms * ms
         self._gate = SpeechGate(
             live.threshold,
             silence=live.silence_ms * ms,
             pre_roll=live.pre_roll_ms * ms,
-            tail=self._tail,
+            tail=live.tail_ms * ms,
             longest=round(live.max_utterance_s * SAMPLE_RATE),
         )
         self._utterances: collections.deque[LiveUtterance] = collections.deque()
@@ -240,7 +241,7 @@ class LiveTranscriber:
         if end - head.heard >= self._live.update_s * SAMPLE_RATE:
             return True
         quiet = self._gate.quiet_since  # what was said before a pause need not wait
-        return quiet is not None and head.heard < quiet + self._tail <= end
+        return quiet is not None and head.heard < quiet + _PAUSE <= end
 
     def _update(self, head: LiveUtterance, end: int) -> Update:
         samples, prefix = self._audio.take(head.begin, end), head.prefix
@@ -279,7 +280,7 @@ class LiveTranscriber:
         self._running, self._n_failed = None, 0
         head = self._utterances[0]
         quiet = self._gate.quiet_since if head.stop is None else None
-        paused = quiet is not None and update.end >= quiet + self._tail
+        paused = quiet is not None and update.end >= quiet + _PAUSE
         head.heard = update.end
         if found.languages is not None:
             self._hear_language(head, found, update)
