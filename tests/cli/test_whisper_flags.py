@@ -64,7 +64,10 @@ def test_underscores_and_values_of_flags(given: str, expected: str) -> None:
     assert normalized(given.split()) == expected.split()
 
 
-def test_every_option_may_be_spelled_with_underscores() -> None:
+def test_every_option_may_be_spelled_with_underscores(tmp_path: Path) -> None:
+    script = tmp_path / "script.txt"
+    script.write_text("words", encoding="utf-8")
+    values = {"transcript": str(script), "clips": "Ann=ann.wav"}
     for options in (LoadOptions, TranscribeOptions, SubtitleOptions):
         for name, field in options.__dataclass_fields__.items():
             if field.metadata["kind"] == "flag":
@@ -73,9 +76,8 @@ def test_every_option_may_be_spelled_with_underscores() -> None:
                 assert getattr(parsed("base", "a", f"--{name}", "False"), name) is False
             else:
                 choices = field.metadata.get("choices")
-                assert hasattr(
-                    parsed("base", "a", f"--{name}", choices[0] if choices else "1"), name
-                )
+                value = choices[0] if choices else values.get(field.metadata["kind"], "1")
+                assert hasattr(parsed("base", "a", f"--{name}", value), name)
 
 
 @pytest.mark.parametrize("given", ["--model base a.mp3 b.mp3", "a.mp3 b.mp3 --model=base"])
