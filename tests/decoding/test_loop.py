@@ -353,10 +353,10 @@ def test_greedy_adds_up_what_it_takes() -> None:
         top = Top(np.array([[token]], np.int64), np.array([[logprob]], np.float32))
         assert decoder.step(top) == [0]
     assert decoder.rows == [[4, 5]]
-    assert decoder.results() == [Hypothesis((4, 5), -0.75)]
+    assert decoder.results() == [Hypothesis((4, 5), -0.75, (-0.5, -0.25))]
     assert decoder.step(Top(np.array([[EOT]], np.int64), np.array([[-1.0]], np.float32))) == []
     assert decoder.rows == []
-    assert decoder.results() == [Hypothesis((4, 5), -1.75)]
+    assert decoder.results() == [Hypothesis((4, 5), -1.75, (-0.5, -0.25))]
 
 
 def test_the_fake_backend_keeps_what_a_cache_keeps() -> None:

@@ -42,6 +42,8 @@ OPERATIONS = (
     ("/v1/jobs/{job}", "delete"),
     ("/v1/jobs/{job}/cancel", "post"),
     ("/v1/jobs/{job}/result", "get"),
+    ("/v1/realtime/client_secrets", "post"),
+    ("/v1/realtime/transcription_sessions", "post"),
 )
 REFUSED = (
     ("/v1/audio/transcriptions", "post"),
