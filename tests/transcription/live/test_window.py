@@ -67,6 +67,20 @@ def test_the_window_begins_with_the_committed_text() -> None:
     assert (window.seek, window.size) == (0, 200)
 
 
+def test_the_rest_of_the_last_result_is_proposed() -> None:
+    draft = tuple(VOCAB.encode(" and so on."))
+    window = UpdateCursor(update(draft=draft), 200, VOCAB, DIMS, lambda found: None).next_window()
+    assert window is not None
+    assert window.drafter is not None
+    assert window.drafter().propose(draft[:1], 10) == draft[1:]
+
+
+def test_nothing_is_proposed_without_a_last_result() -> None:
+    window = UpdateCursor(update(), 200, VOCAB, DIMS, lambda found: None).next_window()
+    assert window is not None
+    assert window.drafter is None
+
+
 def test_words_after_the_committed_ones() -> None:
     prefix = tuple(VOCAB.encode(" so far"))
     found = decoded(update(prefix=prefix), VOCAB.encode(" and on."))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Callable, Union
 
@@ -11,6 +12,7 @@ import numpy as np
 from whisper_opt.core.arrays import F32
 from whisper_opt.core.dims import ModelDims
 from whisper_opt.core.options import TranscribeOptions
+from whisper_opt.decoding.drafters import KnownText, TextDrafter
 from whisper_opt.text.results import Dropped, Segment
 from whisper_opt.text.vocabulary import Vocab
 from whisper_opt.transcription.alignment import (
@@ -131,7 +133,12 @@ class UpdateCursor:
         previous = (vocab.sot_prev, *update.prompt) if update.prompt else ()
         start = vocab.start(self.language, update.options.task, timestamps=False)
         prompt = (*previous, *start)
-        return Window(0, self._n_frames, prompt, len(previous), begin=update.prefix)
+        drafter = None
+        if update.draft:
+            drafter = functools.partial(TextDrafter, KnownText(update.draft))
+        return Window(
+            0, self._n_frames, prompt, len(previous), begin=update.prefix, drafter=drafter
+        )
 
     def heard(self, languages: Mapping[str, float]) -> None:
         """Take the probability of each language, the most probable first."""
