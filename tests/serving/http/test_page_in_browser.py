@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 import soundfile
 
 from tests.conftest import ROOT, Engines
+from tests.support.browser import chromium, until
 from tests.support.http_server import served
 from whisper_opt import Whisper, render
 from whisper_opt.serving.http.server import Server
@@ -18,13 +18,7 @@ from whisper_opt.serving.http.server import Server
 pytestmark = pytest.mark.slow
 
 JFK = ROOT / "examples" / "jfk.flac"
-ARGUMENTS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-    *("--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"),
-    "--autoplay-policy=no-user-gesture-required",
-)
-PATIENCE = 120
+FAKE_DEVICES = ("--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream")
 
 
 @pytest.fixture(scope="module")
@@ -42,24 +36,11 @@ def server(engines: Engines) -> Iterator[Server]:
 @pytest.fixture
 def browser(server: Server, microphone: Path, tmp_path: Path) -> Iterator[Any]:
     """Chromium with the page open."""
-    selenium = pytest.importorskip("selenium.webdriver", reason="not tested: selenium is missing")
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        pytest.skip("not tested: chromium and chromedriver are not on the PATH")
-    options = selenium.ChromeOptions()
-    options.binary_location = chromium
     heard = f"--use-file-for-fake-audio-capture={microphone}"
-    for argument in (*ARGUMENTS, heard, f"--user-data-dir={tmp_path / 'profile'}"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    opened = selenium.Chrome(options=options, service=selenium.ChromeService(driver))
-    try:
+    with chromium(tmp_path / "profile", *FAKE_DEVICES, heard) as opened:
         host, port = server.address
         opened.get(f"http://{host}:{port}/")
         yield opened
-        assert opened.get_log("browser") == []
-    finally:
-        opened.quit()
 
 
 @pytest.fixture(scope="module")
@@ -69,12 +50,6 @@ def microphone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("microphone") / "speech.wav"
     soundfile.write(path, samples, rate, "PCM_16")
     return path
-
-
-def until(browser: Any, condition: Any) -> Any:
-    from selenium.webdriver.support.wait import WebDriverWait
-
-    return WebDriverWait(browser, PATIENCE).until(condition)
 
 
 def one(browser: Any, selector: str) -> Any:
