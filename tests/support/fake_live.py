@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import dataclasses
 import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, Union
@@ -140,6 +141,8 @@ class FakeLive:
         words = tuple(self._words)
         text = "".join(word.word for word in words) + ("." if words else "")
         segment = Segment(0, begin, self._now, text, (), -0.1, 0.0, 1.0, 0.0, 0, words)
+        if self.options.token_logprobs:
+            segment = dataclasses.replace(segment, tokens=(220,), token_logprobs=(-0.5,))
         if self.fails:
             self._add(Failed(WhisperOptError("a secret"), self._number))
         else:

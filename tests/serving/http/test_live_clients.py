@@ -73,6 +73,7 @@ def test_openai_realtime(server: Server) -> None:
             session = {
                 "type": "transcription",
                 "audio": {"input": {"turn_detection": {"type": "server_vad"}}},
+                "include": ["item.input_audio_transcription.logprobs"],
             }
             await connection.session.update(session=session)
             for piece in pieces(speech(24_000), 4800):
@@ -85,9 +86,12 @@ def test_openai_realtime(server: Server) -> None:
         return found
 
     found = asyncio.run(asyncio.wait_for(run(), PATIENCE))
-    texts = [event.transcript for event in found if event.type.endswith("completed")]
-    close_to_the_words(" ".join(texts))
+    completed = [event for event in found if event.type.endswith("completed")]
+    close_to_the_words(" ".join(event.transcript for event in completed))
     assert any(event.type.endswith(".delta") for event in found)
+    for event in completed:
+        spelled = b"".join(bytes(token.bytes) for token in event.logprobs).decode()
+        assert spelled.strip() == event.transcript
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -10,9 +10,19 @@ from typing import Any, Union
 import pytest
 
 from tests.support.fake_live import FakeLive, loud, quiet
+from tests.support.models import random_dims, tokenizer_json
 from whisper_opt.serving.http.realtime.conversation import Conversation
-from whisper_opt.serving.http.realtime.settings import PARTIALS, WORDS, Settings, TurnDetection
+from whisper_opt.serving.http.realtime.settings import (
+    LOGPROBS,
+    PARTIALS,
+    WORDS,
+    Settings,
+    TurnDetection,
+)
+from whisper_opt.text.vocabulary import Vocab
 
+DIMS = random_dims()
+VOCAB = Vocab(tokenizer_json(DIMS), DIMS)
 MODELS = ("tiny.en", "whisper-1")
 PREFIX = "conversation.item.input_audio_transcription."
 
@@ -30,6 +40,7 @@ class Talk:
             self._open,
             self.sent.append,
             lambda prefix: f"{prefix}_{next(numbers)}",
+            vocab=lambda name: VOCAB,
             flat=flat,
         )
 
@@ -177,6 +188,18 @@ def test_partials_and_words_are_for_those_who_ask() -> None:
     assert len(talk.sessions) == 1
 
 
+def test_log_probabilities_are_for_those_who_ask() -> None:
+    talk = Talk()
+    assert update(talk, include=[LOGPROBS]) is None
+    assert talk.sessions[-1].options.token_logprobs
+    talk.say(loud(0.2))
+    talk.say(quiet(0.6))
+    (completed,) = [event for event in talk.take() if "transcript" in event]
+    token = VOCAB.spelling([220])
+    expected = {"token": token.decode(), "logprob": -0.5, "bytes": list(token)}
+    assert completed["logprobs"] == [expected]
+
+
 # settings
 
 
@@ -211,7 +234,6 @@ def test_semantic_vad_is_a_pause(eagerness: str, silence: int) -> None:
 
 INPUT = "session.audio.input."
 REFUSED, INVALID = "unsupported_value", "invalid_value"
-LOGPROBS = "item.input_audio_transcription.logprobs"
 BOTH = {"languages": ["en", "de"]}
 
 
@@ -226,7 +248,6 @@ def given(**fields: Any) -> dict[str, Any]:
         ({"voice": "x"}, "session.voice", "unknown_parameter"),
         ({"audio": 3}, "session.audio", INVALID),
         ({"audio": {"output": {}}}, "session.audio.output", "unknown_parameter"),
-        ({"include": [LOGPROBS]}, "session.include", REFUSED),
         ({"include": ["x"]}, "session.include", INVALID),
         (turn(threshold=2), f"{INPUT}turn_detection.threshold", INVALID),
         (turn(threshold=True), f"{INPUT}turn_detection.threshold", INVALID),

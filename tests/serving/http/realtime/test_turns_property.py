@@ -11,11 +11,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.support.fake_live import FakeLive, loud, quiet
+from tests.support.models import random_dims, tokenizer_json
 from whisper_opt.serving.http.realtime.conversation import Conversation
 from whisper_opt.serving.http.realtime.settings import Settings
+from whisper_opt.text.vocabulary import Vocab
 
 PREFIX = "conversation.item.input_audio_transcription."
 TURNS: list[Any] = [None, {"type": "server_vad"}, {"type": "semantic_vad", "eagerness": "low"}]
+
+DIMS = random_dims()
+VOCAB = Vocab(tokenizer_json(DIMS), DIMS)
 
 
 class Watcher:
@@ -62,6 +67,7 @@ class Client:
             self._open,
             self.watcher.see,
             lambda prefix: f"{prefix}_{next(numbers)}",
+            vocab=lambda name: VOCAB,
         )
 
     def _open(self, chosen: Settings) -> tuple[int, FakeLive]:

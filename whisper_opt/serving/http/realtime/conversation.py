@@ -15,10 +15,11 @@ from whisper_opt.core.errors import WhisperOptError
 from whisper_opt.serving.http.errors import ApiError, api_error
 from whisper_opt.serving.http.live.audio import SampleReader
 from whisper_opt.serving.http.live.hub import LiveSession
-from whisper_opt.serving.http.realtime.settings import PARTIALS, WORDS, Settings
+from whisper_opt.serving.http.realtime.settings import LOGPROBS, PARTIALS, WORDS, Settings
 from whisper_opt.serving.http.realtime.turns import Items, Turns
 from whisper_opt.serving.http.realtime.values import Values, invalid
 from whisper_opt.text.live_events import LiveEvent
+from whisper_opt.text.vocabulary import Vocab
 
 __all__ = ["Conversation"]
 
@@ -72,6 +73,7 @@ class Conversation:
         send: Callable[[dict[str, Any]], None],
         new_id: Callable[[str], str],
         *,
+        vocab: Callable[[str], Vocab],
         flat: bool = False,
         idle: float = 600.0,
     ) -> None:
@@ -83,6 +85,7 @@ class Conversation:
             open: opens a session of the engine, and gives its number.
             send: takes every event of the server.
             new_id: makes an id with a prefix.
+            vocab: the vocabulary of a model.
             flat: whether the old dialect is spoken.
             idle: seconds without a message after which the connection is closed.
 
@@ -93,6 +96,7 @@ class Conversation:
         self.idle = idle
         self.closing: Union[tuple[int, str], None] = None
         self._models = models
+        self._vocab = vocab
         self._open = open
         self._send = send
         self._new_id = new_id
@@ -100,6 +104,7 @@ class Conversation:
         self._id = new_id("sess")
         self._items = Items(self._event, new_id)
         self._items.flat = flat
+        self._include()
         self._turns: dict[int, Turns] = {}
         self._now = self._opened(0.0)
         self._show_session(flat, "created")
@@ -210,9 +215,15 @@ class Conversation:
         """Change the settings; the engine hears with them from the next turn on."""
         settings.options, settings.live  # noqa: B018 # raise OptionError
         self.settings = settings
-        self._items.partials = PARTIALS in settings.include
-        self._items.words = WORDS in settings.include
+        self._include()
         self._settle()
+
+    def _include(self) -> None:
+        """Send what the client asked for."""
+        included = self.settings.include
+        self._items.partials = PARTIALS in included
+        self._items.words = WORDS in included
+        self._items.vocab = self._vocab(self.settings.model) if LOGPROBS in included else None
 
     def _append(self, event: Mapping[str, Any]) -> None:
         audio = event.get("audio")

@@ -22,6 +22,7 @@ from whisper_opt.serving.http.realtime.secrets import DEFAULT_SECONDS
 from whisper_opt.serving.http.realtime.settings import Settings
 from whisper_opt.serving.http.realtime.values import Values, invalid
 from whisper_opt.serving.http.routes import Service, json_response
+from whisper_opt.text.vocabulary import Vocab
 
 __all__ = ["realtime_routes"]
 
@@ -113,11 +114,15 @@ class _Connection:
                 self._opened,
                 self._link.send,
                 _new_id,
+                vocab=self._vocab,
                 flat=_is_flat(self._websocket),
                 idle=self._service.options.live_idle_timeout,
             )
         except Exception as error:
             raise api_error(error, {}) from error
+
+    def _vocab(self, name: str) -> Vocab:
+        return self._service.models.find(name).whisper.vocab
 
     def _opened(self, settings: Settings) -> tuple[int, LiveSession]:
         model = self._service.models.find(settings.model)

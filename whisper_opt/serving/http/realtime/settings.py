@@ -16,7 +16,9 @@ __all__ = ["PARTIALS", "WORDS", "Settings", "TurnDetection"]
 
 PARTIALS = "whisper_opt.partials"
 WORDS = "whisper_opt.words"
-_LOGPROBS = "item.input_audio_transcription.logprobs"
+LOGPROBS = "item.input_audio_transcription.logprobs"
+_INCLUDED = (LOGPROBS, PARTIALS, WORDS)
+"""Values of ``include``."""
 _DELAYS: Mapping[str, float] = {
     "minimal": 0.3, "low": 0.5, "medium": 1.0, "high": 2.0, "xhigh": 3.0,
 }  # fmt: skip
@@ -111,6 +113,7 @@ class Settings:
             initial_prompt=self.prompt,
             hotwords=", ".join(self.keywords) or None,
             word_timestamps=True,
+            token_logprobs=LOGPROBS in self.include,
         )
 
     @property
@@ -129,7 +132,11 @@ class Settings:
 
     def same_sound(self, other: Settings) -> bool:
         """Whether an engine's session of the one serves the other."""
-        return dataclasses.replace(self, include=()) == dataclasses.replace(other, include=())
+        one, another = (
+            dataclasses.replace(each, include=(LOGPROBS,) if LOGPROBS in each.include else ())
+            for each in (self, other)
+        )
+        return one == another
 
     # for clients
 
@@ -219,12 +226,8 @@ class Settings:
             return self
         names = values.texts("include")
         for name in names:
-            if name == _LOGPROBS:
-                raise unsupported(
-                    "session.include", "log-probabilities of tokens are not kept by this server"
-                )
-            if name not in (PARTIALS, WORDS):
-                raise invalid("session.include", f"has {name[:80]!r}", f"{PARTIALS} or {WORDS}")
+            if name not in _INCLUDED:
+                raise invalid("session.include", f"has {name[:80]!r}", " or ".join(_INCLUDED))
         return dataclasses.replace(self, include=tuple(dict.fromkeys(names)))
 
     def _with_input(self, values: Values, models: Collection[str], prefix: str) -> Settings:

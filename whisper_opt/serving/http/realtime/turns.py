@@ -12,6 +12,7 @@ from typing import Any, Callable, Union
 
 from whisper_opt.core.errors import WhisperOptError
 from whisper_opt.serving.http.errors import api_error
+from whisper_opt.serving.http.responses import logprobs_of
 from whisper_opt.text.live_events import (
     Committed,
     Failed,
@@ -22,6 +23,7 @@ from whisper_opt.text.live_events import (
     Utterance,
 )
 from whisper_opt.text.results import Word
+from whisper_opt.text.vocabulary import Vocab
 
 __all__ = ["Item", "Items", "Turns"]
 
@@ -62,6 +64,8 @@ class Items:
         """Whether the client asked for text that may change."""
         self.words = False
         """Whether the client asked for words with their times."""
+        self.vocab: Union[Vocab, None] = None
+        """The model's vocabulary, if the client asked for log-probabilities."""
 
     def new(self) -> Item:
         """A new item."""
@@ -111,7 +115,9 @@ class Items:
             return
         self.commit(item)
         item.ended = True
-        more = {}
+        more: dict[str, Any] = {}
+        if self.vocab is not None:
+            more["logprobs"] = logprobs_of(found.segments, self.vocab)
         if self.words:
             more["segments"] = [
                 {
