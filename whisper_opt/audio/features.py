@@ -239,6 +239,11 @@ def _span(samples: F32, start: int, stop: int) -> F32:
     return result
 
 
+_RFFT_HAS_OUT = np.lib.NumpyVersion(np.__version__) >= "2.0.0"
+"""Whether transforms are written to a given array. NumPy 1 is no requirement of this package's, but
+what some Triton servers run with (docs/scale.md)."""
+
+
 class _PowerSpectra:
     """Power spectra of blocks of frames, in arrays that are allocated once.
 
@@ -258,7 +263,11 @@ class _PowerSpectra:
         span = _span(samples, first, first + (n_frames - 1) * HOP_LENGTH + N_FFT)
         windows = np.lib.stride_tricks.sliding_window_view(span, N_FFT)[::HOP_LENGTH]
         np.multiply(windows, _hann(), out=self._windows[:n_frames])
-        spectrum = np.fft.rfft(self._windows[:n_frames], out=self._spectrum[:n_frames])
+        spectrum = self._spectrum[:n_frames]
+        if _RFFT_HAS_OUT:
+            np.fft.rfft(self._windows[:n_frames], out=spectrum)
+        else:
+            spectrum[:] = np.fft.rfft(self._windows[:n_frames])
         parts = spectrum.view(np.float32)  # real and imaginary parts in turns
         np.square(parts, out=parts)
         power: F32 = np.add(parts[:, ::2], parts[:, 1::2], out=self._power[:n_frames])
