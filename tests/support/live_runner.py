@@ -67,7 +67,7 @@ class HandRunner:
             raise EngineClosed("closed")
         entry = (update, done)
         self.updates.append(entry)
-        return lambda: entry in self.updates and self.updates.remove(entry)
+        return lambda: self.updates.clear() if entry in self.updates else None
 
     def transcribe(
         self, samples: F32, options: TranscribeOptions, deadline: float, done: Transcribed
