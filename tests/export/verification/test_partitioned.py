@@ -20,10 +20,10 @@ from whisper_opt.core.dims import HEAD_DIM
 from whisper_opt.core.errors import VerificationError
 from whisper_opt.export import export
 from whisper_opt.export.checkpoints import Checkpoint
+from whisper_opt.export.checkpoints.checkpoint import EMBEDDING
 from whisper_opt.export.graphs.builder import OnnxGraph, Weight
 from whisper_opt.export.graphs.dialects import make_dialect
 from whisper_opt.export.graphs.graph import build_decoder, build_encoder
-from whisper_opt.export.graphs.head import EMBEDDING
 from whisper_opt.export.graphs.precision import FP16, FP32, Precision
 from whisper_opt.export.verification import partitioned as module
 from whisper_opt.export.verification.partitioned import PartitionedGraph
