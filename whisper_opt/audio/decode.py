@@ -29,7 +29,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Generator, Iterable
-from types import TracebackType
 from typing import Any, BinaryIO, Callable, Union
 
 import numpy as np
@@ -52,6 +51,7 @@ from whisper_opt.audio.media import (
 )
 from whisper_opt.audio.sndfile import is_mp3, rest_in_steps, soundfile_blocks
 from whisper_opt.core.arrays import F32, NDArray
+from whisper_opt.core.closing import Closing
 from whisper_opt.core.dims import SAMPLE_RATE
 from whisper_opt.core.errors import AudioError
 from whisper_opt.core.remedies import install_hint
@@ -87,7 +87,7 @@ _DECODERS: tuple[_Decoder, ...] = (
 """Decoders and their names, in the order in which they are tried."""
 
 
-class AudioStream:
+class AudioStream(Closing):
     """A recording as a stream of blocks, made by :func:`open_audio`.
 
     Iterating gives F32 [n] at 16 kHz, each a new array; n is ``STREAM_BLOCK`` except in the last
@@ -109,17 +109,6 @@ class AudioStream:
 
     def __next__(self) -> F32:
         return next(self._blocks)
-
-    def __enter__(self) -> AudioStream:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Stop decoding; no more blocks follow."""
