@@ -225,12 +225,13 @@ def load_audio(
 def reopenable(source: AudioSource, max_audio_bytes: int = MAX_BYTES) -> AudioSource:
     """The same recording as a source that can be opened several times.
 
-    File objects and pipes are read into memory; all other sources are returned as they are.
+    File objects and pipes are read into memory; all other sources, also one that is still arriving,
+    are returned as they are.
 
     Raises:
         AudioError: the source does not exist, cannot be read, or is empty or too large.
     """
-    if isinstance(source, (np.ndarray, bytes)):
+    if isinstance(source, (np.ndarray, bytes, Arriving)):
         return source
     media = open_media(source, max_audio_bytes)
     return media.data if media.path is None else media.path
