@@ -18,7 +18,7 @@ from whisper_opt.core.dims import ModelDims
 from whisper_opt.core.locks import file_lock
 from whisper_opt.export import export
 from whisper_opt.export.checkpoints import Checkpoint
-from whisper_opt.runtime.engine import Engine
+from whisper_opt.runtime.engine import Engine, read_engine
 
 __all__ = [
     "DIALECTS",
@@ -78,7 +78,7 @@ def shared_engine(name: str, make: Callable[[Path], Engine]) -> Engine:
     with file_lock(path.with_name(f"{name}.lock")):
         if not path.exists():  # an export appears complete or not at all
             make(path)
-    return Engine(path)
+    return read_engine(path)
 
 
 def random_engine(folder: Path, dims: ModelDims, dialect: str = "contrib") -> Engine:
@@ -93,7 +93,7 @@ def random_engine(folder: Path, dims: ModelDims, dialect: str = "contrib") -> En
         lambda path: export(sharp_checkpoint(dims), path, dialect=dialect),
     )
     shutil.copytree(made.path, folder)
-    return Engine(folder)
+    return read_engine(folder)
 
 
 def tiny_dims() -> ModelDims:
