@@ -97,6 +97,17 @@ else
 fi
 echo "== $page_verdict"
 
+absent=
+for library in gradio ray; do # large: nothing else here needs them
+    .venv-test/bin/python -c "import $library" 2>/dev/null || absent="$absent $library"
+done
+if [ -z "$absent" ]; then
+    examples_verdict="Examples: all tested"
+else
+    examples_verdict="Examples and integrations: NOT TESTED:$absent (not installed)"
+fi
+echo "== $examples_verdict"
+
 make --no-print-directory lint type constraints-check PY=.venv-test/bin/python
 echo "== tests"
 # a process takes up to 5 GB: no more than four
@@ -107,3 +118,4 @@ echo "== $triton_verdict"
 echo "== $openvino_verdict"
 echo "== $kernels_verdict"
 echo "== $page_verdict"
+echo "== $examples_verdict"
