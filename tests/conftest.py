@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.engines import SHARED, random_engine, shared_engine, tiny_dims
+from tests.support.live_script import Silent
 from tests.support.loopback_hub import LoopbackHub
 from whisper_opt import Whisper
 from whisper_opt.export import export
@@ -83,3 +84,12 @@ def loopback(tmp_path: Path) -> Iterator[LoopbackHub]:
     """A hub on this machine, which the client of this process uses with a cache of its own."""
     with LoopbackHub() as hub, hub.client(tmp_path / "hub-cache"):
         yield hub
+
+
+@pytest.fixture(scope="module")
+def hear_no_speech() -> Iterator[None]:
+    """Live sessions find no speech: with ``vad=False`` all audio is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("whisper_opt.audio.vad.gate.Frames", Silent)
+        patch.setattr("whisper_opt.audio.vad.gate.SecondLook", Silent)
+        yield

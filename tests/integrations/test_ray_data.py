@@ -127,6 +127,36 @@ def test_a_corpus_is_continued_by_another_actor(
     assert made == {path.name: path.stat().st_mtime_ns for path in out.glob("*.json")}
 
 
+def test_rows_of_a_manifest_have_absolute_paths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    row = {"audio": "a.wav", "diarize": True, "known_speakers": {"Ann": "ann.wav"}}
+    Path("list.jsonl").write_text(f"{json.dumps(row)}\nb.wav\n", encoding="utf-8")
+    common = TranscribeOptions(diarize=True, known_speakers={"Bob": Path("bob.wav")})
+    rows = corpus_rows("list.jsonl", common)
+    assert [row["audio"] for row in rows] == [str(tmp_path / "a.wav"), str(tmp_path / "b.wav")]
+    found = [json.loads(row["options"])["known_speakers"] for row in rows]
+    assert found == [{"Ann": str(tmp_path / "ann.wav")}, {"Bob": str(tmp_path / "bob.wav")}]
+    known = ray_data.recording_of(rows[0], TranscribeOptions()).options.known_speakers
+    assert known == (("Ann", str(tmp_path / "ann.wav")),)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"diarize": True, "known_speakers": {"Ann": b"RIFF"}}, "a clip that is no path"),
+        ({"draft": [{"text": "a", "what": {1, 2}}]}, "cannot be written as JSON"),
+    ],
+)
+def test_options_that_a_row_cannot_hold(
+    tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    (tmp_path / "list").write_text("a.wav\n", encoding="utf-8")
+    with pytest.raises(OptionError, match=message):
+        corpus_rows(tmp_path / "list", TranscribeOptions(**options))
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [

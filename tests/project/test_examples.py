@@ -65,6 +65,14 @@ def test_watch_folder(folder: Path, engine: str) -> None:
     assert (folder / "b.txt").exists()
 
 
+def test_watch_folder_tries_a_recording_that_fails_once(
+    folder: Path, engine: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "c.mp3").write_bytes(b"no recording")
+    example("watch_folder").main(str(folder), engine, seconds=0.01, looks=1000)
+    assert capsys.readouterr().err.count("c.mp3:") == 1
+
+
 def test_fastapi_app(folder: Path, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("fastapi", reason="not tested: fastapi needs Python 3.10")
     from starlette.testclient import TestClient

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.fake_live import FakeLive
 from tests.support.http_server import served
+from tests.support.sockets import fake_sessions
 from whisper_opt import Whisper
 from whisper_opt.serving.http.server import Server
 
@@ -24,3 +26,10 @@ def server(tiny: Path) -> Iterator[Server]:
     """A server without keys and with default limits."""
     with served(str(tiny)) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def sessions() -> Iterator[list[FakeLive]]:
+    """Engines open fake live sessions, which are collected."""
+    with fake_sessions() as made:
+        yield made
