@@ -17,7 +17,7 @@ from typing import Callable
 
 import pytest
 
-from tests.conftest import model_dir
+from tests.conftest import Engines, model_dir
 from tests.support.documented import (
     NOT_RUN,
     ROOT,
@@ -150,10 +150,12 @@ def test_requests(
 
 
 @pytest.fixture(scope="module")
-def real_engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
+def real_engines(
+    engines: Engines, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Path]]:
     root = tmp_path_factory.mktemp("python")
-    with named_engines(root, {"base": model_dir("base")}) as engines:
-        yield engines
+    with named_engines(root, {"base": model_dir("base")}, made=engines.path) as found:
+        yield found
 
 
 @pytest.mark.parametrize("path", having(python_blocks), ids=lambda path: path.stem)
