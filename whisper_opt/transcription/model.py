@@ -144,7 +144,7 @@ class Whisper(Closing):
         if chosen.draft_model is not None:
             with contextlib.ExitStack() as failing:
                 failing.callback(model.close)
-                model._assistant = _assistant(model, chosen, on_progress)
+                model._assistant = _assistant(model, chosen, verify, on_progress)
                 failing.pop_all()
         return model
 
@@ -380,9 +380,10 @@ class Whisper(Closing):
         """Release the model; using it afterwards raises EngineError.
 
         Running calls of other threads and streams that have started continue to their end; the last
-        one releases the model.
+        one releases the model, and its draft model.
         """
         self._shared.close()
+        self._assistant = None  # running calls have references of their own
 
 
 def _check_batch_size(chosen: TranscribeOptions, shared: int, index: int) -> None:
@@ -394,7 +395,7 @@ def _check_batch_size(chosen: TranscribeOptions, shared: int, index: int) -> Non
 
 
 def _assistant(
-    model: Whisper, options: LoadOptions, on_progress: ExportProgress | None
+    model: Whisper, options: LoadOptions, verify: bool, on_progress: ExportProgress | None
 ) -> Assistant:
     """The draft model that the options name, for a model."""
     if model.device != "cpu":
@@ -405,12 +406,15 @@ def _assistant(
     chosen = dataclasses.replace(
         options,
         draft_model=None,
+        speakers=None,
         device="cpu",
         revision=None,
         precision="auto",  # of a model by name: the fastest
         encoder_precision="engine",
     )
-    small = Whisper.load(options.draft_model, options=chosen, on_progress=on_progress)
+    small = Whisper.load(
+        options.draft_model, options=chosen, verify=verify, on_progress=on_progress
+    )
     with small._shared.use() as backend:
         return assistant_of(model.dims, model.vocab, backend, small.vocab)
 
