@@ -8,8 +8,9 @@
 
 The conversations are made by ``conversations.py`` from the clips of ``tests/data/speech``. With
 ``--senko PYTHON``, an interpreter of an environment with senko, its own pipeline runs on the same
-files. With ``--engine`` the conversations are transcribed too: once mixed, with ``diarize``, and
-once with one channel per speaker, in which every other speaker is heard 20 dB more quietly.
+files, in several configurations (``peers/run_senko.py``). With ``--engine`` the conversations are
+transcribed too: once mixed, with ``diarize``, and once with one channel per speaker, in which every
+other speaker is heard 20 dB more quietly.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import resource
 import subprocess
 import tempfile
@@ -27,6 +29,7 @@ from typing import Any
 
 import numpy as np
 import soundfile
+from common import command, environment
 from conversations import RATE, Conversation, conversations
 from scoring_speakers import Errors, assignment, errors
 
@@ -34,17 +37,7 @@ from whisper_opt import Segment, Transcript, Whisper
 from whisper_opt.audio.speakers import Diarizer, open_speakers
 from whisper_opt.core.arrays import F32
 
-SENKO = """
-import json, sys, time, senko
-diarizer = senko.Diarizer(device="cpu", warmup=True, quiet=True)
-found = {}
-for path in sys.argv[1:]:
-    begin = time.process_time()
-    result = diarizer.diarize(path)
-    turns = result["merged_segments"] if result else []
-    found[path] = {"turns": turns, "cpu": time.process_time() - begin}
-print("\\n" + json.dumps(found))
-"""
+RUN_SENKO = Path(__file__).resolve().parent / "peers" / "run_senko.py"
 SPEECH = Path(__file__).resolve().parents[1] / "tests" / "data" / "speech"
 BLEED = np.float32(0.1)
 """How loud a channel has the speakers of the others."""
@@ -63,10 +56,14 @@ class Spoken:
 
 @dataclasses.dataclass
 class Found:
-    """The turns of one system in each conversation, and its CPU seconds."""
+    """The turns of one configuration in each conversation, its CPU seconds and those that passed.
+
+    ``cpu`` is 0 where it is that of another configuration.
+    """
 
     turns: list[Sequence[Spoken]]
-    cpu: float
+    cpu: float = 0.0
+    wall: float = 0.0
 
     def report(self, name: str, truth: Sequence[Conversation]) -> dict[str, Any]:
         """Errors of all conversations; printed, too."""
@@ -77,16 +74,18 @@ class Found:
             total += errors(each.speech, turns, length)
             seconds += length
             right += len({turn.speaker for turn in turns}) == len(each.tracks)
-        entry = {
+        entry: dict[str, Any] = {
             "system": name,
             "der": round(100 * total.rate, 2),
             "missed": round(100 * total.missed / total.total, 2),
             "false": round(100 * total.false / total.total, 2),
             "confused": round(100 * total.confused / total.total, 2),
             "right_number": f"{right} of {len(truth)}",
-            "real_time_factor": round(self.cpu / seconds, 4),
-            "times_real_time_cpu": round(seconds / self.cpu, 1),
         }
+        if self.cpu:
+            entry["times_real_time_cpu"] = round(seconds / self.cpu, 1)
+        if self.wall:
+            entry["times_real_time"] = round(seconds / self.wall, 1)
         print(json.dumps(entry), flush=True)
         return entry
 
@@ -97,27 +96,38 @@ def blocks(samples: F32) -> Iterator[F32]:
 
 
 def ours(truth: Sequence[Conversation], networks: Any, numbers: bool) -> Found:
-    begin, turns = time.process_time(), list[Sequence[Spoken]]()
+    turns = list[Sequence[Spoken]]()
+    begin, cpu = time.perf_counter(), time.process_time()
     for each in truth:
         n = len(each.tracks)
         diarizer = Diarizer(networks, low=n if numbers else 1, high=n if numbers else None)
         for block in blocks(each.mixture):
             diarizer.feed(block)
         turns.append([Spoken(*turn) for turn in diarizer.finish()])
-    return Found(turns, time.process_time() - begin)
+    return Found(turns, time.process_time() - cpu, time.perf_counter() - begin)
 
 
-def senko(truth: Sequence[Conversation], python: str) -> Found:
+def senko(
+    truth: Sequence[Conversation], python: str, vad: str, threads: int
+) -> Iterator[tuple[str, Found]]:
+    """All configurations of senko with one kind of voice activity detection."""
     with tempfile.TemporaryDirectory() as folder:
         paths = [f"{folder}/{i}.wav" for i in range(len(truth))]
         for path, each in zip(paths, truth):
             soundfile.write(path, each.mixture, RATE, subtype="PCM_16")
+        files = [f"{path}:{len(each.tracks)}" for path, each in zip(paths, truth)]
         output = subprocess.run(
-            [python, "-c", SENKO, *paths], check=True, capture_output=True, text=True
+            [python, str(RUN_SENKO), vad, *files],
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "SENKO_THREADS": str(threads)},
         ).stdout
         found = json.loads(output.splitlines()[-1])
-    turns = [[Spoken(t["start"], t["end"], t["speaker"]) for t in found[p]["turns"]] for p in paths]
-    return Found(list(turns), sum(found[path]["cpu"] for path in paths))
+    cpu = sum(found["cpu"].values()) + sum(found["clustering"].values())
+    for name, turns in found["turns"].items():
+        each = [[Spoken(t["start"], t["end"], t["speaker"]) for t in turns[path]] for path in paths]
+        yield name, Found(list(each), cpu if name == f"senko, {vad}" else 0.0)
 
 
 # words
@@ -196,7 +206,7 @@ def transcribed(truth: Sequence[Conversation], engine: str, speakers: str) -> di
 def long_recording(truth: Sequence[Conversation], networks: Any, hours: float) -> dict[str, Any]:
     """Speed and peak memory of hours of conversations, one after another."""
     diarizer = Diarizer(networks)
-    begin, seconds, i = time.process_time(), 0.0, 0
+    start, begin, seconds, i = time.perf_counter(), time.process_time(), 0.0, 0
     while seconds < 3600 * hours:
         for block in blocks(truth[i % len(truth)].mixture):
             diarizer.feed(block)
@@ -204,10 +214,11 @@ def long_recording(truth: Sequence[Conversation], networks: Any, hours: float) -
         i += 1
     fed = time.process_time() - begin
     turns = diarizer.finish()
-    cpu = time.process_time() - begin
+    cpu, wall = time.process_time() - begin, time.perf_counter() - start
     entry = {
         "hours": round(seconds / 3600, 2),
         "times_real_time_cpu": round(seconds / cpu, 1),
+        "times_real_time": round(seconds / wall, 1),
         "clustering_cpu_s": round(cpu - fed, 1),
         "turns": len(turns),
         "speakers": len({turn.speaker for turn in turns}),
@@ -225,6 +236,7 @@ def main() -> None:
     parser.add_argument("--engine", help="engine that transcribes the conversations")
     parser.add_argument("--transcribe", type=int, default=2, help="conversations per speaker count")
     parser.add_argument("--senko", help="Python with senko")
+    parser.add_argument("--senko-vad", nargs="+", default=["silero", "pyannote"])
     parser.add_argument("--number", type=int, default=6, help="conversations per speaker count")
     parser.add_argument("--seconds", type=float, default=90.0, help="of each conversation")
     parser.add_argument("--hours", type=float, help="instead: speed and memory of a long recording")
@@ -241,14 +253,16 @@ def main() -> None:
         results.append(
             ours(truth, networks, numbers=True).report("whisper_opt, number given", truth)
         )
-        if args.senko:
-            results.append(senko(truth, args.senko).report("senko", truth))
+        for vad in args.senko_vad if args.senko else ():
+            for name, found in senko(truth, args.senko, vad, args.threads):
+                results.append(found.report(name, truth))
         if args.engine:
             n = args.number
             chosen = truth[: args.transcribe] + truth[n : n + args.transcribe]
             results.append(transcribed(chosen, args.engine, args.speakers))
     if args.out:
-        args.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        about = {"command": command(), **environment(args.threads), "results": results}
+        args.out.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
