@@ -2,15 +2,15 @@
 
     python benchmarks/live_peers.py ENGINE SPEECH --model tiny.en --ctranslate2 DIR \
         --openai FILE.pt --python PYTHON --whisper-streaming CLONE \
-        --out benchmarks/results/live-peers.json [--sessions] [--systems NAME ...]
+        --out benchmarks/results/live-peers.json [--sessions N] [--systems NAME ...]
 
 DIR and FILE.pt have the weights of ENGINE (benchmarks/peers/convert.py). PYTHON is that of an
 environment with faster-whisper, whisperlivekit, silero-vad, librosa and torch. Every system plays
 the English recordings over 30 s in virtual time (benchmarks/live.py, benchmarks/peers/live_*.py),
 which is fed by the CPU time of one thread, and all are scored alike. Scores of a recording are kept
 in ``build/live-peers``, so that a run can be continued; ``--again`` plays it again. Results are
-added to those that the file has. ``--sessions`` adds how many sessions one core serves, and what a
-second session does to the words of the first.
+added to those that the file has. ``--sessions N`` adds how many sessions one core serves, where N
+is tried first, and what a second session does to the words of the first.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 from common import load
-from live import MOST_LAG, Recording, options_of, recordings
+from live import MOST_LAG, Recording, options_of, recordings, starts
 from live_scoring import Log, Scores, score, summary
 
 from whisper_opt import Committed, Lag, LiveEvent, LiveOptions, Partial, Whisper, Word
@@ -39,8 +39,6 @@ from whisper_opt.serving.live.simulation import Player, Simulation
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS = "whisper-opt"
-STAGGER = 3.7
-"""Seconds between the beginnings of sessions."""
 
 _STREAMING, _LIVEKIT = "live_whisper_streaming.py", "live_whisperlivekit.py"
 SYSTEMS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -207,21 +205,20 @@ def lag_p95(played: Played) -> float:
     return float(np.percentile(lags, 95))
 
 
-def sessions(system: Ours | Peer, recording: Recording) -> dict[str, Any]:
+def sessions(system: Ours | Peer, recording: Recording, guess: int) -> dict[str, Any]:
     """The largest number of sessions with a lag below a second, on one core; lags tried."""
     tried: dict[int, float] = {}
 
     def holds(n: int) -> bool:
-        play = [(recording, i * STAGGER) for i in range(n)]
+        play = [(recording, start) for start in starts(n)]
         tried[n] = round(lag_p95(system.play([play])[0]), 3)
         return tried[n] < MOST_LAG
 
-    best, worst = 0, 1
-    while holds(worst):
-        best, worst = worst, worst * 2
-    while worst - best > 1:
-        middle = (best + worst) // 2
-        best, worst = (middle, worst) if holds(middle) else (best, middle)
+    best = guess
+    while best and not holds(best):
+        best -= 1
+    while best >= guess and holds(best + 1):
+        best += 1
     return {"sessions": best, "lag_p95": {str(n): tried[n] for n in sorted(tried)}}
 
 
@@ -274,9 +271,9 @@ def measured(args: argparse.Namespace, report: dict[str, Any], folder: Path) -> 
             show(f"{args.model} {name}", entry["together"])
         if args.sessions:
             shortest = min(found, key=lambda each: len(each.samples))
-            entry["sessions"] = sessions(system, shortest)
+            entry["sessions"] = sessions(system, shortest, args.sessions)
             print(f"{args.model} {name} sessions of a core: {entry['sessions']}", flush=True)
-            first, other = sorted(found, key=lambda each: len(each.samples))[1:3]
+            first, other = sorted(found, key=lambda each: len(each.samples))[:2]
             words = offline[first.name]
             entry["second_session"] = second_session(system, first, other, words)
             print(f"{args.model} {name} second session: {entry['second_session']}", flush=True)
@@ -303,7 +300,13 @@ def main() -> int:
     parser.add_argument("--systems", nargs="+", default=[OURS, *SYSTEMS], choices=[OURS, *SYSTEMS])
     parser.add_argument("--only", nargs="+", default=[], help="ids of recordings")
     parser.add_argument("--longest", type=float, default=120.0, help="seconds of a recording")
-    parser.add_argument("--sessions", action="store_true", help="sessions of a core as well")
+    parser.add_argument(
+        "--sessions",
+        type=int,
+        default=0,
+        metavar="N",
+        help="sessions of a core as well",
+    )
     parser.add_argument("--again", action="store_true", help="play what is kept again")
     parser.add_argument("--no-words", action="store_true", help="sessions only")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "live-peers.json")

@@ -159,6 +159,19 @@ def test_cancel_ends_the_events_at_once(runner: HandRunner) -> None:
     assert session.take() == []
 
 
+def test_cancel_stops_what_is_decoded(runner: HandRunner) -> None:
+    session = begun(runner)
+    push(session, runner, 1.0)
+    session.commit()
+    runner.work()
+    runner.answer()
+    push(session, runner, 1.0)
+    assert (len(runner.updates), len(runner.utterances)) == (1, 1)
+    session.cancel()
+    runner.work()
+    assert (len(runner.updates), len(runner.utterances)) == (0, 0)
+
+
 def test_a_closed_engine_ends_the_session_with_a_failure(runner: HandRunner) -> None:
     session = begun(runner)
     runner.closed = True

@@ -24,6 +24,7 @@ from whisper_opt.text.live_events import (
     SpeechStopped,
 )
 from whisper_opt.text.vocabulary import Vocab
+from whisper_opt.transcription.fallback import is_silent, is_unlikely, repeats
 from whisper_opt.transcription.live.audio_buffer import AudioBuffer
 from whisper_opt.transcription.live.languages import UtteranceLanguage
 from whisper_opt.transcription.live.options import first_ids, update_options
@@ -321,24 +322,17 @@ class LiveTranscriber:
             head.results.clear()
 
     def _passes(self, found: Hypothesis) -> bool:
-        options = self._options
-        ratio, logprob = options.compression_ratio_threshold, options.logprob_threshold
-        repeats = ratio is not None and found.compression_ratio > ratio
-        unlikely = logprob is not None and found.avg_logprob < logprob
-        return not (repeats or unlikely or found.truncated)
+        unlikely = is_unlikely(found.avg_logprob, self._options)
+        return not (self._loops(found) or unlikely)
+
+    def _loops(self, found: Hypothesis) -> bool:
+        return found.truncated or repeats(found.compression_ratio, self._options)
 
     def _plausible(self, found: Hypothesis) -> tuple[LiveWord, ...]:
         """The words of a result without what was probably not said."""
-        options = self._options
-        silent = options.no_speech_threshold is not None and (
-            found.no_speech_prob > options.no_speech_threshold
-        )
-        if silent and not self._passes(found):
+        if is_silent(found.no_speech_prob, self._options) and not self._passes(found):
             return ()
-        ratio = options.compression_ratio_threshold
-        if found.truncated or (ratio is not None and found.compression_ratio > ratio):
-            return cut_loop(found.words)
-        return found.words
+        return cut_loop(found.words) if self._loops(found) else found.words
 
     # --- words ------------------------------------------------------------------------------------
 
