@@ -29,15 +29,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import load
+from common import ROOT, command, environment, load, table, write_json
 from server_clients import Load, closed_loop, free_port, request_body, running
 
-from whisper_opt.cli.bench.machine import commit
-from whisper_opt.cli.bench.report import table
-from whisper_opt.core.cpu import cpu_info
-from whisper_opt.core.files import replace_file
-
-ROOT = Path(__file__).resolve().parents[1]
 OPENAI = "/v1/audio/transcriptions"
 
 
@@ -116,8 +110,8 @@ class Started:
     text: str | None = None
 
     def loaded(self, clients: int, seconds: float) -> Load:
-        """Load it; all texts must be equal."""
-        found = closed_loop(
+        """Load it; the texts of all loads must be equal."""
+        load = closed_loop(
             self.port,
             self.server.path,
             self.body,
@@ -127,7 +121,8 @@ class Started:
             pid=self.process.pid,
             text=self.text,
         )
-        return found
+        self.text = load.text
+        return load
 
 
 def measured(args: argparse.Namespace, folder: Path) -> dict[str, dict[str, list[Any]]]:
@@ -188,16 +183,14 @@ def main() -> int:
         for name, by_clients in results.items()
     }
     report = {
-        "commit": commit(ROOT),
-        "cpu": cpu_info().name,
+        "command": command(),
+        "environment": environment(args.threads),
         "load_before": before,
         "clip": args.clip.name,
-        "threads": args.threads,
         "medians": found,
         "turns": results,
     }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(args.out, (json.dumps(report, indent=1) + "\n").encode())
+    write_json(args.out, report)
     rows = [
         [name, n, *map(str, figures.values())]
         for name, by_clients in found.items()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.support.live_runner import EACH, HandRunner
-from tests.support.live_script import RATE, Silent, result
+from tests.support.live_script import RATE, result
 from tests.support.live_words import words
 from tests.support.reference_windows import DIMS, VOCAB
 from whisper_opt import (
@@ -31,11 +31,7 @@ from whisper_opt import (
 from whisper_opt.serving.live.session import LiveSession
 from whisper_opt.transcription.live.transcriber import LiveTranscriber
 
-
-@pytest.fixture(autouse=True)
-def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("whisper_opt.audio.vad.gate.Frames", Silent)
-    monkeypatch.setattr("whisper_opt.audio.vad.gate.SecondLook", Silent)
+pytestmark = pytest.mark.usefixtures("hear_no_speech")
 
 
 @pytest.fixture
@@ -161,6 +157,19 @@ def test_cancel_ends_the_events_at_once(runner: HandRunner) -> None:
     assert list(session.events()) == []
     runner.answer()
     assert session.take() == []
+
+
+def test_cancel_stops_what_is_decoded(runner: HandRunner) -> None:
+    session = begun(runner)
+    push(session, runner, 1.0)
+    session.commit()
+    runner.work()
+    runner.answer()
+    push(session, runner, 1.0)
+    assert (len(runner.updates), len(runner.utterances)) == (1, 1)
+    session.cancel()
+    runner.work()
+    assert (len(runner.updates), len(runner.utterances)) == (0, 0)
 
 
 def test_a_closed_engine_ends_the_session_with_a_failure(runner: HandRunner) -> None:

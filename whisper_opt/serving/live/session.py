@@ -14,7 +14,6 @@ from whisper_opt.audio.live_input import LiveInput, LiveSamples, as_block, check
 from whisper_opt.core.arrays import NDArray
 from whisper_opt.core.dims import SAMPLE_RATE
 from whisper_opt.core.errors import (
-    EngineClosed,
     EngineError,
     LiveSessionLost,
     StreamError,
@@ -22,9 +21,9 @@ from whisper_opt.core.errors import (
 )
 from whisper_opt.core.options import LiveOptions, TranscribeOptions
 from whisper_opt.serving.live.event_queue import EventQueue
-from whisper_opt.serving.live.runner import Runner
+from whisper_opt.serving.live.runner import Cancel, Runner
 from whisper_opt.text.live_events import Failed, Lag, LiveEvent, Utterance
-from whisper_opt.text.results import Segment, Transcript
+from whisper_opt.text.results import Transcript, moved
 from whisper_opt.transcription.live.transcriber import Finished, LiveTranscriber
 from whisper_opt.transcription.live.window import Hypothesis, Update
 from whisper_opt.transcription.live.words import text_of
@@ -97,6 +96,8 @@ class LiveSession:
         self._finishing = False
         self._arrivals: collections.deque[tuple[int, float]] = collections.deque()
         self._final: Union[Finished, None] = None
+        self._cancel_update: Cancel = _nothing
+        self._cancel_final: Cancel = _nothing
         self._received_s = self._heard_s = 0.0
 
     # --- in any thread ----------------------------------------------------------------------------
@@ -145,6 +146,7 @@ class LiveSession:
         with self._lock:
             self._closed = True
         self._queue.end(at_once=True)
+        self._do(self._drop_work)
         self._on_end(self)
 
     def detach(self) -> None:
@@ -251,18 +253,15 @@ class LiveSession:
         if self._queue.ended:
             return
         self._heard_s = self._transcriber.heard / SAMPLE_RATE
-        try:
-            update = self._transcriber.next_update()
-            if update is not None:
-                heard = self._transcriber.heard
-                self._runner.decode(
-                    update,
-                    self.live_options.update_s,
-                    lambda found, work: self._updated(update, heard, found, work),
-                )
-            self._begin_final()
-        except EngineClosed as error:
-            self._stop(error)
+        update = self._transcriber.next_update()
+        if update is not None:
+            heard = self._transcriber.heard
+            self._cancel_update = self._runner.decode(
+                update,
+                self.live_options.update_s,
+                lambda found, work: self._updated(update, heard, found, work),
+            )
+        self._begin_final()
         self._report()
         if self._finishing and self._transcriber.idle and self._final is None:
             self._queue.end()
@@ -274,6 +273,8 @@ class LiveSession:
             self._queue.put(events.popleft())
 
     def _updated(self, update: Update, heard: int, found: Hypothesis | None, work: float) -> None:
+        if self._queue.ended:  # it may have been cancelled
+            return
         self._worked(work, (update.end - heard) / SAMPLE_RATE)
 
         def take() -> None:
@@ -303,7 +304,7 @@ class LiveSession:
                 self._queue.put(_without_final(utterance))
                 continue
             self._final = utterance
-            self._runner.transcribe(
+            self._cancel_final = self._runner.transcribe(
                 utterance.samples,
                 final_options(self.options, utterance.language),
                 _FINAL_DEADLINE,
@@ -330,7 +331,18 @@ class LiveSession:
             self._queue.put(Failed(error, number))
         self._final = None
         self._queue.end()
+        self._drop_work()
         self._on_end(self)
+
+    def _drop_work(self) -> None:
+        """Decode nothing more; what has been decoded is not cancelled."""
+        self._final = None
+        self._cancel_update()
+        self._cancel_final()
+
+
+def _nothing() -> None:
+    pass
 
 
 def _without_final(utterance: Finished) -> Utterance:
@@ -346,7 +358,7 @@ def _without_final(utterance: Finished) -> Utterance:
 
 
 def _with_final(utterance: Finished, result: Transcript) -> Utterance:
-    segments = tuple(_moved(segment, utterance.start) for segment in result)
+    segments = tuple(moved(segment, utterance.start) for segment in result)
     return Utterance(
         segments=segments,
         text=result.text,
@@ -356,12 +368,3 @@ def _with_final(utterance: Finished, result: Transcript) -> Utterance:
         language=result.language,
         words=tuple(word for segment in segments for word in segment.words or ()),
     )
-
-
-def _moved(segment: Segment, by: float) -> Segment:
-    words = segment.words and tuple(
-        dataclasses.replace(word, start=round(word.start + by, 3), end=round(word.end + by, 3))
-        for word in segment.words
-    )
-    start, end = round(segment.start + by, 3), round(segment.end + by, 3)
-    return dataclasses.replace(segment, start=start, end=end, words=words)

@@ -40,6 +40,7 @@ class LiveSessions:
         self._capacity = Capacity(most)
         self._lock = threading.Lock()
         self._sessions: dict[str, LiveSession] = {}
+        self._n_reserved = 0  # that are being built
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -65,24 +66,35 @@ class LiveSessions:
         chosen.check_model(
             is_multilingual=model.is_multilingual, n_audio_ctx=model.dims.n_audio_ctx
         )
-        session = LiveSession(
-            self._runner,
-            LiveTranscriber(model.vocab, model.dims, chosen, how),
-            chosen,
-            how,
-            sample_rate=sample_rate,
-            channels=channels,
-            ended=self._ended,
-            worked=self._capacity.worked,
-        )
-        with self._lock:
-            if len(self._sessions) >= self._capacity.sessions:
-                raise LiveSessionsFull(
-                    f"there are {len(self._sessions)} live sessions, and more would delay them; try"
-                    " again when one has ended, or use another machine"
-                )
-            self._sessions[session.id] = session
+        self._reserve()
+        try:
+            session = LiveSession(
+                self._runner,
+                LiveTranscriber(model.vocab, model.dims, chosen, how),
+                chosen,
+                how,
+                sample_rate=sample_rate,
+                channels=channels,
+                ended=self._ended,
+                worked=self._capacity.worked,
+            )
+            with self._lock:
+                self._sessions[session.id] = session
+        finally:
+            with self._lock:
+                self._n_reserved -= 1
         return session
+
+    def _reserve(self) -> None:
+        """Keep a place for a session that is built, which takes time."""
+        with self._lock:
+            n = len(self._sessions) + self._n_reserved
+            if n >= self._capacity.sessions:
+                raise LiveSessionsFull(
+                    f"there are {n} live sessions, and more would delay them; try again when one"
+                    " has ended, or use another machine"
+                )
+            self._n_reserved += 1
 
     def resume(self, session_id: str, from_sample: int) -> LiveSession:
         """Resume a session; see :meth:`whisper_opt.serving.Engine.resume_live`."""

@@ -24,6 +24,7 @@ from whisper_opt.text.live_events import (
     SpeechStopped,
 )
 from whisper_opt.text.vocabulary import Vocab
+from whisper_opt.transcription.fallback import is_silent, is_unlikely, repeats
 from whisper_opt.transcription.live.audio_buffer import AudioBuffer
 from whisper_opt.transcription.live.languages import UtteranceLanguage
 from whisper_opt.transcription.live.options import first_ids, update_options
@@ -154,6 +155,7 @@ class LiveTranscriber:
                 self._stop(edge.at)
         if not self._live.vad and len(samples) and not self._open:
             self._begin(self._audio.end - len(samples))
+        self._close()  # not before: what it forgets may belong to an utterance that begins here
         self._forget()
 
     @property
@@ -168,11 +170,10 @@ class LiveTranscriber:
             self._language.begin()
 
     def _stop(self, at: int) -> None:
-        """End the open utterance at a sample, which may be yet to come."""
+        """End the open utterance at a sample, which may be yet to come; ``_close`` must follow."""
         last = self._utterances[-1]
         last.stop = max(at, last.start)
         self.events.append(SpeechStopped(last.stop / SAMPLE_RATE, last.number))
-        self._close()
 
     def _divide(self, head: LiveUtterance) -> None:
         """End an utterance that is too long where its last committed word ends."""
@@ -195,6 +196,7 @@ class LiveTranscriber:
             at = self._audio.end
             self._gate.end(at)
             self._stop(at)
+            self._close()
 
     def clear(self) -> None:
         """Forget the audio that has no committed words; utterances end with those they have."""
@@ -263,7 +265,6 @@ class LiveTranscriber:
             options=options,
             choose_language=functools.partial(language.choose, seconds=seconds),
             draft=tuple(token for word in head.pending for token in word.tokens),
-            last=head.stop is not None and end >= head.stop,
         )
 
     def _previous(self, n_prefix: int) -> tuple[int, ...]:
@@ -321,24 +322,17 @@ class LiveTranscriber:
             head.results.clear()
 
     def _passes(self, found: Hypothesis) -> bool:
-        options = self._options
-        ratio, logprob = options.compression_ratio_threshold, options.logprob_threshold
-        repeats = ratio is not None and found.compression_ratio > ratio
-        unlikely = logprob is not None and found.avg_logprob < logprob
-        return not (repeats or unlikely or found.truncated)
+        unlikely = is_unlikely(found.avg_logprob, self._options)
+        return not (self._loops(found) or unlikely)
+
+    def _loops(self, found: Hypothesis) -> bool:
+        return found.truncated or repeats(found.compression_ratio, self._options)
 
     def _plausible(self, found: Hypothesis) -> tuple[LiveWord, ...]:
         """The words of a result without what was probably not said."""
-        options = self._options
-        silent = options.no_speech_threshold is not None and (
-            found.no_speech_prob > options.no_speech_threshold
-        )
-        if silent and not self._passes(found):
+        if is_silent(found.no_speech_prob, self._options) and not self._passes(found):
             return ()
-        ratio = options.compression_ratio_threshold
-        if found.truncated or (ratio is not None and found.compression_ratio > ratio):
-            return cut_loop(found.words)
-        return found.words
+        return cut_loop(found.words) if self._loops(found) else found.words
 
     # --- words ------------------------------------------------------------------------------------
 
@@ -357,11 +351,11 @@ class LiveTranscriber:
 
     def _trim(self, head: LiveUtterance) -> None:
         """Leave out the beginning of the buffer if it is too long."""
-        if head.stop is not None:
+        if head.stop is not None and head.heard >= head.stop:
             return
         size = head.heard - head.begin
         most = round(self._live.buffer_s * SAMPLE_RATE)
-        full = len(head.prefix) > self._n_text_ctx // 2
+        full = len(head.prefix) > self._n_text_ctx // 2 or size >= LONGEST * SAMPLE_RATE
         if size <= most and not full:
             return
         earliest, latest = head.begin + SAMPLE_RATE, head.heard - SAMPLE_RATE
@@ -377,7 +371,7 @@ class LiveTranscriber:
         n = sum(word.end * SAMPLE_RATE <= at for word in head.pending)
         self._commit(head, n, good=False)
         self._show(head)
-        if head.committed:
+        if len(head.committed) > head.n_before:
             at = max(head.begin, min(at, round(head.committed[-1].end * SAMPLE_RATE) + _PADDING))
         return at
 
