@@ -33,8 +33,11 @@ from common import command, environment
 from conversations import RATE, Conversation, conversations
 from scoring_speakers import Errors, assignment, errors
 
-from whisper_opt import Segment, Transcript, Whisper
+from whisper_opt import LiveOptions, Segment, Transcript, Whisper
 from whisper_opt.audio.speakers import Diarizer, open_speakers
+from whisper_opt.audio.speakers.diarizer import main_voice
+from whisper_opt.audio.speakers.online import OnlineSpeakers
+from whisper_opt.audio.vad.gate import SpeechGate
 from whisper_opt.core.arrays import F32
 
 RUN_SENKO = Path(__file__).resolve().parent / "peers" / "run_senko.py"
@@ -200,6 +203,74 @@ def transcribed(truth: Sequence[Conversation], engine: str, speakers: str) -> di
     return entry
 
 
+# live
+
+
+def utterances(samples: F32) -> list[tuple[float, float]]:
+    """Start and end in seconds of the utterances that a live session finds."""
+    how, ms = LiveOptions(), RATE // 1000
+    gate = SpeechGate(
+        how.threshold,
+        silence=how.silence_ms * ms,
+        pre_roll=how.pre_roll_ms * ms,
+        tail=how.tail_ms * ms,
+        longest=round(how.max_utterance_s * RATE),
+    )
+    edges = [edge for block in blocks(samples) for edge in gate.feed(block)]
+    starts = [edge.at / RATE for edge in edges if edge.is_start]
+    ends = [edge.at / RATE for edge in edges if not edge.is_start]
+    return list(zip(starts, [*ends, len(samples) / RATE]))
+
+
+def live(truth: Sequence[Conversation], networks: Any) -> dict[str, Any]:
+    """Share of the utterances of live sessions that have the right speaker, by names and seconds.
+
+    The right one is who speaks most in the utterance; names are assigned as for the error rate.
+    """
+    entry: dict[str, Any] = {"utterances": 0}
+    right = {"online": 0, "at the end": 0}
+    seconds = {"online": 0.0, "at the end": 0.0}
+    total, alone, cpu = 0.0, 0, 0.0
+    for each in truth:
+        spans, speakers, begin = utterances(each.mixture), OnlineSpeakers(), time.process_time()
+        online = []
+        for start, end in spans:
+            part = each.mixture[round(start * RATE) : round(end * RATE)]
+            online.append(speakers.feed(*main_voice(networks, part)))
+        found = {"online": online, "at the end": list(speakers.finish())}
+        cpu += time.process_time() - begin
+        spoken = [
+            {
+                name: sum(
+                    max(0.0, min(turn.end, end) - max(turn.start, start))
+                    for turn in each.speech
+                    if turn.speaker == name
+                )
+                for name in each.tracks
+            }
+            for start, end in spans
+        ]
+        owners = [max(shares, key=lambda name: shares[name]) for shares in spoken]
+        alone += sum(max(shares.values()) > 0.9 * sum(shares.values()) for shares in spoken)
+        entry["utterances"] += len(spans)
+        total += sum(end - start for start, end in spans)
+        for when, labels in found.items():
+            given = [Spoken(*span, name or "") for span, name in zip(spans, labels)]
+            owned = [Spoken(*span, name) for span, name in zip(spans, owners)]
+            names = assignment(owned, given, len(each.mixture) / RATE) if spans else {}
+            for mine, theirs in zip(given, owned):
+                if names.get(mine.speaker) == theirs.speaker:
+                    right[when] += 1
+                    seconds[when] += mine.end - mine.start
+    for when in right:
+        entry[f"right {when}"] = round(100 * right[when] / entry["utterances"], 1)
+        entry[f"right {when}, by seconds"] = round(100 * seconds[when] / total, 1)
+    entry["one speaker"] = alone
+    entry["cpu_ms_per_utterance"] = round(1000 * cpu / entry["utterances"])
+    print(json.dumps(entry), flush=True)
+    return entry
+
+
 # memory
 
 
@@ -237,6 +308,7 @@ def main() -> None:
     parser.add_argument("--transcribe", type=int, default=2, help="conversations per speaker count")
     parser.add_argument("--senko", help="Python with senko")
     parser.add_argument("--senko-vad", nargs="+", default=["silero", "pyannote"])
+    parser.add_argument("--live", action="store_true", help="also utterances of live sessions")
     parser.add_argument("--number", type=int, default=6, help="conversations per speaker count")
     parser.add_argument("--seconds", type=float, default=90.0, help="of each conversation")
     parser.add_argument("--hours", type=float, help="instead: speed and memory of a long recording")
@@ -256,6 +328,8 @@ def main() -> None:
         for vad in args.senko_vad if args.senko else ():
             for name, found in senko(truth, args.senko, vad, args.threads):
                 results.append(found.report(name, truth))
+        if args.live:
+            results.append(live(truth, networks))
         if args.engine:
             n = args.number
             chosen = truth[: args.transcribe] + truth[n : n + args.transcribe]
