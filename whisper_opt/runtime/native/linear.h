@@ -284,9 +284,8 @@ typedef void (*HeadTile)(const HeadCall *call, int64_t row, int64_t column, cons
 #define HEAD_MANY(n) HEAD_TILE(head_tile_##n, n, TILE_COLUMNS / WIDTH, 0)
 HEAD_MANY(1) HEAD_MANY(2) HEAD_MANY(3)
 static const HeadTile HEAD_TILES[] = {NULL, head_tile_1, head_tile_2, head_tile_3};
-#if FEW_ROWS
-#define ONE_PAIR (SEVEN_BITS ? 2 : FEW_VECTORS(2)) /* vectors of columns per tile */
-HEAD_TILE(head_tile_one, 1, ONE_PAIR, !SEVEN_BITS)
+#if FEW_ROWS && !SEVEN_BITS
+HEAD_TILE(head_tile_one, 1, FEW_VECTORS(2), 1)
 #endif
 
 static void head_block(void *data, size_t task) {
@@ -294,9 +293,9 @@ static void head_block(void *data, size_t task) {
   const Packed *weight = call->args->weight;
   const int64_t n_rows = call->args->n_rows, first = (int64_t)task * TASK_PANELS * PANEL;
   const int64_t end = min64(first + TASK_PANELS * PANEL, weight->n_out);
-#if FEW_ROWS
+#if FEW_ROWS && !SEVEN_BITS
   if (n_rows == 1) { /* a pair */
-    for (int64_t column = first; column < end; column += ONE_PAIR * WIDTH)
+    for (int64_t column = first; column < end; column += FEW_VECTORS(2) * WIDTH)
       head_tile_one(call, 0, column, columns_at(weight, column));
     return;
   }
