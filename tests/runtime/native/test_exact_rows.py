@@ -6,7 +6,10 @@ give the tokens of single steps.
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +23,7 @@ from tests.support.watched_backend import PLAIN
 from whisper_opt.core.arrays import F32
 from whisper_opt.core.backend import Backend, Encoded
 from whisper_opt.export import export
-from whisper_opt.runtime.engine import Engine
+from whisper_opt.runtime.engine import MANIFEST, Engine, read_engine
 from whisper_opt.runtime.onnxruntime.backend import OrtBackend
 
 DIMS = random_dims(n_vocab=2000, n_text_ctx=80)
@@ -90,6 +93,22 @@ def test_rows_accept_different_numbers(backend: OrtBackend, lengths: Sequence[in
         alone = backend.open(audio.take([row]))
         wanted = alone.extend(given[row : row + 1, : 12 - row + length]).numpy()[0, -1]
         np.testing.assert_array_equal(found[row], wanted)
+
+
+@pytest.mark.usefixtures("library")
+def test_only_packed_graphs_of_new_engines_have_the_operator(
+    engine: Engine, tmp_path: Path
+) -> None:
+    """Plain graphs are for ONNX Runtime's own operators, and older engines must still load."""
+    assert b"SelfAttention" in engine.file("decoder.packed.onnx").read_bytes()
+    assert b"SelfAttention" not in engine.file("decoder.onnx").read_bytes()
+    assert OrtBackend(engine, threads=1).decoder.own_attention
+    assert not OrtBackend(engine, threads=1, kernels=False).decoder.own_attention
+    shutil.copytree(engine.path, tmp_path / "older")
+    manifest = tmp_path / "older" / MANIFEST
+    values = {**json.loads(manifest.read_text(encoding="utf-8")), "format_version": 5}
+    manifest.write_text(json.dumps(values), encoding="utf-8")
+    assert not OrtBackend(read_engine(tmp_path / "older"), threads=1).decoder.own_attention
 
 
 @pytest.mark.slow
