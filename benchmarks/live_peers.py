@@ -2,15 +2,15 @@
 
     python benchmarks/live_peers.py ENGINE SPEECH --model tiny.en --ctranslate2 DIR \
         --openai FILE.pt --python PYTHON --whisper-streaming CLONE \
-        --out benchmarks/results/live-peers.json [--sessions N] [--systems NAME ...]
+        --out benchmarks/results/live-peers.json [--sessions N ...] [--systems NAME ...]
 
 DIR and FILE.pt have the weights of ENGINE (benchmarks/peers/convert.py). PYTHON is that of an
 environment with faster-whisper, whisperlivekit, silero-vad, librosa and torch. Every system plays
 the English recordings over 30 s in virtual time (benchmarks/live.py, benchmarks/peers/live_*.py),
 which is fed by the CPU time of one thread, and all are scored alike. Scores of a recording are kept
 in ``build/live-peers``, so that a run can be continued; ``--again`` plays it again. Results are
-added to those that the file has. ``--sessions N`` adds how many sessions of the shortest recording
-one core serves (N is tried first), and what a second session does to the words of the first.
+added to those that the file has. ``--sessions N ...`` plays the shortest recording to so many
+sessions at once.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 from common import load
-from live import MOST_LAG, Recording, options_of, recordings, starts
+from live import Recording, options_of, recordings, starts
 from live_scoring import Log, Scores, score, summary
 
 from whisper_opt import Committed, Lag, LiveEvent, LiveOptions, Partial, Whisper, Word
@@ -208,29 +208,14 @@ def lag_p95(played: Played) -> float:
 
 
 def sessions(
-    system: Ours | Peer, recording: Recording, words: list[Word], guess: int
-) -> dict[str, Any]:
-    """The largest number of sessions with a lag below a second, on one core.
-
-    Also, by number of sessions: the lag of all, and how late the words of the first one came.
-    """
-    tried: dict[int, dict[str, float]] = {}
-
-    def holds(n: int) -> bool:
-        played = system.play([[(recording, start) for start in starts(n)]])[0]
-        figures = summary(score(played.logs[0], words, recording.text, work=1.0, audio=1.0))
-        first = {name: figures[name] for name in ("shown_mean", "committed_mean")}
-        tried[n] = rounded({"lag_p95": lag_p95(played), **first})
-        return tried[n]["lag_p95"] < MOST_LAG
-
-    best = guess
-    while best and not holds(best):
-        best -= 1
-    while best >= guess and holds(best + 1):
-        best += 1
-    for n in {1, 2} - set(tried):
-        holds(n)
-    return {"most": best, "by_number": {str(n): tried[n] for n in sorted(tried)}}
+    system: Ours | Peer, recording: Recording, words: list[Word], n: int
+) -> dict[str, float]:
+    """Sessions that hear a recording at once on one core: the lag of all, and how late the words
+    of the first one came."""
+    played = system.play([[(recording, start) for start in starts(n)]])[0]
+    figures = summary(score(played.logs[0], words, recording.text, work=1.0, audio=1.0))
+    first = {name: figures[name] for name in ("shown_mean", "committed_mean")}
+    return rounded({"lag_p95": lag_p95(played), **first})
 
 
 def measured(args: argparse.Namespace, report: dict[str, Any], folder: Path) -> None:
@@ -266,11 +251,11 @@ def measured(args: argparse.Namespace, report: dict[str, Any], folder: Path) -> 
                 total.add(scores)
             entry.update({"together": rounded(summary(total)), "each": each})
             show(f"{args.model} {name}", entry["together"])
-        if args.sessions:
-            shortest = min(found, key=lambda each: len(each.samples))
-            words = offline[shortest.name]
-            entry["sessions"] = sessions(system, shortest, words, args.sessions)
-            print(f"{args.model} {name} sessions of a core: {entry['sessions']}", flush=True)
+        shortest = min(found, key=lambda each: len(each.samples))
+        for n in args.sessions:
+            figures = sessions(system, shortest, offline[shortest.name], n)
+            entry.setdefault("sessions", {})[str(n)] = figures
+            show(f"{args.model} {name}, {n} sessions", figures)
         entry["load_before"] = before
         entry["versions"] = system.versions or entry.get("versions", {})
 
@@ -295,11 +280,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", default=[], help="ids of recordings")
     parser.add_argument("--longest", type=float, default=120.0, help="seconds of a recording")
     parser.add_argument(
-        "--sessions",
-        type=int,
-        default=0,
-        metavar="N",
-        help="sessions of a core as well",
+        "--sessions", type=int, nargs="+", default=[], metavar="N", help="play N sessions at once"
     )
     parser.add_argument(
         "--threads",
