@@ -22,6 +22,7 @@ from whisper_opt.export.checkpoints.checkpoint import Checkpoint
 __all__ = [
     "ctranslate2_quantized",
     "encode",
+    "huggingface_config",
     "huggingface_names",
     "rounded",
     "write_ctranslate2",
@@ -144,7 +145,7 @@ def write_huggingface(
             write(directory / file, part, dtype)
             weight_map.update(dict.fromkeys(part, file))
         _write_json(directory / f"{stem}{suffix}.index.json", {"weight_map": weight_map})
-    _write_json(directory / "config.json", _huggingface_config(checkpoint))
+    _write_json(directory / "config.json", huggingface_config(checkpoint.dims))
     generation = {
         "alignment_heads": checkpoint.alignment_heads,
         "suppress_tokens": checkpoint.suppress_tokens,
@@ -155,8 +156,8 @@ def write_huggingface(
     return directory
 
 
-def _huggingface_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    dims = checkpoint.dims
+def huggingface_config(dims: ModelDims) -> dict[str, Any]:
+    """The part of ``config.json`` that describes a model."""
     return {
         "model_type": "whisper",
         "activation_function": "gelu",
