@@ -19,9 +19,7 @@ from typing import Any
 import pytest
 import soundfile
 
-from tests.support.engines import random_engine
 from tests.support.http_server import wait_until
-from tests.support.models import random_dims
 from tests.support.ports import free_port
 from tests.support.watched_backend import noise
 from whisper_opt import TranscribeOptions, Whisper, render
@@ -50,9 +48,8 @@ def cluster() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> str:
-    dims = random_dims(n_audio_layer=1, n_text_layer=1, n_text_ctx=40)
-    return str(random_engine(tmp_path_factory.mktemp("ray") / "tiny", dims).path)
+def engine(tiny: Path) -> str:
+    return str(tiny)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Compiled kernels of the operators of 8-bit engines (``export/graphs/operators.py``).
+"""Compiled kernels of the operators of int8 and int4 engines (``export/graphs/operators.py``).
 
 A custom-operator library for ONNX Runtime, written in C and compiled when the package is built, if
 there is a compiler (``hatch_build.py``). It is optional: engines run without it, only slower. It
@@ -33,7 +33,7 @@ __all__ = [
     "why_no_kernels",
 ]
 
-ABI = 4
+ABI = 5
 """``WHISPER_OPT_ABI`` of ``layout.h``; a library must have been compiled with the same."""
 LIBRARY = Path(__file__).with_name(library_name())
 """Path of the compiled library, if there is one."""

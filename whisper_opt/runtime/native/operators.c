@@ -18,7 +18,7 @@ static OrtCustomOpDomain *_Atomic domain;
     if (status_) return status_;                         \
   } while (0)
 
-enum { MAX_INPUTS = 6, MAX_OUTPUTS = 2, MAX_DIMS = 6, NONE = -1 };
+enum { MAX_INPUTS = 6, MAX_OUTPUTS = 3, MAX_DIMS = 6, NONE = -1 };
 
 typedef struct Kernel Kernel;
 typedef OrtStatus *(*Compute)(const Kernel *kernel, OrtKernelContext *context, Threads threads);
@@ -131,6 +131,20 @@ static OrtStatus *count_columns(const OrtKernelInfo *info, const Operator *op, i
   return NULL;
 }
 
+/* Checks and keeps the sizes of a weight [n_in, n_out], with which the vectors beside it must agree. */
+static OrtStatus *take_sizes(const OrtKernelInfo *info, Kernel *kernel, int64_t n_in, int64_t n_out) {
+  const Operator *op = kernel->operator;
+  OrtStatus *status = NULL;
+  if (n_in > MAX_INPUT) return refused("weights must have at most 16384 rows");
+  for (int i = 0; !status && i < 2; i++) {
+    status = check_vector(info, op->of_columns[i], n_out);
+    if (!status) status = check_vector(info, op->of_rows[i], n_in);
+  }
+  kernel->weight.n_in = n_in;
+  kernel->weight.n_out = n_out;
+  return status;
+}
+
 /* Reads the weight of an operator: panels of 64 columns, or [n_in, n_out] in engines before format 5. */
 static OrtStatus *read_weight(const OrtKernelInfo *info, Kernel *kernel) {
   const Operator *op = kernel->operator;
@@ -147,15 +161,8 @@ static OrtStatus *read_weight(const OrtKernelInfo *info, Kernel *kernel) {
                 : op->looks_up || !is_shape(&shape, (const int64_t[]){n_in, n_out}, 2))
     return refused("the shape of the weight does not match its scales");
   if (n_in % 16) return refused("weights must have a multiple of 16 rows");
-  if (n_in > MAX_INPUT) return refused("weights must have at most 16384 rows");
-  for (int i = 0; !status && i < 2; i++) {
-    status = check_vector(info, op->of_columns[i], n_out);
-    if (!status) status = check_vector(info, op->of_rows[i], n_in);
-  }
-  if (status) return status;
-  kernel->weight.n_in = n_in;
-  kernel->weight.n_out = n_out;
-  if (op->looks_up) return NULL;
+  status = take_sizes(info, kernel, n_in, n_out);
+  if (status || op->looks_up) return status;
   TRY(GetTensorMutableData, (OrtValue *)value, &weight);
   return finished((in_panels ? use_panels : pack_weight)(&kernel->weight, weight, n_in, n_out, kernel->variant->width));
 }
@@ -173,13 +180,8 @@ static OrtStatus *read_nibbles(const OrtKernelInfo *info, Kernel *kernel) {
   if (!is_shape(&shape, (const int64_t[]){n_out, blocks, NIBBLE_BLOCK / 2}, 3) ||
       !is_shape(&of_scales, (const int64_t[]){n_out, blocks}, 2))
     return refused("the shape of the weight does not match its scales");
-  if (n_in > MAX_INPUT) return refused("weights must have at most 16384 rows");
-  status = check_vector(info, op->of_columns[1], n_out);
-  for (int i = 0; !status && i < 2; i++) status = check_vector(info, op->of_rows[i], n_in);
-  if (status) return status;
-  kernel->weight.n_in = n_in;
-  kernel->weight.n_out = n_out;
-  if (op->looks_up) return NULL;
+  status = take_sizes(info, kernel, n_in, n_out);
+  if (status || op->looks_up) return status;
   TRY(GetTensorMutableData, (OrtValue *)value, &weight);
   TRY(GetTensorMutableData, (OrtValue *)scales, &scale);
   return finished(pack_nibbles(&kernel->weight, weight, scale, n_in, n_out));
@@ -286,6 +288,22 @@ static OrtStatus *compute_head(const Kernel *kernel, OrtKernelContext *context, 
   return finished((op->special ? kernel->variant->output_head4 : kernel->variant->output_head)(&args, threads));
 }
 
+/* Reads the tokens of an embedding, and makes its output [.., n_in]. */
+static OrtStatus *read_tokens(const Kernel *kernel, OrtKernelContext *context, const int64_t **tokens,
+                              int64_t *n_tokens, float **y) {
+  const int64_t n_vocab = kernel->weight.n_out + kernel->special.n_out;
+  Shape shape;
+  OrtStatus *status = input(context, 0, (const void **)tokens, &shape);
+  if (status) return status;
+  if (shape.n == MAX_DIMS) return refused("tokens have too many dimensions");
+  *n_tokens = 1;
+  for (size_t i = 0; i < shape.n; i++) *n_tokens *= shape.sizes[i];
+  for (int64_t i = 0; i < *n_tokens; i++)
+    if ((*tokens)[i] < 0 || (*tokens)[i] >= n_vocab) return refused("a token is out of range");
+  shape.sizes[shape.n++] = kernel->weight.n_in;
+  return output(context, 0, shape, (void **)y);
+}
+
 static OrtStatus *compute_embed(const Kernel *kernel, OrtKernelContext *context, Threads threads) {
   (void)threads;
   const Operator *op = kernel->operator;
@@ -293,21 +311,13 @@ static OrtStatus *compute_embed(const Kernel *kernel, OrtKernelContext *context,
   const int64_t *tokens = NULL;
   const float *scale = NULL, *shrink = NULL, *mean = NULL;
   float *y = NULL;
-  int64_t n_tokens = 1;
+  int64_t n_tokens = 0;
   Packed weight;
-  Shape shape;
   OrtStatus *status = weight_of(kernel, context, &weight);
-  if (!status) status = input(context, 0, (const void **)&tokens, &shape);
   if (!status) status = input(context, op->of_columns[0], (const void **)&scale, NULL);
   if (!status) status = input(context, op->of_rows[0], (const void **)&shrink, NULL);
   if (!status) status = input(context, op->of_rows[1], (const void **)&mean, NULL);
-  if (status) return status;
-  if (shape.n == MAX_DIMS) return refused("tokens have too many dimensions");
-  for (size_t i = 0; i < shape.n; i++) n_tokens *= shape.sizes[i];
-  for (int64_t i = 0; i < n_tokens; i++)
-    if (tokens[i] < 0 || tokens[i] >= weight.n_out) return refused("a token is out of range");
-  shape.sizes[shape.n++] = n_in;
-  status = output(context, 0, shape, (void **)&y);
+  if (!status) status = read_tokens(kernel, context, &tokens, &n_tokens, &y);
   for (int64_t t = 0; !status && t < n_tokens; t++, y += n_in) {
     const int8_t *column = weight.panels + tokens[t] / PANEL * PANEL * n_in + tokens[t] % PANEL * 4;
     for (int64_t i = 0; i < n_in; i++)
@@ -326,21 +336,13 @@ static void embed_word(const uint8_t *pairs, const uint16_t *steps, const float 
 
 static OrtStatus *compute_embed4(const Kernel *kernel, OrtKernelContext *context, Threads threads) {
   (void)threads;
-  const int64_t n_in = kernel->weight.n_in, n_words = kernel->weight.n_out, n_special = kernel->special.n_out;
+  const int64_t n_in = kernel->weight.n_in, n_words = kernel->weight.n_out;
+  const int64_t *tokens = NULL;
   const void *data[MAX_INPUTS];
   float *y = NULL;
-  int64_t n_tokens = 1;
-  Shape shape;
-  OrtStatus *status = input(context, 0, &data[0], &shape);
+  int64_t n_tokens = 0;
+  OrtStatus *status = read_tokens(kernel, context, &tokens, &n_tokens, &y);
   for (int i = 1; !status && i < 6; i++) status = input(context, i, &data[i], NULL);
-  if (status) return status;
-  const int64_t *tokens = data[0];
-  if (shape.n == MAX_DIMS) return refused("tokens have too many dimensions");
-  for (size_t i = 0; i < shape.n; i++) n_tokens *= shape.sizes[i];
-  for (int64_t t = 0; t < n_tokens; t++)
-    if (tokens[t] < 0 || tokens[t] >= n_words + n_special) return refused("a token is out of range");
-  shape.sizes[shape.n++] = n_in;
-  status = output(context, 0, shape, (void **)&y);
   for (int64_t t = 0; !status && t < n_tokens; t++, y += n_in) {
     const uint8_t *pairs = (const uint8_t *)data[1] + tokens[t] * (n_in / 2);
     const uint16_t *steps = (const uint16_t *)data[2] + tokens[t] * (n_in / NIBBLE_BLOCK);
@@ -386,6 +388,45 @@ static OrtStatus *compute_attention(const Kernel *kernel, OrtKernelContext *cont
 
 static OrtStatus *compute_attention_at(const Kernel *kernel, OrtKernelContext *context, Threads threads) {
   return attend_self(kernel, context, threads, 1);
+}
+
+/* The new contents of a cache: its memory, if ONNX Runtime has the same for input and output, or else a copy. */
+static OrtStatus *updated(OrtKernelContext *context, size_t i, const float *past, Shape shape, float **present) {
+  OrtStatus *status = output(context, i, shape, (void **)present);
+  if (!status && *present != past) {
+    size_t n = 1;
+    for (size_t axis = 0; axis < shape.n; axis++) n *= (size_t)shape.sizes[axis];
+    memmove(*present, past, n * sizeof *past);
+  }
+  return status;
+}
+
+static OrtStatus *compute_self(const Kernel *kernel, OrtKernelContext *context, Threads threads) {
+  SelfAttention args = {.n_head = kernel->n_head};
+  Shape qkv, keys, values, start;
+  const float *past[2];
+  OrtStatus *status = input(context, 0, (const void **)&args.qkv, &qkv);
+  if (!status) status = input(context, 1, (const void **)&past[0], &keys);
+  if (!status) status = input(context, 2, (const void **)&past[1], &values);
+  if (!status) status = input(context, 3, (const void **)&args.start, &start);
+  if (status) return status;
+  args.n_seq = qkv.sizes[0];
+  args.n_new = qkv.sizes[1];
+  args.capacity = keys.sizes[2];
+  const int64_t rows[] = {args.n_seq, args.n_new, 3 * HEAD * args.n_head};
+  const int64_t cache[] = {args.n_seq, args.n_head, args.capacity, HEAD};
+  if (!is_shape(&qkv, rows, 3) || !is_shape(&keys, cache, 4) || !is_shape(&values, cache, 4) ||
+      !is_shape(&start, rows, 1))
+    return refused("the shapes of qkv, key, value and start do not match");
+  if (args.capacity > MAX_KEYS) return refused(TOO_MANY);
+  for (int64_t row = 0; row < args.n_seq; row++)
+    if (args.start[row] < 0 || args.start[row] >= args.capacity) return refused("a start is not in the cache");
+  const Shape mixed = {{args.n_seq, args.n_new, HEAD * args.n_head}, 3};
+  status = output(context, 0, mixed, (void **)&args.y);
+  if (!status) status = updated(context, 1, past[0], keys, &args.keys);
+  if (!status) status = updated(context, 2, past[1], values, &args.values);
+  if (!status && args.n_seq && args.n_new) kernel->variant->self_attention(&args, threads);
+  return status;
 }
 
 static OrtStatus *pack(const Kernel *kernel, OrtKernelContext *context, Threads threads, int keys) {
@@ -553,6 +594,8 @@ static const Operator OPERATORS[] = {
      .inputs = {ORT_FLOAT, ORT_FLOAT, ORT_BOOL}, .outputs = {ORT_FLOAT}},
     {BASE, .name = "EncoderAttentionAt", .compute = compute_attention_at, .n_inputs = 2, .n_outputs = 1,
      .inputs = {ORT_FLOAT, ORT_INT64}, .outputs = {ORT_FLOAT}},
+    {BASE, .name = "SelfAttention", .compute = compute_self, .n_inputs = 4, .n_outputs = 3,
+     .inputs = {ORT_FLOAT, ORT_FLOAT, ORT_FLOAT, ORT_INT64}, .outputs = {ORT_FLOAT, ORT_FLOAT, ORT_FLOAT}},
     {BASE, .name = "PackKeys", .compute = compute_pack_keys, .n_inputs = 1, .n_outputs = 2,
      .inputs = {ORT_FLOAT}, .outputs = {ORT_UINT8, ORT_FLOAT}},
     {BASE, .name = "PackValues", .compute = compute_pack_values, .n_inputs = 1, .n_outputs = 2,
