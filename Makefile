@@ -9,7 +9,7 @@ BENCH_ARGS ?=
 FUZZ ?= 1000000
 
 .DEFAULT_GOAL := help
-.PHONY: help fmt lint type test test-fast kernels wheels engines docs site golden bench fuzz constraints constraints-check
+.PHONY: help fmt lint type test test-fast kernels wheels engines docs site walk golden bench fuzz constraints constraints-check
 
 help: ## lists the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r target text; do \
@@ -44,11 +44,15 @@ engines: ## builds the engines of engines/engines.toml
 
 docs: ## writes what is generated in docs/
 	$(PY) scripts/make_options_doc.py
+	$(PY) scripts/make_errors_doc.py
 	$(PY) scripts/gpu/unrun.py
 	$(PY) scripts/make_terminal_picture.py
 
 site: ## builds the documentation into build/site
 	$(PY) scripts/make_site.py
+
+walk: ## walks through README.md and docs/index.md in a fresh clone
+	$(PY) scripts/walk.py
 
 golden: ## makes the goldens of whole transcripts with openai-whisper
 	PYTHONPATH=. $(GOLDEN_PY) tools/goldens/make_golden.py $(GOLDEN_ARGS)

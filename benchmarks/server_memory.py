@@ -16,20 +16,24 @@ import time
 from pathlib import Path
 from typing import Any
 
+from common import ROOT, command, environment, write_json
 from server_clients import closed_loop, free_port, request_body, resident, running
 
-from whisper_opt.core.files import replace_file
-
-ROOT = Path(__file__).resolve().parents[1]
 FIRST = 500
 """Requests after which memory is compared."""
 FACTOR = 1.05
 """Most memory after the last request, in units of that."""
-STEPS = (100, 250, 500, 1000, 1500, 2000, 3000, 4000, 5000, 6000, 7000, 8000, 9000, 10_000)
+STEPS = (100, 250, FIRST, 1000, 1500)
+"""Requests after which memory is measured, besides every 1,000 and the last."""
 
 
 def _enough(most: int, begun: int, _: float) -> bool:
     return begun >= most
+
+
+def steps(most: int) -> list[int]:
+    """Requests after which memory is measured; the last is ``most``."""
+    return sorted({n for n in (*STEPS, *range(1000, most, 1000)) if n < most} | {most})
 
 
 def measured(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -42,7 +46,7 @@ def measured(args: argparse.Namespace) -> list[dict[str, Any]]:
     log, begin = args.out.with_suffix(".log"), time.monotonic()
     with running(command, port, "/readyz", log) as server:
         done = 0
-        for n in [step for step in STEPS if step <= args.requests]:
+        for n in steps(args.requests):
             load = closed_loop(
                 port,
                 "/v1/audio/transcriptions",
@@ -71,7 +75,8 @@ def main() -> int:
     args = parser.parse_args()
     args.out.parent.mkdir(parents=True, exist_ok=True)
     rows = measured(args)
-    replace_file(args.out, (json.dumps(rows, indent=1) + "\n").encode())
+    report = {"command": command(), "environment": environment(args.threads), "measured": rows}
+    write_json(args.out, report)
     first = next((row for row in rows if row["requests"] >= FIRST), rows[-1])
     ratio = rows[-1]["resident_mb"] / first["resident_mb"]
     wrong = sum(row["wrong"] for row in rows)

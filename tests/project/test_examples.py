@@ -7,15 +7,14 @@ import json
 import shutil
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 
 from tests.support.documented import FILES
-from tests.support.engines import random_engine
-from tests.support.models import random_dims
 from tests.support.results import segment
-from whisper_opt import Whisper
+from whisper_opt import Segment, Whisper
 from whisper_opt.serving import Engine
 
 ROOT = Path(__file__).parents[2]
@@ -32,9 +31,8 @@ def example(name: str) -> ModuleType:
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> str:
-    dims = random_dims(n_audio_layer=1, n_text_layer=1, n_text_ctx=40)
-    return str(random_engine(tmp_path_factory.mktemp("examples") / "tiny", dims).path)
+def engine(tiny: Path) -> str:
+    return str(tiny)
 
 
 @pytest.fixture
@@ -65,6 +63,14 @@ def test_watch_folder(folder: Path, engine: str) -> None:
     example("watch_folder").main(str(folder), engine, seconds=0.01, looks=2)
     assert (folder / "a.txt").exists()
     assert (folder / "b.txt").exists()
+
+
+def test_watch_folder_tries_a_recording_that_fails_once(
+    folder: Path, engine: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "c.mp3").write_bytes(b"no recording")
+    example("watch_folder").main(str(folder), engine, seconds=0.01, looks=1000)
+    assert capsys.readouterr().err.count("c.mp3:") == 1
 
 
 def test_fastapi_app(folder: Path, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,9 +113,34 @@ def test_chapters_begin_after_the_longest_pauses() -> None:
     assert example("chapters").chapter_starts(segments, 100.0) == [0, 2, 4]
 
 
-def test_chapters(folder: Path, engine: str, capsys: pytest.CaptureFixture[str]) -> None:
+class Podcast:
+    """A model that finds two chapters in a recording."""
+
+    def __enter__(self) -> Podcast:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        pass
+
+    def transcribe(self, recording: str, **options: str) -> list[Segment]:
+        assert options == {"strategy": "batched"}
+        times = [(3.2, 50), (51, 170), (3725.9, 3800)]
+        return [segment(i, a, b, f" {i} a b c d e f g h") for i, (a, b) in enumerate(times)]
+
+
+def test_chapters(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(Whisper, "load", lambda name: Podcast())
+    example("chapters").main("podcast.mp3")
+    assert capsys.readouterr().out == "0:00:00 0 a b c d e f g\n1:02:05 2 a b c d e f g\n"
+
+
+def test_chapters_of_a_recording(
+    folder: Path, engine: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     example("chapters").main(str(folder / "a.mp3"), engine)
-    assert capsys.readouterr().out[:7] in ("0:00:00", "")
+    with Whisper.load(engine) as model:
+        found = model.transcribe(folder / "a.mp3", strategy="batched")
+    assert capsys.readouterr().out == f"0:00:00 {' '.join(found[0].text.split()[:8])}\n"
 
 
 @pytest.fixture
@@ -126,6 +157,35 @@ def test_compare_precisions(
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["fp32", "int8", "int4"]
     assert all("100.0 % of the words of fp32" in line for line in lines)
+
+
+class Rows(list[dict[str, Any]]):
+    """A dataset of Ray that runs nothing."""
+
+    iter_rows = list.__iter__
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_corpus_ray(
+    workers: int, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ray is replaced; tests/integrations/test_ray_cluster.py has a real one."""
+    ray = SimpleNamespace(data=SimpleNamespace(from_items=Rows))
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    program = example("corpus_ray")
+    (folder / "list").write_text("a.mp3\nb.mp3\n", encoding="utf-8")
+
+    def transcribe(rows: Rows, model: str, **given: Any) -> Rows:
+        assert (model, given["workers"], given["out"]) == ("base", workers, "out")
+        assert given["resources"] == {"num_cpus": 2}
+        assert given["load"] == {"device": "cpu", "threads": 2}
+        return Rows({"id": row["id"], "error": "gone" * (row["id"] == "b.mp3")} for row in rows)
+
+    monkeypatch.setattr(program, "transcribe", transcribe)
+    given = ["corpus_ray.py", "base", str(folder / "list"), "out", "--cpus", "2"]
+    monkeypatch.setattr(sys, "argv", [*given, "--workers", str(workers)])
+    assert program.main() == 1
+    assert capsys.readouterr().err == "b.mp3: gone\n1 recordings are there, 1 failed\n"
 
 
 def test_three_gpus(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,6 @@ import importlib
 import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from whisper_opt.audio.decode import AudioSource, load_audio
@@ -16,6 +15,7 @@ from whisper_opt.audio.features import log_mel
 from whisper_opt.audio.speakers.networks import SpeakerNetworks, open_speakers
 from whisper_opt.core.backend import Backend
 from whisper_opt.core.background import Background
+from whisper_opt.core.closing import Closing
 from whisper_opt.core.dims import N_FRAMES, ModelDims
 from whisper_opt.core.errors import (
     AudioError,
@@ -48,7 +48,7 @@ from whisper_opt.transcription.stream import ManyProgress, Stream, as_they_finis
 __all__ = ["Whisper"]
 
 
-class Whisper:
+class Whisper(Closing):
     """A loaded model. Use as a context manager, or call :meth:`close`.
 
     A model may be used from several threads at once; the result of a call does not depend on other
@@ -384,19 +384,6 @@ class Whisper:
         """
         self._shared.close()
         self._assistant = None  # running calls have references of their own
-
-    def __enter__(self) -> Whisper:
-        """Return the model itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Call :meth:`close`."""
-        self.close()
 
 
 def _check_batch_size(chosen: TranscribeOptions, shared: int, index: int) -> None:

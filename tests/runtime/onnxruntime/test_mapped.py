@@ -10,6 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.engines import sharp_checkpoint
+from tests.support.models import random_dims
+from tests.support.pages import resident
+from whisper_opt.export import export
+from whisper_opt.runtime.native import why_no_kernels
+from whisper_opt.runtime.onnxruntime.graph import load_graph
 from whisper_opt.runtime.onnxruntime.mapped import release_freed, release_pages
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="not tested: Linux only")
@@ -30,17 +36,6 @@ def mapped(file: Path) -> Iterator[mmap.mmap]:
     with file.open("rb") as stream, mmap.mmap(stream.fileno(), SIZE, access=mmap.ACCESS_COPY) as it:
         assert it[:] == file.read_bytes()  # every page is resident
         yield it
-
-
-def resident(file: Path) -> int:
-    """Resident kilobytes of a mapped file."""
-    found, ours = 0, False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        if "-" in line.split()[0]:
-            ours = line.endswith(str(file))
-        elif ours and line.startswith("Rss:"):
-            found += int(line.split()[1])
-    return found
 
 
 def test_pages_are_released_and_stay_valid(file: Path, mapped: mmap.mmap) -> None:
@@ -73,3 +68,12 @@ def test_other_systems_have_nothing_to_release(
 def test_other_c_libraries_keep_what_is_freed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
     release_freed()
+
+
+@pytest.mark.skipif(why_no_kernels() is not None, reason=f"not tested: {why_no_kernels()}")
+def test_weights_of_4_bits_are_in_memory_once(tmp_path: Path) -> None:
+    """Kernels copy them, whatever the instruction set."""
+    engine = export(sharp_checkpoint(random_dims()), tmp_path / "engine", precision="int4")
+    session = load_graph(engine, "decoder.packed.onnx", 1, kernels=True)
+    assert resident(engine.file("decoder.data")) == 0
+    assert session.get_inputs()

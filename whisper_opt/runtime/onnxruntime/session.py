@@ -325,9 +325,7 @@ class OrtSession:
         if self._cross.resize(self._layout.n_audio, copy=not self._own_cross):
             self._bindings.clear()
         self._own_cross = True
-        wide = self._model.cross.pad_positions(other._cross.views(), self._n_encoded)
-        for array, added in zip(self._cross.arrays, wide):
-            array[plan.audios] = added
+        self._model.cross.put(self._cross.arrays, plan.audios, other._cross.views())
         self._rearrange(plan.slots)
         if used:
             self._reserve(used)

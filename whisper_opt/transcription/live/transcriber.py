@@ -24,6 +24,7 @@ from whisper_opt.text.live_events import (
     SpeechStopped,
 )
 from whisper_opt.text.vocabulary import Vocab
+from whisper_opt.transcription.fallback import is_silent, is_unlikely, repeats
 from whisper_opt.transcription.live.audio_buffer import AudioBuffer
 from whisper_opt.transcription.live.languages import UtteranceLanguage
 from whisper_opt.transcription.live.options import first_ids, update_options
@@ -50,6 +51,8 @@ _MOST_BEHIND = 300
 _KEPT = 5 * SAMPLE_RATE
 """Samples that are kept without an utterance: one may be found to have begun that long ago."""
 _PADDING = round(0.1 * SAMPLE_RATE)
+_UNWRITTEN = round(0.6 * SAMPLE_RATE)
+"""Samples of speech after the last committed word from which on a result must have more words."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -154,6 +157,7 @@ class LiveTranscriber:
                 self._stop(edge.at)
         if not self._live.vad and len(samples) and not self._open:
             self._begin(self._audio.end - len(samples))
+        self._close()  # not before: what it forgets may belong to an utterance that begins here
         self._forget()
 
     @property
@@ -168,11 +172,10 @@ class LiveTranscriber:
             self._language.begin()
 
     def _stop(self, at: int) -> None:
-        """End the open utterance at a sample, which may be yet to come."""
+        """End the open utterance at a sample, which may be yet to come; ``_close`` must follow."""
         last = self._utterances[-1]
         last.stop = max(at, last.start)
         self.events.append(SpeechStopped(last.stop / SAMPLE_RATE, last.number))
-        self._close()
 
     def _divide(self, head: LiveUtterance) -> None:
         """End an utterance that is too long where its last committed word ends."""
@@ -195,6 +198,7 @@ class LiveTranscriber:
             at = self._audio.end
             self._gate.end(at)
             self._stop(at)
+            self._close()
 
     def clear(self) -> None:
         """Forget the audio that has no committed words; utterances end with those they have."""
@@ -263,8 +267,22 @@ class LiveTranscriber:
             options=options,
             choose_language=functools.partial(language.choose, seconds=seconds),
             draft=tuple(token for word in head.pending for token in word.tokens),
-            last=head.stop is not None and end >= head.stop,
+            goes_on=self._goes_on(head, end),
         )
+
+    def _goes_on(self, head: LiveUtterance, end: int) -> bool:
+        """Whether somebody speaks after the committed words.
+
+        After a wrong word or a full stop the model may think that all was said, and what follows
+        would be lost.
+        """
+        if not self._live.vad or not head.committed:
+            return False
+        quiet = self._gate.quiet_since
+        if head.stop is not None:
+            quiet = head.stop - self._live.tail_ms * SAMPLE_RATE // 1000
+        speech = end if quiet is None else min(quiet, end)
+        return speech - head.committed[-1].end * SAMPLE_RATE > _UNWRITTEN
 
     def _previous(self, n_prefix: int) -> tuple[int, ...]:
         """The prompt, if so many ids of committed text follow it."""
@@ -292,7 +310,7 @@ class LiveTranscriber:
         elif not self._language.settled:
             n = 0
         elif paused:
-            n = len(head.pending)
+            n = head.part_mark(self._vocab.decode)
         else:
             n = self._policy.stable(head.results) if good else 0
         self._commit(head, n, good=good)
@@ -321,24 +339,17 @@ class LiveTranscriber:
             head.results.clear()
 
     def _passes(self, found: Hypothesis) -> bool:
-        options = self._options
-        ratio, logprob = options.compression_ratio_threshold, options.logprob_threshold
-        repeats = ratio is not None and found.compression_ratio > ratio
-        unlikely = logprob is not None and found.avg_logprob < logprob
-        return not (repeats or unlikely or found.truncated)
+        unlikely = is_unlikely(found.avg_logprob, self._options)
+        return not (self._loops(found) or unlikely)
+
+    def _loops(self, found: Hypothesis) -> bool:
+        return found.truncated or repeats(found.compression_ratio, self._options)
 
     def _plausible(self, found: Hypothesis) -> tuple[LiveWord, ...]:
         """The words of a result without what was probably not said."""
-        options = self._options
-        silent = options.no_speech_threshold is not None and (
-            found.no_speech_prob > options.no_speech_threshold
-        )
-        if silent and not self._passes(found):
+        if is_silent(found.no_speech_prob, self._options) and not self._passes(found):
             return ()
-        ratio = options.compression_ratio_threshold
-        if found.truncated or (ratio is not None and found.compression_ratio > ratio):
-            return cut_loop(found.words)
-        return found.words
+        return cut_loop(found.words) if self._loops(found) else found.words
 
     # --- words ------------------------------------------------------------------------------------
 
@@ -357,11 +368,11 @@ class LiveTranscriber:
 
     def _trim(self, head: LiveUtterance) -> None:
         """Leave out the beginning of the buffer if it is too long."""
-        if head.stop is not None:
+        if head.stop is not None and head.heard >= head.stop:
             return
         size = head.heard - head.begin
         most = round(self._live.buffer_s * SAMPLE_RATE)
-        full = len(head.prefix) > self._n_text_ctx // 2
+        full = len(head.prefix) > self._n_text_ctx // 2 or size >= LONGEST * SAMPLE_RATE
         if size <= most and not full:
             return
         earliest, latest = head.begin + SAMPLE_RATE, head.heard - SAMPLE_RATE
@@ -377,7 +388,7 @@ class LiveTranscriber:
         n = sum(word.end * SAMPLE_RATE <= at for word in head.pending)
         self._commit(head, n, good=False)
         self._show(head)
-        if head.committed:
+        if len(head.committed) > head.n_before:
             at = max(head.begin, min(at, round(head.committed[-1].end * SAMPLE_RATE) + _PADDING))
         return at
 

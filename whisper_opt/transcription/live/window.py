@@ -47,7 +47,7 @@ class Update:
         choose_language: the language if it is detected, given the probabilities of all, the most
             probable first.
         draft: ids that probably follow the prefix: the rest of the last result.
-        last: whether the utterance ends with the samples.
+        goes_on: whether there is speech after that of the prefix.
     """
 
     samples: F32
@@ -59,7 +59,7 @@ class Update:
     options: TranscribeOptions
     choose_language: Callable[[Mapping[str, float]], str] = lambda found: next(iter(found))
     draft: tuple[int, ...] = ()
-    last: bool = False
+    goes_on: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +72,6 @@ class Hypothesis:
         no_speech_prob: probability that there is no speech.
         compression_ratio: bytes of the text over its compressed size.
         truncated: whether decoding stopped at the limit of tokens.
-        language: code of the language.
         languages: probability of each language, if it was detected.
     """
 
@@ -81,7 +80,6 @@ class Hypothesis:
     no_speech_prob: float
     compression_ratio: float
     truncated: bool = False
-    language: str = ""
     languages: Union[Mapping[str, float], None] = None
 
 
@@ -137,7 +135,10 @@ class UpdateCursor:
         if update.draft:
             drafter = functools.partial(TextDrafter, KnownText(update.draft))
         return Window(
-            0, self._n_frames, prompt, len(previous), begin=update.prefix, drafter=drafter
+            *(0, self._n_frames, prompt, len(previous)),
+            begin=update.prefix,
+            drafter=drafter,
+            goes_on=update.goes_on,
         )
 
     def heard(self, languages: Mapping[str, float]) -> None:
@@ -169,7 +170,6 @@ class UpdateCursor:
             no_speech_prob=result.no_speech_prob,
             compression_ratio=result.compression_ratio,
             truncated=result.truncated,
-            language=self.language,
             languages=self._languages,
         )
         self._found(hypothesis)
