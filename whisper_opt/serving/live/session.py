@@ -24,6 +24,7 @@ from whisper_opt.serving.live.event_queue import EventQueue
 from whisper_opt.serving.live.runner import Cancel, Runner
 from whisper_opt.text.live_events import Failed, Lag, LiveEvent, Utterance
 from whisper_opt.text.results import Transcript, moved
+from whisper_opt.transcription.live.speakers import LiveSpeakers
 from whisper_opt.transcription.live.transcriber import Finished, LiveTranscriber
 from whisper_opt.transcription.live.window import Hypothesis, Update
 from whisper_opt.transcription.live.words import text_of
@@ -60,6 +61,7 @@ class LiveSession:
         *,
         sample_rate: int = 16_000,
         channels: int = 1,
+        speakers: LiveSpeakers | None = None,
         ended: Callable[[LiveSession], None] = lambda session: None,
         worked: Callable[[float, float], None] = lambda work, audio: None,
     ) -> None:
@@ -72,6 +74,7 @@ class LiveSession:
             live: how the session works.
             sample_rate: rate of the samples in Hz, unless :meth:`push` is given another one.
             channels: channels of interleaved samples; they are mixed.
+            speakers: tells the speakers of utterances apart.
             ended: called at the end.
             worked: called after each update with seconds of work and of new audio.
 
@@ -84,6 +87,7 @@ class LiveSession:
         self._rate, self._channels = check_rate(sample_rate), channels
         self._runner = runner
         self._transcriber = transcriber
+        self._speakers = speakers
         self._on_end, self._worked = ended, worked
         self._input = LiveInput()
         self._queue = EventQueue()
@@ -264,6 +268,8 @@ class LiveSession:
         self._begin_final()
         self._report()
         if self._finishing and self._transcriber.idle and self._final is None:
+            if self._speakers is not None:
+                self._queue.put(self._speakers.finish())
             self._queue.end()
             self._on_end(self)
 
@@ -299,9 +305,11 @@ class LiveSession:
         """Transcribe the next finished utterance, if no other is being transcribed."""
         while self._final is None and self._transcriber.finished:
             utterance = self._transcriber.finished.popleft()
+            if self._speakers is not None and len(utterance.samples):
+                self._speakers.begin(utterance.samples)
             if self.live_options.final == "none" or not len(utterance.samples):
                 self._report()
-                self._queue.put(_without_final(utterance))
+                self._queue.put(self._named(_without_final(utterance)))
                 continue
             self._final = utterance
             self._cancel_final = self._runner.transcribe(
@@ -318,8 +326,14 @@ class LiveSession:
         if isinstance(result, WhisperOptError):
             self._queue.put(Failed(result, utterance.number))
         else:
-            self._queue.put(_with_final(utterance, result))
+            found = _with_final(utterance, result)
+            self._guarded(lambda: self._queue.put(self._named(found)))
+            return
         self._guarded(lambda: None)
+
+    def _named(self, found: Utterance) -> Utterance:
+        """With its speaker, if speakers are told apart."""
+        return found if self._speakers is None else self._speakers.named(found)
 
     def _stop(self, error: WhisperOptError) -> None:
         """End the session, because nothing is decoded any more."""

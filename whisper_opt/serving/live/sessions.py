@@ -10,6 +10,8 @@ from whisper_opt.core.options import LiveOptions, TranscribeOptions
 from whisper_opt.serving.live.capacity import Capacity
 from whisper_opt.serving.live.runner import Runner
 from whisper_opt.serving.live.session import LiveSession
+from whisper_opt.transcription.diarization import needed_networks
+from whisper_opt.transcription.live.speakers import LiveSpeakers
 from whisper_opt.transcription.live.transcriber import LiveTranscriber
 from whisper_opt.transcription.model import Whisper
 
@@ -68,6 +70,10 @@ class LiveSessions:
         )
         self._reserve()
         try:
+            speakers = None
+            if chosen.diarize:
+                speakers = LiveSpeakers(needed_networks(model._speakers), chosen)
+                chosen = chosen.without_speakers()
             session = LiveSession(
                 self._runner,
                 LiveTranscriber(model.vocab, model.dims, chosen, how),
@@ -75,6 +81,7 @@ class LiveSessions:
                 how,
                 sample_rate=sample_rate,
                 channels=channels,
+                speakers=speakers,
                 ended=self._ended,
                 worked=self._capacity.worked,
             )
@@ -120,7 +127,7 @@ class LiveSessions:
 def _check(options: TranscribeOptions) -> None:
     """Refuse options that live sessions cannot honour."""
     options.check_alone()
-    for name in ("clip_timestamps", "transcript_prefix", "prefix", "draft", "diarize"):
+    for name in ("clip_timestamps", "transcript_prefix", "prefix", "draft"):
         if getattr(options, name):
             raise OptionError(f"{name} is given, but a live session has no use for it")
     if options.channels == "split":
