@@ -36,7 +36,7 @@ from whisper_opt.serving.live.simulation import Simulation
 ROOT = Path(__file__).resolve().parents[1]
 RATE = 16_000
 BLOCK = RATE // 10
-PAUSE = 5.0
+PAUSE = 20.0
 """Seconds of silence after each recording."""
 AWAY = 4.0
 """Seconds without a connection."""

@@ -134,6 +134,9 @@ verdicts() {
 
 verdicts
 echo "== tests"
-# a process takes up to 5 GB: no more than four
+# a process takes up to 5 GB: no more than four; each has about a core, and threads of OpenBLAS that
+# share one wait for each other: with one thread, an export takes two thirds of the CPU time
+OPENBLAS_NUM_THREADS=1
+export OPENBLAS_NUM_THREADS
 .venv-test/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal "$@"
 verdicts

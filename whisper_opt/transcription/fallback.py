@@ -72,6 +72,7 @@ class Window:
         origin: first mel frame of the chunk in the recording.
         begin: ids that the result begins with; they are fed after the prompt.
         drafter: makes what proposes its tokens; None if nothing does.
+        goes_on: whether the result does not end with ``begin``: there is more speech.
     """
 
     seek: int
@@ -81,6 +82,7 @@ class Window:
     origin: int = 0
     begin: tuple[int, ...] = ()
     drafter: Callable[[], Drafter] | None = None
+    goes_on: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,7 +181,7 @@ class FallbackDecoder:
             prompt=prompt,
             no_speech_position=window.sot_index,
             no_speech_token=self._vocab.no_speech,
-            constraints=self._constraints,
+            constraints=self._constraints_of(window),
             timestamp_begin=self._begin,
             max_new_tokens=self._max_new_tokens(window),
             decoder=lambda: self._decoder(window, self.options.temperatures[attempt]),
@@ -188,6 +190,12 @@ class FallbackDecoder:
             timestamp_end=self._vocab.timestamp_end,
             drafter=window.drafter if self.options.temperatures[attempt] == 0 else None,
         )
+
+    def _constraints_of(self, window: Window) -> tuple[TokenConstraint, ...]:
+        if not window.goes_on:
+            return self._constraints
+        end = np.array([self._vocab.eot], np.int64)
+        return (*self._constraints, SuppressAtBegin(end, after=len(window.begin)))
 
     def assisted(
         self, window: Window, backend: Backend, encode: Callable[[], Encoded], most: int

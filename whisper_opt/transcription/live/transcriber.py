@@ -51,6 +51,8 @@ _MOST_BEHIND = 300
 _KEPT = 5 * SAMPLE_RATE
 """Samples that are kept without an utterance: one may be found to have begun that long ago."""
 _PADDING = round(0.1 * SAMPLE_RATE)
+_UNWRITTEN = round(0.6 * SAMPLE_RATE)
+"""Samples of speech after the last committed word from which on a result must have more words."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -265,7 +267,22 @@ class LiveTranscriber:
             options=options,
             choose_language=functools.partial(language.choose, seconds=seconds),
             draft=tuple(token for word in head.pending for token in word.tokens),
+            goes_on=self._goes_on(head, end),
         )
+
+    def _goes_on(self, head: LiveUtterance, end: int) -> bool:
+        """Whether somebody speaks after the committed words.
+
+        After a wrong word or a full stop the model may think that all was said, and what follows
+        would be lost.
+        """
+        if not self._live.vad or not head.committed:
+            return False
+        quiet = self._gate.quiet_since
+        if head.stop is not None:
+            quiet = head.stop - self._live.tail_ms * SAMPLE_RATE // 1000
+        speech = end if quiet is None else min(quiet, end)
+        return speech - head.committed[-1].end * SAMPLE_RATE > _UNWRITTEN
 
     def _previous(self, n_prefix: int) -> tuple[int, ...]:
         """The prompt, if so many ids of committed text follow it."""
@@ -293,7 +310,7 @@ class LiveTranscriber:
         elif not self._language.settled:
             n = 0
         elif paused:
-            n = len(head.pending)
+            n = head.part_mark(self._vocab.decode)
         else:
             n = self._policy.stable(head.results) if good else 0
         self._commit(head, n, good=good)
