@@ -123,7 +123,7 @@ def write_wheel(folder: Path, *, speaking: bool = False) -> Path:
     write_torch(folder / "voice.pt", embedding_state(), "float32")
     tensors = segmentation_state(filters_of=251 if speaking else 21)
     if speaking:
-        tensors["classifier.bias"] = np.float32([0, 99, 0, 0, 0, 0, 0])
+        tensors["classifier.bias"] = np.array([0, 99, 0, 0, 0, 0, 0], np.float32)
     state = {"format_version": 1, "state_dict": tensors}
     write_torch(folder / "who.bin", state, "float32")
     write_torch(folder / "other.pt", {"weight": np.zeros(3, np.float32)}, "float32")

@@ -136,6 +136,10 @@ def test_a_disconnect_cancels_what_is_decoded(
     backend.gate.set()
     assert post(gated, wav(0.5), *QUICK).status == 200
     assert backend.n_encoded == 2  # the first window, and that of the other request
+    counted = get(gated, "/metrics").text.splitlines()
+    (cancelled,) = (line for line in counted if line.startswith("whisper_opt_engine_cancelled_to"))
+    (rows,) = (line for line in counted if line.startswith("whisper_opt_engine_rows{"))
+    assert (cancelled.split()[-1], rows.split()[-1]) == ("1.0", "0.0")
 
 
 def test_a_disconnect_cancels_what_waits(backend: GatedBackend) -> None:
