@@ -44,6 +44,7 @@ engines: ## builds the engines of engines/engines.toml
 
 docs: ## writes what is generated in docs/
 	$(PY) scripts/make_options_doc.py
+	$(PY) scripts/make_errors_doc.py
 	$(PY) scripts/gpu/unrun.py
 	$(PY) scripts/make_terminal_picture.py
 

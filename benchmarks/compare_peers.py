@@ -44,6 +44,7 @@ from whisper_opt.cli.bench.report import (
 from whisper_opt.cli.bench.workers import Pool, Program, Worker, WorkerError
 
 SETS = ("jfk", "read", "long", "joined")
+QUICK_SETS = SETS[:-1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -369,7 +370,7 @@ def arguments() -> argparse.Namespace:
         "--peers", nargs="*", metavar="NAME", help="only systems whose name contains it"
     )
     parser.add_argument("--ours", nargs="*", metavar="ENDING", help="only these engines of ours")
-    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
+    parser.add_argument("--sets", nargs="+", choices=SETS, help="default: all, or the short ones")
     parser.add_argument("--beams", nargs="+", type=int, default=[1, 5])
     parser.add_argument(
         "--batches", nargs="+", type=int, default=[1, 8], help="for long recordings"
@@ -386,6 +387,7 @@ def arguments() -> argparse.Namespace:
     if args.quick:
         args.rounds, args.out = 1, args.out or ROOT / "build" / "peers" / "quick.json"
     args.out = args.out or ROOT / "benchmarks" / "results" / "peers.json"
+    args.sets = args.sets or list(QUICK_SETS if args.quick else SETS)
     return args
 
 

@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from common import RESULTS, ROOT, log
+from peers.calls import KINDS
 from peers.catalog import BENCHMARKS, python_of
 from random_checkpoint import SHAPES
 
@@ -49,7 +50,6 @@ AVX2 = {
     "CT2_FORCE_CPU_ISA": "AVX2",
     "ONEDNN_MAX_CPU_ISA": "AVX2",
 }
-KINDS = ("window", "step", "5 rows")
 OURS = "whisper_opt int8"
 THEIRS = ("faster-whisper int8", "whisper.cpp q8_0")
 
@@ -97,8 +97,8 @@ def programs(
     }
     python = Path(python_of("faster-whisper"))
     if python.exists():
-        threads = {**variables, "OMP_NUM_THREADS": str(args.threads)}
-        program = Program(THEIRS[0], BENCHMARKS, "peers.calls_ctranslate2", python, threads)
+        variables = {**variables, "OMP_NUM_THREADS": str(args.threads)}
+        program = Program(THEIRS[0], BENCHMARKS, "peers.calls_ctranslate2", python, variables)
         size = (ct2 / "model.bin").stat().st_size
         found[THEIRS[0]] = program, {"model": str(ct2), **same}, size
     if build is not None:
@@ -111,7 +111,6 @@ def programs(
 def measure(folder: Path, n_mels: int, args: argparse.Namespace) -> dict[str, Any]:
     """Figures of every system, by name."""
     found: dict[str, Any] = {}
-    end = time.monotonic() + args.minutes * 60
     with contextlib.ExitStack() as stack:
         workers: dict[str, Worker] = {}
         for name, (program, fields, size) in programs(folder, n_mels, args).items():
@@ -122,15 +121,15 @@ def measure(folder: Path, n_mels: int, args: argparse.Namespace) -> dict[str, An
             for rows in (0, 1):  # warm
                 worker.request("transcribe", rows=rows, n=4)
             workers[name] = worker
-        names = list(workers)
-        for n, i in enumerate(turns(len(names), args.rounds * len(KINDS))):
-            if time.monotonic() > end and n % (len(names) * len(KINDS)) == 0:
+        names, kinds = list(workers), list(KINDS)
+        end = time.monotonic() + args.minutes * 60
+        for n, i in enumerate(turns(len(names), args.rounds * len(kinds))):
+            if n and n % (len(names) * len(kinds)) == 0 and time.monotonic() > end:
                 break
-            kind = KINDS[n // len(names) % len(KINDS)]
+            kind = kinds[n // len(names) % len(kinds)]
             log.info("%s: %s", names[i], kind)
-            rows = {"window": 0, "step": 1, "5 rows": 5}[kind]
             busy = busy_cores(args.pause)
-            response = workers[names[i]].request("transcribe", rows=rows, n=args.steps)
+            response = workers[names[i]].request("transcribe", rows=KINDS[kind], n=args.steps)
             found[names[i]]["times"][kind].append([response["wall"], response["cpu"], busy])
             found[names[i]]["peak_bytes"] = response["memory"]["peak_bytes"]
     return found

@@ -25,11 +25,17 @@ FIRST = 500
 """Requests after which memory is compared."""
 FACTOR = 1.05
 """Most memory after the last request, in units of that."""
-STEPS = (100, 250, 500, 1000, 1500, 2000, 3000, 4000, 5000, 6000, 7000, 8000, 9000, 10_000)
+STEPS = (100, 250, FIRST, 1000, 1500)
+"""Requests after which memory is measured, besides every 1,000 and the last."""
 
 
 def _enough(most: int, begun: int, _: float) -> bool:
     return begun >= most
+
+
+def steps(most: int) -> list[int]:
+    """Requests after which memory is measured; the last is ``most``."""
+    return sorted({n for n in (*STEPS, *range(1000, most, 1000)) if n < most} | {most})
 
 
 def measured(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -42,7 +48,7 @@ def measured(args: argparse.Namespace) -> list[dict[str, Any]]:
     log, begin = args.out.with_suffix(".log"), time.monotonic()
     with running(command, port, "/readyz", log) as server:
         done = 0
-        for n in [step for step in STEPS if step <= args.requests]:
+        for n in steps(args.requests):
             load = closed_loop(
                 port,
                 "/v1/audio/transcriptions",

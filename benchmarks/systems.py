@@ -60,6 +60,18 @@ def _negated(value: bool | None) -> bool | None:
     return None if value is None else not value
 
 
+def _decoding(settings: Settings) -> dict[str, Any]:
+    """Options that this library and openai-whisper call by the same names."""
+    return _given(
+        beam_size=None if settings.beam_size == 1 else settings.beam_size,
+        language=settings.language,
+        temperature=None if settings.fallback else 0.0,
+        without_timestamps=_negated(settings.timestamps),
+        word_timestamps=settings.words,
+        clip_timestamps=[second for clip in settings.clips for second in clip] or None,
+    )
+
+
 class Ours:
     """This library; a missing engine is exported from its checkpoint."""
 
@@ -97,17 +109,8 @@ class Ours:
         """Keyword arguments of :meth:`whisper_opt.Whisper.transcribe`."""
         vad = {None: None, False: "off", True: "cut"}[settings.vad]
         batch = settings.batch_size if settings.batched else None
-        return _given(
-            strategy="batched" if settings.batched else None,
-            batch_size=batch,
-            beam_size=None if settings.beam_size == 1 else settings.beam_size,
-            language=settings.language,
-            temperature=None if settings.fallback else 0.0,
-            without_timestamps=_negated(settings.timestamps),
-            word_timestamps=settings.words,
-            vad=vad,
-            clip_timestamps=[second for clip in settings.clips for second in clip] or None,
-        )
+        strategy = "batched" if settings.batched else None
+        return {**_decoding(settings), **_given(strategy=strategy, batch_size=batch, vad=vad)}
 
     def transcribe(self, pcm: F32, settings: Settings) -> str:
         return self._model.transcribe(pcm, **self.options(settings)).text.strip()
@@ -139,19 +142,7 @@ class OpenaiWhisper:
         if settings.batched or settings.vad:
             raise ValueError("openai-whisper has neither batches nor voice activity detection")
         torch.manual_seed(0)  # temperatures above 0 sample
-        result = whisper.transcribe(
-            self._model,
-            pcm,
-            fp16=False,
-            **_given(
-                beam_size=None if settings.beam_size == 1 else settings.beam_size,
-                language=settings.language,
-                temperature=None if settings.fallback else 0.0,
-                without_timestamps=_negated(settings.timestamps),
-                word_timestamps=settings.words,
-                clip_timestamps=[second for clip in settings.clips for second in clip] or None,
-            ),
-        )
+        result = whisper.transcribe(self._model, pcm, fp16=False, **_decoding(settings))
         return str(result["text"]).strip()
 
 

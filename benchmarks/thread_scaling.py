@@ -21,15 +21,15 @@ from pathlib import Path
 from typing import Any
 
 from common import arguments, finish, load, table
+from peers.calls import KINDS
 from peers.catalog import BENCHMARKS
-from roofline import BEAMS, MEMORY, Memory, Model, _timed
+from roofline import MEMORY, Memory, Model, _timed
 
 from whisper_opt.cli.bench.machine import busy_cores
 from whisper_opt.cli.bench.measure import turns
 from whisper_opt.cli.bench.workers import Program, Worker
 from whisper_opt.runtime.engine import Engine, read_engine
 
-KINDS = {"window": 0, "step": 1, f"{BEAMS} rows": BEAMS}
 STEPS = 32
 
 
@@ -46,9 +46,10 @@ def bandwidth(threads: int) -> float:
 def sizes(engine: Engine) -> dict[str, float]:
     """Bytes that each call must read, with kernels."""
     model = Model(engine, kernels=True)
-    calls = {"window": model.encoder(), "step": model.decoder(1, 1, STEPS)}
-    calls[f"{BEAMS} rows"] = model.decoder(BEAMS, 1, STEPS)
-    return {kind: work.bytes for kind, work in calls.items()}
+    return {
+        kind: (model.decoder(rows, 1, STEPS) if rows else model.encoder()).bytes
+        for kind, rows in KINDS.items()
+    }
 
 
 def measure(engine: Engine, args: Any) -> dict[int, dict[str, float]]:
@@ -99,12 +100,14 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--pause", type=float, default=0.3, help="seconds before each run")
     args = parser.parse_args()
+    args.measure = sorted({*args.measure})
     if 1 not in args.measure or len(args.measure) < 2:
         parser.error("--measure needs 1 and at least one more number")
+    args.threads = max(args.measure)  # for the report
     args.rounds = 1 if args.quick else args.rounds
     engine = read_engine(args.engine)
     state = {"load_before": load(), "busy_cores_before": busy_cores()}
-    rate = bandwidth(max(args.measure))
+    rate = bandwidth(args.threads)
     measured = measure(engine, args)
     more = computed(measured, sizes(engine), rate, args.compute)
     rows = [

@@ -38,15 +38,18 @@ async def send(websocket: WebSocket, session: LiveSession) -> None:
 
 async def listen(websocket: WebSocket) -> None:
     session = websocket.app.state.engine.live(sample_rate=16_000)
-    await websocket.accept()
-    sender = asyncio.create_task(send(websocket, session))
-    with contextlib.suppress(WebSocketDisconnect):
+    try:
+        await websocket.accept()
+        sender = asyncio.create_task(send(websocket, session))
         while samples := await websocket.receive_bytes():
             session.push(samples)
         session.finish()  # the last utterance comes, then the events end
         await sender
         await websocket.close()
-    session.cancel()
+    except WebSocketDisconnect:
+        pass
+    finally:
+        session.cancel()  # which ends the sender too
 
 
 app = Starlette(routes=[WebSocketRoute("/listen", listen)], lifespan=lifespan)

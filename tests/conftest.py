@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.support.engines import SHARED, random_engine, shared_engine, tiny_dims
+from tests.support.live_script import Silent
 from tests.support.loopback_hub import LoopbackHub
 from whisper_opt import Whisper
 from whisper_opt.export import export
@@ -15,6 +18,14 @@ from whisper_opt.runtime.engine import Engine
 
 ROOT = Path(__file__).parent.parent
 MODELS = Path(os.environ.get("WHISPER_OPT_MODELS", ROOT / "models"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """All processes of a run share a folder of engines, which goes at its end."""
+    if not hasattr(config, "workerinput"):
+        folder = tempfile.TemporaryDirectory(prefix="whisper-opt-tests-")
+        config.add_cleanup(folder.cleanup)
+        os.environ[SHARED] = folder.name
 
 
 def model_dir(name: str) -> Path:
@@ -28,8 +39,7 @@ def model_dir(name: str) -> Path:
 class Engines:
     """Exports real checkpoints on first use and keeps them for the run."""
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    def __init__(self) -> None:
         self._engines: dict[tuple[str, str, str], Engine] = {}
         self._models: dict[tuple[str, str, str], Whisper] = {}
 
@@ -37,9 +47,11 @@ class Engines:
         """The engine of ``name`` in ``dialect`` and ``precision``."""
         key = (name, dialect, precision)
         if key not in self._engines:
-            target = self._root / "-".join(key)
             source = model_dir(name)
-            self._engines[key] = export(source, target, dialect=dialect, precision=precision)
+            self._engines[key] = shared_engine(
+                "-".join(key),
+                lambda path: export(source, path, dialect=dialect, precision=precision),
+            )
         return self._engines[key]
 
     def model(self, name: str, dialect: str = "contrib", precision: str = "fp32") -> Whisper:
@@ -52,9 +64,15 @@ class Engines:
 
 
 @pytest.fixture(scope="session")
-def engines(tmp_path_factory: pytest.TempPathFactory) -> Engines:
+def engines() -> Engines:
     """Engines of the real checkpoints."""
-    return Engines(tmp_path_factory.mktemp("engines"))
+    return Engines()
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of a tiny random multilingual engine, whose windows have at most 20 tokens."""
+    return random_engine(tmp_path_factory.mktemp("tiny") / "tiny", tiny_dims()).path
 
 
 @pytest.fixture
@@ -62,3 +80,12 @@ def loopback(tmp_path: Path) -> Iterator[LoopbackHub]:
     """A hub on this machine, which the client of this process uses with a cache of its own."""
     with LoopbackHub() as hub, hub.client(tmp_path / "hub-cache"):
         yield hub
+
+
+@pytest.fixture(scope="module")
+def hear_no_speech() -> Iterator[None]:
+    """Live sessions find no speech: with ``vad=False`` all audio is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("whisper_opt.audio.vad.gate.Frames", Silent)
+        patch.setattr("whisper_opt.audio.vad.gate.SecondLook", Silent)
+        yield

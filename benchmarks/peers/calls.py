@@ -11,8 +11,10 @@ from typing import Any, Callable
 
 import numpy as np
 
-__all__ = ["FIRST", "FRAMES", "Calls", "Span", "timed"]
+__all__ = ["FIRST", "FRAMES", "KINDS", "Calls", "Span", "timed"]
 
+KINDS = {"window": 0, "step": 1, "5 rows": 5}
+"""The calls that are timed, and the rows of each."""
 FRAMES = 3000
 FIRST = 1000
 """A token of text."""

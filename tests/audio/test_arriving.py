@@ -11,7 +11,7 @@ import pytest
 import soundfile
 
 from whisper_opt.audio.arriving import Arriving
-from whisper_opt.audio.decode import decoded_on_arrival, load_audio, open_audio
+from whisper_opt.audio.decode import decoded_on_arrival, load_audio, open_audio, reopenable
 from whisper_opt.core.arrays import F32
 
 SPEECH = load_audio(Path(__file__).parents[2] / "examples" / "jfk.flac")
@@ -97,3 +97,12 @@ def test_a_file_that_waits_does_not_delay_others() -> None:
     source.arrived(len(data))
     thread.join(WAIT)
     assert np.array_equal(found[0], load_audio(data))
+
+
+def test_one_that_arrives_can_be_opened_several_times() -> None:
+    data = FILES["wav"]
+    source = Arriving(len(data), lambda start, n: data[start : start + n])
+    again = reopenable(source)
+    source.arrived(len(data))
+    for _ in range(2):
+        assert np.array_equal(load_audio(again), load_audio(data))

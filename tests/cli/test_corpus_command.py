@@ -14,8 +14,6 @@ from typing import Any, Union
 import pytest
 import soundfile
 
-from tests.support.engines import random_engine
-from tests.support.models import random_dims
 from tests.support.watched_backend import noise
 from whisper_opt import Whisper, render
 from whisper_opt.cli.main import main
@@ -51,9 +49,8 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    dims = random_dims(n_audio_layer=1, n_text_layer=1, n_text_ctx=40)
-    return random_engine(tmp_path_factory.mktemp("cli-corpus") / "tiny", dims).path
+def engine(tiny: Path) -> Path:
+    return tiny
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from tests.support.engines import random_engine
 from tests.support.fake_live import FakeLive, loud, quiet
 from tests.support.http_server import wait_until
-from tests.support.models import random_dims
 from tests.support.sockets import fake_sessions
 from whisper_opt.cli.live_view import Lines, Terminal, view_for
 from whisper_opt.cli.main import main
@@ -30,9 +28,8 @@ LINES = ["[00:00.000 --> 00:00.180] w0.0", "[00:00.180 --> 00:00.380] w0.1"]
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> str:
-    dims = random_dims(n_audio_layer=1, n_text_layer=1, n_text_ctx=40)
-    return str(random_engine(tmp_path_factory.mktemp("live") / "tiny", dims).path)
+def engine(tiny: Path) -> str:
+    return str(tiny)
 
 
 @pytest.fixture

@@ -15,9 +15,7 @@ from typing import Any, Union
 
 import pytest
 
-from tests.support.engines import random_engine
 from tests.support.http_server import BOUNDARY, TRANSCRIPTIONS, form, wav
-from tests.support.models import random_dims
 from whisper_opt.cli.main import _parser, main
 from whisper_opt.core.options import ServeOptions
 from whisper_opt.serving.http.auth import VARIABLE
@@ -26,9 +24,8 @@ FIELDS = (("model", "whisper-1"), ("temperature", "[0]"), ("vad", "off"))
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    dims = random_dims(n_audio_layer=1, n_text_layer=1, n_text_ctx=40)
-    return random_engine(tmp_path_factory.mktemp("cli-serve") / "tiny", dims).path
+def engine(tiny: Path) -> Path:
+    return tiny
 
 
 class Process:

@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 import soundfile
 
-from tests.support.engines import random_engine
-from tests.support.models import random_dims
 from tests.support.speaker_networks import ToneNetworks, tones, write_wheel
 from whisper_opt.audio.speakers import open_speakers
 from whisper_opt.cli.main import main
@@ -20,9 +18,8 @@ PLAIN = ("--language", "en", "--vad", "off", "--no-speech-threshold", "none", "-
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> str:
-    dims = random_dims(n_audio_layer=1, n_text_layer=1, n_text_ctx=40)
-    return str(random_engine(tmp_path_factory.mktemp("cli") / "tiny", dims).path)
+def engine(tiny: Path) -> str:
+    return str(tiny)
 
 
 @pytest.fixture

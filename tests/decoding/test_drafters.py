@@ -116,3 +116,20 @@ def test_the_first_drafter_that_knows_something_is_asked() -> None:
     assert both.propose([1], 10) == (2, 3)
     assert both.propose([1, 5, 6], 10) == (7, 8)
     assert text.place is None  # it has followed the tokens meanwhile
+
+
+def test_only_the_first_that_knows_something_is_asked() -> None:
+    class Never:
+        def propose(self, sampled: Sequence[int], most: int) -> Sequence[int]:
+            raise AssertionError("it costs a run of a model")
+
+    both = FirstOf(TextDrafter(KnownText(words(0, 9))), Never())
+    assert both.propose([0], 3) == (1, 2, 3)
+
+
+def test_proposals_that_were_not_verified_do_not_count() -> None:
+    """Sessions that would feed all tokens again verify few proposals."""
+    drafter = TextDrafter(KnownText(words(0, 300)))
+    sizes = [len(drafter.propose(words(0, n), 1000)) for n in range(1, 40)]
+    assert sizes == [32] * 39
+    assert len(drafter.propose([*words(0, 39), 0, 1, 2], 1000)) == 6

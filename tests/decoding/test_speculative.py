@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -11,8 +12,8 @@ import pytest
 from tests.decoding.test_constraints import EOT
 from tests.support.decode_cases import BACKEND, FREE, Case, alone, random_cases, scores_of
 from tests.support.fake_backend import FakeBackend, FakeEncoded, FakeSession
-from whisper_opt.core.arrays import Int
-from whisper_opt.core.backend import Backend, Encoded
+from whisper_opt.core.arrays import F32, Int
+from whisper_opt.core.backend import Backend, Encoded, TokenMask, Top
 from whisper_opt.core.errors import EngineError
 from whisper_opt.core.logits import HostLogits
 from whisper_opt.decoding import Batch, Decoded, DecodeRequest
@@ -216,3 +217,48 @@ def test_a_failed_verification_loses_the_windows_once() -> None:
     assert len(batch) == 0
     assert not batch.take_lost()
     assert all(session.closed for session in backend.sessions)
+
+
+class ReadLogits(HostLogits):
+    """Notes what is read; logits of a device copy scores each time."""
+
+    reads: ClassVar[list[str]] = []
+
+    def top(self, k: int, mask: TokenMask) -> Top:
+        self.reads.append("top")
+        return super().top(k, mask)
+
+    def requested(self) -> F32:
+        self.reads.append("requested")
+        return super().requested()
+
+    def numpy(self) -> F32:
+        self.reads.append("numpy")
+        return super().numpy()
+
+
+@pytest.mark.parametrize(
+    ("penalty", "wrong", "reads"),
+    [
+        (1.0, (), ["requested", "top"]),
+        (1.0, (1,), ["requested"]),  # what follows refused proposals is of no use
+        (1.1, (), ["numpy"]),
+    ],
+)
+def test_scores_are_read_once(penalty: float, wrong: Sequence[int], reads: list[str]) -> None:
+    class Session(SpySession):
+        def extend(self, *args: Any) -> HostLogits:
+            found = super().extend(*args)
+            ReadLogits.reads.clear()
+            return ReadLogits(found.numpy())
+
+    backend = SpyBackend()
+    backend.session_type = Session
+    drafter = Always(alone(LONG), wrong)
+    request = dataclasses.replace(
+        LONG.request, drafter=lambda: drafter, repetition_penalty=penalty, max_new_tokens=3
+    )
+    batch = Batch(backend)
+    batch.add(FakeEncoded((LONG.audio,)), [request])
+    assert calls_of(backend) == [2, 2]
+    assert ReadLogits.reads == reads

@@ -19,8 +19,6 @@ from typing import Any
 import pytest
 import soundfile
 
-from tests.support.engines import random_engine
-from tests.support.models import random_dims
 from tests.support.watched_backend import noise
 from whisper_opt import TranscribeOptions, Whisper, render
 from whisper_opt.integrations.ray_data import CorpusTranscriber, corpus_rows, transcribe
@@ -48,9 +46,8 @@ def cluster() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> str:
-    dims = random_dims(n_audio_layer=1, n_text_layer=1, n_text_ctx=40)
-    return str(random_engine(tmp_path_factory.mktemp("ray") / "tiny", dims).path)
+def engine(tiny: Path) -> str:
+    return str(tiny)
 
 
 @pytest.fixture(scope="module")

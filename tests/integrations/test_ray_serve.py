@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -16,7 +18,7 @@ from tests.support.engines_on_fakes import WAIT, options_of
 from tests.support.stepped_backend import SteppedBackend
 from tests.support.watched_backend import ENDLESS, WatchedBackend, engine, noise
 from whisper_opt import OptionError, QueueFull, Whisper
-from whisper_opt.integrations.ray_serve import Transcription
+from whisper_opt.integrations.ray_serve import Transcription, deployment
 
 
 class FakeRequest:
@@ -82,6 +84,8 @@ def test_a_task_that_is_cancelled_frees_its_rows(monkeypatch: pytest.MonkeyPatch
         ("language=xx", "unknown language 'xx'"),
         ("beam_size=0", "beam_size"),
         ("", "audio data of 4 bytes"),
+        ("initial_prompt=1984&hotwords=true&draft=12", "audio data of 4 bytes"),
+        ('diarize=true&known_speakers={"Ann":"/etc/hostname"}', "names files of the server"),
     ],
 )
 def test_wrong_requests_are_400(
@@ -109,6 +113,16 @@ def test_a_full_queue_is_429_and_a_closed_engine_500(
     assert asyncio.run(made(FakeRequest("", b"RIFF"))).status_code == 500
     with pytest.raises(RuntimeError, match="the engine was closed"):
         made.check_health()
+
+
+def test_a_deployment_passes_its_arguments_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    serve = Mock()
+    monkeypatch.setitem(sys.modules, "ray", Mock(serve=serve))
+    monkeypatch.setitem(sys.modules, "ray.serve", serve)
+    deployment("base", max_batch=2, max_queued=3, num_replicas=4)
+    serve.deployment.assert_called_once_with(max_ongoing_requests=8, num_replicas=4)
+    bind = serve.deployment.return_value.return_value.bind
+    bind.assert_called_once_with("base", load=None, options=None, max_batch=2, max_queued=3)
 
 
 def test_options_of_handles_are_checked(

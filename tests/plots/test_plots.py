@@ -50,6 +50,14 @@ def test_timeline_has_a_row_for_each_kind() -> None:
     assert names == ["level", "speech", "segments", "no text"]
 
 
+def test_speakers_may_have_the_names_of_rows() -> None:
+    said = [segment(i, i, i + 1.0, " x", speaker=name) for i, name in enumerate(("level", "B"))]
+    axes = plot_timeline(transcript(*said, dropped=("no speech", 1.0, 2.0)), TONE)
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names == ["level", "speech", "level", "B", "no text"]
+    assert axes.get_yticks().tolist() == [4, 3, 2, 1, 0]
+
+
 def test_timeline_without_segments() -> None:
     assert len(plot_timeline(transcript()).get_yticks()) == 1
 

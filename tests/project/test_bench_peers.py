@@ -185,6 +185,21 @@ def test_one_table_and_systems_not_measured(
 
 
 @pytest.mark.usefixtures("benchmarks")
+def test_a_dry_run_has_little_audio(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    compare = module("compare_peers")
+
+    def longest(*arguments: str) -> float:
+        monkeypatch.setattr(sys, "argv", ["compare_peers.py", "--models", "m", *arguments])
+        args = compare.arguments()
+        found = compare.cases(args, tmp_path)
+        return max(recording.seconds for case in found for recording in case.recordings)
+
+    assert longest("--quick") < 300
+    assert longest() > 600
+    assert longest("--quick", "--sets", "joined") > 600
+
+
+@pytest.mark.usefixtures("benchmarks")
 def test_limitations_of_a_peer_are_reported(tmp_path: Path) -> None:
     compare, catalog = module("compare_peers"), module("peers.catalog")
     peers = {peer.name: peer for peer in catalog.PEERS}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,18 @@ def test_the_map_is_that_of_the_tree() -> None:
             modules.add(path.stem)
     assert found.pop(".") == set()
     assert mapped() == found
+
+
+def test_the_map_has_every_folder_beside_the_package() -> None:
+    """Those that git ignores are not there in a clone."""
+    section = PAGES[1].read_text(encoding="utf-8").split("| beside it")[1].split("###")[0]
+    rows = "".join(re.findall(r"^\| (`.*?) \|", section, re.M))
+    listed = set(re.findall(r"`([\w.-]+)/`", rows))
+    ignored = re.findall(r"^([\w.*/-]+)$", (ROOT / ".gitignore").read_text("utf-8"), re.M)
+    patterns = [pattern.strip("/") for pattern in ignored if "/" not in pattern.strip("/")]
+    folders = {path.name for path in ROOT.iterdir() if path.is_dir()} - {".git", "whisper_opt"}
+    found = {name for name in folders if not any(fnmatch(name, each) for each in patterns)}
+    assert listed == found
 
 
 def test_at_most_nine_packages() -> None:

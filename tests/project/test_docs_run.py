@@ -1,4 +1,9 @@
-"""Every command and every Python block of the documentation runs, on a real model."""
+"""Commands, Python blocks and requests of the documentation run.
+
+Run are ``whisper-opt`` commands that :data:`NOT_RUN` does not name, with a small random model;
+blocks marked ``python``, with base; and calls of curl to the server, with the small model. Not run
+are commands of other programs, and what :func:`python_blocks` and :func:`requests` leave out.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +27,9 @@ from tests.support.documented import (
     run_python,
     why_not,
 )
+from tests.support.engines import tiny_dims
 from tests.support.http_server import served
-from tests.support.models import random_checkpoint, random_dims
+from tests.support.models import random_checkpoint
 from tests.support.models_write import write_huggingface
 from tests.support.named_engines import named_engines
 from tests.support.speaker_networks import write_wheel
@@ -41,8 +47,8 @@ def text_of(path: Path) -> str:
 def python_blocks(path: Path) -> int:
     """Number of blocks to run.
 
-    README's run on every Python (test_pythons.py), those of docs/scale.md on a cluster
-    (tests/integrations/test_ray_cluster.py).
+    README's run on every Python (test_pythons.py). Those of docs/scale.md need Ray;
+    tests/integrations/test_ray_cluster.py calls the same functions where it is installed.
     """
     if path.stem in ("README", "scale"):
         return 0
@@ -87,9 +93,8 @@ def prepare(folder: Path, engines: Mapping[str, Path], checkpoint: Path, text: s
 @pytest.fixture(scope="module")
 def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny multilingual checkpoint, whose windows have few tokens."""
-    dims = random_dims(n_audio_layer=1, n_text_layer=1, n_text_ctx=40)
     root = tmp_path_factory.mktemp("random")
-    return write_huggingface(random_checkpoint(dims), root / "model")
+    return write_huggingface(random_checkpoint(tiny_dims()), root / "model")
 
 
 @pytest.fixture(scope="module")

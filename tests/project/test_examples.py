@@ -12,10 +12,8 @@ from types import ModuleType
 import pytest
 
 from tests.support.documented import FILES
-from tests.support.engines import random_engine
-from tests.support.models import random_dims
 from tests.support.results import segment
-from whisper_opt import Whisper
+from whisper_opt import Segment, Whisper
 from whisper_opt.serving import Engine
 
 ROOT = Path(__file__).parents[2]
@@ -32,9 +30,8 @@ def example(name: str) -> ModuleType:
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> str:
-    dims = random_dims(n_audio_layer=1, n_text_layer=1, n_text_ctx=40)
-    return str(random_engine(tmp_path_factory.mktemp("examples") / "tiny", dims).path)
+def engine(tiny: Path) -> str:
+    return str(tiny)
 
 
 @pytest.fixture
@@ -65,6 +62,14 @@ def test_watch_folder(folder: Path, engine: str) -> None:
     example("watch_folder").main(str(folder), engine, seconds=0.01, looks=2)
     assert (folder / "a.txt").exists()
     assert (folder / "b.txt").exists()
+
+
+def test_watch_folder_tries_a_recording_that_fails_once(
+    folder: Path, engine: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "c.mp3").write_bytes(b"no recording")
+    example("watch_folder").main(str(folder), engine, seconds=0.01, looks=1000)
+    assert capsys.readouterr().err.count("c.mp3:") == 1
 
 
 def test_fastapi_app(folder: Path, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,9 +112,34 @@ def test_chapters_begin_after_the_longest_pauses() -> None:
     assert example("chapters").chapter_starts(segments, 100.0) == [0, 2, 4]
 
 
-def test_chapters(folder: Path, engine: str, capsys: pytest.CaptureFixture[str]) -> None:
+class Podcast:
+    """A model that finds two chapters in a recording."""
+
+    def __enter__(self) -> Podcast:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        pass
+
+    def transcribe(self, recording: str, **options: str) -> list[Segment]:
+        assert options == {"strategy": "batched"}
+        times = [(3.2, 50), (51, 170), (3725.9, 3800)]
+        return [segment(i, a, b, f" {i} a b c d e f g h") for i, (a, b) in enumerate(times)]
+
+
+def test_chapters(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(Whisper, "load", lambda name: Podcast())
+    example("chapters").main("podcast.mp3")
+    assert capsys.readouterr().out == "0:00:00 0 a b c d e f g\n1:02:05 2 a b c d e f g\n"
+
+
+def test_chapters_of_a_recording(
+    folder: Path, engine: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     example("chapters").main(str(folder / "a.mp3"), engine)
-    assert capsys.readouterr().out[:7] in ("0:00:00", "")
+    with Whisper.load(engine) as model:
+        found = model.transcribe(folder / "a.mp3", strategy="batched")
+    assert capsys.readouterr().out == f"0:00:00 {' '.join(found[0].text.split()[:8])}\n"
 
 
 @pytest.fixture

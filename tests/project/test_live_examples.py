@@ -19,6 +19,7 @@ import soundfile
 import soxr
 
 from tests.conftest import Engines
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.slow
 
@@ -43,12 +44,6 @@ def running(*command: object, port: int, **environment: str) -> Iterator[None]:
             yield
         finally:
             it.terminate()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 @contextlib.contextmanager

@@ -216,6 +216,26 @@ def test_other_options(
     assert run([other]) == (["id 0"] if again else [])
 
 
+@pytest.mark.parametrize("kind", ["path", "bytes", "array"])
+def test_clips_of_known_speakers_are_part_of_the_options(
+    tmp_path: Path, recordings: list[Recording], run: Any, kind: str
+) -> None:
+    def row(seed: int) -> Recording:
+        soundfile.write(tmp_path / "ann.wav", noise(3.0, seed), 16000, "FLOAT")
+        clip: Any = tmp_path / "ann.wav"
+        if kind == "bytes":
+            clip = clip.read_bytes()
+        elif kind == "array":
+            clip = noise(3.0, seed)
+        known = options(diarize=True, known_speakers={"Ann": clip})
+        return recordings[0]._replace(options=known)
+
+    made = Corpus(tmp_path / "out", quiet_model())
+    first, same, other = made._key(row(1).options), made._key(row(1).options), row(2).options
+    assert first == same
+    assert first != made._key(other)
+
+
 def test_another_version_transcribes_again(
     recordings: list[Recording], run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -303,7 +323,7 @@ def test_a_recording_that_changes_meanwhile_fails(
 def test_a_transcript_that_cannot_be_rendered_fails_alone(
     tmp_path: Path, recordings: list[Recording], run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unable(found: Any, form: str, layout: Any) -> str:
+    def unable(found: Any, form: str, layout: Any, **named: Any) -> str:
         if found.duration == SIZES[2]:
             raise WhisperOptError("a time is negative")
         return render(found, form, layout)

@@ -53,6 +53,15 @@ def test_rows_have_options(tmp_path: Path) -> None:
     assert tuple(own.options.clip_timestamps) == (0, 3)
 
 
+def test_clips_of_known_speakers_are_relative_to_the_list(tmp_path: Path) -> None:
+    row = {"audio": "b", "diarize": True, "known_speakers": {"Ann": "a.wav", "Bob": "/x/b.wav"}}
+    (found,) = read(tmp_path, json.dumps(row)).recordings
+    assert found.options.speaker_options.clips == (
+        ("Ann", str(tmp_path / "a.wav")),
+        ("Bob", "/x/b.wav"),
+    )
+
+
 def test_a_byte_order_mark_is_no_part_of_a_path(tmp_path: Path) -> None:
     (recording,) = read(tmp_path, "\ufeffa.wav").recordings
     assert recording.id == "a.wav"
@@ -69,6 +78,7 @@ def test_a_byte_order_mark_is_no_part_of_a_path(tmp_path: Path) -> None:
         ('{"audio": "a", "id": "\\ud800"}', '"id" is'),
         ('{"audio": "a", "beam_size": "2"}', "beam_size is '2'"),
         ('{"audio": "a", "batch_size": 2}', "--batch-size"),
+        ('{"audio": "a", "diarize": true, "known_speakers": {"A": 3}}', '"known_speakers" is 3'),
     ],
 )
 def test_wrong_rows(tmp_path: Path, line: str, message: str) -> None:

@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import pytest
 
-from tests.support.models import as_tensor, random_checkpoint
+from tests.support.models import as_tensor, random_checkpoint, random_dims
 from whisper_opt.core.dims import ModelDims
+from whisper_opt.core.locks import file_lock
 from whisper_opt.export import export
 from whisper_opt.export.checkpoints import Checkpoint
-from whisper_opt.runtime.engine import Engine
+from whisper_opt.runtime.engine import Engine, read_engine
 
-__all__ = ["DIALECTS", "random_engine", "require", "runs", "sharp_checkpoint"]
+__all__ = [
+    "DIALECTS",
+    "SHARED",
+    "random_engine",
+    "require",
+    "runs",
+    "shared_engine",
+    "sharp_checkpoint",
+    "tiny_dims",
+]
 
 DIALECTS = ("contrib", "standard")
+SHARED = "WHISPER_OPT_TEST_ENGINES"
+"""Environment variable: the folder of the engines of a run, for all its processes (conftest.py)."""
 
 
 def runs(dialect: str) -> bool:
@@ -51,7 +67,35 @@ def sharp_checkpoint(dims: ModelDims, seed: int = 0) -> Checkpoint:
     return dataclasses.replace(plain, tensors=tensors)
 
 
+def shared_engine(name: str, make: Callable[[Path], Engine]) -> Engine:
+    """An engine that is made once per run, by the process that needs it first. Do not change it.
+
+    Args:
+        name: of its directory.
+        make: exports it to a path.
+    """
+    path = Path(os.environ[SHARED]) / name
+    with file_lock(path.with_name(f"{name}.lock")):
+        if not path.exists():  # an export appears complete or not at all
+            make(path)
+    return read_engine(path)
+
+
 def random_engine(folder: Path, dims: ModelDims, dialect: str = "contrib") -> Engine:
-    """A verified engine of :func:`sharp_checkpoint`; skips if it cannot run."""
+    """A verified engine of :func:`sharp_checkpoint`; skips if it cannot run.
+
+    The directory is a copy, so that a test may change it: each model is exported once per run.
+    """
     require(dialect)
-    return export(sharp_checkpoint(dims), folder, dialect=dialect)
+    key = hashlib.sha256(repr(dims).encode()).hexdigest()[:16]
+    made = shared_engine(
+        f"random-{key}-{dialect}",
+        lambda path: export(sharp_checkpoint(dims), path, dialect=dialect),
+    )
+    shutil.copytree(made.path, folder)
+    return read_engine(folder)
+
+
+def tiny_dims() -> ModelDims:
+    """Of the smallest multilingual model, whose windows have at most 20 tokens."""
+    return random_dims(n_audio_layer=1, n_text_layer=1, n_text_ctx=40)

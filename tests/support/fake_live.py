@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import dataclasses
+import json
 import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, Union
@@ -25,7 +26,7 @@ from whisper_opt.text.live_events import (
 )
 from whisper_opt.text.results import Segment, Word
 
-__all__ = ["WORD_S", "FakeLive", "loud", "quiet"]
+__all__ = ["WORD_S", "FakeLive", "Talk", "loud", "quiet"]
 
 WORD_S = 0.2
 """Seconds of speech for each word."""
@@ -177,3 +178,42 @@ class FakeLive:
             while self.pending:
                 yield self.pending.popleft()
             await asyncio.sleep(0.001)
+
+
+class Talk:
+    """A protocol without a socket, and the fakes that it opens; a subclass sets ``it``.
+
+    Attributes:
+        it: the protocol on one connection.
+        sent: messages of the server that nobody has taken.
+        sessions: its sessions, by number.
+    """
+
+    it: Any
+
+    def __init__(self) -> None:
+        self.sent: list[dict[str, Any]] = []
+        self.sessions: list[FakeLive] = []
+
+    def open(
+        self, options: TranscribeOptions, live: LiveOptions, rate: int, n_channels: int = 1
+    ) -> tuple[int, FakeLive]:
+        """A session and its number."""
+        self.sessions.append(FakeLive(options, live, sample_rate=rate, channels=n_channels))
+        return len(self.sessions) - 1, self.sessions[-1]
+
+    def tell(self, type_: str, **fields: Any) -> None:
+        """Send a message."""
+        self.it.receive(json.dumps({"type": type_, **fields}))
+
+    def listen(self) -> None:
+        """Pass on what the sessions have said."""
+        for number, session in enumerate(self.sessions):
+            for event in session.drain():
+                self.it.heard(number, event)
+
+    def take(self) -> list[dict[str, Any]]:
+        """The messages since the last call."""
+        self.listen()
+        found, self.sent[:] = list(self.sent), []
+        return found

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.support.models_write import _huggingface_config, huggingface_names, rounded
+from tests.support.models_write import huggingface_config, huggingface_names, rounded
 from whisper_opt.core.arrays import F32
 from whisper_opt.export.checkpoints import Checkpoint
 
@@ -114,7 +114,7 @@ def transformers_model(
     found = _class(kind, "transformers.models.whisper.modeling_whisper")
     if subclass:
         found = _class("MyWhisper", "mine", found)
-    config = _Config(_huggingface_config(checkpoint), origin)
+    config = _Config(huggingface_config(checkpoint.dims), origin)
     return found(state, config=config, generation_config=_Config(lists) if generation else None)
 
 

@@ -32,7 +32,7 @@ def result(words: Sequence[LiveWord], **changed: Any) -> Hypothesis:
     """A result that passes all thresholds."""
     given: dict[str, Any] = {
         **{"avg_logprob": -0.3, "no_speech_prob": 0.1, "compression_ratio": 1.3},
-        **{"language": "en", **changed},
+        **changed,
     }
     return Hypothesis(tuple(words), **given)
 

@@ -33,7 +33,7 @@ from typing import Any
 
 import pytest
 
-__all__ = ["LoopbackHub", "Repository", "Request", "closed_port"]
+__all__ = ["LoopbackHub", "Repository", "Request"]
 
 _LARGE = (".safetensors", ".bin", ".pt", ".msgpack", ".h5", ".onnx", ".onnx_data")
 
@@ -267,13 +267,6 @@ class LoopbackHub:
                 yield patch
             finally:
                 close()
-
-
-def closed_port() -> int:
-    """A port of 127.0.0.1 at which nothing listens."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):

@@ -22,6 +22,7 @@ from whisper_opt.export.checkpoints.checkpoint import Checkpoint
 __all__ = [
     "ctranslate2_quantized",
     "encode",
+    "huggingface_config",
     "huggingface_names",
     "rounded",
     "write_ctranslate2",
@@ -144,7 +145,7 @@ def write_huggingface(
             write(directory / file, part, dtype)
             weight_map.update(dict.fromkeys(part, file))
         _write_json(directory / f"{stem}{suffix}.index.json", {"weight_map": weight_map})
-    _write_json(directory / "config.json", _huggingface_config(checkpoint))
+    _write_json(directory / "config.json", huggingface_config(checkpoint.dims))
     generation = {
         "alignment_heads": checkpoint.alignment_heads,
         "suppress_tokens": checkpoint.suppress_tokens,
@@ -155,8 +156,8 @@ def write_huggingface(
     return directory
 
 
-def _huggingface_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    dims = checkpoint.dims
+def huggingface_config(dims: ModelDims) -> dict[str, Any]:
+    """The part of ``config.json`` that describes a model."""
     return {
         "model_type": "whisper",
         "activation_function": "gelu",
@@ -184,6 +185,7 @@ class _Pickle:
 
     def __init__(self, dtype: str, *, legacy: bool = False) -> None:
         self.storages: list[bytes] = []
+        self.sizes: list[int] = []
         self._dtype = dtype
         self._view = b"N" if legacy else b""  # the older format has one more field
 
@@ -208,6 +210,7 @@ class _Pickle:
         strides = tuple(step // values.itemsize for step in values.strides)
         key = str(len(self.storages))
         counter = values.dtype == np.int64
+        self.sizes.append(values.size)
         self.storages.append(base.tobytes() if counter else encode(base, self._dtype))
         kind = "LongStorage" if counter else _TORCH[self._dtype]
         storage = f"ctorch\n{kind}\n".encode()
@@ -241,8 +244,7 @@ def write_torch_legacy(file: Path, value: Any, dtype: str = "float16") -> None:
     magic = b"\x8a\x0a" + 0x1950A86A20F9469CFC6C.to_bytes(10, "little")
     parts = [magic, b"M\xe9\x03", pickler.value(machine), pickled, keys]
     data = b"".join(
-        struct.pack("<q", len(raw) // (4 if dtype == "float32" else 2)) + raw
-        for raw in pickler.storages
+        struct.pack("<q", size) + raw for size, raw in zip(pickler.sizes, pickler.storages)
     )
     file.write_bytes(b"".join(b"\x80\x02" + part + b"." for part in parts) + data)
 

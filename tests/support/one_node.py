@@ -13,19 +13,9 @@ from onnx import TensorProto
 from whisper_opt.core.arrays import F32, NDArray
 from whisper_opt.export.graphs.builder import GraphBuilder
 from whisper_opt.export.graphs.head import embed8, head8
-from whisper_opt.export.graphs.int4_operators import (
-    GELU_LINEAR4_ADD,
-    LINEAR4,
-    LINEAR4_ADD,
-    NORM_LINEAR4,
-    embed4,
-    head4,
-)
+from whisper_opt.export.graphs.int4_operators import LINEARS4, embed4, head4
 from whisper_opt.export.graphs.operators import (
-    GELU_LINEAR_ADD,
-    LINEAR,
-    LINEAR_ADD,
-    NORM_LINEAR,
+    LINEARS,
     Operator,
     cross_attention,
     cross_scores,
@@ -60,8 +50,6 @@ __all__ = [
     "session",
 ]
 
-LINEARS = (LINEAR, NORM_LINEAR, LINEAR_ADD, GELU_LINEAR_ADD)
-LINEARS4 = (LINEAR4, NORM_LINEAR4, LINEAR4_ADD, GELU_LINEAR4_ADD)
 TYPES = {
     "positions": TensorProto.INT64,
     "tokens": TensorProto.INT64,

@@ -18,10 +18,11 @@ from onnx import numpy_helper
 
 from tests.support.engines import sharp_checkpoint
 from tests.support.models import random_dims
+from tests.support.models_write import huggingface_config
 from whisper_opt.core.dims import ModelDims
 from whisper_opt.export.checkpoints import Checkpoint
 
-__all__ = ["DATA", "DIMS", "MERGED", "SPLIT", "huggingface_config", "write_optimum"]
+__all__ = ["DATA", "DIMS", "MERGED", "SPLIT", "optimum_config", "write_optimum"]
 
 DATA = Path(__file__).parents[1] / "data" / "optimum"
 DIMS = random_dims(n_vocab=2000)
@@ -30,20 +31,12 @@ MERGED = ("decoder_model_merged",)
 SPLIT = ("decoder_model", "decoder_with_past_model")
 
 
-def huggingface_config(dims: ModelDims) -> dict[str, Any]:
-    """The part of ``config.json`` that describes a model; ids are arbitrary valid ones."""
+def optimum_config(dims: ModelDims) -> dict[str, Any]:
+    """``config.json``; ids are arbitrary valid ones."""
     return {
-        "vocab_size": dims.n_vocab,
-        "num_mel_bins": dims.n_mels,
-        "d_model": dims.n_text_state,
-        "encoder_layers": dims.n_audio_layer,
-        "encoder_attention_heads": dims.n_audio_head,
+        **huggingface_config(dims),
         "encoder_ffn_dim": 4 * dims.n_audio_state,
-        "decoder_layers": dims.n_text_layer,
-        "decoder_attention_heads": dims.n_text_head,
         "decoder_ffn_dim": 4 * dims.n_text_state,
-        "max_source_positions": dims.n_audio_ctx,
-        "max_target_positions": dims.n_text_ctx,
         **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), 0),
         "decoder_start_token_id": 1,
     }
@@ -83,7 +76,7 @@ def write_optimum(
             onnx.save(model, path, save_as_external_data=True, location=f"{path.name}_data")
         else:
             onnx.save(model, path)
-    config = {"model_type": "whisper", **huggingface_config(DIMS)}
+    config = optimum_config(DIMS)
     generation = {
         "alignment_heads": checkpoint.alignment_heads,
         "suppress_tokens": checkpoint.suppress_tokens,

@@ -9,12 +9,13 @@ import http.client
 import json
 import os
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Union
+
+from tests.support.ports import free_ports
 
 __all__ = ["TritonServer", "Wheel", "running"]
 
@@ -105,18 +106,10 @@ class TritonServer:
         return [json.loads(line[len("data: ") :]) for line in lines if line]
 
 
-def _ports(n: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        found = [stack.enter_context(socket.socket()) for _ in range(n)]
-        for each in found:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in found]
-
-
 @contextlib.contextmanager
 def running(wheel: Wheel, repository: Path, folder: Path) -> Iterator[TritonServer]:
     """A server of a model repository, ready; it is ended at the end."""
-    http_port, grpc_port = _ports(2)
+    http_port, grpc_port = free_ports(2)
     server = TritonServer(http_port, grpc_port, folder / "log")
     libraries = str(wheel.site / "nvidia_pytriton.libs"), wheel.libraries
     paths = [*libraries, *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]

@@ -73,6 +73,13 @@ def test_dropped_parts_are_listed() -> None:
     assert "0:01 to 0:02: no speech" in html
 
 
+def test_speakers_have_their_names() -> None:
+    html = segment_html(segment(0, 0.0, 1.0, " Hi", speaker=HOSTILE))
+    assert "too&#x27;:</b>  Hi" in html
+    assert "<script" not in html
+    check(html)
+
+
 def test_one_segment() -> None:
     assert segment(0, 61.0, 62.0, " Hi")._repr_html_() == segment_html(
         segment(0, 61.0, 62.0, " Hi")

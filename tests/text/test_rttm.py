@@ -9,7 +9,7 @@ import pytest
 
 from whisper_opt import OptionError, Segment, SubtitleOptions, Transcript, Word
 from whisper_opt.text.results import Turn
-from whisper_opt.text.writers import FORMATS, TEXT_FORMATS, write
+from whisper_opt.text.writers import FORMATS, TEXT_FORMATS, render, write
 
 
 def spoken(speaker: str | None, start: float, text: str, channel: int | None = None) -> Segment:
@@ -106,6 +106,7 @@ def test_rttm_lists_turns(tmp_path: Path) -> None:
         "SPEAKER recording 1 1.500 1.500 <NA> <NA> B <NA> <NA>\n"
     )
     assert FORMATS["rttm"](found) == expected
+    assert render(found, "rttm", name="my talk") == expected.replace(" recording ", " my_talk ")
     write(found, tmp_path / "my talk.rttm", "rttm")
     written = (tmp_path / "my talk.rttm").read_text(encoding="utf-8")
     assert written == expected.replace("recording", "my_talk")

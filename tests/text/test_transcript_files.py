@@ -59,3 +59,23 @@ def test_json() -> None:
 @pytest.mark.parametrize("text", ["", "So it is.\nYes --> no", "[Music] and so on", "{", "1\n2\n"])
 def test_anything_else_is_text(text: str) -> None:
     assert read_transcript(text) == text
+
+
+def test_hours_of_many_digits_are_text() -> None:
+    line = f"{'9' * 5000}:00:01.500 --> 00:03.250\nSo it is"
+    assert read_transcript(line) == line
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["\n" * 1_000_000, "\n \t" * 500_000, "1" * 1_000_000, "00:01.500" + " " * 1_000_000],
+    ids=["lines", "blanks", "digits", "no_end"],
+)
+def test_hostile_text_is_read_once(text: str) -> None:
+    """Looking from every line or digit to the end would take hours."""
+    assert read_transcript(text) == text
+
+
+def test_hostile_tags_are_read_once() -> None:
+    text = f"00:01.500 --> 00:03.250\n{'<a' * 1_000_000}"
+    assert read_transcript(text) == [{"start": 1.5, "end": 3.25, "text": "<a" * 1_000_000}]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import gc
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from tests.transcription.test_drafts import MODES, model, run, speaking
 from tests.transcription.test_transcribe_many import talkative_checkpoint
 from whisper_opt import OptionError, TranscribeOptions, Transcript, Whisper
 from whisper_opt.core.arrays import F32
+from whisper_opt.core.options import LoadOptions
 from whisper_opt.export import export
 from whisper_opt.serving import Engine
 from whisper_opt.transcription.drafts import Assistant
@@ -94,3 +98,27 @@ def test_an_engine_as_the_draft_model_of_another(folder: Path) -> None:
 def test_another_vocabulary_is_refused(folder: Path) -> None:
     with pytest.raises(OptionError, match=r"draft_model has another vocabulary \(51864 ids;"):
         Whisper.load(folder / "fp32", device="cpu", draft_model=str(folder / "other"))
+
+
+def test_speakers_and_verify(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The networks of speakers are loaded once; files of both models are verified."""
+    opened: list[tuple[str | None, bool]] = []
+
+    def watched(path: Path, options: LoadOptions, verify: bool) -> Whisper:
+        opened.append((options.speakers, verify))
+        return open_model(path, dataclasses.replace(options, speakers=None), verify)
+
+    open_model = Whisper._open
+    monkeypatch.setattr(Whisper, "_open", watched)
+    given: dict[str, Any] = {"device": "cpu", "draft_model": str(folder / "int8")}
+    Whisper.load(folder / "fp32", speakers="networks", verify=True, **given).close()
+    assert opened == [("networks", True), (None, True)]
+
+
+def test_closing_releases_the_draft_model(folder: Path) -> None:
+    loaded = Whisper.load(folder / "fp32", device="cpu", draft_model=str(folder / "int8"))
+    assert loaded._assistant is not None
+    draft = weakref.ref(loaded._assistant._backend)
+    loaded.close()
+    gc.collect()
+    assert draft() is None

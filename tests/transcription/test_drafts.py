@@ -17,7 +17,8 @@ from tests.support.watched_backend import PLAIN, WatchedBackend, engine, many, n
 from whisper_opt import OptionError, TranscribeOptions, Transcript, Whisper
 from whisper_opt.core.arrays import F32
 from whisper_opt.serving import Engine
-from whisper_opt.transcription.drafts import ChunkDraft
+from whisper_opt.text.vocabulary import Vocab
+from whisper_opt.transcription.drafts import ChunkDraft, Draft
 
 N_CTX = 224
 WORDS = [f"w{chr(97 + i % 26)}{chr(97 + i // 26)}n" for i in range(200)]
@@ -146,7 +147,8 @@ def test_only_greedy_decoding_takes_drafts(name: str) -> None:
 
 def drafted(draft: Any, start: float = 0.0, **options: Any) -> ChunkDraft:
     dims = dataclasses.replace(DIMS, n_text_ctx=N_CTX)
-    return ChunkDraft(TranscribeOptions(draft=draft, **options), VOCAB, dims, start, 100.0)
+    given = TranscribeOptions(draft=draft, **options)
+    return ChunkDraft(Draft(given, VOCAB, 100.0), given, VOCAB, dims, start)
 
 
 def first(part: ChunkDraft, seek: int, language: str = "en") -> list[int]:
@@ -180,6 +182,34 @@ def test_a_window_gets_the_segments_that_overlap_it() -> None:
 def test_text_begins_with_a_space_except_in_languages_without_spaces() -> None:
     assert first(drafted(" so  it\nis "), 0, "en") == VOCAB.encode(" so it is")
     assert first(drafted(" so "), 0, "ja") == VOCAB.encode("so")
+
+
+def test_the_text_is_encoded_once_for_all_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    sound = noise(90, 3)
+    expected, _ = run(sound, **MODES["batched"])
+    texts: list[str] = []
+    encode = Vocab.encode_sentence
+
+    def watched(self: Vocab, text: str, language: str) -> list[int]:
+        texts.append(text)
+        return encode(self, text, language)
+
+    monkeypatch.setattr(Vocab, "encode_sentence", watched)
+    assert run(sound, **MODES["batched"], draft=expected.text)[0] == expected
+    assert len(texts) == 1
+
+
+@pytest.mark.parametrize("duration", [200.0, None])
+def test_the_place_of_a_chunk_in_the_text(duration: float | None) -> None:
+    """Also of a stream, whose length is not known: what was read of it so far is not all of it."""
+    draft = Draft(TranscribeOptions(draft="wan " * 700), VOCAB, duration)
+    text = draft.text("en")
+    n = len(text.tokens)
+    assert draft.near(0, text) == 0
+    if duration is None:
+        draft.heard(100.0, n // 2)
+    assert draft.near(50, text) == pytest.approx(n / 4, abs=1)
+    assert draft.near(500, text) == n
 
 
 @pytest.mark.slow

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from tests.conftest import ROOT, Engines
-from tests.support.engines import random_engine
-from tests.support.models import random_dims
 from whisper_opt import AudioError, OptionError, Whisper, align_text
 
 JFK = ROOT / "examples" / "jfk.flac"
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Whisper:
-    dims = random_dims(n_audio_layer=1, n_text_layer=1, n_text_ctx=40)
-    return Whisper.load(
-        random_engine(tmp_path_factory.mktemp("tiny") / "tiny", dims).path, device="cpu", threads=1
-    )
+def model(tiny: Path) -> Whisper:
+    return Whisper.load(tiny, device="cpu", threads=1)
 
 
-def test_shape(tiny: Whisper) -> None:
-    found = align_text(tiny, np.zeros(32_000, np.float32), "two words", language="en")
+def test_shape(model: Whisper) -> None:
+    found = align_text(model, np.zeros(32_000, np.float32), "two words", language="en")
     assert "".join(word.word for word in found.words) == " two words"
     assert "".join(found.tokens) == " two words"
     assert found.attention.shape == (len(found.tokens), 100)
@@ -30,27 +27,35 @@ def test_shape(tiny: Whisper) -> None:
     assert found.seconds_per_position == 0.02
 
 
-def test_language_is_detected(tiny: Whisper) -> None:
+def test_language_is_detected(model: Whisper) -> None:
     samples = np.zeros(32_000, np.float32)
-    detected = next(iter(tiny.detect_language(samples)))
-    given = align_text(tiny, samples, "word", language=detected)
-    assert align_text(tiny, samples, "word").words == given.words
+    detected = next(iter(model.detect_language(samples)))
+    given = align_text(model, samples, "word", language=detected)
+    assert align_text(model, samples, "word").words == given.words
 
 
 @pytest.mark.parametrize("text", ["", "  ", "word " * 40])
-def test_no_text_or_too_much(tiny: Whisper, text: str) -> None:
+def test_no_text_or_too_much(model: Whisper, text: str) -> None:
     with pytest.raises(OptionError, match=r"expected 1 to \d+, as many as a window holds"):
-        align_text(tiny, np.zeros(16_000, np.float32), text, language="en")
+        align_text(model, np.zeros(16_000, np.float32), text, language="en")
 
 
-def test_more_than_a_window(tiny: Whisper) -> None:
+def test_more_than_a_window(model: Whisper) -> None:
     with pytest.raises(OptionError, match="expected at most 30 s"):
-        align_text(tiny, np.zeros(16_000 * 31, np.float32), "word", language="en")
+        align_text(model, np.zeros(16_000 * 31, np.float32), "word", language="en")
 
 
-def test_an_empty_recording(tiny: Whisper) -> None:
+def test_an_empty_recording(model: Whisper) -> None:
     with pytest.raises(AudioError, match="holds no samples"):
-        align_text(tiny, np.zeros(0, np.float32), "word", language="en")
+        align_text(model, np.zeros(0, np.float32), "word", language="en")
+
+
+def test_text_is_that_of_a_result(tiny: Whisper) -> None:
+    """Without spaces around it in Japanese, and with single ones between words elsewhere."""
+    samples = np.zeros(32_000, np.float32)
+    japanese = align_text(tiny, samples, " \u3042\n", language="ja")
+    assert "".join(word.word for word in japanese.words) == "\u3042"
+    assert "".join(align_text(tiny, samples, "two \n words", language="en").tokens) == " two words"
 
 
 @pytest.mark.slow

@@ -86,6 +86,12 @@ def test_the_temperature_is_zero_unless_options_are_given(model: Whisper, mels: 
     assert decode_windows(model, mels[:1], options=options)[0].temperature == 0.5
 
 
+def test_log_probabilities_of_tokens(model: Whisper, mels: F32) -> None:
+    (found,) = decode_windows(model, mels[:1], token_logprobs=True, **PLAIN)
+    assert found.token_logprobs is not None
+    assert len(found.token_logprobs) == len(found.tokens) > 0
+
+
 @pytest.mark.parametrize("shape", [(80, 3000), (1, 128, 3000), (1, 80, 2999)])
 def test_other_shapes_are_refused(shape: tuple[int, ...], model: Whisper) -> None:
     for function in (decode_windows, window_languages):

@@ -124,7 +124,6 @@ class Effect:
 
 DIARIZE = {"diarize": True}
 REFERENCE = "test_whole_recordings_equal_the_reference"
-MIXES = "test_random_mixes_equal_single_runs"
 EFFECTS: dict[str, Effect] = {
     "language": Effect("en", "test_a_language_that_is_given_is_not_detected"),
     "task": Effect("translate", "test_the_start_of_a_transcript"),

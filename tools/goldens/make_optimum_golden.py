@@ -32,7 +32,7 @@ from transformers import AutoConfig, WhisperConfig, WhisperForConditionalGenerat
 
 from tests.support.engines import sharp_checkpoint
 from tests.support.models_write import huggingface_names
-from tests.support.optimum_dirs import DATA, DIMS, huggingface_config
+from tests.support.optimum_dirs import DATA, DIMS, optimum_config
 from whisper_opt.core.arrays import F32
 
 TASK = "automatic-speech-recognition-with-past"
@@ -56,7 +56,7 @@ class WithAttention(WhisperOnnxConfig):  # type: ignore[misc]
 
 def save_model(folder: Path, tensors: dict[str, F32]) -> None:
     """The model as a directory of transformers."""
-    model = WhisperForConditionalGeneration(WhisperConfig(**huggingface_config(DIMS)))
+    model = WhisperForConditionalGeneration(WhisperConfig(**optimum_config(DIMS)))
     names = huggingface_names(list(tensors))
     state = {names[name]: torch.from_numpy(v) for name, v in tensors.items()}
     missing, unexpected = model.load_state_dict(state, strict=False)

@@ -29,7 +29,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Generator, Iterable
-from types import TracebackType
 from typing import Any, BinaryIO, Callable, Union
 
 import numpy as np
@@ -52,6 +51,7 @@ from whisper_opt.audio.media import (
 )
 from whisper_opt.audio.sndfile import is_mp3, rest_in_steps, soundfile_blocks
 from whisper_opt.core.arrays import F32, NDArray
+from whisper_opt.core.closing import Closing
 from whisper_opt.core.dims import SAMPLE_RATE
 from whisper_opt.core.errors import AudioError
 from whisper_opt.core.remedies import install_hint
@@ -87,7 +87,7 @@ _DECODERS: tuple[_Decoder, ...] = (
 """Decoders and their names, in the order in which they are tried."""
 
 
-class AudioStream:
+class AudioStream(Closing):
     """A recording as a stream of blocks, made by :func:`open_audio`.
 
     Iterating gives F32 [n] at 16 kHz, each a new array; n is ``STREAM_BLOCK`` except in the last
@@ -109,17 +109,6 @@ class AudioStream:
 
     def __next__(self) -> F32:
         return next(self._blocks)
-
-    def __enter__(self) -> AudioStream:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Stop decoding; no more blocks follow."""
@@ -236,12 +225,13 @@ def load_audio(
 def reopenable(source: AudioSource, max_audio_bytes: int = MAX_BYTES) -> AudioSource:
     """The same recording as a source that can be opened several times.
 
-    File objects and pipes are read into memory; all other sources are returned as they are.
+    File objects and pipes are read into memory; all other sources, also one that is still arriving,
+    are returned as they are.
 
     Raises:
         AudioError: the source does not exist, cannot be read, or is empty or too large.
     """
-    if isinstance(source, (np.ndarray, bytes)):
+    if isinstance(source, (np.ndarray, bytes, Arriving)):
         return source
     media = open_media(source, max_audio_bytes)
     return media.data if media.path is None else media.path

@@ -14,6 +14,7 @@ from whisper_opt.audio.decode import open_audio
 from whisper_opt.core.dims import SAMPLE_RATE
 from whisper_opt.core.errors import BackendUnavailable, OptionError, WhisperOptError
 from whisper_opt.core.remedies import install_hint
+from whisper_opt.serving.http.live.audio import SampleReader
 
 __all__ = ["FileSource", "Microphone", "PcmSource", "Push", "Source"]
 
@@ -96,19 +97,16 @@ class PcmSource:
 
     def run(self, push: Push, backlog: Callable[[], float], stop: threading.Event) -> None:
         """See :class:`Source`."""
-        frame = 2 * self.n_channels
-        size = frame * max(1, round(_PIECE_S * self.rate))
+        reader = SampleReader("linear16", self.n_channels)
+        size = 2 * self.n_channels * max(1, round(_PIECE_S * self.rate))
         read = getattr(self._file, "read1", self._file.read)  # what is there, without waiting
-        rest = b""
         while not stop.is_set():
             data = read(size)
             if not data:
                 return
-            data = rest + data
-            whole = len(data) - len(data) % frame
-            rest = data[whole:]
-            if whole:
-                push(np.frombuffer(data[:whole], "<i2").reshape(-1, self.n_channels))
+            samples = reader.read(data)
+            if len(samples):
+                push(samples)
             while backlog() > _AHEAD_S and not stop.is_set():
                 stop.wait(_PIECE_S)
 

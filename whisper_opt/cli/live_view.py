@@ -12,7 +12,7 @@ from typing import IO, Any, Protocol, Union
 
 import numpy as np
 
-from whisper_opt.text.live_events import Committed, Lag, LiveEvent, Partial, Utterance
+from whisper_opt.text.live_events import Committed, Failed, Lag, LiveEvent, Partial, Utterance
 from whisper_opt.text.writers import format_timestamp
 
 __all__ = ["Lines", "Terminal", "View", "view_for"]
@@ -96,7 +96,7 @@ class Terminal:
             number = getattr(event, "utterance", None)
             if isinstance(event, Utterance) and event.text.strip():
                 self._out.write(f"{_CLEAR}{_line(event.start, event.end, event.text)}\n")
-            if number is not None and type(event).__name__ in ("Utterance", "Failed"):
+            if number is not None and isinstance(event, (Utterance, Failed)):
                 self._certain.pop(number, None)
                 self._tentative.pop(number, None)
             self._draw()

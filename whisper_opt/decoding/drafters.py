@@ -8,6 +8,7 @@ looks for the last chosen tokens further on (n-gram look-up, as in prompt lookup
 from __future__ import annotations
 
 import bisect
+import itertools
 from collections.abc import Container, Sequence
 
 from whisper_opt.decoding.rows import Drafter
@@ -86,27 +87,31 @@ class TextDrafter:
         self._latest: list[int] = []
         self._n_seen = 0
         self._block = _FIRST_BLOCK
-        self._proposed: tuple[int, int] | None = None  # sampled before, tokens proposed
+        self._proposed: tuple[int, tuple[int, ...]] = (0, ())  # sampled before, tokens
 
     def propose(self, sampled: Sequence[int], most: int) -> tuple[int, ...]:
         """See :class:`whisper_opt.decoding.rows.Drafter`."""
-        self._adapt(len(sampled))
+        self._adapt(sampled)
         for token in sampled[self._n_seen :]:
             self.follow(token)
         self._n_seen = len(sampled)
         found = self._ahead(sampled)[: min(most, self._block)]
-        self._proposed = (len(sampled), len(found)) if found else None
+        self._proposed = (len(sampled), found)
         return found
 
-    def _adapt(self, n_sampled: int) -> None:
-        """Propose more after tokens that were accepted, and fewer after others."""
-        if self._proposed is None:
-            return
-        accepted, proposed = n_sampled - self._proposed[0] - 1, self._proposed[1]
-        if accepted >= proposed:
+    def _adapt(self, sampled: Sequence[int]) -> None:
+        """Propose more after tokens that were right, and fewer after others.
+
+        Proposals that were not verified, or only in part, are neither.
+        """
+        before, proposed = self._proposed
+        new = sampled[before : before + len(proposed)]
+        pairs = zip(new, proposed)
+        right = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+        if right < len(new):
+            self._block = max(_LEAST_BLOCK, min(right, self._block // 2))
+        elif proposed and right == len(proposed):
             self._block = min(2 * self._block, _MOST_BLOCK)
-        else:
-            self._block = max(_LEAST_BLOCK, min(accepted, self._block // 2))
 
     def follow(self, token: int) -> None:
         """Move on by a token that was chosen."""
@@ -192,7 +197,10 @@ class LookupDrafter:
 
 
 class FirstOf:
-    """Asks several drafters in turn, until one proposes something."""
+    """Asks several drafters in turn, until one proposes something.
+
+    Those that were not asked follow the tokens when they are asked again.
+    """
 
     def __init__(self, *drafters: Drafter) -> None:
         """``drafters``: the preferred one first."""
@@ -200,8 +208,7 @@ class FirstOf:
 
     def propose(self, sampled: Sequence[int], most: int) -> Sequence[int]:
         """See :class:`whisper_opt.decoding.rows.Drafter`."""
-        found: Sequence[int] = ()
         for drafter in self._drafters:
-            proposed = drafter.propose(sampled, most)  # all follow the tokens
-            found = found or proposed
-        return found
+            if found := drafter.propose(sampled, most):
+                return found
+        return ()

@@ -119,19 +119,27 @@ def advance(
         The new last token of each hypothesis, int64 [n_seq, 1], and how many proposals were
         accepted.
     """
-    requested = logits.requested()
+    # each is read once: devices copy the scores for every call
+    scores = logits.numpy() if any(row.needs_scores for row in rows) else None
+    requested = logits.requested() if scores is None else scores[:, :-1]
     firsts = np.cumsum([0, *(row.live for row in rows)]).tolist()
     chosen = [
         _verified(requested[first], draft, row) if draft else []
         for row, draft, first in zip(rows, fed.drafts, firsts)
     ]
     accepted = [_n_accepted(tops, draft) for tops, draft in zip(chosen, fed.drafts)]
-    last = _choose_last(rows, logits, fed.drafts, choose)
+    last: Top | None = None
+    if any(n == len(draft) for n, draft in zip(accepted, fed.drafts)):
+        mask = _last_mask(rows, fed.drafts, requested.shape[2])
+        if scores is not None:
+            last = choose(scores[:, -1], rows, mask)
+        else:
+            last = logits.top(max(row.decoder.width for row in rows), mask)
     keep: list[int] = []
     tokens: list[int] = []
     for i, (row, draft) in enumerate(zip(rows, fed.drafts)):
         tops, end = chosen[i], firsts[i] + row.live
-        if accepted[i] == len(draft):
+        if last is not None and accepted[i] == len(draft):
             part, width = slice(firsts[i], end), row.decoder.width
             tops.append(Top(last.tokens[part, :width], last.logprobs[part, :width]))
         parents: list[int] = []
@@ -149,18 +157,11 @@ def advance(
     return np.array(tokens, np.int64).reshape(-1, 1), sum(accepted)
 
 
-def _choose_last(
-    rows: Sequence[Row], logits: Logits, drafts: Sequence[Sequence[int]], choose: Choose
-) -> Top:
-    """Choices after the last token fed; of no use for rows whose proposals are not accepted."""
+def _last_mask(rows: Sequence[Row], drafts: Sequence[Sequence[int]], n_vocab: int) -> TokenMask:
+    """What may follow the last token fed; of use for rows whose proposals are all accepted."""
     live = [
         (row, [*sampled, *draft])
         for row, draft in zip(rows, drafts)
         for sampled in row.decoder.rows
     ]
-    scores = logits.numpy() if any(row.needs_scores for row in rows) else None
-    n_vocab = logits.requested().shape[2]
-    mask = token_mask(live, n_vocab)
-    if scores is not None:
-        return choose(scores[:, -1], rows, mask)
-    return logits.top(max(row.decoder.width for row in rows), mask)
+    return token_mask(live, n_vocab)

@@ -60,24 +60,34 @@ def corpus_rows(
         For each recording ``id``, ``audio`` (an absolute path) and ``options`` (a JSON object).
 
     Raises:
-        OptionError: it is no manifest.
+        OptionError: it is no manifest, or ``options`` has something that a row cannot hold: a clip
+            of a known speaker that is no path, or a draft that is not JSON.
     """
-    default = TranscribeOptions()
-    found = read_manifest(Path(manifest), options or default).recordings
+    found = read_manifest(Path(manifest), options or TranscribeOptions()).recordings
     return [
-        {
-            "id": each.id,
-            "audio": str(each.audio.resolve()),
-            "options": json.dumps(
-                {
-                    name: value
-                    for name, value in vars(each.options).items()
-                    if value != getattr(default, name)
-                }
-            ),
-        }
+        {"id": each.id, "audio": str(each.audio.resolve()), "options": _as_json(each.options)}
         for each in found
     ]
+
+
+def _as_json(options: TranscribeOptions) -> str:
+    """The options that are not the default ones, with absolute paths."""
+    clips = options.speaker_options.clips
+    if not all(isinstance(clip, (str, os.PathLike)) for _, clip in clips):
+        raise OptionError(
+            "known_speakers has a clip that is no path, which a row cannot hold; write it to a file"
+            " that all nodes see"
+        )
+    default = TranscribeOptions()
+    values = {
+        name: value for name, value in vars(options).items() if value != getattr(default, name)
+    }
+    if clips:
+        values["known_speakers"] = {name: os.path.abspath(clip) for name, clip in clips}
+    try:
+        return json.dumps(values)
+    except (TypeError, ValueError) as error:
+        raise OptionError(f"the options cannot be written as JSON: {error}") from error
 
 
 def transcribe(

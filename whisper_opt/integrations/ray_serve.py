@@ -30,6 +30,9 @@ from whisper_opt.serving import Engine
 
 __all__ = ["Transcription", "deployment"]
 
+_TEXTS = {"text": (str, type(None)), "transcript": (str, type(None), list, dict)}
+"""What JSON may be in a query for options that are text; other JSON is itself the text."""
+
 
 class Transcription:
     """What a replica runs: one model, one engine."""
@@ -103,7 +106,7 @@ class Transcription:
         from starlette.responses import JSONResponse
 
         try:
-            options = {name: _value(text) for name, text in request.query_params.items()}
+            options = {name: _value(name, text) for name, text in request.query_params.items()}
             return JSONResponse(await self.transcribe(await request.body(), **options))
         except (OptionError, AudioError) as error:
             return JSONResponse({"error": str(error)}, 400)
@@ -129,18 +132,28 @@ class Transcription:
         return TranscribeOptions(**{**self._options, **options})
 
 
-def _value(text: str) -> Any:
-    """An option in a query: JSON, or else text, which needs no quotes."""
+def _value(name: str, text: str) -> Any:
+    """An option in a query: JSON, or else text, which needs no quotes.
+
+    Raises:
+        OptionError: it would make the replica read a file.
+    """
+    if name == "known_speakers":
+        raise OptionError("known_speakers names files of the server; give it with a handle")
+    field = TranscribeOptions.__dataclass_fields__.get(name)
+    kind = "" if field is None else field.metadata["kind"]
     try:
-        return json.loads(text)
-    except ValueError:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
         return text
+    return value if isinstance(value, _TEXTS.get(kind, object)) else text  # the prompt 1984
 
 
 def deployment(
     model: str,
     *,
     max_batch: int = 8,
+    max_queued: int = 256,
     load: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
     **settings: Any,
@@ -150,6 +163,7 @@ def deployment(
     Args:
         model: what :meth:`whisper_opt.Whisper.load` takes, on every node.
         max_batch: windows that a replica decodes at once.
+        max_queued: recordings that wait to be read by a replica; further ones are refused.
         load: fields of :class:`whisper_opt.LoadOptions`.
         options: fields of :class:`whisper_opt.TranscribeOptions`.
         **settings: arguments of ``serve.deployment``, such as ``num_replicas``,
@@ -163,4 +177,4 @@ def deployment(
     # enough that the batch is full while others are read; more wait where Serve can place them
     chosen = {"max_ongoing_requests": 4 * max_batch, **settings}
     made = serve.deployment(**chosen)(Transcription)
-    return made.bind(model, load=load, options=options, max_batch=max_batch)
+    return made.bind(model, load=load, options=options, max_batch=max_batch, max_queued=max_queued)

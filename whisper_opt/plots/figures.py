@@ -105,37 +105,31 @@ def plot_timeline(
         AudioError: the recording cannot be read.
         BackendUnavailable: matplotlib is missing.
     """
-    rows = _rows(transcript, audio is not None)
+    speakers = list(dict.fromkeys(segment.speaker for segment in transcript)) or [None]
+    above = ["level", "speech"] if audio is not None else []
+    below = ["no text"] if transcript.dropped else []
+    # by place: a speaker may have any name
+    rows = [*above, *(speaker or "segments" for speaker in speakers), *below]
     axes = _axes(axes, 10, 0.8 + 0.4 * len(rows))
-    place = {name: len(rows) - 1 - i for i, name in enumerate(rows)}
+    top = len(rows) - 1
     if audio is not None:
         samples = load_audio(audio)
-        _level(axes, samples, place["level"])
+        _level(axes, samples, top)
         for span in detect_speech(samples, sample_rate=_RATE):
             start, end = span.seconds
-            _bar(axes, place["speech"], start, end, _SPEECH)
+            _bar(axes, top - 1, start, end, _SPEECH)
     for segment in transcript:
-        row = place[_speaker(segment)]
+        row = top - len(above) - speakers.index(segment.speaker)
         confidence = float(np.exp(segment.avg_logprob))
         _bar(axes, row, segment.start, segment.end, _SEGMENT, 0.15 + 0.85 * confidence)
     for part in transcript.dropped:
-        _bar(axes, place["no text"], part.start, part.end, _DROPPED)
-        axes.text(part.start, place["no text"], f" {part.reason}", fontsize=8, va="center")
-    axes.set_yticks([*place.values()], [*place])
+        _bar(axes, 0, part.start, part.end, _DROPPED)
+        axes.text(part.start, 0, f" {part.reason}", fontsize=8, va="center")
+    axes.set_yticks(range(top, -1, -1), rows)
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.set_xlim(0, max(transcript.duration, 0.1))
     axes.set_xlabel("seconds")
     return axes
-
-
-def _rows(transcript: Transcript, with_audio: bool) -> list[str]:
-    speakers = list(dict.fromkeys(_speaker(segment) for segment in transcript)) or ["segments"]
-    dropped = ["no text"] if transcript.dropped else []
-    return [*(["level", "speech"] if with_audio else []), *speakers, *dropped]
-
-
-def _speaker(segment: Any) -> str:
-    return getattr(segment, "speaker", None) or "segments"
 
 
 def _bar(axes: Axes, row: int, start: float, end: float, color: str, strength: float = 0.8) -> None:

@@ -18,11 +18,14 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import re
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Union
+
+import numpy as np
 
 from whisper_opt.audio.speakers.networks import MANIFEST
 from whisper_opt.core.errors import OptionError, WhisperOptError
@@ -35,7 +38,7 @@ from whisper_opt.runtime.engine_cache import Fingerprint, fingerprint
 from whisper_opt.serving.manifests import Recording, Shard
 from whisper_opt.text.results import Transcript
 from whisper_opt.text.subtitles import PLAIN
-from whisper_opt.text.writers import SUBTITLE_FORMATS, render, to_rttm
+from whisper_opt.text.writers import SUBTITLE_FORMATS, render
 from whisper_opt.transcription.model import Whisper
 
 __all__ = ["Corpus", "Outcome"]
@@ -96,12 +99,16 @@ class Corpus:
             raise OptionError(f"worker is {worker!r}; expected up to 64 letters, digits, _ and -")
         self.folder = folder
         self.shard = shard or Shard()
-        self._owner = f"shard{self.shard.suffix}" if worker is None else f"worker-{worker}"
+        self._owner, self._part = f"worker-{worker}", f"as worker-{worker}"
+        if worker is None:
+            self._owner = f"shard{self.shard.suffix}"
+            self._part = f"shard {self.shard.index}/{self.shard.count}"
         self._formats = tuple(formats)
         self._subtitles = subtitles
         self._maker = [__version__, _identity(model), dataclasses.asdict(subtitles)]
         self._held = contextlib.ExitStack()
         self._partial: Union[Path, None] = None
+        self._digests: dict[Path, tuple[Any, Union[str, None]]] = {}  # of clips, and their states
 
     # --- the directory ----------------------------------------------------------------------------
 
@@ -142,12 +149,6 @@ class Corpus:
 
     def _own(self, extension: str) -> Path:
         return self.folder / RECORDS / f"{self._owner}.{extension}"
-
-    @property
-    def _part(self) -> str:
-        if self._owner.startswith("worker-"):
-            return f"as {self._owner}"
-        return f"shard {self.shard.index}/{self.shard.count}"
 
     def _unusable(self, error: OSError) -> WhisperOptError:
         return WhisperOptError(
@@ -228,9 +229,8 @@ class Corpus:
         return Outcome(recording, found.duration)
 
     def _rendered(self, found: Transcript, form: str, audio: Path) -> str:
-        if form == "rttm":
-            return to_rttm(found, name=audio.stem)
-        return render(found, form, self._subtitles if form in SUBTITLE_FORMATS else PLAIN)
+        layout = self._subtitles if form in SUBTITLE_FORMATS else PLAIN
+        return render(found, form, layout, name=audio.stem)
 
     def save_error(
         self,
@@ -299,8 +299,25 @@ class Corpus:
         values = dataclasses.asdict(options)
         for name in _WITHOUT_EFFECT:
             del values[name]
+        values["known_speakers"] = [
+            (name, self._digest(clip)) for name, clip in options.speaker_options.clips
+        ]
         text = json.dumps([self._maker, values], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
+
+    def _digest(self, clip: Any) -> str | None:
+        """sha256 of the clip of a known speaker; a file that has not changed is not read again."""
+        if isinstance(clip, np.ndarray):
+            return hashlib.sha256(f"{clip.dtype}{clip.shape}".encode() + clip.tobytes()).hexdigest()
+        if not isinstance(clip, (str, os.PathLike)):
+            return hashlib.sha256(clip).hexdigest()
+        path = Path(clip)
+        now = _settled(fingerprint(path))
+        state, digest = self._digests.get(path, (None, None))
+        if now is None or now != state:
+            digest = _sha256(path)
+            self._digests[path] = now, digest
+        return digest
 
     def _record_file(self, recording: Recording) -> Path:
         return self.folder / RECORDS / f"{recording.name}.json"

@@ -6,10 +6,10 @@ import atexit
 import contextlib
 import math
 import time
-from types import TracebackType
 from typing import Callable
 
 from whisper_opt.audio.decode import AudioSource
+from whisper_opt.core.closing import Closing
 from whisper_opt.core.options import LiveOptions, TranscribeOptions
 from whisper_opt.serving.handle import Handle
 from whisper_opt.serving.limits import Limits
@@ -26,7 +26,7 @@ from whisper_opt.transcription.model import Whisper
 __all__ = ["Engine"]
 
 
-class Engine:
+class Engine(Closing):
     """Transcribes recordings of many callers with one model; a context manager.
 
     All methods may be called from any thread. One thread decodes; it keeps one batch full with
@@ -224,16 +224,3 @@ class Engine:
         self._loop.stop("the engine was closed")
         if self._loop.may_join:
             self._loop.thread.join()
-
-    def __enter__(self) -> Engine:
-        """Return the engine itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Call :meth:`close`."""
-        self.close()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any, Callable
 
 from whisper_opt.audio.decode import AudioSource
+from whisper_opt.core.closing import Closing
 from whisper_opt.core.errors import EngineClosed, OptionError
 from whisper_opt.core.options import TranscribeOptions
 from whisper_opt.serving.engine import Engine
@@ -28,7 +28,7 @@ class _Slot:
         self.engine: Engine | None = None
 
 
-class Engines:
+class Engines(Closing):
     """Engines by the names of their models; a context manager.
 
     A model is loaded when a recording is submitted to it. On the CPU the engines take turns: each
@@ -130,16 +130,3 @@ class Engines:
                 if slot.engine is not None:
                     slot.engine.close()
                     slot.engine.model.close()
-
-    def __enter__(self) -> Engines:
-        """Return the engines themselves."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Call :meth:`close`."""
-        self.close()

@@ -211,9 +211,17 @@ def _recording(
         identity = str(identity)
     given = {key: row[key] for key in row if key in _OPTIONS and row[key] is not None}
     chosen = dataclasses.replace(options, **given) if given else options
+    if "known_speakers" in given:
+        clips = [(name, _below(folder, clip)) for name, clip in chosen.speaker_options.clips]
+        chosen = dataclasses.replace(chosen, known_speakers=clips)
     return Recording(
         audio if identity is None else _text("id", identity), folder / audio, chosen, line
     )
+
+
+def _below(folder: Path, clip: object) -> str:
+    """The path of the clip of a known speaker, which is relative to the manifest."""
+    return str(folder / _text("known_speakers", clip))
 
 
 def _text(name: str, value: object) -> str:

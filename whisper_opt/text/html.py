@@ -48,10 +48,14 @@ def _word(word: Word) -> str:
 
 
 def segment_html(segment: Segment) -> str:
-    """A paragraph with the time and the text of a segment, its words coloured if it has any."""
+    """A paragraph with the time and the text of a segment, its words coloured if it has any.
+
+    It begins with the speaker's name if that is known.
+    """
     text = words_html(segment.words) if segment.words else html.escape(segment.text)
     time = f'<span style="{_TIME}">{clock(segment.start)}</span>'
-    return f'<p style="margin:.2em 0">{time}{text}</p>'
+    speaker = f"<b>{html.escape(segment.speaker)}:</b> " if segment.speaker else ""
+    return f'<p style="margin:.2em 0">{time}{speaker}{text}</p>'
 
 
 def transcript_html(transcript: Transcript, *, before: str = "") -> str:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import html
+import itertools
 import json
 import re
+from collections.abc import Iterator
 from typing import Any, Union
 
 __all__ = ["read_transcript"]
 
-_TIME = r"(?:(\d+):)?(\d{1,2}):(\d{2})[.,](\d{3})"
-_CUE = re.compile(rf"^\s*{_TIME}\s*-->\s*{_TIME}[^\n]*\n((?:.*\S.*\n?)*)", re.MULTILINE)
-_TAG = re.compile(r"</?[a-zA-Z0-9][^>]*>")
+# files come from strangers: every pattern looks at a character a bounded number of times
+_TIME = r"(?:(\d{1,6}):)?(\d{1,2}):(\d{2})[.,](\d{3})"
+_TIMES = re.compile(rf"[ \t]*{_TIME}[ \t]*-->[ \t]*{_TIME}")
+_TAG = re.compile(r"</?[a-zA-Z0-9][^<>]*>")
 
 
 def read_transcript(text: str) -> Union[str, list[dict[str, Any]], dict[str, Any]]:
@@ -31,15 +34,21 @@ def read_transcript(text: str) -> Union[str, list[dict[str, Any]], dict[str, Any
             return text
         only_text = isinstance(found, dict) and "segments" not in found and found.get("text")
         return only_text if isinstance(only_text, str) else found
-    cues = [
-        {
-            "start": _seconds(cue.groups()[:4]),
-            "end": _seconds(cue.groups()[4:8]),
-            "text": html.unescape(" ".join(_TAG.sub("", cue.group(9)).split())),
-        }
-        for cue in _CUE.finditer(text)
-    ]
-    return cues or text
+    return list(_cues(text)) or text
+
+
+def _cues(text: str) -> Iterator[dict[str, Any]]:
+    """The cues of SRT or WebVTT: a line with two times, and the lines up to the next blank one."""
+    lines = iter(text.split("\n"))
+    for line in lines:
+        times = _TIMES.match(line)
+        if times is not None:
+            said = " ".join(itertools.takewhile(str.strip, lines))
+            yield {
+                "start": _seconds(times.groups()[:4]),
+                "end": _seconds(times.groups()[4:]),
+                "text": html.unescape(" ".join(_TAG.sub("", said).split())),
+            }
 
 
 def _seconds(parts: tuple[Union[str, None], ...]) -> float:

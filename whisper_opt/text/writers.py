@@ -75,6 +75,10 @@ _SYNTAX = re.compile(r"-+(?=->)|[\r\n]\s*(?=[\r\n])|[\r\n]\s*\Z")
 before its last two characters, which mark a time line."""
 
 
+RECORDING = "recording"
+"""The name of a recording in rttm if no other is given."""
+
+
 class Formatter(Protocol):
     """Formats a transcript as the text of a file."""
 
@@ -168,7 +172,7 @@ def to_ass(transcript: Transcript, options: SubtitleOptions = PLAIN) -> str:
 
 
 def to_rttm(
-    transcript: Transcript, options: SubtitleOptions = PLAIN, *, name: str = "recording"
+    transcript: Transcript, options: SubtitleOptions = PLAIN, *, name: str = RECORDING
 ) -> str:
     """Who speaks when, one line per turn; ``name`` of the recording is its second field."""
     _refuse(options, "rttm")
@@ -196,8 +200,20 @@ SUBTITLE_FORMATS = ("srt", "vtt", "lrc", "ass")
 """Formats that accept :class:`SubtitleOptions`; the others have no cues."""
 
 
-def render(transcript: Transcript, format: str, options: SubtitleOptions = PLAIN) -> str:
+def render(
+    transcript: Transcript,
+    format: str,
+    options: SubtitleOptions = PLAIN,
+    *,
+    name: str = RECORDING,
+) -> str:
     r"""``transcript`` as the text of a file with ``\n`` line ends.
+
+    Args:
+        transcript: what to write.
+        format: a key of :data:`FORMATS`.
+        options: layout of words in subtitle formats.
+        name: of the recording, which rttm states in every line.
 
     Raises:
         OptionError: ``format`` is not a key of :data:`FORMATS`, or ``options`` cannot be honoured.
@@ -205,6 +221,8 @@ def render(transcript: Transcript, format: str, options: SubtitleOptions = PLAIN
     """
     if format not in FORMATS:
         raise OptionError(f"unknown output format {format!r}; expected one of {', '.join(FORMATS)}")
+    if format == "rttm":
+        return to_rttm(transcript, options, name=name)
     return FORMATS[format](transcript, options)
 
 
@@ -225,10 +243,7 @@ def write(
         OptionError: ``format`` is not a key of :data:`FORMATS`, or ``options`` cannot be honoured.
         WhisperOptError: the file cannot be written.
     """
-    if format == "rttm":
-        text = to_rttm(transcript, options, name=Path(path).stem)
-    else:
-        text = render(transcript, format, options)
+    text = render(transcript, format, options, name=Path(path).stem)
     try:
         replace_file(path, text.encode("utf-8"))
     except (OSError, UnicodeError) as error:

@@ -22,7 +22,7 @@ from whisper_opt.text.results import Dropped
 from whisper_opt.text.vocabulary import Vocab
 from whisper_opt.transcription.channels import ChannelSplit, Recording
 from whisper_opt.transcription.diarization import Diarization
-from whisper_opt.transcription.drafts import Assistant, ChunkDraft
+from whisper_opt.transcription.drafts import Assistant, ChunkDraft, Draft
 from whisper_opt.transcription.fallback import FallbackDecoder, Suppression, Window
 from whisper_opt.transcription.hallucinations import LoudGaps, SpeechCheck
 from whisper_opt.transcription.job import (
@@ -151,9 +151,9 @@ class JobFactory:
         missing = getattr(self._backend, "no_word_times", "")  # only some backends lack them
         if missing and options.word_timestamps:
             raise OptionError(f"word_timestamps is on, but {missing}")
-        if missing and options.speaker_options.needs_words:
-            given = "diarize is on" if options.diarize else f"channels is {options.channels!r}"
-            raise OptionError(f"{given}, which needs word times, but {missing}")
+        speakers = options.speaker_options
+        if missing and speakers.needs_words:
+            raise OptionError(f"{speakers.why_words}, which needs word times, but {missing}")
 
     def _tokens(self, text: str) -> list[int]:
         """Tokens of text that the model has written."""
@@ -171,13 +171,13 @@ class JobFactory:
         elif options.clip_timestamps:
             samples = load_audio(source, **reading)
             job.duration = len(samples) / SAMPLE_RATE
-            yield from self._batched(job, _clips(samples, options))
+            yield from self._batched(job, _clips(samples, options), job.duration)
             job.hear(samples)
         else:
             with open_audio(source, **reading) as stream:
                 job.duration = stream.duration or 0.0
                 detector = SpeechDetector(options.vad_options)
-                yield from self._batched(job, _speech(job, stream, detector))
+                yield from self._batched(job, _speech(job, stream, detector), stream.duration)
 
     def _sequential(self, job: Recording, samples: F32) -> Chunk:
         """The sequential strategy: one chunk, the whole recording."""
@@ -202,19 +202,24 @@ class JobFactory:
                 job.language,
                 is_spoken,
                 speech_check,
-                self._draft(job),
+                self._chunk_draft(self._draft(job, job.duration), job),
             ),
             assist=self._assist(job.fallback),
         )
 
-    def _batched(self, job: Recording, parts: Iterator[tuple[float, F32]]) -> Iterator[Chunk]:
-        """The batched strategy: each part of the recording is a chunk."""
+    def _batched(
+        self, job: Recording, parts: Iterator[tuple[float, F32]], duration: float | None
+    ) -> Iterator[Chunk]:
+        """The batched strategy: each part of the recording is a chunk.
+
+        ``duration``: seconds of the recording; None if they are not known yet.
+        """
         options = job.fallback.options
         taken: list[tuple[float, F32]] = []
         if job.language is None:
             self._detect_language(job, self._first_windows(parts, taken, options))
         assert job.language is not None
-        windowed = options.for_speech()
+        windowed, draft = options.for_speech(), self._draft(job, duration)
         for start, samples in itertools.chain(taken, parts):
             speech_check, mel = _speech_check(samples, options), self._mel(samples)
             cursor = WindowCursor(
@@ -225,17 +230,25 @@ class JobFactory:
                 job.language,
                 speech_check if options.vad_mode == "check" else None,
                 speech_check,
-                self._draft(job, start),
+                self._chunk_draft(draft, job, start),
             )
             windowed = dataclasses.replace(windowed, transcript_prefix=None)
             yield Chunk(mel, cursor, start, self._assist(job.fallback))
 
-    def _draft(self, job: Recording, start: float = 0.0) -> ChunkDraft | None:
-        """Proposals for the chunk that starts at so many seconds, if there are any."""
+    def _draft(self, job: Recording, duration: float | None) -> Draft | None:
+        """The draft of a recording of so many seconds, if any text may be proposed."""
         options = job.fallback.options
         if options.draft is None and options.prompt_lookup_num_tokens is None:
             return None
-        return ChunkDraft(options, self._vocab, self._backend.dims, start, job.duration)
+        return Draft(options, self._vocab, duration)
+
+    def _chunk_draft(
+        self, draft: Draft | None, job: Recording, start: float = 0.0
+    ) -> ChunkDraft | None:
+        """Proposals for the chunk that starts at so many seconds."""
+        if draft is None:
+            return None
+        return ChunkDraft(draft, job.fallback.options, self._vocab, self._backend.dims, start)
 
     def _assist(
         self, fallback: FallbackDecoder

@@ -17,12 +17,12 @@ from whisper_opt.text.results import Segment
 from whisper_opt.text.vocabulary import Vocab
 from whisper_opt.transcription.fallback import FallbackDecoder, Window
 
-__all__ = ["Assistant", "ChunkDraft", "assistant_of"]
+__all__ = ["Assistant", "ChunkDraft", "Draft", "assistant_of"]
 
 _SETTLED = 0.1
 """Seconds; a segment of the draft that ends so soon after the start of a window is before it."""
-
-
+_PACE = 3.5
+"""Tokens per second of speech in English, as a first guess."""
 _MOST_ASSISTED = 5
 """Tokens that a draft model proposes at most: as ``num_assistant_tokens`` of transformers was."""
 
@@ -75,6 +75,59 @@ def assistant_of(dims: ModelDims, vocab: Vocab, draft: Backend, draft_vocab: Voc
     return Assistant(draft)
 
 
+class Draft:
+    """The draft of a recording, with the tokens of its text.
+
+    Attributes:
+        segments: its segments that have text.
+        timed: whether all of them have times.
+    """
+
+    def __init__(
+        self, options: TranscribeOptions, vocab: Vocab, duration: float | None = None
+    ) -> None:
+        """Read a draft.
+
+        Args:
+            options: with the draft.
+            vocab: vocabulary of the model.
+            duration: seconds of the recording; None if they are not known.
+        """
+        self.segments = draft_segments(options.draft)
+        self.timed = bool(self.segments) and all(
+            segment.start is not None and segment.end is not None for segment in self.segments
+        )
+        self._vocab = vocab
+        self._duration = duration
+        self._texts: dict[str, KnownText] = {}
+        self._heard: tuple[float, int] | None = None
+
+    def text(self, language: str) -> KnownText:
+        """All of its text, for a draft without times."""
+        if language not in self._texts:
+            text = " ".join(segment.text for segment in self.segments)
+            tokens = self._vocab.encode_sentence(text, language)
+            self._texts[language] = KnownText(tokens, self._vocab.times)
+        return self._texts[language]
+
+    def near(self, seconds: float, text: KnownText) -> int:
+        """Where in the text a time of the recording probably is.
+
+        In proportion to the recording; if its length is not known, to what was heard so far, and at
+        the very beginning to what people usually say in that time.
+        """
+        n = len(text.tokens)
+        if self._duration:
+            return round(n * min(seconds / self._duration, 1.0))
+        pace = self._heard[1] / self._heard[0] if self._heard else _PACE
+        return min(round(pace * seconds), n)
+
+    def heard(self, seconds: float, place: int) -> None:
+        """Note that the recording is at a place of the text at a time."""
+        if seconds > (self._heard[0] if self._heard else 0.0):
+            self._heard = (seconds, place)
+
+
 class ChunkDraft:
     """Proposals for the windows of one chunk.
 
@@ -84,32 +137,27 @@ class ChunkDraft:
 
     def __init__(
         self,
+        draft: Draft,
         options: TranscribeOptions,
         vocab: Vocab,
         dims: ModelDims,
         start: float = 0.0,
-        duration: float = 0.0,
     ) -> None:
         """Begin a chunk.
 
         Args:
-            options: with the draft.
+            draft: the draft of the recording.
+            options: how to transcribe.
             vocab: vocabulary of the model.
             dims: its dimensions.
             start: start of the chunk in seconds from the start of the recording.
-            duration: seconds of the recording; 0 if they are not known.
         """
-        self._segments = draft_segments(options.draft)
+        self._draft = draft
         self._most_lookup = options.prompt_lookup_num_tokens
         self._timestamps = not options.without_timestamps
         self._vocab = vocab
         self._precision = dims.time_precision
-        self._last_time = vocab.timestamp_begin + dims.n_audio_ctx
         self._start = start
-        self._part = start / duration if duration else 0.0
-        self._timed = bool(self._segments) and all(
-            segment.start is not None and segment.end is not None for segment in self._segments
-        )
         self._follower: TextDrafter | None = None
         self._known: KnownText | None = None
 
@@ -125,12 +173,14 @@ class ChunkDraft:
             language: its language code.
         """
         drafters: list[Callable[[], Drafter]] = []
-        if self._timed:
+        if self._draft.timed:
             begin = self._start + seek / FRAMES_PER_SECOND
             tokens = self._between(begin, begin + size / FRAMES_PER_SECOND, language)
             if tokens:
-                drafters.append(functools.partial(TextDrafter, KnownText(tokens, self._times)))
-        elif self._segments:
+                drafters.append(
+                    functools.partial(TextDrafter, KnownText(tokens, self._vocab.times))
+                )
+        elif self._draft.segments:
             drafters.append(self._following(language))
         if self._most_lookup is not None:
             text, most = self._vocab.text, self._most_lookup
@@ -139,14 +189,10 @@ class ChunkDraft:
             return drafters[0] if drafters else None
         return lambda: FirstOf(*(make() for make in drafters))
 
-    @property
-    def _times(self) -> range:
-        return range(self._vocab.timestamp_begin, self._last_time + 1)
-
     def _between(self, begin: float, end: float, language: str) -> list[int]:
         """Tokens of the segments between two times."""
         tokens: list[int] = []
-        for segment in self._segments:
+        for segment in self._draft.segments:
             assert segment.start is not None
             assert segment.end is not None
             if segment.end <= begin + _SETTLED or segment.start >= end:
@@ -161,22 +207,24 @@ class ChunkDraft:
         return tokens
 
     def _time(self, seconds: float) -> int:
-        first = self._vocab.timestamp_begin
-        return min(max(first + round(seconds / self._precision), first), self._last_time)
+        times = self._vocab.times
+        return times[min(max(round(seconds / self._precision), 0), len(times) - 1)]
 
     def _following(self, language: str) -> Callable[[], Drafter]:
         """Makes a drafter at the present place of a draft without times."""
         if self._known is None or self._follower is None:
-            text = " ".join(segment.text for segment in self._segments)
-            self._known = KnownText(self._vocab.encode_sentence(text, language), self._times)
-            near = round(self._part * len(self._known.tokens))
+            self._known = self._draft.text(language)
+            near = self._draft.near(self._start, self._known)
             self._follower = TextDrafter(self._known, None if self._start else 0, near=near)
         known, place, near = self._known, self._follower.place, self._follower.near
         return lambda: TextDrafter(known, place, near=near)
 
     def accept(self, segments: Sequence[Segment]) -> None:
         """Follow the text that was kept of a window."""
-        if self._follower is not None:
-            for segment in segments:
-                for token in segment.tokens:
-                    self._follower.follow(token)
+        if self._follower is None or not segments:
+            return
+        for segment in segments:
+            for token in segment.tokens:
+                self._follower.follow(token)
+        if self._follower.place is not None:
+            self._draft.heard(self._start + segments[-1].end, self._follower.place)

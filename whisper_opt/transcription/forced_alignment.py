@@ -9,12 +9,10 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from whisper_opt.audio.decode import AudioSource, load_audio
-from whisper_opt.audio.features import log_mel_spectrogram
+from whisper_opt.audio.features import log_mel
 from whisper_opt.core.arrays import F32
-from whisper_opt.core.dims import CHUNK_LENGTH, HOP_LENGTH, N_FRAMES, N_SAMPLES, SAMPLE_RATE
+from whisper_opt.core.dims import CHUNK_LENGTH, N_FRAMES, N_SAMPLES, SAMPLE_RATE
 from whisper_opt.core.errors import OptionError
 from whisper_opt.core.options import TranscribeOptions
 from whisper_opt.text.results import Word
@@ -79,30 +77,26 @@ def align_text(
         )
     vocab = model.vocab
     code = vocab.check_language(language, "transcribe")
-    tokens = vocab.encode(f" {text.strip()}") if text.strip() else []
-    limit = model.dims.n_text_ctx - len(vocab.start("en", "transcribe", timestamps=False)) - 1
-    if not 0 < len(tokens) <= limit:
-        raise OptionError(
-            f"the text has {len(tokens)} tokens; expected 1 to {limit}, as many as a window holds:"
-            " give the text of one window"
-        )
-    # as in transcribing: silence after the recording for the spectrogram, then zeros
-    n_frames = len(samples) // HOP_LENGTH
-    mel = np.zeros((1, model.dims.n_mels, N_FRAMES), np.float32)
-    found = log_mel_spectrogram(samples, model.dims.n_mels, padding=N_SAMPLES)
-    mel[0, :, :n_frames] = found[:, :n_frames]
+    mel = log_mel(samples, model.dims.n_mels)
     with model._shared.use() as backend:
-        encoded = backend.encode(mel)
+        encoded = backend.encode(mel.window(0, N_FRAMES)[None])
         if code is None:
             code = next(iter(language_probabilities(backend, vocab, encoded)[0]))
         start = vocab.start(code, "transcribe", timestamps=False)
+        tokens = vocab.encode_sentence(text, code)
+        limit = model.dims.n_text_ctx - len(start) - 1
+        if not 0 < len(tokens) <= limit:
+            raise OptionError(
+                f"the text has {len(tokens)} tokens; expected 1 to {limit}, as many as a window"
+                " holds: give the text of one window"
+            )
         attention = aligner(backend, vocab, encoded, start)(tokens)
     words, word_tokens = vocab.split_words(tokens, code)
     n_positions = attention.scores.shape[-1]
-    used = max(1, n_frames // (N_FRAMES // n_positions))
+    used = max(1, mel.n_frames // (N_FRAMES // n_positions))
     marks = TranscribeOptions()
     timings = merge_punctuations(
-        align_words(attention, words, word_tokens, n_frames),
+        align_words(attention, words, word_tokens, mel.n_frames),
         marks.prepend_punctuations,
         marks.append_punctuations,
     )

@@ -34,7 +34,7 @@ _USED = frozenset(
         *("language", "task", "without_timestamps", "max_initial_timestamp", "initial_prompt"),
         *("prefix", "suppress_tokens", "suppress_blank", "max_new_tokens", "repetition_penalty"),
         *("no_repeat_ngram_size", "temperature", "beam_size", "patience", "length_penalty"),
-        *("best_of", "seed", "batch_size"),
+        *("best_of", "seed", "batch_size", "token_logprobs"),
     }
 )
 """Options about one window; all others are about recordings."""

@@ -8,7 +8,6 @@ import importlib
 import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from whisper_opt.audio.decode import AudioSource, load_audio
@@ -16,6 +15,7 @@ from whisper_opt.audio.features import log_mel
 from whisper_opt.audio.speakers.networks import SpeakerNetworks, open_speakers
 from whisper_opt.core.backend import Backend
 from whisper_opt.core.background import Background
+from whisper_opt.core.closing import Closing
 from whisper_opt.core.dims import N_FRAMES, ModelDims
 from whisper_opt.core.errors import (
     AudioError,
@@ -48,7 +48,7 @@ from whisper_opt.transcription.stream import ManyProgress, Stream, as_they_finis
 __all__ = ["Whisper"]
 
 
-class Whisper:
+class Whisper(Closing):
     """A loaded model. Use as a context manager, or call :meth:`close`.
 
     A model may be used from several threads at once; the result of a call does not depend on other
@@ -144,7 +144,7 @@ class Whisper:
         if chosen.draft_model is not None:
             with contextlib.ExitStack() as failing:
                 failing.callback(model.close)
-                model._assistant = _assistant(model, chosen, on_progress)
+                model._assistant = _assistant(model, chosen, verify, on_progress)
                 failing.pop_all()
         return model
 
@@ -380,22 +380,10 @@ class Whisper:
         """Release the model; using it afterwards raises EngineError.
 
         Running calls of other threads and streams that have started continue to their end; the last
-        one releases the model.
+        one releases the model, and its draft model.
         """
         self._shared.close()
-
-    def __enter__(self) -> Whisper:
-        """Return the model itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Call :meth:`close`."""
-        self.close()
+        self._assistant = None  # running calls have references of their own
 
 
 def _check_batch_size(chosen: TranscribeOptions, shared: int, index: int) -> None:
@@ -407,7 +395,7 @@ def _check_batch_size(chosen: TranscribeOptions, shared: int, index: int) -> Non
 
 
 def _assistant(
-    model: Whisper, options: LoadOptions, on_progress: ExportProgress | None
+    model: Whisper, options: LoadOptions, verify: bool, on_progress: ExportProgress | None
 ) -> Assistant:
     """The draft model that the options name, for a model."""
     if model.device != "cpu":
@@ -418,12 +406,15 @@ def _assistant(
     chosen = dataclasses.replace(
         options,
         draft_model=None,
+        speakers=None,
         device="cpu",
         revision=None,
         precision="auto",  # of a model by name: the fastest
         encoder_precision="engine",
     )
-    small = Whisper.load(options.draft_model, options=chosen, on_progress=on_progress)
+    small = Whisper.load(
+        options.draft_model, options=chosen, verify=verify, on_progress=on_progress
+    )
     with small._shared.use() as backend:
         return assistant_of(model.dims, model.vocab, backend, small.vocab)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator, Iterator
-from types import TracebackType
 from typing import Callable
 
+from whisper_opt.core.closing import Closing
 from whisper_opt.core.errors import StreamError, WhisperOptError
 from whisper_opt.text.results import Segment, Transcript
 from whisper_opt.text.vocabulary import Vocab
@@ -19,7 +19,7 @@ ManyProgress = Callable[[int, float, float], None]
 """Called with (index of the recording, seconds done, total seconds) after every window."""
 
 
-class Stream:
+class Stream(Closing):
     """Segments of one recording, yielded as they are decoded; can be iterated once.
 
     Use as a context manager, or call :meth:`close`, to stop decoding early; so does garbage
@@ -116,19 +116,6 @@ class Stream:
         self.segments.close()
         self._steps.close()
         self._job.close()
-
-    def __enter__(self) -> Stream:
-        """Return the stream itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Call :meth:`close`."""
-        self.close()
 
 
 def transcript_of(job: TranscriptionJob, segments: tuple[Segment, ...], vocab: Vocab) -> Transcript:

@@ -12,7 +12,14 @@ from whisper_opt.audio.speakers import Diarizer
 from whisper_opt.audio.speakers.clustering import cluster
 from whisper_opt.audio.speakers.diarizer import names, voice_of
 from whisper_opt.audio.speakers.turns import Spoken, active_frames, spans
-from whisper_opt.audio.speakers.windows import FRAMES, frame_time
+from whisper_opt.audio.speakers.windows import (
+    _BATCH,
+    FRAME,
+    FRAMES,
+    STEP,
+    WINDOW,
+    frame_time,
+)
 from whisper_opt.core.arrays import F32
 from whisper_opt.core.errors import AudioError
 
@@ -48,6 +55,15 @@ def test_turns_are_those_of_the_speakers(block: int) -> None:
 def test_every_length_has_its_last_turn(seconds: float) -> None:
     same(found([(0.5, seconds - 0.5, 1)], seconds), [(0.5, seconds - 0.5, "A")])
     same(found([(seconds - 2, seconds, 1)], seconds), [(seconds - 2, seconds, "A")])
+
+
+@pytest.mark.parametrize("more", [0, 1, FRAME - 1, FRAME])
+def test_lengths_at_which_the_last_window_ends(more: int) -> None:
+    n = (_BATCH - 1) * STEP * FRAME + WINDOW + more  # a batch of windows, and nothing after it
+    sound = tones([(0.5, n / 16_000, 1)], n / 16_000)
+    diarizer = Diarizer(ToneNetworks.networks())
+    diarizer.feed(sound)
+    same(diarizer.finish(), [(0.5, n / 16_000, "A")])
 
 
 def test_without_speech_there_are_no_turns() -> None:

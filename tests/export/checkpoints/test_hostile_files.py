@@ -44,7 +44,7 @@ from tests.support.models_write import (
     write_torch,
     write_torch_legacy,
 )
-from tests.support.optimum_dirs import huggingface_config
+from tests.support.optimum_dirs import optimum_config
 from whisper_opt.core.errors import WhisperOptError
 from whisper_opt.export.checkpoints import (
     Checkpoint,
@@ -168,7 +168,7 @@ def _optimum() -> dict[str, bytes]:
     model = helper.make_model(helper.make_graph([branch], "g", [], []))
     generation = {"alignment_heads": [[0, 1]], "suppress_tokens": [1], "is_multilingual": False}
     return {
-        "optimum/config.json": json.dumps(huggingface_config(dims)).encode(),
+        "optimum/config.json": json.dumps(optimum_config(dims)).encode(),
         "optimum/generation_config.json": json.dumps(generation).encode(),
         "optimum/tokenizer.json": b"{}",
         "optimum/encoder_model.onnx": model.SerializeToString(),

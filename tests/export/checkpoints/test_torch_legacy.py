@@ -39,6 +39,26 @@ def test_nested_values_and_strides(file: Path) -> None:
         np.testing.assert_array_equal(blob.read(), wanted)
 
 
+def test_counters_are_read_if_asked_for(tmp_path: Path) -> None:
+    file = tmp_path / "x.pt"
+    write_torch_legacy(file, {"a": VALUES, "n": np.array([7], np.int64)}, "float32")
+    with pytest.raises(CheckpointError, match=r"torch\.LongStorage; expected FloatStorage"):
+        read_torch(file)
+    found = read_torch(file, counters=True)
+    assert found["n"].read() == 7
+    np.testing.assert_array_equal(found["a"].read(), VALUES)
+
+
+def test_a_type_that_is_no_class_of_torch(tmp_path: Path) -> None:
+    """A pickle may name the type of counters by the string that stands for it here."""
+    file = tmp_path / "x.pt"
+    write_torch_legacy(file, {"n": np.array([7], np.int64)})
+    named = file.read_bytes()
+    file.write_bytes(named.replace(b"ctorch\nLongStorage\n", b"X\5\0\0\0int64"))
+    with pytest.raises(CheckpointError, match="unknown persistent id"):
+        read_torch(file)
+
+
 def test_truncated(file: Path) -> None:
     raw = file.read_bytes()
     for keep in (15, 20, 40, 200, len(raw) - 16 - 8 - 50, len(raw) - 17, len(raw) - 1):

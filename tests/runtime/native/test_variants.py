@@ -18,8 +18,6 @@ from tests.runtime.native.test_kernels import feeds, some_rows
 from tests.support.engines import sharp_checkpoint
 from tests.support.models import random_dims
 from tests.support.one_node import (
-    LINEARS,
-    LINEARS4,
     attention_graph,
     cross_graph,
     head4_graph,
@@ -33,7 +31,8 @@ from whisper_opt.core.arrays import NDArray
 from whisper_opt.core.errors import BackendUnavailable, OptionError
 from whisper_opt.core.options import LoadOptions
 from whisper_opt.export import export
-from whisper_opt.export.graphs.operators import Operator
+from whisper_opt.export.graphs.int4_operators import LINEARS4
+from whisper_opt.export.graphs.operators import LINEARS, Operator
 from whisper_opt.export.verification.verify import noise_mel
 from whisper_opt.runtime import native
 from whisper_opt.runtime.devices import open_backend
@@ -267,25 +266,34 @@ def test_an_engine_is_not_opened_with_another(
         why_no_kernels.cache_clear()
 
 
-@pytest.mark.skipif(hatch_build.compiler() is None, reason="not tested: no C compiler")
-def test_a_variant_that_fails_its_self_test_is_not_used(tmp_path: Path) -> None:
+needs_a_compiler = pytest.mark.skipif(
+    hatch_build.compiler() is None, reason="not tested: no C compiler"
+)
+
+
+def compiled(folder: Path, *flags: str) -> Path:
+    """The library of the sources in ``folder``."""
+    target = folder / "compiled.so"
+    command = [*(hatch_build.compiler() or ()), *hatch_build.FLAGS, *flags]
+    command += [*map(str, sorted(folder.glob("*.c"))), "-lm", "-o", str(target)]
+    subprocess.run(command, check=True)
+    return target
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> Path:
+    """A copy of the sources."""
+    folder = tmp_path / "native"
+    return Path(shutil.copytree(FOLDER, folder, ignore=shutil.ignore_patterns("*.so", "*.py")))
+
+
+@needs_a_compiler
+def test_a_variant_that_fails_its_self_test_is_not_used(sources: Path) -> None:
     """A library is compiled in which the best variant fails."""
     best, *others = supported_variants()
     if not others:
         pytest.skip("not tested: this processor has one variant")
-    folder = tmp_path / "native"
-    shutil.copytree(FOLDER, folder, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-    library = folder / "faulty.so"
-    command = [
-        *(hatch_build.compiler() or ()),
-        *hatch_build.FLAGS,
-        f'-DWHISPER_OPT_FAULTY="{best}"',
-        *map(str, folder.glob("*.c")),
-        "-lm",
-        "-o",
-        str(library),
-    ]
-    subprocess.run(command, check=True)
+    library = compiled(sources, f'-DWHISPER_OPT_FAULTY="{best}"')
     faulty = ctypes.CDLL(str(library))
     faulty.whisper_opt_failed.restype = faulty.whisper_opt_variant.restype = ctypes.c_char_p
     assert faulty.whisper_opt_failed() == best.encode()
@@ -293,3 +301,60 @@ def test_a_variant_that_fails_its_self_test_is_not_used(tmp_path: Path) -> None:
     assert faulty.whisper_opt_variant() == expected
     found = in_a_process("print(native.why_no_kernels(), native.variant())", None, library)
     assert f"kernels for {native.VARIANTS[best]} failed their self-test" in found
+
+
+@needs_a_compiler
+@pytest.mark.parametrize(
+    ("file", "right", "wrong"),
+    [
+        ("linear.h", "const vf factor = vf_mul(scale##j,", "const vf factor = vf_add(scale##j,"),
+        ("linear4.h", "high = vi_and(vi_shift_right_4(both)", "high = vi_and(both"),
+    ],
+)
+def test_the_self_test_finds_wrong_products(
+    file: str, right: str, wrong: str, sources: Path
+) -> None:
+    """Of 8-bit and of 4-bit weights."""
+    code = (sources / file).read_text()
+    assert right in code
+    (sources / file).write_text(code.replace(right, wrong))
+    library = ctypes.CDLL(str(compiled(sources)))
+    library.whisper_opt_failed.restype = ctypes.c_char_p
+    assert library.whisper_opt_failed() == ",".join(supported_variants()).encode()
+
+
+@needs_a_compiler
+@pytest.mark.parametrize(("n_out", "n_rows", "least"), [(384, 1, 6), (512, 5, 8), (1536, 97, 9)])
+def test_both_kinds_of_products_have_as_many_tasks(
+    n_out: int, n_rows: int, least: int, sources: Path
+) -> None:
+    """A step of few rows too: threads share its work."""
+    for file in sources.glob("*.c"):
+        if file.name not in ("kernels_generic.c", "weights.c"):
+            file.unlink()
+    (sources / "main.c").write_text(COUNTS_TASKS)
+    library = ctypes.CDLL(str(compiled(sources)))
+    library.count_tasks.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+    found = [library.count_tasks(bits, n_out, n_rows) for bits in (8, 4)]
+    assert found[0] == found[1] >= least
+
+
+COUNTS_TASKS = """
+#include <stdlib.h>
+#include "kernels.h"
+extern const Kernels kernels_generic;
+static void count(void *context, void (*work)(void *, size_t), size_t n, void *data) {
+  (void)work, (void)data;
+  *(int *)context = (int)n;
+}
+__attribute__((visibility("default"))) int count_tasks(int bits, int64_t n_out, int64_t n_rows) {
+  int tasks = 0;
+  const Threads threads = {&tasks, count};
+  const Packed weight = {.n_in = 64, .n_out = n_out, .width = kernels_generic.width};
+  float *x = calloc(n_rows, 64 * sizeof *x);
+  const Linear args = {.weight = &weight, .n_rows = n_rows, .x = x};
+  (bits == 8 ? kernels_generic.linear : kernels_generic.linear4)(&args, threads);
+  free(x);
+  return tasks;
+}
+"""

@@ -10,6 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.engines import sharp_checkpoint
+from tests.support.models import random_dims
+from whisper_opt.export import export
+from whisper_opt.runtime.native import why_no_kernels
+from whisper_opt.runtime.onnxruntime.graph import load_graph
 from whisper_opt.runtime.onnxruntime.mapped import release_freed, release_pages
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="not tested: Linux only")
@@ -73,3 +78,12 @@ def test_other_systems_have_nothing_to_release(
 def test_other_c_libraries_keep_what_is_freed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
     release_freed()
+
+
+@pytest.mark.skipif(why_no_kernels() is not None, reason=f"not tested: {why_no_kernels()}")
+def test_weights_of_4_bits_are_in_memory_once(tmp_path: Path) -> None:
+    """Kernels copy them, whatever the instruction set."""
+    engine = export(sharp_checkpoint(random_dims()), tmp_path / "engine", precision="int4")
+    session = load_graph(engine, "decoder.packed.onnx", 1, kernels=True)
+    assert resident(engine.file("decoder.data")) == 0
+    assert session.get_inputs()

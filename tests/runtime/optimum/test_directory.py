@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from tests.support.models import tokenizer_json
-from tests.support.optimum_dirs import DIMS, huggingface_config
+from tests.support.optimum_dirs import DIMS, optimum_config
 from whisper_opt.core.errors import EngineError, OptionError
 from whisper_opt.runtime.engine import MANIFEST, is_engine_directory, read_engine
 from whisper_opt.runtime.optimum.directory import DIALECT, OptimumEngine, read_optimum
@@ -49,7 +49,7 @@ def write(folder: Path, *names: str, subfolder: str = "") -> Path:
     (folder / subfolder).mkdir(parents=True, exist_ok=True)
     for name in names:
         onnx.save(model_of(), folder / subfolder / f"{name}.onnx")
-    config = {"model_type": "whisper", **huggingface_config(DIMS)}
+    config = optimum_config(DIMS)
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "generation_config.json").write_text(json.dumps(GENERATION))
     (folder / "tokenizer.json").write_text(tokenizer_json(DIMS), encoding="utf-8")

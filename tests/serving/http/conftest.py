@@ -7,18 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.engines import random_engine
+from tests.support.fake_live import FakeLive
 from tests.support.http_server import served
-from tests.support.models import random_dims
+from tests.support.sockets import fake_sessions
 from whisper_opt import Whisper
 from whisper_opt.serving.http.server import Server
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Directory of a tiny multilingual engine, whose windows have at most 20 tokens."""
-    dims = random_dims(n_audio_layer=1, n_text_layer=1, n_text_ctx=40)
-    return random_engine(tmp_path_factory.mktemp("served") / "tiny", dims).path
 
 
 @pytest.fixture(scope="session")
@@ -33,3 +26,10 @@ def server(tiny: Path) -> Iterator[Server]:
     """A server without keys and with default limits."""
     with served(str(tiny)) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def sessions() -> Iterator[list[FakeLive]]:
+    """Engines open fake live sessions, which are collected."""
+    with fake_sessions() as made:
+        yield made

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from tests.support.live_script import Silent
 from tests.support.quick_backend import OPTIONS, quick_model
 from tests.support.watched_backend import noise
 from whisper_opt import (
@@ -30,11 +29,7 @@ from whisper_opt.serving.live.session import final_options
 
 LIVE = LiveOptions(vad=False, policy="agreement")
 
-
-@pytest.fixture(autouse=True)
-def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("whisper_opt.audio.vad.gate.Frames", Silent)
-    monkeypatch.setattr("whisper_opt.audio.vad.gate.SecondLook", Silent)
+pytestmark = pytest.mark.usefixtures("hear_no_speech")
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.support.live_runner import EACH, HandRunner
-from tests.support.live_script import RATE, Silent, result
+from tests.support.live_script import RATE, result
 from tests.support.live_words import words
 from tests.support.reference_windows import DIMS, VOCAB
 from whisper_opt import (
@@ -31,11 +31,7 @@ from whisper_opt import (
 from whisper_opt.serving.live.session import LiveSession
 from whisper_opt.transcription.live.transcriber import LiveTranscriber
 
-
-@pytest.fixture(autouse=True)
-def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("whisper_opt.audio.vad.gate.Frames", Silent)
-    monkeypatch.setattr("whisper_opt.audio.vad.gate.SecondLook", Silent)
+pytestmark = pytest.mark.usefixtures("hear_no_speech")
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.support.live_script import Silent
 from tests.support.quick_backend import OPTIONS, quick_model
 from tests.support.watched_backend import noise
 from whisper_opt import Lag, LiveOptions, LiveSessionsFull, Utterance, Whisper
@@ -15,11 +14,7 @@ from whisper_opt.serving.live.simulation import Player, Simulation
 
 LIVE = LiveOptions(vad=False, policy="agreement", max_utterance_s=10.0)
 
-
-@pytest.fixture(autouse=True)
-def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("whisper_opt.audio.vad.gate.Frames", Silent)
-    monkeypatch.setattr("whisper_opt.audio.vad.gate.SecondLook", Silent)
+pytestmark = pytest.mark.usefixtures("hear_no_speech")
 
 
 @pytest.fixture(scope="module")

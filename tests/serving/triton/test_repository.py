@@ -46,7 +46,6 @@ def test_a_model_is_config_class_and_engine(
 
 def parsed(config: str) -> dict[str, object]:
     """The parameter of a configuration, as Triton gives it to the instances."""
-    (value,) = (part.split("}", 1)[0] for part in [config.rpartition("string_value: ")[2]])
     line = next(line for line in config.splitlines() if "string_value" in line)
     value = line.partition("string_value: ")[2].rpartition("}")[0]
     return {"parameters": {PARAMETER: {"string_value": json.loads(value)}}}

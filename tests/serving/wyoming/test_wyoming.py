@@ -13,10 +13,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from tests.support.engines import random_engine
 from tests.support.gated_model import GatedBackend, gated_model
 from tests.support.http_server import served, wait_until
-from tests.support.models import random_dims
 from tests.support.sockets import fake_sessions
 from whisper_opt import Whisper
 from whisper_opt.serving.http.server import Server
@@ -30,12 +28,6 @@ with warnings.catch_warnings():  # it imports the standard library's audioop
     from wyoming.info import Describe, Info
 
 ROOT = Path(__file__).parents[3]
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    dims = random_dims(n_audio_layer=1, n_text_layer=1, n_text_ctx=40)
-    return random_engine(tmp_path_factory.mktemp("wyoming") / "tiny", dims).path
 
 
 @pytest.fixture(scope="module")

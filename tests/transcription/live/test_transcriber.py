@@ -5,27 +5,21 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.live_script import RATE, Script, Silent, result
+from tests.support.live_script import RATE, Script, result
 from tests.support.live_words import words
 from whisper_opt import Committed, EngineError, LiveOptions, TranscribeOptions
+from whisper_opt.audio.vad.gate import Edge
+from whisper_opt.transcription.live.transcriber import LiveTranscriber
 from whisper_opt.transcription.live.window import Hypothesis, Update
 from whisper_opt.transcription.live.words import LiveWord, text_of
 
-
-@pytest.fixture(autouse=True, scope="module")
-def no_network() -> Iterator[None]:
-    """These sessions find no speech; all audio is."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("whisper_opt.audio.vad.gate.Frames", Silent)
-        patch.setattr("whisper_opt.audio.vad.gate.SecondLook", Silent)
-        yield
+pytestmark = pytest.mark.usefixtures("hear_no_speech")
 
 
 def options(**changed: Any) -> LiveOptions:
@@ -217,6 +211,48 @@ def test_a_long_committed_text_leaves_room_for_more() -> None:
     assert script.committed().count("x" * 60) >= 11
 
 
+@pytest.mark.parametrize("buffer_s", [12.0, 28.0])
+def test_an_utterance_that_ended_long_after_what_is_heard_is_heard_to_its_end(
+    buffer_s: float,
+) -> None:
+    """Under load more audio may wait than an update can have."""
+    script = Script(options(max_utterance_s=600.0, buffer_s=buffer_s))
+    script.speak(90.0)
+    script.do("finish")
+    for _ in range(40):
+        if script.session.idle:
+            break
+        script.answer(script.update(), result([]))
+    assert script.session.idle
+    assert script.session.finished[0].end == 90.0
+
+
+def test_a_full_buffer_is_trimmed_although_its_words_were_left_out_before() -> None:
+    """Committed words before the buffer do not say where it may begin."""
+    script = Script(options(max_utterance_s=600.0, buffer_s=4.0))
+    for _ in range(2):
+        script.hear(result(words("a b c")), 1.0)
+    for _ in range(60):
+        update = script.hear(result([]), 1.0)
+    assert len(update.samples) < 28 * RATE
+    assert update.end == 62 * RATE
+
+
+def test_an_utterance_that_ends_and_one_that_begins_in_the_same_block(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The audio of the second one is kept, however long the block is."""
+    script = Script(options(vad=True))
+    edges = [Edge(0, is_start=True)]
+    monkeypatch.setattr(script.session._gate, "feed", lambda samples: edges)
+    script.hear(result(words("one")), 1.0)
+    edges[:] = [Edge(RATE, is_start=False), Edge(2 * RATE, is_start=True)]
+    script.speak(20.0)
+    edges.clear()
+    update = script.update()
+    assert (update.start, len(update.samples)) == (2.0, 19 * RATE)
+
+
 # --- a speaker ------------------------------------------------------------------------------------
 
 STEP = 0.05
@@ -231,7 +267,8 @@ class Speaker:
     committed and lie in its audio: then none is lost and none is doubled.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, session: LiveTranscriber) -> None:
+        self._session = session
         self._random = random.Random(seed)
         self._n_slips = 0
 
@@ -239,17 +276,19 @@ class Speaker:
         return LiveWord(f" w{i}", (i + 1,), i * EACH, (i + 1) * EACH, 0.9, margin=100)
 
     def answer(self, update: Update) -> Hypothesis:
+        stop = self._session._utterances[0].stop
+        ends = stop is not None and update.end >= stop
         first = math.ceil(update.start / EACH - 0.5)
         known = len(update.prefix)
         assert update.prefix == tuple(range(first + 1, first + 1 + known))
         last = int(update.end / RATE / EACH + 1e-6)  # words up to this one are complete
         found = [self.word(i) for i in range(first + known, last)]
         cut = update.end / RATE - last * EACH > 1e-6
-        if cut and not update.last and self._random.random() < 0.7:  # half a word, misheard
+        if cut and not ends and self._random.random() < 0.7:  # half a word, misheard
             self._n_slips += 1
             slip = dataclasses.replace(self.word(last), text=f" slip{self._n_slips}")
             found = [*found[: max(0, len(found) - self._random.randrange(2))], slip]
-        bad = self._random.random() < 0.15 and not update.last
+        bad = self._random.random() < 0.15 and not ends
         return result(found, avg_logprob=-2.0 if bad else -0.3)
 
 
@@ -269,7 +308,7 @@ def test_no_word_is_lost_doubled_or_taken_back(
     seed: int, policy: str, steps: list[tuple[str, int]]
 ) -> None:
     script = Script(options(policy=policy, max_utterance_s=8.0, buffer_s=4.0))
-    speaker, spoken = Speaker(seed), 0  # in steps of 0.05 s
+    speaker, spoken = Speaker(seed, script.session), 0  # in steps of 0.05 s
     before, failed = "", False
     for what, n in steps:
         if what == "speak":
@@ -306,7 +345,8 @@ def test_no_word_is_lost_doubled_or_taken_back(
 
 def test_memory_and_buffer_are_bounded() -> None:
     """Half an hour of speech without a pause."""
-    script, speaker, longest = Script(options(policy="agreement")), Speaker(3), 0
+    script, longest = Script(options(policy="agreement")), 0
+    speaker = Speaker(3, script.session)
     for _ in range(1800):
         script.speak(1.0)
         update = script.session.next_update()

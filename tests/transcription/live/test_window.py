@@ -129,4 +129,4 @@ def test_the_language_is_chosen_by_the_session() -> None:
     assert window is not None
     assert VOCAB.languages["de"] in window.prompt
     cursor.accept(window, WindowResult((), -0.3, 0.1, 1.2, 0.0), diagonal)
-    assert (found[0].language, found[0].languages) == ("de", {"en": 0.6, "de": 0.4})
+    assert (cursor.language, found[0].languages) == ("de", {"en": 0.6, "de": 0.4})

@@ -13,9 +13,10 @@ import numpy.typing as npt
 
 from whisper_opt.core.arrays import F32
 
-__all__ = ["LIMIT", "cluster", "similarities"]
+__all__ = ["LIMIT", "Labels", "cluster", "similarities"]
 
 Labels = npt.NDArray[np.intp]
+"""Number of the cluster of each voice, from 0."""
 
 LIMIT = 0.65
 """Mean cosine distance up to which two clusters are one speaker."""

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from whisper_opt.audio.speakers.clustering import LIMIT, cluster, similarities
+from whisper_opt.audio.speakers.clustering import Labels, cluster, similarities
 from whisper_opt.audio.speakers.networks import SpeakerNetworks
 from whisper_opt.audio.speakers.turns import Spoken, active_frames, spans
-from whisper_opt.audio.speakers.windows import SPEAKERS, STEP, Voice, Windows
+from whisper_opt.audio.speakers.windows import SPEAKERS, Voice, Windows
 from whisper_opt.core.arrays import F32
 from whisper_opt.core.errors import AudioError
 
@@ -48,14 +48,14 @@ def voice_of(networks: SpeakerNetworks, samples: F32, name: str) -> F32:
     return found
 
 
-def _clustered(voices: Sequence[Voice], low: int, high: int | None) -> tuple[Sequence[int], F32]:
-    labels, centres = cluster(
+def _clustered(voices: Sequence[Voice], low: int, high: int | None) -> tuple[Labels, F32]:
+    """The speaker of each voice, and the mean voice of each speaker."""
+    return cluster(
         np.stack([voice.embedding for voice in voices]),
         [voice.weight for voice in voices],
         low=low,
         high=high,
     )
-    return labels.tolist(), centres
 
 
 class Diarizer:
@@ -68,8 +68,6 @@ class Diarizer:
         low: int = 1,
         high: int | None = None,
         known: Mapping[str, F32] | None = None,
-        step: int = STEP,
-        limit: float = LIMIT,
     ) -> None:
         """No samples yet.
 
@@ -78,13 +76,10 @@ class Diarizer:
             low: minimum number of speakers.
             high: maximum number of speakers; default: no limit.
             known: voices of known speakers by name.
-            step: frames from window to window.
-            limit: cosine distance up to which two voices are one.
         """
-        self._windows = Windows(networks, step)
+        self._windows = Windows(networks)
         self._low, self._high = low, high
         self._known = dict(known or {})
-        self._limit = limit
 
     def feed(self, samples: F32) -> None:
         """Add F32 [n] at 16 kHz, any n."""
@@ -96,13 +91,7 @@ class Diarizer:
         windows.finish()
         if not windows.voices:
             return ()
-        labels, centres = cluster(
-            np.stack([voice.embedding for voice in windows.voices]),
-            [voice.weight for voice in windows.voices],
-            low=self._low,
-            high=self._high,
-            limit=self._limit,
-        )
+        labels, centres = _clustered(windows.voices, self._low, self._high)
         owners, known = self._recognized(centres)
         table = np.full((len(windows.starts), SPEAKERS), -1)
         for voice, label in zip(windows.voices, labels):

@@ -24,6 +24,7 @@ __all__ = [
     "FRAMES",
     "SPEAKERS",
     "STEP",
+    "WINDOW",
     "Activity",
     "Voice",
     "Windows",
@@ -38,6 +39,7 @@ FRAME = 270
 _FIELD = 991
 """Samples that a frame hears."""
 WINDOW = 10 * SAMPLE_RATE
+"""Samples of a window."""
 FRAMES = (WINDOW - _FIELD) // FRAME + 1
 STEP = 178
 """Frames from window to window: 3.0 s."""
@@ -85,10 +87,9 @@ class Windows:
         voices: of the speakers of all windows, in no order.
     """
 
-    def __init__(self, networks: SpeakerNetworks, step: int = STEP) -> None:
-        """``step``: frames from window to window."""
+    def __init__(self, networks: SpeakerNetworks) -> None:
+        """No samples yet."""
         self._networks = networks
-        self._step = step
         self._banks = FilterBanks()
         self._samples = np.empty(0, np.float32)
         self._features = np.empty((0, N_MELS), np.float32)
@@ -120,11 +121,11 @@ class Windows:
         self._samples = np.concatenate([self._samples, samples])
         self._features = np.concatenate([self._features, self._banks.feed(samples)])
         while True:
-            last = self._next + (_BATCH - 1) * self._step
+            last = self._next + (_BATCH - 1) * STEP
             if last * FRAME + WINDOW > self._n:
                 return
-            self._run([self._next + i * self._step for i in range(_BATCH)])
-            self._next = last + self._step
+            self._run([self._next + i * STEP for i in range(_BATCH)])
+            self._next = last + STEP
             self._forget()
 
     def finish(self) -> None:
@@ -134,12 +135,13 @@ class Windows:
         starts = []
         while self._next * FRAME + WINDOW < self._n:
             starts.append(self._next)
-            self._next += self._step
+            self._next += STEP
         ending = max(0, -(-(self._n - WINDOW) // FRAME))
         if not self.starts or ending > (starts or self.starts)[-1]:
             starts.append(ending)
-        missing = starts[-1] * FRAME + WINDOW - self._n
-        self._samples = np.pad(self._samples, (0, max(0, missing)))
+        if starts:
+            missing = starts[-1] * FRAME + WINDOW - self._n
+            self._samples = np.pad(self._samples, (0, max(0, missing)))
         for i in range(0, len(starts), _BATCH):
             self._run(starts[i : i + _BATCH])
         for length in list(self._waiting):

@@ -17,9 +17,9 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
+from whisper_opt.core.closing import Closing
 from whisper_opt.core.errors import WhisperOptError
 
 __all__ = ["Pool", "Program", "Worker", "WorkerError"]
@@ -52,7 +52,7 @@ class Program:
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-class Worker:
+class Worker(Closing):
     """One process; started by the first job, stopped between jobs, ended by :meth:`close`."""
 
     def __init__(self, program: Program) -> None:
@@ -133,19 +133,6 @@ class Worker:
             with contextlib.suppress(OSError):  # unread input
                 pipe.close()
         self._at_work = False
-
-    def __enter__(self) -> Worker:
-        """The worker itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close."""
-        self.close()
 
 
 def _kill(process: subprocess.Popen[str]) -> None:

@@ -65,11 +65,11 @@ def _check_prompts(options: TranscribeOptions) -> None:
             "prefix and transcript_prefix are both given, but the first window can continue only"
             " one text; leave one of them out"
         )
-    if options.token_logprobs and options.speaker_options.needs_words:
-        given = "diarize is on" if options.diarize else f"channels is {options.channels!r}"
+    speakers = options.speaker_options
+    if options.token_logprobs and speakers.needs_words:
         raise OptionError(
-            f"token_logprobs is on, but {given}, which divides segments between words, and their"
-            " tokens are then not those that were sampled; leave one of them out"
+            f"token_logprobs is on, but {speakers.why_words}, which divides segments between words,"
+            " and their tokens are then not those that were sampled; leave one of them out"
         )
     if options.token_logprobs and options.transcript_prefix:
         raise OptionError(

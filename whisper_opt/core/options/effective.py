@@ -7,6 +7,7 @@ from typing import Any
 
 from whisper_opt.core.options.checks import AUTO, LANGUAGE_OPTIONS
 from whisper_opt.core.options.fields import items
+from whisper_opt.core.options.speakers import DIARIZE_OPTIONS
 
 __all__ = ["effective_subtitles", "effective_transcription"]
 
@@ -16,8 +17,6 @@ _WORDS = (
     "hallucination_silence_threshold",
 )
 """Options that need word timestamps."""
-_SPEAKERS = ("num_speakers", "min_speakers", "max_speakers", "known_speakers")
-"""Options that need diarize."""
 
 
 def effective_transcription(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,7 +80,7 @@ def _idle_elsewhere(values: Mapping[str, Any]) -> list[str]:
     if not values.get("word_timestamps"):
         idle += _WORDS
     if not values.get("diarize"):
-        idle += _SPEAKERS
+        idle += DIARIZE_OPTIONS
     if values.get("initial_prompt") is None:
         idle.append("carry_initial_prompt")
     language = values.get("language")

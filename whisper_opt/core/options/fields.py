@@ -8,7 +8,7 @@ from typing import Any, Callable, Union
 
 from whisper_opt.core.errors import OptionError
 
-__all__ = ["KINDS", "check_fields", "items", "option"]
+__all__ = ["KINDS", "check_fields", "items", "option", "same_option"]
 
 KINDS = ("text", "flag", "integer", "number", "integers", "numbers", "transcript", "clips")
 """Kinds of values. The option class itself checks the last four, which hold several."""
@@ -42,6 +42,12 @@ def option(
     metadata.update({"choices": choices} if choices else {})
     metadata.update({"metavar": metavar} if metavar else {})
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def same_option(options: type[Any], name: str) -> Any:
+    """Declare a field again in another class of options: default, kind, range and help."""
+    field = options.__dataclass_fields__[name]
+    return dataclasses.field(default=field.default, metadata=field.metadata)
 
 
 def check_fields(options: Any) -> None:

@@ -9,9 +9,11 @@ from typing import Any, Union
 from whisper_opt.core.errors import OptionError
 from whisper_opt.core.options.fields import check_fields, items, option
 
-__all__ = ["CHANNELS", "SpeakerOptions", "check_one_text"]
+__all__ = ["CHANNELS", "DIARIZE_OPTIONS", "SpeakerOptions", "check_one_text"]
 
 CHANNELS = ("mix", "split")
+DIARIZE_OPTIONS = ("num_speakers", "min_speakers", "max_speakers", "known_speakers")
+"""Fields of :class:`SpeakerOptions` that have no effect without ``diarize``."""
 MAX_SPEAKERS = 64
 
 
@@ -76,9 +78,9 @@ class SpeakerOptions:
         check_fields(self)
         object.__setattr__(self, "known_speakers", _pairs(self.known_speakers))
         if not self.diarize:
-            for field in dataclasses.fields(self)[2:]:
-                if getattr(self, field.name) != field.default:
-                    raise OptionError(f"{field.name} is given, but it needs diarize; turn it on")
+            for name in DIARIZE_OPTIONS:
+                if getattr(self, name) != self.__dataclass_fields__[name].default:
+                    raise OptionError(f"{name} is given, but it needs diarize; turn it on")
             return
         if self.channels == "split":
             raise OptionError(
@@ -109,6 +111,11 @@ class SpeakerOptions:
     def needs_words(self) -> bool:
         """Whether word times are needed to tell who says what."""
         return self.channels == "split" or self.diarize
+
+    @property
+    def why_words(self) -> str:
+        """The option for which :attr:`needs_words` is true, as the beginning of a message."""
+        return "diarize is on" if self.diarize else f"channels is {self.channels!r}"
 
     @property
     def bounds(self) -> tuple[int, Union[int, None]]:

@@ -10,7 +10,7 @@ from typing import Any, Union
 from whisper_opt.core.errors import OptionError
 from whisper_opt.core.options.checks import LANGUAGE_OPTIONS, check_transcription
 from whisper_opt.core.options.effective import effective_transcription
-from whisper_opt.core.options.fields import check_fields, option
+from whisper_opt.core.options.fields import check_fields, option, same_option
 from whisper_opt.core.options.speakers import SpeakerOptions
 from whisper_opt.core.options.vad import VadOptions
 
@@ -19,18 +19,6 @@ __all__ = ["STRATEGIES", "TASKS", "VAD_MODES", "TranscribeOptions"]
 TASKS = ("transcribe", "translate")
 STRATEGIES = ("sequential", "batched")
 VAD_MODES = ("off", "check", "cut")
-
-
-def _vad(name: str) -> Any:
-    """The field ``vad_<name>``, made from that of :class:`VadOptions`."""
-    meta = VadOptions.__dataclass_fields__[name]
-    return dataclasses.field(default=meta.default, metadata=meta.metadata)
-
-
-def _speakers(name: str) -> Any:
-    """The field ``name`` of :class:`SpeakerOptions`."""
-    meta = SpeakerOptions.__dataclass_fields__[name]
-    return dataclasses.field(default=meta.default, metadata=meta.metadata)
 
 
 _MAX_HYPOTHESES = 100
@@ -283,19 +271,19 @@ class TranscribeOptions:
         " with speech, and repetitive text is kept only if there is speech for it",
         choices=VAD_MODES,
     )
-    vad_threshold: float = _vad("threshold")
-    vad_min_speech_duration: float = _vad("min_speech_duration")
-    vad_min_silence_duration: float = _vad("min_silence_duration")
-    vad_speech_pad: float = _vad("speech_pad")
-    vad_max_speech_duration: float = _vad("max_speech_duration")
+    vad_threshold: float = same_option(VadOptions, "threshold")
+    vad_min_speech_duration: float = same_option(VadOptions, "min_speech_duration")
+    vad_min_silence_duration: float = same_option(VadOptions, "min_silence_duration")
+    vad_speech_pad: float = same_option(VadOptions, "speech_pad")
+    vad_max_speech_duration: float = same_option(VadOptions, "max_speech_duration")
 
-    channels: str = _speakers("channels")
-    diarize: bool = _speakers("diarize")
-    num_speakers: Union[int, None] = _speakers("num_speakers")
-    min_speakers: Union[int, None] = _speakers("min_speakers")
-    max_speakers: Union[int, None] = _speakers("max_speakers")
-    known_speakers: Union[Mapping[str, Any], Sequence[tuple[str, Any]], None] = _speakers(
-        "known_speakers"
+    channels: str = same_option(SpeakerOptions, "channels")
+    diarize: bool = same_option(SpeakerOptions, "diarize")
+    num_speakers: Union[int, None] = same_option(SpeakerOptions, "num_speakers")
+    min_speakers: Union[int, None] = same_option(SpeakerOptions, "min_speakers")
+    max_speakers: Union[int, None] = same_option(SpeakerOptions, "max_speakers")
+    known_speakers: Union[Mapping[str, Any], Sequence[tuple[str, Any]], None] = same_option(
+        SpeakerOptions, "known_speakers"
     )
 
     max_duration: float = option(

@@ -35,8 +35,10 @@ def is_legacy_file(path: Path) -> bool:
     return start.startswith(_START) or start[_TAR_OFFSET:] == _TAR_MAGIC
 
 
-def read_legacy(path: Path) -> Any:
+def read_legacy(path: Path, *, counters: bool = False) -> Any:
     """The saved object, with tensors as unread :class:`Blob`.
+
+    ``counters``: accept tensors of int64 too.
 
     Raises:
         CheckpointError: the file is damaged, or it is a tar archive.
@@ -53,11 +55,11 @@ def read_legacy(path: Path) -> Any:
         storages = _Storages(path)
         _check_header([unpickle(stream, storages) for _ in range(3)], path)
         start = stream.tell()
-        unpickle(stream, storages)
+        unpickle(stream, storages, counters=counters)
         keys = unpickle(stream, storages)
         storages.locate(file, keys, stream.tell())
         stream.seek(start)
-        return unpickle(stream, storages)
+        return unpickle(stream, storages, counters=counters)
 
 
 def _check_header(header: list[Any], path: Path) -> None:

@@ -48,7 +48,7 @@ def read_torch(path: Path, *, counters: bool = False) -> Any:
     """
     try:
         if is_legacy_file(path):
-            return read_legacy(path)
+            return read_legacy(path, counters=counters)
         with zipfile.ZipFile(path) as archive:
             storages = _Storages(path, archive)
             return unpickle(storages.pickle(), storages, counters=counters)

@@ -24,6 +24,7 @@ _STORAGES = {
     ("torch", "HalfStorage"): "float16",
     ("torch", "BFloat16Storage"): "bfloat16",
 }
+_COUNTERS = {("torch", "LongStorage"): "int64"}
 MAX_PICKLE_BYTES = 1 << 23
 """The largest model has 0.3 MB; objects take 64 bytes and more in memory."""
 _MAX_AXES = 8
@@ -80,13 +81,14 @@ class _Unpickler(pickle._Unpickler):
     def __init__(self, file: io.BytesIO, storages: StorageIndex, counters: bool) -> None:
         super().__init__(file)
         self._storages = storages
+        storage_types = {**_STORAGES, **(_COUNTERS if counters else {})}
         self._known: dict[tuple[str, str], Any] = {
             ("collections", "OrderedDict"): _NewDict(),
             ("torch._utils", "_rebuild_tensor_v2"): _RebuildTensor(),
             ("torch._utils", "_rebuild_parameter"): _RebuildParameter(),
-            **_STORAGES,
-            **({("torch", "LongStorage"): "int64"} if counters else {}),
+            **storage_types,
         }
+        self._dtypes = frozenset(storage_types.values())
 
     def find_class(self, module: str, name: str) -> Any:
         try:
@@ -103,7 +105,7 @@ class _Unpickler(pickle._Unpickler):
 
     def persistent_load(self, pid: Any) -> Blob:
         tag, dtype, key, _, n_items, *view = pid  # views: None since PyTorch 0.4
-        known = type(dtype) is str and dtype in STORAGE_BYTES and type(key) in (str, int)
+        known = type(dtype) is str and dtype in self._dtypes and type(key) in (str, int)
         if tag != "storage" or not known or not _sizes((n_items,)) or view not in ([], [None]):
             raise pickle.UnpicklingError(f"unknown persistent id {reprlib.repr(pid)}")
         return self._storages.blob(str(key), dtype, n_items)

@@ -24,7 +24,7 @@ from whisper_opt.core.dims import ModelDims
 from whisper_opt.export.checkpoints.checkpoint import OUTPUT_HEAD, Tensor
 from whisper_opt.export.graphs.builder import MICROSOFT, GraphBuilder, Together
 from whisper_opt.export.graphs.int4_operators import BLOCK, embed4, head4
-from whisper_opt.export.graphs.operators import Operator
+from whisper_opt.export.graphs.operators import Operator, number
 from whisper_opt.export.graphs.packed_weights import gather_columns, packed_weight, unpack_weight
 from whisper_opt.export.graphs.precision import FP32, Precision
 from whisper_opt.export.quantization.head8 import QuantizedHead, quantize_head
@@ -252,7 +252,7 @@ def _int8_logits(
         "MatMulIntegerToFloat",
         builder.reshape(pair, [-1, state]),
         weight,
-        _number(builder, 1),
+        number(builder, 1),
         scale,
         builder.constant(np.array(STEPS + 1, np.uint8)),
         domain=MICROSOFT,
@@ -350,23 +350,19 @@ def _int4_head(builder: GraphBuilder, hidden: str, tensors: Mapping[str, Tensor]
     return operator(builder, hidden, *weights)
 
 
-def _number(builder: GraphBuilder, value: float) -> str:
-    return builder.constant(np.array(value, np.float32))
-
-
 def _int7_rows(builder: GraphBuilder, value: str, absmax: str) -> tuple[str, str]:
     """[N, R, n] -> uint8 [N, R, 2, n] with zero point STEPS + 1, and scales [N, R, 1, 2].
 
     The second row is the remainder of the first. ``absmax``: [N, R, 1] largest magnitudes.
     """
-    absmax = builder.node("Max", absmax, _number(builder, 1e-30))
-    step = builder.node("Div", absmax, _number(builder, STEPS))
+    absmax = builder.node("Max", absmax, number(builder, 1e-30))
+    step = builder.node("Div", absmax, number(builder, STEPS))
     steps = builder.node("Div", value, step)
     high = builder.node("Round", steps)
-    rest = builder.node("Mul", builder.node("Sub", steps, high), _number(builder, 2 * STEPS))
+    rest = builder.node("Mul", builder.node("Sub", steps, high), number(builder, 2 * STEPS))
     axis = builder.constant([2])
     rows = [builder.node("Unsqueeze", row, axis) for row in (high, builder.node("Round", rest))]
-    pair = builder.node("Add", builder.node("Concat", *rows, axis=2), _number(builder, STEPS + 1))
-    small = builder.node("Div", step, _number(builder, 2 * STEPS))
+    pair = builder.node("Add", builder.node("Concat", *rows, axis=2), number(builder, STEPS + 1))
+    small = builder.node("Div", step, number(builder, 2 * STEPS))
     scales = builder.node("Unsqueeze", builder.node("Concat", step, small, axis=2), axis)
     return builder.node("Cast", pair, to=TensorProto.UINT8), scales

@@ -7,21 +7,17 @@ kernels compute the same integers, and add the blocks in another order.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from onnx import TensorProto
 
 from whisper_opt.export.graphs.builder import MICROSOFT, GraphBuilder
-from whisper_opt.export.graphs.operators import Operator
+from whisper_opt.export.graphs.operators import Operator, linears
 
 __all__ = [
     "BLOCK",
-    "GELU_LINEAR4_ADD",
-    "LINEAR4",
-    "LINEAR4_ADD",
-    "NORM_LINEAR4",
+    "LINEARS4",
     "embed4",
     "head4",
 ]
@@ -39,43 +35,14 @@ def _product(builder: GraphBuilder, value: str, **sizes: Any) -> str:
     return builder.node("MatMulNBits", *inputs, domain=MICROSOFT, **attributes)
 
 
-def _biased(builder: GraphBuilder, value: str) -> str:
+def _biased(builder: GraphBuilder, value: str, *, after_gelu: bool = False) -> str:
     product = _product(builder, value)
     builder.refer(K="n_in", N="n_out")
     return builder.node("Add", product, "bias")
 
 
-def _linear(builder: GraphBuilder) -> list[str]:
-    return [_biased(builder, "x")]
-
-
-def _norm_linear(builder: GraphBuilder) -> list[str]:
-    normed = builder.node("LayerNormalization", "x", "gain", "shift", axis=-1, epsilon=1e-5)
-    return [_biased(builder, normed)]
-
-
-def _linear_add(builder: GraphBuilder) -> list[str]:
-    return [builder.node("Add", "residual", _biased(builder, "x"))]
-
-
-def _gelu_linear_add(builder: GraphBuilder) -> list[str]:
-    after = builder.node("Gelu", "x", domain=MICROSOFT)
-    return [builder.node("Add", "residual", _biased(builder, after))]
-
-
-_WEIGHTS: Sequence[str] = ("weight", "steps", "bias")
-_SIZES = ("n_in", "n_out")
-
-LINEAR4 = Operator("Linear4", ("x", *_WEIGHTS), _linear, _SIZES)
-"""x [.., n_in], results of ``pack_int4``, bias [n_out] -> [.., n_out]."""
-NORM_LINEAR4 = Operator("NormLinear4", ("x", "gain", "shift", *_WEIGHTS), _norm_linear, _SIZES)
-"""The same after a layer normalization."""
-LINEAR4_ADD = Operator("Linear4Add", ("x", *_WEIGHTS, "residual"), _linear_add, _SIZES)
-"""The same, added to residual [.., n_out]."""
-GELU_LINEAR4_ADD = Operator(
-    "GeluLinear4Add", ("x", *_WEIGHTS, "residual"), _gelu_linear_add, _SIZES
-)
-"""The same after a GELU."""
+LINEARS4 = linears(4, _biased, ("weight", "steps", "bias"), ("n_in", "n_out"))
+"""Products with the results of ``pack_int4``, the scales in float16, and bias [n_out]."""
 
 
 def head4(n_state: int, n_words: int) -> Operator:

@@ -2,15 +2,15 @@
 
 Each is a function of ordinary operators, which ONNX Runtime can run and which define the operator
 exactly. If :mod:`whisper_opt.runtime.native` is loaded, ONNX Runtime calls the kernel of the same
-name instead, which needs fewer passes over memory. Kernels of :data:`LINEAR` and the like compute
-the same integers and the same sums. Kernels of attention compute in 8 bits instead of float32.
+name instead, which needs fewer passes over memory. Kernels of :data:`LINEARS` compute the
+same integers and the same sums. Kernels of attention compute in 8 bits instead of float32.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Callable
+from typing import Any, Callable, NamedTuple, Protocol
 
 import numpy as np
 from onnx import TensorProto
@@ -22,14 +22,12 @@ from whisper_opt.runtime.padding import BLOCK
 
 __all__ = [
     "COUNTED_HEAD_DIM",
-    "GELU_LINEAR_ADD",
     "GELU_MIN",
     "GELU_STEPS",
     "GELU_ZERO_POINT",
-    "LINEAR",
-    "LINEAR_ADD",
+    "LINEARS",
     "MIN_ABSMAX",
-    "NORM_LINEAR",
+    "Linears",
     "Operator",
     "append_log_counts",
     "append_ones",
@@ -37,6 +35,8 @@ __all__ = [
     "cross_scores",
     "encoder_attention",
     "encoder_attention_at",
+    "linears",
+    "number",
     "pack_keys",
     "pack_values",
 ]
@@ -53,6 +53,16 @@ MIN_ABSMAX = 1e-20
 """Least scale basis of a row: prevents division by zero."""
 
 
+Body = Callable[[GraphBuilder], Sequence[str]]
+"""Builds the function of an operator and returns its outputs."""
+
+
+class Product(Protocol):
+    """Builds a product with its bias; the input is the output of a GELU or any value."""
+
+    def __call__(self, builder: GraphBuilder, value: str, *, after_gelu: bool = ...) -> str: ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Operator:
     """An operator of domain ``whisper_opt``.
@@ -66,7 +76,7 @@ class Operator:
 
     name: str
     inputs: tuple[str, ...]
-    body: Callable[[GraphBuilder], Sequence[str]]
+    body: Body
     attributes: tuple[str, ...] = ()
 
     def __call__(self, builder: GraphBuilder, *inputs: str, **attributes: Any) -> str:
@@ -81,7 +91,8 @@ class Operator:
         return builder.nodes(self.name, inputs, n_outputs, OWN, **attributes)
 
 
-def _number(builder: GraphBuilder, value: float) -> str:
+def number(builder: GraphBuilder, value: float) -> str:
+    """A constant float32 scalar."""
     return builder.constant(np.array(value, np.float32))
 
 
@@ -94,9 +105,9 @@ def _int8_product(builder: GraphBuilder, value: str, *, after_gelu: bool = False
     else:
         sizes = builder.node("Abs", value)
     absmax = builder.node("ReduceMax", sizes, builder.constant([-1]), keepdims=1)
-    absmax = builder.node("Max", absmax, _number(builder, least))
+    absmax = builder.node("Max", absmax, number(builder, least))
     normalized = builder.node("Div", value, absmax)
-    step, middle = _number(builder, 1 / steps), builder.constant(np.array(zero, np.uint8))
+    step, middle = number(builder, 1 / steps), builder.constant(np.array(zero, np.uint8))
     integers = builder.node("QuantizeLinear", normalized, step, middle)
     weight = unpack_weight(builder, "weight", "scale")
     factors = [integers, weight, step, "scale", middle]
@@ -104,34 +115,58 @@ def _int8_product(builder: GraphBuilder, value: str, *, after_gelu: bool = False
     return builder.node("Add", builder.node("Mul", product, absmax), "bias")
 
 
-def _linear(builder: GraphBuilder) -> list[str]:
-    return [_int8_product(builder, "x")]
+class Linears(NamedTuple):
+    """The operators of products with one kind of weights: x [.., n_in] -> [.., n_out].
+
+    ``norm``: after a layer normalization with ``gain`` and ``shift``. ``add``: added to
+    ``residual`` [.., n_out]. ``gelu_add``: the same after a GELU.
+    """
+
+    plain: Operator
+    norm: Operator
+    add: Operator
+    gelu_add: Operator
 
 
-def _norm_linear(builder: GraphBuilder) -> list[str]:
-    normed = builder.node("LayerNormalization", "x", "gain", "shift", axis=-1, epsilon=1e-5)
-    return [_int8_product(builder, normed)]
+def linears(
+    bits: int, product: Product, weights: Sequence[str], attributes: tuple[str, ...] = ()
+) -> Linears:
+    """The operators of a product.
+
+    Args:
+        bits: of the weights; a part of the names.
+        product: builds it, with its bias.
+        weights: names of its inputs besides ``x``: weights, scales and bias.
+        attributes: of :class:`Operator`.
+    """
+
+    def plain(builder: GraphBuilder) -> list[str]:
+        return [product(builder, "x")]
+
+    def norm(builder: GraphBuilder) -> list[str]:
+        normed = builder.node("LayerNormalization", "x", "gain", "shift", axis=-1, epsilon=1e-5)
+        return [product(builder, normed)]
+
+    def add(builder: GraphBuilder) -> list[str]:
+        return [builder.node("Add", "residual", product(builder, "x"))]
+
+    def gelu_add(builder: GraphBuilder) -> list[str]:
+        after = builder.node("Gelu", "x", domain=MICROSOFT)
+        return [builder.node("Add", "residual", product(builder, after, after_gelu=True))]
+
+    def named(name: str, inputs: Sequence[str], body: Body) -> Operator:
+        return Operator(name.format(bits), tuple(inputs), body, attributes)
+
+    return Linears(
+        named("Linear{}", ["x", *weights], plain),
+        named("NormLinear{}", ["x", "gain", "shift", *weights], norm),
+        named("Linear{}Add", ["x", *weights, "residual"], add),
+        named("GeluLinear{}Add", ["x", *weights, "residual"], gelu_add),
+    )
 
 
-def _linear_add(builder: GraphBuilder) -> list[str]:
-    return [builder.node("Add", "residual", _int8_product(builder, "x"))]
-
-
-def _gelu_linear_add(builder: GraphBuilder) -> list[str]:
-    after = builder.node("Gelu", "x", domain=MICROSOFT)
-    return [builder.node("Add", "residual", _int8_product(builder, after, after_gelu=True))]
-
-
-_WEIGHTS: Sequence[str] = ("weight", "scale", "bias")
-
-LINEAR = Operator("Linear8", ("x", *_WEIGHTS), _linear)
-"""x [.., n_in], packed weight of [n_in, n_out], scale and bias [n_out] -> [.., n_out]."""
-NORM_LINEAR = Operator("NormLinear8", ("x", "gain", "shift", *_WEIGHTS), _norm_linear)
-"""The same after a layer normalization."""
-LINEAR_ADD = Operator("Linear8Add", ("x", *_WEIGHTS, "residual"), _linear_add)
-"""The same, added to residual [.., n_out]."""
-GELU_LINEAR_ADD = Operator("GeluLinear8Add", ("x", *_WEIGHTS, "residual"), _gelu_linear_add)
-"""The same after a GELU."""
+LINEARS = linears(8, _int8_product, ("weight", "scale", "bias"))
+"""Products with packed weights of [n_in, n_out], scale and bias [n_out]."""
 
 
 def encoder_attention(n_head: int) -> Operator:
@@ -181,7 +216,7 @@ def append_log_counts(builder: GraphBuilder, heads: str, added: str, n_head: int
 
     The appended component is ``added`` times 8, as scores are divided by 8.
     """
-    unscaled = builder.node("Mul", added, _number(builder, HEAD_DIM**0.5))
+    unscaled = builder.node("Mul", added, number(builder, HEAD_DIM**0.5))
     column = builder.node("Unsqueeze", unscaled, builder.constant([1, 2]))
     n_audio, n_keys = builder.dim(heads, 0), builder.dim(heads, 1)
     shape = builder.node("Concat", n_audio, n_keys, builder.constant([n_head, 1]), axis=0)
@@ -206,8 +241,8 @@ def _quantize_heads(builder: GraphBuilder, n_head: int) -> tuple[str, str]:
     absmax = builder.node(
         "ReduceMax", builder.node("Abs", heads), builder.constant([2]), keepdims=1
     )
-    absmax = builder.node("Max", absmax, _number(builder, MIN_ABSMAX))
-    scale = builder.node("Div", absmax, _number(builder, 127))
+    absmax = builder.node("Max", absmax, number(builder, MIN_ABSMAX))
+    scale = builder.node("Div", absmax, number(builder, 127))
     integers = builder.node("Round", builder.node("Div", heads, scale))
     n_padded = builder.node(
         "Mod", builder.node("Neg", builder.dim(heads, 2)), builder.constant([BLOCK])
@@ -232,7 +267,7 @@ def pack_keys(n_head: int) -> Operator:
     def body(builder: GraphBuilder) -> list[str]:
         integers, scale = _quantize_heads(builder, n_head)
         # values after the last key are never read
-        shifted = builder.node("Add", integers, _number(builder, 128))
+        shifted = builder.node("Add", integers, number(builder, 128))
         panels = builder.reshape(shifted, [0, 0, -1, PANEL, HEAD_DIM // 4, 4])
         panels = builder.transpose(panels, [0, 1, 2, 4, 3, 5])
         return [builder.node("Cast", panels, to=TensorProto.UINT8), scale]
@@ -266,9 +301,9 @@ def _scales(builder: GraphBuilder, which: int) -> str:
 def _scores(builder: GraphBuilder, n_head: int) -> str:
     """Scores [A, H, n, T'] of queries [A, n, n_state] with packed keys."""
     queries = builder.node("Mul", _heads(builder, "queries", n_head), _scales(builder, 0))
-    queries = builder.node("Mul", queries, _number(builder, HEAD_DIM**-0.5))
+    queries = builder.node("Mul", queries, number(builder, HEAD_DIM**-0.5))
     keys = builder.node("Cast", "keys", to=TensorProto.FLOAT)
-    keys = builder.node("Sub", keys, _number(builder, 128))
+    keys = builder.node("Sub", keys, number(builder, 128))
     keys = builder.reshape(builder.transpose(keys, [0, 1, 3, 5, 2, 4]), [0, 0, HEAD_DIM, -1])
     added = builder.node("Unsqueeze", "added", builder.constant([1, 2]))
     return builder.node("Add", builder.node("MatMul", queries, keys), added)

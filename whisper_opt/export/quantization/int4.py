@@ -11,15 +11,8 @@ from whisper_opt.core.arrays import F32, NDArray
 from whisper_opt.export.checkpoints.checkpoint import OUTPUT_HEAD, Tensor
 from whisper_opt.export.graphs.builder import Together
 from whisper_opt.export.graphs.groups import CROSS, HEAD, group_of, matches
-from whisper_opt.export.graphs.int4_operators import (
-    BLOCK,
-    GELU_LINEAR4_ADD,
-    LINEAR4,
-    LINEAR4_ADD,
-    NORM_LINEAR4,
-)
-from whisper_opt.export.graphs.linear import Gelu, Linear
-from whisper_opt.export.graphs.operators import Operator
+from whisper_opt.export.graphs.int4_operators import BLOCK, LINEARS4
+from whisper_opt.export.quantization.fused import FusedLinear
 from whisper_opt.export.quantization.head8 import mean_and_channel_scale
 
 __all__ = [
@@ -138,67 +131,26 @@ def dequantized(tensors: Mapping[str, Tensor], kept: Collection[str] = ()) -> di
     return {name: stored(name, tensor) for name, tensor in tensors.items()}
 
 
-class Int4Linear(Linear):
+class Int4Linear(FusedLinear):
     """Projections as :class:`~whisper_opt.export.graphs.linear.Linear`, with weights of 4 bits."""
 
-    def __call__(self, value: str, name: str, *, bias: bool = True) -> str:
-        """As of :class:`Linear`."""
-        return self._product(LINEAR4, [value], name, [name], bias=bias)
+    operators = LINEARS4
 
-    def norm_linear(self, value: str, norm: str, name: str) -> str:
-        """As of :class:`Linear`."""
-        return self._product(NORM_LINEAR4, [value, *self.norm(norm)], name, [name])
-
-    def norm_qkv(self, value: str, norm: str, name: str) -> str:
-        """As of :class:`Linear`."""
-        parts = [f"{name}.{part}" for part in ("query", "key", "value")]
-        return self._product(NORM_LINEAR4, [value, *self.norm(norm)], f"{name}.qkv", parts)
-
-    def linear_add(self, value: str, inner: str, name: str) -> str:
-        """As of :class:`Linear`."""
-        return self._product(LINEAR4_ADD, [inner], name, [name], [value])
-
-    def gelu_linear_add(self, value: str, inner: str, name: str, gelu: Gelu) -> str:
-        """As of :class:`Linear`."""
-        return self._product(GELU_LINEAR4_ADD, [inner], name, [name], [value])
-
-    def _product(
-        self,
-        operator: Operator,
-        first: Sequence[str],
-        name: str,
-        parts: Sequence[str],
-        last: Sequence[str] = (),
-        *,
-        bias: bool = True,
-    ) -> str:
-        """The projections ``parts`` side by side, by one operator.
-
-        ``first`` and ``last`` are the operator's inputs before and after the weights.
-        """
-        shapes = [self.tensors[f"{part}.weight"].shape for part in parts]
-        n_in, n_out = shapes[0][1], sum(shape[0] for shape in shapes)
-
+    def _declare_weights(
+        self, name: str, parts: Sequence[str], shape: tuple[int, int]
+    ) -> Sequence[str]:
         def pack() -> tuple[NDArray, F32]:
             return pack_int4(np.concatenate([self.tensors[f"{p}.weight"].read() for p in parts]))
 
         packed = Together(pack)
         integers = packed.part("weight", lambda found: found[0])
         scales = packed.part("steps", lambda found: found[1])
-        blocks = n_in // BLOCK
-        weight = self.builder.weight(
-            f"{name}.weight", (n_out, blocks, BLOCK // 2), integers, np.uint8
+        n_out, blocks = shape[1], shape[0] // BLOCK
+        sizes = (n_out, blocks, BLOCK // 2)
+        return (
+            self.builder.weight(f"{name}.weight", sizes, integers, np.uint8),
+            self.builder.weight(f"{name}.steps", (n_out, blocks), scales, np.float16),
         )
-        steps = self.builder.weight(f"{name}.steps", (n_out, blocks), scales, np.float16)
-        offset = self.builder.weight(f"{name}.bias", (n_out,), lambda: self._offset(parts, bias))
-        weights = (weight, steps, offset)
-        return operator(self.builder, *first, *weights, *last, n_in=n_in, n_out=n_out)
 
-    def _offset(self, parts: Sequence[str], bias: bool) -> F32:
-        """Biases [n_out]; keys have none."""
-        found = []
-        for part in parts:
-            own = self.tensors.get(f"{part}.bias")
-            n_out = self.tensors[f"{part}.weight"].shape[0]
-            found.append(own.read() if bias and own is not None else np.zeros(n_out))
-        return np.concatenate(found).astype(np.float32)
+    def _attributes(self, shape: tuple[int, int]) -> Mapping[str, int]:
+        return {"n_in": shape[0], "n_out": shape[1]}

@@ -9,13 +9,17 @@ LICENSE...          the licences of the checkpoints, as they were found beside t
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Union
 
 import numpy as np
 
+from whisper_opt.audio.speakers.networks import FORMAT_VERSION, KIND, MANIFEST
 from whisper_opt.core.errors import VerificationError
 from whisper_opt.core.version import __version__
 from whisper_opt.export.checkpoints.blob import sha256_file
@@ -24,13 +28,10 @@ from whisper_opt.export.speakers.segmentation import CLASSES, build_segmentation
 from whisper_opt.export.speakers.sources import found_in, unpacked
 from whisper_opt.export.speakers.tensors import State
 from whisper_opt.export.writer import directory, write_bytes, write_graph, write_text
-from whisper_opt.runtime.engine import MANIFEST, FileEntry
+from whisper_opt.runtime.engine import FileEntry
 
-__all__ = ["FORMAT_VERSION", "KIND", "export_speakers"]
+__all__ = ["export_speakers"]
 
-KIND = "speakers"
-FORMAT_VERSION = 1
-"""Both as :mod:`whisper_opt.audio.speakers.networks` reads them."""
 _BUILDERS = {"segmentation": build_segmentation, "embedding": build_embedding}
 _TRIED = {"segmentation": ("samples", (2, 160_000)), "embedding": ("features", (2, 210, 80))}
 """Input with which each graph is tried."""
@@ -70,19 +71,31 @@ def export_speakers(
                 files.update(write_graph(graph, out, name, lambda n: None)[0])
                 _try(out / f"{name}.onnx", *_TRIED[name])
                 sources[name] = {"file": path.name, "sha256": sha256_file(path)}
-            for i, path in enumerate(found.licences):
-                name = path.name if path.name not in files else f"{path.stem}.{i}{path.suffix}"
+            licences = list(_names(path.name for path in found.licences))
+            for name, path in zip(licences, found.licences):
                 files[name] = write_bytes(out / name, path.read_bytes())
             manifest = {
                 "kind": KIND,
                 "format_version": FORMAT_VERSION,
                 "made_by": f"whisper-opt {__version__}",
                 "sources": sources,
-                "licences": [name for name in files if not name.endswith((".onnx", ".data"))],
+                "licences": licences,
                 "files": {name: dataclasses.asdict(entry) for name, entry in files.items()},
             }
             write_text(out / MANIFEST, json.dumps(manifest, indent=2) + "\n")
     return target
+
+
+def _names(found: Iterable[str]) -> Iterator[str]:
+    """Names for the files in one directory, different also where the case of letters is ignored."""
+    seen: set[str] = set()
+    for each in found:
+        stem, suffix = os.path.splitext(re.sub(r"[^A-Za-z0-9_.-]", "_", each)[-100:].lstrip(".-"))
+        ends = itertools.chain([""], (f"-{i}" for i in itertools.count(2)))
+        names = (f"{stem}{end}{suffix}" for end in ends)
+        name = next(name for name in names if name.casefold() not in seen)
+        seen.add(name.casefold())
+        yield name
 
 
 def _try(path: Path, name: str, shape: tuple[int, ...]) -> None:

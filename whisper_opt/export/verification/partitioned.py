@@ -19,7 +19,7 @@ from whisper_opt.core.errors import BackendUnavailable, VerificationError
 from whisper_opt.core.remedies import install_hint
 from whisper_opt.export.graphs.builder import OnnxGraph
 from whisper_opt.runtime.onnxruntime.graph import sums_overflow
-from whisper_opt.runtime.onnxruntime.mapped import release_freed, release_pages
+from whisper_opt.runtime.onnxruntime.mapped import release_freed
 
 __all__ = ["PARTITION_BYTES", "PartitionedGraph", "extract", "require_onnxruntime"]
 
@@ -168,10 +168,6 @@ class PartitionedGraph:
     def close(self) -> None:
         """Free the weights that ONNX Runtime holds; :meth:`run` loads them again."""
         self._single = None
-        self._release()
-
-    def _release(self) -> None:
-        release_pages([self._folder / f"{self._stem.partition('.')[0]}.data"])
         release_freed()
 
     def run(self, feeds: Mapping[str, NDArray]) -> dict[str, NDArray]:
@@ -186,7 +182,8 @@ class PartitionedGraph:
             names = [value.name for value in partition.graph.output]
             needed = {value.name: values[value.name] for value in partition.graph.input}
             outputs = dict(zip(names, self._run_partition(partition, names, needed)))
-            self._release()
+            if len(self._partitions) > 1:  # the session is closed, and its file mapped no more
+                release_freed()
             values.update(outputs)
             results.update(outputs)
         return {name: results[name] for name in self._outputs}

@@ -1,4 +1,4 @@
-"""Compiled kernels of the operators of 8-bit engines (``export/graphs/operators.py``).
+"""Compiled kernels of the operators of int8 and int4 engines (``export/graphs/operators.py``).
 
 A custom-operator library for ONNX Runtime, written in C and compiled when the package is built, if
 there is a compiler (``hatch_build.py``). It is optional: engines run without it, only slower. It

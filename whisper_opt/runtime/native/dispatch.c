@@ -38,39 +38,72 @@ enum { N_VARIANTS = sizeof VARIANTS / sizeof *VARIANTS };
 
 /* --- self-test ---------------------------------------------------------------------------------------------------- */
 
-enum { TEST_ROWS = 7, TEST_IN = 64, TEST_OUT = 70 };
+enum { TEST_ROWS = 7, TEST_IN = 64, TEST_OUT = 70, TEST_BLOCKS = TEST_IN / NIBBLE_BLOCK };
 
 static void run_serially(void *context, void (*work)(void *, size_t), size_t count, void *data) {
   (void)context;
   for (size_t i = 0; i < count; i++) work(data, i);
 }
 
-/* Whether a product of integers, among them the largest, is exact: rows have a step of 1. */
-static int passes_self_test(const Kernels *kernels) {
-  static const Threads serial = {NULL, run_serially};
-  int8_t weight[TEST_IN * TEST_OUT];
-  float x[TEST_ROWS * TEST_IN], scale[TEST_OUT], bias[TEST_OUT], y[TEST_ROWS * TEST_OUT];
+/* Products of integers, among them the largest, which are exact: rows, and blocks of them, have a step of 1. */
+typedef struct Test {
+  int8_t weight[TEST_IN * TEST_OUT];                       /* [n_in, n_out] */
+  uint8_t nibbles[TEST_OUT * TEST_IN / 2];                 /* [n_out, n_in / 32, 16] */
+  uint16_t steps[TEST_OUT * TEST_BLOCKS];                  /* float16, all 1 */
+  float x[TEST_ROWS * TEST_IN], ones[TEST_OUT], zeros[TEST_OUT];
+} Test;
+
+static void make_test(Test *test) {
   uint32_t random = 1;
+  memset(test, 0, sizeof *test);
   for (int i = 0; i < TEST_IN * TEST_OUT; i++) {
     random = random * 1664525 + 1013904223;
-    weight[i] = (int8_t)(i % TEST_OUT < 2 ? 127 : (int)(random >> 24) % 128 - 64);
+    test->weight[i] = (int8_t)(i % TEST_OUT < 2 ? 127 : (int)(random >> 24) % 128 - 64);
+  }
+  for (int i = 0; i < TEST_OUT * TEST_IN / 2; i++) {
+    random = random * 1664525 + 1013904223;
+    test->nibbles[i] = (uint8_t)(i / (TEST_IN / 2) < 2 ? 255 : random >> 24);
   }
   for (int i = 0; i < TEST_ROWS * TEST_IN; i++) {
     random = random * 1664525 + 1013904223;
-    x[i] = (float)(i % TEST_IN == 0 || i / TEST_IN == 0 ? 127 : (int)(random >> 24) % 255 - 127);
+    test->x[i] = (float)(i % NIBBLE_BLOCK == 0 || i / TEST_IN == 0 ? 127 : (int)(random >> 24) % 255 - 127);
   }
-  for (int i = 0; i < TEST_OUT; i++) scale[i] = 1, bias[i] = 0;
-  Packed packed;
-  if (pack_weight(&packed, weight, TEST_IN, TEST_OUT, kernels->width)) return 0;
-  const Linear args = {.weight = &packed, .n_rows = TEST_ROWS, .x = x, .scale = scale, .bias = bias, .y = y};
-  int passed = kernels->linear(&args, serial) == 0;
-  free_weight(&packed);
+  for (int i = 0; i < TEST_OUT * TEST_BLOCKS; i++) test->steps[i] = 0x3c00;
+  for (int i = 0; i < TEST_OUT; i++) test->ones[i] = 1;
+}
+
+static int weight_of_8_bits(const Test *test, int i, int column) { return test->weight[i * TEST_OUT + column]; }
+static int weight_of_4_bits(const Test *test, int i, int column) {
+  return (test->nibbles[(column * TEST_IN + i) / 2] >> i % 2 * 4 & 15) - NIBBLE_ZERO;
+}
+
+typedef int (*Product)(const Linear *args, Threads threads);
+
+/* Whether a product is exact; frees the weights. */
+static int is_exact(const Test *test, Product product, Packed *packed, int (*weight)(const Test *, int, int)) {
+  static const Threads serial = {NULL, run_serially};
+  float y[TEST_ROWS * TEST_OUT];
+  const Linear args = {
+      .weight = packed, .n_rows = TEST_ROWS, .x = test->x, .scale = test->ones, .bias = test->zeros, .y = y};
+  int exact = product(&args, serial) == 0;
+  free_weight(packed);
   for (int row = 0; row < TEST_ROWS; row++)
     for (int column = 0; column < TEST_OUT; column++) {
       int32_t sum = 0;
-      for (int i = 0; i < TEST_IN; i++) sum += (int32_t)x[row * TEST_IN + i] * weight[i * TEST_OUT + column];
-      passed = passed && y[row * TEST_OUT + column] == (float)sum;
+      for (int i = 0; i < TEST_IN; i++) sum += (int32_t)test->x[row * TEST_IN + i] * weight(test, i, column);
+      exact = exact && y[row * TEST_OUT + column] == (float)sum;
     }
+  return exact;
+}
+
+static int passes_self_test(const Kernels *kernels) {
+  Test test;
+  Packed packed;
+  make_test(&test);
+  if (pack_weight(&packed, test.weight, TEST_IN, TEST_OUT, kernels->width)) return 0;
+  int passed = is_exact(&test, kernels->linear, &packed, weight_of_8_bits);
+  if (pack_nibbles(&packed, test.nibbles, test.steps, TEST_IN, TEST_OUT)) return 0;
+  passed = is_exact(&test, kernels->linear4, &packed, weight_of_4_bits) && passed;
 #ifdef WHISPER_OPT_FAULTY /* the name of a variant that shall fail: for tests */
   if (!strcmp(kernels->name, WHISPER_OPT_FAULTY)) passed = 0;
 #endif

@@ -170,6 +170,11 @@ static void multiply_rows(const LinearCall *call, int64_t first, int64_t end, in
   }
 }
 
+/* Panels per task. With few rows tasks are smaller, so that there are at least about eight. */
+static int64_t panels_per_task(int64_t n_out, int64_t n_rows) {
+  return min64(TASK_PANELS, ceil_div(ceil_div(n_out, PANEL) * ceil_div(n_rows, TASK_ROWS), 8));
+}
+
 static void multiply_block(void *data, size_t task) {
   const LinearCall *call = data;
   const int64_t n_out = call->args->weight->n_out, width = call->panels * PANEL, groups = ceil_div(n_out, width);
@@ -182,15 +187,14 @@ static int linear(const Linear *args, Threads threads) {
   if (n_rows == 0) return 0;
   Unsigned *integers = malloc(n_rows * (n_in * sizeof(Unsigned) + sizeof(float)));
   if (!integers) return -1;
-  LinearCall call = {args, integers, (float *)(integers + n_rows * n_in), TASK_PANELS};
+  const int64_t n_out = args->weight->n_out, panels = panels_per_task(n_out, n_rows);
+  LinearCall call = {args, integers, (float *)(integers + n_rows * n_in), panels};
   if (n_rows <= SERIAL_ROWS)
     round_rows(&call, 0);
   else
     threads.run(threads.context, round_rows, ceil_div(n_rows, ROUND_ROWS), &call);
-  const int64_t blocks = ceil_div(n_rows, TASK_ROWS), n_panels = ceil_div(args->weight->n_out, PANEL);
-  /* few rows: smaller tasks, so that there are at least about eight */
-  call.panels = min64(TASK_PANELS, ceil_div(n_panels * blocks, 8));
-  threads.run(threads.context, multiply_block, blocks * ceil_div(n_panels, call.panels), &call);
+  const int64_t tasks = ceil_div(n_rows, TASK_ROWS) * ceil_div(n_out, panels * PANEL);
+  threads.run(threads.context, multiply_block, tasks, &call);
   free(integers);
   return 0;
 }

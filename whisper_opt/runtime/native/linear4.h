@@ -133,10 +133,10 @@ static void *alloc_nibbles(NibbleCall *call) {
 }
 
 static void multiply_nibbles(NibbleCall *call, Threads threads) {
-  const int64_t n_panels = ceil_div(call->weight->n_out, PANEL);
-  call->panels = min64(TASK_PANELS, n_panels);
-  const int64_t groups = ceil_div(n_panels, call->panels);
-  threads.run(threads.context, nibble_block, groups * ceil_div(call->n_rows, TASK_ROWS), call);
+  const int64_t n_out = call->weight->n_out;
+  call->panels = panels_per_task(n_out, call->n_rows);
+  const int64_t tasks = ceil_div(call->n_rows, TASK_ROWS) * ceil_div(n_out, call->panels * PANEL);
+  threads.run(threads.context, nibble_block, tasks, call);
 }
 
 static void round_nibble_row(const NibbleCall *call, int64_t row) {

@@ -131,6 +131,20 @@ static OrtStatus *count_columns(const OrtKernelInfo *info, const Operator *op, i
   return NULL;
 }
 
+/* Checks and keeps the sizes of a weight [n_in, n_out], with which the vectors beside it must agree. */
+static OrtStatus *take_sizes(const OrtKernelInfo *info, Kernel *kernel, int64_t n_in, int64_t n_out) {
+  const Operator *op = kernel->operator;
+  OrtStatus *status = NULL;
+  if (n_in > MAX_INPUT) return refused("weights must have at most 16384 rows");
+  for (int i = 0; !status && i < 2; i++) {
+    status = check_vector(info, op->of_columns[i], n_out);
+    if (!status) status = check_vector(info, op->of_rows[i], n_in);
+  }
+  kernel->weight.n_in = n_in;
+  kernel->weight.n_out = n_out;
+  return status;
+}
+
 /* Reads the weight of an operator: panels of 64 columns, or [n_in, n_out] in engines before format 5. */
 static OrtStatus *read_weight(const OrtKernelInfo *info, Kernel *kernel) {
   const Operator *op = kernel->operator;
@@ -147,15 +161,8 @@ static OrtStatus *read_weight(const OrtKernelInfo *info, Kernel *kernel) {
                 : op->looks_up || !is_shape(&shape, (const int64_t[]){n_in, n_out}, 2))
     return refused("the shape of the weight does not match its scales");
   if (n_in % 16) return refused("weights must have a multiple of 16 rows");
-  if (n_in > MAX_INPUT) return refused("weights must have at most 16384 rows");
-  for (int i = 0; !status && i < 2; i++) {
-    status = check_vector(info, op->of_columns[i], n_out);
-    if (!status) status = check_vector(info, op->of_rows[i], n_in);
-  }
-  if (status) return status;
-  kernel->weight.n_in = n_in;
-  kernel->weight.n_out = n_out;
-  if (op->looks_up) return NULL;
+  status = take_sizes(info, kernel, n_in, n_out);
+  if (status || op->looks_up) return status;
   TRY(GetTensorMutableData, (OrtValue *)value, &weight);
   return finished((in_panels ? use_panels : pack_weight)(&kernel->weight, weight, n_in, n_out, kernel->variant->width));
 }
@@ -173,13 +180,8 @@ static OrtStatus *read_nibbles(const OrtKernelInfo *info, Kernel *kernel) {
   if (!is_shape(&shape, (const int64_t[]){n_out, blocks, NIBBLE_BLOCK / 2}, 3) ||
       !is_shape(&of_scales, (const int64_t[]){n_out, blocks}, 2))
     return refused("the shape of the weight does not match its scales");
-  if (n_in > MAX_INPUT) return refused("weights must have at most 16384 rows");
-  status = check_vector(info, op->of_columns[1], n_out);
-  for (int i = 0; !status && i < 2; i++) status = check_vector(info, op->of_rows[i], n_in);
-  if (status) return status;
-  kernel->weight.n_in = n_in;
-  kernel->weight.n_out = n_out;
-  if (op->looks_up) return NULL;
+  status = take_sizes(info, kernel, n_in, n_out);
+  if (status || op->looks_up) return status;
   TRY(GetTensorMutableData, (OrtValue *)value, &weight);
   TRY(GetTensorMutableData, (OrtValue *)scales, &scale);
   return finished(pack_nibbles(&kernel->weight, weight, scale, n_in, n_out));
@@ -286,6 +288,22 @@ static OrtStatus *compute_head(const Kernel *kernel, OrtKernelContext *context, 
   return finished((op->special ? kernel->variant->output_head4 : kernel->variant->output_head)(&args, threads));
 }
 
+/* Reads the tokens of an embedding, and makes its output [.., n_in]. */
+static OrtStatus *read_tokens(const Kernel *kernel, OrtKernelContext *context, const int64_t **tokens,
+                              int64_t *n_tokens, float **y) {
+  const int64_t n_vocab = kernel->weight.n_out + kernel->special.n_out;
+  Shape shape;
+  OrtStatus *status = input(context, 0, (const void **)tokens, &shape);
+  if (status) return status;
+  if (shape.n == MAX_DIMS) return refused("tokens have too many dimensions");
+  *n_tokens = 1;
+  for (size_t i = 0; i < shape.n; i++) *n_tokens *= shape.sizes[i];
+  for (int64_t i = 0; i < *n_tokens; i++)
+    if ((*tokens)[i] < 0 || (*tokens)[i] >= n_vocab) return refused("a token is out of range");
+  shape.sizes[shape.n++] = kernel->weight.n_in;
+  return output(context, 0, shape, (void **)y);
+}
+
 static OrtStatus *compute_embed(const Kernel *kernel, OrtKernelContext *context, Threads threads) {
   (void)threads;
   const Operator *op = kernel->operator;
@@ -293,21 +311,13 @@ static OrtStatus *compute_embed(const Kernel *kernel, OrtKernelContext *context,
   const int64_t *tokens = NULL;
   const float *scale = NULL, *shrink = NULL, *mean = NULL;
   float *y = NULL;
-  int64_t n_tokens = 1;
+  int64_t n_tokens = 0;
   Packed weight;
-  Shape shape;
   OrtStatus *status = weight_of(kernel, context, &weight);
-  if (!status) status = input(context, 0, (const void **)&tokens, &shape);
   if (!status) status = input(context, op->of_columns[0], (const void **)&scale, NULL);
   if (!status) status = input(context, op->of_rows[0], (const void **)&shrink, NULL);
   if (!status) status = input(context, op->of_rows[1], (const void **)&mean, NULL);
-  if (status) return status;
-  if (shape.n == MAX_DIMS) return refused("tokens have too many dimensions");
-  for (size_t i = 0; i < shape.n; i++) n_tokens *= shape.sizes[i];
-  for (int64_t i = 0; i < n_tokens; i++)
-    if (tokens[i] < 0 || tokens[i] >= weight.n_out) return refused("a token is out of range");
-  shape.sizes[shape.n++] = n_in;
-  status = output(context, 0, shape, (void **)&y);
+  if (!status) status = read_tokens(kernel, context, &tokens, &n_tokens, &y);
   for (int64_t t = 0; !status && t < n_tokens; t++, y += n_in) {
     const int8_t *column = weight.panels + tokens[t] / PANEL * PANEL * n_in + tokens[t] % PANEL * 4;
     for (int64_t i = 0; i < n_in; i++)
@@ -326,21 +336,13 @@ static void embed_word(const uint8_t *pairs, const uint16_t *steps, const float 
 
 static OrtStatus *compute_embed4(const Kernel *kernel, OrtKernelContext *context, Threads threads) {
   (void)threads;
-  const int64_t n_in = kernel->weight.n_in, n_words = kernel->weight.n_out, n_special = kernel->special.n_out;
+  const int64_t n_in = kernel->weight.n_in, n_words = kernel->weight.n_out;
+  const int64_t *tokens = NULL;
   const void *data[MAX_INPUTS];
   float *y = NULL;
-  int64_t n_tokens = 1;
-  Shape shape;
-  OrtStatus *status = input(context, 0, &data[0], &shape);
+  int64_t n_tokens = 0;
+  OrtStatus *status = read_tokens(kernel, context, &tokens, &n_tokens, &y);
   for (int i = 1; !status && i < 6; i++) status = input(context, i, &data[i], NULL);
-  if (status) return status;
-  const int64_t *tokens = data[0];
-  if (shape.n == MAX_DIMS) return refused("tokens have too many dimensions");
-  for (size_t i = 0; i < shape.n; i++) n_tokens *= shape.sizes[i];
-  for (int64_t t = 0; t < n_tokens; t++)
-    if (tokens[t] < 0 || tokens[t] >= n_words + n_special) return refused("a token is out of range");
-  shape.sizes[shape.n++] = n_in;
-  status = output(context, 0, shape, (void **)&y);
   for (int64_t t = 0; !status && t < n_tokens; t++, y += n_in) {
     const uint8_t *pairs = (const uint8_t *)data[1] + tokens[t] * (n_in / 2);
     const uint16_t *steps = (const uint16_t *)data[2] + tokens[t] * (n_in / NIBBLE_BLOCK);

@@ -120,11 +120,17 @@ def load_graph(
         raise EngineError(
             f"ONNX Runtime {runtime.__version__} cannot load {engine.file(name)}: {reason}"
         ) from error
-    if library is not None and copies_panels():
+    if library is not None and _copies_weights(engine, name):
         release_pages([engine.file(f"{name.partition('.')[0]}.data")])
     _check_dims(session, engine, name)
     keep_after_fork(session)
     return session
+
+
+def _copies_weights(engine: Engine, name: str) -> bool:
+    """Whether kernels copy most weights of a graph: every variant copies those of 4 bits."""
+    has_4_bits = engine.manifest.precision == "int4" and name.startswith("decoder")
+    return has_4_bits or copies_panels()
 
 
 def failed_run(error: Exception) -> EngineError:

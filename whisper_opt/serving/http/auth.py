@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import os
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from whisper_opt.core.errors import OptionError
 from whisper_opt.serving.http.errors import ApiError, error_response
 from whisper_opt.serving.http.live.link import deny, subprotocols
 from whisper_opt.serving.http.page import PATHS
-from whisper_opt.serving.http.realtime.secrets import Secrets
+from whisper_opt.serving.http.realtime.secrets import Secrets, digest
 
 __all__ = ["ANYONE", "VARIABLE", "Authentication", "Keys"]
 
@@ -47,7 +46,7 @@ class Keys:
                 raise OptionError(
                     f"API key {name} has {len(key)} characters; expected at least {_LEAST}"
                 )
-        self._names = {_digest(key): name for key, name in keys.items()}
+        self._names = {digest(key): name for key, name in keys.items()}
 
     @classmethod
     def read(cls, file: str | None) -> Keys:
@@ -78,15 +77,11 @@ class Keys:
 
     def name_of(self, key: str) -> str | None:
         """The name of a key; None if it is unknown. Takes the same time for every key."""
-        digest, found = _digest(key), None
+        wanted, found = digest(key), None
         for known, name in self._names.items():
-            if hmac.compare_digest(digest, known):
+            if hmac.compare_digest(wanted, known):
                 found = name
         return found
-
-
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
 
 
 def _given(headers: Headers) -> str | None:

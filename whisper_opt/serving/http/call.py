@@ -9,12 +9,11 @@ from typing import Any
 
 from whisper_opt.core.errors import OptionError
 from whisper_opt.core.options import ServeOptions, SubtitleOptions, TranscribeOptions
-from whisper_opt.serving.http.errors import ApiError, api_error
+from whisper_opt.serving.http.errors import ApiError, api_error, invalid
 from whisper_opt.serving.http.speakers import known_speakers, put_speakers
 from whisper_opt.serving.http.values import (
     flag,
     integer,
-    invalid,
     json_object,
     number,
     one,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -21,7 +21,17 @@ from whisper_opt.core.errors import (
     TranscriptionCancelled,
 )
 
-__all__ = ["ApiError", "api_error", "error_response", "handlers", "queue_full"]
+__all__ = [
+    "ApiError",
+    "api_error",
+    "error_response",
+    "handlers",
+    "invalid",
+    "loading",
+    "model_not_found",
+    "queue_full",
+    "shutting_down",
+]
 
 _TYPES = {429: "rate_limit_error", 503: "service_unavailable_error"}
 """Types of errors by status; the others are ``invalid_request_error``, and 500 ``server_error``."""
@@ -93,6 +103,31 @@ def queue_full(wait: float) -> ApiError:
     )
 
 
+def invalid(name: str, found: str, expected: str) -> ApiError:
+    """The error of a value that is not what was expected; ``name``: its field or path."""
+    return ApiError(400, f"{name} {found}; expected {expected}", param=name, code="invalid_value")
+
+
+def model_not_found(name: str, names: Collection[str], param: str = "model") -> ApiError:
+    """The error of a request for a model that the server does not have."""
+    return ApiError(
+        404,
+        f"the model {name[:200]!r} does not exist; this server has {', '.join(names)}",
+        param=param,
+        code="model_not_found",
+    )
+
+
+def loading() -> ApiError:
+    """The error of a request that comes before all models are loaded."""
+    return ApiError(503, "the models are being loaded; send the request again", retry_after=1)
+
+
+def shutting_down(code: str | None = None) -> ApiError:
+    """The error of a request that comes after SIGTERM, or cannot be completed because of it."""
+    return ApiError(503, "the server is shutting down; use another", code=code, retry_after=5)
+
+
 def api_error(error: BaseException, parameters: Mapping[str, str], wait: float = 1.0) -> ApiError:
     """What an error of the library is for the client.
 
@@ -108,7 +143,7 @@ def api_error(error: BaseException, parameters: Mapping[str, str], wait: float =
     if isinstance(error, QueueFull):
         return queue_full(wait)
     if isinstance(error, (EngineClosed, TranscriptionCancelled)):
-        return ApiError(503, "the server is shutting down; use another", retry_after=5)
+        return shutting_down()
     if isinstance(error, AudioError):
         message = _UPLOAD.sub("the file", str(error))
         known = "reference clip of" in message

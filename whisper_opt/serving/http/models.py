@@ -14,7 +14,7 @@ from whisper_opt.core.dims import SAMPLE_RATE
 from whisper_opt.core.errors import OptionError
 from whisper_opt.core.options import TranscribeOptions
 from whisper_opt.serving import Engine
-from whisper_opt.serving.http.errors import ApiError
+from whisper_opt.serving.http.errors import loading, model_not_found
 from whisper_opt.transcription.model import Whisper
 
 __all__ = ["Models", "ServedModel"]
@@ -105,17 +105,10 @@ class Models:
             ApiError: 404, there is none; 503, it is not loaded yet.
         """
         if name not in self.names:
-            raise ApiError(
-                404,
-                f"the model {name[:200]!r} does not exist; this server has {', '.join(self.names)}",
-                param="model",
-                code="model_not_found",
-            )
+            raise model_not_found(name, self.names)
         model = self._loaded.get(name if name in self._sources else self._first)
         if model is None or not self._ready:
-            raise ApiError(
-                503, "the models are being loaded; send the request again", retry_after=1
-            )
+            raise loading()
         return model
 
     def described(self, name: str) -> dict[str, Any]:

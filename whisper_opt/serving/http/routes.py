@@ -17,7 +17,7 @@ from whisper_opt.core.arrays import F32
 from whisper_opt.core.options import ServeOptions
 from whisper_opt.serving.http.call import Call, read_call
 from whisper_opt.serving.http.early import LEAST_BYTES, Early, Slots
-from whisper_opt.serving.http.errors import ApiError, api_error
+from whisper_opt.serving.http.errors import ApiError, api_error, loading, shutting_down
 from whisper_opt.serving.http.limits import Admission, Rate
 from whisper_opt.serving.http.live.gate import Gate
 from whisper_opt.serving.http.metrics import CONTENT_TYPE, Metrics
@@ -258,11 +258,9 @@ class Service:
     def check_open(self) -> None:
         """Raise ApiError, 503, if the server is not ready or is shutting down."""
         if self.draining:
-            raise ApiError(503, "the server is shutting down; use another", retry_after=5)
+            raise shutting_down()
         if not self.models.ready:
-            raise ApiError(
-                503, "the models are being loaded; send the request again", retry_after=1
-            )
+            raise loading()
 
     def _wait(self) -> float:
         """Estimated seconds until a request that is sent now begins."""

@@ -8,8 +8,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from whisper_opt.serving.http.errors import ApiError
-from whisper_opt.serving.http.values import invalid
+from whisper_opt.serving.http.errors import ApiError, invalid
 from whisper_opt.text.results import Segment, Transcript
 
 __all__ = ["MAX_KNOWN", "diarized", "diarized_segment", "known_speakers", "put_speakers"]

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, Callable, TypeVar
 
-from whisper_opt.serving.http.errors import ApiError
+from whisper_opt.serving.http.errors import invalid
 from whisper_opt.text.transcript_files import read_transcript
 
 __all__ = ["flag", "integer", "number", "numbers", "one", "texts", "value_of"]
@@ -25,11 +25,6 @@ def one(name: str, values: Sequence[str]) -> str:
     if len(values) > 1:
         raise invalid(name, f"is given {len(values)} times", "it once")
     return values[0]
-
-
-def invalid(name: str, found: str, expected: str) -> ApiError:
-    """The error of a field whose value is not what was expected."""
-    return ApiError(400, f"{name} {found}; expected {expected}", param=name, code="invalid_value")
 
 
 def flag(name: str, text: str) -> bool:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from types import TracebackType
 from typing import Union
 
 from whisper_opt.audio.live_input import LiveSamples
+from whisper_opt.core.closing import Closing
 from whisper_opt.core.options import LiveOptions, TranscribeOptions
 from whisper_opt.serving.engine import Engine
 from whisper_opt.text.live_events import LiveEvent
@@ -15,7 +15,7 @@ from whisper_opt.transcription.model import Whisper
 __all__ = ["Live"]
 
 
-class Live:
+class Live(Closing):
     """A live session: audio goes in as it is spoken, text comes out.
 
     For many sessions make one :class:`whisper_opt.serving.Engine` and call its
@@ -117,16 +117,3 @@ class Live:
             self.session.cancel()
         if self._own is not None:
             self._own.close()
-
-    def __enter__(self) -> Live:
-        """Return the session itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Call :meth:`close`."""
-        self.close()

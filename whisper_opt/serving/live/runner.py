@@ -21,7 +21,7 @@ from whisper_opt.transcription.admission import Terms
 from whisper_opt.transcription.job import TranscriptionJob
 from whisper_opt.transcription.live.window import Hypothesis, Update
 
-__all__ = ["Clock", "Decoded", "EngineRunner", "LiveThread", "Runner", "Transcribed"]
+__all__ = ["Decoded", "EngineRunner", "LiveThread", "Runner", "Transcribed"]
 
 _log = logging.getLogger(__name__)
 
@@ -31,18 +31,11 @@ Transcribed = Callable[[Union[Transcript, WhisperOptError]], None]
 """Called with the transcript of an utterance, or its error."""
 
 
-class Clock(Protocol):
-    """Tells the time."""
-
-    def now(self) -> float:
-        """Seconds since any fixed moment."""
-
-
 class Runner(Protocol):
     """Where a live session runs. All that is called runs in one thread, in order."""
 
     def now(self) -> float:
-        """The time in seconds; see :class:`Clock`."""
+        """The time in seconds since any fixed moment."""
 
     def post(self, call: Callable[[], object]) -> None:
         """Call soon; may be called from any thread."""

@@ -13,10 +13,10 @@ import itertools
 import math
 import time
 from collections.abc import Iterator
-from types import TracebackType
 from typing import Callable
 
 from whisper_opt.core.arrays import F32
+from whisper_opt.core.closing import Closing
 from whisper_opt.core.options import LiveOptions, TranscribeOptions
 from whisper_opt.serving.live.runner import Decoded, Transcribed
 from whisper_opt.serving.live.session import LiveSession
@@ -42,7 +42,7 @@ class _Polled(ChunksOnDemand):
     polled = True
 
 
-class Simulation:
+class Simulation(Closing):
     """One engine in virtual time; implements ``Runner``. Use from one thread.
 
     All work is done one after another: audio, updates, utterances.
@@ -182,19 +182,6 @@ class Simulation:
         """Release the model."""
         self._scheduler.close()
         self._stack.close()
-
-    def __enter__(self) -> Simulation:
-        """Return the simulation itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Call :meth:`close`."""
-        self.close()
 
 
 class _Running:

@@ -36,7 +36,7 @@ class LocalAgreement:
         n: number of results.
     """
 
-    n: int = 2
+    n: int
 
     def stable(self, results: Results) -> int:
         """See :class:`Policy`."""
@@ -53,7 +53,7 @@ class AlignAtt:
         frame_threshold: least distance to the end of the audio, in positions of 20 ms.
     """
 
-    frame_threshold: int = 25
+    frame_threshold: int
 
     def stable(self, results: Results) -> int:
         """See :class:`Policy`."""

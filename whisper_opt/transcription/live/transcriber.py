@@ -154,6 +154,7 @@ class LiveTranscriber:
                 self._stop(edge.at)
         if not self._live.vad and len(samples) and not self._open:
             self._begin(self._audio.end - len(samples))
+        self._close()  # not before: what it forgets may belong to an utterance that begins here
         self._forget()
 
     @property
@@ -168,11 +169,10 @@ class LiveTranscriber:
             self._language.begin()
 
     def _stop(self, at: int) -> None:
-        """End the open utterance at a sample, which may be yet to come."""
+        """End the open utterance at a sample, which may be yet to come; ``_close`` must follow."""
         last = self._utterances[-1]
         last.stop = max(at, last.start)
         self.events.append(SpeechStopped(last.stop / SAMPLE_RATE, last.number))
-        self._close()
 
     def _divide(self, head: LiveUtterance) -> None:
         """End an utterance that is too long where its last committed word ends."""
@@ -195,6 +195,7 @@ class LiveTranscriber:
             at = self._audio.end
             self._gate.end(at)
             self._stop(at)
+            self._close()
 
     def clear(self) -> None:
         """Forget the audio that has no committed words; utterances end with those they have."""
@@ -263,7 +264,6 @@ class LiveTranscriber:
             options=options,
             choose_language=functools.partial(language.choose, seconds=seconds),
             draft=tuple(token for word in head.pending for token in word.tokens),
-            last=head.stop is not None and end >= head.stop,
         )
 
     def _previous(self, n_prefix: int) -> tuple[int, ...]:
@@ -357,11 +357,11 @@ class LiveTranscriber:
 
     def _trim(self, head: LiveUtterance) -> None:
         """Leave out the beginning of the buffer if it is too long."""
-        if head.stop is not None:
+        if head.stop is not None and head.heard >= head.stop:
             return
         size = head.heard - head.begin
         most = round(self._live.buffer_s * SAMPLE_RATE)
-        full = len(head.prefix) > self._n_text_ctx // 2
+        full = len(head.prefix) > self._n_text_ctx // 2 or size >= LONGEST * SAMPLE_RATE
         if size <= most and not full:
             return
         earliest, latest = head.begin + SAMPLE_RATE, head.heard - SAMPLE_RATE
@@ -377,7 +377,7 @@ class LiveTranscriber:
         n = sum(word.end * SAMPLE_RATE <= at for word in head.pending)
         self._commit(head, n, good=False)
         self._show(head)
-        if head.committed:
+        if len(head.committed) > head.n_before:
             at = max(head.begin, min(at, round(head.committed[-1].end * SAMPLE_RATE) + _PADDING))
         return at
 

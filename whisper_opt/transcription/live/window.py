@@ -47,7 +47,6 @@ class Update:
         choose_language: the language if it is detected, given the probabilities of all, the most
             probable first.
         draft: ids that probably follow the prefix: the rest of the last result.
-        last: whether the utterance ends with the samples.
     """
 
     samples: F32
@@ -59,7 +58,6 @@ class Update:
     options: TranscribeOptions
     choose_language: Callable[[Mapping[str, float]], str] = lambda found: next(iter(found))
     draft: tuple[int, ...] = ()
-    last: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +70,6 @@ class Hypothesis:
         no_speech_prob: probability that there is no speech.
         compression_ratio: bytes of the text over its compressed size.
         truncated: whether decoding stopped at the limit of tokens.
-        language: code of the language.
         languages: probability of each language, if it was detected.
     """
 
@@ -81,7 +78,6 @@ class Hypothesis:
     no_speech_prob: float
     compression_ratio: float
     truncated: bool = False
-    language: str = ""
     languages: Union[Mapping[str, float], None] = None
 
 
@@ -169,7 +165,6 @@ class UpdateCursor:
             no_speech_prob=result.no_speech_prob,
             compression_ratio=result.compression_ratio,
             truncated=result.truncated,
-            language=self.language,
             languages=self._languages,
         )
         self._found(hypothesis)

@@ -8,6 +8,7 @@ from urllib.parse import parse_qsl
 
 import pytest
 
+from tests.support import fake_live
 from tests.support.fake_live import FakeLive, loud, quiet
 from whisper_opt.core.options import ServeOptions
 from whisper_opt.serving.http.deepgram.listening import Listening
@@ -19,32 +20,17 @@ from whisper_opt.text.results import Word
 AUDIO = "encoding=linear16&sample_rate=24000"
 
 
-class Talk:
+class Talk(fake_live.Talk):
     def __init__(self, query: str = "") -> None:
-        self.sent: list[dict[str, Any]] = []
-        self.sessions: list[FakeLive] = []
+        super().__init__()
         self.asked = read_query(parse_qsl(f"{AUDIO}&{query}"), ("tiny",), ServeOptions())
         self.it = Listening(self.asked, self._open, self.sent.append, "id")
 
     def _open(self, n_channels: int) -> tuple[int, FakeLive]:
-        made = FakeLive(
-            self.asked.options, self.asked.live, sample_rate=self.asked.rate, channels=n_channels
-        )
-        self.sessions.append(made)
-        return len(self.sessions) - 1, made
+        return self.open(self.asked.options, self.asked.live, self.asked.rate, n_channels)
 
     def say(self, samples: Any) -> None:
         self.it.receive(samples.tobytes())
-
-    def tell(self, type_: str) -> None:
-        self.it.receive(json.dumps({"type": type_}))
-
-    def take(self) -> list[dict[str, Any]]:
-        for number, session in enumerate(self.sessions):
-            for event in session.drain():
-                self.it.heard(number, event)
-        found, self.sent[:] = list(self.sent), []
-        return found
 
 
 def texts(messages: list[dict[str, Any]], *, final: bool = True) -> list[str]:

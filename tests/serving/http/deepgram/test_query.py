@@ -66,6 +66,8 @@ def test_a_language_is_detected() -> None:
         (f"{AUDIO}&tag=x", "tag"),
         (f"{AUDIO}&numerals=true", "numerals"),
         (f"{AUDIO}&channels=99", "channels"),
+        (f"{AUDIO}&channels=00000000199", "channels"),
+        (f"{AUDIO}&channels={'1' * 5000}", "channels"),
         (f"{AUDIO}&channels=1&channels=2", "channels"),
         (f"{AUDIO}&interim_results=1", "interim_results"),
         (f"{AUDIO}&utterance_end_ms=1000", "utterance_end_ms"),

@@ -12,18 +12,12 @@ from websockets.exceptions import InvalidStatus
 
 from tests.support.fake_live import FakeLive, loud
 from tests.support.http_server import served, wait_until
-from tests.support.sockets import fake_sessions, opened
+from tests.support.sockets import opened
 from whisper_opt.serving.http.deepgram import listening
 from whisper_opt.serving.http.server import Server
 
 LISTEN = "/v1/listen?model=nova-3&encoding=linear16&sample_rate=24000"
 KEY = {"Authorization": "Token secret-1"}
-
-
-@pytest.fixture(scope="module")
-def sessions() -> Iterator[list[FakeLive]]:
-    with fake_sessions() as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from typing import Any, Union
 
 import pytest
 
+from tests.support import fake_live
 from tests.support.fake_live import FakeLive, loud, quiet
 from tests.support.models import random_dims, tokenizer_json
 from whisper_opt.serving.http.realtime.conversation import Conversation
@@ -27,12 +28,11 @@ MODELS = ("tiny.en", "whisper-1")
 PREFIX = "conversation.item.input_audio_transcription."
 
 
-class Talk:
+class Talk(fake_live.Talk):
     """A conversation, its sessions, and the events that came so far."""
 
     def __init__(self, *, flat: bool = False, **settings: Any) -> None:
-        self.sent: list[dict[str, Any]] = []
-        self.sessions: list[FakeLive] = []
+        super().__init__()
         numbers = itertools.count()
         self.it = Conversation(
             Settings("whisper-1", **settings),
@@ -45,27 +45,11 @@ class Talk:
         )
 
     def _open(self, settings: Settings) -> tuple[int, FakeLive]:
-        self.sessions.append(FakeLive(settings.options, settings.live, sample_rate=settings.rate))
-        return len(self.sessions) - 1, self.sessions[-1]
-
-    def tell(self, type_: str, **fields: Any) -> None:
-        self.it.receive(json.dumps({"type": type_, **fields}))
+        return self.open(settings.options, settings.live, settings.rate)
 
     def say(self, samples: Any) -> None:
         audio = samples if isinstance(samples, bytes) else samples.tobytes()
         self.tell("input_audio_buffer.append", audio=base64.b64encode(audio).decode())
-
-    def listen(self) -> None:
-        """Pass on what the sessions have said."""
-        for number, session in enumerate(self.sessions):
-            while session.pending:
-                self.it.heard(number, session.pending.popleft())
-
-    def take(self) -> list[dict[str, Any]]:
-        """The events since the last call, without those of sessions' texts being passed on."""
-        self.listen()
-        found, self.sent[:] = list(self.sent), []
-        return found
 
     def types(self) -> list[str]:
         return [event["type"].replace(PREFIX, "...") for event in self.take()]

@@ -12,7 +12,7 @@ from websockets.exceptions import InvalidStatus
 
 from tests.support.fake_live import FakeLive, loud, quiet
 from tests.support.http_server import get, send, served, wait_until
-from tests.support.sockets import REALTIME, fake_sessions, opened
+from tests.support.sockets import REALTIME, opened
 from whisper_opt.core.errors import LiveSessionsFull
 from whisper_opt.serving import Engine
 from whisper_opt.serving.http.server import Server
@@ -20,12 +20,6 @@ from whisper_opt.serving.http.server import Server
 DONE = "conversation.item.done"
 COMPLETED = "conversation.item.input_audio_transcription.completed"
 KEY = {"Authorization": "Bearer secret-1"}
-
-
-@pytest.fixture(scope="module")
-def sessions() -> Iterator[list[FakeLive]]:
-    with fake_sessions() as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

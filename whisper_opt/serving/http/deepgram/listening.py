@@ -59,12 +59,10 @@ class Listening:
         n = asked.n_channels if asked.apart else 1
         self._sessions: list[LiveSession] = []
         self._channels: dict[int, Channel] = {}
-        self._running: set[int] = set()
         for i in range(n):
             number, session = open(1 if asked.apart else asked.n_channels)
             self._sessions.append(session)
             self._channels[number] = Channel(i, n, asked, self._metadata, send)
-            self._running.add(number)
 
     @property
     def _metadata(self) -> dict[str, Any]:
@@ -83,7 +81,6 @@ class Listening:
 
     def ended(self, number: int) -> None:
         """A session has ended."""
-        self._running.discard(number)
         if self.closing is None:
             self.closing = 1011, "a session failed"
 

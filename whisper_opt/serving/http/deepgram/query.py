@@ -11,7 +11,7 @@ from typing import Any, Union
 
 from whisper_opt.core.errors import OptionError
 from whisper_opt.core.options import LiveOptions, ServeOptions, TranscribeOptions
-from whisper_opt.serving.http.errors import ApiError
+from whisper_opt.serving.http.errors import ApiError, model_not_found
 from whisper_opt.serving.http.live.audio import ENCODINGS
 from whisper_opt.text.languages import language_code
 
@@ -37,6 +37,8 @@ _CONTAINERS = ("flac", "amr-nb", "amr-wb", "opus", "ogg-opus", "speex", "g729")
 _OTHER_NAMES = ("nova", "enhanced")
 """Beginnings of Deepgram's names of models; all stand for the first model of the server."""
 _TELEPHONE = 8000
+_DIGITS = 9
+"""Most digits of an integer; all ranges are shorter."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +148,8 @@ class _Query:
         value = self.one(name)
         if value is None:
             return None
-        if not value.isascii() or not value.isdigit() or not low <= int(value[:9]) <= high:
+        digits = value.isascii() and value.isdigit() and len(value) <= _DIGITS
+        if not digits or not low <= int(value) <= high:
             raise _refused(name, f"is {value[:80]!r}; expected an integer from {low} to {high}")
         return int(value)
 
@@ -191,12 +194,7 @@ def _model(name: Union[str, None], models: tuple[str, ...]) -> str:
         return str(name)
     if name is None or name.split("-")[0] in _OTHER_NAMES:
         return models[0]
-    raise ApiError(
-        404,
-        f"the model {name[:200]!r} does not exist; this server has {', '.join(models)}",
-        param="model",
-        code="model_not_found",
-    )
+    raise model_not_found(name, models)
 
 
 def _language(tag: Union[str, None]) -> Union[str, None]:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import uuid
-from typing import Any, Union
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from starlette.responses import Response
 from starlette.routing import BaseRoute, WebSocketRoute
 from starlette.websockets import WebSocket
 
 from whisper_opt.serving.http.deepgram.listening import Listening
-from whisper_opt.serving.http.deepgram.query import Asked, read_query
-from whisper_opt.serving.http.errors import ApiError, api_error
-from whisper_opt.serving.http.live.connection import converse, logged
-from whisper_opt.serving.http.live.hub import Hub, LiveSession
-from whisper_opt.serving.http.live.link import Link, check_origin, subprotocols
+from whisper_opt.serving.http.deepgram.query import read_query
+from whisper_opt.serving.http.errors import ApiError
+from whisper_opt.serving.http.live.base import LiveConnection
+from whisper_opt.serving.http.live.connection import logged
+from whisper_opt.serving.http.live.hub import LiveSession
+from whisper_opt.serving.http.live.link import subprotocols
 from whisper_opt.serving.http.routes import Service
 
 __all__ = ["listen_routes"]
@@ -31,16 +33,16 @@ def listen_routes(service: Service) -> list[BaseRoute]:
     return [WebSocketRoute("/v1/listen", socket)]
 
 
-class _Connection:
+class _Connection(LiveConnection):
     """One WebSocket."""
 
+    protocol = "listen"
+    parameters: ClassVar[Mapping[str, str]] = {"language": "language"}
+
     def __init__(self, service: Service, websocket: WebSocket) -> None:
-        self._service = service
-        self._websocket = websocket
+        super().__init__(service, websocket)
         self._request_id = str(uuid.uuid4())
-        self._link = Link(websocket)
-        self._listening: Union[Listening, None] = None
-        self._hub = Hub(service.metrics, self._heard, self._ended)
+        self._model = ""
 
     def refusal(self, error: ApiError) -> Response:
         """The response to a request that is refused, as Deepgram words it."""
@@ -56,46 +58,25 @@ class _Connection:
         }
         return Response(json.dumps(body), error.status, headers, "application/json")
 
-    async def serve(self) -> dict[str, Any]:
-        """Serve the connection; fields of its log line.
+    def begin(self) -> Listening:
+        """See :class:`LiveConnection`."""
+        models = self.service.models
+        query = self.websocket.query_params.multi_items()
+        asked = read_query(query, models.names, self.service.options)
+        model, self._model = models.find(asked.model), asked.model
 
-        Raises:
-            ApiError: it is refused.
-        """
-        websocket, service = self._websocket, self._service
-        check_origin(websocket, service.options)
-        client = websocket.scope["whisper_opt.client"]
-        service.check_live(client)
-        with (
-            service.gate.one(client) as drained,
-            service.metrics.live.labels("listen").track_inprogress(),
-        ):
-            asked, self._listening = self._begun()
-            offered = subprotocols(websocket.scope)
-            headers = [(b"dg-request-id", self._request_id.encode())]
-            await websocket.accept(offered[0] if offered else None, headers)
-            await converse(self._link, self._listening, self._hub, drained)
-            return {"model": asked.model}
+        def opened(n_channels: int) -> tuple[int, LiveSession]:
+            return self.hub.open(model, asked.options, asked.live, asked.rate, n_channels)
 
-    def _begun(self) -> tuple[Asked, Listening]:
-        service = self._service
-        try:
-            query = self._websocket.query_params.multi_items()
-            asked = read_query(query, service.models.names, service.options)
-            model = service.models.find(asked.model)
+        return Listening(asked, opened, self.link.send, self._request_id)
 
-            def opened(n_channels: int) -> tuple[int, LiveSession]:
-                return self._hub.open(model, asked.options, asked.live, asked.rate, n_channels)
+    async def accept(self) -> None:
+        """See :class:`LiveConnection`."""
+        offered = subprotocols(self.websocket.scope)
+        headers = [(b"dg-request-id", self._request_id.encode())]
+        await self.websocket.accept(offered[0] if offered else None, headers)
 
-            return asked, Listening(asked, opened, self._link.send, self._request_id)
-        except Exception as error:
-            self._hub.cancel()
-            raise api_error(error, {"language": "language"}) from error
-
-    def _heard(self, number: int, event: Any) -> None:
-        if self._listening is not None:
-            self._listening.heard(number, event)
-
-    def _ended(self, number: int) -> None:
-        if self._listening is not None:
-            self._listening.ended(number)
+    @property
+    def fields(self) -> dict[str, Any]:
+        """See :class:`LiveConnection`."""
+        return {"model": self._model}

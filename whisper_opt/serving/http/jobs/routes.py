@@ -14,7 +14,7 @@ from starlette.routing import Route
 
 from whisper_opt.core.options import ServeOptions
 from whisper_opt.serving.http.call import LOGPROBS, Call, read_call
-from whisper_opt.serving.http.errors import ApiError, queue_full
+from whisper_opt.serving.http.errors import ApiError, invalid, queue_full
 from whisper_opt.serving.http.jobs.results import loaded
 from whisper_opt.serving.http.jobs.runner import JobRunner
 from whisper_opt.serving.http.jobs.store import COMPLETED, Job, JobStore, described
@@ -22,7 +22,6 @@ from whisper_opt.serving.http.jobs.webhooks import Announcer, check_webhook
 from whisper_opt.serving.http.observe import named_route
 from whisper_opt.serving.http.responses import rendered
 from whisper_opt.serving.http.routes import Received, Service, json_response
-from whisper_opt.serving.http.values import invalid
 
 __all__ = ["Jobs"]
 

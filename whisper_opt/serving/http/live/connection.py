@@ -17,6 +17,7 @@ from whisper_opt.serving.http.live.hub import Hub
 from whisper_opt.serving.http.live.link import Disconnected, Link, deny
 from whisper_opt.serving.http.logs import log_event
 from whisper_opt.serving.http.metrics import Metrics
+from whisper_opt.text.live_events import LiveEvent
 
 __all__ = ["Dialect", "converse", "logged"]
 
@@ -40,6 +41,12 @@ class Dialect(Protocol):
 
     def finish(self) -> None:
         """Finish all live sessions: there is no more audio."""
+
+    def heard(self, number: int, event: LiveEvent) -> None:
+        """Handle an event of the live session of that number."""
+
+    def ended(self, number: int) -> None:
+        """A live session has ended."""
 
     def silent(self) -> tuple[int, str]:
         """Tell the client that it was idle; code and reason of the close."""

@@ -8,7 +8,7 @@ import contextlib
 from collections.abc import Iterator
 
 from whisper_opt.core.options import ServeOptions
-from whisper_opt.serving.http.errors import ApiError
+from whisper_opt.serving.http.errors import ApiError, shutting_down
 
 __all__ = ["Gate"]
 
@@ -42,7 +42,7 @@ class Gate:
             ApiError: 429, there are too many; 503, the server is shutting down.
         """
         if self._draining:
-            raise ApiError(503, "the server is shutting down; use another", retry_after=5)
+            raise shutting_down()
         if len(self._open) >= self._most:
             raise _too_many(f"this server has {self._most} live connections, as many as it accepts")
         if self._most_per_key and self._per_key[client] >= self._most_per_key:

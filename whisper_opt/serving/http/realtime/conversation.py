@@ -12,12 +12,12 @@ from collections.abc import Collection, Mapping
 from typing import Any, Callable, Union
 
 from whisper_opt.core.errors import WhisperOptError
-from whisper_opt.serving.http.errors import ApiError, api_error
+from whisper_opt.serving.http.errors import ApiError, api_error, invalid, shutting_down
 from whisper_opt.serving.http.live.audio import SampleReader
 from whisper_opt.serving.http.live.hub import LiveSession
 from whisper_opt.serving.http.realtime.settings import LOGPROBS, PARTIALS, WORDS, Settings
 from whisper_opt.serving.http.realtime.turns import Items, Turns
-from whisper_opt.serving.http.realtime.values import Values, invalid
+from whisper_opt.serving.http.realtime.values import Values
 from whisper_opt.text.live_events import LiveEvent
 from whisper_opt.text.vocabulary import Vocab
 
@@ -26,11 +26,6 @@ __all__ = ["Conversation"]
 _LEAST_SECONDS = 0.1
 """Audio of the shortest turn that can be committed, as in OpenAI's API."""
 _LONGEST_ID = 512
-_TYPES = (
-    *("session.update", "transcription_session.update"),
-    *(f"input_audio_buffer.{what}" for what in ("append", "commit", "clear")),
-    "whisper_opt.finish",
-)
 
 Open = Callable[[Settings], tuple[int, LiveSession]]
 
@@ -100,7 +95,14 @@ class Conversation:
         self._open = open
         self._send = send
         self._new_id = new_id
-        self._flat = flat
+        self._handlers: Mapping[str, Callable[[Mapping[str, Any]], None]] = {
+            "session.update": self._update,
+            "transcription_session.update": self._update_flat,
+            "input_audio_buffer.append": self._append,
+            "input_audio_buffer.commit": self._commit,
+            "input_audio_buffer.clear": self._clear,
+            "whisper_opt.finish": self._end,
+        }
         self._id = new_id("sess")
         self._items = Items(self._event, new_id)
         self._items.flat = flat
@@ -181,23 +183,13 @@ class Conversation:
             self._error(api_error(error, {}), event_id)
 
     def _handle(self, event: Mapping[str, Any]) -> None:
-        handlers: Mapping[Any, Callable[[Mapping[str, Any]], None]] = dict(
-            zip(
-                _TYPES,
-                (
-                    *(self._update, self._update_flat),
-                    *(self._append, self._commit, self._clear),
-                    self._end,
-                ),
-            )
-        )
         kind = event.get("type")
-        handler = handlers.get(kind) if isinstance(kind, str) else None
+        handler = self._handlers.get(kind) if isinstance(kind, str) else None
         if handler is None:
             raise ApiError(
                 400,
                 f"the event type {str(kind)[:80]!r} is not one of a transcription session; expected"
-                f" {', '.join(_TYPES)}",
+                f" {', '.join(self._handlers)}",
                 param="type",
                 code="invalid_event",
             )
@@ -213,7 +205,7 @@ class Conversation:
 
     def _adopt(self, settings: Settings) -> None:
         """Change the settings; the engine hears with them from the next turn on."""
-        settings.options, settings.live  # noqa: B018 # raise OptionError
+        settings.check()
         self.settings = settings
         self._include()
         self._settle()
@@ -288,8 +280,7 @@ class Conversation:
     def farewell(self, *, restarts: bool) -> None:
         """Say that the server is being restarted, if it is."""
         if restarts:
-            error = ApiError(503, "the server is shutting down; use another", code="draining")
-            self._error(error)
+            self._error(shutting_down("draining"))
 
 
 def _parsed(message: Union[str, bytes]) -> Mapping[str, Any]:

@@ -12,15 +12,16 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, WebSocketRoute
 from starlette.websockets import WebSocket
 
-from whisper_opt.serving.http.errors import ApiError, api_error
-from whisper_opt.serving.http.live.connection import converse, logged
-from whisper_opt.serving.http.live.hub import Hub, LiveSession
-from whisper_opt.serving.http.live.link import Link, check_origin, subprotocols
+from whisper_opt.serving.http.errors import ApiError, api_error, invalid
+from whisper_opt.serving.http.live.base import LiveConnection
+from whisper_opt.serving.http.live.connection import logged
+from whisper_opt.serving.http.live.hub import LiveSession
+from whisper_opt.serving.http.live.link import subprotocols
 from whisper_opt.serving.http.observe import named_route
 from whisper_opt.serving.http.realtime.conversation import Conversation
 from whisper_opt.serving.http.realtime.secrets import DEFAULT_SECONDS
 from whisper_opt.serving.http.realtime.settings import Settings
-from whisper_opt.serving.http.realtime.values import Values, invalid
+from whisper_opt.serving.http.realtime.values import Values
 from whisper_opt.serving.http.routes import Service, json_response
 from whisper_opt.text.vocabulary import Vocab
 
@@ -34,10 +35,7 @@ def realtime_routes(service: Service) -> list[BaseRoute]:
     """The routes."""
 
     async def socket(websocket: WebSocket) -> None:
-        async def serve() -> dict[str, Any]:
-            return await _Connection(service, websocket).serve()
-
-        await logged(websocket, serve, service.metrics)
+        await logged(websocket, _Connection(service, websocket).serve, service.metrics)
 
     async def client_secrets(request: Request) -> Response:
         return await _client_secret(service, request)
@@ -58,39 +56,27 @@ def _new_id(prefix: str) -> str:
     return f"{prefix}_{uuid.uuid4().hex[:24]}"
 
 
-class _Connection:
+class _Connection(LiveConnection):
     """One WebSocket."""
 
-    def __init__(self, service: Service, websocket: WebSocket) -> None:
-        self._service = service
-        self._websocket = websocket
-        self._link = Link(websocket)
-        self._conversation: Union[Conversation, None] = None
-        self._hub = Hub(service.metrics, self._heard, self._ended)
+    protocol = "realtime"
 
-    async def serve(self) -> dict[str, Any]:
-        """Serve the connection; fields of its log line.
-
-        Raises:
-            ApiError: it is refused.
-        """
-        websocket, service = self._websocket, self._service
-        check_origin(websocket, service.options)
-        settings = self._first_settings()
-        client = websocket.scope["whisper_opt.client"]
-        service.check_live(client)
-        with (
-            service.gate.one(client) as drained,
-            service.metrics.live.labels("realtime").track_inprogress(),
-        ):
-            self._conversation = self._begun(settings)
-            offered = subprotocols(websocket.scope)
-            await websocket.accept("realtime" if "realtime" in offered else None)
-            await converse(self._link, self._conversation, self._hub, drained)
-            return {"model": self._conversation.settings.model}
+    def begin(self) -> Conversation:
+        """See :class:`LiveConnection`."""
+        self._conversation = Conversation(
+            self._first_settings(),
+            self.service.models.names,
+            self._opened,
+            self.link.send,
+            _new_id,
+            vocab=self._vocab,
+            flat=_is_flat(self.websocket),
+            idle=self.service.options.live_idle_timeout,
+        )
+        return self._conversation
 
     def _first_settings(self) -> Settings:
-        query, service = self._websocket.query_params, self._service
+        query, models = self.websocket.query_params, self.service.models
         if query.get("intent", "transcription") != "transcription":
             raise ApiError(
                 400,
@@ -99,42 +85,29 @@ class _Connection:
                 param="intent",
                 code="unsupported_value",
             )
-        settings: Union[Settings, None] = self._websocket.scope.get("whisper_opt.settings")
+        settings: Union[Settings, None] = self.websocket.scope.get("whisper_opt.settings")
         if settings is not None:  # of the client secret
             return settings
-        name = query.get("model", service.models.names[0])
-        service.models.find(name)
+        name = query.get("model", models.names[0])
+        models.find(name)
         return Settings(name)
 
-    def _begun(self, settings: Settings) -> Conversation:
-        try:
-            return Conversation(
-                settings,
-                self._service.models.names,
-                self._opened,
-                self._link.send,
-                _new_id,
-                vocab=self._vocab,
-                flat=_is_flat(self._websocket),
-                idle=self._service.options.live_idle_timeout,
-            )
-        except Exception as error:
-            raise api_error(error, {}) from error
+    async def accept(self) -> None:
+        """See :class:`LiveConnection`."""
+        offered = subprotocols(self.websocket.scope)
+        await self.websocket.accept("realtime" if "realtime" in offered else None)
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """See :class:`LiveConnection`."""
+        return {"model": self._conversation.settings.model}
 
     def _vocab(self, name: str) -> Vocab:
-        return self._service.models.find(name).whisper.vocab
+        return self.service.models.find(name).whisper.vocab
 
     def _opened(self, settings: Settings) -> tuple[int, LiveSession]:
-        model = self._service.models.find(settings.model)
-        return self._hub.open(model, settings.options, settings.live, settings.rate)
-
-    def _heard(self, number: int, event: Any) -> None:
-        if self._conversation is not None:
-            self._conversation.heard(number, event)
-
-    def _ended(self, number: int) -> None:
-        if self._conversation is not None:
-            self._conversation.ended(number)
+        model = self.service.models.find(settings.model)
+        return self.hub.open(model, settings.options, settings.live, settings.rate)
 
 
 def _is_flat(websocket: WebSocket) -> bool:
@@ -199,7 +172,7 @@ def _asked(
     names = service.models.names
     settings = changed(Settings(names[0]), session, names)
     try:
-        settings.options, settings.live  # noqa: B018 # raise OptionError
+        settings.check()
     except Exception as error:
         raise api_error(error, {}) from error
     return settings

@@ -11,7 +11,7 @@ from typing import Callable, Union
 from whisper_opt.serving.http.errors import ApiError
 from whisper_opt.serving.http.realtime.settings import Settings
 
-__all__ = ["DEFAULT_SECONDS", "Secret", "Secrets"]
+__all__ = ["DEFAULT_SECONDS", "Secret", "Secrets", "digest"]
 
 DEFAULT_SECONDS = 600
 _MOST = 10_000
@@ -53,16 +53,21 @@ class Secrets:
                 retry_after=60,
             )
         made = Secret(f"ek_{secrets.token_hex(24)}", int(now) + seconds)
-        self._known[_digest(made.value)] = made.expires_at, client, settings
+        self._known[digest(made.value)] = made.expires_at, client, settings
         return made
 
     def find(self, value: str) -> Union[tuple[str, Settings], None]:
         """The client that made a secret, and its settings; None if it is not valid."""
-        found = self._known.get(_digest(value))
+        found = self._known.get(digest(value))
         if found is None or found[0] <= self._clock():
             return None
         return found[1:]
 
 
-def _digest(value: str) -> bytes:
-    return hashlib.sha256(value.encode("utf-8", "surrogateescape")).digest()
+def digest(key: str) -> bytes:
+    """What is kept of a key or a secret: its SHA-256.
+
+    Args:
+        key: as it was sent; bytes that are no UTF-8 are kept as surrogates.
+    """
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()

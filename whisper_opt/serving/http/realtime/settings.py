@@ -8,8 +8,8 @@ from typing import Any, Union
 
 from whisper_opt.core.errors import OptionError
 from whisper_opt.core.options import LiveOptions, TranscribeOptions
-from whisper_opt.serving.http.errors import ApiError
-from whisper_opt.serving.http.realtime.values import Values, invalid, unsupported
+from whisper_opt.serving.http.errors import ApiError, invalid, model_not_found
+from whisper_opt.serving.http.realtime.values import Values, unsupported
 from whisper_opt.text.languages import language_code
 
 __all__ = ["PARTIALS", "WORDS", "Settings", "TurnDetection"]
@@ -129,6 +129,14 @@ class Settings:
             tail_ms=min(_TAIL_MS, self.turns.silence_ms),
             **pace,
         )
+
+    def check(self) -> None:
+        """Check what the fields mean for the engine together.
+
+        Raises:
+            OptionError: an option is not possible.
+        """
+        self.options, self.live  # noqa: B018 # they check themselves
 
     def same_sound(self, other: Settings) -> bool:
         """Whether an engine's session of the one serves the other."""
@@ -296,12 +304,7 @@ def _format(values: Values, key: str) -> str:
 def _model(values: Values, models: Collection[str]) -> str:
     path, name = values.path("model"), values.text("model")
     if name is None or name not in models:
-        raise ApiError(
-            404,
-            f"the model {(name or '')[:200]!r} does not exist; this server has {', '.join(models)}",
-            param=path,
-            code="model_not_found",
-        )
+        raise model_not_found(name or "", models, path)
     return name
 
 

@@ -5,14 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Union
 
-from whisper_opt.serving.http.errors import ApiError
+from whisper_opt.serving.http.errors import ApiError, invalid
 
-__all__ = ["Values", "invalid", "unsupported"]
-
-
-def invalid(path: str, found: str, expected: str) -> ApiError:
-    """The error of a value that is not what was expected."""
-    return ApiError(400, f"{path} {found}; expected {expected}", param=path, code="invalid_value")
+__all__ = ["Values", "unsupported"]
 
 
 def unsupported(path: str, reason: str) -> ApiError:
