@@ -134,7 +134,7 @@ def test_after_a_gelu_zero_is_near_the_lower_end(tmp_path: Path) -> None:
     expected = by_row(value, weight, steps, GELU_ZERO_POINT, absmax) + bias
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
     exact = value @ weight.T + bias
-    assert np.linalg.norm(found - exact) < 0.01 * np.linalg.norm(exact)
+    assert np.linalg.norm(found - exact) < 0.015 * np.linalg.norm(exact)
 
 
 def smoothing_case(name: str) -> tuple[dict[str, Any], F32, ActivationStats]:
