@@ -76,18 +76,18 @@ def by_row(value: F32, weight: F32, steps: int, zero: int, absmax: F32) -> F32:
 
 
 def test_sums_of_four_products_fit_16_bits() -> None:
-    """Not if each column is divided by its largest weight alone, as the second line shows."""
+    """In int8 they do not."""
     weight = RNG.standard_normal((384, 70)).astype(np.float32)
     weight[:8, 0] = [0, 0, 1, 1, 0, 0, 1, 1]  # inputs 2, 3, 6 and 7 are summed
-    plain = np.rint(weight / (np.abs(weight).max(axis=0) / 127))
-    assert (largest_fours(plain) > FOUR_LIMIT).all()
-    integers, scale = round_columns(weight)
+    plain, _ = round_columns(weight)
+    assert (largest_fours(plain.astype(np.int64)) > FOUR_LIMIT).all()
+    integers, scale = round_columns(weight, four_fit=True)
     assert largest_fours(integers.astype(np.int64)).max() <= FOUR_LIMIT
     assert np.abs(integers * scale - weight).max() <= 0.501 * scale.max()
 
 
 def test_weights_that_cannot_be_divided_by_eight_inputs() -> None:
-    integers, scale = round_columns(np.full((4, 1), 3, np.float32))
+    integers, scale = round_columns(np.full((4, 1), 3, np.float32), four_fit=True)
     np.testing.assert_array_equal(integers, 64)
     assert scale == np.float32(3 / 64)
 
@@ -134,7 +134,7 @@ def test_after_a_gelu_zero_is_near_the_lower_end(tmp_path: Path) -> None:
     expected = by_row(value, weight, steps, GELU_ZERO_POINT, absmax) + bias
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
     exact = value @ weight.T + bias
-    assert np.linalg.norm(found - exact) < 0.015 * np.linalg.norm(exact)
+    assert np.linalg.norm(found - exact) < 0.01 * np.linalg.norm(exact)
 
 
 def smoothing_case(name: str) -> tuple[dict[str, Any], F32, ActivationStats]:

@@ -7,8 +7,9 @@ not affect each other, and no audio can exceed a calibrated range. After a GELU,
 than -0.17, the zero point is near the lower end, so positive values have nearly all of the 255
 steps.
 
-Scales of columns are as large as is needed for sums of four products to fit 16 bits: AVX2 then adds
-two results of its instruction for bytes (vpmaddubsw) before it widens them (docs/kernels.md).
+In precision ``int8-avx2`` scales of columns are as large as is needed for sums of four products to
+fit 16 bits: AVX2 then adds two results of its instruction for bytes (vpmaddubsw) before it widens
+them (docs/kernels.md).
 
 :mod:`whisper_opt.export.quantization.smoothing` makes rows more even before they are rounded.
 """
@@ -52,14 +53,16 @@ def largest_fours(weight: NDArray) -> NDArray:
     return largest
 
 
-def round_columns(weight: F32) -> tuple[NDArray, F32]:
+def round_columns(weight: F32, *, four_fit: bool = False) -> tuple[NDArray, F32]:
     """Quantize float32 [n_in, n_out] to int8 of the same shape and one scale per column.
 
-    No sum of :func:`largest_fours` exceeds :data:`FOUR_LIMIT`.
+    With ``four_fit`` no sum of :func:`largest_fours` exceeds :data:`FOUR_LIMIT`.
     """
-    absmax = np.abs(weight).max(axis=0)
-    scale = np.maximum(absmax / np.float32(127), largest_fours(weight) / np.float32(FOUR_LIMIT))
-    scale = np.maximum(scale, np.float32(1e-12)).astype(np.float32)
+    scale = np.maximum(np.abs(weight).max(axis=0) / np.float32(127), np.float32(1e-12))
+    if not four_fit:
+        return np.rint(weight / scale).astype(np.int8), scale.astype(np.float32)
+    limit = largest_fours(weight) / np.float32(FOUR_LIMIT)
+    scale = np.maximum(scale, limit).astype(np.float32)
     integers = np.rint(weight / scale)
     above = np.flatnonzero(largest_fours(integers) > FOUR_LIMIT)
     while len(above):
@@ -109,7 +112,8 @@ class Int8Linear(FusedLinear):
             smoothed = whole if smoothing is None else whole * smoothing.scale[:, None]
             return np.ascontiguousarray(smoothed)
 
-        columns = Together(lambda: round_columns(read()))
+        four_fit = self.types.four_fit
+        columns = Together(lambda: round_columns(read(), four_fit=four_fit))
         integers = columns.part("weight", lambda found: found[0])
         scales = columns.part("scale", lambda found: found[1])
         return (
