@@ -9,7 +9,7 @@ BENCH_ARGS ?=
 FUZZ ?= 1000000
 
 .DEFAULT_GOAL := help
-.PHONY: help fmt lint type test test-fast kernels wheels engines docs site golden bench fuzz constraints constraints-check
+.PHONY: help fmt lint type test test-fast kernels wheels engines docs site walk golden bench fuzz constraints constraints-check
 
 help: ## lists the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r target text; do \
@@ -50,6 +50,9 @@ docs: ## writes what is generated in docs/
 
 site: ## builds the documentation into build/site
 	$(PY) scripts/make_site.py
+
+walk: ## walks through README.md and docs/index.md in a fresh clone
+	$(PY) scripts/walk.py
 
 golden: ## makes the goldens of whole transcripts with openai-whisper
 	PYTHONPATH=. $(GOLDEN_PY) tools/goldens/make_golden.py $(GOLDEN_ARGS)

@@ -46,7 +46,9 @@ __all__ = [
     "clip",
     "clip_pcm",
     "clips",
+    "command",
     "digest",
+    "environment",
     "finish",
     "installed_version",
     "joined",
@@ -245,7 +247,7 @@ def finish(
     for verdict in verdicts:
         print(verdict, "(--quick: proves nothing)" if args.quick else "")
     result = {
-        "command": command_line(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": command(),
         "environment": environment(args.threads),
         **figures,
         "verdicts": [dataclasses.asdict(verdict) for verdict in verdicts],
@@ -257,6 +259,11 @@ def finish(
 
 
 # ---------------------------------------------------------------- the machine
+
+
+def command() -> str:
+    """The command line of this benchmark, with the last parts of paths only."""
+    return command_line(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
 
 
 def environment(threads: int) -> dict[str, Any]:

@@ -8,8 +8,9 @@
 
 The conversations are made by ``conversations.py`` from the clips of ``tests/data/speech``. With
 ``--senko PYTHON``, an interpreter of an environment with senko, its own pipeline runs on the same
-files. With ``--engine`` the conversations are transcribed too: once mixed, with ``diarize``, and
-once with one channel per speaker, in which every other speaker is heard 20 dB more quietly.
+files, in several configurations (``peers/run_senko.py``). With ``--engine`` the conversations are
+transcribed too: once mixed, with ``diarize``, and once with one channel per speaker, in which every
+other speaker is heard 20 dB more quietly.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import resource
 import subprocess
 import tempfile
@@ -27,24 +29,18 @@ from typing import Any
 
 import numpy as np
 import soundfile
+from common import command, environment
 from conversations import RATE, Conversation, conversations
 from scoring_speakers import Errors, assignment, errors
 
-from whisper_opt import Segment, Transcript, Whisper
+from whisper_opt import LiveOptions, Segment, Transcript, Whisper
 from whisper_opt.audio.speakers import Diarizer, open_speakers
+from whisper_opt.audio.speakers.diarizer import main_voice
+from whisper_opt.audio.speakers.online import OnlineSpeakers
+from whisper_opt.audio.vad.gate import SpeechGate
 from whisper_opt.core.arrays import F32
 
-SENKO = """
-import json, sys, time, senko
-diarizer = senko.Diarizer(device="cpu", warmup=True, quiet=True)
-found = {}
-for path in sys.argv[1:]:
-    begin = time.process_time()
-    result = diarizer.diarize(path)
-    turns = result["merged_segments"] if result else []
-    found[path] = {"turns": turns, "cpu": time.process_time() - begin}
-print("\\n" + json.dumps(found))
-"""
+RUN_SENKO = Path(__file__).resolve().parent / "peers" / "run_senko.py"
 SPEECH = Path(__file__).resolve().parents[1] / "tests" / "data" / "speech"
 BLEED = np.float32(0.1)
 """How loud a channel has the speakers of the others."""
@@ -63,10 +59,14 @@ class Spoken:
 
 @dataclasses.dataclass
 class Found:
-    """The turns of one system in each conversation, and its CPU seconds."""
+    """The turns of one configuration in each conversation, its CPU seconds and those that passed.
+
+    ``cpu`` is 0 where it is that of another configuration.
+    """
 
     turns: list[Sequence[Spoken]]
-    cpu: float
+    cpu: float = 0.0
+    wall: float = 0.0
 
     def report(self, name: str, truth: Sequence[Conversation]) -> dict[str, Any]:
         """Errors of all conversations; printed, too."""
@@ -77,16 +77,18 @@ class Found:
             total += errors(each.speech, turns, length)
             seconds += length
             right += len({turn.speaker for turn in turns}) == len(each.tracks)
-        entry = {
+        entry: dict[str, Any] = {
             "system": name,
             "der": round(100 * total.rate, 2),
             "missed": round(100 * total.missed / total.total, 2),
             "false": round(100 * total.false / total.total, 2),
             "confused": round(100 * total.confused / total.total, 2),
             "right_number": f"{right} of {len(truth)}",
-            "real_time_factor": round(self.cpu / seconds, 4),
-            "times_real_time_cpu": round(seconds / self.cpu, 1),
         }
+        if self.cpu:
+            entry["times_real_time_cpu"] = round(seconds / self.cpu, 1)
+        if self.wall:
+            entry["times_real_time"] = round(seconds / self.wall, 1)
         print(json.dumps(entry), flush=True)
         return entry
 
@@ -97,27 +99,38 @@ def blocks(samples: F32) -> Iterator[F32]:
 
 
 def ours(truth: Sequence[Conversation], networks: Any, numbers: bool) -> Found:
-    begin, turns = time.process_time(), list[Sequence[Spoken]]()
+    turns = list[Sequence[Spoken]]()
+    begin, cpu = time.perf_counter(), time.process_time()
     for each in truth:
         n = len(each.tracks)
         diarizer = Diarizer(networks, low=n if numbers else 1, high=n if numbers else None)
         for block in blocks(each.mixture):
             diarizer.feed(block)
         turns.append([Spoken(*turn) for turn in diarizer.finish()])
-    return Found(turns, time.process_time() - begin)
+    return Found(turns, time.process_time() - cpu, time.perf_counter() - begin)
 
 
-def senko(truth: Sequence[Conversation], python: str) -> Found:
+def senko(
+    truth: Sequence[Conversation], python: str, vad: str, threads: int
+) -> Iterator[tuple[str, Found]]:
+    """All configurations of senko with one kind of voice activity detection."""
     with tempfile.TemporaryDirectory() as folder:
         paths = [f"{folder}/{i}.wav" for i in range(len(truth))]
         for path, each in zip(paths, truth):
             soundfile.write(path, each.mixture, RATE, subtype="PCM_16")
+        files = [f"{path}:{len(each.tracks)}" for path, each in zip(paths, truth)]
         output = subprocess.run(
-            [python, "-c", SENKO, *paths], check=True, capture_output=True, text=True
+            [python, str(RUN_SENKO), vad, *files],
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "SENKO_THREADS": str(threads)},
         ).stdout
         found = json.loads(output.splitlines()[-1])
-    turns = [[Spoken(t["start"], t["end"], t["speaker"]) for t in found[p]["turns"]] for p in paths]
-    return Found(list(turns), sum(found[path]["cpu"] for path in paths))
+    cpu = sum(found["cpu"].values()) + sum(found["clustering"].values())
+    for name, turns in found["turns"].items():
+        each = [[Spoken(t["start"], t["end"], t["speaker"]) for t in turns[path]] for path in paths]
+        yield name, Found(list(each), cpu if name == f"senko, {vad}" else 0.0)
 
 
 # words
@@ -190,13 +203,81 @@ def transcribed(truth: Sequence[Conversation], engine: str, speakers: str) -> di
     return entry
 
 
+# live
+
+
+def utterances(samples: F32) -> list[tuple[float, float]]:
+    """Start and end in seconds of the utterances that a live session finds."""
+    how, ms = LiveOptions(), RATE // 1000
+    gate = SpeechGate(
+        how.threshold,
+        silence=how.silence_ms * ms,
+        pre_roll=how.pre_roll_ms * ms,
+        tail=how.tail_ms * ms,
+        longest=round(how.max_utterance_s * RATE),
+    )
+    edges = [edge for block in blocks(samples) for edge in gate.feed(block)]
+    starts = [edge.at / RATE for edge in edges if edge.is_start]
+    ends = [edge.at / RATE for edge in edges if not edge.is_start]
+    return list(zip(starts, [*ends, len(samples) / RATE]))
+
+
+def live(truth: Sequence[Conversation], networks: Any) -> dict[str, Any]:
+    """Share of the utterances of live sessions that have the right speaker, by names and seconds.
+
+    The right one is who speaks most in the utterance; names are assigned as for the error rate.
+    """
+    entry: dict[str, Any] = {"utterances": 0}
+    right = {"online": 0, "at the end": 0}
+    seconds = {"online": 0.0, "at the end": 0.0}
+    total, alone, cpu = 0.0, 0, 0.0
+    for each in truth:
+        spans, speakers, begin = utterances(each.mixture), OnlineSpeakers(), time.process_time()
+        online = []
+        for start, end in spans:
+            part = each.mixture[round(start * RATE) : round(end * RATE)]
+            online.append(speakers.feed(*main_voice(networks, part)))
+        found = {"online": online, "at the end": list(speakers.finish())}
+        cpu += time.process_time() - begin
+        spoken = [
+            {
+                name: sum(
+                    max(0.0, min(turn.end, end) - max(turn.start, start))
+                    for turn in each.speech
+                    if turn.speaker == name
+                )
+                for name in each.tracks
+            }
+            for start, end in spans
+        ]
+        owners = [max(shares, key=lambda name: shares[name]) for shares in spoken]
+        alone += sum(max(shares.values()) > 0.9 * sum(shares.values()) for shares in spoken)
+        entry["utterances"] += len(spans)
+        total += sum(end - start for start, end in spans)
+        for when, labels in found.items():
+            given = [Spoken(*span, name or "") for span, name in zip(spans, labels)]
+            owned = [Spoken(*span, name) for span, name in zip(spans, owners)]
+            names = assignment(owned, given, len(each.mixture) / RATE) if spans else {}
+            for mine, theirs in zip(given, owned):
+                if names.get(mine.speaker) == theirs.speaker:
+                    right[when] += 1
+                    seconds[when] += mine.end - mine.start
+    for when in right:
+        entry[f"right {when}"] = round(100 * right[when] / entry["utterances"], 1)
+        entry[f"right {when}, by seconds"] = round(100 * seconds[when] / total, 1)
+    entry["one speaker"] = alone
+    entry["cpu_ms_per_utterance"] = round(1000 * cpu / entry["utterances"])
+    print(json.dumps(entry), flush=True)
+    return entry
+
+
 # memory
 
 
 def long_recording(truth: Sequence[Conversation], networks: Any, hours: float) -> dict[str, Any]:
     """Speed and peak memory of hours of conversations, one after another."""
     diarizer = Diarizer(networks)
-    begin, seconds, i = time.process_time(), 0.0, 0
+    start, begin, seconds, i = time.perf_counter(), time.process_time(), 0.0, 0
     while seconds < 3600 * hours:
         for block in blocks(truth[i % len(truth)].mixture):
             diarizer.feed(block)
@@ -204,10 +285,11 @@ def long_recording(truth: Sequence[Conversation], networks: Any, hours: float) -
         i += 1
     fed = time.process_time() - begin
     turns = diarizer.finish()
-    cpu = time.process_time() - begin
+    cpu, wall = time.process_time() - begin, time.perf_counter() - start
     entry = {
         "hours": round(seconds / 3600, 2),
         "times_real_time_cpu": round(seconds / cpu, 1),
+        "times_real_time": round(seconds / wall, 1),
         "clustering_cpu_s": round(cpu - fed, 1),
         "turns": len(turns),
         "speakers": len({turn.speaker for turn in turns}),
@@ -225,6 +307,8 @@ def main() -> None:
     parser.add_argument("--engine", help="engine that transcribes the conversations")
     parser.add_argument("--transcribe", type=int, default=2, help="conversations per speaker count")
     parser.add_argument("--senko", help="Python with senko")
+    parser.add_argument("--senko-vad", nargs="+", default=["silero", "pyannote"])
+    parser.add_argument("--live", action="store_true", help="also utterances of live sessions")
     parser.add_argument("--number", type=int, default=6, help="conversations per speaker count")
     parser.add_argument("--seconds", type=float, default=90.0, help="of each conversation")
     parser.add_argument("--hours", type=float, help="instead: speed and memory of a long recording")
@@ -241,14 +325,18 @@ def main() -> None:
         results.append(
             ours(truth, networks, numbers=True).report("whisper_opt, number given", truth)
         )
-        if args.senko:
-            results.append(senko(truth, args.senko).report("senko", truth))
+        for vad in args.senko_vad if args.senko else ():
+            for name, found in senko(truth, args.senko, vad, args.threads):
+                results.append(found.report(name, truth))
+        if args.live:
+            results.append(live(truth, networks))
         if args.engine:
             n = args.number
             chosen = truth[: args.transcribe] + truth[n : n + args.transcribe]
             results.append(transcribed(chosen, args.engine, args.speakers))
     if args.out:
-        args.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        about = {"command": command(), **environment(args.threads), "results": results}
+        args.out.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

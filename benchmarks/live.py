@@ -27,6 +27,8 @@ from whisper_opt.text.results import Transcript
 
 LEAST_SECONDS = 30.0
 MOST_LAG = 1.0
+SPREAD = 5.0
+"""Seconds in which the sessions begin that are played at once; less than a recording lasts."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,10 +73,15 @@ def options_of(model: Whisper, recording: Recording) -> TranscribeOptions:
     return TranscribeOptions(language=recording.language if model.is_multilingual else None)
 
 
+def starts(n: int) -> list[float]:
+    """When sessions that are played at once begin, in seconds."""
+    return [i * SPREAD / n for i in range(n)]
+
+
 def lag_of(model: Whisper, samples: F32, live: LiveOptions, n: int) -> float:
-    """The 95th percentile of the lag if so many sessions hear a recording, one after another."""
+    """The 95th percentile of the lag if so many sessions hear a recording at once."""
     with Simulation(model, max_live=n) as simulation:
-        players = [Player(simulation, samples, None, live, start=i * 3.7) for i in range(n)]
+        players = [Player(simulation, samples, None, live, start=start) for start in starts(n)]
         simulation.run()
         lags = [e.seconds for player in players for _, e in player.log if isinstance(e, Lag)]
     return float(np.percentile(lags, 95))

@@ -2,15 +2,15 @@
 
     python benchmarks/live_peers.py ENGINE SPEECH --model tiny.en --ctranslate2 DIR \
         --openai FILE.pt --python PYTHON --whisper-streaming CLONE \
-        --out benchmarks/results/live-peers.json [--sessions] [--systems NAME ...]
+        --out benchmarks/results/live-peers.json [--sessions N ...] [--systems NAME ...]
 
 DIR and FILE.pt have the weights of ENGINE (benchmarks/peers/convert.py). PYTHON is that of an
 environment with faster-whisper, whisperlivekit, silero-vad, librosa and torch. Every system plays
 the English recordings over 30 s in virtual time (benchmarks/live.py, benchmarks/peers/live_*.py),
 which is fed by the CPU time of one thread, and all are scored alike. Scores of a recording are kept
 in ``build/live-peers``, so that a run can be continued; ``--again`` plays it again. Results are
-added to those that the file has. ``--sessions`` adds how many sessions one core serves, and what a
-second session does to the words of the first.
+added to those that the file has. ``--sessions N ...`` plays the shortest recording to so many
+sessions at once.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 from common import load
-from live import MOST_LAG, Recording, options_of, recordings
+from live import Recording, options_of, recordings, starts
 from live_scoring import Log, Scores, score, summary
 
 from whisper_opt import Committed, Lag, LiveEvent, LiveOptions, Partial, Whisper, Word
@@ -38,9 +38,8 @@ from whisper_opt.core.files import replace_file
 from whisper_opt.serving.live.simulation import Player, Simulation
 
 ROOT = Path(__file__).resolve().parents[1]
+KEPT = ROOT / "build" / "live-peers"
 OURS = "whisper-opt"
-STAGGER = 3.7
-"""Seconds between the beginnings of sessions."""
 
 _STREAMING, _LIVEKIT = "live_whisper_streaming.py", "live_whisperlivekit.py"
 SYSTEMS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -112,6 +111,7 @@ class Peer:
         self._script, settings = SYSTEMS[name]
         self._settings = {
             **settings,
+            "threads": args.threads,
             "model": args.model,
             "language": "en",
             "ctranslate2": str(args.ctranslate2),
@@ -128,7 +128,7 @@ class Peer:
         ]
         task.write_text(json.dumps({"settings": self._settings, "plays": listed}))
         script = ROOT / "benchmarks" / "peers" / self._script
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
+        environment = {**os.environ, "OMP_NUM_THREADS": str(self._args.threads), "PYTHONPATH": ""}
         if self._args.whisper_streaming:
             environment["WHISPER_STREAMING"] = str(self._args.whisper_streaming)
         command = [self._args.python, str(script), str(task), str(result)]
@@ -207,37 +207,15 @@ def lag_p95(played: Played) -> float:
     return float(np.percentile(lags, 95))
 
 
-def sessions(system: Ours | Peer, recording: Recording) -> dict[str, Any]:
-    """The largest number of sessions with a lag below a second, on one core; lags tried."""
-    tried: dict[int, float] = {}
-
-    def holds(n: int) -> bool:
-        play = [(recording, i * STAGGER) for i in range(n)]
-        tried[n] = round(lag_p95(system.play([play])[0]), 3)
-        return tried[n] < MOST_LAG
-
-    best, worst = 0, 1
-    while holds(worst):
-        best, worst = worst, worst * 2
-    while worst - best > 1:
-        middle = (best + worst) // 2
-        best, worst = (middle, worst) if holds(middle) else (best, middle)
-    return {"sessions": best, "lag_p95": {str(n): tried[n] for n in sorted(tried)}}
-
-
-def second_session(
-    system: Ours | Peer, first: Recording, other: Recording, words: list[Word]
-) -> dict[str, Any]:
-    """Latency of the first session's words, alone and with a second session."""
-    alone, both = system.play([[(first, 0.0)], [(first, 0.0), (other, 1.3)]])
-    found: dict[str, Any] = {}
-    for name, played in (("alone", alone), ("with a second", both)):
-        scores = score(played.logs[0], words, first.text, work=1.0, audio=1.0)
-        figures = summary(scores)
-        found[name] = rounded(
-            {key: figures[key] for key in ("shown_mean", "committed_mean", "lag_p95")}
-        )
-    return found
+def sessions(
+    system: Ours | Peer, recording: Recording, words: list[Word], n: int
+) -> dict[str, float]:
+    """Sessions that hear a recording at once on one core: the lag of all, and how late the words
+    of the first one came."""
+    played = system.play([[(recording, start) for start in starts(n)]])[0]
+    figures = summary(score(played.logs[0], words, recording.text, work=1.0, audio=1.0))
+    first = {name: figures[name] for name in ("shown_mean", "committed_mean")}
+    return rounded({"lag_p95": lag_p95(played), **first})
 
 
 def measured(args: argparse.Namespace, report: dict[str, Any], folder: Path) -> None:
@@ -261,25 +239,23 @@ def measured(args: argparse.Namespace, report: dict[str, Any], folder: Path) -> 
     results = report.setdefault("models", {}).setdefault(args.model, {})
     for name in args.systems:
         system = Ours(model) if name == OURS else Peer(args, name, folder)
-        entry = results.setdefault(name, {})
+        threads = "" if args.threads == 1 or name == OURS else f", {args.threads} threads"
+        entry = results.setdefault(f"{name}{threads}", {})
         before = load()
         if not args.no_words:
             total, each = Scores(), {}
             for recording in found:
-                kept = ROOT / "build" / "live-peers" / args.model / name / f"{recording.name}.json"
+                kept = KEPT / args.model / f"{name}{threads}" / f"{recording.name}.json"
                 scores = scored(system, recording, offline[recording.name], kept, args.again)
                 each[recording.name] = rounded(summary(scores))
                 total.add(scores)
             entry.update({"together": rounded(summary(total)), "each": each})
             show(f"{args.model} {name}", entry["together"])
-        if args.sessions:
-            shortest = min(found, key=lambda each: len(each.samples))
-            entry["sessions"] = sessions(system, shortest)
-            print(f"{args.model} {name} sessions of a core: {entry['sessions']}", flush=True)
-            first, other = sorted(found, key=lambda each: len(each.samples))[1:3]
-            words = offline[first.name]
-            entry["second_session"] = second_session(system, first, other, words)
-            print(f"{args.model} {name} second session: {entry['second_session']}", flush=True)
+        shortest = min(found, key=lambda each: len(each.samples))
+        for n in args.sessions:
+            figures = sessions(system, shortest, offline[shortest.name], n)
+            entry.setdefault("sessions", {})[str(n)] = figures
+            show(f"{args.model} {name}, {n} sessions", figures)
         entry["load_before"] = before
         entry["versions"] = system.versions or entry.get("versions", {})
 
@@ -303,7 +279,15 @@ def main() -> int:
     parser.add_argument("--systems", nargs="+", default=[OURS, *SYSTEMS], choices=[OURS, *SYSTEMS])
     parser.add_argument("--only", nargs="+", default=[], help="ids of recordings")
     parser.add_argument("--longest", type=float, default=120.0, help="seconds of a recording")
-    parser.add_argument("--sessions", action="store_true", help="sessions of a core as well")
+    parser.add_argument(
+        "--sessions", type=int, nargs="+", default=[], metavar="N", help="play N sessions at once"
+    )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=1,
+        help="of the peers; above 1 on a machine without other work",
+    )
     parser.add_argument("--again", action="store_true", help="play what is kept again")
     parser.add_argument("--no-words", action="store_true", help="sessions only")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "live-peers.json")

@@ -83,12 +83,14 @@ class Load:
         cpu: CPU seconds of the server.
         latencies: seconds of every response, in order.
         wrong: responses with another status than 200 or another text.
+        text: what every response was to be; None if all were wrong and it was not known.
     """
 
     seconds: float
     cpu: float
     latencies: list[float]
     wrong: int
+    text: str | None = None
 
     def summary(self) -> dict[str, Any]:
         """Figures of a table."""
@@ -153,7 +155,7 @@ def closed_loop(
         thread.start()
     for thread in threads:
         thread.join()
-    return Load(time.monotonic() - start, cpu_seconds(pid) - cpu, latencies, wrong)
+    return Load(time.monotonic() - start, cpu_seconds(pid) - cpu, latencies, wrong, expected)
 
 
 def _text(

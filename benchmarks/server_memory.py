@@ -16,11 +16,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from common import ROOT, command, environment, write_json
 from server_clients import closed_loop, free_port, request_body, resident, running
 
-from whisper_opt.core.files import replace_file
-
-ROOT = Path(__file__).resolve().parents[1]
 FIRST = 500
 """Requests after which memory is compared."""
 FACTOR = 1.05
@@ -77,7 +75,8 @@ def main() -> int:
     args = parser.parse_args()
     args.out.parent.mkdir(parents=True, exist_ok=True)
     rows = measured(args)
-    replace_file(args.out, (json.dumps(rows, indent=1) + "\n").encode())
+    report = {"command": command(), "environment": environment(args.threads), "measured": rows}
+    write_json(args.out, report)
     first = next((row for row in rows if row["requests"] >= FIRST), rows[-1])
     ratio = rows[-1]["resident_mb"] / first["resident_mb"]
     wrong = sum(row["wrong"] for row in rows)

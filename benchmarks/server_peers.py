@@ -2,13 +2,17 @@
 
     python benchmarks/server_peers.py --engine ENGINE \
         --faster-whisper PYTHON --model CTRANSLATE2_MODEL \
-        --whisper-cpp WHISPER_SERVER --ggml GGML_MODEL --out benchmarks/results/server-peers.json
+        --whisper-cpp WHISPER_SERVER --ggml GGML_MODEL \
+        --speaches CLONE --speaches-python PYTHON --speaches-model ID \
+        --out benchmarks/results/server-peers.json
 
 All servers run at once and have two threads; they are loaded in turns, so that other work on the
 machine slows all of them alike. Each turn measures a server with 16 clients, then with one, in a
 closed loop. With the defaults a run takes four minutes. Servers whose arguments are left out are
 left out. PYTHON is that of an environment with faster-whisper, fastapi, uvicorn and
-python-multipart. Linux only.
+python-multipart. ID names the weights in the Hugging Face cache, where speaches looks for models
+(``HF_HUB_CACHE``; it needs a README.md that says ``library_name: ctranslate2`` and
+``pipeline_tag: automatic-speech-recognition``). Linux only.
 """
 
 from __future__ import annotations
@@ -25,15 +29,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import load
+from common import ROOT, command, environment, load, table, write_json
 from server_clients import Load, closed_loop, free_port, request_body, running
 
-from whisper_opt.cli.bench.machine import commit
-from whisper_opt.cli.bench.report import table
-from whisper_opt.core.cpu import cpu_info
-from whisper_opt.core.files import replace_file
-
-ROOT = Path(__file__).resolve().parents[1]
 OPENAI = "/v1/audio/transcriptions"
 
 
@@ -47,6 +45,7 @@ class Server:
         health: path that answers with 200 when it is ready.
         path: of the endpoint.
         fields: of a request, besides the file.
+        environment: variables of its process.
     """
 
     name: str
@@ -54,6 +53,7 @@ class Server:
     health: str
     path: str
     fields: dict[str, str]
+    environment: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 def servers(args: argparse.Namespace) -> list[Server]:
@@ -72,7 +72,26 @@ def servers(args: argparse.Namespace) -> list[Server]:
         command += ["-bs", "1", "-bo", "1", "-l", "en"]
         fields = {"response_format": "json", "temperature": "0.0", "temperature_inc": "0.0"}
         found.append(Server("whisper.cpp server", command, "/health", "/inference", fields))
+    if args.speaches:
+        found.append(speaches(args))
     return found
+
+
+def speaches(args: argparse.Namespace) -> Server:
+    """speaches, which finds some of its files in the folder where it starts."""
+    start = f"{args.speaches_python} -m uvicorn --factory speaches.main:create_app"
+    command = f"cd {args.speaches} && exec {start} --port {{port}} --log-level warning"
+    environment = {
+        "WHISPER__INFERENCE_DEVICE": "cpu",
+        "WHISPER__COMPUTE_TYPE": "int8",
+        "WHISPER__CPU_THREADS": str(args.threads),
+        "STT_MODEL_TTL": "-1",
+        "ENABLE_UI": "false",
+        "LOG_LEVEL": "error",
+        "HF_HUB_OFFLINE": "1",
+    }
+    fields = {"model": args.speaches_model, "language": "en"}
+    return Server("speaches", ["sh", "-c", command], "/health", OPENAI, fields, environment)
 
 
 def _ended(most: float, _: int, seconds: float) -> bool:
@@ -91,8 +110,8 @@ class Started:
     text: str | None = None
 
     def loaded(self, clients: int, seconds: float) -> Load:
-        """Load it; all texts must be equal."""
-        found = closed_loop(
+        """Load it; the texts of all loads must be equal."""
+        load = closed_loop(
             self.port,
             self.server.path,
             self.body,
@@ -102,7 +121,8 @@ class Started:
             pid=self.process.pid,
             text=self.text,
         )
-        return found
+        self.text = load.text
+        return load
 
 
 def measured(args: argparse.Namespace, folder: Path) -> dict[str, dict[str, list[Any]]]:
@@ -114,7 +134,9 @@ def measured(args: argparse.Namespace, folder: Path) -> dict[str, dict[str, list
             port = free_port()
             command = [part.replace("{port}", str(port)) for part in server.command]
             log = folder / f"{server.name.split()[0]}.log"
-            process = stack.enter_context(running(command, port, server.health, log))
+            process = stack.enter_context(
+                running(command, port, server.health, log, server.environment)
+            )
             started.append(Started(server, process, port, *request_body(file, server.fields)))
         results: dict[str, dict[str, list[Any]]] = {
             each.server.name: {str(n): [] for n in args.clients} for each in started
@@ -143,6 +165,9 @@ def main() -> int:
     parser.add_argument("--model", help="the same weights for CTranslate2")
     parser.add_argument("--whisper-cpp", help="whisper-server of whisper.cpp")
     parser.add_argument("--ggml", help="the same weights for whisper.cpp")
+    parser.add_argument("--speaches", help="clone of speaches")
+    parser.add_argument("--speaches-python", help="Python in which it is installed")
+    parser.add_argument("--speaches-model", help="id of the same weights in the cache")
     parser.add_argument("--clip", type=Path, default=ROOT / "examples" / "jfk.flac")
     parser.add_argument("--clients", type=int, nargs="+", default=[16, 1])
     parser.add_argument("--seconds", type=float, default=12.0, help="of each measurement")
@@ -158,16 +183,14 @@ def main() -> int:
         for name, by_clients in results.items()
     }
     report = {
-        "commit": commit(ROOT),
-        "cpu": cpu_info().name,
+        "command": command(),
+        "environment": environment(args.threads),
         "load_before": before,
         "clip": args.clip.name,
-        "threads": args.threads,
         "medians": found,
         "turns": results,
     }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(args.out, (json.dumps(report, indent=1) + "\n").encode())
+    write_json(args.out, report)
     rows = [
         [name, n, *map(str, figures.values())]
         for name, by_clients in found.items()

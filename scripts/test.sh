@@ -16,68 +16,88 @@ make_venv .venv-test "$(any_python)" ".[dev]"
 make_kernels .venv-test/bin/python
 .venv-test/bin/python scripts/get_model.py tiny.en base
 
-unset WHISPER_OPT_PY39
-WHISPER_OPT_PYTHONS=
-pythons_verdict=
-for minor in 3.9 3.10 3.11 3.12 3.13; do
-    python=
-    case $(python_version .venv-test/bin/python) in
-        "$minor".*) python=$PWD/.venv-test/bin/python ;;
-        *)
-            if found=$(find_python "$minor"); then
-                venv=.venv-py$(echo "$minor" | tr -d .)
-                tools=
-                if [ "$minor" = 3.9 ]; then tools=pytest; fi # part of the suite runs there
-                # shellcheck disable=SC2086 # a list of requirements
-                make_venv "$venv" "$found" ".[cpu,export]" $tools
-                python=$PWD/$venv/bin/python
-            fi
-            ;;
-    esac
-    if [ -z "$python" ]; then
-        pythons_verdict="$pythons_verdict $minor NOT TESTED (not found),"
-        continue
-    fi
-    pythons_verdict="$pythons_verdict $(python_version "$python"),"
-    WHISPER_OPT_PYTHONS=$WHISPER_OPT_PYTHONS${WHISPER_OPT_PYTHONS:+:}$python
-    if [ "$minor" = 3.9 ]; then
-        WHISPER_OPT_PY39=$python
-        export WHISPER_OPT_PY39
-    fi
-done
-export WHISPER_OPT_PYTHONS
-pythons_verdict="Pythons of the README test:${pythons_verdict%,}"
-echo "== $pythons_verdict"
+# other_pythons DIR: environments of the other supported Pythons. Like the two functions below it
+# writes what tests need to know to DIR/NAME, and what the verdict says to DIR/NAME.verdict.
+other_pythons() {
+    for minor in 3.9 3.10 3.11 3.12 3.13; do
+        python=
+        case $(python_version .venv-test/bin/python) in
+            "$minor".*) python=$PWD/.venv-test/bin/python ;;
+            *)
+                if found=$(find_python "$minor"); then
+                    venv=.venv-py$(echo "$minor" | tr -d .)
+                    tools=
+                    if [ "$minor" = 3.9 ]; then tools=pytest; fi # part of the suite runs there
+                    # shellcheck disable=SC2086 # a list of requirements
+                    make_venv "$venv" "$found" ".[cpu,export]" $tools
+                    python=$PWD/$venv/bin/python
+                fi
+                ;;
+        esac
+        if [ -z "$python" ]; then
+            printf ' %s NOT TESTED (not found),' "$minor" >>"$1/pythons.verdict"
+            continue
+        fi
+        printf ' %s,' "$(python_version "$python")" >>"$1/pythons.verdict"
+        echo "$python" >>"$1/pythons"
+        if [ "$minor" = 3.9 ]; then echo "$python" >"$1/py39"; fi
+    done
+}
 
-unset WHISPER_OPT_RTX
-if tensorrt_rtx=$(find_tensorrt_rtx); then
-    # shellcheck disable=SC2086 # a list of requirements
-    make_venv .venv-rtx "$(any_python)" ".[cpu,export]" \
-        pytest polygraphy==0.53.6 cuda-bindings~=13.0 $tensorrt_rtx
-    WHISPER_OPT_RTX=$PWD/.venv-rtx/bin/python
-    export WHISPER_OPT_RTX
-    rtx_verdict="TensorRT for RTX: plans built with ${tensorrt_rtx#*==}"
-else
-    rtx_verdict="TensorRT for RTX: NOT TESTED (no wheels for this system)"
-fi
-echo "== $rtx_verdict"
+other_tensorrt() {
+    if tensorrt_rtx=$(find_tensorrt_rtx); then
+        # shellcheck disable=SC2086 # a list of requirements
+        make_venv .venv-rtx "$(any_python)" ".[cpu,export]" \
+            pytest polygraphy==0.53.6 cuda-bindings~=13.0 $tensorrt_rtx
+        echo "$PWD/.venv-rtx/bin/python" >"$1/rtx"
+        echo "plans built with ${tensorrt_rtx#*==}" >"$1/rtx.verdict"
+    else
+        echo "NOT TESTED (no wheels for this system)" >"$1/rtx.verdict"
+    fi
+}
 
-unset WHISPER_OPT_TRITON
-if why=$(make_triton_venv .venv-triton "$(any_python)"); then
-    WHISPER_OPT_TRITON=$PWD/.venv-triton/bin/python
-    export WHISPER_OPT_TRITON
-    triton_verdict="Triton: tested with the server of nvidia-pytriton $triton_wheel"
-else
-    triton_verdict="Triton: NOT TESTED ($why)"
-fi
-echo "== $triton_verdict"
+other_triton() {
+    if why=$(make_triton_venv .venv-triton "$(any_python)"); then
+        echo "$PWD/.venv-triton/bin/python" >"$1/triton"
+        echo "tested with the server of nvidia-pytriton $triton_wheel" >"$1/triton.verdict"
+    else
+        echo "NOT TESTED ($why)" >"$1/triton.verdict"
+    fi
+}
+
+# these environments are made while style and types are checked
+others=$(mktemp -d)
+(
+    set -e
+    other_pythons "$others"
+    other_tensorrt "$others"
+    other_triton "$others"
+) &
+making=$!
+trap 'kill "$making" 2>/dev/null || true; rm -rf "$others"' EXIT
+trap 'exit 130' INT TERM
+
+make --no-print-directory lint type constraints-check PY=.venv-test/bin/python
+wait "$making"
+trap 'rm -rf "$others"' EXIT
+
+# told NAME: what a function above found; empty if it found nothing.
+told() { cat "$others/$1" 2>/dev/null || true; }
+
+WHISPER_OPT_PYTHONS=$(told pythons | paste -sd: -)
+WHISPER_OPT_PY39=$(told py39)
+WHISPER_OPT_RTX=$(told rtx)
+WHISPER_OPT_TRITON=$(told triton)
+export WHISPER_OPT_PYTHONS WHISPER_OPT_PY39 WHISPER_OPT_RTX WHISPER_OPT_TRITON
+pythons_verdict="Pythons of the README test:$(told pythons.verdict | sed 's/,$//')"
+rtx_verdict="TensorRT for RTX: $(told rtx.verdict)"
+triton_verdict="Triton: $(told triton.verdict)"
 
 if version=$(.venv-test/bin/python -c 'import openvino; print(openvino.__version__)' 2>/dev/null); then
     openvino_verdict="OpenVINO: tested with $version"
 else
     openvino_verdict="OpenVINO: NOT TESTED (needs Python 3.10 or later)"
 fi
-echo "== $openvino_verdict"
 
 kernels_verdict="Kernels: $(.venv-test/bin/python -c '
 from whisper_opt.runtime.native import VARIANTS, supported_variants, why_no_kernels
@@ -88,22 +108,35 @@ print("; ".join([
     *(["tested: " + " ".join(tested)] if tested else []),
     *(["NOT TESTED: " + " ".join(others) + f" ({why})"] if others else []),
 ]))')"
-echo "== $kernels_verdict"
 
 if command -v chromium >/dev/null && command -v chromedriver >/dev/null; then
     page_verdict="Page of the server: tested in $(chromium --version 2>/dev/null | cut -d' ' -f1,2)"
 else
     page_verdict="Page of the server: NOT TESTED in a browser (no chromium and chromedriver)"
 fi
-echo "== $page_verdict"
 
-make --no-print-directory lint type constraints-check PY=.venv-test/bin/python
+absent=
+for library in gradio ray; do # large: nothing else here needs them
+    .venv-test/bin/python -c "import $library" 2>/dev/null || absent="$absent $library"
+done
+if [ -z "$absent" ]; then
+    examples_verdict="Examples: all tested"
+else
+    examples_verdict="Examples and integrations: NOT TESTED:$absent (not installed)"
+fi
+
+verdicts() {
+    for verdict in "$pythons_verdict" "$rtx_verdict" "$triton_verdict" "$openvino_verdict" \
+        "$kernels_verdict" "$page_verdict" "$examples_verdict"; do
+        echo "== $verdict"
+    done
+}
+
+verdicts
 echo "== tests"
-# a process takes up to 5 GB: no more than four
+# a process takes up to 5 GB: no more than four; each has about a core, and threads of OpenBLAS that
+# share one wait for each other: with one thread, an export takes two thirds of the CPU time
+OPENBLAS_NUM_THREADS=1
+export OPENBLAS_NUM_THREADS
 .venv-test/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal "$@"
-echo "== $pythons_verdict"
-echo "== $rtx_verdict"
-echo "== $triton_verdict"
-echo "== $openvino_verdict"
-echo "== $kernels_verdict"
-echo "== $page_verdict"
+verdicts

@@ -54,6 +54,10 @@ class Engines:
             )
         return self._engines[key]
 
+    def path(self, name: str, precision: str) -> Path:
+        """Directory of that engine in the default dialect."""
+        return self.engine(name, precision=precision).path
+
     def model(self, name: str, dialect: str = "contrib", precision: str = "fp32") -> Whisper:
         """The loaded engine of ``name`` in ``dialect`` and ``precision``, on the CPU."""
         key = (name, dialect, precision)

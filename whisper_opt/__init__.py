@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         Lag,
         LiveEvent,
         Partial,
+        Speakers,
         SpeechStarted,
         SpeechStopped,
         Utterance,
@@ -84,6 +85,7 @@ __all__ = [
     "QueueFull",
     "Segment",
     "Span",
+    "Speakers",
     "SpeechStarted",
     "SpeechStopped",
     "Stream",
@@ -121,7 +123,9 @@ _HOME = {
         "core.options",
     ),
     **dict.fromkeys(("Committed", "Failed", "Lag", "LiveEvent", "Partial"), "text.live_events"),
-    **dict.fromkeys(("SpeechStarted", "SpeechStopped", "Utterance"), "text.live_events"),
+    **dict.fromkeys(
+        ("Speakers", "SpeechStarted", "SpeechStopped", "Utterance"), "text.live_events"
+    ),
     "Live": "serving.live.live",
     **dict.fromkeys(("Dropped", "Segment", "Transcript", "Turn", "Word"), "text.results"),
     **dict.fromkeys(("LANGUAGES", "LANGUAGE_CODES"), "text.languages"),

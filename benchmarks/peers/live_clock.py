@@ -20,18 +20,21 @@ SAMPLE_RATE = 16_000
 
 
 class Clock:
-    """Seconds that go on by the CPU time of the process, and by what is waited for.
+    """Seconds that go on by the time of the work, and by what is waited for.
 
-    Waiting takes no time. With one thread this is the time of a core that does nothing else.
+    Waiting takes no time. The time of the work is the CPU time of the process: with one thread that
+    of a core that does nothing else. With more threads it is that of the clock on the wall, and the
+    machine must have no other work.
     """
 
-    def __init__(self) -> None:
-        self._idle = -time.process_time()
+    def __init__(self, threads: int) -> None:
+        self._worked = time.process_time if threads == 1 else time.perf_counter
+        self._idle = -self._worked()
         self.waited = 0.0
 
     def now(self) -> float:
         """The virtual time."""
-        return self._idle + time.process_time()
+        return self._idle + self._worked()
 
     def skip(self, seconds: float) -> None:
         """Wait."""

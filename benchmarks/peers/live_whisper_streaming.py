@@ -84,7 +84,7 @@ class Session:
 
 def load(settings: dict[str, Any]) -> Any:
     """The model."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(settings["threads"])
     torch.hub.load = lambda **_: (silero_vad.load_silero_vad(), None)  # the same, without network
     return OnCpu(settings["language"], model_dir=settings["ctranslate2"])
 
@@ -93,7 +93,7 @@ def play(
     model: Any, settings: dict[str, Any], samples: Sequence[Any], starts: Sequence[float]
 ) -> tuple[list[Heard], Clock]:
     """Play recordings to sessions."""
-    clock = Clock()
+    clock = Clock(settings["threads"])
     heard = [Heard(each, start) for each, start in zip(samples, starts)]
     sessions = [Session(model, settings["chunk"], each, clock) for each in heard]
     clock.skip(-clock.now())

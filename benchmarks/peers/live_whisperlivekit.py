@@ -104,7 +104,7 @@ async def session(engine: Any, heard: Heard, clock: Clock) -> None:
 def load(settings: dict[str, Any]) -> Any:
     """The engine of its server."""
     logging.disable(logging.CRITICAL)
-    torch.set_num_threads(1)
+    torch.set_num_threads(settings["threads"])
     asyncio.to_thread = directly
     name = settings["model"]
     chosen: dict[str, Any] = {"model_path": settings["ctranslate2"]}
@@ -132,7 +132,7 @@ def play(
     model: Any, settings: dict[str, Any], samples: Sequence[Any], starts: Sequence[float]
 ) -> tuple[list[Heard], Clock]:
     """Play recordings to sessions."""
-    clock = Clock()
+    clock = Clock(settings["threads"])
     heard = [Heard(each, start) for each, start in zip(samples, starts)]
     audio_processor.time = clock.now
     loop = Loop(clock)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
 import signal
@@ -19,10 +20,12 @@ import soundfile
 from tests.support.fake_live import FakeLive, loud, quiet
 from tests.support.http_server import wait_until
 from tests.support.sockets import fake_sessions
+from whisper_opt.cli.live import _Files, _shown
 from whisper_opt.cli.live_view import Lines, Terminal, view_for
 from whisper_opt.cli.main import main
-from whisper_opt.text.live_events import Committed, Lag, Partial, Utterance
-from whisper_opt.text.results import Word
+from whisper_opt.core.options import SubtitleOptions
+from whisper_opt.text.live_events import Committed, Lag, Partial, Speakers, Utterance
+from whisper_opt.text.results import Segment, Word
 
 LINES = ["[00:00.000 --> 00:00.180] w0.0", "[00:00.180 --> 00:00.380] w0.1"]
 
@@ -231,6 +234,21 @@ def test_what_is_certain_is_solid_and_the_rest_is_dim() -> None:
     assert last == "▅  0.4 s  Next"
     view.close()
     assert out.getvalue().endswith("\r\x1b[K")
+
+
+def test_speakers_are_shown_and_named_again_at_the_end(tmp_path: Path) -> None:
+    segment = Segment(0, 0.0, 1.0, " Hello.", (), -0.3, 0.1, 1.2, 0.0, 0, speaker="A")
+    other = dataclasses.replace(segment, speaker="B")
+    found = [
+        Utterance((part,), " Hello.", 0.0, 1.0, i, "en", speaker=part.speaker)
+        for i, part in enumerate((segment, other))
+    ]
+    out = Tty()
+    files = _Files(tmp_path, "talk", ("txt",), SubtitleOptions())
+    for event in (*found, Speakers({0: "B", 1: "A"})):
+        assert not _shown(event, Terminal(out, width=40), files)
+    assert "[00:00.000 --> 00:01.000] A: Hello.\n" in out.getvalue()
+    assert (tmp_path / "talk.txt").read_text(encoding="utf-8") == "B: Hello.\nA: Hello.\n"
 
 
 def test_only_the_end_of_a_long_line_is_shown() -> None:

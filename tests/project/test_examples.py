@@ -7,7 +7,8 @@ import json
 import shutil
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -156,6 +157,35 @@ def test_compare_precisions(
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["fp32", "int8", "int4"]
     assert all("100.0 % of the words of fp32" in line for line in lines)
+
+
+class Rows(list[dict[str, Any]]):
+    """A dataset of Ray that runs nothing."""
+
+    iter_rows = list.__iter__
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_corpus_ray(
+    workers: int, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ray is replaced; tests/integrations/test_ray_cluster.py has a real one."""
+    ray = SimpleNamespace(data=SimpleNamespace(from_items=Rows))
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    program = example("corpus_ray")
+    (folder / "list").write_text("a.mp3\nb.mp3\n", encoding="utf-8")
+
+    def transcribe(rows: Rows, model: str, **given: Any) -> Rows:
+        assert (model, given["workers"], given["out"]) == ("base", workers, "out")
+        assert given["resources"] == {"num_cpus": 2}
+        assert given["load"] == {"device": "cpu", "threads": 2}
+        return Rows({"id": row["id"], "error": "gone" * (row["id"] == "b.mp3")} for row in rows)
+
+    monkeypatch.setattr(program, "transcribe", transcribe)
+    given = ["corpus_ray.py", "base", str(folder / "list"), "out", "--cpus", "2"]
+    monkeypatch.setattr(sys, "argv", [*given, "--workers", str(workers)])
+    assert program.main() == 1
+    assert capsys.readouterr().err == "b.mp3: gone\n1 recordings are there, 1 failed\n"
 
 
 def test_three_gpus(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

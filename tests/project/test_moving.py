@@ -26,7 +26,14 @@ WHISPER_CPP = """
 """
 
 FUNCTIONS = {
-    "faster-whisper": ("faster_whisper", ("WhisperModel.__init__", "WhisperModel.transcribe")),
+    "faster-whisper": (
+        "faster_whisper",
+        (
+            "WhisperModel.__init__",
+            "WhisperModel.transcribe",
+            "BatchedInferencePipeline.transcribe",
+        ),
+    ),
     "openai-whisper": ("openai_whisper", ("load_model", "transcribe", "DecodingOptions")),
     "transformers": (
         "transformers",
@@ -73,6 +80,18 @@ def options(peer: str) -> list[str]:
 def test_every_option_is_in_the_table(peer: str) -> None:
     named = set(re.findall(r"[`(]([-\w]+)(?:=[^`]*)?`", section(peer)))
     assert sorted({*options(peer)} - named) == []
+
+
+def test_every_argument_of_generate_is_here_or_among_the_drop_ins() -> None:
+    drop_ins = (ROOT / "docs" / "compat.md").read_text(encoding="utf-8")
+    text = section("transformers") + drop_ins.split("### `generate_kwargs`")[1]
+    arguments = originals("transformers")["transformers:WhisperForConditionalGeneration.generate"]
+    missing = [name for name in arguments if not re.search(rf"`{re.escape(name)}[`=]", text)]
+    assert missing == ["**kwargs"]
+    assert set(GENERATION.split()) <= {
+        *arguments,
+        *originals("transformers")["transformers:GenerationConfig"],
+    }
 
 
 @pytest.mark.parametrize("peer", [*FUNCTIONS])

@@ -10,7 +10,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from tests.conftest import ROOT, model_dir
+from tests.conftest import ROOT, Engines, model_dir
 from tests.support.named_engines import named_engines
 
 NOTEBOOK = ROOT / "notebooks" / "quickstart.ipynb"
@@ -38,13 +38,14 @@ def test_nothing_of_a_machine_is_stored() -> None:
 
 
 @pytest.mark.slow
-def test_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_runs(engines: Engines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = {name: model_dir(name) for name in ("base", "tiny.en")}
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     monkeypatch.setenv("PYTHONPATH", path)
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     notebook = read()
-    with named_engines(tmp_path, names, {"tiny.en": ("int8", "fp32")}):
+    precisions = {"tiny.en": ("int8", "fp32")}
+    with named_engines(tmp_path, names, precisions, made=engines.path):
         where = {"metadata": {"path": str(NOTEBOOK.parent)}}
         NotebookClient(notebook, timeout=600, resources=where).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]

@@ -121,6 +121,10 @@ _CHANGES: Sequence[Callable[[random.Random, bytearray, Sequence[bytes]], None]] 
 )
 
 
+_MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None
+"""A file system in memory, on which inputs are written twice as fast; None: the default folder."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Failure:
     """An input for which the target neither returned nor raised an error of the library."""
@@ -157,7 +161,7 @@ def fuzz(
     """
     failures: list[Failure] = []
     number = 0
-    with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
+    with tempfile.TemporaryDirectory(prefix="fuzz-", dir=_MEMORY) as folder:
         for i, name in enumerate(sorted(corpus)):
             Path(folder, f"corpus-{i:04}").write_bytes(corpus[name])
         while number < n and len(failures) < most_failures:

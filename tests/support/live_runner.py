@@ -11,7 +11,7 @@ from tests.support.live_words import words
 from whisper_opt.core.arrays import F32
 from whisper_opt.core.errors import EngineClosed, WhisperOptError
 from whisper_opt.core.options import TranscribeOptions
-from whisper_opt.serving.live.runner import Decoded, Transcribed
+from whisper_opt.serving.live.runner import Cancel, Decoded, Transcribed
 from whisper_opt.text.results import Segment, Transcript
 from whisper_opt.transcription.live.window import Hypothesis, Update
 
@@ -62,15 +62,19 @@ class HandRunner:
     def call_later(self, seconds: float, call: Callable[[], object]) -> None:
         self._later.append((self.time + seconds, call))
 
-    def decode(self, update: Update, deadline: float, done: Decoded) -> None:
+    def decode(self, update: Update, deadline: float, done: Decoded) -> Cancel:
         if self.closed:
             raise EngineClosed("closed")
-        self.updates.append((update, done))
+        entry = (update, done)
+        self.updates.append(entry)
+        return lambda: self.updates.clear() if entry in self.updates else None
 
     def transcribe(
         self, samples: F32, options: TranscribeOptions, deadline: float, done: Transcribed
-    ) -> None:
-        self.utterances.append((samples, options, done))
+    ) -> Cancel:
+        entry = (samples, options, done)
+        self.utterances.append(entry)
+        return lambda: self.utterances.clear() if entry in self.utterances else None
 
     def work(self) -> None:
         """Make the calls that are due."""

@@ -12,6 +12,7 @@ from onnx import TensorProto
 
 from whisper_opt.core.arrays import F32, NDArray
 from whisper_opt.export.graphs.builder import GraphBuilder
+from whisper_opt.export.graphs.dialects import Contrib
 from whisper_opt.export.graphs.head import embed8, head8
 from whisper_opt.export.graphs.int4_operators import LINEARS4, embed4, head4
 from whisper_opt.export.graphs.operators import (
@@ -25,6 +26,7 @@ from whisper_opt.export.graphs.operators import (
     pack_values,
 )
 from whisper_opt.export.graphs.packed_weights import pack_weight
+from whisper_opt.export.graphs.precision import INT8
 from whisper_opt.export.quantization.int4 import pack_int4
 from whisper_opt.runtime.native import LIBRARY
 from whisper_opt.runtime.onnxruntime.graph import sums_overflow
@@ -47,6 +49,7 @@ __all__ = [
     "linear_graph",
     "pack_graph",
     "run",
+    "self_attention_graph",
     "session",
 ]
 
@@ -206,6 +209,22 @@ def attention_graph(n_head: int, *, at: bool = False) -> bytes:
         operator = encoder_attention(n_head)
         shapes = {"qkv": ["a", "n", wide], "added": ["n"], "by_parts": []}
     return graph(operator, {}, shapes, ["a", "m", 64 * n_head], num_heads=n_head)
+
+
+def self_attention_graph(n_head: int) -> bytes:
+    """Self-attention of the decoder: outputs ``y``, ``key_out`` and ``value_out``."""
+    builder, cache = GraphBuilder("self"), ["n", "h", "c", 64]
+    builder.input("qkv", TensorProto.FLOAT, ["n", "s", "w"])
+    for name in ("key", "value"):
+        builder.input(name, TensorProto.FLOAT, cache)
+    builder.input("start", TensorProto.INT64, ["m"])
+    operator = Contrib().own_attention(n_head, INT8)
+    outputs = operator.nodes(builder, operator.inputs, 3, num_heads=n_head)
+    shapes = (["n", "s", 64 * n_head], cache, cache)
+    for value, name, shape in zip(outputs, ("y", "key_out", "value_out"), shapes):
+        builder.output(value, name, TensorProto.FLOAT, shape)
+    model: bytes = builder.finish(20, 10).model.SerializeToString()
+    return model
 
 
 def head_constants(n_in: int, n_vocab: int) -> dict[str, NDArray]:

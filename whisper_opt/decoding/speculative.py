@@ -6,8 +6,8 @@ step, because they depend on the sampled tokens only. Proposed tokens are accept
 that the model would not have chosen; the model's own choice takes its place. Rows of a batch accept
 different numbers of tokens, each as many as its own model run allows.
 
-The tokens are those of decoding step by step, except where two scores are equal up to rounding: the
-sums of a call with several tokens are computed in another order.
+The tokens are those of decoding step by step. Backends whose calls with several tokens compute sums
+in another order may differ where two scores are equal up to rounding (docs/how-it-decodes.md).
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from whisper_opt.core.arrays import NDArray
+from whisper_opt.core.arrays import Int, NDArray
 from whisper_opt.runtime.padding import MASKED, pad_positions
 
 __all__ = ["CrossLayout"]
@@ -52,6 +52,27 @@ class CrossLayout:
         *pairs, steps, added = arrays
         wider = [_lengthened(array, 2, array.shape[2] * n_keys // have) for array in pairs]
         return [*wider, steps, _lengthened(added, 1, n_keys, MASKED)]
+
+    def put(self, arrays: Sequence[NDArray], windows: Int, given: Sequence[NDArray]) -> None:
+        """Replace ``windows`` of ``arrays`` by arrays of at most as many positions.
+
+        Positions beyond theirs are masked. The kernels read packed ones no more than that, so what
+        they held before stays there.
+
+        Raises:
+            EngineError: as :meth:`pad_positions`.
+        """
+        if not self.packed:
+            for array, value in zip(arrays, pad_positions(given, self.n_keys(arrays))):
+                array[windows] = value
+            return
+        *pairs, steps, added = arrays
+        *given_pairs, given_steps, given_added = given
+        for array, value in zip(pairs, given_pairs):
+            array[windows, :, : value.shape[2]] = value
+        steps[windows] = given_steps
+        added[windows] = MASKED
+        added[windows, : given_added.shape[1]] = given_added
 
 
 def _lengthened(array: NDArray, axis: int, size: int, value: float = 0) -> NDArray:

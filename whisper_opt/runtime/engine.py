@@ -35,6 +35,7 @@ from whisper_opt.runtime.tensors import TensorEntry, map_tensor, parse_tensors
 __all__ = [
     "FORMAT_VERSION",
     "MANIFEST",
+    "OWN_ATTENTION_VERSION",
     "PACKED",
     "PLAIN",
     "Engine",
@@ -45,10 +46,12 @@ __all__ = [
     "sha256",
 ]
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 """Version of the directory layout, the graphs' signatures and the layout of their weights."""
 OLDEST_VERSION = 3
 """The oldest version that can be read. It lacks ``padding``; 8-bit weights are packed from 5 on."""
+OWN_ATTENTION_VERSION = 6
+"""The first version whose packed decoders have an operator of their own for self-attention."""
 MANIFEST = "manifest.json"
 ENGINE_FILES = ("tokenizer.json", "encoder.onnx", "encoder.data", "decoder.onnx", "decoder.data")
 """Every file an engine has besides its manifest."""

@@ -115,25 +115,25 @@ class EngineLoop:
         Raises:
             OptionError: an option is not supported by this model.
         """
-        reading: list[ReadAhead] = []
-
-        def read(chunks: Iterator[Chunk]) -> ReadAhead:
-            reading.append(self.readers.open(chunks))
-            return reading[0]
-
-        return self._jobs.job(audio, sample_rate, options, read), reading[0]
+        return self._opened(lambda read: self._jobs.job(audio, sample_rate, options, read))
 
     def update_job(
         self, update: Update, found: Callable[[Hypothesis], None]
     ) -> tuple[TranscriptionJob, ReadAhead]:
         """A job of an update of a live session, and its audio; ``found`` gets its result."""
+        return self._opened(lambda read: self._jobs.update_job(update, found, read))
+
+    def _opened(
+        self, begin: Callable[[Callable[[Iterator[Chunk]], ReadAhead]], TranscriptionJob]
+    ) -> tuple[TranscriptionJob, ReadAhead]:
+        """The job that ``begin`` makes, given how chunks are read; and its recording."""
         reading: list[ReadAhead] = []
 
         def read(chunks: Iterator[Chunk]) -> ReadAhead:
             reading.append(self.readers.open(chunks))
             return reading[0]
 
-        return self._jobs.update_job(update, found, read), reading[0]
+        return begin(read), reading[0]
 
     def add(self, request: Request) -> None:
         """Queue a request; raises as :meth:`check_accepting`."""
@@ -261,6 +261,7 @@ class EngineLoop:
             else:
                 self._answered_last = 0
             updates = self._scheduler.step(most)
+        self._share_work(time.monotonic() - begun)  # before an update is answered
         for job, segments in updates:
             request = self._open[job]
             try:
@@ -270,7 +271,6 @@ class EngineLoop:
                 self._scheduler.cancel(job)
                 self._open.pop(job, None)
                 self._answer(request, FAILED, None, error)
-        self._share_work(time.monotonic() - begun)
         idle = self._scheduler.waits and not updates
         with self._changed:
             if idle and not self._calls.waiting:

@@ -3,12 +3,14 @@
 Of each utterance come, in this order: :class:`SpeechStarted`; :class:`Partial` and
 :class:`Committed` in turns; :class:`SpeechStopped` when its end is found; the last
 :class:`Committed`; then exactly one :class:`Utterance` or :class:`Failed`. Events of the next
-utterance may come before the last ones of an utterance.
+utterance may come before the last ones of an utterance. With ``diarize`` :class:`Speakers` is the
+last event of a session.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 from whisper_opt.core.errors import WhisperOptError
 from whisper_opt.text.results import Segment, Word
@@ -19,6 +21,7 @@ __all__ = [
     "Lag",
     "LiveEvent",
     "Partial",
+    "Speakers",
     "SpeechStarted",
     "SpeechStopped",
     "Utterance",
@@ -104,6 +107,7 @@ class Utterance(LiveEvent):
         utterance: its number.
         language: code of its language.
         words: its words with their times.
+        speaker: with ``diarize``: who speaks most in it; None if nobody is known yet.
     """
 
     segments: tuple[Segment, ...]
@@ -113,6 +117,20 @@ class Utterance(LiveEvent):
     utterance: int
     language: str
     words: tuple[Word, ...] = ()
+    speaker: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Speakers(LiveEvent):
+    """Who spoke, by all that was heard; with ``diarize`` the last event of a session.
+
+    It may differ from what the utterances said, which was known when they ended.
+
+    Attributes:
+        names: the speaker of each utterance by its number; None if nobody is known.
+    """
+
+    names: Mapping[int, str | None]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,9 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any, overload
 
-__all__ = ["Dropped", "Segment", "Transcript", "Turn", "Word"]
+from whisper_opt.core.dims import FRAMES_PER_SECOND
+
+__all__ = ["Dropped", "Segment", "Transcript", "Turn", "Word", "moved"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +132,30 @@ class Segment:
         from whisper_opt.text.html import segment_html
 
         return segment_html(self)
+
+
+def moved(segment: Segment, seconds: float) -> Segment:
+    """A segment of a part of a recording, with times from the start of the recording.
+
+    Args:
+        segment: with times from the start of the part.
+        seconds: where the part starts.
+    """
+    if not seconds:
+        return segment
+    words = segment.words and tuple(
+        dataclasses.replace(
+            word, start=round(word.start + seconds, 3), end=round(word.end + seconds, 3)
+        )
+        for word in segment.words
+    )
+    return dataclasses.replace(
+        segment,
+        start=round(segment.start + seconds, 3),
+        end=round(segment.end + seconds, 3),
+        seek=segment.seek + round(seconds * FRAMES_PER_SECOND),
+        words=words,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

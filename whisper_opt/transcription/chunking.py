@@ -21,7 +21,7 @@ from whisper_opt.decoding import Drafter
 from whisper_opt.text.results import Dropped
 from whisper_opt.text.vocabulary import Vocab
 from whisper_opt.transcription.channels import ChannelSplit, Recording
-from whisper_opt.transcription.diarization import Diarization
+from whisper_opt.transcription.diarization import Diarization, needed_networks
 from whisper_opt.transcription.drafts import Assistant, ChunkDraft, Draft
 from whisper_opt.transcription.fallback import FallbackDecoder, Suppression, Window
 from whisper_opt.transcription.hallucinations import LoudGaps, SpeechCheck
@@ -103,7 +103,7 @@ class JobFactory:
         if options.channels == "split":
             apart = ChannelSplit(options, reading, language)
         elif options.diarize:
-            apart = Diarization(self._networks(), options, reading)
+            apart = Diarization(needed_networks(self._speakers), options, reading)
 
         def chunks(job: TranscriptionJob) -> Iterator[Chunk]:
             job.language = language
@@ -138,14 +138,6 @@ class JobFactory:
             yield Chunk(mel, UpdateCursor(update, mel.n_frames, self._vocab, dims, found))
 
         return TranscriptionJob(fallback, chunks, read)
-
-    def _networks(self) -> SpeakerNetworks:
-        if self._speakers is None:
-            raise OptionError(
-                "diarize is on, but the model was loaded without the networks for it; write them"
-                " with whisper-opt export-speakers, and give the directory as speakers when loading"
-            )
-        return self._speakers
 
     def _check_words(self, options: TranscribeOptions) -> None:
         missing = getattr(self._backend, "no_word_times", "")  # only some backends lack them

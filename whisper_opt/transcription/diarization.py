@@ -14,13 +14,13 @@ from whisper_opt.audio.decode import AudioSource, load_audio
 from whisper_opt.audio.speakers import Diarizer, SpeakerNetworks
 from whisper_opt.audio.speakers.diarizer import voice_of
 from whisper_opt.core.arrays import F32
-from whisper_opt.core.errors import AudioError
+from whisper_opt.core.errors import AudioError, OptionError
 from whisper_opt.core.options import TranscribeOptions
 from whisper_opt.text.results import Segment, Turn, Word
 from whisper_opt.transcription.attribution import Encode, divided, finished
 from whisper_opt.transcription.job import Chunk, TranscriptionJob
 
-__all__ = ["Diarization", "Speaking", "attributed"]
+__all__ = ["Diarization", "Speaking", "attributed", "known_voices", "needed_networks"]
 
 _STAY = 0.8
 """A word belongs to the speaker of the word before if he has this share of the best one's time."""
@@ -30,6 +30,32 @@ _POINT = 0.02
 """Seconds before and after a word without duration."""
 _LONGEST_CLIP = 60.0
 """Seconds of a reference clip that are read."""
+
+
+def needed_networks(networks: SpeakerNetworks | None) -> SpeakerNetworks:
+    """The networks of a model; raises OptionError if it was loaded without them."""
+    if networks is None:
+        raise OptionError(
+            "diarize is on, but the model was loaded without the networks for it; write them with"
+            " whisper-opt export-speakers, and give the directory as speakers when loading"
+        )
+    return networks
+
+
+def known_voices(networks: SpeakerNetworks, options: TranscribeOptions) -> dict[str, F32]:
+    """The voices of the known speakers, F32 [n] of unit length.
+
+    Raises:
+        AudioError: a clip cannot be read, or nobody speaks in it.
+    """
+    found = {}
+    for name, clip in options.speaker_options.clips:
+        try:
+            samples = load_audio(clip, max_duration=_LONGEST_CLIP)
+        except AudioError as error:
+            raise AudioError(f"the reference clip of {name} cannot be used: {error}") from error
+        found[name] = voice_of(networks, samples, name)
+    return found
 
 
 class Diarization:
@@ -57,21 +83,11 @@ class Diarization:
     ) -> Iterator[Chunk]:
         """The chunks of the recording; the turns of its speakers are known after the last one."""
         low, high = self._options.speaker_options.bounds
-        diarizer = Diarizer(self._networks, low=low, high=high, known=self._known())
+        known = known_voices(self._networks, self._options)
+        diarizer = Diarizer(self._networks, low=low, high=high, known=known)
         job.hear = diarizer.feed
         yield from chunks(job, source, self._reading)
         job.turns = tuple(Turn(*turn) for turn in diarizer.finish())
-
-    def _known(self) -> dict[str, F32]:
-        """The voices of the known speakers."""
-        found = {}
-        for name, clip in self._options.speaker_options.clips:
-            try:
-                samples = load_audio(clip, max_duration=_LONGEST_CLIP)
-            except AudioError as error:
-                raise AudioError(f"the reference clip of {name} cannot be used: {error}") from error
-            found[name] = voice_of(self._networks, samples, name)
-        return found
 
     def complete(
         self, job: TranscriptionJob, encode: Encode, segments: list[Segment]

@@ -40,7 +40,10 @@ __all__ = [
     "Window",
     "WindowResult",
     "compression_ratio",
+    "is_silent",
+    "is_unlikely",
     "last_that_fit",
+    "repeats",
 ]
 
 
@@ -69,6 +72,7 @@ class Window:
         origin: first mel frame of the chunk in the recording.
         begin: ids that the result begins with; they are fed after the prompt.
         drafter: makes what proposes its tokens; None if nothing does.
+        goes_on: whether the result does not end with ``begin``: there is more speech.
     """
 
     seek: int
@@ -78,6 +82,7 @@ class Window:
     origin: int = 0
     begin: tuple[int, ...] = ()
     drafter: Callable[[], Drafter] | None = None
+    goes_on: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +121,24 @@ def compression_ratio(text: str) -> float:
     """UTF-8 bytes of ``text`` divided by their zlib-compressed size; high for repeated text."""
     data = text.encode("utf-8")
     return len(data) / len(zlib.compress(data))
+
+
+def repeats(ratio: float, options: TranscribeOptions) -> bool:
+    """Whether the compression ratio of a text is too high."""
+    threshold = options.compression_ratio_threshold
+    return threshold is not None and ratio > threshold
+
+
+def is_unlikely(avg_logprob: float, options: TranscribeOptions) -> bool:
+    """Whether the mean log-probability of a text is too low."""
+    threshold = options.logprob_threshold
+    return threshold is not None and avg_logprob < threshold
+
+
+def is_silent(no_speech_prob: float, options: TranscribeOptions) -> bool:
+    """Whether there is probably no speech; text that is likely counts as speech nevertheless."""
+    threshold = options.no_speech_threshold
+    return threshold is not None and no_speech_prob > threshold
 
 
 class FallbackDecoder:
@@ -158,7 +181,7 @@ class FallbackDecoder:
             prompt=prompt,
             no_speech_position=window.sot_index,
             no_speech_token=self._vocab.no_speech,
-            constraints=self._constraints,
+            constraints=self._constraints_of(window),
             timestamp_begin=self._begin,
             max_new_tokens=self._max_new_tokens(window),
             decoder=lambda: self._decoder(window, self.options.temperatures[attempt]),
@@ -167,6 +190,12 @@ class FallbackDecoder:
             timestamp_end=self._vocab.timestamp_end,
             drafter=window.drafter if self.options.temperatures[attempt] == 0 else None,
         )
+
+    def _constraints_of(self, window: Window) -> tuple[TokenConstraint, ...]:
+        if not window.goes_on:
+            return self._constraints
+        end = np.array([self._vocab.eot], np.int64)
+        return (*self._constraints, SuppressAtBegin(end, after=len(window.begin)))
 
     def assisted(
         self, window: Window, backend: Backend, encode: Callable[[], Encoded], most: int
@@ -237,22 +266,16 @@ class FallbackDecoder:
 
     def passes(self, result: WindowResult) -> bool:
         """Whether the result passes the thresholds."""
-        threshold = self.options.no_speech_threshold
-        silent = threshold is not None and result.no_speech_prob > threshold
-        unlikely = self._is_unlikely(result)
-        return not (self._repeats(result) or unlikely) or (silent and unlikely)
+        unlikely = is_unlikely(result.avg_logprob, self.options)
+        if is_silent(result.no_speech_prob, self.options) and unlikely:
+            return True
+        return not (repeats(result.compression_ratio, self.options) or unlikely)
 
     def only_repeats(self, result: WindowResult) -> bool:
         """Whether the compression ratio is the only threshold that the result fails."""
-        return self._repeats(result) and not self._is_unlikely(result)
-
-    def _repeats(self, result: WindowResult) -> bool:
-        threshold = self.options.compression_ratio_threshold
-        return threshold is not None and result.compression_ratio > threshold
-
-    def _is_unlikely(self, result: WindowResult) -> bool:
-        threshold = self.options.logprob_threshold
-        return threshold is not None and result.avg_logprob < threshold
+        return repeats(result.compression_ratio, self.options) and not is_unlikely(
+            result.avg_logprob, self.options
+        )
 
 
 def _constraints(

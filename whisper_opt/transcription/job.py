@@ -17,7 +17,7 @@ from whisper_opt.core.arrays import F32
 from whisper_opt.core.dims import FRAMES_PER_SECOND
 from whisper_opt.core.errors import WhisperOptError
 from whisper_opt.decoding import Drafter
-from whisper_opt.text.results import Dropped, Segment, Turn
+from whisper_opt.text.results import Dropped, Segment, Turn, moved
 from whisper_opt.transcription.alignment import Aligner
 from whisper_opt.transcription.fallback import FallbackDecoder, Window, WindowResult
 
@@ -130,22 +130,7 @@ class Chunk:
         if self.channel is not None:
             language = segment.language or self.cursor.language
             segment = dataclasses.replace(segment, channel=self.channel, language=language)
-        if not self.start:
-            return dataclasses.replace(segment, id=i)
-        words = segment.words and tuple(
-            dataclasses.replace(
-                word, start=round(word.start + self.start, 3), end=round(word.end + self.start, 3)
-            )
-            for word in segment.words
-        )
-        return dataclasses.replace(
-            segment,
-            id=i,
-            start=round(segment.start + self.start, 3),
-            end=round(segment.end + self.start, 3),
-            seek=segment.seek + round(self.start * FRAMES_PER_SECOND),
-            words=words,
-        )
+        return moved(dataclasses.replace(segment, id=i), self.start)
 
 
 class ChunkSource(Protocol):

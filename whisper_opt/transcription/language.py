@@ -8,7 +8,7 @@ import numpy as np
 
 from whisper_opt.audio.features import LogMel
 from whisper_opt.audio.vad import SpeechDetector
-from whisper_opt.core.arrays import F32
+from whisper_opt.core.arrays import F32, softmax
 from whisper_opt.core.backend import Backend, Encoded
 from whisper_opt.core.dims import HOP_LENGTH, N_FRAMES, N_SAMPLES, SAMPLE_RATE
 from whisper_opt.core.errors import OptionError
@@ -50,15 +50,9 @@ def _probabilities(
 ) -> list[tuple[dict[str, float], float]]:
     """Language probabilities and no-speech probability of each window."""
     scores = next_token_logprobs(backend, audio, [vocab.sot])
-    languages = _softmax(scores[:, list(vocab.languages.values())])
+    languages = softmax(scores[:, list(vocab.languages.values())])
     ranked = [_ranked(dict(zip(vocab.languages, row))) for row in languages]
     return list(zip(ranked, np.exp(scores[:, vocab.no_speech]).tolist()))
-
-
-def _softmax(scores: F32) -> F32:
-    probs = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    result: F32 = probs / probs.sum(axis=-1, keepdims=True)
-    return result
 
 
 def _ranked(probs: dict[str, float]) -> dict[str, float]:

@@ -37,7 +37,7 @@ from whisper_opt.transcription.segmentation import (
 )
 from whisper_opt.transcription.words import Bounds, add_words, end_of_speech, skip_silence
 
-__all__ = ["Aligner", "WindowCursor"]
+__all__ = ["Aligner", "WindowCursor", "text_tokens"]
 
 
 class WindowCursor:
@@ -85,10 +85,10 @@ class WindowCursor:
         self._vocab = vocab
         self._dims = dims
         self._options = options
-        self._prefix = last_that_fit(_text_tokens(vocab, options.prefix or None), dims, options)
+        self._prefix = last_that_fit(text_tokens(vocab, options.prefix or None), dims, options)
         self._begin = _beginning(vocab, options)
-        self._initial = _text_tokens(vocab, options.initial_prompt)
-        self._hotwords = _text_tokens(vocab, (options.hotwords or "").strip() or None)
+        self._initial = text_tokens(vocab, options.initial_prompt)
+        self._hotwords = text_tokens(vocab, (options.hotwords or "").strip() or None)
         self._all_tokens = list(self._initial)
         self._prompt_reset_since = 0
         self._n_segments = 0
@@ -379,13 +379,14 @@ def _newest(tokens: Sequence[int], n: int) -> Sequence[int]:
     return tokens[-n:] if n > 0 else ()
 
 
-def _text_tokens(vocab: Vocab, text: str | None) -> tuple[int, ...]:
+def text_tokens(vocab: Vocab, text: str | None) -> tuple[int, ...]:
+    """Ids of text that a prompt begins with; none for None."""
     return () if text is None else tuple(vocab.encode(" " + text.strip()))
 
 
 def _beginning(vocab: Vocab, options: TranscribeOptions) -> tuple[int, ...]:
     """Ids of ``transcript_prefix``, after the timestamp 0.00 as in faster-whisper's get_prompt."""
-    text = _text_tokens(vocab, (options.transcript_prefix or "").strip() or None)
+    text = text_tokens(vocab, (options.transcript_prefix or "").strip() or None)
     return (vocab.timestamp_begin, *text) if text and not options.without_timestamps else text
 
 

@@ -20,10 +20,11 @@ from whisper_opt.core.dims import ModelDims
 from whisper_opt.core.errors import CheckpointError, OptionError, VerificationError
 from whisper_opt.export import build, export
 from whisper_opt.export.checkpoints import Checkpoint
+from whisper_opt.export.checkpoints.checkpoint import EMBEDDING
 from whisper_opt.export.graphs.builder import GraphBuilder
 from whisper_opt.export.graphs.dialects import make_dialect
 from whisper_opt.export.graphs.graph import build_decoder, build_encoder
-from whisper_opt.export.graphs.head import EMBEDDING, LIFT, embed, exact_head
+from whisper_opt.export.graphs.head import LIFT, embed, exact_head
 from whisper_opt.export.graphs.precision import FP16, PRECISIONS, make_precision
 from whisper_opt.export.verification.verify import noise_mel
 from whisper_opt.export.writer import write_graph

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 import weakref
 from pathlib import Path
 from typing import Any, Callable
@@ -15,15 +16,16 @@ import pytest
 from tests.support.engines import DIALECTS, require
 from tests.support.exports import BUILDERS, SMALL, change_weight
 from tests.support.models import random_checkpoint, random_dims
+from tests.support.pages import resident
 from whisper_opt.core.arrays import F32, NDArray
 from whisper_opt.core.dims import HEAD_DIM
 from whisper_opt.core.errors import VerificationError
 from whisper_opt.export import export
 from whisper_opt.export.checkpoints import Checkpoint
+from whisper_opt.export.checkpoints.checkpoint import EMBEDDING
 from whisper_opt.export.graphs.builder import OnnxGraph, Weight
 from whisper_opt.export.graphs.dialects import make_dialect
 from whisper_opt.export.graphs.graph import build_decoder, build_encoder
-from whisper_opt.export.graphs.head import EMBEDDING
 from whisper_opt.export.graphs.precision import FP16, FP32, Precision
 from whisper_opt.export.verification import partitioned as module
 from whisper_opt.export.verification.partitioned import PartitionedGraph
@@ -172,6 +174,25 @@ def test_partitions_compute_the_same_as_the_whole(
         head = 5 * DEEP.n_vocab * (DEEP.n_text_state + 1)  # in fp32 and in 8 bits
         assert heaviest <= max(partition_bytes, 2 * block) + head
     assert not list(place.glob("*.partition.onnx"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="not tested: Linux only")
+def test_pages_of_weights_are_in_memory_as_long_as_needed(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the runs of a whole graph, but not after those of a partition."""
+    tensors = random_checkpoint(DEEP).tensors
+    graph, cuts = BUILDERS["decoder"](DEEP, tensors, make_dialect("contrib"))
+    write_graph(graph, place, "decoder", lambda _: None)
+    feeds, file = feeds_of("decoder", "contrib", FP32), place / "decoder.data"
+    whole = PartitionedGraph(graph, cuts, place, "decoder")
+    whole.run(feeds)
+    assert resident(file) > 0
+    whole.close()
+    assert resident(file) == 0
+    monkeypatch.setattr(module, "PARTITION_BYTES", 1 << 10)
+    PartitionedGraph(graph, cuts, place, "decoder").run(feeds)
+    assert resident(file) == 0
 
 
 def _weight_bytes(graph: OnnxGraph, partition: onnx.ModelProto) -> int:

@@ -25,6 +25,7 @@ from tests.support.one_node import (
     linear4_graph,
     linear_graph,
     pack_graph,
+    self_attention_graph,
     session,
 )
 from whisper_opt.core.arrays import NDArray
@@ -148,6 +149,19 @@ def test_attention_of_the_decoder(n_queries: int) -> None:
         return [keys, values, *mixed, *outputs(cross_graph(2, 0, scores=True), **given, **chosen)]
 
     all_equal(compute)
+
+
+@pytest.mark.parametrize("n_new", [1, 5, 40])
+@pytest.mark.parametrize("fault", [None, np.nan, np.inf])
+def test_self_attention_of_the_decoder(n_new: int, fault: float | None) -> None:
+    rng = np.random.default_rng(n_new)
+    qkv = (rng.standard_normal((3, n_new, 3 * 128)) * 3).astype(np.float32)
+    if fault is not None:
+        qkv[1, n_new // 2, 130] = fault  # in a key
+    given = {"qkv": qkv, "start": np.array([0, 7, 60])}
+    for name in ("key", "value"):
+        given[name] = rng.standard_normal((3, 2, 100, 64)).astype(np.float32)
+    all_equal(lambda: outputs(self_attention_graph(2), **given))
 
 
 @pytest.mark.parametrize("n_rows", [1, 2, 3, 5])

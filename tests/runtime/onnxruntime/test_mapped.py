@@ -12,6 +12,7 @@ import pytest
 
 from tests.support.engines import sharp_checkpoint
 from tests.support.models import random_dims
+from tests.support.pages import resident
 from whisper_opt.export import export
 from whisper_opt.runtime.native import why_no_kernels
 from whisper_opt.runtime.onnxruntime.graph import load_graph
@@ -35,17 +36,6 @@ def mapped(file: Path) -> Iterator[mmap.mmap]:
     with file.open("rb") as stream, mmap.mmap(stream.fileno(), SIZE, access=mmap.ACCESS_COPY) as it:
         assert it[:] == file.read_bytes()  # every page is resident
         yield it
-
-
-def resident(file: Path) -> int:
-    """Resident kilobytes of a mapped file."""
-    found, ours = 0, False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        if "-" in line.split()[0]:
-            ours = line.endswith(str(file))
-        elif ours and line.startswith("Rss:"):
-            found += int(line.split()[1])
-    return found
 
 
 def test_pages_are_released_and_stay_valid(file: Path, mapped: mmap.mmap) -> None:

@@ -123,6 +123,24 @@ def test_live_text_of_the_microphone(browser: Any) -> None:
     assert times == sorted(times)
 
 
+def test_a_recording_that_cannot_begin(browser: Any) -> None:
+    """The microphone is released, nothing is left on the page, and the button is as before."""
+    until(browser, lambda b: b.find_elements("css selector", "[name=beam_size]"))
+    browser.execute_script(
+        """
+        const ask = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+        navigator.mediaDevices.getUserMedia = async (wanted) => (window.heard = await ask(wanted));
+        MediaRecorder.prototype.start = () => { throw new Error("broken"); };
+        """
+    )
+    one(browser, "#record").click()
+    until(browser, lambda b: "broken" in one(b, "#status").text)
+    states = "return window.heard.getTracks().map((track) => track.readyState)"
+    assert browser.execute_script(states) == ["ended"]
+    assert one(browser, "#record").get_attribute("aria-pressed") == "false"
+    assert not browser.find_elements("css selector", ".live")
+
+
 def test_a_line_is_edited_with_the_keyboard(browser: Any) -> None:
     from selenium.webdriver.common.keys import Keys
 

@@ -12,6 +12,7 @@ import pytest
 from tests.support.quick_backend import OPTIONS, quick_model
 from tests.support.watched_backend import noise
 from whisper_opt import (
+    AudioError,
     Failed,
     Live,
     LiveEvent,
@@ -64,6 +65,7 @@ def test_an_utterance_is_the_offline_transcript_of_its_audio(
         assert each.text == offline.text
         assert [s.text for s in each.segments] == [s.text for s in offline]
         assert each.segments[0].start == pytest.approx(offline[0].start + each.start)
+        assert each.segments[0].seek == offline[0].seek + round(each.start * 100)
 
 
 def test_updates_and_recordings_share_the_batch(model: Whisper, served: Engine) -> None:
@@ -84,6 +86,24 @@ def test_too_many_sessions_are_refused(served: Engine) -> None:
         served.live(OPTIONS, LIVE)
     sessions[0].cancel()
     served.live(OPTIONS, LIVE)
+
+
+def test_a_session_that_is_refused_is_not_built(
+    served: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full engine refuses at once: a session loads its speech detector."""
+    for _ in range(3):
+        served.live(OPTIONS, LIVE)
+    monkeypatch.setattr("whisper_opt.serving.live.sessions.LiveSession", None)
+    with pytest.raises(LiveSessionsFull):
+        served.live(OPTIONS, LIVE)
+
+
+def test_a_session_that_cannot_be_built_takes_no_place(served: Engine) -> None:
+    for _ in range(4):
+        with pytest.raises(AudioError):
+            served.live(OPTIONS, LIVE, sample_rate=5)
+    assert served.live_capacity == (0, 3)
 
 
 def test_resume_by_name(served: Engine) -> None:

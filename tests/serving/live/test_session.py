@@ -12,6 +12,7 @@ from tests.support.live_runner import EACH, HandRunner
 from tests.support.live_script import RATE, result
 from tests.support.live_words import words
 from tests.support.reference_windows import DIMS, VOCAB
+from tests.support.speaker_networks import ToneNetworks, tones
 from whisper_opt import (
     AudioError,
     Committed,
@@ -22,6 +23,7 @@ from whisper_opt import (
     LiveOptions,
     LiveSessionLost,
     Partial,
+    Speakers,
     SpeechStarted,
     SpeechStopped,
     StreamError,
@@ -29,6 +31,7 @@ from whisper_opt import (
     Utterance,
 )
 from whisper_opt.serving.live.session import LiveSession
+from whisper_opt.transcription.live.speakers import LiveSpeakers
 from whisper_opt.transcription.live.transcriber import LiveTranscriber
 
 pytestmark = pytest.mark.usefixtures("hear_no_speech")
@@ -39,11 +42,20 @@ def runner() -> HandRunner:
     return HandRunner()
 
 
-def begun(runner: HandRunner, *, rate: int = RATE, channels: int = 1, **live: Any) -> LiveSession:
+def begun(
+    runner: HandRunner,
+    *,
+    rate: int = RATE,
+    channels: int = 1,
+    speakers: LiveSpeakers | None = None,
+    **live: Any,
+) -> LiveSession:
     options = TranscribeOptions()
     how = LiveOptions(**{"vad": False, "policy": "agreement", **live})
     transcriber = LiveTranscriber(VOCAB, DIMS, options, how)
-    return LiveSession(runner, transcriber, options, how, sample_rate=rate, channels=channels)
+    return LiveSession(
+        runner, transcriber, options, how, sample_rate=rate, channels=channels, speakers=speakers
+    )
 
 
 def push(session: LiveSession, runner: HandRunner, seconds: float) -> None:
@@ -83,6 +95,32 @@ def test_utterances_are_transcribed_with_the_options_of_the_session(runner: Hand
     samples, options, _ = runner.utterances[0]
     assert len(samples) == RATE
     assert options == TranscribeOptions(language="en", word_timestamps=True)
+
+
+@pytest.mark.parametrize("final", ["full", "none"])
+def test_utterances_have_speakers_and_the_session_has_better_ones(
+    runner: HandRunner, final: str
+) -> None:
+    speakers = LiveSpeakers(ToneNetworks.networks(), TranscribeOptions(diarize=True))
+    session = begun(runner, final=final, speakers=speakers)
+    for speaker in (1, 0, 1):
+        session.push(tones([(0.2, 3.8, speaker)], 4.0))
+        runner.work()
+        session.commit()
+        runner.work()
+        runner.answer()
+        if final == "full":
+            runner.finish()
+    session.finish()
+    runner.work()
+    events = session.take()
+    found = [event for event in events if isinstance(event, Utterance)]
+    assert [event.speaker for event in found] == ["A", "B", "A"]
+    parts = [(event, part) for event in found for part in (*event.segments, *event.words)]
+    assert len(parts) >= 3
+    assert all(part.speaker == event.speaker for event, part in parts)
+    assert events[-1] == Speakers({0: "A", 1: "B", 2: "A"})
+    assert session.ended
 
 
 def test_without_a_final_the_utterance_has_the_committed_words(runner: HandRunner) -> None:
@@ -157,6 +195,19 @@ def test_cancel_ends_the_events_at_once(runner: HandRunner) -> None:
     assert list(session.events()) == []
     runner.answer()
     assert session.take() == []
+
+
+def test_cancel_stops_what_is_decoded(runner: HandRunner) -> None:
+    session = begun(runner)
+    push(session, runner, 1.0)
+    session.commit()
+    runner.work()
+    runner.answer()
+    push(session, runner, 1.0)
+    assert (len(runner.updates), len(runner.utterances)) == (1, 1)
+    session.cancel()
+    runner.work()
+    assert (len(runner.updates), len(runner.utterances)) == (0, 0)
 
 
 def test_a_closed_engine_ends_the_session_with_a_failure(runner: HandRunner) -> None:

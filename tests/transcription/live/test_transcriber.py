@@ -253,6 +253,37 @@ def test_an_utterance_that_ends_and_one_that_begins_in_the_same_block(
     assert (update.start, len(update.samples)) == (2.0, 19 * RATE)
 
 
+@pytest.mark.parametrize(("seconds", "goes_on"), [(1.2, False), (2.0, True)])
+def test_a_result_does_not_end_before_what_is_said_after_the_committed_words(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, goes_on: bool
+) -> None:
+    script = Script(options(vad=True))
+    edges = [Edge(0, is_start=True)]
+    monkeypatch.setattr(script.session._gate, "feed", lambda samples: edges)
+    script.speak(0.5)
+    edges.clear()
+    assert not script.update().goes_on  # nothing is committed
+    script.answer(script.session._running, result(words("a b")))  # type: ignore[arg-type]
+    script.hear(result(words("a b")), 0.5)
+    assert script.committed() == " a b"  # up to 0.6 s
+    script.speak(seconds - 1.0)
+    script.session._gate.begin(0)
+    script.do("commit")
+    assert script.update().goes_on == goes_on
+
+
+def test_a_full_stop_is_not_committed_in_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The speaker may go on with the sentence."""
+    script = Script(options())
+    monkeypatch.setattr(
+        "whisper_opt.audio.vad.gate.SpeechGate.quiet_since", round(0.6 * RATE), raising=True
+    )
+    monkeypatch.setattr(script.session._vocab, "decode", lambda ids: "".join(map(chr, ids)))
+    last = LiveWord(" b.", (ord("b"), ord(".")), 0.3, 0.6, 0.9, margin=100)
+    script.hear(result([*words("a"), last]), 1.1)
+    assert (script.committed(), script.partial) == (" a b", ".")
+
+
 # --- a speaker ------------------------------------------------------------------------------------
 
 STEP = 0.05

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from whisper_opt.core.arrays import F32
 
-__all__ = ["LIMIT", "Labels", "cluster", "similarities"]
+__all__ = ["LEAST", "LIMIT", "Labels", "cluster", "similarities"]
 
 Labels = npt.NDArray[np.intp]
 """Number of the cluster of each voice, from 0."""
@@ -26,7 +26,7 @@ _PART = 1000
 """Voices that are merged at once."""
 _TRIED = 100
 """Clusters that are too small, at most, while a number of large ones is looked for."""
-_SMALL = 3.0
+LEAST = 3.0
 """Seconds of speech; a cluster with less is no speaker of its own if there are others."""
 
 
@@ -89,6 +89,7 @@ def cluster(
     low: int = 1,
     high: int | None = None,
     limit: float = LIMIT,
+    least: float = LEAST,
 ) -> tuple[Labels, F32]:
     """Labels of voices, and the mean voice of every label.
 
@@ -98,6 +99,7 @@ def cluster(
         low: minimum number of clusters; fewer are made only if there are fewer voices.
         high: maximum number of clusters; default: no limit.
         limit: cosine distance up to which clusters are merged.
+        least: seconds of speech; a cluster with less joins the most similar other one.
 
     Returns:
         Labels [n] from 0, and centres F32 [k, d].
@@ -105,8 +107,8 @@ def cluster(
     heavy = np.asarray(weights, np.float32)
     first, points, totals = _reduced(voices, heavy)
     tree = _tree(points) if len(points) > 1 else np.empty((0, 4))
-    labels = _large(tree, points, totals, low, high, limit)
-    labels = _large_only(points, totals, labels, low)
+    labels = _large(tree, points, totals, low, high, limit, least)
+    labels = _large_only(points, totals, labels, low, least)
     labels = np.unique(labels[first], return_inverse=True)[1].astype(np.intp)
     return labels, _means(voices, heavy, labels)[0]
 
@@ -135,11 +137,12 @@ def _large(
     low: int,
     high: int | None,
     limit: float,
+    least: float,
 ) -> Labels:
     """The cut of the tree at the limit, or at another if it gives too few or many clusters."""
 
     def n_large(labels: Labels) -> int:
-        return max(1, int((np.bincount(labels, totals) >= _SMALL).sum()))
+        return max(1, int((np.bincount(labels, totals) >= least).sum()))
 
     found = _cut(tree, limit) if len(tree) else np.zeros(len(points), np.intp)
     n = n_large(found)
@@ -158,10 +161,10 @@ def _large(
     return best
 
 
-def _large_only(points: F32, totals: F32, labels: Labels, low: int) -> Labels:
+def _large_only(points: F32, totals: F32, labels: Labels, low: int, least: float) -> Labels:
     """Labels after small clusters were joined to the most similar large one."""
     means, sums = _means(points, totals, labels)
-    n_kept = max(1, min(low, len(sums)), int((sums >= _SMALL).sum()))
+    n_kept = max(1, min(low, len(sums)), int((sums >= least).sum()))
     kept = np.sort(np.argsort(-sums, kind="stable")[:n_kept])
     nearest = kept[similarities(means, means[kept]).argmax(axis=1)]
     nearest[kept] = kept

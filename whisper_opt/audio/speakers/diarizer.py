@@ -8,14 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from whisper_opt.audio.speakers.clustering import Labels, cluster, similarities
+from whisper_opt.audio.speakers.clustering import LEAST, Labels, cluster, similarities
 from whisper_opt.audio.speakers.networks import SpeakerNetworks
 from whisper_opt.audio.speakers.turns import Spoken, active_frames, spans
 from whisper_opt.audio.speakers.windows import SPEAKERS, Voice, Windows
 from whisper_opt.core.arrays import F32
 from whisper_opt.core.errors import AudioError
 
-__all__ = ["SIMILAR", "Diarizer", "names", "voice_of"]
+__all__ = ["SIMILAR", "Diarizer", "main_voice", "names", "recognized", "voice_of"]
 
 SIMILAR = 0.5
 """Cosine similarity from which a speaker is one of the known ones."""
@@ -34,27 +34,56 @@ def voice_of(networks: SpeakerNetworks, samples: F32, name: str) -> F32:
     Raises:
         AudioError: nobody speaks in it; ``name`` is that of the clip.
     """
+    voice, _ = main_voice(networks, samples)
+    if voice is None:
+        raise AudioError(
+            f"no speech was found in the reference clip of {name}; expected 2 to 10 s of one person"
+        )
+    return voice
+
+
+def main_voice(networks: SpeakerNetworks, samples: F32) -> tuple[F32 | None, float]:
+    """The voice of the person who speaks most.
+
+    Args:
+        networks: the networks.
+        samples: F32 [n] at 16 kHz.
+
+    Returns:
+        The voice, F32 [d] of unit length, or None if nobody speaks; and the seconds of speech that
+        it was made of, in which overlapping windows count several times.
+    """
     windows = Windows(networks)
     windows.feed(samples)
     windows.finish()
     if not windows.voices:
-        raise AudioError(
-            f"no speech was found in the reference clip of {name}; expected 2 to 10 s of one person"
-        )
-    labels, centres = _clustered(windows.voices, 1, None)
-    weights = [voice.weight for voice in windows.voices]
-    best = centres[int(np.bincount(labels, weights).argmax())]
-    found: F32 = best / np.linalg.norm(best)
-    return found
+        return None, 0.0
+    labels, centres = _clustered(windows.voices, 1, None, least=0.0)
+    totals = np.bincount(labels, [voice.weight for voice in windows.voices])
+    best = int(totals.argmax())
+    found: F32 = centres[best] / np.linalg.norm(centres[best])
+    return found, float(totals[best])
 
 
-def _clustered(voices: Sequence[Voice], low: int, high: int | None) -> tuple[Labels, F32]:
+def recognized(centres: F32, known: Mapping[str, F32]) -> dict[int, str]:
+    """The names of those of some voices [n, d] that are voices of known speakers."""
+    if not known:
+        return {}
+    alike = similarities(centres, np.stack(list(known.values())))
+    best = alike.argmax(axis=1).tolist()
+    return {i: list(known)[k] for i, k in enumerate(best) if alike[i, k] >= SIMILAR}
+
+
+def _clustered(
+    voices: Sequence[Voice], low: int, high: int | None, least: float = LEAST
+) -> tuple[Labels, F32]:
     """The speaker of each voice, and the mean voice of each speaker."""
     return cluster(
         np.stack([voice.embedding for voice in voices]),
         [voice.weight for voice in voices],
         low=low,
         high=high,
+        least=least,
     )
 
 
@@ -110,17 +139,10 @@ class Diarizer:
 
     def _recognized(self, centres: F32) -> tuple[list[int], dict[int, str]]:
         """The speaker of every cluster, and the names of those who are known."""
-        owners = list(range(len(centres)))
-        named: dict[int, str] = {}
-        if self._known:
-            alike = similarities(centres, np.stack(list(self._known.values())))
-            for cluster_, (best, value) in enumerate(zip(alike.argmax(axis=1), alike.max(axis=1))):
-                name = list(self._known)[best]
-                if value >= SIMILAR:
-                    same = [i for i, other in named.items() if other == name]
-                    owners[cluster_] = same[0] if same else cluster_
-                    named[owners[cluster_]] = name
-        return owners, named
+        named = recognized(centres, self._known)
+        firsts = {name: i for i, name in reversed(named.items())}
+        owners = [firsts[named[i]] if i in named else i for i in range(len(centres))]
+        return owners, {i: name for name, i in firsts.items()}
 
 
 def _named(

@@ -10,15 +10,13 @@ import collections
 import dataclasses
 
 from whisper_opt.audio.vad.network import FRAME, Frames
-from whisper_opt.audio.vad.rules import Span
+from whisper_opt.audio.vad.rules import Span, end_threshold
 from whisper_opt.audio.vad.second_look import SecondLook
 from whisper_opt.core.arrays import F32
 from whisper_opt.core.dims import SAMPLE_RATE
 
 __all__ = ["Edge", "SpeechGate"]
 
-_HYSTERESIS = 0.15
-"""Speech ends when the probability is this far below the threshold."""
 _LEAST = 2
 """Frames (32 ms) of speech in a row with which an utterance begins."""
 _LEAST_SECOND = 8
@@ -63,7 +61,7 @@ class SpeechGate:
             tail: samples after it.
             longest: samples in which an utterance should end.
         """
-        self._high, self._low = threshold, max(threshold - _HYSTERESIS, 0.01)
+        self._high, self._low = threshold, end_threshold(threshold)
         self._silence, self._pre_roll, self._tail = silence, pre_roll, tail
         self._longest = longest
         self._frames = Frames(batch=1)

@@ -13,13 +13,17 @@ from whisper_opt.audio.vad.network import FRAME
 from whisper_opt.core.dims import SAMPLE_RATE
 from whisper_opt.core.options import VadOptions
 
-__all__ = ["Span", "SpanPadding", "SpanRules"]
+__all__ = ["Span", "SpanPadding", "SpanRules", "end_threshold"]
 
 _HYSTERESIS = 0.15
-"""Speech ends when the probability is this far below the threshold."""
 _LEAST_THRESHOLD = 0.01
 _MIN_PAUSE = round(0.098 * SAMPLE_RATE)
 """Speech that is too long may be split at silences of more samples than this."""
+
+
+def end_threshold(threshold: float) -> float:
+    """The speech probability below which speech ends that began with ``threshold``."""
+    return max(threshold - _HYSTERESIS, _LEAST_THRESHOLD)
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -40,7 +44,7 @@ class SpanRules:
 
     def __init__(self, options: VadOptions) -> None:
         self._high = options.threshold
-        self._low = max(options.threshold - _HYSTERESIS, _LEAST_THRESHOLD)
+        self._low = end_threshold(options.threshold)
         self._min_speech = round(options.min_speech_duration * SAMPLE_RATE)
         self._min_silence = round(options.min_silence_duration * SAMPLE_RATE)
         padding = 2 * round(options.speech_pad * SAMPLE_RATE)

@@ -11,7 +11,7 @@ from whisper_opt.core.errors import OptionError
 from whisper_opt.core.options.checks import LANGUAGE_OPTIONS, check_transcription
 from whisper_opt.core.options.effective import effective_transcription
 from whisper_opt.core.options.fields import check_fields, option, same_option
-from whisper_opt.core.options.speakers import SpeakerOptions
+from whisper_opt.core.options.speakers import DIARIZE_OPTIONS, SpeakerOptions
 from whisper_opt.core.options.vad import VadOptions
 
 __all__ = ["STRATEGIES", "TASKS", "VAD_MODES", "TranscribeOptions"]
@@ -420,6 +420,11 @@ class TranscribeOptions:
         """The options that are arguments of ``load_audio`` and ``open_audio``."""
         names = ("max_duration", "max_audio_bytes", "strict_audio")
         return {name: getattr(self, name) for name in names}
+
+    def without_speakers(self) -> TranscribeOptions:
+        """The same options without ``diarize`` and those that need it."""
+        plain = {name: _default(name) for name in ("diarize", *DIARIZE_OPTIONS)}
+        return dataclasses.replace(self, **plain)
 
     def for_speech(self, clip_timestamps: Sequence[float] = ()) -> TranscribeOptions:
         """The same options for audio that is known to be speech: sequential, without VAD."""

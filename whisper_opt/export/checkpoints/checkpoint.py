@@ -16,10 +16,21 @@ from typing import Callable
 from whisper_opt.core.arrays import F32
 from whisper_opt.core.dims import CHUNK_LENGTH, N_FRAMES, ModelDims
 from whisper_opt.core.errors import CheckpointError
+from whisper_opt.runtime import head_names
 
-__all__ = ["OUTPUT_HEAD", "Checkpoint", "Source", "Tensor", "check_window", "expected_shapes"]
+__all__ = [
+    "EMBEDDING",
+    "OUTPUT_HEAD",
+    "Checkpoint",
+    "Source",
+    "Tensor",
+    "check_window",
+    "expected_shapes",
+]
 
-OUTPUT_HEAD = "decoder.head.weight"
+EMBEDDING = head_names.EMBEDDING
+"""The token embedding, which is the output head too in most models."""
+OUTPUT_HEAD = head_names.OWN_HEAD
 """The output head of untied models; openai-whisper has no such tensor."""
 
 
@@ -151,7 +162,7 @@ def expected_shapes(dims: ModelDims) -> dict[str, tuple[int, ...]]:
     for i in range(dims.n_audio_layer):
         shapes.update(_block(f"encoder.blocks.{i}", audio, cross=False))
     shapes.update(_norm("encoder.ln_post", audio))
-    shapes["decoder.token_embedding.weight"] = (dims.n_vocab, text)
+    shapes[EMBEDDING] = (dims.n_vocab, text)
     shapes["decoder.positional_embedding"] = (dims.n_text_ctx, text)
     for i in range(dims.n_text_layer):
         shapes.update(_block(f"decoder.blocks.{i}", text, cross=True))

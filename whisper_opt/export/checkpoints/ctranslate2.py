@@ -23,7 +23,12 @@ from typing import BinaryIO
 from whisper_opt.core.dims import ModelDims
 from whisper_opt.core.errors import CheckpointError
 from whisper_opt.export.checkpoints.blob import ITEM_BYTES, Blob, Stored, make_source, same_values
-from whisper_opt.export.checkpoints.checkpoint import OUTPUT_HEAD, Checkpoint, check_window
+from whisper_opt.export.checkpoints.checkpoint import (
+    EMBEDDING,
+    OUTPUT_HEAD,
+    Checkpoint,
+    check_window,
+)
 from whisper_opt.export.checkpoints.quantized import ScaledBlob, report_rounding
 from whisper_opt.export.checkpoints.sidecar import alignment_heads, read_json, token_ids
 from whisper_opt.export.checkpoints.tokenizer import find_tokenizer
@@ -282,7 +287,7 @@ def _blobs(contents: _Contents, dims: ModelDims) -> dict[str, Stored]:
         **_linear(contents, "encoder/conv2", "encoder.conv2"),
         "encoder.positional_embedding": contents.blob("encoder/position_encodings/encodings"),
         **_norm(contents, "encoder/layer_norm", "encoder.ln_post"),
-        "decoder.token_embedding.weight": contents.blob("decoder/embeddings/weight"),
+        EMBEDDING: contents.blob("decoder/embeddings/weight"),
         "decoder.positional_embedding": contents.blob("decoder/position_encodings/encodings"),
         **_norm(contents, "decoder/layer_norm", "decoder.ln"),
     }
@@ -291,7 +296,7 @@ def _blobs(contents: _Contents, dims: ModelDims) -> dict[str, Stored]:
             theirs, ours = f"{side}/layer_{i}", f"{side}.blocks.{i}"
             found.update(_layer(contents, theirs, ours, cross=side == "decoder"))
     head = contents.arrays.get("decoder/projection/weight")
-    if head is not None and not same_values(head, found["decoder.token_embedding.weight"]):
+    if head is not None and not same_values(head, found[EMBEDDING]):
         found[OUTPUT_HEAD] = head
     return found
 

@@ -22,6 +22,7 @@ from whisper_opt.core.arrays import F32
 from whisper_opt.core.errors import CheckpointError
 from whisper_opt.export.checkpoints.blob import Blob, Stored, make_source, same_values
 from whisper_opt.export.checkpoints.checkpoint import (
+    EMBEDDING,
     OUTPUT_HEAD,
     Checkpoint,
     Source,
@@ -42,7 +43,6 @@ __all__ = ["ADAPTER_WEIGHTS", "Adapter", "read_adapter"]
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 """Weight files of an adapter in order of preference."""
 
-_EMBEDDING = "decoder.token_embedding.weight"
 _NAME = re.compile(
     r"(?:_orig_mod\.|module\.)*(?:base_model\.model\.)?(?P<module>[\w.]+?)\."
     r"(?P<part>lora_A\.weight|lora_B\.(?:weight|bias)|lora_embedding_[AB]"
@@ -172,7 +172,7 @@ class Adapter:
             CheckpointError: the adapter does not fit the base, or the tokenizer does not fit.
         """
         arrays = self._merged_arrays(base)
-        dims = dataclasses.replace(base.dims, n_vocab=arrays[_EMBEDDING].shape[0])
+        dims = dataclasses.replace(base.dims, n_vocab=arrays[EMBEDDING].shape[0])
         text = base.tokenizer_json
         if tokenizer is not None:
             text = find_tokenizer(tokenizer, dims)
@@ -205,7 +205,7 @@ class Adapter:
             changes += self._steps(module, parts, names)
         tied = OUTPUT_HEAD not in arrays and not self._unties(replaced)
         if not tied:
-            arrays.setdefault(OUTPUT_HEAD, arrays[_EMBEDDING])
+            arrays.setdefault(OUTPUT_HEAD, arrays[EMBEDDING])
         for name, blob in replaced.items():
             arrays[_place(name, tied)] = blob
         # PEFT merges in the order of modules: the embedding before the output head
@@ -219,7 +219,7 @@ class Adapter:
         for module, parts in self._token_modules():
             if _whole(parts, "weight") and self.settings.replaces(module):
                 return True
-        both = [replaced[name] for name in (_EMBEDDING, OUTPUT_HEAD) if name in replaced]
+        both = [replaced[name] for name in (EMBEDDING, OUTPUT_HEAD) if name in replaced]
         return len(both) == 2 and not same_values(*both)
 
     def _steps(
@@ -276,7 +276,7 @@ def _known(name: str | None, module: str, kind: str) -> str:
 
 
 def _place(name: str, tied: bool) -> str:
-    return _EMBEDDING if tied and name == OUTPUT_HEAD else name
+    return EMBEDDING if tied and name == OUTPUT_HEAD else name
 
 
 def _check_factors(module: str, parts: Mapping[str, Blob], rank: int) -> None:
@@ -298,7 +298,7 @@ def _check_factors(module: str, parts: Mapping[str, Blob], rank: int) -> None:
 def _changed(array: Stored, step: _Step, name: str) -> _Merged:
     """An array with a further change, whose shape is checked."""
     before = array if isinstance(array, _Merged) else _Merged(array.dtype, array.tensor())
-    if not _fits(step, before.shape, name in (_EMBEDDING, OUTPUT_HEAD)):
+    if not _fits(step, before.shape, name in (EMBEDDING, OUTPUT_HEAD)):
         shapes = ", ".join(f"{key} {list(part.shape)}" for key, part in step.parts.items())
         raise CheckpointError(
             f"the adapter's {shapes} do not fit {name!r} of the base model, which has shape"

@@ -12,14 +12,14 @@ from typing import Any
 from whisper_opt.core.dims import ModelDims
 from whisper_opt.core.errors import CheckpointError
 from whisper_opt.export.checkpoints.blob import Stored
-from whisper_opt.export.checkpoints.checkpoint import OUTPUT_HEAD
+from whisper_opt.export.checkpoints.checkpoint import EMBEDDING, OUTPUT_HEAD
 
 __all__ = ["check_token_ids", "is_multilingual", "without_padding_rows"]
 
 _log = logging.getLogger(__name__)
 _END_OF_TEXT, _NO_TIMESTAMPS = "<|endoftext|>", "<|notimestamps|>"
 _LANGUAGE = re.compile(r"<\|[a-z]{2,3}\|>")
-_TOKEN_ROWS = ("decoder.token_embedding.weight", OUTPUT_HEAD)
+_TOKEN_ROWS = (EMBEDDING, OUTPUT_HEAD)
 """Tensors with one row per token."""
 _ENGLISH_END = 50256
 """End of text in OpenAI's English-only vocabulary, which is GPT-2's. It has language tokens too,

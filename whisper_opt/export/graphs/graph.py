@@ -38,6 +38,7 @@ from whisper_opt.export.graphs.cross import CrossKV, PackedCrossKV, PlainCrossKV
 from whisper_opt.export.graphs.head import embed, exact_head, two_stage_head
 from whisper_opt.export.graphs.linear import Linear
 from whisper_opt.export.graphs.mixed import MixedLinear
+from whisper_opt.export.graphs.operators import Operator
 from whisper_opt.export.graphs.partial import CompressedPositions
 from whisper_opt.export.graphs.precision import FP32, Precision
 from whisper_opt.export.quantization.activation_stats import ActivationStats
@@ -99,6 +100,13 @@ class Dialect(Protocol):
         types: Precision,
     ) -> tuple[str, str, str]:
         """Append packed [N, S, 3 * n_state] to the cache and attend -> (mix, key', value')."""
+
+    def own_attention(self, n_head: int, types: Precision) -> Operator:
+        """The same as an operator of ``qkv``, ``key``, ``value`` and ``start``, for a kernel.
+
+        All tokens of a row count as real. Those after its last are padding, whose results are never
+        read.
+        """
 
 
 def _add(builder: GraphBuilder, linear: Linear, value: str, branch: str) -> str:
@@ -231,7 +239,8 @@ def build_decoder(
     linear = _linear(builder, tensors, types, stats, types.bits)
     alignment_heads = alignment_heads or dims.default_alignment_heads
     cross = (PackedCrossKV if packed else PlainCrossKV)(builder, linear, dims)
-    layers = _DecoderLayers(builder, linear, dialect, dims, alignment_heads, cross)
+    own = dialect.own_attention(dims.n_text_head, types) if packed else None
+    layers = _DecoderLayers(builder, linear, dialect, dims, alignment_heads, cross, own)
     inputs = layers.inputs
     value = embed(builder, inputs.tokens, tensors, types.head)
     table = linear.vector("decoder.positional_embedding", types.residual)
@@ -263,12 +272,15 @@ class _DecoderLayers:
         dims: ModelDims,
         alignment_heads: Sequence[tuple[int, int]],
         cross: CrossKV,
+        own: Operator | None,
     ) -> None:
-        """Declare the inputs."""
+        """Declare the inputs; ``own``: the operator of self-attention, if it has a kernel."""
         self._builder, self._linear, self._dialect, self._dims = builder, linear, dialect, dims
         self._alignment_heads = alignment_heads
         self.inputs = DecoderInputs(builder, dims)
-        dialect.begin_decoder(builder, self.inputs)
+        self._own_attention = own
+        if own is None:
+            dialect.begin_decoder(builder, self.inputs)
         self._aligned = builder.input("aligned", _INT64, ["n_aligned"])
         self._own: list[int | str] = ["n_seq", dims.n_text_head, "capacity", HEAD_DIM]
         self._caches = [
@@ -293,9 +305,14 @@ class _DecoderLayers:
         block = f"decoder.blocks.{i}"
         builder.scope(block)
         qkv = linear.norm_qkv(value, f"{block}.attn_ln", f"{block}.attn")
-        mixed, *cache = self._dialect.self_attention(
-            builder, qkv, self._caches[i], dims.n_text_head, linear.types
-        )
+        own, n_head = self._own_attention, dims.n_text_head
+        if own is not None:
+            given = [qkv, *self._caches[i], self.inputs.start]
+            mixed, *cache = own.nodes(builder, given, 3, num_heads=n_head)
+        else:
+            mixed, *cache = self._dialect.self_attention(
+                builder, qkv, self._caches[i], n_head, linear.types
+            )
         self._updated.append(cache)
         value = linear.linear_add(value, mixed, f"{block}.attn.out")
         query = linear.norm_linear(value, f"{block}.cross_attn_ln", f"{block}.cross_attn.query")

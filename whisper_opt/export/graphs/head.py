@@ -21,18 +21,18 @@ from onnx import TensorProto
 
 from whisper_opt.core.arrays import NDArray
 from whisper_opt.core.dims import ModelDims
-from whisper_opt.export.checkpoints.checkpoint import OUTPUT_HEAD, Tensor
+from whisper_opt.export.checkpoints.checkpoint import EMBEDDING, OUTPUT_HEAD, Tensor
 from whisper_opt.export.graphs.builder import MICROSOFT, GraphBuilder, Together
 from whisper_opt.export.graphs.int4_operators import BLOCK, embed4, head4
 from whisper_opt.export.graphs.operators import Operator, number
 from whisper_opt.export.graphs.packed_weights import gather_columns, packed_weight, unpack_weight
 from whisper_opt.export.graphs.precision import FP32, Precision
 from whisper_opt.export.quantization.head8 import QuantizedHead, quantize_head
-from whisper_opt.export.quantization.int4 import EMBEDDING, N_SPECIAL, Int4Head
+from whisper_opt.export.quantization.int4 import N_SPECIAL, Int4Head
 from whisper_opt.runtime.head_bounds import STEPS
 from whisper_opt.runtime.head_names import APPROXIMATE, APPROXIMATE_SCORES, EXACT, HIDDEN, SCOPE
 
-__all__ = ["EMBEDDING", "embed", "embed8", "exact_head", "head8", "two_stage_head"]
+__all__ = ["embed", "embed8", "exact_head", "head8", "two_stage_head"]
 
 LIFT = 17.0
 """The estimate: distance of the best score from the mean. On speech it is 12 to 21 in tiny.en. With

@@ -111,9 +111,9 @@ class Linear:
         product = self.builder.node(
             "MatMul", value, self._weight(f"{name}.qkv.weight", (state, 3 * state), weight)
         )
-        return self.builder.node("Add", product, self.qkv_bias(name))
+        return self.builder.node("Add", product, self._qkv_bias(name))
 
-    def qkv_bias(self, name: str) -> str:
+    def _qkv_bias(self, name: str) -> str:
         """Biases [3 * n_state] of an attention's query, key (zero) and value projections."""
         query, val = (self.tensors[f"{name}.{part}.bias"] for part in ("query", "value"))
         state = query.shape[0]

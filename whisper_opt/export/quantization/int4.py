@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 
 from whisper_opt.core.arrays import F32, NDArray
-from whisper_opt.export.checkpoints.checkpoint import OUTPUT_HEAD, Tensor
+from whisper_opt.export.checkpoints.checkpoint import EMBEDDING, OUTPUT_HEAD, Tensor
 from whisper_opt.export.graphs.builder import Together
 from whisper_opt.export.graphs.groups import CROSS, HEAD, group_of, matches
 from whisper_opt.export.graphs.int4_operators import BLOCK, LINEARS4
@@ -17,7 +17,6 @@ from whisper_opt.export.quantization.head8 import mean_and_channel_scale
 
 __all__ = [
     "BLOCK",
-    "EMBEDDING",
     "N_SPECIAL",
     "Int4Head",
     "Int4Linear",
@@ -26,7 +25,6 @@ __all__ = [
     "unpack_int4",
 ]
 
-EMBEDDING = "decoder.token_embedding.weight"
 _RATIOS = (1.05, 1.0, 0.96, 0.92, 0.88, 0.84, 0.8, 0.75)
 """Scales tried for each block, relative to the one that reaches its largest weight."""
 _ROWS = 1024

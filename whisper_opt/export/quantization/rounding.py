@@ -13,13 +13,13 @@ from collections.abc import Collection, Mapping
 import numpy as np
 
 from whisper_opt.core.arrays import F32
-from whisper_opt.export.checkpoints.checkpoint import OUTPUT_HEAD, Checkpoint
+from whisper_opt.export.checkpoints.checkpoint import EMBEDDING, OUTPUT_HEAD, Checkpoint
 from whisper_opt.export.graphs.groups import HEAD, group_of, matches
 from whisper_opt.export.graphs.operators import GELU_MIN, GELU_STEPS, GELU_ZERO_POINT, MIN_ABSMAX
 from whisper_opt.export.graphs.precision import Precision
 from whisper_opt.export.quantization.activation_stats import ActivationStats
 from whisper_opt.export.quantization.head8 import quantize_head
-from whisper_opt.export.quantization.int4 import BLOCK, EMBEDDING, Int4Head, pack_int4, unpack_int4
+from whisper_opt.export.quantization.int4 import BLOCK, Int4Head, pack_int4, unpack_int4
 from whisper_opt.export.quantization.int8 import round_columns
 from whisper_opt.export.quantization.smoothing import NormSmoothing, norm_before
 from whisper_opt.export.verification.reference import Reference

@@ -14,7 +14,7 @@ import numpy as np
 
 from whisper_opt.core.arrays import F32, Int
 from whisper_opt.core.dims import HEAD_DIM
-from whisper_opt.export.checkpoints.checkpoint import OUTPUT_HEAD, Checkpoint
+from whisper_opt.export.checkpoints.checkpoint import EMBEDDING, OUTPUT_HEAD, Checkpoint
 
 __all__ = ["Reference", "gelu", "layer_norm"]
 
@@ -101,7 +101,7 @@ class Reference:
 
     def _embedding(self) -> F32:
         """[n_vocab, n_text_state]."""
-        return self._read("decoder.token_embedding.weight")
+        return self._read(EMBEDDING)
 
     def _output_head(self, embedding: F32) -> F32:
         """[n_vocab, n_text_state], the embedding in models without a separate head."""

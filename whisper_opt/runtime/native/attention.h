@@ -367,16 +367,16 @@ static void attend(void *data, size_t task) {
   const int64_t first = (int64_t)task % call->groups * TASK_QUERIES, end = min64(first + TASK_QUERIES, args->n_queries);
   const KeysValues kv = kv_at(call, index);
   float scores[TILE * call->n] __attribute__((aligned(64)));
-  for (int64_t row = first; row < end; row += TILE) {
+  for (int64_t row = first, rows; row < end; row += rows) {
     const float *queries[TILE];
     float *y[TILE];
-    const int rows = (int)min64(end - row, TILE);
+    rows = rows_of_tile(end - row);
     for (int r = 0; r < rows; r++) {
       const int64_t position = args->positions ? args->positions[row + r] : row + r;
       queries[r] = args->qkv + (audio * args->n_keys + position) * 3 * state + head * HEAD;
       y[r] = args->y + (audio * args->n_queries + row + r) * state + head * HEAD;
     }
-    attend_tile(&kv, call->added, call->n, SCORE_SCALE * LOG2_E, rows, queries, y, scores);
+    attend_tile(&kv, call->added, call->n, SCORE_SCALE * LOG2_E, (int)rows, queries, y, scores);
   }
 }
 
@@ -430,23 +430,36 @@ static KeysValues cross_kv_at(const Cross *args, int64_t audio, int64_t head) {
   return kv;
 }
 
+/* Keys of an audio without whole blocks of padding at the end: a batch is as wide as its longest audio. Beside others,
+ * they have weights of exactly 0. */
+static int64_t count_keys(const float *added, int64_t n) {
+  for (int64_t end = n; end > 0; end -= BLOCK) {
+    const float *block = added + end - BLOCK;
+    const int all_equal = !memcmp(block, block + 1, (BLOCK - 1) * sizeof *block);
+    if (block[0] != MASKED || !all_equal) return end;
+  }
+  return n;
+}
+
 static void attend_cross(void *data, size_t task) {
   const Cross *args = data;
   const int64_t groups = ceil_div(args->n_queries, TASK_QUERIES), state = args->n_head * HEAD;
   const int64_t audio = (int64_t)task / groups / args->n_head, head = (int64_t)task / groups % args->n_head;
   const int64_t first = (int64_t)task % groups * TASK_QUERIES, end = min64(first + TASK_QUERIES, args->n_queries);
   const KeysValues kv = cross_kv_at(args, audio, head);
-  float scores[TILE * args->n_keys] __attribute__((aligned(64)));
-  for (int64_t row = first; row < end; row += TILE) {
+  const float *added = args->added + audio * args->n_keys;
+  const int64_t n = count_keys(added, args->n_keys);
+  float scores[TILE * n] __attribute__((aligned(64)));
+  for (int64_t row = first, rows; row < end; row += rows) {
     const float *queries[TILE];
     float *y[TILE];
-    const int rows = (int)min64(end - row, TILE);
+    rows = rows_of_tile(end - row);
     for (int r = 0; r < rows; r++) {
       const int64_t at = (audio * args->n_queries + row + r) * state + head * HEAD;
       queries[r] = args->queries + at;
       y[r] = args->y + at;
     }
-    attend_tile(&kv, args->added + audio * args->n_keys, args->n_keys, SCORE_SCALE * LOG2_E, rows, queries, y, scores);
+    attend_tile(&kv, added, n, SCORE_SCALE * LOG2_E, (int)rows, queries, y, scores);
   }
 }
 

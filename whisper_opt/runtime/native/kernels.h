@@ -89,6 +89,16 @@ typedef struct Attention {
   float *y;
 } Attention;
 
+/* Self-attention of the decoder, y [n_seq, n_new, n_head * 64]: the new tokens of a row are at the positions from its
+ * start on; each attends to all positions up to its own. */
+typedef struct SelfAttention {
+  int64_t n_seq, n_head, n_new, capacity;
+  const float *qkv;     /* [n_seq, n_new, 3 * n_head * 64] */
+  const int64_t *start; /* [n_seq], from 0 to capacity */
+  float *keys, *values; /* [n_seq, n_head, capacity, 64]; those of the new tokens are written */
+  float *y;
+} SelfAttention;
+
 /* Quantizes keys or values of the cross-attention per channel. */
 typedef struct Pack {
   int64_t n_audio, n_head, n;
@@ -120,6 +130,7 @@ typedef struct Kernels {
   int (*linear4)(const Linear *args, Threads threads); /* with 4-bit weights */
   int (*output_head4)(const Output *args, Threads threads);
   int (*attention)(const Attention *args, Threads threads);
+  void (*self_attention)(const SelfAttention *args, Threads threads);
   void (*pack_heads)(const Pack *args, Threads threads);
   void (*cross_attention)(const Cross *args, Threads threads);
   /* Scores of the cross-attention, y [n_audio, n_heads, n_rows, n_keys], of some heads and queries. */
@@ -127,7 +138,7 @@ typedef struct Kernels {
 } Kernels;
 
 #define KERNELS(label)                                                                                       \
-  {label, TILE_COLUMNS, linear, output_head, linear4, output_head4, attention, pack_heads, cross_attention,  \
-   cross_scores}
+  {label, TILE_COLUMNS, linear, output_head, linear4, output_head4, attention, self_attention, pack_heads,   \
+   cross_attention, cross_scores}
 
 #endif

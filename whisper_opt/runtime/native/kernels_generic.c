@@ -6,5 +6,6 @@
 #include "linear.h"
 #include "linear4.h"
 #include "attention.h"
+#include "self_attention.h"
 
 const Kernels kernels_generic = KERNELS("generic");

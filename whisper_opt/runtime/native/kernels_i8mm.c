@@ -20,6 +20,7 @@
 #include "linear.h"
 #include "linear4.h"
 #include "attention.h"
+#include "self_attention.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop

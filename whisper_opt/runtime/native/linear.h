@@ -198,7 +198,10 @@ static void multiply_rows(const LinearCall *call, int64_t first, int64_t end, in
   char buffer[PREPARED_SIZE(weight->n_in / 4) + 64] __attribute__((aligned(64)));
   for (; column < end_column; column += TILE_COLUMNS) {
     const void *columns = prepare_signed(columns_at(weight, column), weight->n_in / 4, WEIGHT_NEXT, buffer);
-    for (int64_t row = first; row < end; row += TILE) MULTIPLIES[min64(TILE, end - row)](call, row, column, columns);
+    for (int64_t row = first, rows; row < end; row += rows) {
+      rows = rows_of_tile(end - row);
+      MULTIPLIES[rows](call, row, column, columns);
+    }
   }
 }
 
@@ -241,12 +244,22 @@ static int linear(const Linear *args, Threads threads) {
   return 0;
 }
 
-/* The output head: every input is a pair of rows of integers. */
+/* The output head: every input is a pair of rows of integers from 1 to 127. */
+
+#if SEVEN_BITS
+typedef uint8_t Small;
+#define SMALL_PAIRS 2 /* per tile */
+#define store_small store_low_bytes
+#else
+typedef Unsigned Small;
+#define SMALL_PAIRS (TILE / 2)
+#define store_small store_unsigned
+#endif
 
 /* One call of `output_head`. */
 typedef struct HeadCall {
   const Output *args;
-  Unsigned *integers; /* [n_rows, 2, n_in] */
+  Small *integers; /* [n_rows, 2, n_in] */
   float *step;        /* [n_rows, 2], quantization steps of both rows */
   float *offset;      /* [n_rows], dot product with the mean */
 } HeadCall;
@@ -255,7 +268,7 @@ static void round_pair(const HeadCall *call, int64_t row) {
   const Output *args = call->args;
   const int64_t n = args->weight->n_in;
   const float *x = args->x + row * n;
-  Unsigned *high = call->integers + 2 * row * n, *low = high + n;
+  Small *high = call->integers + 2 * row * n, *low = high + n;
   vf max = vf_set1(1e-30f), sum = vf_set1(0);
   for (int64_t i = 0; i < n; i += WIDTH) {
     const vf value = vf_load(x + i);
@@ -270,8 +283,8 @@ static void round_pair(const HeadCall *call, int64_t row) {
     const vi whole = vf_to_int(steps);
     const vf left = vf_sub(steps, vi_to_float(whole));
     const vi rest = vf_to_int(vf_mul(left, vf_set1(2 * HEAD_STEPS)));
-    store_unsigned(high + i, vi_add(whole, zero));
-    store_unsigned(low + i, vi_add(rest, zero));
+    store_small(high + i, vi_add(whole, zero));
+    store_small(low + i, vi_add(rest, zero));
   }
   call->step[2 * row] = step;
   call->step[2 * row + 1] = step / (2 * HEAD_STEPS);
@@ -283,7 +296,12 @@ INLINE void head_tile(const int rows, const int vectors, const int few, const He
   const Output *args = call->args;
   const int64_t n_in = args->weight->n_in, n_out = args->weight->n_out;
   TILE_FROM_ZERO(args->weight->sums + column, HEAD_ZERO)
-  TILE_PRODUCTS(COLUMNS, call->integers + 2 * row * n_in, n_in, columns, n_in / 4, WEIGHT_NEXT, WEIGHT_BESIDE(n_in))
+  const Small *integers = call->integers + 2 * row * n_in;
+#if SEVEN_BITS
+  TILE_SEVEN_BITS(integers, n_in, columns, n_in / 4, WEIGHT_BESIDE(n_in))
+#else
+  TILE_PRODUCTS(COLUMNS, integers, n_in, columns, n_in / 4, WEIGHT_NEXT, WEIGHT_BESIDE(n_in))
+#endif
 #define STORE(pair, high, low, j)                                                  \
   if (USED(low, j)) {                                                              \
     const int64_t left = n_out - column - WIDTH * j;                               \
@@ -308,7 +326,7 @@ typedef void (*HeadTile)(const HeadCall *call, int64_t row, int64_t column, cons
 #define HEAD_MANY(n) HEAD_TILE(head_tile_##n, n, TILE_COLUMNS / WIDTH, 0)
 HEAD_MANY(1) HEAD_MANY(2) HEAD_MANY(3)
 static const HeadTile HEAD_TILES[] = {NULL, head_tile_1, head_tile_2, head_tile_3};
-#if FEW_ROWS
+#if FEW_ROWS && !SEVEN_BITS
 HEAD_TILE(head_tile_one, 1, FEW_VECTORS(2), 1)
 #endif
 
@@ -317,25 +335,30 @@ static void head_block(void *data, size_t task) {
   const Packed *weight = call->args->weight;
   const int64_t n_rows = call->args->n_rows, first = (int64_t)task * TASK_PANELS * PANEL;
   const int64_t end = min64(first + TASK_PANELS * PANEL, weight->n_out);
-#if FEW_ROWS
+#if FEW_ROWS && !SEVEN_BITS
   if (n_rows == 1) { /* a pair */
     for (int64_t column = first; column < end; column += FEW_VECTORS(2) * WIDTH)
       head_tile_one(call, 0, column, columns_at(weight, column));
     return;
   }
 #endif
+#if !SEVEN_BITS
   char buffer[PREPARED_SIZE(weight->n_in / 4) + 64] __attribute__((aligned(64)));
+#endif
   for (int64_t column = first; column < end; column += TILE_COLUMNS) {
-    const void *columns = prepare_signed(columns_at(weight, column), weight->n_in / 4, WEIGHT_NEXT, buffer);
-    for (int64_t row = 0; row < n_rows; row += TILE / 2)
-      HEAD_TILES[min64(TILE / 2, n_rows - row)](call, row, column, columns);
+    const void *columns = columns_at(weight, column);
+#if !SEVEN_BITS
+    columns = prepare_signed(columns, weight->n_in / 4, WEIGHT_NEXT, buffer);
+#endif
+    for (int64_t row = 0; row < n_rows; row += SMALL_PAIRS)
+      HEAD_TILES[min64(SMALL_PAIRS, n_rows - row)](call, row, column, columns);
   }
 }
 
 static int output_head(const Output *args, Threads threads) {
   const int64_t n_rows = args->n_rows, n_in = args->weight->n_in;
   if (n_rows == 0) return 0;
-  Unsigned *integers = malloc(n_rows * (2 * n_in * sizeof(Unsigned) + 3 * sizeof(float)));
+  Small *integers = malloc(n_rows * (2 * n_in * sizeof(Small) + 3 * sizeof(float)));
   if (!integers) return -1;
   float *step = (float *)(integers + 2 * n_rows * n_in);
   HeadCall call = {args, integers, step, step + 2 * n_rows};

@@ -18,7 +18,7 @@ static OrtCustomOpDomain *_Atomic domain;
     if (status_) return status_;                         \
   } while (0)
 
-enum { MAX_INPUTS = 6, MAX_OUTPUTS = 2, MAX_DIMS = 6, NONE = -1 };
+enum { MAX_INPUTS = 6, MAX_OUTPUTS = 3, MAX_DIMS = 6, NONE = -1 };
 
 typedef struct Kernel Kernel;
 typedef OrtStatus *(*Compute)(const Kernel *kernel, OrtKernelContext *context, Threads threads);
@@ -390,6 +390,45 @@ static OrtStatus *compute_attention_at(const Kernel *kernel, OrtKernelContext *c
   return attend_self(kernel, context, threads, 1);
 }
 
+/* The new contents of a cache: its memory, if ONNX Runtime has the same for input and output, or else a copy. */
+static OrtStatus *updated(OrtKernelContext *context, size_t i, const float *past, Shape shape, float **present) {
+  OrtStatus *status = output(context, i, shape, (void **)present);
+  if (!status && *present != past) {
+    size_t n = 1;
+    for (size_t axis = 0; axis < shape.n; axis++) n *= (size_t)shape.sizes[axis];
+    memmove(*present, past, n * sizeof *past);
+  }
+  return status;
+}
+
+static OrtStatus *compute_self(const Kernel *kernel, OrtKernelContext *context, Threads threads) {
+  SelfAttention args = {.n_head = kernel->n_head};
+  Shape qkv, keys, values, start;
+  const float *past[2];
+  OrtStatus *status = input(context, 0, (const void **)&args.qkv, &qkv);
+  if (!status) status = input(context, 1, (const void **)&past[0], &keys);
+  if (!status) status = input(context, 2, (const void **)&past[1], &values);
+  if (!status) status = input(context, 3, (const void **)&args.start, &start);
+  if (status) return status;
+  args.n_seq = qkv.sizes[0];
+  args.n_new = qkv.sizes[1];
+  args.capacity = keys.sizes[2];
+  const int64_t rows[] = {args.n_seq, args.n_new, 3 * HEAD * args.n_head};
+  const int64_t cache[] = {args.n_seq, args.n_head, args.capacity, HEAD};
+  if (!is_shape(&qkv, rows, 3) || !is_shape(&keys, cache, 4) || !is_shape(&values, cache, 4) ||
+      !is_shape(&start, rows, 1))
+    return refused("the shapes of qkv, key, value and start do not match");
+  if (args.capacity > MAX_KEYS) return refused(TOO_MANY);
+  for (int64_t row = 0; row < args.n_seq; row++)
+    if (args.start[row] < 0 || args.start[row] >= args.capacity) return refused("a start is not in the cache");
+  const Shape mixed = {{args.n_seq, args.n_new, HEAD * args.n_head}, 3};
+  status = output(context, 0, mixed, (void **)&args.y);
+  if (!status) status = updated(context, 1, past[0], keys, &args.keys);
+  if (!status) status = updated(context, 2, past[1], values, &args.values);
+  if (!status && args.n_seq && args.n_new) kernel->variant->self_attention(&args, threads);
+  return status;
+}
+
 static OrtStatus *pack(const Kernel *kernel, OrtKernelContext *context, Threads threads, int keys) {
   Pack args = {.n_head = kernel->n_head, .keys = keys};
   Shape shape;
@@ -555,6 +594,8 @@ static const Operator OPERATORS[] = {
      .inputs = {ORT_FLOAT, ORT_FLOAT, ORT_BOOL}, .outputs = {ORT_FLOAT}},
     {BASE, .name = "EncoderAttentionAt", .compute = compute_attention_at, .n_inputs = 2, .n_outputs = 1,
      .inputs = {ORT_FLOAT, ORT_INT64}, .outputs = {ORT_FLOAT}},
+    {BASE, .name = "SelfAttention", .compute = compute_self, .n_inputs = 4, .n_outputs = 3,
+     .inputs = {ORT_FLOAT, ORT_FLOAT, ORT_FLOAT, ORT_INT64}, .outputs = {ORT_FLOAT, ORT_FLOAT, ORT_FLOAT}},
     {BASE, .name = "PackKeys", .compute = compute_pack_keys, .n_inputs = 1, .n_outputs = 2,
      .inputs = {ORT_FLOAT}, .outputs = {ORT_UINT8, ORT_FLOAT}},
     {BASE, .name = "PackValues", .compute = compute_pack_values, .n_inputs = 1, .n_outputs = 2,

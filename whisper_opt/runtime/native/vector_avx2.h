@@ -264,6 +264,14 @@ INLINE vi nibble_sums(vi sum) {
   return (vi){_mm256_madd_epi16(sum.a, ones), _mm256_madd_epi16(sum.b, ones)};
 }
 
+#define SEVEN_BITS 1
+/* Sums of two products of at most 127 * 127 fit 16 bits. */
+INLINE vi dot_seven_bits(vi sum, SignedQuad row, vi column) {
+  const __m256i ones = _mm256_set1_epi16(1);
+  return (vi){_mm256_add_epi32(sum.a, _mm256_madd_epi16(_mm256_maddubs_epi16(row, column.a), ones)),
+              _mm256_add_epi32(sum.b, _mm256_madd_epi16(_mm256_maddubs_epi16(row, column.b), ones))};
+}
+
 INLINE Group read_group(const void *from) { return from; }
 INLINE vi dot_signed_columns(vi sum, Group row, vi column) {
   __m256i numbers, products;
@@ -274,6 +282,17 @@ INLINE vi dot_signed_columns(vi sum, Group row, vi column) {
   return sum;
 }
 INLINE vi dot_signed_rows(vi sum, Group row, vi column) { return dot_signed_columns(sum, row, column); }
+
+/* Two rows at once: processors share the additions out better if they do not follow each product. */
+#define PAIR_ROWS 4
+INLINE void dot_pair(vi *first, vi *second, Group row, Group other, vi column) {
+  __m256i a, b, c, d;
+  __asm__("vpbroadcastd %8, %4\n\tvpbroadcastd %9, %6\n\t"
+          "vpmaddwd %4, %10, %5\n\tvpmaddwd %4, %11, %4\n\tvpmaddwd %6, %10, %7\n\tvpmaddwd %6, %11, %6\n\t"
+          "vpaddd %5, %0, %0\n\tvpaddd %4, %1, %1\n\tvpaddd %7, %2, %2\n\tvpaddd %6, %3, %3"
+          : "+x"(first->a), "+x"(first->b), "+x"(second->a), "+x"(second->b), "=&x"(a), "=&x"(b), "=&x"(c), "=&x"(d)
+          : "m"(*row), "m"(*other), "x"(column.a), "x"(column.b));
+}
 
 INLINE Quad read_quad(const void *from) {
   int64_t quad;

@@ -15,7 +15,7 @@ from whisper_opt.core.background import Background
 from whisper_opt.core.dims import ModelDims
 from whisper_opt.core.errors import EngineError, OptionError, WhisperOptError
 from whisper_opt.runtime.cross_kv import CrossLayout
-from whisper_opt.runtime.engine import PACKED, PLAIN, Engine
+from whisper_opt.runtime.engine import OWN_ATTENTION_VERSION, PACKED, PLAIN, Engine
 from whisper_opt.runtime.head_bounds import HeadBounds
 from whisper_opt.runtime.inputs import checked_mel
 from whisper_opt.runtime.native import kernel_library
@@ -105,7 +105,8 @@ class OrtBackend:
             else None
         )
         self._cross = CrossLayout(self.dims.n_text_layer, packed)
-        self.decoder = Decoder(graph, self.dims, self.dialect, head, self._cross)
+        own = packed and engine.manifest.format_version >= OWN_ATTENTION_VERSION
+        self.decoder = Decoder(graph, self.dims, self.dialect, head, self._cross, own)
         parts = engine.manifest.padding
         self._padding: PaddingCompression | None = None
         if parts is not None:

@@ -29,6 +29,8 @@ CAPACITIES = {"contrib": (192, 448), "standard": (64, 128, 256, 448)}
 """Cache sizes in positions, by dialect; growing copies the cache. A step of ``standard`` is faster
 with a small cache; a step of ``contrib`` takes the same time with any, and few windows have more
 than 192 tokens."""
+_MOST_PADDED = 1.5
+"""Tokens with padding, as a multiple of those without, up to which rows are fed in one call."""
 _NONE: Int = np.zeros(0, np.int64)
 
 
@@ -52,6 +54,8 @@ class Decoder:
         dialect: operator family of the graph.
         head: bounds of the two-stage output head; None if the graph's scores are exact.
         cross: layout of cross-attention keys and values.
+        own_attention: whether self-attention is a kernel (``SelfAttention``), which computes
+            several tokens on any past, the same bits as one by one.
     """
 
     session: Any
@@ -59,6 +63,7 @@ class Decoder:
     dialect: str
     head: HeadBounds | None
     cross: CrossLayout
+    own_attention: bool = False
 
     @functools.cached_property
     def kv(self) -> np.dtype[Any]:
@@ -106,7 +111,7 @@ class OrtSession:
         if at is not None:
             wanted = np.concatenate([at, wanted], axis=1)
         logits: Logits
-        if n_new > 1 and self._model.dialect == "contrib" and self._length.any():
+        if n_new > 1 and self._length.any() and not self._together(lengths):
             feed = self._row_by_row if self.extends_at_once else self._one_by_one
             logits = HostLogits(feed(tokens, lengths, wanted))
         else:
@@ -147,7 +152,18 @@ class OrtSession:
 
     @property
     def extends_at_once(self) -> bool:
-        return self._model.dialect != "contrib" or _computes_on_past()
+        model = self._model
+        return model.dialect != "contrib" or model.own_attention or _computes_on_past()
+
+    def _together(self, lengths: Int) -> bool:
+        """Whether to feed rows with a past in one call, if a row has several tokens.
+
+        The results of the kernels are the same. A call takes about the time of its tokens, and
+        shorter rows are padded.
+        """
+        if not self._model.own_attention:
+            return self._model.dialect != "contrib"
+        return len(lengths) * int(lengths.max()) <= _MOST_PADDED * int(lengths.sum())
 
     def truncate(self, dropped: Int) -> None:
         self._check_open()
@@ -309,9 +325,7 @@ class OrtSession:
         if self._cross.resize(self._layout.n_audio, copy=not self._own_cross):
             self._bindings.clear()
         self._own_cross = True
-        wide = self._model.cross.pad_positions(other._cross.views(), self._n_encoded)
-        for array, added in zip(self._cross.arrays, wide):
-            array[plan.audios] = added
+        self._model.cross.put(self._cross.arrays, plan.audios, other._cross.views())
         self._rearrange(plan.slots)
         if used:
             self._reserve(used)

@@ -21,10 +21,12 @@ from whisper_opt.transcription.admission import Terms
 from whisper_opt.transcription.job import TranscriptionJob
 from whisper_opt.transcription.live.window import Hypothesis, Update
 
-__all__ = ["Decoded", "EngineRunner", "LiveThread", "Runner", "Transcribed"]
+__all__ = ["Cancel", "Decoded", "EngineRunner", "LiveThread", "Runner", "Transcribed"]
 
 _log = logging.getLogger(__name__)
 
+Cancel = Callable[[], object]
+"""Cancels what was begun; does nothing if it has ended."""
 Decoded = Callable[[Union[Hypothesis, None], float], None]
 """Called with the result of an update, None if it failed, and the seconds of work for it."""
 Transcribed = Callable[[Union[Transcript, WhisperOptError]], None]
@@ -43,13 +45,16 @@ class Runner(Protocol):
     def call_later(self, seconds: float, call: Callable[[], object]) -> None:
         """Call after a time."""
 
-    def decode(self, update: Update, deadline: float, done: Decoded) -> None:
-        """Decode an update.
+    def decode(self, update: Update, deadline: float, done: Decoded) -> Cancel:
+        """Begin to decode an update.
 
         Args:
             update: the update.
             deadline: seconds in which the result is wanted.
             done: gets the result.
+
+        Returns:
+            What cancels it; ``done`` may be called all the same.
 
         Raises:
             EngineClosed: nothing is decoded any more.
@@ -57,8 +62,8 @@ class Runner(Protocol):
 
     def transcribe(
         self, samples: F32, options: TranscribeOptions, deadline: float, done: Transcribed
-    ) -> None:
-        """Transcribe an utterance; raises as :meth:`decode`."""
+    ) -> Cancel:
+        """Begin to transcribe an utterance; returns and raises as :meth:`decode`."""
 
 
 class LiveThread:
@@ -133,7 +138,7 @@ class EngineRunner:
         """Make no more calls but those that are due."""
         self._thread.close()
 
-    def decode(self, update: Update, deadline: float, done: Decoded) -> None:
+    def decode(self, update: Update, deadline: float, done: Decoded) -> Cancel:
         """See :class:`Runner`."""
         found: list[Hypothesis] = []
         job, reading = self._loop.update_job(update, found.append)
@@ -144,12 +149,11 @@ class EngineRunner:
             failed = handle.state != "done" or not found
             self.post(lambda: done(None if failed else found[0], request.work))
 
-        request.handle.add_done_callback(ended)
-        self._loop.add(request)
+        return self._begin(request, ended)
 
     def transcribe(
         self, samples: F32, options: TranscribeOptions, deadline: float, done: Transcribed
-    ) -> None:
+    ) -> Cancel:
         """See :class:`Runner`."""
         job, reading = self._loop.job(samples, None, options)
         request = self._request(job, reading, deadline)
@@ -161,8 +165,12 @@ class EngineRunner:
                 result = error
             self.post(lambda: done(result))
 
+        return self._begin(request, ended)
+
+    def _begin(self, request: Request, ended: Callable[[Handle], None]) -> Cancel:
         request.handle.add_done_callback(ended)
         self._loop.add(request)
+        return request.handle.cancel
 
     def _request(self, job: TranscriptionJob, reading: ReadAhead, deadline: float) -> Request:
         terms = Terms(deadline=time.monotonic() + deadline, live=True)

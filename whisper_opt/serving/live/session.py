@@ -14,7 +14,6 @@ from whisper_opt.audio.live_input import LiveInput, LiveSamples, as_block, check
 from whisper_opt.core.arrays import NDArray
 from whisper_opt.core.dims import SAMPLE_RATE
 from whisper_opt.core.errors import (
-    EngineClosed,
     EngineError,
     LiveSessionLost,
     StreamError,
@@ -22,9 +21,10 @@ from whisper_opt.core.errors import (
 )
 from whisper_opt.core.options import LiveOptions, TranscribeOptions
 from whisper_opt.serving.live.event_queue import EventQueue
-from whisper_opt.serving.live.runner import Runner
+from whisper_opt.serving.live.runner import Cancel, Runner
 from whisper_opt.text.live_events import Failed, Lag, LiveEvent, Utterance
-from whisper_opt.text.results import Segment, Transcript
+from whisper_opt.text.results import Transcript, moved
+from whisper_opt.transcription.live.speakers import LiveSpeakers
 from whisper_opt.transcription.live.transcriber import Finished, LiveTranscriber
 from whisper_opt.transcription.live.window import Hypothesis, Update
 from whisper_opt.transcription.live.words import text_of
@@ -61,6 +61,7 @@ class LiveSession:
         *,
         sample_rate: int = 16_000,
         channels: int = 1,
+        speakers: LiveSpeakers | None = None,
         ended: Callable[[LiveSession], None] = lambda session: None,
         worked: Callable[[float, float], None] = lambda work, audio: None,
     ) -> None:
@@ -73,6 +74,7 @@ class LiveSession:
             live: how the session works.
             sample_rate: rate of the samples in Hz, unless :meth:`push` is given another one.
             channels: channels of interleaved samples; they are mixed.
+            speakers: tells the speakers of utterances apart.
             ended: called at the end.
             worked: called after each update with seconds of work and of new audio.
 
@@ -85,6 +87,7 @@ class LiveSession:
         self._rate, self._channels = check_rate(sample_rate), channels
         self._runner = runner
         self._transcriber = transcriber
+        self._speakers = speakers
         self._on_end, self._worked = ended, worked
         self._input = LiveInput()
         self._queue = EventQueue()
@@ -97,6 +100,8 @@ class LiveSession:
         self._finishing = False
         self._arrivals: collections.deque[tuple[int, float]] = collections.deque()
         self._final: Union[Finished, None] = None
+        self._cancel_update: Cancel = _nothing
+        self._cancel_final: Cancel = _nothing
         self._received_s = self._heard_s = 0.0
 
     # --- in any thread ----------------------------------------------------------------------------
@@ -145,6 +150,7 @@ class LiveSession:
         with self._lock:
             self._closed = True
         self._queue.end(at_once=True)
+        self._do(self._drop_work)
         self._on_end(self)
 
     def detach(self) -> None:
@@ -251,20 +257,19 @@ class LiveSession:
         if self._queue.ended:
             return
         self._heard_s = self._transcriber.heard / SAMPLE_RATE
-        try:
-            update = self._transcriber.next_update()
-            if update is not None:
-                heard = self._transcriber.heard
-                self._runner.decode(
-                    update,
-                    self.live_options.update_s,
-                    lambda found, work: self._updated(update, heard, found, work),
-                )
-            self._begin_final()
-        except EngineClosed as error:
-            self._stop(error)
+        update = self._transcriber.next_update()
+        if update is not None:
+            heard = self._transcriber.heard
+            self._cancel_update = self._runner.decode(
+                update,
+                self.live_options.update_s,
+                lambda found, work: self._updated(update, heard, found, work),
+            )
+        self._begin_final()
         self._report()
         if self._finishing and self._transcriber.idle and self._final is None:
+            if self._speakers is not None:
+                self._queue.put(self._speakers.finish())
             self._queue.end()
             self._on_end(self)
 
@@ -274,6 +279,8 @@ class LiveSession:
             self._queue.put(events.popleft())
 
     def _updated(self, update: Update, heard: int, found: Hypothesis | None, work: float) -> None:
+        if self._queue.ended:  # it may have been cancelled
+            return
         self._worked(work, (update.end - heard) / SAMPLE_RATE)
 
         def take() -> None:
@@ -298,12 +305,14 @@ class LiveSession:
         """Transcribe the next finished utterance, if no other is being transcribed."""
         while self._final is None and self._transcriber.finished:
             utterance = self._transcriber.finished.popleft()
+            if self._speakers is not None and len(utterance.samples):
+                self._speakers.begin(utterance.samples)
             if self.live_options.final == "none" or not len(utterance.samples):
                 self._report()
-                self._queue.put(_without_final(utterance))
+                self._queue.put(self._named(_without_final(utterance)))
                 continue
             self._final = utterance
-            self._runner.transcribe(
+            self._cancel_final = self._runner.transcribe(
                 utterance.samples,
                 final_options(self.options, utterance.language),
                 _FINAL_DEADLINE,
@@ -317,8 +326,14 @@ class LiveSession:
         if isinstance(result, WhisperOptError):
             self._queue.put(Failed(result, utterance.number))
         else:
-            self._queue.put(_with_final(utterance, result))
+            found = _with_final(utterance, result)
+            self._guarded(lambda: self._queue.put(self._named(found)))
+            return
         self._guarded(lambda: None)
+
+    def _named(self, found: Utterance) -> Utterance:
+        """With its speaker, if speakers are told apart."""
+        return found if self._speakers is None else self._speakers.named(found)
 
     def _stop(self, error: WhisperOptError) -> None:
         """End the session, because nothing is decoded any more."""
@@ -330,7 +345,18 @@ class LiveSession:
             self._queue.put(Failed(error, number))
         self._final = None
         self._queue.end()
+        self._drop_work()
         self._on_end(self)
+
+    def _drop_work(self) -> None:
+        """Decode nothing more; what has been decoded is not cancelled."""
+        self._final = None
+        self._cancel_update()
+        self._cancel_final()
+
+
+def _nothing() -> None:
+    pass
 
 
 def _without_final(utterance: Finished) -> Utterance:
@@ -346,7 +372,7 @@ def _without_final(utterance: Finished) -> Utterance:
 
 
 def _with_final(utterance: Finished, result: Transcript) -> Utterance:
-    segments = tuple(_moved(segment, utterance.start) for segment in result)
+    segments = tuple(moved(segment, utterance.start) for segment in result)
     return Utterance(
         segments=segments,
         text=result.text,
@@ -356,12 +382,3 @@ def _with_final(utterance: Finished, result: Transcript) -> Utterance:
         language=result.language,
         words=tuple(word for segment in segments for word in segment.words or ()),
     )
-
-
-def _moved(segment: Segment, by: float) -> Segment:
-    words = segment.words and tuple(
-        dataclasses.replace(word, start=round(word.start + by, 3), end=round(word.end + by, 3))
-        for word in segment.words
-    )
-    start, end = round(segment.start + by, 3), round(segment.end + by, 3)
-    return dataclasses.replace(segment, start=start, end=end, words=words)

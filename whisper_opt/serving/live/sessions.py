@@ -10,6 +10,8 @@ from whisper_opt.core.options import LiveOptions, TranscribeOptions
 from whisper_opt.serving.live.capacity import Capacity
 from whisper_opt.serving.live.runner import Runner
 from whisper_opt.serving.live.session import LiveSession
+from whisper_opt.transcription.diarization import needed_networks
+from whisper_opt.transcription.live.speakers import LiveSpeakers
 from whisper_opt.transcription.live.transcriber import LiveTranscriber
 from whisper_opt.transcription.model import Whisper
 
@@ -40,6 +42,7 @@ class LiveSessions:
         self._capacity = Capacity(most)
         self._lock = threading.Lock()
         self._sessions: dict[str, LiveSession] = {}
+        self._n_reserved = 0  # that are being built
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -65,24 +68,40 @@ class LiveSessions:
         chosen.check_model(
             is_multilingual=model.is_multilingual, n_audio_ctx=model.dims.n_audio_ctx
         )
-        session = LiveSession(
-            self._runner,
-            LiveTranscriber(model.vocab, model.dims, chosen, how),
-            chosen,
-            how,
-            sample_rate=sample_rate,
-            channels=channels,
-            ended=self._ended,
-            worked=self._capacity.worked,
-        )
-        with self._lock:
-            if len(self._sessions) >= self._capacity.sessions:
-                raise LiveSessionsFull(
-                    f"there are {len(self._sessions)} live sessions, and more would delay them; try"
-                    " again when one has ended, or use another machine"
-                )
-            self._sessions[session.id] = session
+        self._reserve()
+        try:
+            speakers = None
+            if chosen.diarize:
+                speakers = LiveSpeakers(needed_networks(model._speakers), chosen)
+                chosen = chosen.without_speakers()
+            session = LiveSession(
+                self._runner,
+                LiveTranscriber(model.vocab, model.dims, chosen, how),
+                chosen,
+                how,
+                sample_rate=sample_rate,
+                channels=channels,
+                speakers=speakers,
+                ended=self._ended,
+                worked=self._capacity.worked,
+            )
+            with self._lock:
+                self._sessions[session.id] = session
+        finally:
+            with self._lock:
+                self._n_reserved -= 1
         return session
+
+    def _reserve(self) -> None:
+        """Keep a place for a session that is built, which takes time."""
+        with self._lock:
+            n = len(self._sessions) + self._n_reserved
+            if n >= self._capacity.sessions:
+                raise LiveSessionsFull(
+                    f"there are {n} live sessions, and more would delay them; try again when one"
+                    " has ended, or use another machine"
+                )
+            self._n_reserved += 1
 
     def resume(self, session_id: str, from_sample: int) -> LiveSession:
         """Resume a session; see :meth:`whisper_opt.serving.Engine.resume_live`."""
@@ -108,7 +127,7 @@ class LiveSessions:
 def _check(options: TranscribeOptions) -> None:
     """Refuse options that live sessions cannot honour."""
     options.check_alone()
-    for name in ("clip_timestamps", "transcript_prefix", "prefix", "draft", "diarize"):
+    for name in ("clip_timestamps", "transcript_prefix", "prefix", "draft"):
         if getattr(options, name):
             raise OptionError(f"{name} is given, but a live session has no use for it")
     if options.channels == "split":

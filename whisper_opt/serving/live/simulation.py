@@ -18,7 +18,7 @@ from typing import Callable
 from whisper_opt.core.arrays import F32
 from whisper_opt.core.closing import Closing
 from whisper_opt.core.options import LiveOptions, TranscribeOptions
-from whisper_opt.serving.live.runner import Decoded, Transcribed
+from whisper_opt.serving.live.runner import Cancel, Decoded, Transcribed
 from whisper_opt.serving.live.session import LiveSession
 from whisper_opt.serving.live.sessions import LiveSessions
 from whisper_opt.text.live_events import LiveEvent
@@ -107,7 +107,7 @@ class Simulation(Closing):
         """Call at a virtual time."""
         heapq.heappush(self._calls, (when, next(self._order), call))
 
-    def decode(self, update: Update, deadline: float, done: Decoded) -> None:
+    def decode(self, update: Update, deadline: float, done: Decoded) -> Cancel:
         """See ``Runner``."""
         found: list[Hypothesis] = []
         job = self._jobs.update_job(update, found.append, _Polled)
@@ -115,11 +115,11 @@ class Simulation(Closing):
         def ended(running: _Running) -> None:
             done(found[0] if found else None, running.work)
 
-        self._start(job, deadline, ended)
+        return self._start(job, deadline, ended)
 
     def transcribe(
         self, samples: F32, options: TranscribeOptions, deadline: float, done: Transcribed
-    ) -> None:
+    ) -> Cancel:
         """See ``Runner``."""
         job = self._jobs.job(samples, None, options, _Polled)
 
@@ -127,13 +127,19 @@ class Simulation(Closing):
             vocab = self._model.vocab
             done(job.error or transcript_of(job, tuple(running.segments), vocab))
 
-        self._start(job, deadline, ended)
+        return self._start(job, deadline, ended)
 
     def _start(
         self, job: TranscriptionJob, deadline: float, ended: Callable[[_Running], None]
-    ) -> None:
+    ) -> Cancel:
         self._running[job] = _Running(ended)
         self._scheduler.start(job, Terms(deadline=self._now + deadline, live=True))
+
+        def cancel() -> None:
+            if self._running.pop(job, None) is not None:
+                self._scheduler.cancel(job)
+
+        return cancel
 
     def run(self, until: float = math.inf) -> None:
         """Do what is to be done up to a virtual time; default: until there is nothing to do."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from whisper_opt.core.arrays import F32, Int
+from whisper_opt.core.arrays import F32, Int, softmax
 from whisper_opt.transcription.alignment import MEDIAN_WIDTH, CrossAttention, median_filter
 
 __all__ = ["attended"]
@@ -33,17 +33,11 @@ def attended(attention: CrossAttention, n_positions: int) -> Int:
     rows = slice(first, first + n_text)
     total = np.zeros((n_text, n_positions), np.float32)
     for scores in attention.scores[:, : first + n_text]:
-        weights = _softmax(scores)[:, :width]
+        weights = softmax(scores)[:, :width]
         standardised = _standardised_so_far(weights)[rows]
         total += median_filter(standardised, MEDIAN_WIDTH)[:, :n_positions]
     places: Int = total.argmax(axis=1)
     return places
-
-
-def _softmax(scores: F32) -> F32:
-    weights: F32 = np.exp(scores - scores.max(axis=1, keepdims=True))
-    weights /= weights.sum(axis=1, keepdims=True)
-    return weights
 
 
 def _standardised_so_far(weights: F32) -> F32:

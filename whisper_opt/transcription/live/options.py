@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from whisper_opt.core.options import TranscribeOptions
 from whisper_opt.text.vocabulary import Vocab
+from whisper_opt.transcription.windows import text_tokens
 
 __all__ = ["first_ids", "update_options"]
 
@@ -25,5 +26,5 @@ def update_options(options: TranscribeOptions) -> TranscribeOptions:
 
 def first_ids(vocab: Vocab, options: TranscribeOptions) -> list[int]:
     """Ids that every prompt begins with: hotwords and the initial prompt."""
-    texts = [options.hotwords, options.initial_prompt]
-    return [i for text in texts if text and text.strip() for i in vocab.encode(" " + text.strip())]
+    texts = [(text or "").strip() for text in (options.hotwords, options.initial_prompt)]
+    return [i for text in texts for i in text_tokens(vocab, text or None)]

@@ -24,6 +24,7 @@ from whisper_opt.text.live_events import (
     SpeechStopped,
 )
 from whisper_opt.text.vocabulary import Vocab
+from whisper_opt.transcription.fallback import is_silent, is_unlikely, repeats
 from whisper_opt.transcription.live.audio_buffer import AudioBuffer
 from whisper_opt.transcription.live.languages import UtteranceLanguage
 from whisper_opt.transcription.live.options import first_ids, update_options
@@ -50,6 +51,8 @@ _MOST_BEHIND = 300
 _KEPT = 5 * SAMPLE_RATE
 """Samples that are kept without an utterance: one may be found to have begun that long ago."""
 _PADDING = round(0.1 * SAMPLE_RATE)
+_UNWRITTEN = round(0.6 * SAMPLE_RATE)
+"""Samples of speech after the last committed word from which on a result must have more words."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -264,7 +267,22 @@ class LiveTranscriber:
             options=options,
             choose_language=functools.partial(language.choose, seconds=seconds),
             draft=tuple(token for word in head.pending for token in word.tokens),
+            goes_on=self._goes_on(head, end),
         )
+
+    def _goes_on(self, head: LiveUtterance, end: int) -> bool:
+        """Whether somebody speaks after the committed words.
+
+        After a wrong word or a full stop the model may think that all was said, and what follows
+        would be lost.
+        """
+        if not self._live.vad or not head.committed:
+            return False
+        quiet = self._gate.quiet_since
+        if head.stop is not None:
+            quiet = head.stop - self._live.tail_ms * SAMPLE_RATE // 1000
+        speech = end if quiet is None else min(quiet, end)
+        return speech - head.committed[-1].end * SAMPLE_RATE > _UNWRITTEN
 
     def _previous(self, n_prefix: int) -> tuple[int, ...]:
         """The prompt, if so many ids of committed text follow it."""
@@ -292,7 +310,7 @@ class LiveTranscriber:
         elif not self._language.settled:
             n = 0
         elif paused:
-            n = len(head.pending)
+            n = head.part_mark(self._vocab.decode)
         else:
             n = self._policy.stable(head.results) if good else 0
         self._commit(head, n, good=good)
@@ -321,24 +339,17 @@ class LiveTranscriber:
             head.results.clear()
 
     def _passes(self, found: Hypothesis) -> bool:
-        options = self._options
-        ratio, logprob = options.compression_ratio_threshold, options.logprob_threshold
-        repeats = ratio is not None and found.compression_ratio > ratio
-        unlikely = logprob is not None and found.avg_logprob < logprob
-        return not (repeats or unlikely or found.truncated)
+        unlikely = is_unlikely(found.avg_logprob, self._options)
+        return not (self._loops(found) or unlikely)
+
+    def _loops(self, found: Hypothesis) -> bool:
+        return found.truncated or repeats(found.compression_ratio, self._options)
 
     def _plausible(self, found: Hypothesis) -> tuple[LiveWord, ...]:
         """The words of a result without what was probably not said."""
-        options = self._options
-        silent = options.no_speech_threshold is not None and (
-            found.no_speech_prob > options.no_speech_threshold
-        )
-        if silent and not self._passes(found):
+        if is_silent(found.no_speech_prob, self._options) and not self._passes(found):
             return ()
-        ratio = options.compression_ratio_threshold
-        if found.truncated or (ratio is not None and found.compression_ratio > ratio):
-            return cut_loop(found.words)
-        return found.words
+        return cut_loop(found.words) if self._loops(found) else found.words
 
     # --- words ------------------------------------------------------------------------------------
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Callable
 
 from whisper_opt.audio.vad.rules import Span
 from whisper_opt.core.dims import SAMPLE_RATE
-from whisper_opt.transcription.live.words import LiveWord
+from whisper_opt.transcription.live.words import LiveWord, parted
 
 __all__ = ["LiveUtterance"]
 
@@ -78,6 +79,17 @@ class LiveUtterance:
         if n:
             self.results = [rest]
         return words
+
+    def part_mark(self, decode: Callable[[Sequence[int]], str]) -> int:
+        """Make the punctuation at the end of the last result a word; how many words are before it.
+
+        ``decode`` gives the text of ids.
+        """
+        words = self.pending
+        if not words:
+            return 0
+        self.results[-1] = (*words[:-1], *parted(words[-1], decode))
+        return len(words)
 
     def pending_before(self, at: int) -> int:
         """How many words of the last result that are not committed are before a sample."""

@@ -47,6 +47,7 @@ class Update:
         choose_language: the language if it is detected, given the probabilities of all, the most
             probable first.
         draft: ids that probably follow the prefix: the rest of the last result.
+        goes_on: whether there is speech after that of the prefix.
     """
 
     samples: F32
@@ -58,6 +59,7 @@ class Update:
     options: TranscribeOptions
     choose_language: Callable[[Mapping[str, float]], str] = lambda found: next(iter(found))
     draft: tuple[int, ...] = ()
+    goes_on: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +135,10 @@ class UpdateCursor:
         if update.draft:
             drafter = functools.partial(TextDrafter, KnownText(update.draft))
         return Window(
-            0, self._n_frames, prompt, len(previous), begin=update.prefix, drafter=drafter
+            *(0, self._n_frames, prompt, len(previous)),
+            begin=update.prefix,
+            drafter=drafter,
+            goes_on=update.goes_on,
         )
 
     def heard(self, languages: Mapping[str, float]) -> None:

@@ -6,10 +6,11 @@ import dataclasses
 import functools
 import unicodedata
 from collections.abc import Sequence
+from typing import Callable
 
 from whisper_opt.text.results import Word
 
-__all__ = ["LiveWord", "agreed", "cut_loop", "text_of", "units"]
+__all__ = ["LiveWord", "agreed", "cut_loop", "parted", "text_of", "units"]
 
 _LONGEST_PERIOD = 12
 """Words of the longest phrase whose repetition is a loop."""
@@ -96,6 +97,23 @@ def agreed(results: Sequence[Sequence[LiveWord]]) -> int:
             break
         count = i + 1 if word else count
     return count
+
+
+def parted(
+    word: LiveWord, decode: Callable[[Sequence[int]], str]
+) -> tuple[LiveWord] | tuple[LiveWord, LiveWord]:
+    """A word without the punctuation at its end, and that punctuation; ``decode``: ids to text."""
+    n = len(word.tokens)
+    while n > 1 and not units(decode(word.tokens[n - 1 :])):
+        n -= 1
+    mark = decode(word.tokens[n:])
+    if not mark or not word.text.endswith(mark):
+        return (word,)
+    text = word.text[: -len(mark)]
+    return (
+        dataclasses.replace(word, text=text, tokens=word.tokens[:n]),
+        dataclasses.replace(word, text=mark, tokens=word.tokens[n:], start=word.end),
+    )
 
 
 def cut_loop(words: Sequence[LiveWord]) -> tuple[LiveWord, ...]:

@@ -167,14 +167,33 @@ async function record() {
     return;
   }
   const stream = await navigator.mediaDevices.getUserMedia({ audio: true });
+  let live = null;
+  try {
+    live = await listen(stream);
+    const started = recorderOf(stream, live);
+    started.start(); // once the server listens: times of words are those of the file
+    recorder = started;
+  } catch (error) {
+    release(stream);
+    live?.abandon();
+    live?.view.root.remove();
+    throw error;
+  }
+  pressed(true);
+}
+
+function release(stream) {
+  for (const track of stream.getTracks()) track.stop();
+}
+
+function recorderOf(stream, live) {
+  const made = new MediaRecorder(stream);
   const parts = [];
-  const live = await listen(stream);
-  recorder = new MediaRecorder(stream);
-  recorder.ondataavailable = (event) => parts.push(event.data);
-  recorder.onstop = async () => {
+  made.ondataavailable = (event) => parts.push(event.data);
+  made.onstop = async () => {
     const segments = await live?.stop();
-    for (const track of stream.getTracks()) track.stop();
-    const type = recorder.mimeType;
+    release(stream);
+    const type = made.mimeType;
     const suffix = type.includes("ogg") ? "ogg" : type.includes("mp4") ? "m4a" : "webm";
     recorder = null;
     pressed(false);
@@ -182,8 +201,7 @@ async function record() {
     live?.view.root.remove();
     add(new File(parts, `recording-${at}.${suffix}`, { type }), segments);
   };
-  recorder.start();
-  pressed(true);
+  return made;
 }
 
 // The text while it is spoken; null if it is transcribed afterwards.

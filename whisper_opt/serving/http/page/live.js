@@ -43,6 +43,7 @@ export class LiveTranscription {
     this.closed = new Promise((resolve) => (this.socket.onclose = resolve));
     await new Promise((resolve, reject) => {
       this.socket.onerror = () => reject(new Error("the server does not listen"));
+      this.closed.then(() => reject(new Error("the server has closed the connection")));
       this.socket.onmessage = ({ data }) => {
         const event = JSON.parse(data);
         if (event.type === "error") reject(new Error(event.error.message));

@@ -1,0 +1,164 @@
+"""Latency of live words by the clock on the wall, beside that of the virtual clock.
+
+    python benchmarks/live_wall.py ENGINE SPEECH --only ID --out build/live-wall.json
+
+SPEECH is as for benchmarks/live.py. The recording is played as it would be spoken, in blocks of
+0.1 s: to ``whisper_opt.Live``, to ``WS /v1/realtime`` of a server in its own process, and in
+virtual time. All have one thread. Needs the extra ``serve``; Linux only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import contextlib
+import json
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any, Callable
+
+import numpy as np
+from common import load
+from live import Recording, options_of, played, recordings
+from live_scoring import score, summary
+from server_clients import cpu_seconds, free_port, running
+
+from whisper_opt import Committed, Lag, Live, LiveEvent, LiveOptions, Partial, Whisper, Word
+from whisper_opt.cli.bench.machine import commit
+from whisper_opt.core.arrays import F32
+from whisper_opt.core.cpu import cpu_info
+from whisper_opt.core.files import replace_file
+
+ROOT = Path(__file__).resolve().parents[1]
+RATE, WIRE_RATE = 16_000, 24_000
+BLOCK = 0.1
+PREFIX = "conversation.item.input_audio_transcription"
+
+Timed = list[tuple[float, LiveEvent]]
+
+
+def spoken(samples: F32, rate: int, begun: float, push: Callable[[F32], object]) -> None:
+    """Push blocks as they would be spoken."""
+    size = round(BLOCK * rate)
+    for start in range(0, len(samples), size):
+        block = samples[start : start + size]
+        time.sleep(max(0.0, begun + (start + len(block)) / rate - time.monotonic()))
+        push(block)
+
+
+def through_live(model: Whisper, recording: Recording) -> tuple[Timed, float]:
+    """Events of ``Live`` and when they came; CPU seconds."""
+    log: Timed = []
+    cpu = time.process_time()
+    with Live(model, options_of(model, recording)) as live:
+        begun = time.monotonic()
+
+        def speak() -> None:
+            spoken(recording.samples, RATE, begun, live.push)
+            live.finish()
+
+        speaker = threading.Thread(target=speak)
+        speaker.start()
+        for event in live.events():
+            log.append((time.monotonic() - begun, event))
+        speaker.join()
+    return log, time.process_time() - cpu
+
+
+def through_server(engine: str, recording: Recording) -> tuple[Timed, float]:
+    """Texts of the server and when they came; CPU seconds of the server."""
+    from websockets.exceptions import ConnectionClosed
+    from websockets.sync.client import connect
+
+    port = free_port()
+    log: Timed = []
+    command = [sys.executable, "-m", "whisper_opt", "serve", engine, "--port", str(port)]
+    with contextlib.ExitStack() as stack:
+        file = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "log"
+        command += ["--threads", "1"]
+        process = stack.enter_context(running(command, port, "/readyz", file))
+        address = f"ws://127.0.0.1:{port}/v1/realtime?intent=transcription"
+        link = stack.enter_context(connect(address))
+        wanted = {"type": "transcription", "include": ["whisper_opt.partials"]}
+        link.send(json.dumps({"type": "session.update", "session": wanted}))
+        samples = resampled(recording.samples)
+        cpu, begun = cpu_seconds(process.pid), time.monotonic()
+
+        def push(block: F32) -> None:
+            pcm = (np.clip(block, -1, 1) * 32767).astype("<i2").tobytes()
+            audio = base64.b64encode(pcm).decode()
+            link.send(json.dumps({"type": "input_audio_buffer.append", "audio": audio}))
+
+        def speak() -> None:
+            spoken(samples, WIRE_RATE, begun, push)
+            link.send(json.dumps({"type": "whisper_opt.finish"}))
+
+        speaker = threading.Thread(target=speak)
+        speaker.start()
+        try:
+            while True:
+                message = json.loads(link.recv())
+                at = time.monotonic() - begun
+                if message["type"] == f"{PREFIX}.delta":
+                    log.append((at, Committed(message["delta"], (), 0)))
+                elif message["type"] == "whisper_opt.partial":
+                    log.append((at, Partial(message["text"], (), 0)))
+                elif message["type"] == "error":
+                    raise RuntimeError(str(message))
+        except ConnectionClosed:
+            speaker.join()
+        return [*log, (0.0, Lag(0.0))], cpu_seconds(process.pid) - cpu
+
+
+def resampled(samples: F32) -> F32:
+    """At the rate of the realtime API; exact, by the Fourier transform."""
+    n = len(samples) * WIRE_RATE // RATE
+    return (np.fft.irfft(np.fft.rfft(samples), n) * (WIRE_RATE / RATE)).astype(np.float32)
+
+
+def main() -> int:
+    """Command line; see the module docstring."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("engine")
+    parser.add_argument("speech", type=Path)
+    parser.add_argument("--only", required=True, help="id of the recording")
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "live-wall.json")
+    args = parser.parse_args()
+    model = Whisper.load(args.engine, threads=1)
+    (recording,) = recordings(args.speech, model.is_multilingual, [args.only])
+    offline = model.transcribe(
+        recording.samples, options=options_of(model, recording), word_timestamps=True
+    )
+    words: list[Word] = [word for segment in offline for word in segment.words or ()]
+    seconds = len(recording.samples) / RATE
+    before = load()
+    found: dict[str, Any] = {
+        "virtual": summary(played(model, recording, LiveOptions(), offline)),
+    }
+    ways: dict[str, Callable[[], tuple[Timed, float]]] = {
+        "Live": lambda: through_live(model, recording),
+        "server": lambda: through_server(args.engine, recording),
+    }
+    for name, way in ways.items():
+        log, work = way()
+        found[name] = summary(score(log, words, recording.text, work=work, audio=seconds))
+    for name, figures in found.items():
+        found[name] = {key: round(figures[key], 3) for key in figures}
+        print(name, json.dumps(found[name]), flush=True)
+    report = {
+        "recording": recording.name,
+        "cpu": cpu_info().name,
+        "commit": commit(ROOT),
+        "load_before": before,
+        "results": found,
+    }
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(args.out, (json.dumps(report, indent=1) + "\n").encode())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
