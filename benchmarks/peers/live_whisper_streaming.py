@@ -68,7 +68,8 @@ class Session:
     @property
     def due(self) -> float:
         """When enough audio has come."""
-        return self.heard.start + min(self.taken + VAC_CHUNK, self.length)
+        due: float = self.heard.start + min(self.taken + VAC_CHUNK, self.length)
+        return due
 
     def step(self) -> bool:
         """Take what has come; False at the end."""

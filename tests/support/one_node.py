@@ -213,14 +213,15 @@ def attention_graph(n_head: int, *, at: bool = False) -> bytes:
 
 def self_attention_graph(n_head: int) -> bytes:
     """Self-attention of the decoder: outputs ``y``, ``key_out`` and ``value_out``."""
-    builder, cache = GraphBuilder("self"), ["n", "h", "c", 64]
+    builder = GraphBuilder("self")
+    cache: list[Any] = ["n", "h", "c", 64]
     builder.input("qkv", TensorProto.FLOAT, ["n", "s", "w"])
     for name in ("key", "value"):
         builder.input(name, TensorProto.FLOAT, cache)
     builder.input("start", TensorProto.INT64, ["m"])
     operator = Contrib().own_attention(n_head, INT8)
     outputs = operator.nodes(builder, operator.inputs, 3, num_heads=n_head)
-    shapes = (["n", "s", 64 * n_head], cache, cache)
+    shapes: tuple[list[Any], ...] = (["n", "s", 64 * n_head], cache, cache)
     for value, name, shape in zip(outputs, ("y", "key_out", "value_out"), shapes):
         builder.output(value, name, TensorProto.FLOAT, shape)
     model: bytes = builder.finish(20, 10).model.SerializeToString()

@@ -116,9 +116,11 @@ def test_utterances_have_speakers_and_the_session_has_better_ones(
     events = session.take()
     found = [event for event in events if isinstance(event, Utterance)]
     assert [event.speaker for event in found] == ["A", "B", "A"]
-    parts = [(event, part) for event in found for part in (*event.segments, *event.words)]
-    assert len(parts) >= 3
-    assert all(part.speaker == event.speaker for event, part in parts)
+    segments = [(event, segment) for event in found for segment in event.segments]
+    assert all(segment.speaker == event.speaker for event, segment in segments)
+    words = [(event, word) for event in found for word in event.words]
+    assert all(word.speaker == event.speaker for event, word in words)
+    assert len(segments) + len(words) >= 3
     assert events[-1] == Speakers({0: "A", 1: "B", 2: "A"})
     assert session.ended
 
