@@ -69,7 +69,7 @@ class Played:
     """
 
     work: float
-    logs: list[Log]
+    logs: Sequence[Log]
 
 
 class Ours:

@@ -20,14 +20,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np  # the path is set above
 import torch
-from live_clock import SAMPLE_RATE, Clock, Heard, main_of
 from whisperlivekit import audio_processor
 from whisperlivekit.core import TranscriptionEngine
 from whisperlivekit.whisper import _ALIGNMENT_HEADS
+
+from peers.live_clock import SAMPLE_RATE, Clock, Heard, main_of
 
 BLOCK = 0.1
 """Seconds of audio in a message."""
@@ -106,7 +107,7 @@ def load(settings: dict[str, Any]) -> Any:
     """The engine of its server."""
     logging.disable(logging.CRITICAL)
     torch.set_num_threads(settings["threads"])
-    setattr(asyncio, "to_thread", directly)  # noqa: B010 # its type is another
+    setattr(asyncio, "to_thread", directly)  # noqa: B010  # another type
     name = settings["model"]
     chosen: dict[str, Any] = {"model_path": settings["ctranslate2"]}
     if settings["policy"] == "simulstreaming":
