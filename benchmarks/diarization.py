@@ -129,8 +129,8 @@ def senko(
         found = json.loads(output.splitlines()[-1])
     cpu = sum(found["cpu"].values()) + sum(found["clustering"].values())
     for name, turns in found["turns"].items():
-        each = [[Spoken(t["start"], t["end"], t["speaker"]) for t in turns[path]] for path in paths]
-        yield name, Found(list(each), cpu if name == f"senko, {vad}" else 0.0)
+        said = [[Spoken(t["start"], t["end"], t["speaker"]) for t in turns[path]] for path in paths]
+        yield name, Found(list(said), cpu if name == f"senko, {vad}" else 0.0)
 
 
 # words

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -175,13 +176,32 @@ def _lost_and_doubled(
     said: Sequence[str],
 ) -> tuple[int, int]:
     """Words that were said, and that only the offline transcript has; and words that only the live
-    one has, and that repeat one of the five before."""
+    one has, and that repeat one of the five before. ``may be`` and ``maybe`` are the same."""
+    pairs = _differing(pairs, offline, live)
     right = {i for i, j in align(offline, said) if i is not None and j is not None
              and offline[i] == said[j]}  # fmt: skip
     lost = sum(i is not None and j is None and i in right for i, j in pairs)
     extra = [j for i, j in pairs if i is None and j is not None]
     doubled = sum(live[j] in live[max(0, j - 5) : j] for j in extra)
     return lost, doubled
+
+
+def _differing(
+    pairs: Sequence[tuple[int | None, int | None]], left: Sequence[str], right: Sequence[str]
+) -> list[tuple[int | None, int | None]]:
+    """The pairs of words that differ, without runs of them that are the same letters."""
+
+    def differs(pair: tuple[int | None, int | None]) -> bool:
+        i, j = pair
+        return i is None or j is None or left[i] != right[j]
+
+    found: list[tuple[int | None, int | None]] = []
+    for different, group in itertools.groupby(pairs, differs):
+        run = list(group)
+        letters = "".join(left[i] for i, _ in run if i is not None)
+        if different and letters != "".join(right[j] for _, j in run if j is not None):
+            found += run
+    return found
 
 
 def summary(scores: Scores) -> dict[str, float]:

@@ -43,7 +43,8 @@ class Loop(asyncio.SelectorEventLoop):
 
     def time(self) -> float:
         """The virtual time."""
-        return self._clock.now()
+        seconds: float = self._clock.now()
+        return seconds
 
 
 class _Selector(selectors.SelectSelector):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -90,7 +91,9 @@ def post(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="not tested: Windows has no SIGTERM")
-def test_a_request_is_answered_after_sigterm(started: Any, engine: Path) -> None:
+@pytest.mark.parametrize("n", [1, 12])
+def test_all_requests_are_answered_after_sigterm(started: Any, engine: Path, n: int) -> None:
+    """More than the batch has rows: some wait, all were accepted before the signal."""
     running = started(str(engine), "--device", "cpu")
     link = running.connected()
     body = form(FIELDS, wav(0.5))
@@ -99,22 +102,23 @@ def test_a_request_is_answered_after_sigterm(started: Any, engine: Path) -> None
     assert first.status == 200
     text = json.loads(first.read())["text"]
 
-    slow = socket.create_connection((link.host, link.port), timeout=60)
     head = (
         f"POST {TRANSCRIPTIONS} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
         f"Content-Type: multipart/form-data; boundary={BOUNDARY}\r\nExpect: 100-continue\r\n\r\n"
     )
-    slow.sendall(head.encode())
-    assert slow.recv(1000).startswith(b"HTTP/1.1 100 ")  # it is accepted
+    slow = [socket.create_connection((link.host, link.port), timeout=60) for _ in range(n)]
+    for each in slow:
+        each.sendall(head.encode())
+        assert each.recv(1000).startswith(b"HTTP/1.1 100 ")  # it is accepted
     running.process.send_signal(signal.SIGTERM)
     running.until("draining")
-    slow.sendall(body)
-    answer = http.client.HTTPResponse(slow)
-    answer.begin()
-    assert answer.status == 200
-    assert json.loads(answer.read())["text"] == text
-    answer.close()
-    slow.close()
+    for each in slow:
+        each.sendall(body)
+    for each in slow:
+        with each, contextlib.closing(http.client.HTTPResponse(each)) as answer:
+            answer.begin()
+            assert answer.status == 200
+            assert json.loads(answer.read())["text"] == text
     link.close()
     assert running.end() == 0
     assert [line["event"] for line in running.log][-1] == "stopped"

@@ -79,8 +79,8 @@ def prepare_speakers(folder: Path, text: str) -> None:
 def loading(folder: Path) -> Callable[[str], Whisper]:
     """Loads a model for a server, with the networks of the page if it has any."""
     speakers = folder / "engines" / "speakers"
-    given = {"speakers": str(speakers)} if speakers.exists() else {}
-    return lambda source: Whisper.load(source, device="cpu", threads=1, **given)
+    found = str(speakers) if speakers.exists() else None
+    return lambda source: Whisper.load(source, device="cpu", threads=1, speakers=found)
 
 
 def prepare(folder: Path, engines: Mapping[str, Path], checkpoint: Path, text: str) -> None:

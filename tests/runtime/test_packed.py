@@ -54,6 +54,7 @@ def packed(
     if request.param == "definition":
         monkeypatch.setattr(ort, "kernel_library", lambda: Path("unused"))
         monkeypatch.setattr(ort_graph, "kernel_library", lambda: None)
+        monkeypatch.setattr(ort, "OWN_ATTENTION_VERSION", 1000)  # what only the kernel can do
     elif reason := why_no_kernels():
         pytest.skip(f"not tested: {reason}")
     backend = OrtBackend(engine, threads=1)

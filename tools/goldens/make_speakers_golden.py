@@ -111,6 +111,9 @@ def check(package: Path, speakers: str) -> None:
             for what, mine, true in zip(("scores", "voices"), values, right):
                 apart = float(np.abs(mine - true).max())
                 worst[f"{what}, {name}"] = max(worst.get(f"{what}, {name}", 0.0), apart)
+            apart = float(np.abs(np.exp(values[0]) - np.exp(right[0])).max())
+            key = f"scores as probabilities, {name}"
+            worst[key] = max(worst.get(key, 0.0), apart)
     for what, apart in worst.items():
         print(f"{what}: at most {apart:.1e} from PyTorch in float64")
 

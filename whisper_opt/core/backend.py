@@ -280,7 +280,12 @@ class Attention:
 
 
 class Backend(Protocol):
-    """Computes one Whisper model."""
+    """Computes one Whisper model.
+
+    If a backend has an attribute ``interruptible`` that is true, ``encode`` also takes an
+    :class:`~whisper_opt.core.interruption.Interruption`, and raises ``Interrupted`` soon after it
+    was requested.
+    """
 
     dims: ModelDims
 

@@ -23,7 +23,7 @@ from whisper_opt.serving.readers import PATIENCE, ReadAhead, Readers
 from whisper_opt.serving.requests import Request, RequestQueue
 from whisper_opt.serving.stats import Counters, EngineStats
 from whisper_opt.text.results import Segment, Transcript
-from whisper_opt.transcription.admission import FairShare
+from whisper_opt.transcription.admission import FairShare, Terms, is_brief
 from whisper_opt.transcription.job import Chunk, TranscriptionJob
 from whisper_opt.transcription.live.window import Hypothesis, Update
 from whisper_opt.transcription.model import Whisper
@@ -86,9 +86,9 @@ class EngineLoop:
             aside=self._aside,
             most_steps=_MOST_STEPS,
         )
-        self._calls = ModelCalls(backend, model._shared.use, self.wake)
+        self._calls = ModelCalls(backend, model._shared.use, self._call_waits)
         self._jobs = model._job_factory(self._calls)
-        self.readers = Readers(limits.readers, self.wake)
+        self.readers = Readers(limits.readers, self._chunk_was_read)
         self.callbacks = CallbackThread()
         self._changed = threading.Condition()
         self._n_events = 0
@@ -141,6 +141,7 @@ class EngineLoop:
             self.check_accepting(bounded=not request.terms.live)
             self._queue.add(request)
             self._requests[request.handle] = request
+            self._read_first()
             self._notify()
 
     def stats(self) -> EngineStats:
@@ -196,6 +197,35 @@ class EngineLoop:
         with self._changed:
             self._notify()
 
+    def _read_first(self) -> None:
+        """Begin to read the first of the queue, not only when the loop comes to it.
+
+        The lock is held.
+        """
+        first = self._queue.first
+        if first is not None and self.readers.idle and self._fits(first):
+            first.reading.begin()
+
+    def _chunk_was_read(self) -> None:
+        """Wake the loop; a brief recording whose first chunk this is waits for no other's encoder.
+
+        Runs in a thread of the readers.
+        """
+        with self._changed:
+            self._read_first()
+            self._notify()
+            ready = [each for each in self._requests.values() if each.is_announced_now]
+            for each in ready:
+                each.announced = True
+        for each in ready:
+            if is_brief(each.job):
+                self._scheduler.interrupt(each.terms.rank)
+
+    def _call_waits(self) -> None:
+        """A recording that is being begun needs the encoder; runs in a thread of the readers."""
+        self.wake()
+        self._scheduler.interrupt(Terms().rank)
+
     @property
     def in_another_process(self) -> bool:
         """Whether this process was forked from the one with the threads."""
@@ -250,6 +280,7 @@ class EngineLoop:
             seen = self._n_events
         begun = time.monotonic()
         self._cancel_requested()
+        self._scheduler.heed()
         self._start_queued()
         self.readers.tend()
         with self._turns:
@@ -325,14 +356,17 @@ class EngineLoop:
 
     def _may_start(self, request: Request) -> bool:
         limits = self.limits
-        if self.readers.backlog >= limits.readers:
+        if self.readers.backlog >= limits.readers and not request.reading.begun:
             return False
         ahead = limits.max_batch + limits.readers
         if self._scheduler.unserved(request.terms.rank) >= ahead:
             return False
-        return request.terms.live or (
-            sum(each.held for each in self._open.values()) <= limits.max_held_s
-        )
+        return self._fits(request)
+
+    def _fits(self, request: Request) -> bool:
+        """Whether there is memory for another recording; from any thread."""
+        held = sum(each.held for each in tuple(self._open.values()))
+        return request.terms.live or held <= self.limits.max_held_s
 
     def _report(self, request: Request, segments: list[Segment]) -> None:
         """Pass on segments and, at the end, the result."""

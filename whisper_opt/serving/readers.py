@@ -67,6 +67,12 @@ class Readers:
         """Recordings that wait for a thread."""
         return len(self._tasks)
 
+    @property
+    def idle(self) -> bool:
+        """Whether a thread would begin to read at once."""
+        with self._changed:
+            return len(self._tasks) + self._counted() < self._n
+
     def schedule(self, task: ReadAhead) -> None:
         """Read the next chunk of a recording when a thread is free; :attr:`lock` is held."""
         self._tasks.append(task)
@@ -119,7 +125,11 @@ class Readers:
 
 
 class ReadAhead:
-    """The chunks of one recording, read ahead; implements ``ChunkSource``."""
+    """The chunks of one recording, read ahead; implements ``ChunkSource``.
+
+    Attributes:
+        begun: whether its reading has begun.
+    """
 
     polled = True
 
@@ -132,13 +142,18 @@ class ReadAhead:
         self._exhausted = False
         self._closed = False
         self._scheduled = False
-        self._begun = False
+        self.begun = False
 
     def begin(self) -> None:
         """Begin to read."""
         with self._readers.lock:
-            self._begun = True
+            self.begun = True
             self._continue()
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is a chunk that was not taken."""
+        return bool(self._ready)
 
     @property
     def ended(self) -> bool:
@@ -171,7 +186,7 @@ class ReadAhead:
 
     def _continue(self) -> None:
         wanted = self._closed or len(self._ready) < self._readers.ahead
-        if self._begun and wanted and not (self._scheduled or self._exhausted):
+        if self.begun and wanted and not (self._scheduled or self._exhausted):
             self._scheduled = True
             self._readers.schedule(self)
 

@@ -33,6 +33,7 @@ class Request:
         counted: seconds of audio in the statistics.
         is_update: whether it is an update of a live session, which is no recording.
         work: seconds of work of the engine for it, about.
+        announced: whether its first chunk was read.
     """
 
     handle: Handle
@@ -44,11 +45,17 @@ class Request:
     counted: float = 0.0
     is_update: bool = False
     work: float = 0.0
+    announced: bool = False
 
     @property
     def has_callbacks(self) -> bool:
         """Whether the caller wants to be told while it runs."""
         return self.on_segment is not None or self.on_progress is not None
+
+    @property
+    def is_announced_now(self) -> bool:
+        """Whether its first chunk is there, and nobody was told so yet."""
+        return not self.announced and self.reading.ready
 
     @property
     def held(self) -> float:

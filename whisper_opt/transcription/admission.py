@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
+import time
 from collections.abc import Collection, Mapping
 from typing import Protocol
 
@@ -17,15 +18,21 @@ from whisper_opt.core.errors import OptionError
 from whisper_opt.transcription.fallback import Window
 from whisper_opt.transcription.job import Chunk, TranscriptionJob
 
-__all__ = ["ActiveJob", "Admission", "FairShare", "OldestFirst", "Rank", "Terms"]
+__all__ = ["ActiveJob", "Admission", "FairShare", "OldestFirst", "Rank", "Terms", "is_brief"]
 
 Rank = tuple[bool, int]
 """Whether a recording is live, and its priority."""
 
+WINDOW_S = N_SAMPLES / SAMPLE_RATE
+"""Seconds of a window."""
 _COMING = 8
 """Steps in which the first window of a short recording is read, if it is not an upload."""
 _COURTESY = 16
 """Steps after a short recording in which no window of a longer one with a row is encoded."""
+_PATIENCE = 48
+"""Steps in which a longer recording without a row lets short ones finish first."""
+_PUT_OFF_S = 10.0
+"""Seconds for which the encoder of a window of a longer recording may be stopped again."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +57,11 @@ class Terms:
         return self.live, self.priority
 
 
+def is_brief(job: TranscriptionJob) -> bool:
+    """Whether at most one window of audio is left of a recording, as far as is known."""
+    return 0 < job.duration - job.done <= WINDOW_S
+
+
 class ActiveJob:
     """A job that has been started, and its windows.
 
@@ -61,6 +73,9 @@ class ActiveJob:
         turn: when it was started, or had a row last.
         served: whether it has had a row.
         waited: steps before it had one.
+        idle: steps since a window of it could be decoded, if it has no row.
+        put_off: time at which the encoder was stopped first that worked for its next window, on the
+            monotonic clock; None if it was not.
     """
 
     def __init__(self, job: TranscriptionJob, terms: Terms, turn: int) -> None:
@@ -72,12 +87,19 @@ class ActiveJob:
         self.turn = turn
         self.served = False
         self.waited = 0
+        self.idle = 0
+        self.put_off: float | None = None
+
+    @property
+    def gives_way(self) -> bool:
+        """Whether the encoder may be stopped that works for it, because a brief one waits."""
+        waited = 0.0 if self.put_off is None else time.monotonic() - self.put_off
+        return not (self.brief or self.terms.live) and waited < _PUT_OFF_S
 
     @property
     def brief(self) -> bool:
         """Whether at most one window of audio is left."""
-        left = self.job.duration - self.job.done
-        return 0 < left <= N_SAMPLES / SAMPLE_RATE
+        return is_brief(self.job)
 
     @property
     def coming(self) -> bool:
@@ -146,6 +168,7 @@ class FairShare:
                 recording that has a row gets no other in the same step, and none while a recording
                 of its rank or a higher one with at most one window of audio left wants or has one,
                 or has just been started, nor in the next few steps: after one, another often comes.
+                A recording without a row waits a few steps while there is such a one.
 
         Raises:
             OptionError: no row would be left for a recording.
@@ -181,7 +204,11 @@ class FairShare:
             may = [
                 each
                 for each in may
-                if not (_delays(each, brief, admitted) or self._expects_brief(each))
+                if not (
+                    _delays(each, brief, admitted)
+                    or _goes_after(each, brief)
+                    or self._expects_brief(each)
+                )
             ]
         return min(may, key=_order, default=None)
 
@@ -221,6 +248,14 @@ def _delays(each: ActiveJob, brief: Collection[ActiveJob], admitted: Collection[
         return True
     rank = each.terms.rank
     return any(other is not each and other.terms.rank >= rank for other in brief)
+
+
+def _goes_after(each: ActiveJob, brief: Collection[ActiveJob]) -> bool:
+    """Whether a job without a row lets short recordings go first, for a while."""
+    if each.n_windows or each.brief or each.idle > _PATIENCE:
+        return False
+    first = (other for other in brief if other.pending and other.job.duration <= WINDOW_S)
+    return any(other.terms.rank >= each.terms.rank for other in first)
 
 
 def _order(each: ActiveJob) -> tuple[bool, int, int, float, int]:

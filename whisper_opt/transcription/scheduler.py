@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import threading
+import time
 from collections.abc import Generator, Iterable
 from typing import Callable, Union
 
 from whisper_opt.core.backend import Backend
 from whisper_opt.core.errors import EngineError, WhisperOptError
+from whisper_opt.core.interruption import Interruption
 from whisper_opt.text.results import Segment
 from whisper_opt.text.vocabulary import Vocab
 from whisper_opt.transcription.admission import ActiveJob, Admission, OldestFirst, Rank, Terms
@@ -97,6 +100,9 @@ class Scheduler:
         self._submitted: collections.deque[TranscriptionJob] = collections.deque()
         self._source: Source[TranscriptionJob] = ReadySource(())
         self._turn = 0
+        self._encoding: tuple[Interruption, Rank] | None = None  # what can be interrupted now
+        self._urgent: Rank | None = None
+        self._lock = threading.Lock()  # held while one of the two is changed or compared
 
     # --- single steps -----------------------------------------------------------------------------
 
@@ -167,6 +173,7 @@ class Scheduler:
         """
         for each in self._active.values():
             each.waited += not each.served
+            each.idle = each.idle + 1 if each.waiting and not each.n_windows else 0
             if each.job.polled and not each.waiting:
                 self._fill(each)
         finished = self._finished()
@@ -176,7 +183,7 @@ class Scheduler:
         self._windows.retry(most)
         admitted = self._new_windows(min(self._windows.room, most))
         if admitted:
-            self._windows.add(admitted)
+            self._add(admitted)
         # failed jobs are reported once, when they are finished
         return [self._update(job) for job in self._decode() if job.error is None]
 
@@ -267,6 +274,48 @@ class Scheduler:
             else:
                 n_started += 1
         return [item for item in admitted if item.job.error is None]
+
+    def _add(self, admitted: list[InFlight]) -> None:
+        """Encode windows; if that is interrupted, they wait again."""
+        jobs = [self._active[item.job] for item in admitted]
+        interruption = Interruption() if all(each.gives_way for each in jobs) else None
+        if interruption is not None:
+            with self._lock:
+                self._encoding = interruption, max(each.terms.rank for each in jobs)
+                self._stop_encoder()  # it may be urgent already
+        added = self._windows.add(admitted, interruption)
+        self._encoding = None
+        for each, item in zip(reversed(jobs), reversed(admitted)):
+            each.idle = 0
+            if added:
+                each.put_off = None
+            else:
+                each.put_off = time.monotonic() if each.put_off is None else each.put_off
+                each.n_windows -= 1
+                each.waiting.appendleft((item.chunk, item.window))
+
+    def interrupt(self, rank: Rank) -> None:
+        """Stop the encoder if it works for a longer recording of at most this rank.
+
+        To be called from another thread when a window of a recording with at most one is ready. The
+        window that was stopped is encoded again later; its result is the same. Without effect if
+        the backend cannot do that. If the encoder does not run, that holds for the next run, unless
+        :meth:`heed` is called before.
+        """
+        with self._lock:
+            self._urgent = rank if self._urgent is None else max(rank, self._urgent)
+            self._stop_encoder()
+
+    def heed(self) -> None:
+        """The recordings for which :meth:`interrupt` was called take part in the next step."""
+        with self._lock:
+            self._urgent = None
+
+    def _stop_encoder(self) -> None:
+        """The lock is held."""
+        encoding, urgent = self._encoding, self._urgent
+        if encoding is not None and urgent is not None and urgent >= encoding[1]:
+            encoding[0].request()
 
     def _next_job(self, admitted: list[ActiveJob]) -> ActiveJob | None:
         """The job whose window is decoded next; it has one that waits."""

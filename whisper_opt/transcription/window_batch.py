@@ -11,11 +11,13 @@ import collections
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Callable, Protocol
+from typing import Any, Callable, Protocol
 
 import numpy as np
 
+from whisper_opt.core.arrays import F32
 from whisper_opt.core.backend import Backend, Encoded
+from whisper_opt.core.interruption import Interrupted, Interruption
 from whisper_opt.decoding import Batch, Decoded
 from whisper_opt.text.vocabulary import Vocab
 from whisper_opt.transcription.alignment import Aligner, aligner
@@ -127,18 +129,36 @@ class WindowBatch:
         if room > 0:
             self.add([self._again.popleft() for _ in range(room)])
 
-    def add(self, admitted: Sequence[InFlight]) -> None:
-        """Encode windows and add them to the batch."""
+    def add(self, admitted: Sequence[InFlight], interruption: Interruption | None = None) -> bool:
+        """Encode windows and add them to the batch.
+
+        Args:
+            admitted: the windows.
+            interruption: stops the encoder, if the backend supports that.
+
+        Returns:
+            False if it was stopped; then nothing has changed.
+        """
         try:
             mels = [item.chunk.mel.window(item.window.seek, item.window.size) for item in admitted]
-            audio = self._backend.encode(np.stack(mels))
+            audio = self._encode(np.stack(mels), interruption)
             encoded = [
                 dataclasses.replace(item, audio=audio, index=i) for i, item in enumerate(admitted)
             ]
             self.n_encoded += len(admitted)
             self._submit(audio, self._detect_languages(audio, encoded))
+        except Interrupted:
+            return False
         except self._failures as error:
             self._lose(admitted, error)
+        return True
+
+    def _encode(self, mel: F32, interruption: Interruption | None) -> Encoded:
+        backend: Any = self._backend
+        if interruption is None or not getattr(backend, "interruptible", False):
+            return self._backend.encode(mel)
+        encoded: Encoded = backend.encode(mel, interruption)
+        return encoded
 
     def _detect_languages(self, audio: Encoded, admitted: list[InFlight]) -> list[InFlight]:
         """Detect the language of every window whose options are multilingual."""

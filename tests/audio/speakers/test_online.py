@@ -17,8 +17,9 @@ AXES = np.eye(8, dtype=np.float32)
 
 def near(axis: int, towards: int = 7, share: float = 0.0) -> F32:
     """A voice of unit length between two directions."""
-    found: F32 = AXES[axis] * np.float32(1 - share) + AXES[towards] * np.float32(share)
-    return found / np.linalg.norm(found)
+    found = AXES[axis] * np.float32(1 - share) + AXES[towards] * np.float32(share)
+    unit: F32 = found / np.linalg.norm(found)
+    return unit
 
 
 def test_speakers_are_told_apart_as_they_come() -> None:

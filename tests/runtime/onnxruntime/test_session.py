@@ -16,6 +16,7 @@ from tests.support.models import random_dims
 from whisper_opt import Whisper
 from whisper_opt.core.arrays import NDArray
 from whisper_opt.core.errors import BackendUnavailable, EngineError, OptionError
+from whisper_opt.core.interruption import Interrupted, Interruption
 from whisper_opt.export import build, export
 from whisper_opt.export.verification.verify import Parity
 from whisper_opt.runtime.engine import Engine, read_engine
@@ -76,6 +77,26 @@ def test_a_failed_run_is_an_engine_error(engine: Engine) -> None:
     session = backend.open(backend.encode(mel))
     with pytest.raises(EngineError, match=r"^ONNX Runtime failed: bad allocation$"):
         session.extend(np.zeros((1, 1), np.int64))
+
+
+def test_a_run_that_is_interrupted(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend, interruption = OrtBackend(engine, threads=1), Interruption()
+    mel = np.random.default_rng(0).normal(size=(1, 80, 3000)).astype(np.float32)
+    session, graph = backend.encoder, Interruption()
+
+    class Interrupting:
+        """The request comes while the graph runs; ONNX Runtime sees it after an operator."""
+
+        def run(self, names: Any, feeds: Any, options: Any) -> Any:
+            interruption.request()
+            return session.run(names, feeds, options)  # type: ignore[call-arg] # a session's
+
+    backend.encoder = Interrupting()  # type: ignore[assignment] # has a third argument
+    with pytest.raises(Interrupted):
+        backend.encode(mel, interruption)
+    backend.encoder = session
+    for found, expected in zip(backend.encode(mel, graph).cross, backend.encode(mel).cross):
+        assert np.array_equal(found, expected)
 
 
 @pytest.mark.parametrize("threads", [0, -1, True, 1.5, "2"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +12,16 @@ from typing import Any
 import pytest
 
 from tests.support.gated_model import GatedBackend, gated_model
-from tests.support.http_server import BOUNDARY, TRANSCRIPTIONS, form, post, served, wait_until, wav
+from tests.support.http_server import (
+    BOUNDARY,
+    TRANSCRIPTIONS,
+    form,
+    get,
+    post,
+    served,
+    wait_until,
+    wav,
+)
 from tests.support.in_threads import Started
 from whisper_opt.serving.http.events import Mailbox
 from whisper_opt.serving.http.server import Server
@@ -85,13 +95,17 @@ def test_an_error_before_the_first_event_is_a_response(
 
 
 def test_an_error_after_the_first_event_is_an_event(gated: Server, backend: GatedBackend) -> None:
-    backend.fail_at = 1
-    backend.gate.set()
-    *deltas, last = post(gated, CLIP, *STREAM).events
-    assert deltas
-    assert {event["type"] for event in deltas} == {"transcript.text.delta"}
-    assert set(last) == {"error"}
-    assert last["error"]["type"] == "server_error"
+    backend.fail_at = backend.held_from = 2
+    with connected(gated, STREAM) as link:
+        found = b""
+        while b"transcript.text.delta" not in found:
+            found += link.recv(1000)
+        backend.gate.set()
+        while b"server_error" not in found:
+            found += link.recv(1000)
+    assert b"200 OK" in found
+    last = found.partition(b"data: ")[2].split(b"data: ")[-1]
+    assert set(json.loads(last.split(b"\n\n")[0])) == {"error"}
 
 
 def test_an_error_without_a_stream(gated: Server, backend: GatedBackend) -> None:
@@ -131,6 +145,10 @@ def test_a_disconnect_cancels_what_is_decoded(
     backend.gate.set()
     assert post(gated, wav(0.5), *QUICK).status == 200
     assert backend.n_encoded == 2  # the first window, and that of the other request
+    counted = get(gated, "/metrics").text.splitlines()
+    (cancelled,) = (line for line in counted if line.startswith("whisper_opt_engine_cancelled_to"))
+    (rows,) = (line for line in counted if line.startswith("whisper_opt_engine_rows{"))
+    assert (cancelled.split()[-1], rows.split()[-1]) == ("1.0", "0.0")
 
 
 def test_a_disconnect_cancels_what_waits(backend: GatedBackend) -> None:

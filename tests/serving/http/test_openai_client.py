@@ -303,10 +303,11 @@ def client_of(server: Server, **options: Any) -> openai.OpenAI:
 
 
 def test_an_error_in_mid_stream(backend: GatedBackend) -> None:
-    backend.fail_at = 1
-    backend.gate.set()
+    backend.fail_at = backend.held_from = 2
     with served("gated", load=lambda _: gated_model(backend)) as server, client_of(server) as one:
-        stream = create(one, wav(65.0), FAKE, stream=True)
+        stream = iter(create(one, wav(65.0), FAKE, stream=True))
+        assert next(stream).type == "transcript.text.delta"
+        backend.gate.set()
         with pytest.raises(openai.APIError, match="failed to process the request") as caught:
             list(stream)
         assert cast(Any, caught.value.body)["type"] == "server_error"

@@ -116,9 +116,10 @@ def test_utterances_have_speakers_and_the_session_has_better_ones(
     events = session.take()
     found = [event for event in events if isinstance(event, Utterance)]
     assert [event.speaker for event in found] == ["A", "B", "A"]
-    parts = [(event, part) for event in found for part in (*event.segments, *event.words)]
-    assert len(parts) >= 3
-    assert all(part.speaker == event.speaker for event, part in parts)
+    for event in found:
+        assert event.segments or event.words
+        assert {segment.speaker for segment in event.segments} <= {event.speaker}
+        assert {word.speaker for word in event.words} <= {event.speaker}
     assert events[-1] == Speakers({0: "A", 1: "B", 2: "A"})
     assert session.ended
 

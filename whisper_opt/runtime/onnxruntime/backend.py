@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Callable, Protocol
 
 import numpy as np
 
@@ -14,12 +14,13 @@ from whisper_opt.core.backend import Attention, Encoded
 from whisper_opt.core.background import Background
 from whisper_opt.core.dims import ModelDims
 from whisper_opt.core.errors import EngineError, OptionError, WhisperOptError
+from whisper_opt.core.interruption import Interrupted, Interruption
 from whisper_opt.runtime.cross_kv import CrossLayout
 from whisper_opt.runtime.engine import OWN_ATTENTION_VERSION, PACKED, PLAIN, Engine
 from whisper_opt.runtime.head_bounds import HeadBounds
 from whisper_opt.runtime.inputs import checked_mel
 from whisper_opt.runtime.native import kernel_library
-from whisper_opt.runtime.onnxruntime.graph import failed_run, load_graph
+from whisper_opt.runtime.onnxruntime.graph import failed_run, import_onnxruntime, load_graph
 from whisper_opt.runtime.onnxruntime.session import Decoder, OrtSession
 from whisper_opt.runtime.padding import EncoderInput, PaddingCompression, expand_scores
 
@@ -60,6 +61,9 @@ class OrtBackend:
     """Runs the encoder and decoder graphs of an engine on the CPU with ONNX Runtime.
 
     May be used from several threads at once; so may its sessions, each from one thread at a time.
+
+    Attributes:
+        interruptible: whether :meth:`encode` can be interrupted.
     """
 
     def __init__(
@@ -96,6 +100,7 @@ class OrtBackend:
         load = functools.partial(load_graph, engine, threads=threads, kernels=kernels)
         packed = kernels and PACKED[0] in engine.manifest.files and kernel_library() is not None
         names = PACKED if packed else PLAIN
+        self.interruptible = encoder is None
         with Background(lambda: load(names[1])) as decoder:
             self.encoder: Graph = encoder or load(names[0])
             graph = decoder.result()
@@ -114,34 +119,53 @@ class OrtBackend:
                 parts, self.dims.frames_per_position, disabled=whole_padding
             )
 
-    def encode(self, mel: F32) -> OrtEncoded:
+    def encode(self, mel: F32, interruption: Interruption | None = None) -> OrtEncoded:
         """See :meth:`whisper_opt.core.backend.Backend.encode`.
+
+        Args:
+            mel: see there.
+            interruption: stops the run, within a few operators; only if :attr:`interruptible`.
 
         Raises:
             EngineError: the shape is wrong, or ONNX Runtime failed.
+            Interrupted: it was stopped.
         """
         mel = checked_mel(self.dims, mel)
+        run = functools.partial(self._run_encoder, interruption)
         if self._padding is None:
-            return OrtEncoded(tuple(self._run_encoder({"mel": mel})))
+            return OrtEncoded(tuple(run({"mel": mel})))
         windows = [self._padding.compress(window[None]) for window in mel]
-        return OrtEncoded(self._encode_windows(windows), tuple(each.counts for each in windows))
+        arrays = self._encode_windows(windows, run)
+        return OrtEncoded(arrays, tuple(each.counts for each in windows))
 
-    def _encode_windows(self, windows: Sequence[EncoderInput]) -> tuple[NDArray, ...]:
+    def _encode_windows(
+        self,
+        windows: Sequence[EncoderInput],
+        run: Callable[[dict[str, NDArray]], Sequence[NDArray]],
+    ) -> tuple[NDArray, ...]:
         """Keys and values of windows; each gets the same result as alone."""
         if len({each.mel.shape[2] for each in windows}) == 1:
             batch = windows[0]._replace(mel=np.concatenate([each.mel for each in windows]))
-            return tuple(self._run_encoder(batch.feeds()))
-        each = [self._run_encoder(one.feeds()) for one in windows]
+            return tuple(run(batch.feeds()))
+        each = [run(one.feeds()) for one in windows]
         n_keys = max(map(self._cross.n_keys, each))
         rows = zip(*(self._cross.pad_positions(arrays, n_keys) for arrays in each))
         return tuple(np.concatenate(arrays) for arrays in rows)
 
-    def _run_encoder(self, feeds: Mapping[str, NDArray]) -> Sequence[NDArray]:
+    def _run_encoder(
+        self, interruption: Interruption | None, feeds: Mapping[str, NDArray]
+    ) -> Sequence[NDArray]:
         try:
-            return self.encoder.run(self._cross.names, feeds)
-        except WhisperOptError:
+            if interruption is None:
+                return self.encoder.run(self._cross.names, feeds)
+            options = import_onnxruntime().RunOptions()
+            with interruption.stops(functools.partial(setattr, options, "terminate", True)):
+                return self.encoder.run(self._cross.names, feeds, options)  # type: ignore[call-arg] # a session's
+        except (WhisperOptError, Interrupted):
             raise
         except Exception as error:  # the runtime's errors share no base class
+            if interruption is not None and interruption.requested:
+                raise Interrupted from error
             raise failed_run(error) from error
 
     def open(self, audio: Encoded) -> OrtSession:
