@@ -38,9 +38,9 @@ _OTHER_NAMES = ("nova", "enhanced")
 """Beginnings of Deepgram's names of models; all stand for the first model of the server."""
 _TELEPHONE = 8000
 _DIGITS = 9
+"""Most digits of an integer; all ranges are shorter."""
 _SILENCE_MS = 500
 """Silence that ends an utterance if the client does not say."""
-"""Most digits of an integer; all ranges are shorter."""
 
 
 @dataclasses.dataclass(frozen=True)
