@@ -69,7 +69,7 @@ class Played:
     """
 
     work: float
-    logs: list[Log]
+    logs: Sequence[Log]
 
 
 class Ours:
@@ -96,7 +96,7 @@ class Ours:
                 for recording, start in sessions
             ]
             simulation.run()
-            logs = [
+            logs: list[Sequence[tuple[float, LiveEvent]]] = [
                 [(at - start, event) for at, event in player.log]
                 for player, (_, start) in zip(players, sessions)
             ]

@@ -68,16 +68,15 @@ def resolve(channels: Sequence[str], specs: Sequence[str], platform: str) -> lis
     system, _, machine = platform.partition("-")
     if system not in VIRTUAL or machine not in ARCHITECTURES:
         raise LockError(f"unknown platform {platform!r}; expected linux-64, osx-arm64 or the like")
-    build = getattr(rattler, "BuildString", str)  # before 0.26: a string
+    build: Any = getattr(rattler, "BuildString", str)  # before 0.26: a string
     virtual = [
         rattler.GenericVirtualPackage(
             rattler.PackageName(name), rattler.Version(number), build(text)
         )
         for name, number, text in (*VIRTUAL[system], ("__archspec", "1", ARCHITECTURES[machine]))
     ]
-    work = rattler.solve(
-        list(channels), list(specs), platforms=[platform, "noarch"], virtual_packages=virtual
-    )
+    platforms: list[Any] = [platform, "noarch"]  # a type of py-rattler, which differs by version
+    work = rattler.solve(list(channels), list(specs), platforms=platforms, virtual_packages=virtual)
     try:
         return list(asyncio.run(work))
     except Exception as error:

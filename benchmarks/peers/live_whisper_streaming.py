@@ -16,13 +16,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).resolve().parent), os.environ["WHISPER_STREAMING"]]
+sys.path[:0] = [str(Path(__file__).resolve().parent.parent), os.environ["WHISPER_STREAMING"]]
 
 import silero_vad  # noqa: E402  # paths are set above
 import torch  # noqa: E402
 from faster_whisper import WhisperModel  # noqa: E402
-from live_clock import SAMPLE_RATE, Clock, Heard, main_of  # noqa: E402
 from whisper_online import FasterWhisperASR, VACOnlineASRProcessor  # noqa: E402
+
+from peers.live_clock import SAMPLE_RATE, Clock, Heard, main_of  # noqa: E402
 
 VAC_CHUNK = 0.04
 """Seconds; its default."""
@@ -68,7 +69,7 @@ class Session:
     @property
     def due(self) -> float:
         """When enough audio has come."""
-        return self.heard.start + min(self.taken + VAC_CHUNK, self.length)
+        return float(self.heard.start + min(self.taken + VAC_CHUNK, self.length))
 
     def step(self) -> bool:
         """Take what has come; False at the end."""

@@ -20,14 +20,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np  # the path is set above
 import torch
-from live_clock import SAMPLE_RATE, Clock, Heard, main_of
 from whisperlivekit import audio_processor
 from whisperlivekit.core import TranscriptionEngine
 from whisperlivekit.whisper import _ALIGNMENT_HEADS
+
+from peers.live_clock import SAMPLE_RATE, Clock, Heard, main_of
 
 BLOCK = 0.1
 """Seconds of audio in a message."""
@@ -42,7 +43,8 @@ class Loop(asyncio.SelectorEventLoop):
 
     def time(self) -> float:
         """The virtual time."""
-        return self._clock.now()
+        seconds: float = self._clock.now()
+        return seconds
 
 
 class _Selector(selectors.SelectSelector):
@@ -105,7 +107,7 @@ def load(settings: dict[str, Any]) -> Any:
     """The engine of its server."""
     logging.disable(logging.CRITICAL)
     torch.set_num_threads(settings["threads"])
-    asyncio.to_thread = directly
+    setattr(asyncio, "to_thread", directly)  # noqa: B010  # another type
     name = settings["model"]
     chosen: dict[str, Any] = {"model_path": settings["ctranslate2"]}
     if settings["policy"] == "simulstreaming":

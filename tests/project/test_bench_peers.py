@@ -192,7 +192,8 @@ def test_a_dry_run_has_little_audio(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         monkeypatch.setattr(sys, "argv", ["compare_peers.py", "--models", "m", *arguments])
         args = compare.arguments()
         found = compare.cases(args, tmp_path)
-        return max(recording.seconds for case in found for recording in case.recordings)
+        lengths: list[float] = [each.seconds for case in found for each in case.recordings]
+        return max(lengths)
 
     assert longest("--quick") < 300
     assert longest() > 600

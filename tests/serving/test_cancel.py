@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.engines_on_fakes import WAIT, options, options_of, stepped
+from tests.support.engines_on_fakes import WAIT, options, options_of, stepped, steps
+from tests.support.http_server import wait_until
 from tests.support.stepped_backend import SteppedBackend
 from tests.support.watched_backend import noise, quiet_model, windows_of
 from whisper_opt import TranscriptionCancelled
@@ -70,7 +71,7 @@ def test_while_it_is_read(backend: SteppedBackend) -> None:
     with stepped(backend) as served:
         slow = served.submit(upload, options())
         assert upload.begun.wait(WAIT)
-        assert slow.state == "running"
+        wait_until(lambda: slow.state == "running", "the loop starts it")  # it is read before
         assert slow.cancel()
         refused(slow)
         assert served.submit(noise(5.0), options()).result(WAIT)
@@ -98,7 +99,7 @@ def test_while_it_is_decoded(backend: SteppedBackend, given: dict[str, Any]) -> 
         sounds = [noise(31.0, seed) for seed in range(3)]
         handles = [served.submit(sound, options(**given)) for sound in sounds]
         while len(seeds_in(backend)) < 3:
-            backend.step()
+            steps(served, backend)
         cancelled = set(windows_of(sounds[1], **options_of(**given)))
         assert cancelled & seeds_in(backend)
         assert handles[1].cancel()

@@ -14,6 +14,7 @@ from whisper_opt import Whisper
 from whisper_opt.core.arrays import F32
 from whisper_opt.core.interruption import Interrupted, Interruption
 from whisper_opt.serving import Engine
+from whisper_opt.transcription import admission
 
 LONG, SHORT = noise(95.0), noise(3.0, 5)
 CLIPS = tuple(float(t) for i in range(0, 90, 10) for t in (i, i + 10))
@@ -70,16 +71,16 @@ def test_a_short_recording_goes_first(given: dict[str, Any]) -> None:
         assert long.result(WAIT) == quiet_model().transcribe(LONG, options=chosen)
 
 
-def test_long_recordings_get_on() -> None:
-    """The encoder is interrupted eight times at most before it has a window."""
+def test_long_recordings_get_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A window is put off for a limited time only, however many short recordings there are."""
+    monkeypatch.setattr(admission, "_PUT_OFF_S", 0.05)
     backend = Patient()
     with Engine(Whisper(engine(), backend)) as served:
         long = served.submit(LONG, options())
         while long.state != "done":
             served.submit(SHORT, options()).result(WAIT)
         assert long.result() == quiet_model().transcribe(LONG, options=options())
-    long_windows = [0.0, 30.0, 60.0]  # where more than 30 s are left
-    assert backend.n_interrupted == 8 * len(long_windows)
+    assert backend.n_interrupted >= 1
 
 
 @pytest.mark.parametrize(("priority", "stops"), [(-1, False), (0, True), (1, True)])

@@ -94,12 +94,23 @@ def graph(
 
 
 def linear_graph(
-    operator: Operator, n_in: int, n_out: int, seed: int = 0, *, rank: int = 3, packed: bool = True
+    operator: Operator,
+    n_in: int,
+    n_out: int,
+    seed: int = 0,
+    *,
+    rank: int = 3,
+    packed: bool = True,
+    four_fit: bool = False,
 ) -> bytes:
-    """A product with random weights; x is [a, m, n_in], residual the same shape, or of ``rank``."""
+    """A product with random weights; x is [a, m, n_in], residual the same shape, or of ``rank``.
+
+    ``four_fit``: the largest weights of which sums of four products fit 16 bits.
+    """
     rng = np.random.default_rng([seed, n_in, n_out])
+    weight = rng.integers(-127, 128, (n_in, n_out))
     constants = {
-        "weight": rng.integers(-127, 128, (n_in, n_out)).astype(np.int8),
+        "weight": (_limited(weight) if four_fit else weight).astype(np.int8),
         "scale": rng.uniform(0.5, 2, n_out).astype(np.float32) / np.float32(64 * n_in**0.5),
         "bias": rng.standard_normal(n_out).astype(np.float32),
         "gain": rng.uniform(0.5, 2, n_in).astype(np.float32),
@@ -111,6 +122,26 @@ def linear_graph(
     }
     given = {name: shape for name, shape in shapes.items() if name in operator.inputs}
     return graph(operator, constants, given, ["a", "m", n_out], packed=packed)
+
+
+def _limited(weight: NDArray) -> NDArray:
+    """Weights [n_in, n_out] whose positive and negative sums of four are at most 128, some equal.
+
+    The four are inputs 0, 1, 4, 5 and 2, 3, 6, 7 of every eight. The first columns have the
+    extremes: four equal weights, one alone, and two.
+    """
+    n_in, n_out = weight.shape
+    weight[:, 0::7] = np.where(weight[:, 0::7] < 0, -127, 127)
+    four = weight.reshape(n_in // 8, 2, 2, 2, n_out).swapaxes(1, 2).copy()
+    four[:, :, 1, :, 1::7] = 0
+    four[:, :, 0, 1, 2::7] = 0
+    four[:, :, 1, :, 2::7] = 0
+    four[..., 3::7] = 127
+    four[..., 4::7] = -127
+    sums = np.maximum(*(np.maximum(s * four, 0).sum(axis=(2, 3), keepdims=True) for s in (1, -1)))
+    four = np.trunc(four * np.minimum(1, 128 / np.maximum(sums, 1)))
+    limited: NDArray = four.swapaxes(1, 2).reshape(n_in, n_out)
+    return limited
 
 
 def linear4_constants(n_in: int, n_out: int, seed: int = 0) -> dict[str, NDArray]:

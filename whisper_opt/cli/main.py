@@ -159,9 +159,9 @@ def _add_export(commands: Any) -> None:
         "--precision",
         default="fp32",
         choices=[name for name in PRECISIONS if name != "auto"],
-        help="fp32 (default); int8: for CPUs, a quarter of the size, faster; int4: for CPUs, the"
-        " least memory; fp16-storage: for CPUs, half the size, computes in fp32; fp16: for NVIDIA"
-        " GPUs, slow on CPUs",
+        help="fp32 (default); int8: for CPUs, a quarter of the size, faster; int8-avx2: for CPUs"
+        " with AVX2 but no VNNI, faster there; int4: for CPUs, the least memory; fp16-storage: for"
+        " CPUs, half the size, computes in fp32; fp16: for NVIDIA GPUs, slow on CPUs",
     )
     parser.add_argument(
         "--tokenizer",

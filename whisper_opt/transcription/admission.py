@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
+import time
 from collections.abc import Collection, Mapping
 from typing import Protocol
 
@@ -30,8 +31,8 @@ _COURTESY = 16
 """Steps after a short recording in which no window of a longer one with a row is encoded."""
 _PATIENCE = 48
 """Steps in which a longer recording without a row lets short ones finish first."""
-_INTERRUPTIONS = 8
-"""How often the encoder may be stopped before a window of a longer recording is finished."""
+_PUT_OFF_S = 10.0
+"""Seconds for which the encoder of a window of a longer recording may be stopped again."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +74,8 @@ class ActiveJob:
         served: whether it has had a row.
         waited: steps before it had one.
         idle: steps since a window of it could be decoded, if it has no row.
-        n_interrupted: how often the encoder was stopped that worked for its next window.
+        put_off: time at which the encoder was stopped first that worked for its next window, on the
+            monotonic clock; None if it was not.
     """
 
     def __init__(self, job: TranscriptionJob, terms: Terms, turn: int) -> None:
@@ -86,12 +88,13 @@ class ActiveJob:
         self.served = False
         self.waited = 0
         self.idle = 0
-        self.n_interrupted = 0
+        self.put_off: float | None = None
 
     @property
     def gives_way(self) -> bool:
         """Whether the encoder may be stopped that works for it, because a brief one waits."""
-        return not (self.brief or self.terms.live) and self.n_interrupted < _INTERRUPTIONS
+        waited = 0.0 if self.put_off is None else time.monotonic() - self.put_off
+        return not (self.brief or self.terms.live) and waited < _PUT_OFF_S
 
     @property
     def brief(self) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import threading
+import time
 from collections.abc import Generator, Iterable
 from typing import Callable, Union
 
@@ -285,8 +286,11 @@ class Scheduler:
         added = self._windows.add(admitted, interruption)
         self._encoding = None
         for each, item in zip(reversed(jobs), reversed(admitted)):
-            each.n_interrupted, each.idle = (0 if added else each.n_interrupted + 1), 0
-            if not added:
+            each.idle = 0
+            if added:
+                each.put_off = None
+            else:
+                each.put_off = time.monotonic() if each.put_off is None else each.put_off
                 each.n_windows -= 1
                 each.waiting.appendleft((item.chunk, item.window))
 

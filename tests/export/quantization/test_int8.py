@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto
 
 from tests.conftest import Engines
 from tests.support.engines import sharp_checkpoint
@@ -29,6 +31,7 @@ from whisper_opt.export.quantization.activation_stats import (
     synthetic_samples,
 )
 from whisper_opt.export.quantization.int4 import BLOCK, N_SPECIAL
+from whisper_opt.export.quantization.int8 import FOUR_LIMIT, largest_fours
 from whisper_opt.export.verification.verify import noise_mel
 from whisper_opt.runtime.engine import Engine
 from whisper_opt.runtime.onnxruntime.backend import OrtBackend
@@ -102,6 +105,31 @@ def test_sizes(integers: dict[str, Engine], small: Checkpoint) -> None:
 
     pages = 4096 * 80  # each tensor begins on a new page, and few are large here
     assert size(integers["int8"]) < 2 * weights + pages
+
+
+def test_products_for_avx2(small: Checkpoint, tmp_path: Path) -> None:
+    """Sums of four products of every weight but the head's fit 16 bits; those of int8 do not."""
+    engines = {
+        name: export(small, tmp_path / name, precision=name) for name in ("int8", "int8-avx2")
+    }
+    largest = {name: largest_sums(engine) for name, engine in engines.items()}
+    assert len(largest["int8"]) == 12
+    assert min(largest["int8"].values()) > FOUR_LIMIT
+    assert 120 < max(largest["int8-avx2"].values()) <= FOUR_LIMIT
+    assert {engine.manifest.precision for engine in engines.values()} == set(engines)
+
+
+def largest_sums(engine: Engine) -> dict[str, int]:
+    """Largest sum of four weights of one sign of each product but the head, by its name."""
+    found = {}
+    for graph in ("encoder", "decoder"):
+        model = onnx.load(str(engine.path / f"{graph}.onnx"))
+        for tensor in model.graph.initializer:
+            if tensor.data_type == TensorProto.INT8 and ".blocks." in tensor.name:
+                panels = onnx.numpy_helper.to_array(tensor).astype(np.int64)
+                rows = panels.transpose(1, 3, 0, 2).reshape(panels.shape[1] * 4, -1)
+                found[tensor.name] = int(largest_fours(rows).max())
+    return found
 
 
 def test_int4_takes_five_eighths_of_a_byte_where_it_has_4_bits() -> None:

@@ -19,7 +19,12 @@ from whisper_opt.export.graphs.operators import GELU_MIN, GELU_ZERO_POINT
 from whisper_opt.export.graphs.precision import INT4, INT8
 from whisper_opt.export.quantization.activation_stats import ActivationStats
 from whisper_opt.export.quantization.int4 import BLOCK, Int4Linear, pack_int4, unpack_int4
-from whisper_opt.export.quantization.int8 import Int8Linear, round_columns
+from whisper_opt.export.quantization.int8 import (
+    FOUR_LIMIT,
+    Int8Linear,
+    largest_fours,
+    round_columns,
+)
 from whisper_opt.export.quantization.smoothing import smooth
 from whisper_opt.export.verification.reference import gelu
 from whisper_opt.export.writer import write_graph
@@ -68,6 +73,23 @@ def by_row(value: F32, weight: F32, steps: int, zero: int, absmax: F32) -> F32:
     integers = np.clip(np.rint((value / absmax) / step) + zero, 0, 255).astype(np.int64) - zero
     product: F32 = (integers @ columns.astype(np.int64)).astype(np.float32) * (step * scale)
     return product * absmax
+
+
+def test_sums_of_four_products_fit_16_bits() -> None:
+    """In int8 they do not."""
+    weight = RNG.standard_normal((384, 70)).astype(np.float32)
+    weight[:8, 0] = [0, 0, 1, 1, 0, 0, 1, 1]  # inputs 2, 3, 6 and 7 are summed
+    plain, _ = round_columns(weight)
+    assert (largest_fours(plain.astype(np.int64)) > FOUR_LIMIT).all()
+    integers, scale = round_columns(weight, four_fit=True)
+    assert largest_fours(integers.astype(np.int64)).max() <= FOUR_LIMIT
+    assert np.abs(integers * scale - weight).max() <= 0.501 * scale.max()
+
+
+def test_weights_that_cannot_be_divided_by_eight_inputs() -> None:
+    integers, scale = round_columns(np.full((4, 1), 3, np.float32), four_fit=True)
+    np.testing.assert_array_equal(integers, 64)
+    assert scale == np.float32(3 / 64)
 
 
 def test_rows_are_quantized_independently(tmp_path: Path) -> None:

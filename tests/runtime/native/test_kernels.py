@@ -48,12 +48,14 @@ def some_rows(shape: tuple[int, ...], seed: int) -> F32:
 
 @linears
 @pytest.mark.parametrize("n_out", [1, 64, 70, 200])
-def test_weights_of_engines_before_format_5(operator: Operator, n_out: int) -> None:
+@pytest.mark.parametrize("four_fit", [False, True])
+def test_weights_of_engines_before_format_5(operator: Operator, n_out: int, four_fit: bool) -> None:
     given = feeds(operator, some_rows((2, 7, 80), n_out), n_out)
-    found, expected = (
-        run(session(linear_graph(operator, 80, n_out, packed=packed), kernels=True), **given)
+    models = (
+        linear_graph(operator, 80, n_out, packed=packed, four_fit=four_fit)
         for packed in (False, True)
     )
+    found, expected = (run(session(model, kernels=True), **given) for model in models)
     np.testing.assert_array_equal(found, expected)
 
 
@@ -88,8 +90,11 @@ def test_products(operator: Operator, n_in: int, n_out: int) -> None:
 
 @linears
 @pytest.mark.parametrize("threads", [1, 2])
-def test_rows_do_not_depend_on_the_batch(operator: Operator, threads: int) -> None:
-    runner = session(linear_graph(operator, 128, 70), kernels=True, threads=threads)
+@pytest.mark.parametrize("four_fit", [False, True])
+def test_rows_do_not_depend_on_the_batch(operator: Operator, threads: int, four_fit: bool) -> None:
+    runner = session(
+        linear_graph(operator, 128, 70, four_fit=four_fit), kernels=True, threads=threads
+    )
     given = feeds(operator, some_rows((1, 103, 128), 5), 70)
     together = run(runner, **given)
     for n in (1, 2, 5, 6, 7, 8, 9):  # a tile has six rows, and up to eight are rounded at once

@@ -32,6 +32,7 @@ from whisper_opt.core.options import KERNELS, LoadOptions
 from whisper_opt.export import export
 from whisper_opt.export.graphs import int4_operators, operators, packed_weights
 from whisper_opt.export.graphs.operators import LINEARS
+from whisper_opt.export.quantization import int8
 from whisper_opt.export.verification.verify import noise_mel
 from whisper_opt.runtime import head_bounds, native, padding
 from whisper_opt.runtime.devices import Machine, open_backend
@@ -205,6 +206,7 @@ def test_kernels_and_graphs_share_constants() -> None:
         "HEAD_ZERO": head_bounds.STEPS + 1,
         "HEAD_STEPS": head_bounds.STEPS,
         "NIBBLE_BLOCK": int4_operators.BLOCK,
+        "FOUR_LIMIT": int8.FOUR_LIMIT,
     }
     assert {name: found[name] for name in expected} == expected
 

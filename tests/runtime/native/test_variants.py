@@ -82,9 +82,10 @@ def test_tests_run_with_every_variant(name: str) -> None:
 
 @pytest.mark.parametrize("operator", LINEARS, ids=lambda operator: operator.name)
 @pytest.mark.parametrize(("n_in", "n_out"), [(16, 1), (64, 70), (384, 512)])
-def test_products(operator: Operator, n_in: int, n_out: int) -> None:
-    model = linear_graph(operator, n_in, n_out)
-    for n_rows in (1, 2, 3, 6, 8, 97):
+@pytest.mark.parametrize("four_fit", [False, True])
+def test_products(operator: Operator, n_in: int, n_out: int, four_fit: bool) -> None:
+    model = linear_graph(operator, n_in, n_out, four_fit=four_fit)
+    for n_rows in (1, 2, 3, 4, 5, 6, 7, 8, 49, 97):
         given = feeds(operator, some_rows((1, n_rows, n_in), n_rows), n_out)
         given["x"][0, 0] *= 1e30  # the first row is huge
         all_equal(lambda given=given: outputs(model, **given))  # type: ignore[misc]

@@ -12,7 +12,16 @@ from typing import Any
 import pytest
 
 from tests.support.gated_model import GatedBackend, gated_model
-from tests.support.http_server import BOUNDARY, TRANSCRIPTIONS, form, post, served, wait_until, wav
+from tests.support.http_server import (
+    BOUNDARY,
+    TRANSCRIPTIONS,
+    form,
+    get,
+    post,
+    served,
+    wait_until,
+    wav,
+)
 from tests.support.in_threads import Started
 from whisper_opt.serving.http.events import Mailbox
 from whisper_opt.serving.http.server import Server

@@ -17,7 +17,17 @@ from onnx import helper
 from whisper_opt.core.errors import OptionError
 from whisper_opt.export.graphs.groups import HEAD, matches
 
-__all__ = ["FP16", "FP32", "INT4", "INT8", "PRECISIONS", "STORED", "Precision", "make_precision"]
+__all__ = [
+    "FP16",
+    "FP32",
+    "INT4",
+    "INT8",
+    "INT8_AVX2",
+    "PRECISIONS",
+    "STORED",
+    "Precision",
+    "make_precision",
+]
 
 _F16, _F32 = np.dtype(np.float16), np.dtype(np.float32)
 
@@ -53,6 +63,8 @@ class Precision:
             exact float16 numbers.
         kept: groups of products (:mod:`whisper_opt.export.graphs.groups`) at higher precision: in
             float32 if the others have 8 bits, in 8 bits if they have 4.
+        four_fit: whether 8-bit weights are so small that sums of four products fit 16 bits
+            (:func:`whisper_opt.export.quantization.int8.round_columns`).
     """
 
     name: str
@@ -66,6 +78,7 @@ class Precision:
     fused: bool = True
     hadamard: bool = False
     kept: frozenset[str] = frozenset()
+    four_fit: bool = False
 
     @property
     def head(self) -> Precision:
@@ -105,6 +118,7 @@ STORED = Precision(
 INT8 = Precision(
     "int8", _F32, _F32, "rms", cross_tolerance=0.25, logits_tolerance=0.25, bits=8, storage=_F16
 )
+INT8_AVX2 = dataclasses.replace(INT8, name="int8-avx2", four_fit=True)
 # self-attention loses most by 4 bits for its size
 INT4 = Precision(
     "int4",
@@ -118,7 +132,7 @@ INT4 = Precision(
     kept=frozenset({"decoder.blocks.*.attn.qkv", "decoder.blocks.*.attn.out"}),
 )
 PRECISIONS: Mapping[str, Precision] = {
-    types.name: types for types in (FP32, FP16, STORED, INT8, INT4)
+    types.name: types for types in (FP32, FP16, STORED, INT8, INT8_AVX2, INT4)
 }
 """All precisions of engines, by name."""
 

@@ -7,6 +7,10 @@ not affect each other, and no audio can exceed a calibrated range. After a GELU,
 than -0.17, the zero point is near the lower end, so positive values have nearly all of the 255
 steps.
 
+In precision ``int8-avx2`` scales of columns are as large as is needed for sums of four products to
+fit 16 bits: AVX2 then adds two results of its instruction for bytes (vpmaddubsw) before it widens
+them (docs/kernels.md).
+
 :mod:`whisper_opt.export.quantization.smoothing` makes rows more even before they are rounded.
 """
 
@@ -26,13 +30,46 @@ from whisper_opt.export.quantization.activation_stats import ActivationStats
 from whisper_opt.export.quantization.fused import FusedLinear
 from whisper_opt.export.quantization.smoothing import NormSmoothing, Smoothing, norm_before
 
-__all__ = ["Int8Linear", "round_columns"]
+__all__ = ["FOUR_LIMIT", "Int8Linear", "largest_fours", "round_columns"]
 
 
-def round_columns(weight: F32) -> tuple[NDArray, F32]:
-    """Quantize float32 [n_in, n_out] to int8 of the same shape and one scale per column."""
+FOUR_LIMIT = 128
+"""Largest sum of the positive or of the negative weights of four inputs: 255 times as much fits 16
+bits with a sign."""
+_WIDER = np.float32(1.004)
+"""Factor of scales while rounding makes a sum larger than the limit."""
+
+
+def largest_fours(weight: NDArray) -> NDArray:
+    """Largest sums [n_out] of the positive or negative weights of four inputs, in every column.
+
+    The four of weights [n_in, n_out] are inputs 0, 1, 4, 5 and 2, 3, 6, 7 of every eight.
+    """
+    n_in, n_out = weight.shape
+    rows = np.pad(weight, ((0, -n_in % 8), (0, 0))).reshape(-1, 2, 2, 2, n_out)
+    positive = np.maximum(rows, 0).sum(axis=(1, 3))
+    negative = np.maximum(-rows, 0).sum(axis=(1, 3))
+    largest: NDArray = np.maximum(positive, negative).max(axis=(0, 1))
+    return largest
+
+
+def round_columns(weight: F32, *, four_fit: bool = False) -> tuple[NDArray, F32]:
+    """Quantize float32 [n_in, n_out] to int8 of the same shape and one scale per column.
+
+    With ``four_fit`` no sum of :func:`largest_fours` exceeds :data:`FOUR_LIMIT`.
+    """
     scale = np.maximum(np.abs(weight).max(axis=0) / np.float32(127), np.float32(1e-12))
-    return np.rint(weight / scale).astype(np.int8), scale.astype(np.float32)
+    if not four_fit:
+        return np.rint(weight / scale).astype(np.int8), scale.astype(np.float32)
+    limit = largest_fours(weight) / np.float32(FOUR_LIMIT)
+    scale = np.maximum(scale, limit).astype(np.float32)
+    integers = np.rint(weight / scale)
+    above = np.flatnonzero(largest_fours(integers) > FOUR_LIMIT)
+    while len(above):
+        scale[above] *= _WIDER
+        integers[:, above] = np.rint(weight[:, above] / scale[above])
+        above = above[largest_fours(integers[:, above]) > FOUR_LIMIT]
+    return integers.astype(np.int8), scale
 
 
 class Int8Linear(FusedLinear):
@@ -75,7 +112,8 @@ class Int8Linear(FusedLinear):
             smoothed = whole if smoothing is None else whole * smoothing.scale[:, None]
             return np.ascontiguousarray(smoothed)
 
-        columns = Together(lambda: round_columns(read()))
+        four_fit = self.types.four_fit
+        columns = Together(lambda: round_columns(read(), four_fit=four_fit))
         integers = columns.part("weight", lambda found: found[0])
         scales = columns.part("scale", lambda found: found[1])
         return (

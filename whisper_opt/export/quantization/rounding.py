@@ -60,6 +60,7 @@ class QuantizedReference(Reference):
         super().__init__(checkpoint)
         self.groups = groups
         self._bits, self._kept = precision.bits, precision.kept
+        self._four_fit = precision.four_fit
         self._smoothing = NormSmoothing(checkpoint.tensors, stats)
         self._weights = functools.lru_cache(maxsize=16)(self._rounded_weight)
         self._head = functools.lru_cache(maxsize=2)(self._rounded_head)
@@ -96,7 +97,7 @@ class QuantizedReference(Reference):
         columns = weight.T
         if norm_before(name):
             columns = columns * self._smoothing.of(norm_before(name)).scale[:, None]
-        integers, scale = round_columns(columns)
+        integers, scale = round_columns(columns, four_fit=self._four_fit)
         rounded: F32 = integers * scale
         return rounded
 

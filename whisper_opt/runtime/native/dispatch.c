@@ -48,6 +48,7 @@ static void run_serially(void *context, void (*work)(void *, size_t), size_t cou
 /* Products of integers, among them the largest, which are exact: rows, and blocks of them, have a step of 1. */
 typedef struct Test {
   int8_t weight[TEST_IN * TEST_OUT];                       /* [n_in, n_out] */
+  int8_t limited[TEST_IN * TEST_OUT];                      /* the same; sums of four products fit 16 bits */
   uint8_t nibbles[TEST_OUT * TEST_IN / 2];                 /* [n_out, n_in / 32, 16] */
   uint16_t steps[TEST_OUT * TEST_BLOCKS];                  /* float16, all 1 */
   float x[TEST_ROWS * TEST_IN], ones[TEST_OUT], zeros[TEST_OUT];
@@ -59,6 +60,7 @@ static void make_test(Test *test) {
   for (int i = 0; i < TEST_IN * TEST_OUT; i++) {
     random = random * 1664525 + 1013904223;
     test->weight[i] = (int8_t)(i % TEST_OUT < 2 ? 127 : (int)(random >> 24) % 128 - 64);
+    test->limited[i] = (int8_t)(i % TEST_OUT < 2 ? FOUR_LIMIT / 4 : (int)(random >> 24) % 65 - FOUR_LIMIT / 4);
   }
   for (int i = 0; i < TEST_OUT * TEST_IN / 2; i++) {
     random = random * 1664525 + 1013904223;
@@ -73,6 +75,7 @@ static void make_test(Test *test) {
 }
 
 static int weight_of_8_bits(const Test *test, int i, int column) { return test->weight[i * TEST_OUT + column]; }
+static int limited_weight(const Test *test, int i, int column) { return test->limited[i * TEST_OUT + column]; }
 static int weight_of_4_bits(const Test *test, int i, int column) {
   return (test->nibbles[(column * TEST_IN + i) / 2] >> i % 2 * 4 & 15) - NIBBLE_ZERO;
 }
@@ -102,6 +105,8 @@ static int passes_self_test(const Kernels *kernels) {
   make_test(&test);
   if (pack_weight(&packed, test.weight, TEST_IN, TEST_OUT, kernels->width)) return 0;
   int passed = is_exact(&test, kernels->linear, &packed, weight_of_8_bits);
+  if (pack_weight(&packed, test.limited, TEST_IN, TEST_OUT, kernels->width)) return 0;
+  passed = is_exact(&test, kernels->linear, &packed, limited_weight) && passed;
   if (pack_nibbles(&packed, test.nibbles, test.steps, TEST_IN, TEST_OUT)) return 0;
   passed = is_exact(&test, kernels->linear4, &packed, weight_of_4_bits) && passed;
 #ifdef WHISPER_OPT_FAULTY /* the name of a variant that shall fail: for tests */

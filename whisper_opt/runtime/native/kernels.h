@@ -27,6 +27,9 @@ typedef struct Packed {
   const int8_t *panels; /* [ceil(n_out / 64) * 64 / width][n_in / 4][width][4] */
   int8_t *copy;         /* the same, if it was made for this; NULL: the panels are those of the engine's file */
   int32_t *sums;        /* [n_out, rounded up to 64], of every column; NULL if weights have 4 or 16 bits */
+  /* True: of the inputs 8 i + {0, 1, 4, 5} and 8 i + {2, 3, 6, 7} of every column, neither the positive nor the negative
+   * weights add up to more than FOUR_LIMIT, so four products with unsigned bytes fit 16 bits. Only copies are checked. */
+  int four_fit;
 } Packed;
 
 static const float SCORE_SCALE = 0.125f; /* 1 / sqrt(HEAD) */

@@ -23,6 +23,8 @@
 #define HEAD_ZERO 64   /* zero point of inputs of the output head */
 #define HEAD_STEPS 63
 
+#define FOUR_LIMIT 128 /* see `four_fit` of Packed */
+
 #define NIBBLE_BLOCK 32 /* 4-bit weights of a column that share a scale */
 #define NIBBLE_ZERO 8   /* their zero point */
 #define NIBBLE_BYTES 320 /* a block of 16 columns, and its scales in float32 */

@@ -76,6 +76,7 @@ static float absmax_row(const float *x, int64_t n) {
 typedef struct LinearCall {
   const Linear *args;
   Unsigned *integers; /* [n_rows, n_in] */
+  uint8_t *bytes;     /* the same in bytes, or NULL; then `integers` is NULL */
   float *step;        /* [n_rows], quantization step of each row */
   int64_t panels;     /* per task */
 } LinearCall;
@@ -100,10 +101,18 @@ static void round_row(const LinearCall *call, int64_t row) {
   const float steps = args->gelu ? GELU_STEPS : STEPS;
   const vf factor = vf_set1(steps / absmax);
   const vi zero = vi_set1(args->gelu ? GELU_ZERO : ZERO);
+  call->step[row] = absmax / steps;
+#ifdef BYTE_TILE
+  if (call->bytes) {
+    uint8_t *to = call->bytes + row * n;
+    for (int64_t i = 0; i < n; i += WIDTH)
+      store_saturated_bytes(to + i, vi_add(vf_to_int(vf_mul(vf_load(x + i), factor)), zero));
+    return;
+  }
+#endif
   Unsigned *to = call->integers + row * n;
   for (int64_t i = 0; i < n; i += WIDTH)
     store_saturated(to + i, vi_add(vf_to_int(vf_mul(vf_load(x + i), factor)), zero));
-  call->step[row] = absmax / steps;
 }
 
 static void round_rows(void *data, size_t task) {
@@ -112,13 +121,22 @@ static void round_rows(void *data, size_t task) {
   for (int64_t row = first; row < first + ROUND_ROWS && row < n_rows; row++) round_row(call, row);
 }
 
+/* How a tile is computed: many rows, few rows, or rows of bytes. */
+enum { MANY, FEW, BYTES };
+
 /* One tile of a product. */
-INLINE void multiply(const int rows, const int vectors, const int few, const LinearCall *call, int64_t row,
+INLINE void multiply(const int rows, const int vectors, const int how, const LinearCall *call, int64_t row,
                      int64_t column, const void *columns) {
   const Linear *args = call->args;
   const int64_t n_in = args->weight->n_in, n_out = args->weight->n_out;
+  const int few = how == FEW;
   TILE_FROM_ZERO(args->weight->sums + column, args->gelu ? GELU_ZERO : ZERO)
-  TILE_PRODUCTS(COLUMNS, call->integers + row * n_in, n_in, columns, n_in / 4, WEIGHT_NEXT, WEIGHT_BESIDE(n_in))
+#ifdef BYTE_TILE
+  if (how == BYTES)
+    TILE_BYTES(call->bytes + row * n_in, n_in, columns, n_in / 4)
+  else
+#endif
+    TILE_PRODUCTS(COLUMNS, call->integers + row * n_in, n_in, columns, n_in / 4, WEIGHT_NEXT, WEIGHT_BESIDE(n_in))
 #define COLUMN(j)                                                              \
   const int64_t left##j = vectors > j ? n_out - column - WIDTH * j : 0;        \
   const vf scale##j = vf_load_tail(args->scale + column + WIDTH * j, left##j); \
@@ -138,23 +156,37 @@ INLINE void multiply(const int rows, const int vectors, const int few, const Lin
 }
 
 typedef void (*Multiply)(const LinearCall *call, int64_t row, int64_t column, const void *columns);
-#define MULTIPLY(name, rows, vectors, few)                                                                \
+#define MULTIPLY(name, rows, vectors, how)                                                                \
   static void name(const LinearCall *call, int64_t row, int64_t column, const void *columns) {            \
-    multiply(rows, vectors, few, call, row, column, columns);                                             \
+    multiply(rows, vectors, how, call, row, column, columns);                                             \
   }
-#define MULTIPLY_MANY(n) MULTIPLY(multiply_##n, n, TILE_COLUMNS / WIDTH, 0)
+#define MULTIPLY_MANY(n) MULTIPLY(multiply_##n, n, TILE_COLUMNS / WIDTH, MANY)
 MULTIPLY_MANY(1) MULTIPLY_MANY(2) MULTIPLY_MANY(3) MULTIPLY_MANY(4) MULTIPLY_MANY(5) MULTIPLY_MANY(6)
 static const Multiply MULTIPLIES[] = {NULL,       multiply_1, multiply_2, multiply_3,
                                       multiply_4, multiply_5, multiply_6};
 #if FEW_ROWS
-MULTIPLY(multiply_one, 1, FEW_VECTORS(1), 1)
-MULTIPLY(multiply_two, 2, FEW_VECTORS(2), 1)
+MULTIPLY(multiply_one, 1, FEW_VECTORS(1), FEW)
+MULTIPLY(multiply_two, 2, FEW_VECTORS(2), FEW)
 static const Multiply MULTIPLY_FEW[] = {NULL, multiply_one, multiply_two};
+#endif
+#ifdef BYTE_TILE
+#define MULTIPLY_BYTES(n) MULTIPLY(multiply_bytes_##n, n, 1, BYTES)
+MULTIPLY_BYTES(1) MULTIPLY_BYTES(2) MULTIPLY_BYTES(3) MULTIPLY_BYTES(4)
+static const Multiply MULTIPLIES_BYTES[] = {NULL, multiply_bytes_1, multiply_bytes_2, multiply_bytes_3,
+                                            multiply_bytes_4};
 #endif
 
 /* A product of rows from `first` to `end` with some columns. */
 static void multiply_rows(const LinearCall *call, int64_t first, int64_t end, int64_t column, int64_t end_column) {
   const Packed *weight = call->args->weight;
+#ifdef BYTE_TILE
+  if (call->bytes) {
+    for (; column < end_column; column += TILE_COLUMNS)
+      for (int64_t row = first; row < end; row += BYTE_TILE)
+        MULTIPLIES_BYTES[min64(BYTE_TILE, end - row)](call, row, column, columns_at(weight, column));
+    return;
+  }
+#endif
 #if FEW_ROWS
   const int64_t n = end - first;
   if (n <= FEW_ROWS) {
@@ -188,10 +220,20 @@ static void multiply_block(void *data, size_t task) {
 static int linear(const Linear *args, Threads threads) {
   const int64_t n_rows = args->n_rows, n_in = args->weight->n_in;
   if (n_rows == 0) return 0;
-  Unsigned *integers = malloc(n_rows * (n_in * sizeof(Unsigned) + sizeof(float)));
+#ifdef BYTE_TILE
+  const int bytes = args->weight->four_fit && n_rows > FEW_ROWS;
+#else
+  const int bytes = 0;
+#endif
+  const size_t size = bytes ? 1 : sizeof(Unsigned);
+  char *integers = malloc(n_rows * (n_in * size + sizeof(float)));
   if (!integers) return -1;
   const int64_t n_out = args->weight->n_out, panels = panels_per_task(n_out, n_rows);
-  LinearCall call = {args, integers, (float *)(integers + n_rows * n_in), panels};
+  LinearCall call = {.args = args, .step = (float *)(integers + n_rows * n_in * size), .panels = panels};
+  if (bytes)
+    call.bytes = (uint8_t *)integers;
+  else
+    call.integers = (Unsigned *)integers;
   if (n_rows <= SERIAL_ROWS)
     round_rows(&call, 0);
   else

@@ -212,6 +212,27 @@ INLINE void store_unsigned(Unsigned *to, vi x) { _mm256_storeu_si256((void *)to,
 INLINE void store_signed(Signed *to, vi x) { _mm256_storeu_si256((void *)to, to_words(x)); }
 INLINE void store_saturated(Unsigned *to, vi x) { _mm256_storeu_si256((void *)to, to_words(saturated(x))); }
 
+/* Rows of bytes, for weights of which sums of four products fit 16 bits (`four_fit` of kernels.h). */
+#define BYTE_TILE 4 /* rows */
+INLINE void store_saturated_bytes(uint8_t *to, vi x) { store_low_bytes(to, saturated(x)); }
+
+/* Adds the products of eight bytes of a row with two quads of columns. */
+INLINE vi dot_eight(vi sum, const uint8_t *row, vi first, vi second) {
+  static const int16_t ones[16] __attribute__((aligned(32))) = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+  typedef const int32_t __attribute__((may_alias)) *Four;
+  __m256i a, b, c, d;
+  __asm__("vpbroadcastd %6, %2\n\tvpbroadcastd %7, %3\n\t"
+          "vpmaddubsw %8, %2, %4\n\tvpmaddubsw %9, %2, %2\n\t"
+          "vpmaddubsw %10, %3, %5\n\tvpmaddubsw %11, %3, %3\n\t"
+          "vpaddw %5, %4, %4\n\tvpaddw %3, %2, %2\n\t"
+          "vpmaddwd %12, %4, %4\n\tvpmaddwd %12, %2, %2\n\t"
+          "vpaddd %4, %0, %0\n\tvpaddd %2, %1, %1"
+          : "+x"(sum.a), "+x"(sum.b), "=&x"(a), "=&x"(b), "=&x"(c), "=&x"(d)
+          : "m"(*(Four)row), "m"(*(Four)(row + 4)), "x"(first.a), "x"(first.b), "x"(second.a), "x"(second.b),
+            "m"(*(const __m256i *)ones));
+  return sum;
+}
+
 /* Writes bytes of 16 columns in 16 bits: of every quad the first two of all columns, then the other two. */
 INLINE void widen_columns(int is_signed, const void *columns, int64_t quads, int64_t next, void *to) {
   const char *from = columns;

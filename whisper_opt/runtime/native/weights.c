@@ -16,6 +16,29 @@ static int make_packed(Packed *packed, int64_t n_in, int64_t n_out, int64_t widt
   return -1;
 }
 
+/* Whether sums of four products fit 16 bits (`four_fit`), of columns in panels of `width`. */
+static int four_fit(const int8_t *panels, int64_t n_bytes, int64_t width) {
+  typedef int8_t Bytes __attribute__((vector_size(16)));
+  typedef uint16_t Lanes __attribute__((vector_size(16)));
+  Lanes most = {0};
+  const int64_t next = 4 * width;
+  for (int64_t at = 0; at < n_bytes; at += 2 * next)
+    for (int64_t i = 0; i < next; i += 16) {
+      Bytes first, second;
+      memcpy(&first, panels + at + i, sizeof first);
+      memcpy(&second, panels + at + next + i, sizeof second);
+      const Lanes p = (Lanes)(first & (first > 0)), q = (Lanes)(second & (second > 0));
+      const Lanes m = (Lanes)(-first & (first < 0)), n = (Lanes)(-second & (second < 0));
+      const Lanes positive = (p & 0xff) + (p >> 8) + (q & 0xff) + (q >> 8);
+      const Lanes negative = (m & 0xff) + (m >> 8) + (n & 0xff) + (n >> 8);
+      most = (Lanes)((positive > most) & positive) | (Lanes)((positive <= most) & most);
+      most = (Lanes)((negative > most) & negative) | (Lanes)((negative <= most) & most);
+    }
+  for (int i = 0; i < 8; i++)
+    if (most[i] > FOUR_LIMIT) return 0;
+  return 1;
+}
+
 int pack_weight(Packed *packed, const int8_t *weight, int64_t n_in, int64_t n_out, int64_t width) {
   if (make_packed(packed, n_in, n_out, width, 1)) return -1;
   const int64_t n_columns = ceil_div(n_out, PANEL) * PANEL;
@@ -29,6 +52,7 @@ int pack_weight(Packed *packed, const int8_t *weight, int64_t n_in, int64_t n_ou
       packed->sums[column] += from[column];
     }
   }
+  packed->four_fit = four_fit(packed->copy, n_columns * n_in, width);
   return 0;
 }
 
@@ -63,7 +87,10 @@ int use_panels(Packed *packed, const int8_t *panels, int64_t n_in, int64_t n_out
       for (int64_t part = 0; part < PANEL / width; part++)
         memcpy(to + (part * n_in + quad * 4) * width, from + quad * 4 * PANEL + part * 4 * width, 4 * width);
   }
-  if (!packed->copy) packed->panels = panels;
+  if (packed->copy)
+    packed->four_fit = four_fit(packed->copy, ceil_div(n_out, PANEL) * PANEL * n_in, width);
+  else
+    packed->panels = panels;
   return 0;
 }
 
