@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -57,9 +58,16 @@ class Scores:
             setattr(self, field.name, mine + getattr(other, field.name))
 
 
+_BETWEEN = re.compile(r"[\s\u2010-\u2015-]+")
+"""Spaces, hyphens and dashes."""
+
+
 def keys(text: str) -> list[str]:
-    """The words of a text as they are compared; characters in scripts without spaces."""
-    return [unit for word in text.split() for unit in units(word)]
+    """The words of a text as they are compared; characters in scripts without spaces.
+
+    ``wood-cutters`` is two words: a live session may commit them one after the other.
+    """
+    return [unit for word in _BETWEEN.split(text) for unit in units(word)]
 
 
 _NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -150,7 +158,7 @@ def score(
     """
     done, erased = timed_words(log)
     live, said = [word.key for word in done], keys(reference)
-    expected = [(key, word.end) for word in offline for key in units(word.word)]
+    expected = [(key, word.end) for word in offline for key in keys(word.word)]
     plain = [key for key, _ in expected]
     final = [k for _, e in log if isinstance(e, Utterance) for k in keys(e.text)]
     found = Scores(work=work, audio=audio, erased=erased, n_committed=len(live))

@@ -51,7 +51,7 @@ def stdin(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
 
 
 def live(engine: str, *arguments: object) -> int:
-    return main(["live", engine, *map(str, arguments)])
+    return main(["live", "--silence-ms", "500", engine, *map(str, arguments)])
 
 
 def two_utterances(rate: int = 16_000, n_channels: int = 1) -> Any:

@@ -17,6 +17,7 @@ from whisper_opt.core.logits import top_k
 from whisper_opt.decoding.constraints import (
     NoRepeatNGram,
     SuppressAtBegin,
+    SuppressBeforeWord,
     SuppressTokens,
     TimestampRules,
     TokenConstraint,
@@ -227,9 +228,12 @@ def test_blank_is_banned_first_only() -> None:
         assert np.flatnonzero(bans(constraint, sampled)).tolist() == expected
 
 
-def test_tokens_that_are_given_are_not_the_first() -> None:
-    constraint = SuppressAtBegin(np.array([EOT], np.int64), after=2)
-    for sampled, expected in (([], []), ([5], []), ([5, 6], [EOT]), ([5, 6, 7], [])):
+def test_the_end_is_banned_until_there_is_a_word_after_what_is_given() -> None:
+    constraint = SuppressBeforeWord(np.array([EOT], np.int64), after=2, marks={8, 9})
+    for sampled, expected in (
+        *(([5], []), ([5, 6], [EOT]), ([5, 6, 7], [])),
+        *(([5, 6, 8], [EOT]), ([5, 6, 8, 9], [EOT]), ([5, 6, 8, 7], [])),
+    ):
         assert np.flatnonzero(bans(constraint, sampled)).tolist() == expected
 
 

@@ -18,6 +18,7 @@ from whisper_opt.core.backend import BannedTokens
 __all__ = [
     "NoRepeatNGram",
     "SuppressAtBegin",
+    "SuppressBeforeWord",
     "SuppressTokens",
     "TimestampRules",
     "TokenConstraint",
@@ -55,16 +56,29 @@ class SuppressTokens:
 
 @dataclasses.dataclass(frozen=True)
 class SuppressAtBegin:
-    """Do not sample these ids first (blank and end of text, which give an empty result).
+    """Do not sample these ids first (blank and end of text, which give an empty result)."""
 
-    ``after``: number of tokens that are given and not sampled.
+    tokens: Int
+
+    def __call__(self, sampled: Sequence[int], banned: BannedTokens) -> None:
+        if not sampled:
+            banned.add(self.tokens)
+
+
+@dataclasses.dataclass(frozen=True)
+class SuppressBeforeWord:
+    """Do not sample these ids before there is a word after the first ``after`` tokens.
+
+    ``marks``: ids that are no words.
     """
 
     tokens: Int
-    after: int = 0
+    after: int
+    marks: Container[int]
 
     def __call__(self, sampled: Sequence[int], banned: BannedTokens) -> None:
-        if len(sampled) == self.after:
+        new = sampled[self.after :]
+        if len(sampled) >= self.after and all(token in self.marks for token in new):
             banned.add(self.tokens)
 
 

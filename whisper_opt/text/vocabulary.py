@@ -26,6 +26,7 @@ _RENAMED = {"iw": "he"}
 """Old language codes in tokenizers -> current ones."""
 _PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 """GPT-2's pre-tokenizer (Radford et al. 2019), the ``ByteLevel`` one of tokenizer.json."""
+_MARKS = (*".,?!:;-–—…。，、？！：；", "..", "...", "--")  # noqa: RUF001 - full-width ones are meant
 # The symbols whose tokens openai-whisper never samples (whisper/tokenizer.py, non_speech_tokens).
 _SYMBOLS = (
     *'"#()*+/:;<=>@[\\]^_`{|}~「」『』',
@@ -397,6 +398,12 @@ class Vocab:
                 if len(tokens) == 1 or symbol in _MUSIC:
                     found.add(tokens[0])
         return tuple(sorted(found))
+
+    @functools.cached_property
+    def marks(self) -> frozenset[int]:
+        """Tokens of the punctuation between words and sentences."""
+        found = (self.encode(space + mark) for mark in _MARKS for space in ("", " "))
+        return frozenset(tokens[0] for tokens in found if len(tokens) == 1)
 
     def blank_tokens(self) -> tuple[int, ...]:
         """A single space and the end of text: the first tokens of an empty result."""

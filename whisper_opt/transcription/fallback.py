@@ -28,6 +28,7 @@ from whisper_opt.decoding import (
 from whisper_opt.decoding.constraints import (
     NoRepeatNGram,
     SuppressAtBegin,
+    SuppressBeforeWord,
     SuppressTokens,
     TimestampRules,
 )
@@ -72,7 +73,7 @@ class Window:
         origin: first mel frame of the chunk in the recording.
         begin: ids that the result begins with; they are fed after the prompt.
         drafter: makes what proposes its tokens; None if nothing does.
-        goes_on: whether the result does not end with ``begin``: there is more speech.
+        goes_on: whether the result has words after ``begin``: there is more speech.
     """
 
     seek: int
@@ -195,7 +196,8 @@ class FallbackDecoder:
         if not window.goes_on:
             return self._constraints
         end = np.array([self._vocab.eot], np.int64)
-        return (*self._constraints, SuppressAtBegin(end, after=len(window.begin)))
+        marks = self._vocab.marks
+        return (*self._constraints, SuppressBeforeWord(end, len(window.begin), marks))
 
     def assisted(
         self, window: Window, backend: Backend, encode: Callable[[], Encoded], most: int

@@ -280,7 +280,7 @@ def test_a_full_stop_is_not_committed_in_a_pause(monkeypatch: pytest.MonkeyPatch
     )
     monkeypatch.setattr(script.session._vocab, "decode", lambda ids: "".join(map(chr, ids)))
     last = LiveWord(" b.", (ord("b"), ord(".")), 0.3, 0.6, 0.9, margin=100)
-    script.hear(result([*words("a"), last]), 1.1)
+    script.hear(result([*words("a"), last]), 1.6)
     assert (script.committed(), script.partial) == (" a b", ".")
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.support.models import random_dims, tokenizer_json
-from whisper_opt import TranscribeOptions
+from whisper_opt import LiveOptions, TranscribeOptions
 from whisper_opt.text.vocabulary import Vocab
 from whisper_opt.transcription.alignment import CrossAttention
 from whisper_opt.transcription.fallback import WindowResult
@@ -18,7 +18,7 @@ from whisper_opt.transcription.live.window import Hypothesis, Update, UpdateCurs
 
 DIMS = random_dims(n_vocab=51_865, n_text_ctx=448)
 VOCAB = Vocab(tokenizer_json(DIMS), DIMS)
-OPTIONS = update_options(TranscribeOptions())
+OPTIONS = update_options(TranscribeOptions(), LiveOptions(update_beam_size=1))
 
 
 def update(**changed: object) -> Update:
@@ -130,3 +130,17 @@ def test_the_language_is_chosen_by_the_session() -> None:
     assert VOCAB.languages["de"] in window.prompt
     cursor.accept(window, WindowResult((), -0.3, 0.1, 1.2, 0.0), diagonal)
     assert (cursor.language, found[0].languages) == ("de", {"en": 0.6, "de": 0.4})
+
+
+@pytest.mark.parametrize(("size", "beams"), [(1, None), (4, 4)])
+def test_the_beams_of_an_update_are_not_those_of_the_transcript(
+    size: int, beams: int | None
+) -> None:
+    """1 is greedy decoding, for which drafts are verified."""
+    found = update_options(TranscribeOptions(beam_size=7), LiveOptions(update_beam_size=size))
+    assert (found.beam_size, found.temperatures) == (beams, (0.0,))
+
+
+def test_marks_are_no_words() -> None:
+    assert {VOCAB.encode(mark)[0] for mark in ".,?!-"} <= VOCAB.marks
+    assert not {VOCAB.encode(word)[0] for word in (" a", "b", "1", " ")} & VOCAB.marks

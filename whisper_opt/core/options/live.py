@@ -50,6 +50,15 @@ class LiveOptions:
         high=30,
         metavar="SECONDS",
     )
+    update_beam_size: int = option(
+        3,
+        "integer",
+        "number of hypotheses of beam search in an update; 1: greedy decoding, which is faster,"
+        " with more errors",
+        low=1,
+        high=100,
+        metavar="N",
+    )
     buffer_s: float = option(
         12.0,
         "number",
@@ -74,7 +83,7 @@ class LiveOptions:
         metavar="P",
     )
     silence_ms: int = option(
-        500,
+        1000,
         "integer",
         "with vad: silence that ends an utterance, in milliseconds; less towards max_utterance_s",
         low=100,

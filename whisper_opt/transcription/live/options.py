@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from whisper_opt.core.options import TranscribeOptions
+from whisper_opt.core.options import LiveOptions, TranscribeOptions
 from whisper_opt.text.vocabulary import Vocab
 from whisper_opt.transcription.windows import text_tokens
 
 __all__ = ["first_ids", "update_options"]
 
 
-def update_options(options: TranscribeOptions) -> TranscribeOptions:
-    """The options of updates: one greedy attempt without timestamps."""
+def update_options(options: TranscribeOptions, live: LiveOptions) -> TranscribeOptions:
+    """The options of updates: one attempt without timestamps."""
     kept = (
         *("task", "suppress_tokens", "suppress_blank", "repetition_penalty"),
         *("no_repeat_ngram_size", "prepend_punctuations", "append_punctuations"),
@@ -20,6 +20,7 @@ def update_options(options: TranscribeOptions) -> TranscribeOptions:
         without_timestamps=True,
         word_timestamps=True,
         temperature=0.0,
+        beam_size=live.update_beam_size if live.update_beam_size > 1 else None,
         vad="off",
     )
 

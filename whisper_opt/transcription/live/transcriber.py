@@ -42,8 +42,8 @@ _TOKENS_PER_SECOND = 25
 _LEAST_TOKENS = 50
 _PROMPT = 100
 """Ids of the text before an update at most."""
-_PAUSE = round(0.4 * SAMPLE_RATE)
-"""Samples without speech after which all words are committed; 0.2 s costs more errors."""
+_PAUSE = round(0.9 * SAMPLE_RATE)
+"""Samples without speech after which all words are committed; less costs more errors."""
 _ROOM = 80
 """Ids at least that may follow the prompt and the committed text."""
 _MOST_BEHIND = 300
@@ -97,7 +97,7 @@ class LiveTranscriber:
         self._options = options
         self._language = UtteranceLanguage(vocab.check_language(options.language, options.task))
         self._prompt = Prompt(first_ids(vocab, options), min(_PROMPT, dims.n_text_ctx // 4))
-        self._plain = update_options(options)
+        self._plain = update_options(options, live)
         self._n_text_ctx = dims.n_text_ctx
         self._audio = AudioBuffer()
         ms = SAMPLE_RATE // 1000

@@ -22,7 +22,7 @@ def asked(query: str) -> Asked:
 def test_defaults() -> None:
     found = asked(AUDIO)
     assert (found.model, found.rate, found.n_channels, found.apart) == ("tiny.en", 16000, 1, False)
-    assert found.live == LiveOptions()
+    assert found.live == LiveOptions(silence_ms=500)
     assert (found.endpoints, found.interim, found.utterance_end) == (True, False, None)
 
 

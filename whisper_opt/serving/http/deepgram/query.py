@@ -39,6 +39,8 @@ _OTHER_NAMES = ("nova", "enhanced")
 _TELEPHONE = 8000
 _DIGITS = 9
 """Most digits of an integer; all ranges are shorter."""
+_SILENCE_MS = 500
+"""Silence that ends an utterance if the client does not say."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,9 +182,9 @@ def _format(values: _Query) -> tuple[str, int]:
 def _live(values: _Query) -> tuple[LiveOptions, bool]:
     given = values.one("endpointing")
     if given is None or given.lower() == "true":
-        return LiveOptions(), True
+        return LiveOptions(silence_ms=_SILENCE_MS), True
     if given.lower() == "false":
-        return LiveOptions(), False
+        return LiveOptions(silence_ms=_SILENCE_MS), False
     meta: Any = LiveOptions.__dataclass_fields__["silence_ms"].metadata
     silence = _Query([("endpointing", given)]).integer("endpointing", 0, meta["high"]) or 0
     silence = max(silence, meta["low"])
