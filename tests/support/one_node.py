@@ -12,7 +12,6 @@ from onnx import TensorProto
 
 from whisper_opt.core.arrays import F32, NDArray
 from whisper_opt.export.graphs.builder import GraphBuilder
-from whisper_opt.export.graphs.dialects import Contrib
 from whisper_opt.export.graphs.head import embed8, head8
 from whisper_opt.export.graphs.int4_operators import LINEARS4, embed4, head4
 from whisper_opt.export.graphs.operators import (
@@ -24,9 +23,9 @@ from whisper_opt.export.graphs.operators import (
     encoder_attention_at,
     pack_keys,
     pack_values,
+    self_attention,
 )
 from whisper_opt.export.graphs.packed_weights import pack_weight
-from whisper_opt.export.graphs.precision import INT8
 from whisper_opt.export.quantization.int4 import pack_int4
 from whisper_opt.runtime.native import LIBRARY
 from whisper_opt.runtime.onnxruntime.graph import sums_overflow
@@ -219,7 +218,7 @@ def self_attention_graph(n_head: int) -> bytes:
     for name in ("key", "value"):
         builder.input(name, TensorProto.FLOAT, cache)
     builder.input("start", TensorProto.INT64, ["m"])
-    operator = Contrib().own_attention(n_head, INT8)
+    operator = self_attention(n_head)
     outputs = operator.nodes(builder, operator.inputs, 3, num_heads=n_head)
     shapes: tuple[list[Any], ...] = (["n", "s", 64 * n_head], cache, cache)
     for value, name, shape in zip(outputs, ("y", "key_out", "value_out"), shapes):

@@ -50,12 +50,12 @@ def test_an_empty_recording(model: Whisper) -> None:
         align_text(model, np.zeros(0, np.float32), "word", language="en")
 
 
-def test_text_is_that_of_a_result(tiny: Whisper) -> None:
+def test_text_is_that_of_a_result(model: Whisper) -> None:
     """Without spaces around it in Japanese, and with single ones between words elsewhere."""
     samples = np.zeros(32_000, np.float32)
-    japanese = align_text(tiny, samples, " \u3042\n", language="ja")
+    japanese = align_text(model, samples, " \u3042\n", language="ja")
     assert "".join(word.word for word in japanese.words) == "\u3042"
-    assert "".join(align_text(tiny, samples, "two \n words", language="en").tokens) == " two words"
+    assert "".join(align_text(model, samples, "two \n words", language="en").tokens) == " two words"
 
 
 @pytest.mark.slow

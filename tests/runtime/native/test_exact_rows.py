@@ -16,7 +16,7 @@ import pytest
 
 from tests.conftest import Engines
 from tests.runtime.test_packed import tokens, windows
-from tests.support.engines import DIALECTS, require, sharp_checkpoint
+from tests.support.engines import sharp_checkpoint
 from tests.support.golden import clip_pcm
 from tests.support.models import random_dims
 from tests.support.watched_backend import PLAIN
@@ -30,14 +30,10 @@ DIMS = random_dims(n_vocab=2000, n_text_ctx=80)
 """``tokens`` draws from as many ids."""
 
 
-@pytest.fixture(scope="module", params=["int8", "int4", "standard"])
+@pytest.fixture(scope="module", params=["int8", "int4"])
 def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    dialect, precision = "contrib", request.param
-    if precision in DIALECTS:
-        dialect, precision = precision, "int8"
-        require(dialect)
     folder = tmp_path_factory.mktemp("engine") / "engine"
-    return export(sharp_checkpoint(DIMS), folder, precision=precision, dialect=dialect)
+    return export(sharp_checkpoint(DIMS), folder, precision=request.param)
 
 
 @pytest.fixture

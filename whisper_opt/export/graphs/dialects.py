@@ -9,8 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Callable
+from collections.abc import Mapping
 
 import numpy as np
 from onnx import TensorProto
@@ -19,7 +18,7 @@ from whisper_opt.core.dims import HEAD_DIM
 from whisper_opt.core.errors import OptionError
 from whisper_opt.export.graphs.builder import MICROSOFT, GraphBuilder
 from whisper_opt.export.graphs.graph import DecoderInputs, Dialect
-from whisper_opt.export.graphs.operators import Operator
+from whisper_opt.export.graphs.operators import grouped_attention
 from whisper_opt.export.graphs.precision import Precision
 
 __all__ = ["DIALECTS", "Contrib", "Standard", "make_dialect"]
@@ -49,18 +48,6 @@ class Contrib:
             "MultiHeadAttention", query, key, val, domain=MICROSOFT, num_heads=n_head
         )
 
-    def own_attention(self, n_head: int, types: Precision) -> Operator:
-        def body(builder: GraphBuilder) -> list[str]:
-            n_new = builder.dim("qkv", 1)
-            ends = builder.node("Add", "start", n_new)
-            newest = builder.node("Sub", ends, builder.constant([1]))
-            seqlens = builder.node("Cast", newest, to=TensorProto.INT32)
-            total = builder.node("ReduceMax", ends, keepdims=0)
-            total = builder.node("Cast", total, to=TensorProto.INT32)
-            return _grouped(builder, "qkv", ("key", "value"), seqlens, total, n_head)
-
-        return _self_attention(body)
-
     def begin_decoder(self, builder: GraphBuilder, inputs: DecoderInputs) -> None:
         last = builder.node(
             "Gather", inputs.at, builder.constant(-1), axis=1
@@ -80,20 +67,9 @@ class Contrib:
         n_head: int,
         types: Precision,
     ) -> tuple[str, str, str]:
-        mixed, key, val = _grouped(builder, qkv, cache, self._seqlens, self._total, n_head)
+        lengths = self._seqlens, self._total
+        mixed, key, val = grouped_attention(builder, qkv, cache, *lengths, n_head)
         return mixed, key, val
-
-
-def _grouped(
-    builder: GraphBuilder, qkv: str, cache: tuple[str, str], seqlens: str, total: str, n_head: int
-) -> list[str]:
-    inputs = [qkv, "", "", *cache, seqlens, total]
-    heads = {"num_heads": n_head, "kv_num_heads": n_head}
-    return builder.nodes("GroupQueryAttention", inputs, 3, MICROSOFT, **heads)
-
-
-def _self_attention(body: Callable[[GraphBuilder], Sequence[str]]) -> Operator:
-    return Operator("SelfAttention", ("qkv", "key", "value", "start"), body, ("num_heads",))
 
 
 class Standard:
@@ -142,23 +118,9 @@ class Standard:
         weights = builder.node("Softmax", scores, axis=-1)
         return builder.node("MatMul", builder.cast(weights, np.float32, types.compute), val)
 
-    def own_attention(self, n_head: int, types: Precision) -> Operator:
-        def body(builder: GraphBuilder) -> Sequence[str]:
-            inner = Standard()
-            first = builder.node("Unsqueeze", "start", builder.constant([1]))
-            n_new = builder.node("Squeeze", builder.dim("qkv", 1))
-            steps = builder.node("Range", builder.constant(0), n_new, builder.constant(1))
-            inner._begin(builder, "start", builder.node("Add", first, steps))
-            return inner.self_attention(builder, "qkv", ("key", "value"), n_head, types)
-
-        return _self_attention(body)
-
     def begin_decoder(self, builder: GraphBuilder, inputs: DecoderInputs) -> None:
-        self._begin(builder, inputs.start, inputs.positions)
-
-    def _begin(self, builder: GraphBuilder, start: str, positions: str) -> None:
-        self._start = start
-        self._positions = builder.node("Unsqueeze", positions, builder.constant([1, 3]))
+        self._start = inputs.start
+        self._positions = builder.node("Unsqueeze", inputs.positions, builder.constant([1, 3]))
         self._mask = ""
 
     def _causal_mask(self, builder: GraphBuilder, cache: str) -> str:

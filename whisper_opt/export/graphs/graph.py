@@ -38,7 +38,7 @@ from whisper_opt.export.graphs.cross import CrossKV, PackedCrossKV, PlainCrossKV
 from whisper_opt.export.graphs.head import embed, exact_head, two_stage_head
 from whisper_opt.export.graphs.linear import Linear
 from whisper_opt.export.graphs.mixed import MixedLinear
-from whisper_opt.export.graphs.operators import Operator
+from whisper_opt.export.graphs.operators import Operator, self_attention
 from whisper_opt.export.graphs.partial import CompressedPositions
 from whisper_opt.export.graphs.precision import FP32, Precision
 from whisper_opt.export.quantization.activation_stats import ActivationStats
@@ -100,13 +100,6 @@ class Dialect(Protocol):
         types: Precision,
     ) -> tuple[str, str, str]:
         """Append packed [N, S, 3 * n_state] to the cache and attend -> (mix, key', value')."""
-
-    def own_attention(self, n_head: int, types: Precision) -> Operator:
-        """The same as an operator of ``qkv``, ``key``, ``value`` and ``start``, for a kernel.
-
-        All tokens of a row count as real. Those after its last are padding, whose results are never
-        read.
-        """
 
 
 def _add(builder: GraphBuilder, linear: Linear, value: str, branch: str) -> str:
@@ -239,7 +232,7 @@ def build_decoder(
     linear = _linear(builder, tensors, types, stats, types.bits)
     alignment_heads = alignment_heads or dims.default_alignment_heads
     cross = (PackedCrossKV if packed else PlainCrossKV)(builder, linear, dims)
-    own = dialect.own_attention(dims.n_text_head, types) if packed else None
+    own = self_attention(dims.n_text_head) if packed else None
     layers = _DecoderLayers(builder, linear, dialect, dims, alignment_heads, cross, own)
     inputs = layers.inputs
     value = embed(builder, inputs.tokens, tensors, types.head)

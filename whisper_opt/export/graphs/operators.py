@@ -35,10 +35,12 @@ __all__ = [
     "cross_scores",
     "encoder_attention",
     "encoder_attention_at",
+    "grouped_attention",
     "linears",
     "number",
     "pack_keys",
     "pack_values",
+    "self_attention",
 ]
 
 COUNTED_HEAD_DIM = HEAD_DIM + 1
@@ -209,6 +211,34 @@ def encoder_attention_at(n_head: int) -> Operator:
 def _attend(builder: GraphBuilder, n_head: int, *qkv: str) -> str:
     attributes = {"num_heads": n_head, "scale": HEAD_DIM**-0.5}
     return builder.node("MultiHeadAttention", *qkv, domain=MICROSOFT, **attributes)
+
+
+def grouped_attention(
+    builder: GraphBuilder, qkv: str, cache: tuple[str, str], seqlens: str, total: str, n_head: int
+) -> list[str]:
+    """ONNX Runtime's self-attention of a decoder: the result, and the updated cache."""
+    inputs = [qkv, "", "", *cache, seqlens, total]
+    heads = {"num_heads": n_head, "kv_num_heads": n_head}
+    return builder.nodes("GroupQueryAttention", inputs, 3, MICROSOFT, **heads)
+
+
+def self_attention(n_head: int) -> Operator:
+    """Append qkv [N, S, 3 * n_state] to a cache and attend -> (mix [N, S, n_state], key', value').
+
+    Inputs ``key`` and ``value`` [N, H, capacity, 64], and ``start`` i64 [N]. All tokens of a row
+    count as real. Those after its last are padding, whose results are never read.
+    """
+
+    def body(builder: GraphBuilder) -> list[str]:
+        n_new = builder.dim("qkv", 1)
+        ends = builder.node("Add", "start", n_new)
+        newest = builder.node("Sub", ends, builder.constant([1]))
+        seqlens = builder.node("Cast", newest, to=TensorProto.INT32)
+        total = builder.node("ReduceMax", ends, keepdims=0)
+        total = builder.node("Cast", total, to=TensorProto.INT32)
+        return grouped_attention(builder, "qkv", ("key", "value"), seqlens, total, n_head)
+
+    return Operator("SelfAttention", ("qkv", "key", "value", "start"), body, ("num_heads",))
 
 
 def append_log_counts(builder: GraphBuilder, heads: str, added: str, n_head: int) -> str:
