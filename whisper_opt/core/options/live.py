@@ -60,7 +60,7 @@ class LiveOptions:
         metavar="N",
     )
     buffer_s: float = option(
-        12.0,
+        20.0,
         "number",
         "audio in an update after which its beginning, whose words are committed, is left out, in"
         " seconds",
