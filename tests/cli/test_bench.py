@@ -291,6 +291,16 @@ def test_multistep_sessions_stay_multistep(passing: Passing) -> None:
     assert not isinstance(plain.open(plain.encode(mel)), MultiStepSession)
 
 
+def test_timed_backend_is_not_interrupted() -> None:
+    """A run that is stopped and done again has no time of its own."""
+
+    class Interruptible(FakeBackend):
+        interruptible = True
+
+    backend: Any = TimedBackend(Interruptible(random_dims()), Clock())
+    assert not backend.interruptible
+
+
 def test_timing_patches_and_restores_functions() -> None:
     strategies: Any = sys.modules["whisper_opt.transcription.chunking"]
     before = (strategies.load_audio, strategies.log_mel, audio.AudioStream.__next__)

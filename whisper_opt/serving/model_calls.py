@@ -46,6 +46,8 @@ class _HeldSession:
 class ModelCalls:
     """Implements ``Backend``; ``encode`` runs in the thread that calls :meth:`answer`."""
 
+    interruptible = False
+
     def __init__(
         self,
         backend: Backend,

@@ -203,6 +203,8 @@ class TimedMultiStepSession(TimedSession):
 class TimedBackend:
     """A timed backend."""
 
+    interruptible = False
+
     def __init__(self, backend: Backend, clock: Clock) -> None:
         """Time ``backend``."""
         self._backend = backend
