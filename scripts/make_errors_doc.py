@@ -7,11 +7,12 @@ With --check nothing is written; the exit status is 1 if the file is out of date
 
 from __future__ import annotations
 
-import argparse
 import ast
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+from generated_page import write_or_compare
 
 from whisper_opt.core import errors
 
@@ -110,16 +111,5 @@ def page() -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def main() -> int:
-    """Command line; see the module docstring."""
-    parser = argparse.ArgumentParser(description="write docs/errors.md")
-    parser.add_argument("--check", action="store_true", help="only compare")
-    text = page()
-    if not parser.parse_args().check:
-        TARGET.write_text(text, encoding="utf-8")
-        return 0
-    return int(not TARGET.exists() or TARGET.read_text(encoding="utf-8") != text)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_or_compare(TARGET, page()))

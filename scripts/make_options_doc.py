@@ -7,11 +7,12 @@ With --check nothing is written; the exit status is 1 if the file is out of date
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
+
+from generated_page import write_or_compare
 
 from whisper_opt.core.options import (
     LiveOptions,
@@ -96,16 +97,5 @@ def page() -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> int:
-    """Command line; see the module docstring."""
-    parser = argparse.ArgumentParser(description="write docs/options.md")
-    parser.add_argument("--check", action="store_true", help="only compare")
-    text = page()
-    if not parser.parse_args().check:
-        TARGET.write_text(text, encoding="utf-8")
-        return 0
-    return int(not TARGET.exists() or TARGET.read_text(encoding="utf-8") != text)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_or_compare(TARGET, page()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
@@ -14,7 +15,7 @@ from whisper_opt.export.graphs.operators import Linears, Operator
 __all__ = ["FusedLinear"]
 
 
-class FusedLinear(Linear):
+class FusedLinear(Linear, abc.ABC):
     """Projections as :class:`~whisper_opt.export.graphs.linear.Linear`, by :attr:`operators`.
 
     A subclass declares the weights.
@@ -69,11 +70,11 @@ class FusedLinear(Linear):
         attributes = self._attributes(shape)
         return operator(self.builder, *first, *weights, offsets, *last, **attributes)
 
+    @abc.abstractmethod
     def _declare_weights(
         self, name: str, parts: Sequence[str], shape: tuple[int, int]
     ) -> Sequence[str]:
         """The weights [n_in, n_out] of ``shape`` and their scales, as values of the graph."""
-        raise NotImplementedError
 
     def _attributes(self, shape: tuple[int, int]) -> Mapping[str, int]:
         """Attributes of the operator of a product of ``shape`` [n_in, n_out]."""
