@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from common import load
 from live import Recording, recordings
-from live_scoring import align, keys, spoken
+from live_scoring import keys, lost_and_doubled, spoken
 from server_clients import resident
 
 from whisper_opt import Committed, Lag, LiveOptions, Whisper
@@ -132,26 +132,18 @@ class Hours:
         self.turns[self._turn].words += keys(word)
 
 
-def lost_and_doubled(turn: Turn, offline: list[str]) -> tuple[int, int, int]:
-    """Words of the offline transcript that are missing, and words that repeat one of the five
-    before and that it has not; words."""
-    live = spoken(turn.words)
-    pairs = align(offline, live)
-    lost = sum(j is None for _, j in pairs)
-    extra = [j for i, j in pairs if i is None and j is not None]
-    doubled = sum(live[j] in live[max(0, j - 5) : j] for j in extra)
-    return lost, doubled, len(offline)
-
-
 def per_thousand(turns: list[Turn], offline: dict[str, list[str]]) -> dict[str, Any]:
     """Lost and doubled words of turns, per thousand."""
-    found = np.array(
-        [lost_and_doubled(turn, offline[turn.recording.name]) for turn in turns]
-    ).reshape(-1, 3)
-    lost, doubled, words = found.sum(axis=0)
+    lost = doubled = words = 0
+    for turn in turns:
+        known = offline[turn.recording.name]
+        missing, again = lost_and_doubled(
+            known, spoken(turn.words), spoken(keys(turn.recording.text))
+        )
+        lost, doubled, words = lost + missing, doubled + again, words + len(known)
     return {
         "turns": len(turns),
-        "words": int(words),
+        "words": words,
         "lost_per_1000": round(1000 * lost / max(1, words), 2),
         "doubled_per_1000": round(1000 * doubled / max(1, words), 2),
     }

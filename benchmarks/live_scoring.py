@@ -173,19 +173,16 @@ def score(
     found.live_errors = errors(said, live)
     found.final_errors = errors(said, spoken(final))
     found.offline_errors = errors(said, plain)
-    found.lost, found.doubled = _lost_and_doubled(align(plain, live), plain, live, said)
+    found.lost, found.doubled = lost_and_doubled(plain, live, said)
     return found
 
 
-def _lost_and_doubled(
-    pairs: Sequence[tuple[int | None, int | None]],
-    offline: Sequence[str],
-    live: Sequence[str],
-    said: Sequence[str],
+def lost_and_doubled(
+    offline: Sequence[str], live: Sequence[str], said: Sequence[str]
 ) -> tuple[int, int]:
     """Words that were said, and that only the offline transcript has; and words that only the live
     one has, and that repeat one of the five before. ``may be`` and ``maybe`` are the same."""
-    pairs = _differing(pairs, offline, live)
+    pairs = _differing(align(offline, live), offline, live)
     right = {i for i, j in align(offline, said) if i is not None and j is not None
              and offline[i] == said[j]}  # fmt: skip
     lost = sum(i is not None and j is None and i in right for i, j in pairs)
