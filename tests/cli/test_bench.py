@@ -31,6 +31,7 @@ from whisper_opt.cli.bench.stages import STAGES, Clock, TimedBackend, timing
 from whisper_opt.cli.bench.workers import Pool, Program, Worker, WorkerError
 from whisper_opt.core.backend import MultiStepResult, MultiStepSession, TokenMask
 from whisper_opt.core.errors import BackendUnavailable, OptionError, WhisperOptError
+from whisper_opt.core.interruption import Interruption
 from whisper_opt.runtime.native import variant, why_no_kernels
 
 ROOT = Path(__file__).parents[2]
@@ -295,10 +296,14 @@ def test_timed_backend_is_not_interrupted() -> None:
     """A run that is stopped and done again has no time of its own."""
 
     class Interruptible(FakeBackend):
-        interruptible = True
+        def encode(self, mel: Any, interruption: Interruption | None = None) -> Any:
+            assert interruption is None
+            return super().encode(mel)
 
-    backend: Any = TimedBackend(Interruptible(random_dims()), Clock())
-    assert not backend.interruptible
+    backend = TimedBackend(Interruptible(random_dims()), Clock())
+    asked = Interruption()
+    asked.request()
+    assert len(backend.encode(np.zeros((1, 80, 3000), np.float32), asked)) == 1
 
 
 def test_timing_patches_and_restores_functions() -> None:

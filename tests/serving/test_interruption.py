@@ -30,8 +30,6 @@ class Patient(WatchedBackend):
         stopped: set when the last one was to stop.
     """
 
-    interruptible = True
-
     def __init__(self) -> None:
         super().__init__()
         self.patient = True

@@ -18,6 +18,7 @@ from tests.support.models import random_dims
 from tests.support.optimum_dirs import write_optimum
 from whisper_opt.core.arrays import F32, Int, NDArray
 from whisper_opt.core.backend import Backend
+from whisper_opt.core.interruption import Interruption
 from whisper_opt.export import export
 from whisper_opt.export.graphs.device_graphs import build_advance, build_choose, build_reorder
 from whisper_opt.runtime.cuda.onnxruntime import OrtDeviceBackend, OrtExecutor
@@ -68,7 +69,7 @@ class RememberingBackend(OptimumBackend):
     def _known(self) -> dict[bytes, NDArray]:
         return {}
 
-    def encode(self, mel: F32) -> OptimumEncoded:
+    def encode(self, mel: F32, interruption: Interruption | None = None) -> OptimumEncoded:
         for window in mel:
             if window.tobytes() not in self._known:
                 self._known[window.tobytes()] = super().encode(window[None]).hidden

@@ -17,6 +17,7 @@ from whisper_opt.core.arrays import F32, Int
 from whisper_opt.core.backend import Attention, Encoded, Session
 from whisper_opt.core.dims import ModelDims
 from whisper_opt.core.errors import EngineError
+from whisper_opt.core.interruption import Interruption
 from whisper_opt.core.logits import HostLogits
 from whisper_opt.runtime.inputs import closed_session
 
@@ -47,7 +48,7 @@ class FakeBackend:
         self.extends_at_once = True
         self._scores = scores
 
-    def encode(self, mel: F32) -> FakeEncoded:
+    def encode(self, mel: F32, interruption: Interruption | None = None) -> FakeEncoded:
         mel = np.ascontiguousarray(mel, np.float32)
         return FakeEncoded(tuple(zlib.crc32(window.tobytes()) for window in mel))
 

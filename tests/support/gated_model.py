@@ -9,6 +9,7 @@ from tests.support.reference_windows import DIMS
 from tests.support.watched_backend import engine, talkative
 from whisper_opt import Whisper
 from whisper_opt.core.arrays import F32
+from whisper_opt.core.interruption import Interruption
 
 __all__ = ["GatedBackend", "gated_model"]
 
@@ -35,7 +36,7 @@ class GatedBackend(FakeBackend):
         self.fail_at: int | None = None
         self.n_encoded = -_WARM_UP
 
-    def encode(self, mel: F32) -> FakeEncoded:
+    def encode(self, mel: F32, interruption: Interruption | None = None) -> FakeEncoded:
         if self.n_encoded >= self.held_from and not self.gate.is_set():
             self.waiting.set()
             assert self.gate.wait(120), "nobody opened the gate"

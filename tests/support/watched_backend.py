@@ -21,6 +21,7 @@ from whisper_opt.audio import decode as audio
 from whisper_opt.core.arrays import F32, Int
 from whisper_opt.core.backend import Attention, Encoded, Session
 from whisper_opt.core.dims import ModelDims
+from whisper_opt.core.interruption import Interruption
 from whisper_opt.core.logits import HostLogits
 from whisper_opt.export import export
 from whisper_opt.runtime.engine import Engine
@@ -139,7 +140,7 @@ class WatchedBackend(FakeBackend):
         """Every window encoded, in order."""
         return [seed for call in self.of("encode") for seed in call]
 
-    def encode(self, mel: F32) -> FakeEncoded:
+    def encode(self, mel: F32, interruption: Interruption | None = None) -> FakeEncoded:
         encoded = super().encode(mel)
         assert len(set(encoded.seeds)) == len(mel), "windows that cannot be told apart"
         self.note("encode", set(encoded.seeds))

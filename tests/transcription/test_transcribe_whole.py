@@ -19,6 +19,7 @@ from whisper_opt.audio.features import LogMel
 from whisper_opt.core.arrays import F32
 from whisper_opt.core.backend import Encoded
 from whisper_opt.core.errors import OptionError
+from whisper_opt.core.interruption import Interruption
 from whisper_opt.core.options import TranscribeOptions
 from whisper_opt.text.results import Segment
 from whisper_opt.text.vocabulary import Vocab
@@ -45,7 +46,7 @@ class SpyBackend(FakeBackend):
         self.mels: list[F32] = []
         self.open_sessions = 0
 
-    def encode(self, mel: F32) -> FakeEncoded:
+    def encode(self, mel: F32, interruption: Interruption | None = None) -> FakeEncoded:
         assert mel.dtype == np.float32
         assert mel.shape[1:] == (DIMS.n_mels, 3000)
         self.mels.extend(mel)

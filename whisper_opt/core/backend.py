@@ -17,6 +17,7 @@ import numpy as np
 
 from whisper_opt.core.arrays import F32, Bool, Int, NDArray
 from whisper_opt.core.dims import ModelDims
+from whisper_opt.core.interruption import Interruption
 
 __all__ = [
     "Attention",
@@ -280,17 +281,20 @@ class Attention:
 
 
 class Backend(Protocol):
-    """Computes one Whisper model.
-
-    If a backend has an attribute ``interruptible`` that is true, ``encode`` also takes an
-    :class:`~whisper_opt.core.interruption.Interruption`, and raises ``Interrupted`` soon after it
-    was requested.
-    """
+    """Computes one Whisper model."""
 
     dims: ModelDims
 
-    def encode(self, mel: F32) -> Encoded:
-        """Encode log-mel windows, float32 [n_audio, n_mels, n_frames]."""
+    def encode(self, mel: F32, interruption: Interruption | None = None) -> Encoded:
+        """Encode log-mel windows.
+
+        Args:
+            mel: float32 [n_audio, n_mels, n_frames].
+            interruption: asks to stop the run; a backend that cannot stop ignores it.
+
+        Raises:
+            Interrupted: it was stopped.
+        """
 
     def open(self, audio: Encoded) -> Session:
         """Open a session with one empty row per window."""

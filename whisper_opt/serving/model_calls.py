@@ -14,6 +14,7 @@ from typing import Any, Callable, cast
 from whisper_opt.core.arrays import F32, Int
 from whisper_opt.core.backend import Attention, Backend, Encoded, Session
 from whisper_opt.core.errors import EngineClosed
+from whisper_opt.core.interruption import Interruption
 
 __all__ = ["ModelCalls"]
 
@@ -46,8 +47,6 @@ class _HeldSession:
 class ModelCalls:
     """Implements ``Backend``; ``encode`` runs in the thread that calls :meth:`answer`."""
 
-    interruptible = False
-
     def __init__(
         self,
         backend: Backend,
@@ -73,8 +72,8 @@ class ModelCalls:
         """Other attributes are those of the model."""
         return getattr(self._backend, name)
 
-    def encode(self, mel: F32) -> Encoded:
-        """Have the engine encode windows; waits for it.
+    def encode(self, mel: F32, interruption: Interruption | None = None) -> Encoded:
+        """Have the engine encode windows; waits for it, and is not interrupted.
 
         Raises:
             EngineClosed: the engine is closed.

@@ -11,11 +11,10 @@ import collections
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, Callable, Protocol
+from typing import Callable, Protocol
 
 import numpy as np
 
-from whisper_opt.core.arrays import F32
 from whisper_opt.core.backend import Backend, Encoded
 from whisper_opt.core.interruption import Interrupted, Interruption
 from whisper_opt.decoding import Batch, Decoded
@@ -141,7 +140,7 @@ class WindowBatch:
         """
         try:
             mels = [item.chunk.mel.window(item.window.seek, item.window.size) for item in admitted]
-            audio = self._encode(np.stack(mels), interruption)
+            audio = self._backend.encode(np.stack(mels), interruption)
             encoded = [
                 dataclasses.replace(item, audio=audio, index=i) for i, item in enumerate(admitted)
             ]
@@ -152,13 +151,6 @@ class WindowBatch:
         except self._failures as error:
             self._lose(admitted, error)
         return True
-
-    def _encode(self, mel: F32, interruption: Interruption | None) -> Encoded:
-        backend: Any = self._backend
-        if interruption is None or not getattr(backend, "interruptible", False):
-            return self._backend.encode(mel)
-        encoded: Encoded = backend.encode(mel, interruption)
-        return encoded
 
     def _detect_languages(self, audio: Encoded, admitted: list[InFlight]) -> list[InFlight]:
         """Detect the language of every window whose options are multilingual."""

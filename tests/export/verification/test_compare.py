@@ -22,6 +22,7 @@ from whisper_opt.core.backend import (
     TokenMask,
     Top,
 )
+from whisper_opt.core.interruption import Interruption
 from whisper_opt.export.verification.compare import compare_backends
 from whisper_opt.runtime.device.backend import DeviceBackend
 from whisper_opt.runtime.device.session import DeviceSession
@@ -62,7 +63,7 @@ class Faulty:
     def __post_init__(self) -> None:
         self.dims = self.backend.dims
 
-    def encode(self, mel: F32) -> Encoded:
+    def encode(self, mel: F32, interruption: Interruption | None = None) -> Encoded:
         return self.backend.encode(self.cross(mel))
 
     def attention(self, audio: Encoded, tokens: Int, lengths: Int) -> Attention:

@@ -34,6 +34,7 @@ from whisper_opt.core.backend import (
     Top,
 )
 from whisper_opt.core.dims import ModelDims
+from whisper_opt.core.interruption import Interruption
 from whisper_opt.transcription import alignment as align
 
 __all__ = ["STAGES", "Clock", "TimedBackend", "timing"]
@@ -203,16 +204,14 @@ class TimedMultiStepSession(TimedSession):
 class TimedBackend:
     """A timed backend."""
 
-    interruptible = False
-
     def __init__(self, backend: Backend, clock: Clock) -> None:
         """Time ``backend``."""
         self._backend = backend
         self._clock = clock
         self.dims: ModelDims = backend.dims
 
-    def encode(self, mel: F32) -> Encoded:
-        """As the backend; waits for asynchronous work to complete."""
+    def encode(self, mel: F32, interruption: Interruption | None = None) -> Encoded:
+        """As the backend; waits for asynchronous work to complete, and is not interrupted."""
         with self._clock.stage("encode"):
             found = self._backend.encode(mel)
             wait = getattr(self._backend, "synchronize", None)

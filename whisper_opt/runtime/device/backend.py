@@ -14,6 +14,7 @@ from whisper_opt.core.arrays import F32, Int
 from whisper_opt.core.backend import Attention, Encoded
 from whisper_opt.core.dims import ModelDims
 from whisper_opt.core.errors import EngineError
+from whisper_opt.core.interruption import Interruption
 from whisper_opt.runtime.device.cache import CrossKV
 from whisper_opt.runtime.device.executor import OPTIONAL, Executor, Tensor
 from whisper_opt.runtime.device.session import DeviceSession
@@ -66,7 +67,7 @@ class DeviceBackend:
         self._idle: list[Workspace] = []
         self._call_limits: dict[tuple[int, ...], int] = {}
 
-    def encode(self, mel: F32) -> DeviceEncoded:
+    def encode(self, mel: F32, interruption: Interruption | None = None) -> DeviceEncoded:
         """See :meth:`whisper_opt.core.backend.Backend.encode`.
 
         Raises:

@@ -61,9 +61,6 @@ class OrtBackend:
     """Runs the encoder and decoder graphs of an engine on the CPU with ONNX Runtime.
 
     May be used from several threads at once; so may its sessions, each from one thread at a time.
-
-    Attributes:
-        interruptible: whether :meth:`encode` can be interrupted.
     """
 
     def __init__(
@@ -100,7 +97,7 @@ class OrtBackend:
         load = functools.partial(load_graph, engine, threads=threads, kernels=kernels)
         packed = kernels and PACKED[0] in engine.manifest.files and kernel_library() is not None
         names = PACKED if packed else PLAIN
-        self.interruptible = encoder is None
+        self._stops = encoder is None
         with Background(lambda: load(names[1])) as decoder:
             self.encoder: Graph = encoder or load(names[0])
             graph = decoder.result()
@@ -124,14 +121,14 @@ class OrtBackend:
 
         Args:
             mel: see there.
-            interruption: stops the run, within a few operators; only if :attr:`interruptible`.
+            interruption: stops the run within a few operators; not that of another ``encoder``.
 
         Raises:
             EngineError: the shape is wrong, or ONNX Runtime failed.
             Interrupted: it was stopped.
         """
         mel = checked_mel(self.dims, mel)
-        run = functools.partial(self._run_encoder, interruption)
+        run = functools.partial(self._run_encoder, interruption if self._stops else None)
         if self._padding is None:
             return OrtEncoded(tuple(run({"mel": mel})))
         windows = [self._padding.compress(window[None]) for window in mel]

@@ -13,6 +13,7 @@ from whisper_opt.core.arrays import F32, Int, NDArray
 from whisper_opt.core.backend import Attention, Encoded
 from whisper_opt.core.dims import N_FRAMES, ModelDims
 from whisper_opt.core.errors import EngineError, OptionError
+from whisper_opt.core.interruption import Interruption
 from whisper_opt.core.options import LoadOptions
 from whisper_opt.runtime.engine import Engine
 from whisper_opt.runtime.inputs import check_row_lengths, checked_mel
@@ -114,7 +115,7 @@ class OptimumBackend:
         )
         self._heads = sorted(engine.manifest.alignment_heads or self.dims.default_alignment_heads)
 
-    def encode(self, mel: F32) -> OptimumEncoded:
+    def encode(self, mel: F32, interruption: Interruption | None = None) -> OptimumEncoded:
         """See :meth:`whisper_opt.core.backend.Backend.encode`; pads shorter windows with zeros.
 
         Raises:
