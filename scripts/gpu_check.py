@@ -8,8 +8,8 @@ Needs only the dependencies of whisper_opt, onnx and onnxruntime or onnxruntime-
 weights (they are random with a fixed seed), no installation of whisper_opt. Uses tensorrt,
 tensorrt_rtx, CUDA in ONNX Runtime and torch if they are installed, and reports them as missing if
 not. Every check runs in its own process, so that a crash or hang affects nothing else. Results are
-written to benchmarks/results/gpu-<GPU>.json as they come; engines and plans stay in the work
-folder.
+written to benchmarks/results/gpu-<GPU>.json as they come; engines, plans and what the checks printed
+stay in the work folder.
 """
 
 from __future__ import annotations
@@ -100,11 +100,14 @@ def in_child(
     command += ["--child", check.name, "--parts", *parts, "--seconds", str(seconds)]
     command += ["--messages", str(path)]
     outcome, error = FAILED, ""
+    log = args.work / "logs" / f"{check.name.replace('/', ' ')}.txt"
+    log.parent.mkdir(parents=True, exist_ok=True)
     try:
-        done = subprocess.run(
-            command, timeout=seconds + GRACE, capture_output=True, text=True, errors="replace"
-        )
-        last = (done.stderr.strip().splitlines() or [""])[-1]
+        with log.open("w", encoding="utf-8") as output:
+            done = subprocess.run(
+                command, timeout=seconds + GRACE, stdout=output, stderr=subprocess.STDOUT
+            )
+        last = (log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or [""])[-1]
         how = f"signal {-done.returncode}" if done.returncode < 0 else f"status {done.returncode}"
         error = f"the process ended with {how}: {last[:500]}"
     except subprocess.TimeoutExpired:

@@ -10,11 +10,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Callable
 
-from gpu import baseline, conform, engines, measure, roofline
+from gpu import baseline, conform, engines, measure, roofline, transcription
 from gpu.engines import PATHS, Setting
 from gpu.outcome import FAILED, NOT_AVAILABLE, OK, NotAvailableError
 from gpu.sizes import SIZES
 from whisper_opt import Whisper
+from whisper_opt.core.arrays import F32
 from whisper_opt.core.options import LIBRARIES
 
 __all__ = ["Check", "all_checks", "chosen", "run_check"]
@@ -79,14 +80,33 @@ def _build(size: str, library: str) -> Check:
     return Check(f"build/{size}/{library}", ("plans",), run)
 
 
+SEEDS = ("seed 0", "seed 1")
+
+
+def _expected(setting: Setting, size: str, part: str) -> list[F32]:
+    seed = int(part.removeprefix("seed "))
+    file = setting.work / "references" / f"{size}-{seed}.npz"
+    return conform.reference_logits(file, lambda: engines.reference(setting, size), seed)
+
+
+def _reference(size: str) -> Check:
+    def run(setting: Setting, parts: Sequence[str], seconds: float, emit: Emit) -> None:
+        for part in parts:
+            begin = time.perf_counter()
+            steps = len(_expected(setting, size, part))
+            emit(part, {"steps": steps, "seconds": round(time.perf_counter() - begin, 2)})
+
+    return Check(f"reference/{size}", SEEDS, run)
+
+
 def _conformance(size: str, path: str) -> Check:
     def run(setting: Setting, parts: Sequence[str], seconds: float, emit: Emit) -> None:
-        backend, reference = engines.opened(setting, size, path), engines.reference(setting, size)
+        backend = engines.opened(setting, size, path)
         for part in parts:
-            emit(part, conform.compare(backend, reference, int(part.removeprefix("seed "))))
+            expected = _expected(setting, size, part)
+            emit(part, conform.compare(backend, expected, int(part.removeprefix("seed "))))
 
-    seeds = tuple(f"seed {seed}" for seed in range(2))
-    return Check(f"conformance/{size}/{path}", seeds, run)
+    return Check(f"conformance/{size}/{path}", SEEDS, run)
 
 
 def _speech(path: str) -> Check:
@@ -103,6 +123,21 @@ def _speech(path: str) -> Check:
             emit("tokens", conform.compare_speech(ours, theirs, clips))
 
     return Check(f"speech/{REAL}/{path}", ("tokens",), run)
+
+
+def _transcription(system: str) -> Check:
+    def run(setting: Setting, parts: Sequence[str], seconds: float, emit: Emit) -> None:
+        theirs = system == transcription.OPENAI
+        open_system = transcription.open_openai if theirs else transcription.open_ours
+        end = time.perf_counter() + seconds
+        with open_system(setting, REAL, system) as transcribe:
+            for part in parts:
+                left = end - time.perf_counter()
+                if left < 1:
+                    return
+                emit(part, transcription.timed(transcribe, part, left / 2))
+
+    return Check(f"transcription/{REAL}/{system}", tuple(transcription.CASES), run)
 
 
 def _latency(size: str, path: str) -> Check:
@@ -173,12 +208,13 @@ def all_checks(sizes: Sequence[str], *, on_cpu: bool) -> list[Check]:
     checks = [_rate(name) for name in (["numpy"] if on_cpu else ["torch", "bindings"])]
     for size in sizes:
         kinds = dict.fromkeys([engines.REFERENCE, *(PATHS[path].engine for path in ways)])
-        checks += [_export(size, kind) for kind in kinds]
+        checks += [*(_export(size, kind) for kind in kinds), _reference(size)]
         checks += [] if on_cpu else [_build(size, library) for library in LIBRARIES]
         for path in ways:
             checks += [_conformance(size, path), _latency(size, path)]
     checks += [_build(REAL, library) for library in ([] if on_cpu else LIBRARIES)]
     checks += [_speech(path) for path in ways]
+    checks += [_transcription(system) for system in (*ways, transcription.OPENAI)]
     checks += [_torch(size, path) for size in sizes for path in TORCH]
     return checks
 
@@ -201,6 +237,7 @@ def run_check(
     except NotAvailableError as error:
         return NOT_AVAILABLE, str(error)
     except Exception as error:
+        traceback.print_exc()  # gpu_check.py keeps the output of a check in its work folder
         where = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{Path(where.filename).name}:{where.lineno}"
         return FAILED, f"{type(error).__name__}: {str(error)[:2000]} ({place})"

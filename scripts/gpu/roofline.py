@@ -175,6 +175,8 @@ def _product_seconds(index: int, edge: int) -> float:
     values = [helper.make_tensor_value_info(name, half, [edge, edge]) for name in ("a", "b", "out")]
     graph = helper.make_graph(nodes, "products", values[:2], values[2:])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    if hasattr(onnxruntime, "preload_dlls"):  # CUDA from its Python packages
+        onnxruntime.preload_dlls()
     session = onnxruntime.InferenceSession(
         model.SerializeToString(),
         providers=[("CUDAExecutionProvider", {"device_id": str(index)})],

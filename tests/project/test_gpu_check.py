@@ -22,8 +22,9 @@ from tests.support.cpu_executor import CpuExecutor
 from tests.support.engines import random_engine, require, runs
 from tests.support.fake_backend import FakeBackend
 from tests.support.models import random_dims
-from whisper_opt.core.arrays import Int
+from whisper_opt.core.arrays import F32, Int
 from whisper_opt.core.backend import GreedyRows, MultiStepResult
+from whisper_opt.core.dims import ModelDims
 from whisper_opt.runtime.device.backend import DeviceBackend
 from whisper_opt.runtime.device.session import DeviceSession
 from whisper_opt.runtime.gpus import Driver, Gpu
@@ -54,6 +55,7 @@ def test_everything_the_cpu_can_do(
 ) -> None:
     monkeypatch.setattr(checks, "PATIENCE", 0.05)
     everything = ["--only", "roofline/*", "export/*", "conformance/*", "speech/*", "latency/*/cpu"]
+    everything += ["reference/*", "transcription/*"]
     status, found = run(work, *everything)  # except torch, which is slow
     assert status == 0
     outcomes = {name: check["outcome"] for name, check in found.items()}
@@ -337,6 +339,10 @@ def test_sizes_are_openais() -> None:
 DIMS = SIZES["test"]
 
 
+def _logits(dims: ModelDims) -> list[F32]:
+    return list(conform.program(FakeBackend(dims)))
+
+
 class _Off(FakeBackend):
     """A backend whose third result is wrong."""
 
@@ -352,7 +358,7 @@ class _Off(FakeBackend):
 
 
 def test_a_backend_agrees_with_itself() -> None:
-    found = conform.compare(FakeBackend(DIMS), FakeBackend(DIMS))
+    found = conform.compare(FakeBackend(DIMS), _logits(DIMS))
     assert found["best_tokens_agree"] == found["of"] > 100
     assert found["largest_error_in_standard_deviations"] == 0
 
@@ -387,7 +393,7 @@ def test_multistep_decoding(device: DeviceBackend, monkeypatch: pytest.MonkeyPat
 
 def test_a_wrong_result_is_found() -> None:
     with pytest.raises(conform.DisagreementError, match="other best tokens at step 2 row 0"):
-        conform.compare(_Off(DIMS), FakeBackend(DIMS))
+        conform.compare(_Off(DIMS), _logits(DIMS))
 
 
 # report
