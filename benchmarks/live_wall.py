@@ -1,10 +1,12 @@
 """Latency of live words by the clock on the wall, beside that of the virtual clock.
 
     python benchmarks/live_wall.py ENGINE SPEECH --only ID --out build/live-wall.json
+    python benchmarks/live_wall.py ENGINE SPEECH --only ID --threads 2 --sessions 1 2 4 8
 
 SPEECH is as for benchmarks/live.py. The recording is played as it would be spoken, in blocks of
 0.1 s: to ``whisper_opt.Live``, to ``WS /v1/realtime`` of a server in its own process, and in
-virtual time. All have one thread. Needs the extra ``serve``; Linux only.
+virtual time. With ``--sessions`` it is played to so many sessions of one engine at once instead,
+which begin within 5 s. Needs the extra ``serve``; Linux only.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from typing import Any, Callable
 
 import numpy as np
 from common import load
-from live import Recording, options_of, played, recordings
+from live import Recording, options_of, played, recordings, starts
 from live_scoring import score, summary
 from server_clients import cpu_seconds, free_port, running
 
@@ -31,6 +33,7 @@ from whisper_opt.cli.bench.machine import commit
 from whisper_opt.core.arrays import F32
 from whisper_opt.core.cpu import cpu_info
 from whisper_opt.core.files import replace_file
+from whisper_opt.serving import Engine
 
 ROOT = Path(__file__).resolve().parents[1]
 RATE, WIRE_RATE = 16_000, 24_000
@@ -68,7 +71,45 @@ def through_live(model: Whisper, recording: Recording) -> tuple[Timed, float]:
     return log, time.process_time() - cpu
 
 
-def through_server(engine: str, recording: Recording) -> tuple[Timed, float]:
+def through_engine(model: Whisper, recording: Recording, n: int) -> list[Timed]:
+    """Events of ``n`` sessions of one engine, and when they came from the start of each."""
+    logs: list[Timed] = [[] for _ in range(n)]
+    with Engine(model, max_live=n) as engine:
+
+        def follow(start: float, log: Timed) -> None:
+            time.sleep(start)
+            session = engine.live(options_of(model, recording))
+            begun = time.monotonic()
+
+            def speak() -> None:
+                spoken(recording.samples, RATE, begun, session.push)
+                session.finish()
+
+            speaker = threading.Thread(target=speak)
+            speaker.start()
+            log.extend((time.monotonic() - begun, event) for event in session.events())
+            speaker.join()
+
+        followers = [threading.Thread(target=follow, args=each) for each in zip(starts(n), logs)]
+        for follower in followers:
+            follower.start()
+        for follower in followers:
+            follower.join()
+    return logs
+
+
+def many(model: Whisper, recording: Recording, words: list[Word], n: int) -> dict[str, float]:
+    """Lag of all of ``n`` sessions, and how late the words of the first one came."""
+    logs = through_engine(model, recording, n)
+    lags = [event.seconds for log in logs for _, event in log if isinstance(event, Lag)]
+    first = summary(score(logs[0], words, recording.text, work=1.0, audio=1.0))
+    return {
+        "lag_p95": float(np.percentile(lags, 95)),
+        **{name: first[name] for name in ("shown_mean", "committed_mean")},
+    }
+
+
+def through_server(engine: str, recording: Recording, threads: int) -> tuple[Timed, float]:
     """Texts of the server and when they came; CPU seconds of the server."""
     from websockets.exceptions import ConnectionClosed
     from websockets.sync.client import connect
@@ -78,7 +119,7 @@ def through_server(engine: str, recording: Recording) -> tuple[Timed, float]:
     command = [sys.executable, "-m", "whisper_opt", "serve", engine, "--port", str(port)]
     with contextlib.ExitStack() as stack:
         file = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "log"
-        command += ["--threads", "1"]
+        command += ["--threads", str(threads)]
         process = stack.enter_context(running(command, port, "/readyz", file))
         address = f"ws://127.0.0.1:{port}/v1/realtime?intent=transcription"
         link = stack.enter_context(connect(address))
@@ -125,9 +166,11 @@ def main() -> int:
     parser.add_argument("engine")
     parser.add_argument("speech", type=Path)
     parser.add_argument("--only", required=True, help="id of the recording")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--sessions", type=int, nargs="+", default=[], help="how many at once")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "live-wall.json")
     args = parser.parse_args()
-    model = Whisper.load(args.engine, threads=1)
+    model = Whisper.load(args.engine, threads=args.threads)
     (recording,) = recordings(args.speech, model.is_multilingual, [args.only])
     offline = model.transcribe(
         recording.samples, options=options_of(model, recording), word_timestamps=True
@@ -135,14 +178,16 @@ def main() -> int:
     words: list[Word] = [word for segment in offline for word in segment.words or ()]
     seconds = len(recording.samples) / RATE
     before = load()
-    found: dict[str, Any] = {
-        "virtual": summary(played(model, recording, LiveOptions(), offline)),
-    }
+    found: dict[str, Any] = {}
+    for n in args.sessions:
+        found[f"{n} sessions"] = many(model, recording, words, n)
     ways: dict[str, Callable[[], tuple[Timed, float]]] = {
         "Live": lambda: through_live(model, recording),
-        "server": lambda: through_server(args.engine, recording),
+        "server": lambda: through_server(args.engine, recording, args.threads),
     }
-    for name, way in ways.items():
+    if not args.sessions:
+        found["virtual"] = summary(played(model, recording, LiveOptions(), offline))
+    for name, way in () if args.sessions else ways.items():
         log, work = way()
         found[name] = summary(score(log, words, recording.text, work=work, audio=seconds))
     for name, figures in found.items():
@@ -151,6 +196,7 @@ def main() -> int:
     report = {
         "recording": recording.name,
         "cpu": cpu_info().name,
+        "threads": args.threads,
         "commit": commit(ROOT),
         "load_before": before,
         "results": found,

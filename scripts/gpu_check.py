@@ -8,7 +8,7 @@ Needs only the dependencies of whisper_opt, onnx and onnxruntime or onnxruntime-
 weights (they are random with a fixed seed), no installation of whisper_opt. Uses tensorrt,
 tensorrt_rtx, CUDA in ONNX Runtime and torch if they are installed, and reports them as missing if
 not. Every check runs in its own process, so that a crash or hang affects nothing else. Results are
-written to benchmarks/results/gpu-<GPU>.json as they come; engines, plans and the output of the checks
+written to benchmarks/results/gpu-<GPU>.json as they come; engines, plans and the checks' output
 stay in the work folder.
 """
 

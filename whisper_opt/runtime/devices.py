@@ -338,7 +338,7 @@ def _kernels(engine: Engine, requested: str) -> bool:
         )
     if requested == "off" or not fitting:
         return False
-    from whisper_opt.runtime.native import check_choice, why_no_kernels
+    from whisper_opt.runtime.native import LIBRARY, check_choice, why_no_kernels
 
     problem = why_no_kernels()
     if problem is None:
@@ -348,7 +348,8 @@ def _kernels(engine: Engine, requested: str) -> bool:
             f"kernels is 'native', but they cannot be used: {problem}; or leave kernels out"
         )
     check_choice()
-    _log.info("%s: 8-bit operators without compiled kernels: %s", engine.path, problem)
+    level = logging.WARNING if LIBRARY.exists() else logging.INFO
+    _log.log(level, "%s: 8-bit operators without compiled kernels: %s", engine.path, problem)
     return False
 
 

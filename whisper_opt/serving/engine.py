@@ -157,7 +157,7 @@ class Engine(Closing):
 
         Args:
             options: how to transcribe. Utterances are transcribed with all of them when they end;
-                before that, text is decoded greedily.
+                before that, text is decoded as ``live`` says.
             live: when to decode, and when to commit words.
             sample_rate: rate of the samples in Hz.
             channels: number of interleaved channels, which are mixed.

@@ -296,6 +296,19 @@ def test_missing_kernels_are_logged_and_refused_by_name(
         open_backend(integers, LoadOptions(kernels="native"), no_gpu())
 
 
+def test_a_library_that_is_refused_is_warned_of(
+    integers: Engine,
+    there: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It costs half of the speed, and compiling again is easily forgotten after an update."""
+    monkeypatch.setattr("ctypes.CDLL", lambda path: library("avx2", native.ABI + 1))
+    assert open_backend(integers, LoadOptions(), no_gpu()).kernels is False
+    [warning] = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert "compile again: python hatch_build.py" in warning.getMessage()
+
+
 def test_other_engines_have_no_operators_for_kernels(fp32: Engine) -> None:
     for name in ("auto", "off"):
         assert open_backend(fp32, LoadOptions(kernels=name), no_gpu()).kernels is False
