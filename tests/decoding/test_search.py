@@ -15,6 +15,7 @@ from tests.decoding.test_constraints import BEGIN, EOT, N_VOCAB
 from tests.decoding.test_loop import DIMS, Job, job, jobs, lively
 from tests.support.decoding import decode
 from tests.support.fake_backend import FakeBackend, FakeEncoded
+from whisper_opt.core.backend import Top
 from whisper_opt.decoding import (
     BeamSearchDecoder,
     GreedyDecoder,
@@ -135,6 +136,47 @@ def test_a_result_continues_the_ids_it_begins_with(size: int, begin: tuple[int, 
             assert hypothesis.tokens[: len(begin)] == begin
             total = pytest.approx(expected[hypothesis.tokens], abs=1e-3)
             assert hypothesis.sum_logprob == total
+
+
+def _tops(*rows: dict[int, float]) -> Top:
+    """The three best tokens of each row, from log-probabilities by token."""
+    best = [sorted(row.items(), key=lambda item: -item[1])[:3] for row in rows]
+    tokens, logprobs = ([[pair[i] for pair in row] for row in best] for i in (0, 1))
+    return Top(np.array(tokens, np.int64), np.array(logprobs, np.float32))
+
+
+@pytest.mark.parametrize("optimal", [False, True])
+def test_hypotheses_that_end_one_token_early(optimal: bool) -> None:
+    """As at the end of a live update: "of the character", and the same with a word left out."""
+    of, the, character, mark = 1, 2, 3, 4
+    search = BeamSearchDecoder(EOT, 2, optimal=optimal)
+    search.step(_tops({of: -0.01, the: -6.0, mark: -9.0}))
+    search.step(
+        _tops({the: -0.01, character: -6.0, mark: -9.0}, {character: -0.01, of: -9.0, 5: -9})
+    )
+    assert search.rows == [[of, the], [of, character]]
+    ends = {EOT: -0.1, mark: -3.0, 5: -9.0}
+    search.step(_tops({character: -0.01, EOT: -4.0, mark: -6.5}, ends))
+    assert bool(search.rows) == optimal
+    while search.rows:
+        search.step(_tops(*[ends] * len(search.rows)))
+    found = rank(search.results(), None)
+    assert found.tokens == ((of, the, character) if optimal else (of, the))
+
+
+@settings(deadline=None, max_examples=100)
+@given(data=st.data(), size=st.integers(1, 5))
+def test_an_optimal_search_finds_nothing_worse(data: st.DataObject, size: int) -> None:
+    """Its best result is as probable as that of the search of the reference, or more."""
+    (one,) = data.draw(jobs(1))[:1]
+    audio = FakeEncoded((data.draw(st.integers(0, 2**31)),))
+    best = []
+    for optimal in (False, True):
+        decoder = functools.partial(BeamSearchDecoder, EOT, size, optimal=optimal)
+        request = dataclasses.replace(one, decoder=decoder).request
+        (found,) = decode(FakeBackend(DIMS, lively), audio, [request])
+        best.append(max(hypothesis.sum_logprob for hypothesis in found.hypotheses))
+    assert best[1] >= best[0]
 
 
 def test_every_draw_continues_the_ids_it_begins_with() -> None:

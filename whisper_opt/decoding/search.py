@@ -156,13 +156,25 @@ class GreedyDecoder(SamplingDecoder):
 
 
 class BeamSearchDecoder:
-    """Beam search with patience (Kasai et al. 2022, arXiv:2204.05424), as in openai-whisper."""
+    """Beam search with patience (Kasai et al. 2022, arXiv:2204.05424), as in openai-whisper.
+
+    openai-whisper ends the search when enough hypotheses are finished, however bad they are: if the
+    others all end one token before the best one, a bad one is the result. With ``optimal`` it goes
+    on while an unfinished hypothesis is more probable than all finished ones (Huang et al. 2017,
+    "When to Finish? Optimal Beam Search for Neural Text Generation", arXiv:1809.00069).
+    """
 
     temperature = 0.0
     generator: np.random.Generator | None = None
 
     def __init__(
-        self, eot: int, beam_size: int, patience: float = 1.0, begin: Sequence[int] = ()
+        self,
+        eot: int,
+        beam_size: int,
+        patience: float = 1.0,
+        begin: Sequence[int] = (),
+        *,
+        optimal: bool = False,
     ) -> None:
         """Start with nothing sampled.
 
@@ -171,11 +183,13 @@ class BeamSearchDecoder:
             beam_size: number of active hypotheses.
             patience: the search ends after ``round(beam_size * patience)`` finished hypotheses.
             begin: ids that every hypothesis begins with, fed after the prompt.
+            optimal: see the class.
         """
         self.width = beam_size + 1  # beam_size tokens remain if one of them is the end of text
         self._eot = eot
         self._beam_size = beam_size
         self._wanted = max(round(beam_size * patience), 1)
+        self._optimal = optimal
         self._rows: list[list[int]] = [list(begin)]
         # single precision, so that ties are those of the reference
         self._sums = [np.float32(0)]
@@ -184,7 +198,14 @@ class BeamSearchDecoder:
 
     @property
     def rows(self) -> list[list[int]]:
-        return [] if len(self._finished) >= self._wanted else self._rows
+        return [] if self._ended else self._rows
+
+    @property
+    def _ended(self) -> bool:
+        if len(self._finished) < self._wanted:
+            return False
+        best = max(each.sum_logprob for each in self._finished.values())
+        return not self._optimal or best >= float(max(self._sums))
 
     def step(self, top: Top) -> list[int]:
         candidates = [
@@ -206,7 +227,7 @@ class BeamSearchDecoder:
             if len(rows) == self._beam_size:
                 break
         for hypothesis in ended:
-            if len(self._finished) < self._wanted:
+            if self._optimal or len(self._finished) < self._wanted:
                 self._finished[hypothesis.tokens] = hypothesis
         self._rows, self._sums, self._logprobs = rows, sums, logprobs
         return parents if self.rows else []
@@ -214,7 +235,7 @@ class BeamSearchDecoder:
     def results(self) -> list[Hypothesis]:
         found = dict(self._finished)
         for i in sorted(range(len(self._rows)), key=lambda i: -self._sums[i]):
-            if len(found) >= self._beam_size:
+            if not self._optimal and len(found) >= self._beam_size:
                 break
             hypothesis = self._hypothesis(i, float(self._sums[i]))
             found[hypothesis.tokens] = hypothesis

@@ -74,6 +74,7 @@ class Window:
         begin: ids that the result begins with; they are fed after the prompt.
         drafter: makes what proposes its tokens; None if nothing does.
         goes_on: whether the result has words after ``begin``: there is more speech.
+        optimal: whether beam search ends only when no unfinished hypothesis is more probable.
     """
 
     seek: int
@@ -84,6 +85,7 @@ class Window:
     begin: tuple[int, ...] = ()
     drafter: Callable[[], Drafter] | None = None
     goes_on: bool = False
+    optimal: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,7 +243,9 @@ class FallbackDecoder:
             )
         if options.beam_size is not None:
             patience = options.patience or 1.0
-            return BeamSearchDecoder(eot, options.beam_size, patience, begin=window.begin)
+            return BeamSearchDecoder(
+                eot, options.beam_size, patience, window.begin, optimal=window.optimal
+            )
         return GreedyDecoder(eot, begin=window.begin)
 
     def result(self, window: Window, decoded: Decoded, attempt: int) -> WindowResult:

@@ -139,6 +139,7 @@ class UpdateCursor:
             begin=update.prefix,
             drafter=drafter,
             goes_on=update.goes_on,
+            optimal=True,
         )
 
     def heard(self, languages: Mapping[str, float]) -> None:
