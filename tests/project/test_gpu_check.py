@@ -11,7 +11,7 @@ from typing import Any
 import gpu_check
 import numpy as np
 import pytest
-from gpu import checks, conform, engines, measure, roofline
+from gpu import checks, conform, engines, measure, roofline, transcription
 from gpu.checks import Check
 from gpu.engines import Setting
 from gpu.outcome import FAILED, NOT_AVAILABLE, OK, NotAvailableError, Results
@@ -364,6 +364,20 @@ def test_a_backend_agrees_with_itself() -> None:
     assert found["largest_error_in_standard_deviations"] == 0
 
 
+def test_the_reference_is_computed_once(tmp_path: Path) -> None:
+    file, opened = tmp_path / "kept" / "test-0.npz", []
+
+    def reference() -> FakeBackend:
+        opened.append(True)
+        return FakeBackend(DIMS)
+
+    for _ in range(2):
+        found = conform.reference_logits(file, reference)
+        assert all(map(np.array_equal, found, _logits(DIMS)))
+    assert (len(found), len(opened)) == (len(_logits(DIMS)), 1)
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
 @pytest.fixture(scope="module")
 def device(tmp_path_factory: pytest.TempPathFactory) -> DeviceBackend:
     require("standard")
@@ -395,6 +409,31 @@ def test_multistep_decoding(device: DeviceBackend, monkeypatch: pytest.MonkeyPat
 def test_a_wrong_result_is_found() -> None:
     with pytest.raises(conform.DisagreementError, match="other best tokens at step 2 row 0"):
         conform.compare(_Off(DIMS), _logits(DIMS))
+
+
+# whole recordings
+
+
+def test_a_recording_is_timed() -> None:
+    lengths = []
+
+    def transcribe(samples: F32, case: transcription.Case) -> str:
+        lengths.append(len(samples))
+        return " Ask not"
+
+    found = transcription.timed(transcribe, "jfk", 10.0)
+    assert lengths == [176_000] * (1 + transcription.ROUNDS)
+    assert (found["text"], found["rounds"], found["audio_seconds"]) == ("Ask not", 5, 11.0)
+    assert found["seconds"] >= 0
+
+
+def test_a_case_that_a_system_cannot_run_is_reported(tmp_path: Path) -> None:
+    def refuse(samples: F32, case: transcription.Case) -> str:
+        raise NotAvailableError("one window at a time")
+
+    assert transcription.timed(refuse, "jfk", 1.0) == {"error": "one window at a time"}
+    with pytest.raises(NotAvailableError, match=r"no recording at .*missing.flac"):
+        transcription.Case("missing.flac").samples()
 
 
 # report
