@@ -121,7 +121,7 @@ make_venv() {
     fi
     rm -f "$venv/.whisper-opt-done"
     # --no-compile: 40 MB less; what is imported is compiled then
-    "$venv/bin/python" -m pip --disable-pip-version-check --quiet install --no-compile "$@" || return 1
+    "$venv/bin/python" -m pip --disable-pip-version-check --quiet install --no-compile "$@" || return
     echo "$key" >"$venv/.whisper-opt-done.partial"
     mv "$venv/.whisper-opt-done.partial" "$venv/.whisper-opt-done"
 }
