@@ -33,7 +33,7 @@ from whisper_opt.cli.bench.machine import commit
 from whisper_opt.core.arrays import F32
 from whisper_opt.core.cpu import cpu_info
 from whisper_opt.core.files import replace_file
-from whisper_opt.serving import Engine
+from whisper_opt.serving import Engine, LiveSession
 
 ROOT = Path(__file__).resolve().parents[1]
 RATE, WIRE_RATE = 16_000, 24_000
@@ -52,22 +52,26 @@ def spoken(samples: F32, rate: int, begun: float, push: Callable[[F32], object])
         push(block)
 
 
+def followed(session: Live | LiveSession, samples: F32) -> Timed:
+    """Play a recording to a session; its events and when they came, from the first sample on."""
+    begun = time.monotonic()
+
+    def speak() -> None:
+        spoken(samples, RATE, begun, session.push)
+        session.finish()
+
+    speaker = threading.Thread(target=speak)
+    speaker.start()
+    log = [(time.monotonic() - begun, event) for event in session.events()]
+    speaker.join()
+    return log
+
+
 def through_live(model: Whisper, recording: Recording) -> tuple[Timed, float]:
     """Events of ``Live`` and when they came; CPU seconds."""
-    log: Timed = []
     cpu = time.process_time()
     with Live(model, options_of(model, recording)) as live:
-        begun = time.monotonic()
-
-        def speak() -> None:
-            spoken(recording.samples, RATE, begun, live.push)
-            live.finish()
-
-        speaker = threading.Thread(target=speak)
-        speaker.start()
-        for event in live.events():
-            log.append((time.monotonic() - begun, event))
-        speaker.join()
+        log = followed(live, recording.samples)
     return log, time.process_time() - cpu
 
 
@@ -78,17 +82,7 @@ def through_engine(model: Whisper, recording: Recording, n: int) -> list[Timed]:
 
         def follow(start: float, log: Timed) -> None:
             time.sleep(start)
-            session = engine.live(options_of(model, recording))
-            begun = time.monotonic()
-
-            def speak() -> None:
-                spoken(recording.samples, RATE, begun, session.push)
-                session.finish()
-
-            speaker = threading.Thread(target=speak)
-            speaker.start()
-            log.extend((time.monotonic() - begun, event) for event in session.events())
-            speaker.join()
+            log.extend(followed(engine.live(options_of(model, recording)), recording.samples))
 
         followers = [threading.Thread(target=follow, args=each) for each in zip(starts(n), logs)]
         for follower in followers:
@@ -179,17 +173,17 @@ def main() -> int:
     seconds = len(recording.samples) / RATE
     before = load()
     found: dict[str, Any] = {}
-    for n in args.sessions:
-        found[f"{n} sessions"] = many(model, recording, words, n)
-    ways: dict[str, Callable[[], tuple[Timed, float]]] = {
-        "Live": lambda: through_live(model, recording),
-        "server": lambda: through_server(args.engine, recording, args.threads),
-    }
-    if not args.sessions:
+    if args.sessions:
+        for n in args.sessions:
+            found[f"{n} sessions"] = many(model, recording, words, n)
+    else:
         found["virtual"] = summary(played(model, recording, LiveOptions(), offline))
-    for name, way in () if args.sessions else ways.items():
-        log, work = way()
-        found[name] = summary(score(log, words, recording.text, work=work, audio=seconds))
+        ways = {
+            "Live": through_live(model, recording),
+            "server": through_server(args.engine, recording, args.threads),
+        }
+        for name, (log, work) in ways.items():
+            found[name] = summary(score(log, words, recording.text, work=work, audio=seconds))
     for name, figures in found.items():
         found[name] = {key: round(figures[key], 3) for key in figures}
         print(name, json.dumps(found[name]), flush=True)
