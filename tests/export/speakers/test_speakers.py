@@ -185,6 +185,25 @@ def test_the_segmentation_graph_computes_the_layers(exported: Path) -> None:
         np.testing.assert_allclose(row, reference, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("added", "spoken"), [(1e3, 16_000), (1e5, 0)], ids=["mostly silence", "silence"]
+)
+def test_a_constant_that_is_added_costs_no_precision(
+    added: float, spoken: int, tmp_path: Path
+) -> None:
+    state = segmentation_state()
+    state["sincnet.wav_norm1d.weight"][:] = 1
+    state["sincnet.wav_norm1d.bias"][:] = added
+    source = write_wheel(tmp_path / "source")
+    content = {"format_version": 1, "state_dict": state}
+    write_torch(source / "who.bin", content, "float32")
+    samples = np.zeros(160_000, np.float32)
+    samples[:spoken] = np.random.default_rng(0).standard_normal(spoken)
+    networks = open_speakers(export_speakers(source, tmp_path / "engine"), threads=1)
+    (found,) = networks.segment(samples[None])
+    np.testing.assert_allclose(found, segmented(samples.astype(np.float64), state), atol=3e-5)
+
+
 @pytest.mark.parametrize("n_frames", [30, 199, 200, 415])
 def test_the_embedding_graph_computes_the_layers(exported: Path, n_frames: int) -> None:
     features = np.random.default_rng(2).standard_normal((2, n_frames, 80)).astype(np.float32)

@@ -8,18 +8,27 @@ arXiv:2310.13025): nobody, then every single speaker, then every pair. F is 589 
 Architecture: pyannote.audio, models/segmentation/PyanNet.py and blocks/sincnet.py; the filters of
 the first convolution are those of SincNet (Ravanelli and Bengio, arXiv:1808.00158) as in
 asteroid-filterbanks, ParamSincFB. All sizes but strides are those of the tensors.
+
+Two steps are computed in another way, because float32 would round them too much (docs/speakers.md):
+
+- The first normalization of pyannote's checkpoint adds 4.6 standard deviations to the samples, and
+  the filters remove most of it again. Here the filters' response to that constant is added after
+  them.
+- The means and variances of normalizations are computed in double precision. In float32, equal
+  values, such as those of a silence, are all rounded in the same direction when they are summed.
 """
 
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 from onnx import TensorProto
 
 from whisper_opt.core.arrays import F32
 from whisper_opt.core.dims import SAMPLE_RATE
 from whisper_opt.core.errors import CheckpointError
 from whisper_opt.export.graphs.builder import GraphBuilder, OnnxGraph
-from whisper_opt.export.speakers.tensors import IR_VERSION, OPSET, State, stored
+from whisper_opt.export.speakers.tensors import EPSILON, IR_VERSION, OPSET, State, stored
 
 __all__ = ["CLASSES", "build_segmentation", "sinc_filters"]
 
@@ -33,8 +42,8 @@ _GATES = (0, 3, 1, 2)
 """Input, output, forget and cell gate (ONNX) in PyTorch's order: input, forget, cell, output."""
 
 
-def sinc_filters(state: State) -> F32:
-    """The band-pass filters, F32 [n_filters, 1, width]: the even ones, then the odd ones."""
+def sinc_filters(state: State) -> npt.NDArray[np.float64]:
+    """The band-pass filters, float64 [n_filters, width]: the even ones, then the odd ones."""
     key = "sincnet.conv1d.0.filterbank"
     low_hz = state.read(f"{key}.low_hz_", -1, 1)
     band_hz = state.read(f"{key}.band_hz_", len(low_hz), 1)
@@ -45,14 +54,13 @@ def sinc_filters(state: State) -> F32:
     below, above, band = low @ times, high @ times, high - low
     even = (np.sin(above) - np.sin(below)) / (times / 2) * window
     odd = (np.cos(below) - np.cos(above)) / (times / 2) * window
-    filters = np.concatenate(
+    filters: npt.NDArray[np.float64] = np.concatenate(
         [
             np.concatenate([even, 2 * band, even[:, ::-1]], axis=1) / (2 * band),
             np.concatenate([odd, 0 * band, -odd[:, ::-1]], axis=1) / (2 * band),
         ]
     )
-    found: F32 = filters.astype(np.float32)[:, None]
-    return found
+    return filters
 
 
 def build_segmentation(state: State) -> OnnxGraph:
@@ -82,9 +90,16 @@ def build_segmentation(state: State) -> OnnxGraph:
 def _sincnet(graph: GraphBuilder, state: State, samples: str) -> str:
     """[B, N] -> [B, channels, F]."""
     x = graph.node("Unsqueeze", samples, graph.constant([1]))
-    x = _instance_norm(graph, state, "sincnet.wav_norm1d", x, 1)
+    x = _standardized(graph, state, "sincnet.wav_norm1d", x, 1)
     filters = sinc_filters(state)
-    x = graph.node("Conv", x, stored(graph, "filters", filters), strides=[_STRIDE])
+    response = state.read("sincnet.wav_norm1d.bias", 1) * filters.sum(axis=1)
+    x = graph.node(
+        "Conv",
+        x,
+        stored(graph, "filters", filters.astype(np.float32)[:, None]),
+        stored(graph, "filters.bias", response.astype(np.float32)),
+        strides=[_STRIDE],
+    )
     x = _pooled(graph, state, 0, graph.node("Abs", x), len(filters))
     for i in range(1, state.count("sincnet.norm1d.%d.weight")):
         key = f"sincnet.conv1d.{i}"
@@ -97,14 +112,33 @@ def _sincnet(graph: GraphBuilder, state: State, samples: str) -> str:
 
 def _pooled(graph: GraphBuilder, state: State, i: int, x: str, channels: int) -> str:
     x = graph.node("MaxPool", x, kernel_shape=[_POOL], strides=[_POOL])
-    x = _instance_norm(graph, state, f"sincnet.norm1d.{i}", x, channels)
-    return graph.node("LeakyRelu", x, alpha=0.01)
+    key = f"sincnet.norm1d.{i}"
+    x = _standardized(graph, state, key, x, channels)
+    summand = stored(graph, f"{key}.bias", state.read(f"{key}.bias", channels)[:, None])
+    return graph.node("LeakyRelu", graph.node("Add", x, summand), alpha=0.01)
 
 
-def _instance_norm(graph: GraphBuilder, state: State, key: str, x: str, channels: int) -> str:
-    factor = stored(graph, f"{key}.weight", state.read(f"{key}.weight", channels))
-    summand = stored(graph, f"{key}.bias", state.read(f"{key}.bias", channels))
-    return graph.node("InstanceNormalization", x, factor, summand, epsilon=1e-5)
+def _standardized(graph: GraphBuilder, state: State, key: str, x: str, channels: int) -> str:
+    """[B, channels, n] normalized over n, times the weight of the normalization.
+
+    The mean is subtracted first, so that equal values give exactly 0. Their variance may be
+    rounded to less than 0.
+    """
+    wide = graph.cast(x, np.float32, np.float64)
+    mean = _mean(graph, wide)
+    squares = _mean(graph, graph.node("Mul", wide, wide))
+    variance = graph.node("Sub", squares, graph.node("Mul", mean, mean))
+    variance = graph.node("Max", variance, graph.constant(np.array(0.0)))
+    raised = graph.node("Add", variance, graph.constant(np.array(EPSILON)))
+    deviation = graph.cast(graph.node("Sqrt", raised), np.float64, np.float32)
+    weight = stored(graph, f"{key}.weight", state.read(f"{key}.weight", channels)[:, None])
+    centred = graph.node("Sub", x, graph.cast(mean, np.float64, np.float32))
+    return graph.node("Mul", centred, graph.node("Div", weight, deviation))
+
+
+def _mean(graph: GraphBuilder, x: str) -> str:
+    """[B, channels, n] -> [B, channels, 1]."""
+    return graph.node("ReduceMean", x, axes=[2], keepdims=1)
 
 
 def _gates(values: F32) -> F32:

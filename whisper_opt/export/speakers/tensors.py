@@ -11,11 +11,11 @@ from whisper_opt.core.arrays import F32
 from whisper_opt.core.errors import CheckpointError
 from whisper_opt.export.graphs.builder import GraphBuilder
 
-__all__ = ["OPSET", "State", "folded", "stored"]
+__all__ = ["EPSILON", "IR_VERSION", "OPSET", "State", "folded", "stored"]
 
 OPSET = 17
 IR_VERSION = 8
-_EPS = 1e-5
+EPSILON = 1e-5
 """Of all normalizations, as in PyTorch."""
 
 
@@ -79,7 +79,7 @@ class State:
         variance = self.read(f"{key}.running_var", size)
         if (variance < 0).any():
             raise CheckpointError(f"{self.name} has a negative variance in {key}; fetch it again")
-        factor = 1 / np.sqrt(variance + np.float32(_EPS))
+        factor = 1 / np.sqrt(variance + np.float32(EPSILON))
         if f"{key}.weight" not in self:
             return factor, -mean * factor
         factor = factor * self.read(f"{key}.weight", size)
