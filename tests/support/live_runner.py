@@ -67,14 +67,14 @@ class HandRunner:
             raise EngineClosed("closed")
         entry = (update, done)
         self.updates.append(entry)
-        return lambda: self.updates.clear() if entry in self.updates else None
+        return lambda: self.updates.remove(entry) if entry in self.updates else None
 
     def transcribe(
         self, samples: F32, options: TranscribeOptions, deadline: float, done: Transcribed
     ) -> Cancel:
         entry = (samples, options, done)
         self.utterances.append(entry)
-        return lambda: self.utterances.clear() if entry in self.utterances else None
+        return lambda: self.utterances.remove(entry) if entry in self.utterances else None
 
     def work(self) -> None:
         """Make the calls that are due."""

@@ -31,6 +31,7 @@ from whisper_opt import (
     Utterance,
 )
 from whisper_opt.serving.live.session import LiveSession
+from whisper_opt.serving.live.turns import UpdateTurns
 from whisper_opt.transcription.live.speakers import LiveSpeakers
 from whisper_opt.transcription.live.transcriber import LiveTranscriber
 
@@ -48,13 +49,18 @@ def begun(
     rate: int = RATE,
     channels: int = 1,
     speakers: LiveSpeakers | None = None,
+    turns: UpdateTurns | None = None,
     **live: Any,
 ) -> LiveSession:
     options = TranscribeOptions()
     how = LiveOptions(**{"vad": False, "policy": "agreement", **live})
     transcriber = LiveTranscriber(VOCAB, DIMS, options, how)
     return LiveSession(
-        runner, transcriber, options, how, sample_rate=rate, channels=channels, speakers=speakers
+        *(runner, transcriber, options, how),
+        sample_rate=rate,
+        channels=channels,
+        speakers=speakers,
+        turns=turns,
     )
 
 
@@ -155,6 +161,65 @@ def test_updates_are_coalesced(runner: HandRunner) -> None:
     (update, _) = runner.updates[0]
     assert update.end == 3 * RATE
     assert len(runner.updates) == 1
+
+
+def test_an_update_waits_for_that_of_another_session_once(runner: HandRunner) -> None:
+    """The next one comes so much later: then the two do not meet again."""
+    turns = UpdateTurns(1)
+    first, second = (begun(runner, turns=turns, update_s=0.5) for _ in range(2))
+
+    def speak(until: float) -> None:
+        while runner.time < until - 1e-9:
+            runner.time += 0.1
+            push(first, runner, 0.1)
+            push(second, runner, 0.1)
+
+    speak(0.5)
+    assert len(runner.updates) == 1
+    runner.time += 0.07
+    runner.answer()
+    ((update, _),) = runner.updates  # of the second session
+    assert update.end == 0.5 * RATE
+    runner.answer()
+    runner.time = 0.5
+    speak(1.0)
+    assert len(runner.updates) == 1
+    runner.answer()
+    assert not runner.updates
+    speak(1.1)
+    ((update, _),) = runner.updates
+    assert update.end == 1.1 * RATE
+
+
+@pytest.mark.parametrize("how", ["cancel", "fail"])
+def test_a_session_that_ends_lets_the_others_go_on(runner: HandRunner, how: str) -> None:
+    turns = UpdateTurns(1)
+    first, second = (begun(runner, turns=turns) for _ in range(2))
+    push(first, runner, 1.0)
+    push(second, runner, 1.0)
+    assert len(runner.updates) == 1
+    if how == "cancel":
+        first.cancel()
+        runner.work()
+    else:
+        runner.answer(lambda update: 5)  # type: ignore[arg-type,return-value]
+    assert first.ended
+    assert len(runner.updates) == 1
+    runner.answer()
+    assert any(isinstance(event, Lag) for event in second.take())
+
+
+def test_a_session_that_ends_does_not_begin_what_it_waited_for(runner: HandRunner) -> None:
+    turns = UpdateTurns(1)
+    first, second, third = (begun(runner, turns=turns) for _ in range(3))
+    for session in (first, second, third):
+        push(session, runner, 1.0)
+    second.cancel()
+    runner.work()
+    runner.answer()
+    runner.answer()
+    assert not any(isinstance(event, Lag) for event in second.take())
+    assert any(isinstance(event, Lag) for event in third.take())
 
 
 def test_lag_is_the_age_of_the_newest_audio_of_an_update(runner: HandRunner) -> None:

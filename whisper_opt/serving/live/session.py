@@ -22,6 +22,7 @@ from whisper_opt.core.errors import (
 from whisper_opt.core.options import LiveOptions, TranscribeOptions
 from whisper_opt.serving.live.event_queue import EventQueue
 from whisper_opt.serving.live.runner import Cancel, Runner
+from whisper_opt.serving.live.turns import UpdateTurns
 from whisper_opt.text.live_events import Failed, Lag, LiveEvent, Utterance
 from whisper_opt.text.results import Transcript, moved
 from whisper_opt.transcription.live.speakers import LiveSpeakers
@@ -62,6 +63,7 @@ class LiveSession:
         sample_rate: int = 16_000,
         channels: int = 1,
         speakers: LiveSpeakers | None = None,
+        turns: UpdateTurns | None = None,
         ended: Callable[[LiveSession], None] = lambda session: None,
         worked: Callable[[float, float], None] = lambda work, audio: None,
     ) -> None:
@@ -75,6 +77,7 @@ class LiveSession:
             sample_rate: rate of the samples in Hz, unless :meth:`push` is given another one.
             channels: channels of interleaved samples; they are mixed.
             speakers: tells the speakers of utterances apart.
+            turns: of the updates of all sessions; default: this one waits for no other.
             ended: called at the end.
             worked: called after each update with seconds of work and of new audio.
 
@@ -88,6 +91,7 @@ class LiveSession:
         self._runner = runner
         self._transcriber = transcriber
         self._speakers = speakers
+        self._turns = UpdateTurns() if turns is None else turns
         self._on_end, self._worked = ended, worked
         self._input = LiveInput()
         self._queue = EventQueue()
@@ -100,6 +104,7 @@ class LiveSession:
         self._finishing = False
         self._arrivals: collections.deque[tuple[int, float]] = collections.deque()
         self._final: Union[Finished, None] = None
+        self._waited = False  # whether the next update waits for other sessions
         self._cancel_update: Cancel = _nothing
         self._cancel_final: Cancel = _nothing
         self._received_s = self._heard_s = 0.0
@@ -257,7 +262,7 @@ class LiveSession:
         if self._queue.ended:
             return
         self._heard_s = self._transcriber.heard / SAMPLE_RATE
-        update = self._transcriber.next_update()
+        update = self._next_update()
         if update is not None:
             heard = self._transcriber.heard
             self._cancel_update = self._runner.decode(
@@ -273,12 +278,26 @@ class LiveSession:
             self._queue.end()
             self._on_end(self)
 
+    def _next_update(self) -> Update | None:
+        """What to decode now; None if nothing, or while it must wait for other sessions."""
+        if not self._transcriber.wants_update:
+            return None
+        deadline = self._runner.now() + self.live_options.update_s
+        if not self._turns.begin(self, deadline, lambda: self._guarded(lambda: None)):
+            self._waited = True
+            return None
+        waited, self._waited = self._waited, False
+        late = self._runner.now() - self._arrivals[-1][1] if waited else 0.0
+        late = min(late, self.live_options.update_s)
+        return self._transcriber.next_update(late)
+
     def _report(self) -> None:
         events = self._transcriber.events
         while events:
             self._queue.put(events.popleft())
 
     def _updated(self, update: Update, heard: int, found: Hypothesis | None, work: float) -> None:
+        self._turns.end(self)
         if self._queue.ended:  # it may have been cancelled
             return
         self._worked(work, (update.end - heard) / SAMPLE_RATE)
@@ -353,6 +372,7 @@ class LiveSession:
         self._final = None
         self._cancel_update()
         self._cancel_final()
+        self._turns.end(self)
 
 
 def _nothing() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from typing import Callable
 
@@ -10,6 +11,7 @@ from whisper_opt.core.options import LiveOptions, TranscribeOptions
 from whisper_opt.serving.live.capacity import Capacity
 from whisper_opt.serving.live.runner import Runner
 from whisper_opt.serving.live.session import LiveSession
+from whisper_opt.serving.live.turns import UpdateTurns
 from whisper_opt.transcription.diarization import needed_networks
 from whisper_opt.transcription.live.speakers import LiveSpeakers
 from whisper_opt.transcription.live.transcriber import LiveTranscriber
@@ -40,6 +42,7 @@ class LiveSessions:
         self._model = model
         self._runner = runner
         self._capacity = Capacity(most)
+        self._turns = UpdateTurns(1 if model.device == "cpu" else math.inf)
         self._lock = threading.Lock()
         self._sessions: dict[str, LiveSession] = {}
         self._n_reserved = 0  # that are being built
@@ -82,6 +85,7 @@ class LiveSessions:
                 sample_rate=sample_rate,
                 channels=channels,
                 speakers=speakers,
+                turns=self._turns,
                 ended=self._ended,
                 worked=self._capacity.worked,
             )

@@ -111,6 +111,7 @@ class LiveTranscriber:
         self._utterances: collections.deque[LiveUtterance] = collections.deque()
         self._n_utterances = 0
         self._running: Update | None = None
+        self._late = 0  # samples by which the last update began late
         self._n_failed = 0  # in a row
         self._ended = False
 
@@ -227,22 +228,36 @@ class LiveTranscriber:
 
     # --- updates ----------------------------------------------------------------------------------
 
-    def next_update(self) -> Update | None:
-        """What to decode now; None if nothing, or while the last one is decoded."""
+    @property
+    def wants_update(self) -> bool:
+        """Whether there is something to decode now, and nothing is being decoded."""
         if self._running is not None or not self._utterances:
-            return None
+            return False
         head = self._utterances[0]
-        end = self._audio.end if head.stop is None else min(head.stop, self._audio.end)
-        limit = head.begin + round(LONGEST * SAMPLE_RATE)
-        if not self._wanted(head, end):
+        return self._wanted(head, self._end_of(head))
+
+    def next_update(self, late: float = 0.0) -> Update | None:
+        """What to decode now; None if nothing, or while the last one is decoded.
+
+        Args:
+            late: seconds since its newest sample came; the next update comes so much later.
+        """
+        if not self.wants_update:
             return None
-        self._running = self._update(head, min(end, limit))
+        self._late = round(late * SAMPLE_RATE)
+        head = self._utterances[0]
+        limit = head.begin + round(LONGEST * SAMPLE_RATE)
+        self._running = self._update(head, min(self._end_of(head), limit))
         return self._running
+
+    def _end_of(self, utterance: LiveUtterance) -> int:
+        """Sample up to which there is audio of an utterance."""
+        return self._audio.end if utterance.stop is None else min(utterance.stop, self._audio.end)
 
     def _wanted(self, head: LiveUtterance, end: int) -> bool:
         if head.stop is not None:
             return head.heard < end and (end == head.stop or self._ended)
-        if end - head.heard >= self._live.update_s * SAMPLE_RATE:
+        if end - head.heard >= self._live.update_s * SAMPLE_RATE + self._late:
             return True
         quiet = self._gate.quiet_since  # what was said before a pause need not wait
         return quiet is not None and head.heard < quiet + _PAUSE <= end
