@@ -7,8 +7,9 @@
     python benchmarks/large_models.py large-v3-turbo large-v3 --isa avx2
 
 Weights are random in the true shapes (random_checkpoint.py) and the same for every system, in 8
-bits: an int8 engine, CTranslate2's int8 (which faster-whisper runs), and whisper.cpp's q8_0. Per
-model and instruction set, the systems are loaded one after the other and take turns. Rows are
+bits: an engine (``--precision``: int8, int8-avx2), CTranslate2's int8 (which faster-whisper runs),
+and whisper.cpp's q8_0. Per model and instruction set, the systems are loaded one after the other
+and take turns. Rows are
 
 * a window: log-mel of 30 s to the scores after a prompt of four tokens;
 * a step of one row, and of five rows (beams of one window), after that prompt.
@@ -50,11 +51,11 @@ AVX2 = {
     "CT2_FORCE_CPU_ISA": "AVX2",
     "ONEDNN_MAX_CPU_ISA": "AVX2",
 }
-OURS = "whisper_opt int8"
+OURS = "whisper_opt"
 THEIRS = ("faster-whisper int8", "whisper.cpp q8_0")
 
 
-def prepared(model: str, work: Path, forms: Sequence[str]) -> Path:
+def prepared(model: str, work: Path, precision: str, forms: Sequence[str]) -> Path:
     """The folder of a model's weights in all forms; those that are missing are written.
 
     They are written by processes of their own, so that this one stays small.
@@ -63,9 +64,10 @@ def prepared(model: str, work: Path, forms: Sequence[str]) -> Path:
     script = str(BENCHMARKS / "random_checkpoint.py")
     if not (folder / "checkpoint" / "model.safetensors").exists():
         run(script, model, str(folder / "checkpoint"), "--vocabulary", str(ROOT / "models/base"))
-    if not (folder / "engine").exists():
-        run("-m", "whisper_opt", "export", str(folder / "checkpoint"), str(folder / "engine"),
-            "--precision", "int8")  # fmt: skip
+    engine = folder / f"engine-{precision}"
+    if not engine.exists():
+        run("-m", "whisper_opt", "export", str(folder / "checkpoint"), str(engine),
+            "--precision", precision)  # fmt: skip
     missing = [form for form in forms if not (folder / form).exists()]
     for form in missing:  # one at a time: a converter holds all weights
         script = str(BENCHMARKS / "peers" / "convert.py")
@@ -86,7 +88,8 @@ def programs(
     variables = AVX2 if args.isa == "avx2" else {}
     same = {"threads": args.threads, "n_mels": n_mels}
     build = args.whisper_cpp_avx2 if args.isa == "avx2" else args.whisper_cpp
-    engine, ct2, ggml = folder / "engine", folder / "ctranslate2", folder / "ggml-q8_0.bin"
+    engine = folder / f"engine-{args.precision}"
+    ct2, ggml = folder / "ctranslate2", folder / "ggml-q8_0.bin"
     names = [*PACKED, *(f"{name.partition('.')[0]}.data" for name in PACKED)]
     found = {
         OURS: (
@@ -156,7 +159,7 @@ def figures(found: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def report(model: str, isa: str, entries: Mapping[str, Any]) -> str:
+def report(title: str, entries: Mapping[str, Any]) -> str:
     """The table of one model; factors are relative to this library."""
     ours, lines = entries[OURS], []
     for name, entry in entries.items():
@@ -169,7 +172,7 @@ def report(model: str, isa: str, entries: Mapping[str, Any]) -> str:
         lines.append((name, *cells, f"{entry['load_s']:.2f}", f"{entry['load_cpu_s']:.2f}", *size))
     kinds = [f"{kind}, {clock} ms" for kind in KINDS for clock in ("wall", "CPU")]
     header = ("", *kinds, "load s", "load CPU s", "file MB", "loaded MB", "peak MB")
-    return f"## {model}, {isa}\n\n{table(header, lines)}"
+    return f"## {title}\n\n{table(header, lines)}"
 
 
 def arguments() -> argparse.Namespace:
@@ -177,6 +180,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("models", nargs="+", choices=list(SHAPES), metavar="MODEL")
     parser.add_argument("--isa", choices=("best", "avx2"), default="best")
+    parser.add_argument("--precision", choices=("int8", "int8-avx2"), default="int8")
     parser.add_argument("--whisper-cpp", type=Path, metavar="BUILD")
     parser.add_argument("--whisper-cpp-avx2", type=Path, metavar="BUILD")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "large", help="weights")
@@ -200,7 +204,7 @@ def main() -> int:
     for model in args.models:
         forms = ["ctranslate2"] if Path(python_of("faster-whisper")).exists() else []
         forms += ["ggml-q8_0.bin"] if args.whisper_cpp or args.whisper_cpp_avx2 else []
-        folder = prepared(model, args.work, forms)
+        folder = prepared(model, args.work, args.precision, forms)
         if args.prepare:
             continue
         try:
@@ -208,10 +212,11 @@ def main() -> int:
         except WorkerError as error:
             log.error("%s: %s", model, error)
             return 1
-        print(report(model, args.isa, entries), flush=True)
         conditions = {"threads": args.threads, "steps": args.steps}
         result = {**environment(command), **conditions, "systems": entries}
-        file["models"].setdefault(model, {})[args.isa] = result
+        name = args.isa if args.precision == "int8" else f"{args.isa}, {args.precision}"
+        print(report(f"{model}, {name}", entries), flush=True)
+        file["models"].setdefault(model, {})[name] = result
         write_json(args.out, file)
     return 0
 

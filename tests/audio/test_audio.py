@@ -227,6 +227,25 @@ def test_a_format_that_needs_pyav_names_the_extra(monkeypatch: pytest.MonkeyPatc
         load_audio(data)
 
 
+@pytest.mark.usefixtures("only_soundfile")
+@pytest.mark.parametrize(
+    ("missing", "said"),
+    [
+        ("soundfile", r"soundfile: not installed \(pip install soundfile\)"),
+        ("_cffi_backend", r"_cffi_backend is not installed \(pip install soundfile\)"),
+    ],
+)
+def test_a_missing_package_is_named(
+    missing: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of soundfile, or of what it needs."""
+    for name in ("soundfile", "_soundfile"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(AudioError, match=said):
+        load_audio(wav(sound(0.5, 16_000, 1), 16_000, "PCM_16"))
+
+
 def test_text_named_wav(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "notes.wav"
     path.write_text("not audio at all\n" * 500)

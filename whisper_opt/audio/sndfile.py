@@ -40,7 +40,9 @@ def soundfile_blocks(media: Media, damage: Damage) -> Blocks:
     try:
         import soundfile
     except (ImportError, OSError) as error:  # OSError: the wheel has no libsndfile
-        raise DeclinedError("not installed (pip install soundfile)") from error
+        missing = getattr(error, "name", None)  # it, or what it needs
+        what = "" if missing in (None, "soundfile") else f"{missing} is "
+        raise DeclinedError(f"{what}not installed (pip install soundfile)") from error
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(media.open())
         try:
