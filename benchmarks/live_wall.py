@@ -1,12 +1,14 @@
 """Latency of live words by the clock on the wall, beside that of the virtual clock.
 
     python benchmarks/live_wall.py ENGINE SPEECH --only ID --out build/live-wall.json
+    python benchmarks/live_wall.py ENGINE SPEECH --ways Live
     python benchmarks/live_wall.py ENGINE SPEECH --only ID --threads 2 --sessions 1 2 4 8
 
-SPEECH is as for benchmarks/live.py. The recording is played as it would be spoken, in blocks of
-0.1 s: to ``whisper_opt.Live``, to ``WS /v1/realtime`` of a server in its own process, and in
-virtual time. With ``--sessions`` it is played to so many sessions of one engine at once instead,
-which begin within 5 s. Needs the extra ``serve``; Linux only.
+SPEECH is as for benchmarks/live.py. Recordings (``--only``; default: all over 30 s) are played one
+after the other as they would be spoken, in blocks of 0.1 s: to ``whisper_opt.Live``, to ``WS
+/v1/realtime`` of a server in its own process, and in virtual time. With ``--sessions`` the first
+one is played to so many sessions of one engine at once instead, which begin within 5 s. Needs the
+extra ``serve``; Linux only.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from typing import Any, Callable
 import numpy as np
 from common import load
 from live import Recording, options_of, played, recordings, starts
-from live_scoring import score, summary
+from live_scoring import Scores, score, summary
 from server_clients import cpu_seconds, free_port, running
 
 from whisper_opt import Committed, Lag, Live, LiveEvent, LiveOptions, Partial, Whisper, Word
@@ -34,10 +36,12 @@ from whisper_opt.core.arrays import F32
 from whisper_opt.core.cpu import cpu_info
 from whisper_opt.core.files import replace_file
 from whisper_opt.serving import Engine, LiveSession
+from whisper_opt.text.results import Transcript
 
 ROOT = Path(__file__).resolve().parents[1]
 RATE, WIRE_RATE = 16_000, 24_000
 BLOCK = 0.1
+WAYS = ("virtual", "Live", "server")
 PREFIX = "conversation.item.input_audio_transcription"
 
 Timed = list[tuple[float, LiveEvent]]
@@ -154,41 +158,63 @@ def resampled(samples: F32) -> F32:
     return (np.fft.irfft(np.fft.rfft(samples), n) * (WIRE_RATE / RATE)).astype(np.float32)
 
 
+def one_way(way: str, model: Whisper, recording: Recording, args: argparse.Namespace) -> Scores:
+    """Scores of a recording that is played in one of the ways."""
+    offline = model.transcribe(
+        recording.samples, options=options_of(model, recording), word_timestamps=True
+    )
+    if way == "virtual":
+        return played(model, recording, LiveOptions(), offline)
+    if way == "Live":
+        log, work = through_live(model, recording)
+    else:
+        log, work = through_server(args.engine, recording, args.threads)
+    seconds = len(recording.samples) / RATE
+    return score(log, words_of(offline), recording.text, work=work, audio=seconds)
+
+
+def words_of(transcript: Transcript) -> list[Word]:
+    """All words of a transcript."""
+    return [word for segment in transcript for word in segment.words or ()]
+
+
 def main() -> int:
     """Command line; see the module docstring."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("engine")
     parser.add_argument("speech", type=Path)
-    parser.add_argument("--only", required=True, help="id of the recording")
+    parser.add_argument("--only", nargs="+", default=[], help="ids of recordings")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--sessions", type=int, nargs="+", default=[], help="how many at once")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "live-wall.json")
     args = parser.parse_args()
     model = Whisper.load(args.engine, threads=args.threads)
-    (recording,) = recordings(args.speech, model.is_multilingual, [args.only])
-    offline = model.transcribe(
-        recording.samples, options=options_of(model, recording), word_timestamps=True
-    )
-    words: list[Word] = [word for segment in offline for word in segment.words or ()]
-    seconds = len(recording.samples) / RATE
+    chosen = recordings(args.speech, model.is_multilingual, args.only)
     before = load()
     found: dict[str, Any] = {}
-    if args.sessions:
-        for n in args.sessions:
-            found[f"{n} sessions"] = many(model, recording, words, n)
-    else:
-        found["virtual"] = summary(played(model, recording, LiveOptions(), offline))
-        ways = {
-            "Live": through_live(model, recording),
-            "server": through_server(args.engine, recording, args.threads),
-        }
-        for name, (log, work) in ways.items():
-            found[name] = summary(score(log, words, recording.text, work=work, audio=seconds))
-    for name, figures in found.items():
+
+    def note(name: str, figures: dict[str, float]) -> None:
         found[name] = {key: round(figures[key], 3) for key in figures}
         print(name, json.dumps(found[name]), flush=True)
+
+    if args.sessions:
+        first = chosen[0]
+        options = options_of(model, first)
+        words = words_of(model.transcribe(first.samples, options=options, word_timestamps=True))
+        for n in args.sessions:
+            note(f"{n} sessions", many(model, first, words, n))
+    else:
+        for way in args.ways:
+            total = Scores()
+            for recording in chosen:
+                scores = one_way(way, model, recording, args)
+                total.add(scores)
+                note(f"{way}, {recording.name}", summary(scores))
+            if len(chosen) > 1:
+                note(way, summary(total))
     report = {
-        "recording": recording.name,
+        "recordings": [each.name for each in chosen],
         "cpu": cpu_info().name,
         "threads": args.threads,
         "commit": commit(ROOT),
