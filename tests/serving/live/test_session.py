@@ -222,6 +222,18 @@ def test_a_session_that_ends_does_not_begin_what_it_waited_for(runner: HandRunne
     assert any(isinstance(event, Lag) for event in third.take())
 
 
+def test_a_closed_engine_ends_all_sessions_that_wait(runner: HandRunner) -> None:
+    turns = UpdateTurns(1)
+    sessions = [begun(runner, turns=turns) for _ in range(400)]
+    for session in sessions:
+        push(session, runner, 1.0)
+    runner.closed = True
+    runner.answer()
+    for session in sessions[1:]:
+        assert session.ended
+        assert kinds(session.take())[-1] is Failed
+
+
 def test_lag_is_the_age_of_the_newest_audio_of_an_update(runner: HandRunner) -> None:
     session = begun(runner)
     push(session, runner, 1.0)

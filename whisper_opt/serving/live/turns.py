@@ -24,6 +24,7 @@ class UpdateTurns:
         self._at_once = at_once
         self._running: set[Hashable] = set()
         self._waiting: dict[Hashable, tuple[float, Callable[[], object]]] = {}
+        self._calling = False  # sessions that wait
 
     def begin(self, session: Hashable, deadline: float, again: Callable[[], object]) -> bool:
         """Whether a session may begin an update.
@@ -41,6 +42,12 @@ class UpdateTurns:
         """The update of a session has ended, or the session has."""
         self._running.discard(session)
         self._waiting.pop(session, None)
-        while self._waiting and len(self._running) < self._at_once:
-            first = min(self._waiting, key=lambda each: self._waiting[each][0])
-            self._waiting.pop(first)[1]()
+        if self._calling:  # by one that was called: the loop below goes on
+            return
+        self._calling = True
+        try:
+            while self._waiting and len(self._running) < self._at_once:
+                first = min(self._waiting, key=lambda each: self._waiting[each][0])
+                self._waiting.pop(first)[1]()
+        finally:
+            self._calling = False
