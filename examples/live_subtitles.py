@@ -120,7 +120,8 @@ def main() -> None:
 
         routes = [Route("/", subtitles.page), WebSocketRoute("/text", subtitles.watch)]
         app = Starlette(routes=routes, lifespan=lifespan)
-        uvicorn.run(app, port=args.port, ws="websockets-sansio", log_level="warning")
+        how: Any = {"log_level": "warning", "timeout_graceful_shutdown": 1}  # viewers may stay
+        uvicorn.run(app, port=args.port, ws="websockets-sansio", **how)
 
 
 if __name__ == "__main__":
