@@ -89,6 +89,6 @@ def test_live_subtitles(engines: Engines) -> None:
             shown = {"certain": "", "partial": ""}
             while "country" not in shown["certain"].lower():
                 shown = json.loads(link.recv(timeout=PATIENCE))
-            with pytest.raises(TimeoutError):  # all was said
+            with contextlib.suppress(TimeoutError):  # all was said
                 while True:
                     link.recv(timeout=3.0)
