@@ -14,16 +14,16 @@ import argparse
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from live_scoring import Scores, score, summary
 
-from whisper_opt import Lag, LiveOptions, TranscribeOptions, Whisper, load_audio
+from whisper_opt import Lag, LiveOptions, TranscribeOptions, Whisper, Word, load_audio
 from whisper_opt.core.arrays import F32
 from whisper_opt.serving.live.simulation import Player, Simulation
-from whisper_opt.text.results import Transcript
 
 LEAST_SECONDS = 30.0
 MOST_LAG = 1.0
@@ -57,15 +57,24 @@ def recordings(folder: Path, multilingual: bool, only: list[str]) -> list[Record
     return found
 
 
-def played(model: Whisper, recording: Recording, live: LiveOptions, offline: Transcript) -> Scores:
-    """Scores of one recording that is played alone."""
+def offline_words(model: Whisper, recording: Recording) -> list[Word]:
+    """The words of the transcript of a whole recording, with times."""
+    offline = model.transcribe(
+        recording.samples, options=options_of(model, recording), word_timestamps=True
+    )
+    return [word for segment in offline for word in segment.words or ()]
+
+
+def played(
+    model: Whisper, recording: Recording, live: LiveOptions, offline: Sequence[Word]
+) -> Scores:
+    """Scores of one recording that is played alone, beside the words of :func:`offline_words`."""
     options = options_of(model, recording)
     with Simulation(model) as simulation:
         player = Player(simulation, recording.samples, options, live)
         simulation.run()
-        words = [word for segment in offline for word in segment.words or ()]
         seconds = len(recording.samples) / 16_000
-        return score(player.log, words, recording.text, work=simulation.work, audio=seconds)
+        return score(player.log, offline, recording.text, work=simulation.work, audio=seconds)
 
 
 def options_of(model: Whisper, recording: Recording) -> TranscribeOptions:
@@ -124,12 +133,7 @@ def main() -> int:
     model = Whisper.load(arguments.engine, threads=1)
     only = [name for name in arguments.only.split(",") if name]
     found = recordings(arguments.speech, model.is_multilingual, only)
-    offline = {
-        each.name: model.transcribe(
-            each.samples, options=options_of(model, each), word_timestamps=True
-        )
-        for each in found
-    }
+    offline = {each.name: offline_words(model, each) for each in found}
     for policy in arguments.policy.split(","):
         live, total = LiveOptions(policy=policy, **chosen), Scores()
         for each in found:

@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 from common import load
-from live import Recording, options_of, recordings, starts
+from live import Recording, offline_words, options_of, recordings, starts
 from live_scoring import Log, Scores, score, summary
 
 from whisper_opt import Committed, Lag, LiveEvent, LiveOptions, Partial, Whisper, Word
@@ -226,16 +226,7 @@ def measured(args: argparse.Namespace, report: dict[str, Any], folder: Path) -> 
         for r in recordings(args.speech, False, args.only)
         if len(r.samples) < 16_000 * args.longest
     ]
-    offline = {
-        each.name: [
-            word
-            for segment in model.transcribe(
-                each.samples, options=options_of(model, each), word_timestamps=True
-            )
-            for word in segment.words or ()
-        ]
-        for each in found
-    }
+    offline = {each.name: offline_words(model, each) for each in found}
     results = report.setdefault("models", {}).setdefault(args.model, {})
     for name in args.systems:
         system = Ours(model) if name == OURS else Peer(args, name, folder)

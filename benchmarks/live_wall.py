@@ -26,7 +26,7 @@ from typing import Any, Callable
 
 import numpy as np
 from common import load
-from live import Recording, options_of, played, recordings, starts
+from live import Recording, offline_words, options_of, played, recordings, starts
 from live_scoring import Scores, score, summary
 from server_clients import cpu_seconds, free_port, running
 
@@ -36,7 +36,6 @@ from whisper_opt.core.arrays import F32
 from whisper_opt.core.cpu import cpu_info
 from whisper_opt.core.files import replace_file
 from whisper_opt.serving import Engine, LiveSession
-from whisper_opt.text.results import Transcript
 
 ROOT = Path(__file__).resolve().parents[1]
 RATE, WIRE_RATE = 16_000, 24_000
@@ -158,24 +157,18 @@ def resampled(samples: F32) -> F32:
     return (np.fft.irfft(np.fft.rfft(samples), n) * (WIRE_RATE / RATE)).astype(np.float32)
 
 
-def one_way(way: str, model: Whisper, recording: Recording, args: argparse.Namespace) -> Scores:
-    """Scores of a recording that is played in one of the ways."""
-    offline = model.transcribe(
-        recording.samples, options=options_of(model, recording), word_timestamps=True
-    )
+def one_way(
+    way: str, model: Whisper, recording: Recording, words: list[Word], args: argparse.Namespace
+) -> Scores:
+    """Scores of a recording that is played in one of the ways, beside its offline words."""
     if way == "virtual":
-        return played(model, recording, LiveOptions(), offline)
+        return played(model, recording, LiveOptions(), words)
     if way == "Live":
         log, work = through_live(model, recording)
     else:
         log, work = through_server(args.engine, recording, args.threads)
     seconds = len(recording.samples) / RATE
-    return score(log, words_of(offline), recording.text, work=work, audio=seconds)
-
-
-def words_of(transcript: Transcript) -> list[Word]:
-    """All words of a transcript."""
-    return [word for segment in transcript for word in segment.words or ()]
+    return score(log, words, recording.text, work=work, audio=seconds)
 
 
 def main() -> int:
@@ -191,6 +184,9 @@ def main() -> int:
     args = parser.parse_args()
     model = Whisper.load(args.engine, threads=args.threads)
     chosen = recordings(args.speech, model.is_multilingual, args.only)
+    if args.sessions:
+        chosen = chosen[:1]
+    offline = {each.name: offline_words(model, each) for each in chosen}
     before = load()
     found: dict[str, Any] = {}
 
@@ -198,21 +194,16 @@ def main() -> int:
         found[name] = {key: round(figures[key], 3) for key in figures}
         print(name, json.dumps(found[name]), flush=True)
 
-    if args.sessions:
-        first = chosen[0]
-        options = options_of(model, first)
-        words = words_of(model.transcribe(first.samples, options=options, word_timestamps=True))
-        for n in args.sessions:
-            note(f"{n} sessions", many(model, first, words, n))
-    else:
-        for way in args.ways:
-            total = Scores()
-            for recording in chosen:
-                scores = one_way(way, model, recording, args)
-                total.add(scores)
-                note(f"{way}, {recording.name}", summary(scores))
-            if len(chosen) > 1:
-                note(way, summary(total))
+    for n in args.sessions:
+        note(f"{n} sessions", many(model, chosen[0], offline[chosen[0].name], n))
+    for way in () if args.sessions else args.ways:
+        total = Scores()
+        for recording in chosen:
+            scores = one_way(way, model, recording, offline[recording.name], args)
+            total.add(scores)
+            note(f"{way}, {recording.name}", summary(scores))
+        if len(chosen) > 1:
+            note(way, summary(total))
     report = {
         "recordings": [each.name for each in chosen],
         "cpu": cpu_info().name,

