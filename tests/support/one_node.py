@@ -15,6 +15,7 @@ from whisper_opt.export.graphs.builder import GraphBuilder
 from whisper_opt.export.graphs.head import embed8, head8
 from whisper_opt.export.graphs.int4_operators import LINEARS4, embed4, head4
 from whisper_opt.export.graphs.operators import (
+    LAYER_NORM,
     LINEARS,
     Operator,
     cross_attention,
@@ -43,6 +44,7 @@ __all__ = [
     "head4_graph",
     "head_constants",
     "head_graph",
+    "layer_norm_graph",
     "linear4_constants",
     "linear4_graph",
     "linear_graph",
@@ -196,6 +198,16 @@ def embedding4_graph(n_in: int, n_words: int, n_special: int) -> bytes:
     """The embedding of tokens [n_seq, n] by the weights of :func:`head4_constants`."""
     constants, shapes = head4_constants(n_in, n_words, n_special), {"tokens": ["s", "p"]}
     return graph(embed4(n_in, n_words), constants, shapes, ["s", "p", n_in])
+
+
+def layer_norm_graph(n: int, **changed: NDArray) -> bytes:
+    """Layer normalization of x [a, m, n]; ``changed``: ``gain`` or ``shift``, if not random."""
+    rng = np.random.default_rng(n)
+    constants: dict[str, NDArray] = {
+        "gain": rng.uniform(0.5, 2, n).astype(np.float32),
+        "shift": rng.standard_normal(n).astype(np.float32),
+    }
+    return graph(LAYER_NORM, {**constants, **changed}, {"x": ["a", "m", "n"]}, ["a", "m", "n"])
 
 
 def attention_graph(n_head: int, *, at: bool = False) -> bytes:

@@ -16,6 +16,7 @@ from tests.support.one_node import (
     attention_graph,
     difference,
     graph,
+    layer_norm_graph,
     linear_graph,
     pack_graph,
     run,
@@ -117,6 +118,54 @@ def test_products_of_any_shape(seed: int) -> None:
     assert np.median(far) < 1e-6
     assert far.max() < 0.05  # an integer of a row of 16
     assert (far > 2e-5).mean() < 0.02
+
+
+# --- layer normalization --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [16, 64, 384, 1280])
+def test_layer_normalization(n: int) -> None:
+    model = layer_norm_graph(n)
+    plain = session(model, kernels=False)
+    one, two = (session(model, kernels=True, threads=threads) for threads in (1, 2))
+    for n_rows in (1, 31, 32, 33, 200):
+        x = some_rows((2, n_rows, n), n_rows) + np.float32(0.5)
+        found = run(one, x=x)
+        np.testing.assert_allclose(found, run(plain, x=x), rtol=1e-5, atol=1e-5)
+        np.testing.assert_array_equal(found, run(two, x=x))
+        np.testing.assert_array_equal(found[1:, -1:], run(one, x=x[1:, -1:].copy()))
+
+
+def test_layer_normalization_of_no_rows() -> None:
+    runner = session(layer_norm_graph(64), kernels=True)
+    assert run(runner, x=np.zeros((2, 0, 64), np.float32)).shape == (2, 0, 64)
+
+
+def test_layer_normalization_of_extreme_rows() -> None:
+    """Each beside others, which it must not change."""
+    x = np.stack(list(extreme(64).values()))[None]
+    model = layer_norm_graph(64)
+    with np.errstate(all="ignore"):
+        found, expected = (run(session(model, kernels=k), x=x)[0] for k in (True, False))
+        for name, mine, wanted, row in zip(extreme(64), found, expected, x[0]):
+            if np.isfinite(np.square(row - row.mean()).sum()):  # in float32
+                np.testing.assert_allclose(mine, wanted, rtol=1e-4, atol=1e-4, err_msg=name)
+
+
+def test_layer_normalization_of_wrong_shapes() -> None:
+    short = np.ones(48, np.float32)
+    for model, n, message in (
+        (layer_norm_graph(64), 48, "x, gain and shift do not match"),
+        (layer_norm_graph(64, gain=short), 64, "x, gain and shift do not match"),
+        (layer_norm_graph(64, shift=short), 64, "x, gain and shift do not match"),
+        (layer_norm_graph(24), 24, "multiple of 16"),
+        (layer_norm_graph(0), 0, "multiple of 16"),
+    ):
+        with pytest.raises(Exception, match=message):
+            run(session(model, kernels=True), x=np.ones((1, 2, n), np.float32))
+
+
+# --- extreme inputs -------------------------------------------------------------------------------
 
 
 def extreme(n: int) -> dict[str, F32]:

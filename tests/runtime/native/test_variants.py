@@ -22,6 +22,7 @@ from tests.support.one_node import (
     cross_graph,
     head4_graph,
     head_graph,
+    layer_norm_graph,
     linear4_graph,
     linear_graph,
     pack_graph,
@@ -118,6 +119,16 @@ def test_gelu_of_a_million_numbers() -> None:
     operator = LINEARS[3]
     given = feeds(operator, x, 16)
     all_equal(lambda: outputs(linear_graph(operator, 1024, 16), **given))
+
+
+@pytest.mark.parametrize("n", [16, 64, 384])
+@pytest.mark.parametrize("fault", [None, np.nan, np.inf])
+def test_layer_normalization(n: int, fault: float | None) -> None:
+    x = some_rows((1, 40, n), n)
+    x[0, 0] *= 1e30
+    if fault is not None:
+        x[0, 5, 7] = fault
+    all_equal(lambda: outputs(layer_norm_graph(n), x=x))
 
 
 @pytest.mark.parametrize("n", KEYS)

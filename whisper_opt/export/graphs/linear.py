@@ -10,6 +10,7 @@ import numpy as np
 from whisper_opt.core.arrays import F32
 from whisper_opt.export.checkpoints.checkpoint import Tensor
 from whisper_opt.export.graphs.builder import GraphBuilder
+from whisper_opt.export.graphs.operators import LAYER_NORM
 from whisper_opt.export.graphs.precision import Precision
 from whisper_opt.export.quantization.hadamard import apply_hadamard
 
@@ -61,9 +62,10 @@ class Linear:
     def normalized(self, value: str, name: str) -> str:
         """Layer normalization of the residual stream, in float32."""
         value = self.builder.cast(value, self.types.residual, np.float32)
-        return self.builder.node(
-            "LayerNormalization", value, *self.norm(name), axis=-1, epsilon=1e-5
-        )
+        weights = self.norm(name)
+        if self.types.bits is not None:
+            return LAYER_NORM(self.builder, value, *weights)
+        return self.builder.node("LayerNormalization", value, *weights, axis=-1, epsilon=1e-5)
 
     def inputs(self, value: str, norm: str) -> str:
         """Layer normalization of the residual stream, as an input of products."""

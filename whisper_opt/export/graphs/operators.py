@@ -25,6 +25,7 @@ __all__ = [
     "GELU_MIN",
     "GELU_STEPS",
     "GELU_ZERO_POINT",
+    "LAYER_NORM",
     "LINEARS",
     "MIN_ABSMAX",
     "Linears",
@@ -146,8 +147,7 @@ def linears(
         return [product(builder, "x")]
 
     def norm(builder: GraphBuilder) -> list[str]:
-        normed = builder.node("LayerNormalization", "x", "gain", "shift", axis=-1, epsilon=1e-5)
-        return [product(builder, normed)]
+        return [product(builder, *_layer_norm(builder))]
 
     def add(builder: GraphBuilder) -> list[str]:
         return [builder.node("Add", "residual", product(builder, "x"))]
@@ -169,6 +169,17 @@ def linears(
 
 LINEARS = linears(8, _int8_product, ("weight", "scale", "bias"))
 """Products with packed weights of [n_in, n_out], scale and bias [n_out]."""
+
+
+def _layer_norm(builder: GraphBuilder) -> list[str]:
+    return [builder.node("LayerNormalization", "x", "gain", "shift", axis=-1, epsilon=1e-5)]
+
+
+LAYER_NORM = Operator("LayerNorm", ("x", "gain", "shift"), _layer_norm)
+"""Layer normalization x [.., n] -> [.., n] where no product follows that fuses it.
+
+ONNX Runtime's own differs in the last bits between processors.
+"""
 
 
 def encoder_attention(n_head: int) -> Operator:

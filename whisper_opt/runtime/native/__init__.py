@@ -33,7 +33,7 @@ __all__ = [
     "why_no_kernels",
 ]
 
-ABI = 5
+ABI = 6
 """``WHISPER_OPT_ABI`` of ``layout.h``; a library must have been compiled with the same."""
 LIBRARY = Path(__file__).with_name(library_name())
 """Path of the compiled library, if there is one."""

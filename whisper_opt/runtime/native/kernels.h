@@ -1,4 +1,4 @@
-/* Products with 8-bit and 4-bit weights, and attention in 8 bits. Every variant, the same code compiled for one instruction set, is a table of these
+/* Products with 8-bit and 4-bit weights, layer normalization, and attention in 8 bits. Every variant, the same code compiled for one instruction set, is a table of these
  * functions; all variants read the same layouts and compute the same bits.
  *
  * All tensors are row-major and of float32 unless noted. Functions return 0, or -1 if memory cannot be allocated.
@@ -80,6 +80,14 @@ typedef struct Output {
   float *y;
 } Output;
 
+/* Layer normalization of rows, float32. The products above normalize their inputs themselves. */
+typedef struct LayerNorm {
+  int64_t n_rows, n;
+  const float *x;            /* [n_rows, n] */
+  const float *gain, *shift; /* [n] */
+  float *y;                  /* [n_rows, n] */
+} LayerNorm;
+
 /* Self-attention of the encoder, y [n_audio, n_queries, n_head * 64]; queries attend to all keys of their audio. */
 typedef struct Attention {
   int64_t n_audio, n_head, n_keys, n_queries;
@@ -129,6 +137,7 @@ typedef struct Kernels {
   int (*output_head)(const Output *args, Threads threads);
   int (*linear4)(const Linear *args, Threads threads); /* with 4-bit weights */
   int (*output_head4)(const Output *args, Threads threads);
+  void (*layer_norm)(const LayerNorm *args, Threads threads);
   int (*attention)(const Attention *args, Threads threads);
   void (*self_attention)(const SelfAttention *args, Threads threads);
   void (*pack_heads)(const Pack *args, Threads threads);
@@ -138,7 +147,7 @@ typedef struct Kernels {
 } Kernels;
 
 #define KERNELS(label)                                                                                       \
-  {label, TILE_COLUMNS, linear, output_head, linear4, output_head4, attention, self_attention, pack_heads,   \
-   cross_attention, cross_scores}
+  {label, TILE_COLUMNS, linear, output_head, linear4, output_head4, layer_norm, attention, self_attention,   \
+   pack_heads, cross_attention, cross_scores}
 
 #endif

@@ -7,7 +7,7 @@
 #ifndef WHISPER_OPT_LAYOUT_H
 #define WHISPER_OPT_LAYOUT_H
 
-#define WHISPER_OPT_ABI 5
+#define WHISPER_OPT_ABI 6
 
 #define HEAD 64   /* channels per attention head */
 #define PANEL 64  /* columns of a weight, or keys, that are stored together */

@@ -7,7 +7,7 @@ enum {
   TASK_ROWS = 48,  /* rows per task of a product */
   TASK_PANELS = 8, /* panels per task, at most */
   SERIAL_ROWS = 8, /* up to this many rows are quantized in the calling thread: tasks would cost more */
-  ROUND_ROWS = 32, /* rows per task of the quantization */
+  ROUND_ROWS = 32, /* rows per task of the quantization, and of the layer normalization */
 };
 
 static const float GELU_LEAST = GELU_LOW * GELU_STEPS / GELU_ZERO;
@@ -64,6 +64,20 @@ static float norm_row(const float *x, int64_t n, const float *gain, const float 
     max = max_bits(max, vf_abs(value));
   }
   return reduce_max_bits(max);
+}
+
+static void norm_rows(void *data, size_t task) {
+  const LayerNorm *args = data;
+  const int64_t first = (int64_t)task * ROUND_ROWS, end = min64(first + ROUND_ROWS, args->n_rows);
+  for (int64_t row = first; row < end; row++)
+    norm_row(args->x + row * args->n, args->n, args->gain, args->shift, args->y + row * args->n);
+}
+
+static void layer_norm(const LayerNorm *args, Threads threads) {
+  if (args->n_rows <= ROUND_ROWS)
+    norm_rows((void *)args, 0);
+  else
+    threads.run(threads.context, norm_rows, ceil_div(args->n_rows, ROUND_ROWS), (void *)args);
 }
 
 static float absmax_row(const float *x, int64_t n) {

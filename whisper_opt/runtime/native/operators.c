@@ -35,7 +35,7 @@ typedef struct Operator {
   int of_rows[2];    /* gain and shift; the head's shrink and mean */
   int residual;
   int gelu;
-  int takes_layer;
+  int n_attributes; /* num_heads, then layer */
   int looks_up; /* reads single columns of the weight, which is not packed for it */
   int nibbles;  /* index of the scales of 4-bit weights */
   int special;  /* index of the float16 weights of special tokens */
@@ -216,9 +216,11 @@ static OrtStatus *weight_of(const Kernel *kernel, const OrtKernelContext *contex
 }
 
 static OrtStatus *read_attributes(const OrtKernelInfo *info, Kernel *kernel) {
+  const int n = kernel->operator->n_attributes;
+  if (n == 0) return NULL;
   TRY(KernelInfoGetAttribute_int64, info, "num_heads", &kernel->n_head);
   if (kernel->n_head < 1 || kernel->n_head > MAX_HEADS) return refused("num_heads must be from 1 to 1024");
-  return kernel->operator->takes_layer ? CALL(KernelInfoGetAttribute_int64, info, "layer", &kernel->layer) : NULL;
+  return n > 1 ? CALL(KernelInfoGetAttribute_int64, info, "layer", &kernel->layer) : NULL;
 }
 
 static void destroy(void *created) {
@@ -352,6 +354,23 @@ static OrtStatus *compute_embed4(const Kernel *kernel, OrtKernelContext *context
     else
       for (int64_t i = 0; i < n_in; i++) y[i] = half_as_float(special[i]);
   }
+  return status;
+}
+
+static OrtStatus *compute_layer_norm(const Kernel *kernel, OrtKernelContext *context, Threads threads) {
+  LayerNorm args = {.n_rows = 1};
+  Shape x, gain, shift;
+  OrtStatus *status = input(context, 0, (const void **)&args.x, &x);
+  if (!status) status = input(context, 1, (const void **)&args.gain, &gain);
+  if (!status) status = input(context, 2, (const void **)&args.shift, &shift);
+  if (status) return status;
+  args.n = x.n ? x.sizes[x.n - 1] : 0;
+  if (!is_shape(&gain, &args.n, 1) || !is_shape(&shift, &args.n, 1))
+    return refused("the shapes of x, gain and shift do not match");
+  if (args.n == 0 || args.n % 16) return refused("rows must have a multiple of 16 numbers");
+  for (size_t i = 0; i + 1 < x.n; i++) args.n_rows *= x.sizes[i];
+  status = output(context, 0, x, (void **)&args.y);
+  if (!status) kernel->variant->layer_norm(&args, threads);
   return status;
 }
 
@@ -590,21 +609,24 @@ static const Operator OPERATORS[] = {
     {BASE, .name = "Embed4", .compute = compute_embed4, .n_inputs = 6, .n_outputs = 1,
      .inputs = {ORT_INT64, ORT_UINT8, ORT_FLOAT16, ORT_FLOAT, ORT_FLOAT, ORT_FLOAT16}, .outputs = {ORT_FLOAT},
      .weight = 1, .nibbles = 2, .of_columns = {NONE, NONE}, .of_rows = {3, 4}, .special = 5, .looks_up = 1},
+    {BASE, .name = "LayerNorm", .compute = compute_layer_norm, .n_inputs = 3, .n_outputs = 1,
+     .inputs = {ORT_FLOAT, ORT_FLOAT, ORT_FLOAT}, .outputs = {ORT_FLOAT}},
     {BASE, .name = "EncoderAttention", .compute = compute_attention, .n_inputs = 3, .n_outputs = 1,
-     .inputs = {ORT_FLOAT, ORT_FLOAT, ORT_BOOL}, .outputs = {ORT_FLOAT}},
+     .inputs = {ORT_FLOAT, ORT_FLOAT, ORT_BOOL}, .outputs = {ORT_FLOAT}, .n_attributes = 1},
     {BASE, .name = "EncoderAttentionAt", .compute = compute_attention_at, .n_inputs = 2, .n_outputs = 1,
-     .inputs = {ORT_FLOAT, ORT_INT64}, .outputs = {ORT_FLOAT}},
+     .inputs = {ORT_FLOAT, ORT_INT64}, .outputs = {ORT_FLOAT}, .n_attributes = 1},
     {BASE, .name = "SelfAttention", .compute = compute_self, .n_inputs = 4, .n_outputs = 3,
-     .inputs = {ORT_FLOAT, ORT_FLOAT, ORT_FLOAT, ORT_INT64}, .outputs = {ORT_FLOAT, ORT_FLOAT, ORT_FLOAT}},
+     .inputs = {ORT_FLOAT, ORT_FLOAT, ORT_FLOAT, ORT_INT64}, .outputs = {ORT_FLOAT, ORT_FLOAT, ORT_FLOAT},
+     .n_attributes = 1},
     {BASE, .name = "PackKeys", .compute = compute_pack_keys, .n_inputs = 1, .n_outputs = 2,
-     .inputs = {ORT_FLOAT}, .outputs = {ORT_UINT8, ORT_FLOAT}},
+     .inputs = {ORT_FLOAT}, .outputs = {ORT_UINT8, ORT_FLOAT}, .n_attributes = 1},
     {BASE, .name = "PackValues", .compute = compute_pack_values, .n_inputs = 1, .n_outputs = 2,
-     .inputs = {ORT_FLOAT}, .outputs = {ORT_INT8, ORT_FLOAT}},
+     .inputs = {ORT_FLOAT}, .outputs = {ORT_INT8, ORT_FLOAT}, .n_attributes = 1},
     {BASE, .name = "CrossAttention", .compute = compute_cross, .n_inputs = 5, .n_outputs = 1,
-     .inputs = {ORT_FLOAT, ORT_UINT8, ORT_INT8, ORT_FLOAT, ORT_FLOAT}, .outputs = {ORT_FLOAT}, .takes_layer = 1},
+     .inputs = {ORT_FLOAT, ORT_UINT8, ORT_INT8, ORT_FLOAT, ORT_FLOAT}, .outputs = {ORT_FLOAT}, .n_attributes = 2},
     {BASE, .name = "CrossScores", .compute = compute_scores, .n_inputs = 6, .n_outputs = 1,
      .inputs = {ORT_FLOAT, ORT_UINT8, ORT_FLOAT, ORT_FLOAT, ORT_INT64, ORT_INT64}, .outputs = {ORT_FLOAT},
-     .takes_layer = 1},
+     .n_attributes = 2},
 };
 
 /* The domain with all operators, created once: ONNX Runtime uses its address as long as there are sessions. */
