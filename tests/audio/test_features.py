@@ -9,12 +9,31 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from whisper_opt.audio import features
+from whisper_opt.audio import features, mel_kernel
 from whisper_opt.audio.features import LogMel, log_mel, log_mel_spectrogram, mel_filters
 from whisper_opt.core.arrays import F32, NDArray
 from whisper_opt.core.errors import AudioError, OptionError
+from whisper_opt.runtime.native import why_no_kernels
 
+PATHS = ("kernels", "numpy")
 DATA = pathlib.Path(__file__).parents[1] / "data" / "mel"
+
+
+@pytest.fixture(params=PATHS)
+def _computed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the compiled kernels, and without them."""
+    computed(request.param, monkeypatch)
+
+
+def computed(by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Skips if there are no kernels."""
+    if by == "numpy":
+        monkeypatch.setattr(mel_kernel, "_function", lambda: None)
+    elif why_no_kernels():
+        pytest.skip(f"not tested: {why_no_kernels()}")
+
+
+both = pytest.mark.usefixtures("_computed")
 
 
 def noise(n_samples: int, seed: int = 0) -> F32:
@@ -34,6 +53,7 @@ def definition(samples: F32, n_mels: int, padding: int = 480_000) -> NDArray:
     return result
 
 
+@both
 @pytest.mark.parametrize("n_mels", [80, 128])
 @pytest.mark.parametrize("name", ["speech", "noise", "short", "tiny", "quiet"])
 def test_equals_the_reference(name: str, n_mels: int) -> None:
@@ -62,15 +82,20 @@ def test_filters_equal_the_reference(n_mels: int) -> None:
     assert not filters.flags.writeable
 
 
+@pytest.mark.parametrize("by", PATHS)
 @settings(max_examples=25, deadline=None)
 @given(
     n_samples=st.integers(0, 700) | st.integers(19_000, 22_000),
     n_mels=st.sampled_from([1, 7, 80, 128]),
     gain=st.sampled_from([0.0, 1e-6, 1.0]),
 )
-def test_equals_the_definition_for_any_length(n_samples: int, n_mels: int, gain: float) -> None:
+def test_equals_the_definition_for_any_length(
+    by: str, n_samples: int, n_mels: int, gain: float
+) -> None:
     samples = noise(n_samples) * np.float32(gain)
-    mel, expected = log_mel(samples, n_mels), definition(samples, n_mels)
+    with pytest.MonkeyPatch.context() as patch:
+        computed(by, patch)
+        mel, expected = log_mel(samples, n_mels), definition(samples, n_mels)
     n_computed = mel.frames.shape[1]
     assert mel.frames.shape[0] == n_mels
     assert mel.n_frames == n_samples // 160
@@ -80,6 +105,7 @@ def test_equals_the_definition_for_any_length(n_samples: int, n_mels: int, gain:
     np.testing.assert_allclose(mel.head(), expected[:, :3000], atol=1e-4, rtol=0)
 
 
+@both
 def test_loudness_is_relative_to_the_whole_recording() -> None:
     quiet, loud = noise(16_000) * np.float32(1e-4), noise(16_000)
     alone, before_loud = log_mel(quiet, 80), log_mel(np.concatenate([quiet, loud]), 80)
@@ -88,6 +114,7 @@ def test_loudness_is_relative_to_the_whole_recording() -> None:
 
 
 def test_block_size_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    computed("numpy", monkeypatch)
     samples = noise(30_001)
     expected = log_mel(samples, 80).frames
     monkeypatch.setattr(features, "_BLOCK", 7)
@@ -101,6 +128,7 @@ def test_filter_products_stay_single_threaded(n_mels: int) -> None:
         assert band.weights.size * features._BLOCK <= 1 << 18
 
 
+@both
 def test_samples_need_not_be_contiguous() -> None:
     samples = noise(8_000)
     np.testing.assert_array_equal(
@@ -108,6 +136,7 @@ def test_samples_need_not_be_contiguous() -> None:
     )
 
 
+@both
 def test_samples_are_not_modified() -> None:
     samples = noise(5_000)
     samples.flags.writeable = False
@@ -158,6 +187,7 @@ def test_other_arrays_are_refused(samples: F32) -> None:
         log_mel(samples, 80)
 
 
+@both
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30])
 def test_samples_that_are_not_finite_are_refused(value: float) -> None:
     samples = noise(50_000)
@@ -172,6 +202,7 @@ def test_number_of_bins_must_be_positive(n_mels: int) -> None:
         log_mel(noise(1600), n_mels)
 
 
+@both
 @pytest.mark.parametrize(("n_samples", "padding"), [(16_001, 0), (201, 0), (16_001, 100), (0, 480)])
 def test_a_spectrogram_is_reflected_at_both_edges(n_samples: int, padding: int) -> None:
     samples = noise(n_samples)
@@ -190,7 +221,35 @@ def test_spectrograms_of_nothing_are_refused() -> None:
 
 def test_numpy_1_gives_the_same_within_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
     """There a transform cannot be written to a given array."""
+    computed("numpy", monkeypatch)
     samples = np.random.default_rng(0).standard_normal(20_000).astype(np.float32) * 0.1
     expected = log_mel_spectrogram(samples)
     monkeypatch.setattr("whisper_opt.audio.features._RFFT_HAS_OUT", False)
     np.testing.assert_allclose(log_mel_spectrogram(samples), expected, atol=1e-5)
+
+
+def test_kernels_equal_numpy_within_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    computed("kernels", monkeypatch)
+    samples = noise(30_001)
+    samples[10_000:20_000] = 0  # exactly the silence
+    found = log_mel(samples, 80)
+    computed("numpy", monkeypatch)
+    expected = log_mel(samples, 80)
+    np.testing.assert_allclose(found.frames, expected.frames, atol=2e-5, rtol=0)
+    assert found.frames.min() == pytest.approx(found.silence, abs=1e-7)
+
+
+def test_digital_silence_by_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing but the least power, with the value of the silence after it."""
+    computed("kernels", monkeypatch)
+    mel = log_mel(np.zeros(16_000, np.float32), 80)
+    assert mel.silence == -1.5
+    assert (mel.frames == mel.silence).all()
+
+
+def test_a_variant_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library says so when it is asked; numpy computes then."""
+    computed("numpy", monkeypatch)
+    expected = log_mel(noise(5_000), 80)
+    monkeypatch.setattr(mel_kernel, "_function", lambda: lambda arguments: -1)
+    np.testing.assert_array_equal(log_mel(noise(5_000), 80).frames, expected.frames)

@@ -44,6 +44,7 @@ __all__ = [
     "head4_graph",
     "head_constants",
     "head_graph",
+    "layer_norm_constants",
     "layer_norm_graph",
     "linear4_constants",
     "linear4_graph",
@@ -200,14 +201,19 @@ def embedding4_graph(n_in: int, n_words: int, n_special: int) -> bytes:
     return graph(embed4(n_in, n_words), constants, shapes, ["s", "p", n_in])
 
 
-def layer_norm_graph(n: int, **changed: NDArray) -> bytes:
-    """Layer normalization of x [a, m, n]; ``changed``: ``gain`` or ``shift``, if not random."""
+def layer_norm_constants(n: int) -> dict[str, NDArray]:
+    """A random layer normalization."""
     rng = np.random.default_rng(n)
-    constants: dict[str, NDArray] = {
+    return {
         "gain": rng.uniform(0.5, 2, n).astype(np.float32),
         "shift": rng.standard_normal(n).astype(np.float32),
     }
-    return graph(LAYER_NORM, {**constants, **changed}, {"x": ["a", "m", "n"]}, ["a", "m", "n"])
+
+
+def layer_norm_graph(n: int, **changed: NDArray) -> bytes:
+    """Layer normalization of x [a, m, n] by :func:`layer_norm_constants`, some of them changed."""
+    constants = {**layer_norm_constants(n), **changed}
+    return graph(LAYER_NORM, constants, {"x": ["a", "m", "n"]}, ["a", "m", "n"])
 
 
 def attention_graph(n_head: int, *, at: bool = False) -> bytes:

@@ -29,6 +29,7 @@ from tests.support.one_node import (
     self_attention_graph,
     session,
 )
+from whisper_opt.audio.features import log_mel
 from whisper_opt.core.arrays import NDArray
 from whisper_opt.core.errors import BackendUnavailable, OptionError
 from whisper_opt.core.options import LoadOptions
@@ -173,6 +174,18 @@ def test_self_attention_of_the_decoder(n_new: int, fault: float | None) -> None:
     for name in ("key", "value"):
         given[name] = rng.standard_normal((3, 2, 100, 64)).astype(np.float32)
     all_equal(lambda: outputs(self_attention_graph(2), **given))
+
+
+@pytest.mark.parametrize("n_samples", [0, 1, 300, 16_000, 50_001])
+@pytest.mark.parametrize("n_mels", [1, 80, 128])
+def test_log_mel(n_samples: int, n_mels: int) -> None:
+    samples = some_rows((n_samples,), 0) * np.float32(0.1)
+
+    def compute() -> list[NDArray]:
+        found = log_mel(samples, n_mels)
+        return [found.frames, np.array(found.silence)]
+
+    all_equal(compute)
 
 
 @pytest.mark.parametrize("n_rows", [1, 2, 3, 5])

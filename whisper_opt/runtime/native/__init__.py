@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from whisper_opt.core.errors import BackendUnavailable, OptionError
-from whisper_opt.core.native_library import library_name
+from whisper_opt.core.native_library import ABI, LIBRARY, load_library
 
 __all__ = [
     "ABI",
@@ -33,10 +33,6 @@ __all__ = [
     "why_no_kernels",
 ]
 
-ABI = 6
-"""``WHISPER_OPT_ABI`` of ``layout.h``; a library must have been compiled with the same."""
-LIBRARY = Path(__file__).with_name(library_name())
-"""Path of the compiled library, if there is one."""
 VARIABLE = "WHISPER_OPT_KERNELS"
 """Environment variable that names the variant to use; empty or not set: the fastest."""
 VARIANTS = {
@@ -58,7 +54,7 @@ def why_no_kernels() -> str | None:
 
     Variants that compute wrong results on this processor are not used; a warning is logged.
     """
-    library, problem = _load()
+    library, problem = load_library(LIBRARY)
     if library is None:
         return problem
     failed = _names(library.whisper_opt_failed)
@@ -95,13 +91,13 @@ def check_choice() -> None:
 
 def variant() -> str | None:
     """The variant of new sessions, a key of VARIANTS; None if the kernels cannot be used."""
-    library, _ = _load()
+    library, _ = load_library(LIBRARY)
     return None if library is None else _text(library.whisper_opt_variant)
 
 
 def supported_variants() -> tuple[str, ...]:
     """The variants that this processor supports and that passed their self-test, fastest first."""
-    library, _ = _load()
+    library, _ = load_library(LIBRARY)
     if library is None:
         return ()
     failed = _names(library.whisper_opt_failed)
@@ -115,7 +111,7 @@ def select_variant(name: str) -> None:
         BackendUnavailable: there is no compiled library.
         OptionError: the variant cannot be used.
     """
-    library, problem = _load()
+    library, problem = load_library(LIBRARY)
     if library is None:
         raise BackendUnavailable(str(problem))
     library.whisper_opt_select.argtypes = [ctypes.c_char_p]
@@ -127,36 +123,14 @@ def select_variant(name: str) -> None:
 
 def copies_panels() -> bool:
     """Whether sessions copy packed weights, in panels of another width (docs/kernels.md)."""
-    library, _ = _load()
+    library, _ = load_library(LIBRARY)
     return library is not None and bool(library.whisper_opt_copies_panels())
 
 
 def has_vnni() -> bool | None:
     """Whether this x86 processor has AVX-512 VNNI or AVX-VNNI; None without a compiled library."""
-    library, _ = _load()
+    library, _ = load_library(LIBRARY)
     return None if library is None else bool(library.whisper_opt_has_vnni())
-
-
-def _load() -> tuple[Any, str | None]:
-    """The library and None, or None and why it cannot be used on any processor."""
-    if not LIBRARY.exists():
-        return None, (
-            "not compiled: the package was built without a C compiler; install one (gcc or clang),"
-            " then reinstall whisper-opt from source"
-        )
-    try:
-        library = ctypes.CDLL(str(LIBRARY))
-        library.whisper_opt_supported  # noqa: B018 (it exists)
-    except (OSError, AttributeError) as error:
-        return None, f"{LIBRARY} cannot be loaded ({error}); reinstall whisper-opt"
-    # old libraries do not have the function
-    abi = library.whisper_opt_abi() if hasattr(library, "whisper_opt_abi") else 0
-    if abi != ABI:
-        return None, (
-            f"{LIBRARY} was compiled from other sources (ABI {abi}, expected {ABI}); compile again:"
-            " python hatch_build.py, or reinstall whisper-opt"
-        )
-    return library, None
 
 
 def _text(function: Any, *arguments: bytes) -> str | None:

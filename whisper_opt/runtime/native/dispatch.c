@@ -229,6 +229,14 @@ EXPORT const char *whisper_opt_select(const char *name) {
   return found ? NULL : message;
 }
 
+/* Computes a log-mel spectrogram with the variant of new sessions. Returns 1 if a power is not finite, and -1 if there is
+ * no variant. */
+EXPORT int whisper_opt_log_mel(const LogMel *args) {
+  const char *why = NULL;
+  const Kernels *found = kernels_in_use(&why);
+  return found ? found->log_mel(args) : -1;
+}
+
 /* Whether any variant can be used. */
 EXPORT int whisper_opt_supported(void) { return whisper_opt_variant() != NULL; }
 

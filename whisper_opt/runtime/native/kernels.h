@@ -129,6 +129,19 @@ typedef struct Cross {
   float *y;
 } Cross;
 
+/* Log-mel spectrogram: frames [n_mels, n_frames] and the clamp, 8 below their maximum, before they are scaled
+ * (whisper_opt/audio/features.py). Returns 1 if a power is not finite. Frames are centred at multiples of HOP_LENGTH;
+ * samples are reflected at the first one and followed by zeros. */
+typedef struct LogMel {
+  int64_t n_samples, n_frames, n_mels;
+  const float *samples;
+  const float *window;                 /* [N_FFT] */
+  const float *turns;                  /* [N_FFT, 2]: exp(-2 pi i n / N_FFT) */
+  const int32_t *first_bin, *n_bins;   /* [n_mels]: where the filters are not zero */
+  const float *weights;                /* [sum of n_bins] */
+  float *frames, *floor;
+} LogMel;
+
 /* One variant. */
 typedef struct Kernels {
   const char *name; /* of WHISPER_OPT_KERNELS */
@@ -142,12 +155,13 @@ typedef struct Kernels {
   void (*self_attention)(const SelfAttention *args, Threads threads);
   void (*pack_heads)(const Pack *args, Threads threads);
   void (*cross_attention)(const Cross *args, Threads threads);
+  int (*log_mel)(const LogMel *args);
   /* Scores of the cross-attention, y [n_audio, n_heads, n_rows, n_keys], of some heads and queries. */
   void (*cross_scores)(const Cross *args, const int64_t *heads, int64_t n_heads, const int64_t *rows, int64_t n_rows);
 } Kernels;
 
 #define KERNELS(label)                                                                                       \
   {label, TILE_COLUMNS, linear, output_head, linear4, output_head4, layer_norm, attention, self_attention,   \
-   pack_heads, cross_attention, cross_scores}
+   pack_heads, cross_attention, log_mel, cross_scores}
 
 #endif

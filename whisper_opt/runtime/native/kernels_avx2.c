@@ -20,6 +20,7 @@
 #include "linear4.h"
 #include "attention.h"
 #include "self_attention.h"
+#include "log_mel.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -7,5 +7,6 @@
 #include "linear4.h"
 #include "attention.h"
 #include "self_attention.h"
+#include "log_mel.h"
 
 const Kernels kernels_generic = KERNELS("generic");

@@ -1,13 +1,16 @@
 /* Layouts and constants that the kernels share with the graphs (whisper_opt/export/graphs/operators.py) and with
- * whisper_opt/runtime/padding.py, cross_kv.py and head_bounds.py; tests/runtime/native/test_library.py compares them.
+ * core/dims.py, runtime/padding.py, cross_kv.py and head_bounds.py; tests/runtime/native/test_library.py compares them.
  *
- * Increase WHISPER_OPT_ABI, and ABI in __init__.py, with every change of a number here, of a layout in kernels.h or of
+ * Increase WHISPER_OPT_ABI, and ABI in core/native_library.py, with every change of a number here, of a layout in kernels.h or of
  * the inputs and outputs of an operator. Libraries that were compiled before are then refused.
  */
 #ifndef WHISPER_OPT_LAYOUT_H
 #define WHISPER_OPT_LAYOUT_H
 
 #define WHISPER_OPT_ABI 6
+
+#define N_FFT 400      /* samples per frame of the spectrogram */
+#define HOP_LENGTH 160 /* from one frame to the next */
 
 #define HEAD 64   /* channels per attention head */
 #define PANEL 64  /* columns of a weight, or keys, that are stored together */

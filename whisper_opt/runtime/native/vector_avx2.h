@@ -115,6 +115,7 @@ INLINE vi vi_shift_left(vi x, int n) {
 }
 INLINE vi vi_shift_right_3(vi x) { return (vi){_mm256_srli_epi32(x.a, 3), _mm256_srli_epi32(x.b, 3)}; }
 INLINE vi vi_shift_right_4(vi x) { return (vi){_mm256_srli_epi32(x.a, 4), _mm256_srli_epi32(x.b, 4)}; }
+INLINE vi vi_shift_right_23(vi x) { return (vi){_mm256_srli_epi32(x.a, 23), _mm256_srli_epi32(x.b, 23)}; }
 INLINE vf vi_to_float(vi x) { return (vf){_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
 INLINE vf vi_as_float(vi x) { return (vf){_mm256_castsi256_ps(x.a), _mm256_castsi256_ps(x.b)}; }
 INLINE int vi_any_negative(vi x) { return _mm256_movemask_ps(_mm256_castsi256_ps(_mm256_or_si256(x.a, x.b))) != 0; }

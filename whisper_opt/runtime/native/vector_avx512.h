@@ -60,6 +60,7 @@ INLINE vi vi_or(vi a, vi b) { return _mm512_or_si512(a, b); }
 INLINE vi vi_shift_left(vi x, int n) { return _mm512_sllv_epi32(x, _mm512_set1_epi32(n)); }
 INLINE vi vi_shift_right_3(vi x) { return _mm512_srli_epi32(x, 3); }
 INLINE vi vi_shift_right_4(vi x) { return _mm512_srli_epi32(x, 4); }
+INLINE vi vi_shift_right_23(vi x) { return _mm512_srli_epi32(x, 23); }
 INLINE vf vi_to_float(vi x) { return _mm512_cvtepi32_ps(x); }
 INLINE vf vi_as_float(vi x) { return _mm512_castsi512_ps(x); }
 INLINE int vi_any_negative(vi x) { return _mm512_movepi32_mask(x) != 0; }

@@ -140,7 +140,7 @@ INLINE vi vi_shift_left(vi x, int n) {
 #define SHIFT_RIGHT(n)                                                                               \
   INLINE i32x4 i4_right_##n(i32x4 x) { return (i32x4)((u32x4)x >> n); }                              \
   MAP1(vi, vi_shift_right_##n, i4_right_##n, vi)
-SHIFT_RIGHT(3) SHIFT_RIGHT(4)
+SHIFT_RIGHT(3) SHIFT_RIGHT(4) SHIFT_RIGHT(23)
 INLINE vi vi_load(const void *from) {
   vi x;
   memcpy(&x, from, sizeof x);
