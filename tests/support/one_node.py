@@ -12,6 +12,7 @@ from onnx import TensorProto
 
 from whisper_opt.core.arrays import F32, NDArray
 from whisper_opt.export.graphs.builder import GraphBuilder
+from whisper_opt.export.graphs.convolutions import conv_gelu, pack_columns, round_columns
 from whisper_opt.export.graphs.head import embed8, head8
 from whisper_opt.export.graphs.int4_operators import LINEARS4, embed4, head4
 from whisper_opt.export.graphs.operators import (
@@ -35,6 +36,8 @@ __all__ = [
     "LINEARS",
     "LINEARS4",
     "attention_graph",
+    "conv_constants",
+    "conv_graph",
     "cross_graph",
     "difference",
     "embedding4_graph",
@@ -214,6 +217,23 @@ def layer_norm_graph(n: int, **changed: NDArray) -> bytes:
     """Layer normalization of x [a, m, n] by :func:`layer_norm_constants`, some of them changed."""
     constants = {**layer_norm_constants(n), **changed}
     return graph(LAYER_NORM, constants, {"x": ["a", "m", "n"]}, ["a", "m", "n"])
+
+
+def conv_constants(n_channels: int, n_out: int) -> tuple[NDArray, dict[str, NDArray]]:
+    """Weights i16 [3 * n_channels, n_out] of a random convolution, and its scale and bias."""
+    rng = np.random.default_rng([n_channels, n_out])
+    floats = rng.standard_normal((3 * n_channels, n_out)) / n_channels**0.5
+    weight, scale = round_columns(floats.astype(np.float32))
+    return weight, {"scale": scale, "bias": rng.standard_normal(n_out).astype(np.float32)}
+
+
+def conv_graph(n_channels: int, n_out: int, stride: int, **changed: NDArray) -> bytes:
+    """GELU of a convolution of x [a, f, n_channels] by :func:`conv_constants`, some changed."""
+    weight, constants = conv_constants(n_channels, n_out)
+    constants = {"weight": weight, **constants, **changed}
+    constants["weight"] = pack_columns(constants["weight"])
+    operator = conv_gelu(n_channels, stride)
+    return graph(operator, constants, {"x": ["a", "f", "c"]}, ["a", "t", n_out])
 
 
 def attention_graph(n_head: int, *, at: bool = False) -> bytes:

@@ -19,6 +19,7 @@ from tests.support.engines import sharp_checkpoint
 from tests.support.models import random_dims
 from tests.support.one_node import (
     attention_graph,
+    conv_graph,
     cross_graph,
     head4_graph,
     head_graph,
@@ -130,6 +131,19 @@ def test_layer_normalization(n: int, fault: float | None) -> None:
     if fault is not None:
         x[0, 5, 7] = fault
     all_equal(lambda: outputs(layer_norm_graph(n), x=x))
+
+
+@pytest.mark.parametrize(
+    ("n_channels", "n_out", "stride"), [(16, 64, 1), (80, 128, 1), (384, 64, 2)]
+)
+@pytest.mark.parametrize("fault", [None, np.nan, np.inf])
+def test_convolutions(n_channels: int, n_out: int, stride: int, fault: float | None) -> None:
+    for n_frames in (1, 2, 3, 4, 5, 6, 7, 60):
+        x = some_rows((2, n_frames, n_channels), n_frames)
+        x[0, 0] *= 1e30
+        if fault is not None:
+            x[1, n_frames // 2, 5] = fault
+        all_equal(lambda x=x: outputs(conv_graph(n_channels, n_out, stride), x=x))  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("n", KEYS)

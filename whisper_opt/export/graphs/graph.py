@@ -33,6 +33,7 @@ from onnx import TensorProto
 
 from whisper_opt.core.dims import HEAD_DIM, ModelDims
 from whisper_opt.export.checkpoints.checkpoint import Tensor
+from whisper_opt.export.graphs import convolutions
 from whisper_opt.export.graphs.builder import GraphBuilder, OnnxGraph
 from whisper_opt.export.graphs.cross import CrossKV, PackedCrossKV, PlainCrossKV
 from whisper_opt.export.graphs.head import embed, exact_head, two_stage_head
@@ -158,7 +159,7 @@ def build_encoder(
     encoder_bits = None if types.bits is None else 8
     linear = _linear(builder, tensors, types, stats, encoder_bits)
     mel = builder.input("mel", _FLOAT, ["n_audio", dims.n_mels, "n_frames"])
-    padding = CompressedPositions(builder) if types.compresses_padding else None
+    padding = CompressedPositions(builder, dims.n_audio_ctx) if types.compresses_padding else None
     value, cuts = _stem(builder, linear, dialect, dims, mel), []
     builder.scope("encoder.positional_embedding")
     table = linear.vector("encoder.positional_embedding", types.residual)
@@ -192,6 +193,8 @@ def _stem(
 ) -> str:
     """The convolutions: [A, n_mels, F] -> [A, F / 2, n_audio_state]."""
     types = linear.types
+    if types.bits is not None:
+        return convolutions.stem(builder, linear, mel, dims.frames_per_position)
     value = builder.cast(mel, np.float32, types.compute)
     for conv, stride in (("encoder.conv1", 1), ("encoder.conv2", dims.frames_per_position)):
         builder.scope(conv)

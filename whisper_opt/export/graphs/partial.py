@@ -17,6 +17,7 @@ that is shared by a batch is read past its end.
 
 from __future__ import annotations
 
+import numpy as np
 from onnx import TensorProto
 
 from whisper_opt.export.graphs.builder import GraphBuilder
@@ -35,12 +36,15 @@ N_ENCODED = "n_heard"
 class CompressedPositions:
     """The positions and counts of one encoder, shared by its layers."""
 
-    def __init__(self, builder: GraphBuilder) -> None:
-        """Declare the inputs."""
+    def __init__(self, builder: GraphBuilder, n_audio_ctx: int) -> None:
+        """Declare the inputs; ``n_audio_ctx``: the most positions."""
         self._builder = builder
         self._positions = builder.input("positions", TensorProto.INT64, [N_ENCODED])
         counts = builder.input("counts", TensorProto.FLOAT, [N_ENCODED])
-        self.added = builder.node("Log", counts)
+        # a table: ONNX Runtime's logarithm has other bits on other processors
+        logs = builder.constant(np.log(np.maximum(np.arange(n_audio_ctx + 1), 1)).astype(np.float32))
+        whole = builder.cast(counts, np.float32, np.int64)
+        self.added = builder.node("Gather", logs, whole)
         """[n_encoded], the logarithms of the counts, which are added to the scores of the keys."""
         zero, one = builder.constant(0), builder.constant(1)
         n_ctx = builder.node("ReduceSum", counts, keepdims=0)

@@ -88,6 +88,15 @@ typedef struct LayerNorm {
   float *y;                  /* [n_rows, n] */
 } LayerNorm;
 
+/* GELU of a convolution of three frames. Sums are exact: see CONV_LIMIT. */
+typedef struct Conv {
+  int64_t n_audio, n_frames, n_channels, n_out, stride; /* n_channels: a multiple of 16, n_out: of 64 */
+  const float *x;            /* [n_audio, n_frames, n_channels] */
+  const int16_t *weight;     /* [n_out / 16, 3 * n_channels / 2, 16, 2] */
+  const float *scale, *bias; /* [n_out] */
+  float *y;                  /* [n_audio, ceil(n_frames / stride), n_out] */
+} Conv;
+
 /* Self-attention of the encoder, y [n_audio, n_queries, n_head * 64]; queries attend to all keys of their audio. */
 typedef struct Attention {
   int64_t n_audio, n_head, n_keys, n_queries;
@@ -151,6 +160,7 @@ typedef struct Kernels {
   int (*linear4)(const Linear *args, Threads threads); /* with 4-bit weights */
   int (*output_head4)(const Output *args, Threads threads);
   void (*layer_norm)(const LayerNorm *args, Threads threads);
+  void (*convolution)(const Conv *args, Threads threads);
   int (*attention)(const Attention *args, Threads threads);
   void (*self_attention)(const SelfAttention *args, Threads threads);
   void (*pack_heads)(const Pack *args, Threads threads);
@@ -161,7 +171,7 @@ typedef struct Kernels {
 } Kernels;
 
 #define KERNELS(label)                                                                                       \
-  {label, TILE_COLUMNS, linear, output_head, linear4, output_head4, layer_norm, attention, self_attention,   \
-   pack_heads, cross_attention, log_mel, cross_scores}
+  {label, TILE_COLUMNS, linear, output_head, linear4, output_head4, layer_norm, convolution, attention,      \
+   self_attention, pack_heads, cross_attention, log_mel, cross_scores}
 
 #endif

@@ -5,6 +5,7 @@
 #include "tile.h"
 #include "linear.h"
 #include "linear4.h"
+#include "convolution.h"
 #include "attention.h"
 #include "self_attention.h"
 #include "log_mel.h"

@@ -26,6 +26,9 @@
 #define HEAD_ZERO 64   /* zero point of inputs of the output head */
 #define HEAD_STEPS 63
 
+#define CONV_STEPS 2047 /* largest magnitude of an input of a convolution */
+#define CONV_LIMIT (1 << 20) /* sum of the magnitudes of a column's weights: times CONV_STEPS it fits 32 bits */
+
 #define FOUR_LIMIT 128 /* see `four_fit` of Packed */
 
 #define NIBBLE_BLOCK 32 /* 4-bit weights of a column that share a scale */
@@ -36,5 +39,6 @@
 #define MAX_KEYS 4096   /* per audio */
 #define MAX_INPUT 16384 /* rows of a weight; sums of products up to this fit 32 bits */
 #define MAX_HEADS 1024
+#define MAX_CHANNELS 2048 /* of an input of a convolution */
 
 #endif

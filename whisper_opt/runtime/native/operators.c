@@ -35,6 +35,7 @@ typedef struct Operator {
   int of_rows[2];    /* gain and shift; the head's shrink and mean */
   int residual;
   int gelu;
+  int stride; /* of a convolution */
   int n_attributes; /* num_heads, then layer */
   int looks_up; /* reads single columns of the weight, which is not packed for it */
   int nibbles;  /* index of the scales of 4-bit weights */
@@ -374,6 +375,29 @@ static OrtStatus *compute_layer_norm(const Kernel *kernel, OrtKernelContext *con
   return status;
 }
 
+static OrtStatus *compute_conv(const Kernel *kernel, OrtKernelContext *context, Threads threads) {
+  Conv args = {.stride = kernel->operator->stride};
+  Shape x, weight, scale, bias;
+  OrtStatus *status = input(context, 0, (const void **)&args.x, &x);
+  if (!status) status = input(context, 1, (const void **)&args.weight, &weight);
+  if (!status) status = input(context, 2, (const void **)&args.scale, &scale);
+  if (!status) status = input(context, 3, (const void **)&args.bias, &bias);
+  if (status) return status;
+  args.n_audio = x.sizes[0];
+  args.n_frames = x.sizes[1];
+  args.n_channels = x.sizes[2];
+  args.n_out = scale.sizes[0];
+  const int64_t panels[] = {args.n_out / 16, 3 * args.n_channels / 2, 16, 2};
+  if (x.n != 3 || !is_shape(&weight, panels, 4) || !is_shape(&scale, &args.n_out, 1) || !is_shape(&bias, &args.n_out, 1))
+    return refused("the shapes of x, weight, scale and bias do not match");
+  if (args.n_channels % 16 || args.n_out % PANEL || args.n_channels > MAX_CHANNELS)
+    return refused("a convolution needs a multiple of 16 channels, 2048 at most, and gives a multiple of 64");
+  const Shape y = {{args.n_audio, ceil_div(args.n_frames, args.stride), args.n_out}, 3};
+  status = output(context, 0, y, (void **)&args.y);
+  if (!status) kernel->variant->convolution(&args, threads);
+  return status;
+}
+
 static OrtStatus *attend_self(const Kernel *kernel, OrtKernelContext *context, Threads threads, int chosen) {
   Attention args = {.n_head = kernel->n_head};
   Shape shape, other;
@@ -611,6 +635,10 @@ static const Operator OPERATORS[] = {
      .weight = 1, .nibbles = 2, .of_columns = {NONE, NONE}, .of_rows = {3, 4}, .special = 5, .looks_up = 1},
     {BASE, .name = "LayerNorm", .compute = compute_layer_norm, .n_inputs = 3, .n_outputs = 1,
      .inputs = {ORT_FLOAT, ORT_FLOAT, ORT_FLOAT}, .outputs = {ORT_FLOAT}},
+    {BASE, .name = "Conv16Gelu", .compute = compute_conv, .n_inputs = 4, .n_outputs = 1,
+     .inputs = {ORT_FLOAT, ORT_INT16, ORT_FLOAT, ORT_FLOAT}, .outputs = {ORT_FLOAT}, .stride = 1},
+    {BASE, .name = "Conv16GeluStride2", .compute = compute_conv, .n_inputs = 4, .n_outputs = 1,
+     .inputs = {ORT_FLOAT, ORT_INT16, ORT_FLOAT, ORT_FLOAT}, .outputs = {ORT_FLOAT}, .stride = 2},
     {BASE, .name = "EncoderAttention", .compute = compute_attention, .n_inputs = 3, .n_outputs = 1,
      .inputs = {ORT_FLOAT, ORT_FLOAT, ORT_BOOL}, .outputs = {ORT_FLOAT}, .n_attributes = 1},
     {BASE, .name = "EncoderAttentionAt", .compute = compute_attention_at, .n_inputs = 2, .n_outputs = 1,

@@ -147,6 +147,10 @@ INLINE int32_t vi_reduce_max(vi x) {
 
 /* Sixteen numbers of 16 bits; saturates. */
 INLINE __m256i to_words(vi x) { return _mm256_permute4x64_epi64(_mm256_packs_epi32(x.a, x.b), 0xd8); }
+INLINE __m256i low_words(__m256i x) { return _mm256_srai_epi32(_mm256_slli_epi32(x, 16), 16); }
+INLINE void store_words(int16_t *to, vi x) {
+  _mm256_storeu_si256((void *)to, to_words((vi){low_words(x.a), low_words(x.b)}));
+}
 INLINE vi low_bytes(vi x) { return vi_and(x, vi_set1(255)); }
 INLINE vi saturated(vi x) {
   const __m256i zero = _mm256_setzero_si256(), most = _mm256_set1_epi32(255);
@@ -192,6 +196,11 @@ INLINE vi dot_signed_columns(vi sum, Group row, vi column) {
 INLINE vi dot_signed_rows(vi sum, Group row, vi column) {
   __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum.a) : "x"(column.a), "x"(row));
   __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum.b) : "x"(column.b), "x"(row));
+  return sum;
+}
+INLINE vi dot_words(vi sum, Group row, vi column) {
+  __asm__("%{vex%} vpdpwssd %2, %1, %0" : "+x"(sum.a) : "x"(row), "x"(column.a));
+  __asm__("%{vex%} vpdpwssd %2, %1, %0" : "+x"(sum.b) : "x"(row), "x"(column.b));
   return sum;
 }
 INLINE vi dot_nibbles(vi sum, SignedQuad row, vi column) { return dot_signed_rows(sum, row, column); }
@@ -283,6 +292,7 @@ INLINE vi dot_signed_columns(vi sum, Group row, vi column) {
   return sum;
 }
 INLINE vi dot_signed_rows(vi sum, Group row, vi column) { return dot_signed_columns(sum, row, column); }
+INLINE vi dot_words(vi sum, Group row, vi column) { return dot_signed_columns(sum, row, column); }
 
 /* Two rows at once: processors share the additions out better if they do not follow each product. */
 #define PAIR_ROWS 4

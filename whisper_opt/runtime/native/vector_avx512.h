@@ -103,6 +103,12 @@ INLINE vi dot_signed_rows(vi sum, Group row, vi column) {
   return sum;
 }
 
+INLINE void store_words(int16_t *to, vi x) { _mm256_storeu_si256((void *)to, _mm512_cvtepi32_epi16(x)); }
+INLINE vi dot_words(vi sum, Group row, vi column) {
+  __asm__("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(row), "v"(column));
+  return sum;
+}
+
 typedef __m512i SignedQuad;
 INLINE SignedQuad read_signed_quad(const void *from) { return read_group(from); }
 INLINE vi dot_nibbles(vi sum, SignedQuad row, vi column) { return dot_signed_rows(sum, row, column); }

@@ -200,6 +200,25 @@ INLINE void store_low_bytes(uint8_t *to, vi x) {
 INLINE i32x4 i4_saturated(i32x4 x) { return i4_select(x > 255, i4_set1(255), x & (x > 0)); }
 MAP1(vi, saturated, i4_saturated, vi)
 
+INLINE void store_words(int16_t *to, vi x) {
+  int32_t all[WIDTH];
+  vi_store(all, x);
+  for (int i = 0; i < WIDTH; i++) to[i] = (int16_t)all[i];
+}
+/* Adds the products of two pairs of 16-bit numbers; `row` is the same pair four times. */
+#if defined(__aarch64__)
+INLINE i32x4 i4_dot_words(i32x4 sum, i32x4 row, i32x4 column) {
+  const int16x8_t x = (int16x8_t)row, y = (int16x8_t)column;
+  const int32x4_t low = vmull_s16(vget_low_s16(x), vget_low_s16(y)), high = vmull_high_s16(x, y);
+  return i4_add(sum, (i32x4)vpaddq_s32(low, high));
+}
+#else
+INLINE i32x4 i4_dot_words(i32x4 sum, i32x4 row, i32x4 column) {
+  const i32x4 high = i4_mul(row >> 16, column >> 16);
+  return i4_add(i4_add(sum, i4_mul(i4_left(row, 16) >> 16, i4_left(column, 16) >> 16)), high);
+}
+#endif
+
 #if defined(WITH_DOTPROD) || defined(WITH_I8MM)
 
 typedef int8_t Signed;
@@ -332,6 +351,10 @@ INLINE i32x4 i4_dot_nibbles(i32x4 sum, SignedQuad row, i32x4 column) {
 
 #endif
 
+INLINE vi dot_words(vi sum, Group row, vi column) {
+  return (vi){i4_dot_words(sum.a, (i32x4)row, column.a), i4_dot_words(sum.b, (i32x4)row, column.b),
+              i4_dot_words(sum.c, (i32x4)row, column.c), i4_dot_words(sum.d, (i32x4)row, column.d)};
+}
 INLINE vi dot_nibbles(vi sum, SignedQuad row, vi column) {
   return (vi){i4_dot_nibbles(sum.a, row, column.a), i4_dot_nibbles(sum.b, row, column.b),
               i4_dot_nibbles(sum.c, row, column.c), i4_dot_nibbles(sum.d, row, column.d)};
