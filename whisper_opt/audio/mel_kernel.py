@@ -13,7 +13,7 @@ import numpy as np
 
 from whisper_opt.core.arrays import F32, NDArray
 from whisper_opt.core.dims import N_FFT
-from whisper_opt.core.native_library import load_library
+from whisper_opt.core.native_library import load_kernels
 
 __all__ = ["SparseFilters", "log_frames"]
 
@@ -81,7 +81,7 @@ def log_frames(
 
 @functools.lru_cache(maxsize=1)
 def _function() -> Any:
-    library, _ = load_library()
+    library, _ = load_kernels()
     return None if library is None else library.whisper_opt_log_mel
 
 

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ABI", "LIBRARY", "library_name", "load_library"]
+__all__ = ["ABI", "LIBRARY", "library_name", "load_kernels"]
 
 ABI = 6
 """``WHISPER_OPT_ABI`` of ``layout.h``; a library must have been compiled with the same."""
@@ -28,7 +28,7 @@ LIBRARY = Path(__file__).parents[1] / "runtime" / "native" / library_name()
 """Path of the compiled library, if there is one."""
 
 
-def load_library(path: Path = LIBRARY) -> tuple[Any, str | None]:
+def load_kernels(path: Path = LIBRARY) -> tuple[Any, str | None]:
     """The library and None, or None and why it cannot be used on any processor."""
     if not path.exists():
         return None, (

@@ -167,8 +167,8 @@ def test_the_quantized_reference_equals_the_engine(
     wanted = exact.cross(audio, 0)[0].transpose(1, 2, 0), exact.logits(audio, [TOKENS])[0]
     assert relative_error(scores, wanted[1]) > 1e-4
     for found, like, real in zip((keys, scores), emulated, wanted):
-        # a value between two integers may be rounded either way
-        assert relative_error(found, like) < max(0.2 * relative_error(found, real), 2e-5)
+        # a value between two integers may be rounded either way; convolutions have 16-bit weights
+        assert relative_error(found, like) < max(0.2 * relative_error(found, real), 2e-4)
 
 
 def halved(tensor: Tensor) -> Callable[[], F32]:

@@ -42,7 +42,9 @@ class CompressedPositions:
         self._positions = builder.input("positions", TensorProto.INT64, [N_ENCODED])
         counts = builder.input("counts", TensorProto.FLOAT, [N_ENCODED])
         # a table: ONNX Runtime's logarithm has other bits on other processors
-        logs = builder.constant(np.log(np.maximum(np.arange(n_audio_ctx + 1), 1)).astype(np.float32))
+        logs = builder.constant(
+            np.log(np.maximum(np.arange(n_audio_ctx + 1), 1)).astype(np.float32)
+        )
         whole = builder.cast(counts, np.float32, np.int64)
         self.added = builder.node("Gather", logs, whole)
         """[n_encoded], the logarithms of the counts, which are added to the scores of the keys."""

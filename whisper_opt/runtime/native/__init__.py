@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from whisper_opt.core.errors import BackendUnavailable, OptionError
-from whisper_opt.core.native_library import ABI, LIBRARY, load_library
+from whisper_opt.core.native_library import ABI, LIBRARY, load_kernels
 
 __all__ = [
     "ABI",
@@ -54,7 +54,7 @@ def why_no_kernels() -> str | None:
 
     Variants that compute wrong results on this processor are not used; a warning is logged.
     """
-    library, problem = load_library(LIBRARY)
+    library, problem = load_kernels(LIBRARY)
     if library is None:
         return problem
     failed = _names(library.whisper_opt_failed)
@@ -91,13 +91,13 @@ def check_choice() -> None:
 
 def variant() -> str | None:
     """The variant of new sessions, a key of VARIANTS; None if the kernels cannot be used."""
-    library, _ = load_library(LIBRARY)
+    library, _ = load_kernels(LIBRARY)
     return None if library is None else _text(library.whisper_opt_variant)
 
 
 def supported_variants() -> tuple[str, ...]:
     """The variants that this processor supports and that passed their self-test, fastest first."""
-    library, _ = load_library(LIBRARY)
+    library, _ = load_kernels(LIBRARY)
     if library is None:
         return ()
     failed = _names(library.whisper_opt_failed)
@@ -111,7 +111,7 @@ def select_variant(name: str) -> None:
         BackendUnavailable: there is no compiled library.
         OptionError: the variant cannot be used.
     """
-    library, problem = load_library(LIBRARY)
+    library, problem = load_kernels(LIBRARY)
     if library is None:
         raise BackendUnavailable(str(problem))
     library.whisper_opt_select.argtypes = [ctypes.c_char_p]
@@ -123,13 +123,13 @@ def select_variant(name: str) -> None:
 
 def copies_panels() -> bool:
     """Whether sessions copy packed weights, in panels of another width (docs/kernels.md)."""
-    library, _ = load_library(LIBRARY)
+    library, _ = load_kernels(LIBRARY)
     return library is not None and bool(library.whisper_opt_copies_panels())
 
 
 def has_vnni() -> bool | None:
     """Whether this x86 processor has AVX-512 VNNI or AVX-VNNI; None without a compiled library."""
-    library, _ = load_library(LIBRARY)
+    library, _ = load_kernels(LIBRARY)
     return None if library is None else bool(library.whisper_opt_has_vnni())
 
 
