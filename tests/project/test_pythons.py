@@ -58,6 +58,7 @@ def test_kernels_of_python_39() -> None:
         "no:cacheprovider",
         "-k",
         str(variant()),  # the variant in use; the others do not depend on Python
+        "tests/runtime/native/test_convolution.py",
         "tests/runtime/native/test_cross_kernels.py",
         "tests/runtime/native/test_head.py",
         "tests/runtime/native/test_kernels.py",

@@ -26,11 +26,11 @@ from whisper_opt.cli import doctor as doctor_module
 from whisper_opt.cli import main as cli
 from whisper_opt.cli.bench.system import System
 from whisper_opt.core.arrays import F32
-from whisper_opt.core.dims import HEAD_DIM
+from whisper_opt.core.dims import HEAD_DIM, HOP_LENGTH, N_FFT
 from whisper_opt.core.errors import BackendUnavailable, OptionError
 from whisper_opt.core.options import KERNELS, LoadOptions
 from whisper_opt.export import export
-from whisper_opt.export.graphs import int4_operators, operators, packed_weights
+from whisper_opt.export.graphs import convolutions, int4_operators, operators, packed_weights
 from whisper_opt.export.graphs.operators import LINEARS
 from whisper_opt.export.quantization import int8
 from whisper_opt.export.verification.verify import noise_mel
@@ -207,6 +207,10 @@ def test_kernels_and_graphs_share_constants() -> None:
         "HEAD_STEPS": head_bounds.STEPS,
         "NIBBLE_BLOCK": int4_operators.BLOCK,
         "FOUR_LIMIT": int8.FOUR_LIMIT,
+        "CONV_STEPS": convolutions.INPUT_STEPS,
+        "CONV_LIMIT": convolutions.COLUMN_LIMIT,
+        "N_FFT": N_FFT,
+        "HOP_LENGTH": HOP_LENGTH,
     }
     assert {name: found[name] for name in expected} == expected
 

@@ -267,6 +267,22 @@ INLINE vf power(vf x) {
   return vf_scale(sum, whole);
 }
 
+/* 2 ^ x for x <= 0, or NaN; relative error 2e-7. C libraries differ in the last bit of theirs. */
+static float power_of_block(float x) {
+  if (!(x > -126)) return x == x ? 0 : x;
+  const int whole = (int)(x - 0.5f), bits = (whole + 127) << 23;
+  const float part = x - (float)whole; /* -1/2 to 1/2 */
+  float sum = 1.540353e-4f, scale;
+  sum = fused(sum, part, 1.3333558e-3f);
+  sum = fused(sum, part, 9.618129e-3f);
+  sum = fused(sum, part, 5.550411e-2f);
+  sum = fused(sum, part, 2.4022651e-1f);
+  sum = fused(sum, part, 6.931472e-1f);
+  sum = fused(sum, part, 1);
+  memcpy(&scale, &bits, sizeof scale);
+  return sum * scale;
+}
+
 /* Softmax weights of a block of keys in steps of 1/255 of the largest. Returns the sum of the rounded weights, so that
  * they sum to one after the division; NaN if any score is NaN. */
 static float weigh(const float *scores, float max, Unsigned *weights) {
@@ -304,7 +320,7 @@ static void attend_tile(const KeysValues *kv, const float *added, int64_t n, flo
   for (int64_t key = 0; key < n; key += BLOCK) {
     for (int r = 0; r < rows; r++) {
       const float max = block_max[key / BLOCK][r];
-      tile.block_weight[r] = exp2f(max - tile.max[r]);
+      tile.block_weight[r] = power_of_block(max - tile.max[r]);
       const float weight = weigh(scores + r * n + key, max, tile.weights[r]);
       tile.total[r] = fused(tile.block_weight[r], weight, tile.total[r]);
     }

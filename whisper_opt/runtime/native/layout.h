@@ -27,7 +27,7 @@
 #define HEAD_STEPS 63
 
 #define CONV_STEPS 2047 /* largest magnitude of an input of a convolution */
-#define CONV_LIMIT (1 << 20) /* sum of the magnitudes of a column's weights: times CONV_STEPS it fits 32 bits */
+#define CONV_LIMIT 1048576 /* sum of the magnitudes of a column's weights: times CONV_STEPS it fits 32 bits */
 
 #define FOUR_LIMIT 128 /* see `four_fit` of Packed */
 
