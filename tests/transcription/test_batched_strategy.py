@@ -133,7 +133,7 @@ def test_only_the_first_chunk_begins_with_the_transcript_prefix(
 def test_spans_of_speech_in_one_batch(
     model: Whisper, watched: WatchedBackend, batch_size: int
 ) -> None:
-    sound = spoken([2, 9, 15, 40, 41.5, 58, 80, 104, 150, 162, 170, 199], 200.0, 4)
+    sound = spoken([2, 9, 15, 40, 41.5, 58, 80, 104, 150, 162, 170, 199], 200.0, 6)
     longest: dict[str, Any] = {"vad_max_speech_duration": 25.0}
     spans = [
         span.seconds

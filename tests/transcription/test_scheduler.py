@@ -33,7 +33,7 @@ from whisper_opt.transcription.scheduler import Scheduler
 
 
 def test_windows_join_while_others_are_decoded(model: Whisper, watched: WatchedBackend) -> None:
-    slow, fast = noises(20.0, 95.0)
+    slow, fast = noises(20.4, 95.0)
     lengths = (20, 3)
     options = [TranscribeOptions(max_new_tokens=n, **ENDLESS) for n in lengths]
     (first,) = windows_of(slow, **ENDLESS, max_new_tokens=20)

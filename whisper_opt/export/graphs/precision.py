@@ -50,8 +50,8 @@ class Precision:
         logits_tolerance: largest relative error of the scores.
         bits: bits of the decoder's weights if these are integers (the encoder's then have 8), else
             None.
-        storage: type in the files of matrices of floats, positions and convolutions, if it is not
-            ``compute``. They are converted when the engine is loaded.
+        storage: type in the files of matrices of floats, positions and (without ``bits``)
+            convolutions, if it is not ``compute``. They are converted when the engine is loaded.
         fused: whether the ``standard`` dialect has self-attention as one operator. That of ONNX
             Runtime rounds its scores to float16 on the CPU, unlike fused GPU kernels. A float16
             graph therefore spells out what such a kernel computes (float32 scores and softmax

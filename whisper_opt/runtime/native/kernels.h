@@ -1,5 +1,7 @@
-/* Products with 8-bit and 4-bit weights, layer normalization, and attention in 8 bits. Every variant, the same code compiled for one instruction set, is a table of these
- * functions; all variants read the same layouts and compute the same bits.
+/* Products with 8-bit and 4-bit weights, convolutions, layer normalization, attention in 8 bits, and log-mel.
+ *
+ * Every variant, the same code compiled for one instruction set, is a table of these functions; all variants read the
+ * same layouts and compute the same bits.
  *
  * All tensors are row-major and of float32 unless noted. Functions return 0, or -1 if memory cannot be allocated.
  */
