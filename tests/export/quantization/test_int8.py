@@ -168,6 +168,15 @@ def test_kernels_compute_the_sums(stem: str, precision: str, integers: dict[str,
     assert found <= BY_NUMBER | MOVES | (SUMS if stem == "encoder" else set())
 
 
+def test_a_number_of_mel_bins_that_the_kernels_do_not_have(tmp_path: Path) -> None:
+    """Its convolutions stay those of ONNX Runtime."""
+    dims = dataclasses.replace(DIMS, n_mels=24)
+    engine = export(sharp_checkpoint(dims), tmp_path / "engine", precision="int8")
+    model = onnx.load(engine.file("encoder.packed.onnx"), load_external_data=False)
+    assert [node.op_type for node in model.graph.node].count("Conv") == 2
+    assert np.isfinite(OrtBackend(engine, threads=1).encode(noise_mel(dims)[None]).cross[0]).all()
+
+
 @pytest.mark.parametrize("precision", INTEGERS)
 def test_the_embedding_is_stored_once(precision: str, integers: dict[str, Engine]) -> None:
     """Embeddings are looked up in the head's matrix, and the runtime has no other copy."""

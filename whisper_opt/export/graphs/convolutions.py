@@ -20,12 +20,22 @@ from whisper_opt.export.graphs.builder import MICROSOFT, GraphBuilder, Together
 from whisper_opt.export.graphs.linear import Linear
 from whisper_opt.export.graphs.operators import Operator
 
-__all__ = ["COLUMN_LIMIT", "INPUT_STEPS", "conv_gelu", "pack_columns", "round_columns", "stem"]
+__all__ = [
+    "CHANNELS",
+    "COLUMN_LIMIT",
+    "INPUT_STEPS",
+    "conv_gelu",
+    "pack_columns",
+    "round_columns",
+    "stem",
+]
 
 INPUT_STEPS = 2047
 """The largest magnitude of a rounded input."""
 COLUMN_LIMIT = 1 << 20
 """What the magnitudes of a column's weights may add up to: times INPUT_STEPS, it fits 32 bits."""
+CHANNELS = 16
+"""The number of channels must be a multiple of it."""
 _PANEL = 16
 _LARGEST = 32_767
 

@@ -193,7 +193,7 @@ def _stem(
 ) -> str:
     """The convolutions: [A, n_mels, F] -> [A, F / 2, n_audio_state]."""
     types = linear.types
-    if types.bits is not None:
+    if types.bits is not None and dims.n_mels % convolutions.CHANNELS == 0:
         return convolutions.stem(builder, linear, mel, dims.frames_per_position)
     value = builder.cast(mel, np.float32, types.compute)
     for conv, stride in (("encoder.conv1", 1), ("encoder.conv2", dims.frames_per_position)):
