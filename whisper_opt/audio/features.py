@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from whisper_opt.audio import mel_kernel
-from whisper_opt.audio.mel_kernel import SparseFilters
 from whisper_opt.core.arrays import F32
 from whisper_opt.core.dims import HOP_LENGTH, N_FFT, N_FRAMES, SAMPLE_RATE
 from whisper_opt.core.errors import AudioError, OptionError
@@ -211,8 +210,8 @@ def mel_filters(n_mels: int) -> F32:
 
 
 @functools.cache
-def _sparse_filters(n_mels: int) -> SparseFilters:
-    return SparseFilters.of(mel_filters(n_mels))
+def _sparse_filters(n_mels: int) -> mel_kernel.SparseFilters:
+    return mel_kernel.SparseFilters.of(mel_filters(n_mels))
 
 
 class _Band(NamedTuple):

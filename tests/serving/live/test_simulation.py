@@ -27,10 +27,15 @@ def cost(n_encoded: int, n_rows: int) -> float:
     return 0.04 * n_encoded + 0.002 + 0.0004 * n_rows
 
 
+SEED = 1600
+"""Of noise whose updates take even times: they depend on what the random model answers."""
+
+
 def played(model: Whisper, n: int, seconds: float = 10.0, **given: Any) -> list[Player]:
     with Simulation(model, cost=cost, max_live=n, **given) as simulation:
         players = [
-            Player(simulation, noise(seconds, i), OPTIONS, LIVE, start=0.173 * i) for i in range(n)
+            Player(simulation, noise(seconds, SEED + i), OPTIONS, LIVE, start=0.173 * i)
+            for i in range(n)
         ]
         simulation.run()
     return players
@@ -59,7 +64,7 @@ def test_too_many_clients_get_fewer_updates_but_no_growing_lag(model: Whisper) -
     for player in players:
         found = lags(player)
         third = len(found) // 3
-        assert np.median(found[2 * third :]) < 2 * np.median(found[third : 2 * third])
+        assert np.median(found[2 * third :]) < 1.5 * np.median(found[third : 2 * third])
         assert max(found) < 1.0
         assert len(found) < len(lags(few[0]))
         ends = [e.end for _, e in player.log if isinstance(e, Utterance)]

@@ -295,11 +295,7 @@ typedef i16x8 Group;
 #define FEW_ROWS 0
 #define UNSIGNED_OFFSET 0
 
-INLINE void store_signed(Signed *to, vi x) {
-  int32_t all[WIDTH];
-  vi_store(all, x);
-  for (int i = 0; i < WIDTH; i++) to[i] = (int16_t)all[i];
-}
+INLINE void store_signed(Signed *to, vi x) { store_words(to, x); }
 INLINE void store_unsigned(Unsigned *to, vi x) { store_signed(to, vi_and(x, vi_set1(255))); }
 INLINE void store_saturated(Unsigned *to, vi x) { store_signed(to, saturated(x)); }
 
