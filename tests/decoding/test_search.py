@@ -242,3 +242,10 @@ def test_rank() -> None:
     assert rank([short, long], 1.0) == short  # -1 / (6/6) = -1.0 against -2 / (9/6) = -1.33
     assert rank([short, Hypothesis((9,), -1.0)], None) == short  # ties: the first
     assert rank([Hypothesis((), -1.0)], None).tokens == ()
+
+
+def test_given_tokens_do_not_count_in_the_rank() -> None:
+    short, long = Hypothesis((5, 6, 7), -1.0), Hypothesis((5, 6, 7, 8), -1.4)
+    assert rank([short, long], None) == short  # -0.33 against -0.35 per token
+    assert rank([short, long], None, 2) == long  # -1.0 against -0.7
+    assert rank([Hypothesis((5, 6), -1.0), long], None, 2) == long

@@ -240,6 +240,18 @@ def test_a_transcript_prefix_does_not_count_as_new_tokens() -> None:
     assert first.truncated == (len(first.tokens) == 6)
 
 
+@pytest.mark.parametrize("beam", [{}, {"beam_size": 3}], ids=["greedy", "beam"])
+def test_a_transcript_prefix_does_not_raise_the_mean_log_probability(beam: dict[str, Any]) -> None:
+    options = TranscribeOptions(
+        without_timestamps=True, suppress_blank=False, no_speech_threshold=None, **beam
+    )
+    prompted = dataclasses.replace(options, prefix="a b a")
+    (expected,) = run(log_mel_of(100), prompted)
+    (found,) = run(log_mel_of(100), dataclasses.replace(options, transcript_prefix="a b a"))
+    assert found.tokens == (*VOCAB.encode(" a b a"), *expected.tokens)
+    assert found.avg_logprob == expected.avg_logprob
+
+
 def test_word_times_leave_room_for_the_start_and_the_end_of_the_aligned_text() -> None:
     options = TranscribeOptions(word_timestamps=True, max_new_tokens=448)
     fallback = FallbackDecoder(DIMS, VOCAB, options, SUPPRESSION)

@@ -71,14 +71,17 @@ class TokenDecoder(Protocol):
         """The candidates in the order in which they were found, unfinished ones included."""
 
 
-def rank(hypotheses: Sequence[Hypothesis], length_penalty: float | None) -> Hypothesis:
+def rank(
+    hypotheses: Sequence[Hypothesis], length_penalty: float | None, n_given: int = 0
+) -> Hypothesis:
     """The candidate with the highest log-probability per token (or by Google NMT's penalty).
 
-    Ties go to the first. An empty candidate counts as one token (the reference divides by zero).
+    The first ``n_given`` tokens were not sampled and do not count. Ties go to the first. An empty
+    candidate counts as one token (the reference divides by zero).
     """
 
     def score(hypothesis: Hypothesis) -> float:
-        length = len(hypothesis.tokens)
+        length = len(hypothesis.tokens) - n_given
         if length_penalty is None:
             return hypothesis.sum_logprob / max(length, 1)
         return hypothesis.sum_logprob / float(((5 + length) / 6) ** length_penalty)

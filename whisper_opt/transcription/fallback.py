@@ -250,15 +250,17 @@ class FallbackDecoder:
 
     def result(self, window: Window, decoded: Decoded, attempt: int) -> WindowResult:
         """The best candidate of ``window`` and the values that the thresholds apply to."""
-        best = rank(decoded.hypotheses, self.options.length_penalty)
+        given = len(window.begin)
+        best = rank(decoded.hypotheses, self.options.length_penalty, given)
+        n_new = len(best.tokens) - given
         text = self._vocab.decode(best.tokens, specials=True).strip()
         return WindowResult(
             tokens=best.tokens,
-            avg_logprob=best.sum_logprob / (len(best.tokens) + 1),
+            avg_logprob=best.sum_logprob / (n_new + 1),
             no_speech_prob=decoded.no_speech_prob,
             compression_ratio=compression_ratio(text),
             temperature=self.options.temperatures[attempt],
-            truncated=len(best.tokens) - len(window.begin) >= self._max_new_tokens(window),
+            truncated=n_new >= self._max_new_tokens(window),
             token_logprobs=best.logprobs if self.options.token_logprobs else None,
         )
 
