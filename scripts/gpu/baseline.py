@@ -6,10 +6,9 @@ once; no search and no constraints.
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
-from gpu.measure import PAST, PROMPT, Case, figures
+from gpu.measure import PAST, PROMPT, Case, figures, time_runs
 from gpu.outcome import NotAvailableError
 from whisper_opt.core.dims import HEAD_DIM, N_FRAMES, ModelDims
 
@@ -120,17 +119,13 @@ def torch_latency(
     rows = case.batch * case.beam
 
     def timed(run: Any, limit: int) -> dict[str, Any]:
-        for _ in range(3):  # compile and capture
-            run()
-        wait()
-        seconds: list[float] = []
-        end = time.perf_counter() + at_most
-        while len(seconds) < limit and (len(seconds) < 3 or time.perf_counter() < end):
-            begin = time.perf_counter()
+        def whole() -> None:
             run()
             wait()
-            seconds.append(time.perf_counter() - begin)
-        return figures(seconds)
+
+        for _ in range(3):  # compile and capture
+            whole()
+        return figures(time_runs(whole, at_most, limit))
 
     with torch.inference_mode():
         model = _Model(torch, dims, device, dtype)

@@ -14,7 +14,7 @@ from whisper_opt.core.arrays import F32, Int
 from whisper_opt.core.backend import Backend, GreedyRows, MultiStepSession, Session, TokenMask
 from whisper_opt.core.dims import N_FRAMES, ModelDims
 
-__all__ = ["CASES", "Case", "figures", "latency"]
+__all__ = ["CASES", "Case", "figures", "latency", "time_runs"]
 
 PROMPT, PAST = 4, 100
 """Tokens of the timed prefill; tokens in the cache when steps are timed."""
@@ -47,20 +47,37 @@ def figures(seconds: Sequence[float]) -> dict[str, Any]:
     }
 
 
+def time_runs(
+    run: Callable[[], object], at_most: float, rounds: int, least: int = 3
+) -> list[float]:
+    """Seconds of each ``run``: ``rounds`` of them, or fewer that fill ``at_most`` seconds.
+
+    Args:
+        run: what is timed; returns when it is done on the device.
+        at_most: seconds after which no further run begins.
+        rounds: number of runs.
+        least: number of runs that are timed however long they take.
+    """
+    seconds: list[float] = []
+    end = time.perf_counter() + at_most
+    while len(seconds) < rounds and (len(seconds) < least or time.perf_counter() < end):
+        begin = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - begin)
+    return seconds
+
+
 def _timed(
     run: Callable[[], object], wait: Callable[[], object], at_most: float, rounds: int
 ) -> dict[str, Any]:
-    """Time ``run`` until it is done on the device, ``rounds`` times or for ``at_most`` seconds."""
-    run()
-    wait()
-    seconds: list[float] = []
-    end = time.perf_counter() + at_most
-    while len(seconds) < rounds and (len(seconds) < 3 or time.perf_counter() < end):
-        begin = time.perf_counter()
+    """Time ``run`` after a warm-up, each time until ``wait`` says that the device is done."""
+
+    def whole() -> None:
         run()
         wait()
-        seconds.append(time.perf_counter() - begin)
-    return figures(seconds)
+
+    whole()
+    return figures(time_runs(whole, at_most, rounds))
 
 
 def mels(dims: ModelDims, n_audio: int, n_frames: int = N_FRAMES, seed: int = 0) -> F32:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import statistics
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Callable
@@ -14,6 +13,7 @@ import numpy as np
 
 from gpu import engines
 from gpu.engines import PATHS, Setting
+from gpu.measure import time_runs
 from gpu.outcome import NotAvailableError
 from whisper_opt import Whisper
 from whisper_opt.audio.decode import load_audio
@@ -134,12 +134,7 @@ def timed(transcribe: Transcribe, name: str, at_most: float) -> dict[str, Any]:
         text = transcribe(samples, case)
     except NotAvailableError as error:
         return {"error": str(error)}
-    seconds: list[float] = []
-    end = time.perf_counter() + at_most
-    while len(seconds) < ROUNDS and (not seconds or time.perf_counter() < end):
-        begin = time.perf_counter()
-        text = transcribe(samples, case)
-        seconds.append(time.perf_counter() - begin)
+    seconds = time_runs(lambda: transcribe(samples, case), at_most, ROUNDS, least=1)
     audio = len(samples) / SAMPLE_RATE
     median = statistics.median(seconds)
     return {
