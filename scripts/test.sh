@@ -7,6 +7,7 @@
 # .venv-rtx with TensorRT for RTX, 260 MB, where there are wheels of it, .venv-triton with NVIDIA's
 # tritonserver, 100 MB, where it runs, and .venv-gradio with Gradio, 370 MB, and fetches the test
 # models and the weights of the speaker networks (81 MB). PYTHON=... picks the Python of .venv-test.
+# All that is 4.3 GB; the tests need up to 4 GB more of the temporary folder, and delete it.
 set -eu
 
 cd "$(dirname "$0")/.."

@@ -21,6 +21,8 @@ from whisper_opt.core.backend import Encoded
 from whisper_opt.core.errors import OptionError
 from whisper_opt.core.interruption import Interruption
 from whisper_opt.core.options import TranscribeOptions
+from whisper_opt.decoding.rows import Decoded
+from whisper_opt.decoding.search import Hypothesis
 from whisper_opt.text.results import Segment
 from whisper_opt.text.vocabulary import Vocab
 from whisper_opt.transcription.fallback import (
@@ -250,6 +252,17 @@ def test_a_transcript_prefix_does_not_raise_the_mean_log_probability(beam: dict[
     (found,) = run(log_mel_of(100), dataclasses.replace(options, transcript_prefix="a b a"))
     assert found.tokens == (*VOCAB.encode(" a b a"), *expected.tokens)
     assert found.avg_logprob == expected.avg_logprob
+
+
+def test_given_tokens_may_count_in_the_mean() -> None:
+    fallback = FallbackDecoder(DIMS, VOCAB, TranscribeOptions(), SUPPRESSION)
+    short, long = Hypothesis((5, 6, 7), -1.0), Hypothesis((5, 6, 7, 8), -1.4)
+    decoded = Decoded([short, long], no_speech_prob=0.0)
+    window = Window(0, 3000, (VOCAB.sot,), 0, begin=(5, 6))
+    found = fallback.result(window, decoded, 0)
+    assert (found.tokens, found.avg_logprob) == (long.tokens, -1.4 / 3)
+    found = fallback.result(dataclasses.replace(window, begin_counts=True), decoded, 0)
+    assert (found.tokens, found.avg_logprob) == (short.tokens, -1.0 / 4)
 
 
 def test_word_times_leave_room_for_the_start_and_the_end_of_the_aligned_text() -> None:

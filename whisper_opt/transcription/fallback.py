@@ -72,6 +72,8 @@ class Window:
         sot_index: index of the start-of-transcript token in ``prompt``.
         origin: first mel frame of the chunk in the recording.
         begin: ids that the result begins with; they are fed after the prompt.
+        begin_counts: whether the mean log-probability is over ``begin`` too, which adds 0 to its
+            sum: in the choice of the best hypothesis, and in the result.
         drafter: makes what proposes its tokens; None if nothing does.
         goes_on: whether the result has words after ``begin``: there is more speech.
         optimal: whether beam search ends only when no unfinished hypothesis is more probable.
@@ -83,6 +85,7 @@ class Window:
     sot_index: int
     origin: int = 0
     begin: tuple[int, ...] = ()
+    begin_counts: bool = False
     drafter: Callable[[], Drafter] | None = None
     goes_on: bool = False
     optimal: bool = False
@@ -250,17 +253,16 @@ class FallbackDecoder:
 
     def result(self, window: Window, decoded: Decoded, attempt: int) -> WindowResult:
         """The best candidate of ``window`` and the values that the thresholds apply to."""
-        given = len(window.begin)
+        given = 0 if window.begin_counts else len(window.begin)
         best = rank(decoded.hypotheses, self.options.length_penalty, given)
-        n_new = len(best.tokens) - given
         text = self._vocab.decode(best.tokens, specials=True).strip()
         return WindowResult(
             tokens=best.tokens,
-            avg_logprob=best.sum_logprob / (n_new + 1),
+            avg_logprob=best.sum_logprob / (len(best.tokens) - given + 1),
             no_speech_prob=decoded.no_speech_prob,
             compression_ratio=compression_ratio(text),
             temperature=self.options.temperatures[attempt],
-            truncated=n_new >= self._max_new_tokens(window),
+            truncated=len(best.tokens) - len(window.begin) >= self._max_new_tokens(window),
             token_logprobs=best.logprobs if self.options.token_logprobs else None,
         )
 

@@ -66,6 +66,7 @@ def test_the_window_begins_with_the_committed_text() -> None:
     assert window.begin == prefix
     assert (window.seek, window.size) == (0, 200)
     assert window.optimal
+    assert window.begin_counts
 
 
 def test_the_rest_of_the_last_result_is_proposed() -> None:

@@ -68,7 +68,7 @@ class Hypothesis:
 
     Attributes:
         words: those after the committed ones.
-        avg_logprob: mean log-probability of the tokens.
+        avg_logprob: mean log-probability of the tokens; that of committed ones is 0.
         no_speech_prob: probability that there is no speech.
         compression_ratio: bytes of the text over its compressed size.
         truncated: whether decoding stopped at the limit of tokens.
@@ -137,6 +137,7 @@ class UpdateCursor:
         return Window(
             *(0, self._n_frames, prompt, len(previous)),
             begin=update.prefix,
+            begin_counts=True,
             drafter=drafter,
             goes_on=update.goes_on,
             optimal=True,
