@@ -59,11 +59,14 @@ class Engines:
         return self.engine(name, precision=precision).path
 
     def model(self, name: str, dialect: str = "contrib", precision: str = "fp32") -> Whisper:
-        """The loaded engine of ``name`` in ``dialect`` and ``precision``, on the CPU."""
+        """The loaded engine of ``name`` in ``dialect`` and ``precision``, on one core of the CPU.
+
+        The other cores have processes of pytest of their own.
+        """
         key = (name, dialect, precision)
         if key not in self._models:
             path = self.engine(*key).path
-            self._models[key] = Whisper.load(path, device="cpu", threads=2)
+            self._models[key] = Whisper.load(path, device="cpu", threads=1)
         return self._models[key]
 
 
